@@ -1,0 +1,156 @@
+"""Where everything lies in a warehouse directory, and how an empty one comes to be.
+
+Layout::
+
+    wh/warehouse.duckdb                       views only (warehouse.publish)
+       runs/run_id=<run>/run.parquet …        what a run is
+       segments/run_id=<run>/segment=<n>/     committed rows
+       quarantine/                            damaged segments taken out
+       .staging/                              work in flight; no view's glob matches it
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from warehouse import schema
+from warehouse.errors import MoewhError, UsageError
+
+SCHEMA_RUN = "_schema"
+"""The run_id of the zero-row files that let every view answer before the first ingest."""
+
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def check_run_id(run_id: str) -> str:
+    """Return `run_id` if it is legal, else raise UsageError."""
+    if not _RUN_ID.fullmatch(run_id):
+        raise UsageError(
+            f"run id {run_id!r} is not allowed. "
+            "Use 1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit."
+        )
+    return run_id
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The paths of one warehouse; nothing here touches the disk but `create` and `staged`."""
+
+    root: Path
+
+    @property
+    def database(self) -> Path:
+        """The published DuckDB file."""
+        return self.root / "warehouse.duckdb"
+
+    @property
+    def staging(self) -> Path:
+        """Work in flight and caches."""
+        return self.root / ".staging"
+
+    def run(self, run_id: str) -> Path:
+        """Folder of a run's own files."""
+        return self.root / "runs" / f"run_id={run_id}"
+
+    def segments(self, run_id: str) -> Path:
+        """Folder of a run's segments."""
+        return self.root / "segments" / f"run_id={run_id}"
+
+    def segment(self, run_id: str, number: int) -> Path:
+        """Folder of one committed segment."""
+        return self.segments(run_id) / f"segment={number}"
+
+    def exists(self) -> bool:
+        """Tell whether there is a warehouse here."""
+        return self.segment(SCHEMA_RUN, 0).is_dir() and self.run(SCHEMA_RUN).is_dir()
+
+    def require(self) -> Layout:
+        """Return self if there is a warehouse here, else raise MoewhError."""
+        if not self.exists():
+            raise MoewhError(
+                f"there is no warehouse at {self.root}. Run `moewh ingest` or `moewh demo` to make one, "
+                "or name another with --warehouse."
+            )
+        return self
+
+    def create(self) -> None:
+        """Make an empty warehouse: zero-row files of every table. An existing one is left as it is.
+
+        Raises MoewhError if the directory cannot be written.
+        """
+        try:
+            self.staging.mkdir(parents=True, exist_ok=True)
+            for level, target in (("run", self.run(SCHEMA_RUN)), ("segment", self.segment(SCHEMA_RUN, 0))):
+                if not target.is_dir():
+                    with self.staged(SCHEMA_RUN) as folder:
+                        _write_empty_tables(folder, level)
+                        commit(folder, target)
+        except OSError as error:
+            raise MoewhError(
+                f"cannot write the warehouse at {self.root}: {error.strerror or error}. "
+                "Choose a writable directory with --warehouse."
+            ) from error
+
+    @contextmanager
+    def staged(self, name: str) -> Iterator[Path]:
+        """Yield a fresh folder in `.staging/`, removed afterwards if it is still there.
+
+        Its name carries this process's id, so that what a dead process left can be told.
+        """
+        folder = self.staging / f"{name}.{os.getpid()}.{uuid.uuid4().hex[:12]}"
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def commit(folder: Path, target: Path) -> bool:
+    """Make a staged folder visible at `target`: fsync its files and itself, rename it, fsync the parent.
+
+    The rename commits everything at once. Returns False, leaving `target` as it is, if another
+    process committed there first.
+    """
+    for file in sorted(folder.iterdir()):
+        _fsync(file)
+    _fsync(folder)
+    make_folder(target.parent)
+    try:
+        folder.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        return False
+    _fsync(target.parent)
+    return True
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its missing parents, each durably."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        _fsync(path.parent)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_empty_tables(folder: Path, level: str) -> None:
+    import pyarrow.parquet as pq
+
+    for table in schema.TABLES:
+        if table.level == level:
+            pq.write_table(table.arrow().empty_table(), folder / table.file)

@@ -1,0 +1,254 @@
+"""Every stored table, defined once: names, types, units, encodings and a description per column.
+
+The Parquet writers, the base views, their comments and the schema page of the docs derive from
+`TABLES`. `run_id` and `segment` are not stored in the files: they come from the path, and every view
+puts them first. Shapes: E experts of a layer, H hidden size, K experts per token (top-k).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMAT_VERSION = 1
+POSITION_BITS = 24
+"""token_id = prompt_id * 2**POSITION_BITS + position; a longer prompt is refused."""
+
+Encoding = Literal["dictionary", "delta", "byte_stream_split"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its DuckDB type, what it means (with unit), and how its pages are encoded."""
+
+    name: str
+    type: str
+    description: str
+    encoding: Encoding = "dictionary"
+    derived: bool = False
+    """True for a column that the view computes and no file holds."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table: a file of that name in every run (or segment) folder, and a view over all of them."""
+
+    name: str
+    level: Literal["run", "segment"]
+    file: str
+    description: str
+    columns: tuple[Column, ...]
+    opt_in: bool = False
+    """True for a table that only runs which ask for it have."""
+
+    @property
+    def stored(self) -> tuple[Column, ...]:
+        """The columns that the Parquet file holds, in file order."""
+        return tuple(column for column in self.columns if not column.derived)
+
+    @property
+    def path_columns(self) -> tuple[Column, ...]:
+        """The columns that come from the folder names."""
+        return (RUN_ID,) if self.level == "run" else (RUN_ID, SEGMENT)
+
+    def arrow(self) -> pa.Schema:
+        """Return the Arrow schema of the Parquet file."""
+        import pyarrow as pa
+
+        types = {
+            "VARCHAR": pa.string(),
+            "BIGINT": pa.int64(),
+            "INTEGER": pa.int32(),
+            "FLOAT": pa.float32(),
+            "BOOLEAN": pa.bool_(),
+            "TIMESTAMP": pa.timestamp("us"),
+            "FLOAT[]": pa.list_(pa.float32()),
+        }
+        return pa.schema([pa.field(column.name, types[column.type]) for column in self.stored])
+
+
+RUN_ID = Column("run_id", "VARCHAR", "The run these rows belong to (from the path).")
+SEGMENT = Column("segment", "INTEGER", "The committed unit of work these rows came in (from the path).")
+
+_TOKEN_ID = Column("token_id", "BIGINT", "prompt_id * 2^24 + position: the token's id within its run.", "delta")
+_LAYER = Column("layer", "INTEGER", "Layer index in the model; an encoder's layers come before its decoder's.")
+_EXPERT = Column("expert", "INTEGER", "0-based expert index within the layer.")
+
+RUNS = Table(
+    "runs",
+    "run",
+    "run.parquet",
+    "One row per run: what was run, on what, how, and how far it has come.",
+    (
+        Column("model", "VARCHAR", "Hub id or local path of the model, as given."),
+        Column("revision", "VARCHAR", "Branch, tag, commit or checkpoint name asked for; NULL for the default."),
+        Column("commit_hash", "VARCHAR", "Commit of the model repository, where the hub told it."),
+        Column("series", "VARCHAR", "Checkpoints of one training run share a series."),
+        Column("model_type", "VARCHAR", "The configuration's model_type, such as olmoe."),
+        Column("num_hidden_layers", "INTEGER", "Transformer layers of the text stack, dense ones included."),
+        Column("num_moe_layers", "INTEGER", "Layers with a router, that is rows in layers."),
+        Column("num_experts", "INTEGER", "Routed experts per MoE layer (the largest, if layers differ)."),
+        Column("top_k", "INTEGER", "Experts per token (the largest, if layers differ)."),
+        Column("dtype", "VARCHAR", "Data type of the model's weights, such as bfloat16."),
+        Column("attn_implementation", "VARCHAR", "Attention implementation, such as sdpa."),
+        Column("experts_implementation", "VARCHAR", "Experts implementation, such as grouped_mm."),
+        Column("device", "VARCHAR", "Device type the run was started on, such as cuda or cpu."),
+        Column("threads", "INTEGER", "CPU threads torch used when the run was started."),
+        Column("max_length", "INTEGER", "Longest context in tokens; longer prompts overflow."),
+        Column("train_step", "BIGINT", "Training step of this checkpoint, where known."),
+        Column("train_tokens", "BIGINT", "Tokens this checkpoint was trained on, where known."),
+        Column("prompts_sha256", "VARCHAR", "Digest of all prompts: text, domain, source and metadata."),
+        Column("tokens_key", "VARCHAR", "Runs with an equal key have the same tokens under the same ids."),
+        Column("identity", "VARCHAR", "sha256 of options: runs with an equal identity have equal rows."),
+        Column("options", "VARCHAR", "Everything that shapes this run's rows, as a JSON object."),
+        Column("created_at", "TIMESTAMP", "When the run was started, in UTC."),
+        Column("moewh_version", "VARCHAR", "Version of moewh that started the run."),
+        Column("torch_version", "VARCHAR", "Version of torch that started the run."),
+        Column("transformers_version", "VARCHAR", "Version of transformers that started the run."),
+        Column("segments_planned", "INTEGER", "Segments the run has when it is complete."),
+        Column("status", "VARCHAR", "complete when every planned segment is there, else running.", derived=True),
+        Column("segments", "BIGINT", "Segments committed so far.", derived=True),
+        Column("prompts", "BIGINT", "Prompts committed so far.", derived=True),
+        Column("tokens", "BIGINT", "Tokens committed so far.", derived=True),
+    ),
+)
+
+LAYERS = Table(
+    "layers",
+    "run",
+    "layers.parquet",
+    "One row per run and MoE layer. Dense layers have no row; 'next layer' means the next row here.",
+    (
+        _LAYER,
+        Column("stack", "VARCHAR", "decoder or encoder."),
+        Column("module", "VARCHAR", "Path of the module whose experts were observed."),
+        Column("router_class", "VARCHAR", "Class of the module that makes the choice; NULL where there is none."),
+        Column("num_experts", "INTEGER", "Routed experts E, identity experts included."),
+        Column("top_k", "INTEGER", "Experts per token K: a token has exactly K rows here, or none."),
+        Column("scoring", "VARCHAR", "Function from logits to weights, such as softmax; NULL where unknown."),
+        Column("renormalized", "BOOLEAN", "True if a token's K weights are divided by their sum; NULL: unknown."),
+        Column("post_scale", "FLOAT", "Factor the model applies to the routed sum after the weights."),
+        Column("num_shared_experts", "INTEGER", "Experts every token passes besides the routed ones."),
+        Column("router_input", "VARCHAR", "experts: the router reads the tensor the experts get; own: another."),
+    ),
+)
+
+EXPERTS = Table(
+    "experts",
+    "run",
+    "experts.parquet",
+    "One row per run, MoE layer and routed expert, so that an expert nobody chose still has a row to join.",
+    (_LAYER, _EXPERT, Column("kind", "VARCHAR", "mlp, or identity for an expert that returns its input.")),
+)
+
+SEGMENTS = Table(
+    "segments",
+    "segment",
+    "segment.parquet",
+    "One row per committed segment: how much is in it.",
+    (
+        Column("prompts", "BIGINT", "Prompts in the segment, whatever their status."),
+        Column("tokens", "BIGINT", "Tokens in the segment."),
+        Column("routing_rows", "BIGINT", "Rows of routing in the segment."),
+        Column("prompts_sha256", "VARCHAR", "Digest of the segment's prompts."),
+        Column("last", "BOOLEAN", "True for the run's last segment."),
+    ),
+)
+
+PROMPTS = Table(
+    "prompts",
+    "segment",
+    "prompts.parquet",
+    "One row per run and prompt, in input order.",
+    (
+        Column("prompt_id", "BIGINT", "0-based ordinal of the prompt in the input.", "delta"),
+        Column("domain", "VARCHAR", "Kind of data, as the input labels it; NULL is a domain of its own."),
+        Column("source", "VARCHAR", "Where the prompt came from: its source column, else its file's name."),
+        Column("text", "VARCHAR", "The prompt as it was tokenised."),
+        Column("num_tokens", "BIGINT", "Rows this prompt has in tokens."),
+        Column(
+            "status",
+            "VARCHAR",
+            "ok; truncated or chunked (over the maximum length); empty (no text); "
+            "skipped (over it, with --on-overflow skip); failed (no rows could be captured).",
+        ),
+        Column("metadata", "VARCHAR", "The input's other columns as a JSON object; NULL if it has none."),
+    ),
+)
+
+TOKENS = Table(
+    "tokens",
+    "segment",
+    "tokens.parquet",
+    "One row per run and token.",
+    (
+        _TOKEN_ID,
+        Column("prompt_id", "BIGINT", "The prompt this token belongs to.", "delta"),
+        Column("position", "INTEGER", "0-based position in the prompt; goes on through chunks.", "delta"),
+        Column("context", "INTEGER", "0-based chunk: tokens attend only within their own context."),
+        Column("vocab_id", "INTEGER", "The tokenizer's id of this token."),
+        Column("token", "VARCHAR", "The token decoded to text by itself."),
+        Column("kind", "VARCHAR", "prompt; special (added by the tokenizer); generated."),
+    ),
+)
+
+ROUTING = Table(
+    "routing",
+    "segment",
+    "routing.parquet",
+    "One row per run, token, MoE layer and chosen expert; sorted by layer, token_id, rank. "
+    "A token has K rows at a layer or none (padding, dropped, skipped or invalid numbers).",
+    (
+        _TOKEN_ID,
+        _LAYER,
+        Column("rank", "INTEGER", "0-based, by descending weight; ties by expert."),
+        _EXPERT,
+        Column(
+            "weight",
+            "FLOAT",
+            "The very scalar the model multiplied this expert's output by; a token's need not sum to 1.",
+            "byte_stream_split",
+        ),
+    ),
+)
+
+ROUTER_LOGITS = Table(
+    "router_logits",
+    "segment",
+    "router_logits.parquet",
+    "One row per run, token and MoE layer, for runs that asked for it.",
+    (
+        _TOKEN_ID,
+        _LAYER,
+        Column("logits", "FLOAT[]", "The router's E raw outputs, before softmax and bias.", "byte_stream_split"),
+    ),
+    opt_in=True,
+)
+
+HIDDEN_STATES = Table(
+    "hidden_states",
+    "segment",
+    "hidden_states.parquet",
+    "One row per run, token and chosen layer, for runs that asked for it.",
+    (
+        _TOKEN_ID,
+        _LAYER,
+        Column("vector", "FLOAT[]", "The H numbers the router was called with.", "byte_stream_split"),
+    ),
+    opt_in=True,
+)
+
+TABLES: tuple[Table, ...] = (
+    RUNS,
+    LAYERS,
+    EXPERTS,
+    SEGMENTS,
+    PROMPTS,
+    TOKENS,
+    ROUTING,
+    ROUTER_LOGITS,
+    HIDDEN_STATES,
+)
