@@ -55,6 +55,11 @@ class Layout:
         """Work in flight and caches."""
         return self.root / ".staging"
 
+    @property
+    def empty(self) -> Path:
+        """The zero-row files once more, alone: views are bound to them without listing any segment."""
+        return self.staging / "empty"
+
     def run(self, run_id: str) -> Path:
         """Folder of a run's own files."""
         return self.root / "runs" / f"run_id={run_id}"
@@ -71,6 +76,11 @@ class Layout:
         """Tell whether there is a warehouse here."""
         return self.segment(SCHEMA_RUN, 0).is_dir() and self.run(SCHEMA_RUN).is_dir()
 
+    def looks_like_one(self) -> bool:
+        """Tell whether this folder is empty or holds a warehouse, even a damaged one."""
+        names = {path.name for path in self.root.iterdir()}
+        return not names or bool(names & {"runs", "segments"})
+
     def require(self) -> Layout:
         """Return self if there is a warehouse here, else raise MoewhError."""
         if not self.exists():
@@ -81,22 +91,33 @@ class Layout:
         return self
 
     def create(self) -> None:
-        """Make an empty warehouse: zero-row files of every table. An existing one is left as it is.
+        """Make an empty warehouse: zero-row files of every table. In an existing one, add those that are missing.
 
         Raises MoewhError if the directory cannot be written.
         """
         try:
             self.staging.mkdir(parents=True, exist_ok=True)
-            for level, target in (("run", self.run(SCHEMA_RUN)), ("segment", self.segment(SCHEMA_RUN, 0))):
-                if not target.is_dir():
-                    with self.staged(SCHEMA_RUN) as folder:
-                        _write_empty_tables(folder, level)
-                        commit(folder, target)
+            for layout in (Layout(self.empty), self):
+                self._add_empty_tables("run", layout.run(SCHEMA_RUN))
+                self._add_empty_tables("segment", layout.segment(SCHEMA_RUN, 0))
         except OSError as error:
             raise MoewhError(
                 f"cannot write the warehouse at {self.root}: {error.strerror or error}. "
                 "Choose a writable directory with --warehouse."
             ) from error
+
+    def _add_empty_tables(self, level: str, target: Path) -> None:
+        missing = [table for table in schema.TABLES if table.level == level and not (target / table.file).is_file()]
+        if not missing:
+            return
+        import pyarrow.parquet as pq
+
+        with self.staged(SCHEMA_RUN) as folder:
+            for table in missing:
+                pq.write_table(table.arrow().empty_table(), folder / table.file)
+            if not commit(folder, target):
+                for table in missing:
+                    (folder / table.file).replace(target / table.file)
 
     @contextmanager
     def staged(self, name: str) -> Iterator[Path]:
@@ -119,8 +140,8 @@ def commit(folder: Path, target: Path) -> bool:
     process committed there first.
     """
     for file in sorted(folder.iterdir()):
-        _fsync(file)
-    _fsync(folder)
+        sync(file)
+    sync(folder)
     make_folder(target.parent)
     try:
         folder.rename(target)
@@ -128,7 +149,7 @@ def commit(folder: Path, target: Path) -> bool:
         if not target.is_dir():
             raise
         return False
-    _fsync(target.parent)
+    sync(target.parent)
     return True
 
 
@@ -137,20 +158,13 @@ def make_folder(path: Path) -> None:
     if not path.is_dir():
         make_folder(path.parent)
         path.mkdir(exist_ok=True)
-        _fsync(path.parent)
+        sync(path.parent)
 
 
-def _fsync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _write_empty_tables(folder: Path, level: str) -> None:
-    import pyarrow.parquet as pq
-
-    for table in schema.TABLES:
-        if table.level == level:
-            pq.write_table(table.arrow().empty_table(), folder / table.file)

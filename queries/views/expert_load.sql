@@ -1,0 +1,57 @@
+-- expert_load: how much work each expert gets.
+-- One row per run, layer and expert; an expert that was never chosen has 0 tokens.
+-- Over tokens of kind prompt and generated with rows at the layer: N_i routed to expert i:
+--   share       = N_i / sum of N_i over the layer's experts (NULL while the layer has no tokens)
+--   mean_weight = weight_sum / N_i           (NULL for an expert never chosen)
+create or replace view expert_load as
+with chosen as (
+    select
+        routing.run_id as run_id,
+        routing.layer as layer,
+        routing.expert as expert,
+        count(*)::bigint as tokens,
+        sum(case when routing.rank = 0 then 1 else 0 end)::bigint as first_choice_tokens,
+        sum(routing.weight::double) as weight_sum
+    from routing
+    join tokens
+        on tokens.run_id = routing.run_id
+        and tokens.segment = routing.segment
+        and tokens.token_id = routing.token_id
+    where tokens.kind in ('prompt', 'generated')
+    group by routing.run_id, routing.layer, routing.expert
+),
+layer_choices as (
+    select
+        run_id,
+        layer,
+        sum(tokens)::bigint as choices
+    from chosen
+    group by run_id, layer
+)
+select
+    experts.run_id as run_id,
+    experts.layer as layer,
+    experts.expert as expert,
+    coalesce(chosen.tokens, 0)::bigint as tokens,
+    coalesce(chosen.tokens, 0)::double / nullif(layer_choices.choices, 0) as share,
+    coalesce(chosen.first_choice_tokens, 0)::bigint as first_choice_tokens,
+    case when chosen.tokens is null then 0::double else chosen.weight_sum end as weight_sum,
+    chosen.weight_sum / nullif(chosen.tokens, 0) as mean_weight
+from experts
+left join chosen
+    on chosen.run_id = experts.run_id
+    and chosen.layer = experts.layer
+    and chosen.expert = experts.expert
+left join layer_choices
+    on layer_choices.run_id = experts.run_id
+    and layer_choices.layer = experts.layer;
+
+comment on view expert_load is 'One row per layer and expert: how many tokens it gets and with what weight; unused experts have 0.';
+comment on column expert_load.run_id is 'The run these rows belong to.';
+comment on column expert_load.layer is 'Layer index in the model.';
+comment on column expert_load.expert is '0-based expert index within the layer.';
+comment on column expert_load.tokens is 'N_i: tokens routed to this expert.';
+comment on column expert_load.share is 'N_i / sum of N_i: share of the layer''s choices; sums to 1 over its experts.';
+comment on column expert_load.first_choice_tokens is 'Tokens whose greatest weight is this expert''s (rank 0).';
+comment on column expert_load.weight_sum is 'Sum of the weights this expert was given; NULL where weights are not known.';
+comment on column expert_load.mean_weight is 'weight_sum / tokens; NULL for an expert never chosen.';

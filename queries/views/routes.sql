@@ -1,0 +1,41 @@
+-- routes: which token went to which expert, with the token beside it.
+-- One row per run, token, MoE layer and chosen expert (a row of routing).
+-- Tokens of every kind, specials included: filter on kind.
+-- Source: the rows of routing, joined with tokens (text, kind, position) and prompts (domain).
+create or replace view routes as
+select
+    routing.run_id as run_id,
+    routing.segment as segment,
+    routing.token_id as token_id,
+    routing.layer as layer,
+    routing.rank as rank,
+    routing.expert as expert,
+    routing.weight as weight,
+    tokens.token as token,
+    tokens.kind as kind,
+    tokens.position as position,
+    tokens.prompt_id as prompt_id,
+    prompts.domain as domain
+from routing
+join tokens
+    on tokens.run_id = routing.run_id
+    and tokens.segment = routing.segment
+    and tokens.token_id = routing.token_id
+join prompts
+    on prompts.run_id = tokens.run_id
+    and prompts.segment = tokens.segment
+    and prompts.prompt_id = tokens.prompt_id;
+
+comment on view routes is 'One row per routing row: which expert each token went to, with its text, kind, position and domain.';
+comment on column routes.run_id is 'The run these rows belong to.';
+comment on column routes.segment is 'The committed unit of work these rows came in.';
+comment on column routes.token_id is 'prompt_id * 2^24 + position: the token''s id within its run.';
+comment on column routes.layer is 'Layer index in the model.';
+comment on column routes.rank is '0-based place of this expert among the token''s choices, by descending weight.';
+comment on column routes.expert is '0-based expert index within the layer.';
+comment on column routes.weight is 'The scalar the model multiplied this expert''s output by.';
+comment on column routes.token is 'The token decoded to text by itself.';
+comment on column routes.kind is 'prompt; special (added by the tokenizer); generated.';
+comment on column routes.position is '0-based position in the prompt.';
+comment on column routes.prompt_id is 'The prompt this token belongs to.';
+comment on column routes.domain is 'Kind of data, as the input labels it; NULL is a domain of its own.';

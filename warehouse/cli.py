@@ -1,0 +1,212 @@
+"""The `moewh` command: thin wrappers that hand their options to the library and print what comes back.
+
+Every failure is one line on stderr that says what is wrong and what to do; exit code 1 when the work
+failed, 2 when the command was used wrongly. Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from warehouse import __version__
+from warehouse.demo import demo
+from warehouse.errors import MoewhError, UsageError
+from warehouse.ingest_command import ingest
+from warehouse.layout import Layout
+from warehouse.options import warehouse_option
+from warehouse.output import FORMATS
+
+
+class MoewhGroup(click.Group):
+    """A group of commands whose failures come out as one line and an exit code."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run the command and exit with its code; without `standalone_mode`, as click does."""
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, False, **extra)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
+        try:
+            code = super().main(args, prog_name, complete_var, False, **extra)
+        except Exception as error:
+            if (explained := explain(error)) is None:
+                raise
+            message, code = explained
+            click.echo(f"moewh: {' '.join(message.split())}", err=True)
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run one command; a reader that has seen enough (`| head`) ends it quietly."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _discard_output()
+            ctx.exit(0)
+        return result
+
+
+def explain(error: Exception) -> tuple[str, int] | None:
+    """Return the line and the exit code for a failure that a user can cause; None for a bug of ours."""
+    duckdb = sys.modules.get("duckdb")
+    match error:
+        case MoewhError():
+            explained = (str(error), error.exit_code)
+        case click.UsageError():
+            command = error.ctx.command_path if error.ctx else "moewh"
+            explained = (f"{error.format_message()} Try `{command} --help`.", 2)
+        case click.ClickException():
+            explained = (error.format_message(), error.exit_code)
+        case click.Abort():
+            explained = ("stopped before it was done.", 1)
+        case OSError():
+            explained = (_os_error(error), 1)
+        case _ if duckdb is not None and isinstance(error, duckdb.Error):
+            explained = (_duckdb_error(str(error)), 1)
+        case _:
+            return None
+    return explained
+
+
+def _os_error(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}."
+
+
+def _duckdb_error(text: str) -> str:
+    """Keep DuckDB's message and the line it names, without the drawing of the place below it."""
+    message, _, place = text.partition("\n\nLINE ")
+    if place:
+        message += f" (line {place.partition(':')[0]})"
+    if "No files found that match the pattern" in message:
+        message += ". Run `moewh refresh` to write the files that are missing."
+    return message
+
+
+def _discard_output() -> None:
+    """Let what is still to be written go nowhere, so that the interpreter's last flush does not fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@click.group(cls=MoewhGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="moewh", message="%(prog)s %(version)s")
+def main() -> None:
+    """A SQL-queryable warehouse of the routing decisions of Mixture-of-Experts models."""
+
+
+@main.command(short_help="Answer a view, a saved query or SQL of your own.")
+@click.argument("name", required=False)
+@click.option("-c", "sql", metavar="SQL", help="SQL to run instead of a NAME.")
+@click.option("-p", "parameters", metavar="NAME=VALUE", multiple=True, help="Set a parameter; repeat for more.")
+@click.option("--format", "form", type=click.Choice(FORMATS), help="Default: table, or as FILE is named.")
+@click.option("-o", "output", type=click.Path(path_type=Path), metavar="FILE", help="Write to a file.")
+@warehouse_option
+def query(
+    *,
+    name: str | None,
+    sql: str | None,
+    parameters: tuple[str, ...],
+    form: str | None,
+    output: Path | None,
+    warehouse: Layout,
+) -> None:
+    """Answer NAME (a view or a saved query), a FILE.sql, or the SQL of -c. Without any, list the names.
+
+    A parameter sets the DuckDB variable of that name, which SQL reads with getvariable('name'), and binds
+    $name. Numbers, true and false are taken as such; quote a value to make it text: -p "run='7'".
+    """
+    from warehouse import output as out
+    from warehouse import query as queries
+    from warehouse.catalog import list_queries
+    from warehouse.views import open_warehouse
+
+    if name is None and sql is None:
+        click.echo(list_queries())
+        return
+    if name is not None and sql is not None:
+        raise UsageError("give a NAME or -c SQL, not both.")
+    chosen = out.choose_format(form, output)
+    found = queries.find_query(name) if name is not None else queries.Query("-c", sql or "")
+    values = queries.parse_parameters(parameters)
+    connection = open_warehouse(warehouse)
+    answer = queries.prepare(connection, found, values)
+    if answer is not None:
+        out.write(answer, chosen, output)
+
+
+@main.command(short_help="List the views, or describe one.")
+@click.argument("name", required=False)
+@warehouse_option
+def views(name: str | None, warehouse: Layout) -> None:  # noqa: ARG001 - the views are those of any warehouse
+    """List the views with one line each; with a NAME, say what it answers and what its columns mean."""
+    from warehouse import catalog
+
+    click.echo(catalog.list_views() if name is None else catalog.describe_view(name))
+
+
+@main.command(short_help="List the runs, or delete one.")
+@click.option("--delete", metavar="RUN", help="Delete this run and its segments.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@warehouse_option
+def runs(delete: str | None, yes: bool, warehouse: Layout) -> None:
+    """List the runs of the warehouse, complete or not; with --delete, remove one."""
+    from warehouse import output
+    from warehouse import runs as library
+    from warehouse.views import open_warehouse
+
+    warehouse.require()
+    if delete is None:
+        output.write(library.list_runs(open_warehouse(warehouse)), "table", None)
+        return
+    library.check_known(warehouse, delete)
+    if not yes:
+        click.confirm(f"Delete run {delete} and all its segments from {warehouse.root}?", abort=True)
+    library.delete_run(warehouse, delete)
+    click.echo(f"Deleted run {delete}.")
+
+
+@main.command(
+    short_help="Open the DuckDB shell on the warehouse, read-only.",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@warehouse_option
+def shell(arguments: tuple[str, ...], warehouse: Layout) -> None:
+    """Open the `duckdb` program on the warehouse, read-only. ARGUMENTS after -- are passed on to it."""
+    from warehouse.shell import open_shell
+
+    open_shell(warehouse.require(), arguments)
+
+
+@main.command(short_help="Write warehouse.duckdb anew, as after moving the warehouse.")
+@warehouse_option
+def refresh(warehouse: Layout) -> None:
+    """Write warehouse.duckdb anew: after moving the warehouse, or when the file is missing or damaged.
+
+    What an empty warehouse holds is added where it is missing, so this also makes a new one.
+    """
+    from warehouse.publish import publish
+
+    if warehouse.root.is_dir() and not warehouse.looks_like_one():
+        raise UsageError(f"{warehouse.root} holds something else than a warehouse. Name another with --warehouse.")
+    warehouse.create()
+    publish(warehouse)
+    click.echo(f"Wrote {warehouse.database}.")
+
+
+main.add_command(ingest)
+main.add_command(demo)

@@ -1,0 +1,179 @@
+"""The query runner: finds a view, a saved query or the user's own SQL, and sets its parameters.
+
+A parameter is a DuckDB variable that the SQL reads with `getvariable('name')`, so that the same file
+runs in a plain shell after `set variable name = …`; a user's SQL may also bind `$name`. It is optional
+where the SQL says what its absence means: `coalesce(getvariable('name'), …)` or
+`getvariable('name') is null`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from warehouse.errors import UsageError
+from warehouse.views import QUERIES, canned_views, view_names
+
+if TYPE_CHECKING:
+    import duckdb
+
+Value = int | float | bool | str
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_INTEGER = re.compile(r"[+-]?(0|[1-9][0-9]*)")
+_FLOAT = re.compile(r"[+-]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][+-]?[0-9]+)?")
+_VARIABLE = re.compile(r"getvariable\s*\(\s*'(\w+)'\s*\)", re.IGNORECASE)
+_OPTIONAL = re.compile(
+    r"coalesce\s*\(\s*getvariable\s*\(\s*'(\w+)'\s*\)|getvariable\s*\(\s*'(\w+)'\s*\)\s+is\s+(?:not\s+)?null",
+    re.IGNORECASE,
+)
+_COMMENT = re.compile(r"^\s*--.*$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Query:
+    """One piece of SQL and where it came from, as messages name it."""
+
+    source: str
+    sql: str
+
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """The names this SQL reads with `getvariable`."""
+        return frozenset(_VARIABLE.findall(_COMMENT.sub("", self.sql)))
+
+    @cached_property
+    def required(self) -> frozenset[str]:
+        """The variables whose absence the SQL says nothing about."""
+        optional = {name for pair in _OPTIONAL.findall(_COMMENT.sub("", self.sql)) for name in pair}
+        return self.variables - optional
+
+    @cached_property
+    def header(self) -> str:
+        """The leading comment."""
+        lines = []
+        for line in self.sql.strip().splitlines():
+            if not line.startswith("--"):
+                break
+            lines.append(line.removeprefix("--").strip())
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A statement ready to run, with the values it binds. Every call runs it."""
+
+    connection: duckdb.DuckDBPyConnection
+    statement: str | duckdb.Statement
+    values: Mapping[str, Value]
+
+    def relation(self) -> duckdb.DuckDBPyRelation:
+        """Return the result as a relation, for DuckDB's own table and Parquet."""
+        return self.connection.sql(self.statement, params=dict(self.values))
+
+    def execute(self) -> duckdb.DuckDBPyConnection:
+        """Run it; rows are then fetched from the connection returned."""
+        return self.connection.execute(self.statement, dict(self.values))
+
+
+def saved_names() -> tuple[str, ...]:
+    """Return the names of the saved queries, which are the stems of the files in `queries/saved/`."""
+    return tuple(sorted(path.stem for path in (QUERIES / "saved").glob("*.sql")))
+
+
+def find_query(name: str) -> Query:
+    """Return the view, the saved query or the `.sql` file of that name.
+
+    A name with a slash or ending in `.sql` is a file. Raises UsageError if there is none.
+    """
+    if "/" in name or name.endswith(".sql"):
+        return _read_file(Path(name))
+    if name in view_names():
+        return Query(name, f"from {name}")
+    if name in saved_names():
+        return _read_file(QUERIES / "saved" / f"{name}.sql")
+    raise UsageError(unknown("query", name, [*(view.name for view in canned_views()), *saved_names()]))
+
+
+def unknown(kind: str, name: str, known: list[str]) -> str:
+    """Return the message for a name that does not exist: the nearest one, or all of them."""
+    nearest = difflib.get_close_matches(name, known, 1)
+    hint = f"Did you mean {nearest[0]}? " if nearest else ""
+    return f"there is no {kind} {name!r}. {hint}Known: {', '.join(known) or 'none'}."
+
+
+def parse_parameters(assignments: tuple[str, ...]) -> dict[str, Value]:
+    """Return the values of `name=value` assignments. Raises UsageError for one that is none."""
+    values: dict[str, Value] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals or not _NAME.fullmatch(name):
+            raise UsageError(f"-p {assignment}: write -p name=value.")
+        if name in values:
+            raise UsageError(f"-p {name} is given twice.")
+        values[name] = parse_value(text)
+    return values
+
+
+def parse_value(text: str) -> Value:
+    """Return an integer, float or boolean where `text` is written like one, else the string.
+
+    Quotes make a string of anything: `'7'`. So do leading zeros: `007`.
+    """
+    if len(text) >= 2 and text[0] == text[-1] == "'":
+        return text[1:-1].replace("''", "'")
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    if _FLOAT.fullmatch(text):
+        return float(text)
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def prepare(connection: duckdb.DuckDBPyConnection, query: Query, values: Mapping[str, Value]) -> Answer | None:
+    """Set the query's variables and return its answer; a statement without one, such as COPY, is done at once.
+
+    Raises UsageError for more or fewer statements than one, for a name that the SQL does not use and
+    for one that it needs and that has no value.
+    """
+    import duckdb
+
+    statements = connection.extract_statements(query.sql)
+    if len(statements) != 1:
+        raise UsageError(f"{query.source} holds {len(statements)} SQL statements. Give exactly one.")
+    statement = statements[0]
+    bound = frozenset(statement.named_parameters)
+    _check_names(query, values, bound)
+    for name in query.variables & values.keys():
+        connection.execute(f'set variable "{name}" = $value', {"value": values[name]})
+    answer = Answer(connection, statement, {name: values[name] for name in bound})
+    if duckdb.ExpectedResultType.QUERY_RESULT in statement.expected_result_type:
+        return answer
+    answer.execute()
+    return None
+
+
+def _check_names(query: Query, values: Mapping[str, Value], bound: frozenset[str]) -> None:
+    if positional := sorted(name for name in bound if not _NAME.fullmatch(name)):
+        raise UsageError(f"{query.source} uses the parameter {positional[0]!r}. Give it a name, such as $layer.")
+    known = query.variables | bound
+    for name in values:
+        if name not in known:
+            wants = f"Its parameters: {', '.join(sorted(known))}." if known else "It takes no parameters."
+            raise UsageError(f"{query.source} does not use the parameter {name!r}. {wants}")
+    if missing := sorted((query.required | bound) - values.keys()):
+        gives = " ".join(f"-p {name}=VALUE" for name in missing)
+        raise UsageError(f"{query.source} needs the parameter {', '.join(missing)}. Add {gives}.")
+
+
+def _read_file(path: Path) -> Query:
+    try:
+        return Query(path.name, path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(f"there is no SQL file {path}.") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not a text file in UTF-8.") from error

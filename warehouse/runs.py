@@ -1,0 +1,71 @@
+"""What `moewh runs` does: list the runs of a warehouse, and delete one."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from warehouse.errors import MoewhError
+from warehouse.layout import SCHEMA_RUN, Layout, make_folder, sync
+from warehouse.query import Answer
+
+if TYPE_CHECKING:
+    import duckdb
+
+_DELETED = "deleted"
+
+LIST_SQL = """
+select
+    run_id,
+    model,
+    revision,
+    train_step,
+    status,
+    segments || '/' || segments_planned as segments,
+    prompts,
+    tokens,
+    created_at
+from runs
+order by created_at, run_id
+"""
+
+
+def list_runs(connection: duckdb.DuckDBPyConnection) -> Answer:
+    """Return the answer with one row per run, oldest first."""
+    return Answer(connection, LIST_SQL, {})
+
+
+def run_ids(layout: Layout) -> list[str]:
+    """Return the ids of all runs that have a folder, in order."""
+    folders = [*layout.run("x").parent.glob("run_id=*"), *layout.segments("x").parent.glob("run_id=*")]
+    return sorted({folder.name.removeprefix("run_id=") for folder in folders} - {SCHEMA_RUN})
+
+
+def check_known(layout: Layout, run_id: str) -> None:
+    """Raise MoewhError, listing the runs there are, unless `run_id` is one."""
+    known = run_ids(layout)
+    if run_id not in known:
+        raise MoewhError(f"there is no run {run_id!r} in {layout.root}. Runs: {', '.join(known) or 'none'}.")
+
+
+def delete_run(layout: Layout, run_id: str) -> None:
+    """Delete a run and its segments.
+
+    All its segments leave in one rename, then the run itself in another; what a kill leaves is the whole
+    run, a run without segments (which ingest fills again, or a second delete removes), or no run.
+    Files are removed after that, out of every view's sight. Raises MoewhError for an unknown run.
+    """
+    check_known(layout, run_id)
+    with layout.staged(_DELETED) as folder:
+        _take_out(layout.segments(run_id), folder / "segments")
+        _take_out(layout.run(run_id), folder / "run")
+    for left_by_a_kill in layout.staging.glob(f"{_DELETED}.*"):
+        shutil.rmtree(left_by_a_kill, ignore_errors=True)
+
+
+def _take_out(folder: Path, target: Path) -> None:
+    if folder.is_dir():
+        make_folder(target.parent)
+        folder.rename(target)
+        sync(folder.parent)

@@ -1,0 +1,151 @@
+"""The views: one per stored table, generated from the schema, and the canned ones of `queries/views/`.
+
+`open_warehouse` builds them in memory for moewh's own use; `warehouse.publish` writes the same
+statements, with their comments, to the file that a DuckDB shell opens. The views are bound to zero-row
+files as they are made, so opening costs the same however many segments there are.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from warehouse import schema
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from warehouse.layout import Layout
+
+QUERIES = Path(__file__).resolve().parent.parent / "queries"
+
+_DERIVED_RUN_COLUMNS = """
+    case when coalesce(done.segments, 0) >= stored.segments_planned then 'complete' else 'running' end as status,
+    coalesce(done.segments, 0)::bigint as segments,
+    coalesce(done.prompts, 0)::bigint as prompts,
+    coalesce(done.tokens, 0)::bigint as tokens
+from {files} as stored
+left join (
+    select
+        run_id,
+        count(*)::bigint as segments,
+        sum(prompts)::bigint as prompts,
+        sum(tokens)::bigint as tokens
+    from segments
+    group by run_id
+) as done
+    on done.run_id = stored.run_id"""
+
+
+@dataclass(frozen=True)
+class View:
+    """One view: its name, the statement that makes it and the statements that comment on it."""
+
+    name: str
+    create: str
+    comments: tuple[str, ...]
+    header: str
+    """What the view answers, as the leading comment of its file says; for a stored table, its description."""
+
+
+def view_names() -> tuple[str, ...]:
+    """Return the names of all views: the stored tables first, then the canned ones in alphabetical order."""
+    return (*(table.name for table in schema.TABLES), *canned_names())
+
+
+def canned_names() -> tuple[str, ...]:
+    """Return the names of the canned views, which are the stems of the files in `queries/views/`."""
+    return tuple(sorted(path.stem for path in (QUERIES / "views").glob("*.sql")))
+
+
+def base_views(root: Path) -> list[View]:
+    """Return the views over the stored tables of the warehouse at `root`, each after those it reads."""
+    tables = sorted(schema.TABLES, key=lambda table: table is schema.RUNS)
+    return [_base_view(table, root) for table in tables]
+
+
+@cache
+def canned_views() -> tuple[View, ...]:
+    """Return the canned views, in alphabetical order."""
+    return tuple(_canned_view(QUERIES / "views" / f"{name}.sql") for name in canned_names())
+
+
+def open_warehouse(layout: Layout) -> duckdb.DuckDBPyConnection:
+    """Return an in-memory DuckDB with every view of this warehouse.
+
+    Whatever DuckDB must spill goes to the warehouse's `.staging/`. Raises MoewhError if there is no
+    warehouse.
+    """
+    import duckdb
+
+    layout.require()
+    spill = layout.staging / f"duckdb.{os.getpid()}"
+    connection = duckdb.connect(config={"temp_directory": str(spill)})
+    create_views(connection, layout, comments=False)
+    return connection
+
+
+def create_views(connection: duckdb.DuckDBPyConnection, layout: Layout, *, comments: bool) -> None:
+    """Make every view in the connection's current schema, in one transaction.
+
+    DuckDB looks at the files of each view it makes. `moewh_root` points it to zero-row files meanwhile,
+    so that it need not list all segments once per view.
+    """
+    statements = [
+        statement
+        for view in (*base_views(layout.root), *canned_views())
+        for statement in (view.create, *(view.comments if comments else ()))
+    ]
+    connection.execute("begin")
+    if layout.empty.is_dir():
+        connection.execute("set variable moewh_root = $root", {"root": glob_literal(layout.empty)})
+    connection.execute(";\n".join(statements))
+    connection.execute("reset variable moewh_root")
+    connection.execute("commit")
+
+
+def glob_literal(path: Path) -> str:
+    """Return a path as a pattern that matches it alone: `*`, `?` and `[` each become a class of one character."""
+    return "".join(f"[{character}]" if character in "*?[" else character for character in str(path))
+
+
+def sql_string(text: str) -> str:
+    """Return text as an SQL string literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _base_view(table: schema.Table, root: Path) -> View:
+    columns = (*table.path_columns, *table.columns)
+    files = _files(table, root)
+    if table is schema.RUNS:
+        stored = ",\n    ".join(f"stored.{column.name}" for column in (*table.path_columns, *table.stored))
+        body = f"{stored},{_DERIVED_RUN_COLUMNS.format(files=files)}"
+    else:
+        body = ",\n    ".join(column.name for column in columns) + f"\nfrom {files}"
+    comments = (
+        f"comment on view {table.name} is {sql_string(table.description)}",
+        *(f"comment on column {table.name}.{column.name} is {sql_string(column.description)}" for column in columns),
+    )
+    create = f"create or replace view {table.name} as\nselect\n    {body}"
+    return View(table.name, create, comments, table.description)
+
+
+def _files(table: schema.Table, root: Path) -> str:
+    """Return the `read_parquet` call over every file of a table, its path columns typed."""
+    folder = "/runs/run_id=*/" if table.level == "run" else "/segments/run_id=*/segment=*/"
+    types = ", ".join(f"'{column.name}': {column.type}" for column in table.path_columns)
+    return (
+        f"read_parquet(coalesce(getvariable('moewh_root'), {sql_string(glob_literal(root))}) "
+        f"|| '{folder}{table.file}', hive_partitioning = true, hive_types = {{{types}}})"
+    )
+
+
+def _canned_view(path: Path) -> View:
+    """Split a canned view's file: its header, the statement that makes it, then its comments."""
+    text = path.read_text(encoding="utf-8")
+    create, *comments = (statement for statement in text.split(";\n") if statement.strip())
+    header = "\n".join(line.removeprefix("--").strip() for line in text.splitlines() if line.startswith("--"))
+    return View(path.stem, create, tuple(comments), header)
