@@ -11,12 +11,12 @@ Layout::
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from warehouse.errors import MoewhError, UsageError
 SCHEMA_RUN = "_schema"
 """The run_id of the zero-row files that let every view answer before the first ingest."""
 
+_IN_FLIGHT = ".part"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -123,14 +124,42 @@ class Layout:
     def staged(self, name: str) -> Iterator[Path]:
         """Yield a fresh folder in `.staging/`, removed afterwards if it is still there.
 
-        Its name carries this process's id, so that what a dead process left can be told.
+        It is locked while in use, so that `sweep` can tell what a dead process left.
         """
-        folder = self.staging / f"{name}.{os.getpid()}.{uuid.uuid4().hex[:12]}"
-        folder.mkdir(parents=True)
+        while True:
+            folder = self.staging / f"{name}.{os.urandom(8).hex()}{_IN_FLIGHT}"
+            folder.mkdir(parents=True)
+            descriptor = os.open(folder, os.O_RDONLY)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if folder.is_dir():  # else a sweep came between the two lines above
+                break
+            os.close(descriptor)
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            os.close(descriptor)
+
+    def sweep(self) -> None:
+        """Remove what dead processes left in `.staging/`; a folder that is in use is locked and stays."""
+        for folder in self.staging.glob(f"*{_IN_FLIGHT}"):
+            try:
+                descriptor = os.open(folder, os.O_RDONLY)
+            except FileNotFoundError:
+                continue
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            except OSError:
+                continue  # in use, or on a file system that cannot tell
+            finally:
+                os.close(descriptor)
+
+    def remove_empty(self) -> None:
+        """Remove the folders of a warehouse that never came to be: only those that are empty."""
+        for path in (self.staging / "prompts", self.staging, self.root):
+            with suppress(OSError):  # rmdir refuses a folder with anything in it, which is what keeps this safe
+                path.rmdir()
 
 
 def commit(folder: Path, target: Path) -> bool:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FORMAT_VERSION = 1
+"""Version of the layout on disk."""
+SCHEMA_VERSION = 1
+"""Version of the tables below; a manifest names both."""
 POSITION_BITS = 24
 """token_id = prompt_id * 2**POSITION_BITS + position; a longer prompt is refused."""
 

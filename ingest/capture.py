@@ -1,0 +1,106 @@
+"""Capture: the very indices and weights the experts are called with, taken as the model runs.
+
+Hooks only copy on the device; nothing in them waits for it. Rows of padding are dropped right there, so
+what a batch gives is [T, K] per layer for its T real tokens, in the order of the attention mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from ingest.sites import Site
+from warehouse.errors import MoewhError
+
+
+@dataclass(frozen=True)
+class LayerRouting:
+    """What one layer did with one batch's T real tokens. On the host, in slot order as the model chose."""
+
+    expert_ids_TK: npt.NDArray[np.int32]
+    weights_TK: npt.NDArray[np.float32]
+
+
+class Capture:
+    """The routing of one forward pass over B contexts of S positions; `capture_routing` feeds it."""
+
+    def __init__(self, sites: Sequence[Site], attention_mask_BS: torch.Tensor) -> None:
+        self._sites = sites
+        self._rows = attention_mask_BS.flatten().nonzero().flatten()
+        self._shape = tuple(attention_mask_BS.shape)
+        self._ids: dict[int, torch.Tensor] = {}
+        self._weights: dict[int, torch.Tensor] = {}
+
+    def record(self, site: Site, expert_ids: torch.Tensor, weights: torch.Tensor) -> None:
+        """Take one container's call: [B*S, K] indices and weights (or [B, S, K])."""
+        B, S = self._shape
+        if site.layer in self._ids:
+            raise MoewhError(f"{site.path} was called twice in one forward pass. moewh cannot tell which call counts.")
+        ids_TK = expert_ids.detach().reshape(-1, expert_ids.shape[-1])
+        weights_TK = weights.detach().reshape(-1, weights.shape[-1])
+        if len(ids_TK) != B * S or weights_TK.shape != ids_TK.shape:
+            raise MoewhError(
+                f"{site.path} was called with indices {list(expert_ids.shape)} and weights {list(weights.shape)} "
+                f"for a batch of {B} x {S} tokens. moewh cannot tell which row is which token."
+            )
+        rows = self._rows.to(ids_TK.device)
+        self._ids[site.layer] = ids_TK.index_select(0, rows).to(torch.int32)
+        self._weights[site.layer] = weights_TK.index_select(0, rows)
+
+    def take(self) -> dict[int, LayerRouting]:
+        """Return the routing of the pass that has ended, by layer; the first use of it that waits for the device.
+
+        Raises MoewhError naming a container that was not called.
+        """
+        missing = [site.path for site in self._sites if site.layer not in self._ids]
+        if missing:
+            raise MoewhError(
+                f"{', '.join(missing[:3])} {'was' if len(missing) == 1 else 'were'} not called in a forward pass "
+                "of the model: something replaces the experts' forward (kernels, compilation). Turn it off."
+            )
+        return {
+            site.layer: LayerRouting(
+                self._ids[site.layer].cpu().numpy(), self._weights[site.layer].float().cpu().numpy()
+            )
+            for site in self._sites
+        }
+
+
+@contextmanager
+def capture_routing(sites: Sequence[Site], attention_mask_BS: torch.Tensor) -> Iterator[Capture]:
+    """Observe every container during one forward pass; the hooks are removed in the end, come what may."""
+    capture = Capture(sites, attention_mask_BS)
+    handles = [site.experts.register_forward_pre_hook(_recorder(capture, site), with_kwargs=True) for site in sites]
+    try:
+        yield capture
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _recorder(capture: Capture, site: Site) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        del module
+        _, expert_ids, weights = site.bind(args, kwargs)
+        capture.record(site, expert_ids, weights)
+
+    return hook
+
+
+def run_stack(model: nn.Module, input_ids_BS: torch.Tensor, attention_mask_BS: torch.Tensor) -> None:
+    """Run every layer of the model over a right-padded batch, without cache and without the LM head.
+
+    `model.base_model` when that is another module, else `logits_to_keep=1` where the model takes it.
+    """
+    base = getattr(model, "base_model", model)
+    inputs: dict[str, Any] = {"input_ids": input_ids_BS, "attention_mask": attention_mask_BS, "use_cache": False}
+    if base is model and "logits_to_keep" in type(model).forward.__code__.co_varnames:
+        inputs["logits_to_keep"] = 1
+    base(**inputs)

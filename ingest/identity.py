@@ -1,0 +1,179 @@
+"""What a run is: everything that shapes its rows, digested; and the files that say so.
+
+Two commands with an equal identity write equal rows, so the second resumes the first. A run_id that is
+reused with another identity is refused, naming what differs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+import transformers
+
+from ingest.guards import LayerFacts
+from ingest.model import LoadedModel, config_sha256, training_progress
+from ingest.options import IngestOptions
+from ingest.prompts import Plan
+from ingest.segment import write_table
+from ingest.tokenise import TokenRules, tokenizer_sha256
+from warehouse import __version__, schema
+from warehouse.errors import MoewhError
+from warehouse.layout import Layout, check_run_id, commit
+
+_SHARED_EXPERT_COUNTS = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Everything that shapes a run's rows, as JSON values."""
+
+    shaping: dict[str, Any]
+    run_id: str
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the identity."""
+        return hashlib.sha256(self.json.encode()).hexdigest()
+
+    @property
+    def json(self) -> str:
+        """The identity as canonical JSON: what the column `options` holds."""
+        return json.dumps(self.shaping, sort_keys=True)
+
+    @property
+    def tokens_key(self) -> str:
+        """Digest of what decides the tokens and their ids: prompts, tokenizer and tokenisation options."""
+        names = ("prompts_sha256", "tokenizer_sha256", "max_length", "on_overflow", "special_tokens")
+        return hashlib.sha256(json.dumps([self.shaping[name] for name in names]).encode()).hexdigest()
+
+
+def identify(loaded: LoadedModel, options: IngestOptions, rules: TokenRules, plan: Plan) -> Identity:
+    """Return the identity of the run that these options describe, and its run_id."""
+    config = loaded.config
+    shaping = {
+        "model": loaded.source.name if loaded.weights_sha256 else loaded.source.title,
+        "revision": getattr(config, "_commit_hash", None) or loaded.source.checkpoint,
+        "config_sha256": config_sha256(config),
+        "weights_sha256": loaded.weights_sha256,
+        "dtype": _dtype(loaded),
+        "attn_implementation": getattr(config, "_attn_implementation", None),
+        "experts_implementation": getattr(config, "_experts_implementation", None),
+        "tokenizer_sha256": tokenizer_sha256(loaded.tokenizer),
+        "prompts_sha256": plan.prompts_sha256,
+        "limit": options.limit,
+        "max_length": rules.max_length,
+        "on_overflow": rules.on_overflow,
+        "special_tokens": rules.special_tokens,
+        "segment_rows": options.segment_rows,
+    }
+    digest = Identity(shaping, "").sha256[:8]
+    base = "".join(char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in loaded.source.name)
+    run_id = options.run_id or f"{base.lstrip('._-')[:54] or 'model'}-{digest}"
+    return Identity(shaping, check_run_id(run_id))
+
+
+def require_same(layout: Layout, identity: Identity) -> bool:
+    """Tell whether the run is in the warehouse already. Raises MoewhError if that run is another one."""
+    path = layout.run(identity.run_id) / schema.RUNS.file
+    if not path.is_file():
+        return False
+    row = pq.read_table(path, partitioning=None).to_pylist()[0]
+    if row["identity"] == identity.sha256:
+        return True
+    stored = json.loads(row["options"])
+    differing = [name for name in {**stored, **identity.shaping} if stored.get(name) != identity.shaping.get(name)]
+    changes = "; ".join(f"{name} was {stored.get(name)}, now {identity.shaping.get(name)}" for name in differing)
+    raise MoewhError(
+        f"run {identity.run_id!r} exists and is another run: {changes}. "
+        f"Choose another --run-id, or delete it with `moewh runs --delete {identity.run_id}`."
+    )
+
+
+def write_run(
+    layout: Layout,
+    identity: Identity,
+    loaded: LoadedModel,
+    facts: dict[int, LayerFacts],
+    plan: Plan,
+) -> None:
+    """Commit the run's own files (run, layers, experts) with one rename. Losing a race is success."""
+    with layout.staged(f"run.{identity.run_id}") as folder:
+        write_table(folder, schema.RUNS, _run_columns(identity, loaded, facts, plan))
+        write_table(folder, schema.LAYERS, _layer_columns(loaded, facts))
+        write_table(folder, schema.EXPERTS, _expert_columns(loaded))
+        commit(folder, layout.run(identity.run_id))
+
+
+def _run_columns(
+    identity: Identity, loaded: LoadedModel, facts: dict[int, LayerFacts], plan: Plan
+) -> dict[str, list[Any]]:
+    train_step, train_tokens = training_progress(loaded.source.checkpoint)
+    shaping = identity.shaping
+    row = {
+        "model": loaded.source.title,
+        "revision": loaded.source.checkpoint,
+        "commit_hash": getattr(loaded.config, "_commit_hash", None),
+        "series": loaded.source.series,
+        "model_type": loaded.text_config.model_type,
+        "num_hidden_layers": loaded.text_config.num_hidden_layers,
+        "num_moe_layers": len(loaded.sites),
+        "num_experts": max(site.num_experts for site in loaded.sites),
+        "top_k": max(fact.top_k for fact in facts.values()),
+        "dtype": shaping["dtype"],
+        "attn_implementation": shaping["attn_implementation"],
+        "experts_implementation": shaping["experts_implementation"],
+        "device": loaded.model.device.type,
+        "threads": torch.get_num_threads(),
+        "max_length": shaping["max_length"],
+        "train_step": train_step,
+        "train_tokens": train_tokens,
+        "prompts_sha256": plan.prompts_sha256,
+        "tokens_key": identity.tokens_key,
+        "identity": identity.sha256,
+        "options": identity.json,
+        "created_at": datetime.now(UTC).replace(tzinfo=None),
+        "moewh_version": __version__,
+        "torch_version": torch.__version__,
+        "transformers_version": transformers.__version__,
+        "segments_planned": plan.segments,
+    }
+    return {name: [value] for name, value in row.items()}
+
+
+def _layer_columns(loaded: LoadedModel, facts: dict[int, LayerFacts]) -> dict[str, list[Any]]:
+    sites = loaded.sites
+    shared = next(
+        (count for name in _SHARED_EXPERT_COUNTS if (count := getattr(loaded.text_config, name, None)) is not None), 0
+    )
+    return {
+        "layer": [site.layer for site in sites],
+        "stack": ["decoder"] * len(sites),
+        "module": [site.path for site in sites],
+        "router_class": [type(site.router).__name__ if site.router is not None else None for site in sites],
+        "num_experts": [site.num_experts for site in sites],
+        "top_k": [facts[site.layer].top_k for site in sites],
+        "scoring": [facts[site.layer].scoring for site in sites],
+        "renormalized": [facts[site.layer].renormalized for site in sites],
+        "post_scale": [1.0] * len(sites),
+        "num_shared_experts": [shared] * len(sites),
+        "router_input": [facts[site.layer].router_input for site in sites],
+    }
+
+
+def _expert_columns(loaded: LoadedModel) -> dict[str, list[Any]]:
+    rows = [(site.layer, expert) for site in loaded.sites for expert in range(site.num_experts)]
+    return {
+        "layer": [layer for layer, _ in rows],
+        "expert": [expert for _, expert in rows],
+        "kind": ["mlp"] * len(rows),
+    }
+
+
+def _dtype(loaded: LoadedModel) -> str:
+    return str(loaded.model.dtype).removeprefix("torch.")

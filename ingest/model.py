@@ -1,0 +1,188 @@
+"""Loading a model and its tokenizer, from the hub, a local folder or the embedded demo, and naming them.
+
+The model's own contract is checked here, once: a model moewh cannot record is refused before any work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.utils import logging as hub_logging
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from ingest import demo
+from ingest.options import DEMO, IngestOptions
+from ingest.sites import Site, find_sites
+from warehouse.errors import MoewhError, UsageError
+
+_FALLBACK_MAX_LENGTH = 4_096
+_DTYPES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from: what to hand transformers, and what to call it."""
+
+    location: str
+    revision: str | None
+    """For the hub; None for a folder."""
+    name: str
+    """Base name: the last part of a hub id or folder."""
+    title: str
+    """As the user named it."""
+    checkpoint: str | None
+    """Revision, or the folder's name: what says which checkpoint this is."""
+    series: str
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be observed, with its tokenizer and its MoE layers."""
+
+    source: Source
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    sites: list[Site]
+    weights_sha256: str | None
+    """Fingerprint of a local folder's weights; None for the hub, where the commit tells."""
+
+    @property
+    def config(self) -> Any:
+        """The model's configuration."""
+        return self.model.config
+
+    @property
+    def text_config(self) -> Any:
+        """The configuration of the text stack."""
+        return self.config.get_text_config(decoder=True)
+
+    @property
+    def max_length(self) -> int:
+        """Longest context the model takes, in tokens, as its configuration says."""
+        return int(getattr(self.text_config, "max_position_embeddings", None) or _FALLBACK_MAX_LENGTH)
+
+    @property
+    def pad_id(self) -> int:
+        """A token id to pad with; padded positions are masked, so any legal id does."""
+        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        return next(int(token) for token in ids if isinstance(token, int))
+
+
+def load_model(options: IngestOptions) -> LoadedModel:
+    """Load the model that the options name. Raises MoewhError or UsageError with the reason and a remedy."""
+    if options.dtype not in ("auto", *_DTYPES):
+        raise UsageError(f"--dtype {options.dtype} is not known. Use auto, {', '.join(_DTYPES)}.")
+    device = choose_device(options.device)
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
+    source = _source(options)
+    arguments = {"revision": source.revision, "trust_remote_code": options.trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(source.location, **arguments)
+        tokenizer = AutoTokenizer.from_pretrained(source.location, **arguments)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            source.location, config=config, dtype=options.dtype, use_safetensors=True, **arguments
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise MoewhError(_load_failure(source, error)) from error
+    model.to(device).eval().requires_grad_(False)
+    folder = Path(source.location)
+    fingerprint = weights_fingerprint(folder) if folder.is_dir() else None
+    return LoadedModel(source, model, tokenizer, find_sites(model, model.config), fingerprint)
+
+
+def choose_device(name: str | None) -> torch.device:
+    """Return the device to run on: the named one, else cuda, mps or cpu, whichever there is first."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """Digest of a folder's safetensors files: names, sizes, headers, and 4 KiB at 64 places in each.
+
+    Training changes every tensor, so two checkpoints differ at these places; reading them costs no more
+    for a large model than for a small one.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name}\0{size}\0".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(8 + int.from_bytes(file.read(8), "little")))
+            for place in range(64):
+                file.seek(size * place // 64)
+                digest.update(file.read(4_096))
+    return digest.hexdigest()
+
+
+def config_sha256(config: Any) -> str:
+    """Digest of a configuration's content, without the names and versions that moving a model changes."""
+    content = {
+        key: value
+        for key, value in config.to_dict().items()
+        if not key.startswith("_") and key not in ("transformers_version", "dtype", "torch_dtype")
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def training_progress(checkpoint: str | None) -> tuple[int | None, int | None]:
+    """Read (steps, tokens) from a checkpoint's name, such as step5000-tokens20B; None where it does not say."""
+    if checkpoint is None:
+        return None, None
+    step = re.search(r"step[-_]?(\d+)", checkpoint)
+    tokens = re.search(r"tokens[-_]?(\d+)([BMK]?)", checkpoint)
+    scale = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
+    return int(step[1]) if step else None, int(tokens[1]) * scale[tokens[2]] if tokens else None
+
+
+def _source(options: IngestOptions) -> Source:
+    if options.model == DEMO and not Path(DEMO).exists():
+        try:
+            folder = demo.checkpoint_path(options.revision)
+        except LookupError as error:
+            raise UsageError(str(error.args[0])) from None
+        return Source(str(folder), None, DEMO, DEMO, folder.name, options.series or DEMO)
+    path = Path(options.model)
+    if path.is_dir():
+        if options.revision is not None:
+            raise UsageError(f"--revision {options.revision} goes with a hub id; {path} is a folder. Name its folder.")
+        path = path.resolve()
+        series = options.series or f"{path.parent.name}-{_folder_digest(path)}"
+        return Source(str(path), None, path.name, str(path), path.name, series)
+    name = options.model.rstrip("/").rpartition("/")[2]
+    series = options.series or options.model
+    return Source(options.model, options.revision or "main", name, options.model, options.revision, series)
+
+
+def _folder_digest(folder: Path) -> str:
+    """Short digest of a folder's configuration, so that checkpoints of one model share a series."""
+    try:
+        return config_sha256(AutoConfig.from_pretrained(folder))[:8]
+    except (OSError, ValueError, KeyError):
+        return "unknown"
+
+
+def _load_failure(source: Source, error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if "trust_remote_code" in text:
+        return f"{source.title} needs code of its own. Read that code, then give --trust-remote-code."
+    if "safetensors" in text and "does not appear" in text:
+        return f"{source.title} has no safetensors weights; moewh loads no pickled ones. Convert the model."
+    return (
+        f"cannot load the model {source.title}: {text[:300]} "
+        "Check the name or path, the revision, and (for a hub id) the network or HF_HUB_OFFLINE."
+    )

@@ -1,0 +1,270 @@
+"""Prompts, from any supported file to one canonical stream of (text, domain, source, metadata).
+
+The planning pass reads the input once, in compiled readers, and leaves three things in `.staging/`: a
+spool (the canonical columns as Parquet, which any process can seek), the digest of the whole stream,
+and the segment cuts. The spool goes when its run is complete; the small plan stays, so that re-running
+a finished command reads and writes nothing but that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ingest import demo
+from ingest.options import DEMO, IngestOptions, PromptFormat
+from ingest.readers import BATCH_ROWS, CANONICAL, PromptFile, read_prompts
+from warehouse.errors import MoewhError, UsageError
+from warehouse.layout import Layout
+
+STDIN = "-"
+_SUFFIXES: dict[str, PromptFormat] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".txt": "txt",
+}
+
+
+@dataclass(frozen=True)
+class SizeRule:
+    """How large a prompt is taken to be before it is tokenised: see `estimated_rows`."""
+
+    rows_per_token: int
+    max_length: int
+    chunked: bool
+    segment_rows: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the planning pass found: digest of all prompts, and the first prompt of each segment."""
+
+    prompts: int
+    prompts_sha256: str
+    starts: tuple[int, ...]
+
+    @property
+    def segments(self) -> int:
+        """Number of segments of the run."""
+        return len(self.starts)
+
+    def bounds(self, segment: int) -> tuple[int, int]:
+        """First prompt of `segment`, and the first prompt after it."""
+        return (*self.starts, self.prompts)[segment], (*self.starts, self.prompts)[segment + 1]
+
+
+class PromptStream:
+    """The prompts of one command: planned once, then read segment by segment.
+
+    A context manager: leaving it removes the spool, and unless `finished` was called the plan too. Only a
+    killed process leaves them, for the command that resumes it.
+    """
+
+    def __init__(self, options: IngestOptions, layout: Layout) -> None:
+        self._options = options
+        self._files = [(name, _format(name, options.prompts_format)) for name in _paths(options)]
+        key = None if STDIN in options.prompts else _input_key(self._files, options)
+        self._folder = layout.staging / "prompts"
+        self._plan = self._folder / f"{key}.json" if key else None
+        self._layout = layout
+        self._spool = self._folder / f"{key or f'stdin.{os.getpid()}'}.parquet"
+        self._reader: pq.ParquetFile | None = None
+        self._finished = False
+
+    def __enter__(self) -> PromptStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._reader is not None:
+            self._reader.close()
+        self._spool.unlink(missing_ok=True)
+        if not self._finished:
+            if self._plan is not None:
+                self._plan.unlink(missing_ok=True)
+            self._layout.remove_empty()
+
+    def finished(self) -> None:
+        """Say that every segment is committed: the spool is not needed again."""
+        self._finished = True
+
+    def plan(self, rule: SizeRule) -> Plan:
+        """Digest the prompts and cut them into segments. Raises MoewhError for unreadable input."""
+        wanted = asdict(rule)
+        if self._plan is not None and self._plan.is_file():
+            saved = json.loads(self._plan.read_text())
+            if saved["rule"] == wanted:
+                return Plan(saved["prompts"], saved["prompts_sha256"], tuple(saved["starts"]))
+        reader = self._open()
+        digest = PromptDigest()
+        sizes = []
+        for batch in reader.iter_batches(BATCH_ROWS):
+            digest.update(batch)
+            sizes.append(prompt_bytes(batch))
+        rows_P = estimated_rows(np.concatenate(sizes or [np.zeros(0, np.int64)]), rule)
+        if not len(rows_P):
+            raise MoewhError(f"there are no prompts in {', '.join(self._options.prompts)}. Give at least one.")
+        plan = Plan(len(rows_P), digest.hexdigest(), segment_starts(rows_P, rule.segment_rows))
+        if self._plan is not None:
+            _write_text(self._layout, self._plan, json.dumps({"rule": wanted, **asdict(plan)}))
+        return plan
+
+    def read(self, start: int, stop: int) -> pa.Table:
+        """Return prompts `start` to `stop` (exclusive) with the canonical columns."""
+        reader = self._open()
+        first, parts = 0, []
+        for group in range(reader.num_row_groups):
+            rows = reader.metadata.row_group(group).num_rows
+            if first < stop and first + rows > start:
+                table = reader.read_row_group(group)
+                parts.append(table.slice(max(0, start - first), min(rows, stop - first) - max(0, start - first)))
+            first += rows
+        return pa.concat_tables(parts)
+
+    def _open(self) -> pq.ParquetFile:
+        if self._reader is None:
+            if not self._spool.is_file():
+                self._write_spool()
+            self._reader = pq.ParquetFile(self._spool)
+        return self._reader
+
+    def _write_spool(self) -> None:
+        """Read the whole input into the spool; a half-written one never gets its name."""
+        with self._layout.staged("prompts") as folder:
+            left = self._options.limit
+            with pq.ParquetWriter(folder / "spool.parquet", CANONICAL, compression="zstd") as writer:
+                for batch in self._batches(folder):
+                    writer.write_batch(batch.slice(0, left))
+                    left = left if left is None else left - min(left, batch.num_rows)
+                    if left == 0:
+                        break
+            self._folder.mkdir(parents=True, exist_ok=True)
+            (folder / "spool.parquet").replace(self._spool)
+
+    def _batches(self, folder: Path) -> Iterator[pa.RecordBatch]:
+        """Yield the canonical batches of every file in turn; standard input is spooled into `folder` first."""
+        options = self._options
+        for name, kind in self._files:
+            path = Path(name)
+            if name == STDIN:
+                path = folder / "stdin"
+                with path.open("wb") as file:
+                    shutil.copyfileobj(sys.stdin.buffer, file)
+            title, source = ("standard input", STDIN) if name == STDIN else (name, path.name)
+            yield from read_prompts(
+                PromptFile(path, kind, title, source, options.text_column, options.domain_column, options.domain)
+            )
+
+
+class PromptDigest:
+    """sha256 over a stream of prompts; equal streams have equal digests however they are batched.
+
+    Each canonical column is hashed as its lengths in bytes (-1 for NULL) and its bytes.
+    """
+
+    def __init__(self) -> None:
+        self._hashes = [(hashlib.sha256(), hashlib.sha256()) for _ in CANONICAL]
+
+    def update(self, batch: pa.RecordBatch) -> None:
+        """Take in a batch of canonical rows."""
+        for (lengths, content), name in zip(self._hashes, CANONICAL.names, strict=True):
+            column = batch.column(name)
+            sizes = pc.fill_null(pc.binary_length(column), -1).to_numpy(zero_copy_only=False)
+            lengths.update(sizes.astype("<i8").tobytes())
+            content.update(_content(column))
+
+    def hexdigest(self) -> str:
+        """Return the digest of everything taken in so far."""
+        whole = hashlib.sha256()
+        for lengths, content in self._hashes:
+            whole.update(lengths.digest() + content.digest())
+        return whole.hexdigest()
+
+
+def _content(column: pa.StringArray) -> memoryview | bytes:
+    """The bytes of all strings of an array, one after the other; NULL has none."""
+    filled = pc.fill_null(column, "")
+    _, offsets, data = filled.buffers()
+    if data is None:
+        return b""
+    ends = np.frombuffer(offsets, np.int32)[filled.offset : filled.offset + len(filled) + 1]
+    return memoryview(data)[int(ends[0]) : int(ends[-1])]
+
+
+def prompt_bytes(prompts: pa.RecordBatch | pa.Table) -> npt.NDArray[np.int64]:
+    """Length in bytes of each prompt's text."""
+    return np.asarray(pc.binary_length(prompts.column("text")), np.int64)
+
+
+def estimated_rows(bytes_P: npt.NDArray[np.int64], rule: SizeRule) -> npt.NDArray[np.int64]:
+    """Routing rows each prompt is taken to need: (1 + min(⌈bytes/4⌉, max_length)) tokens; no cap if chunked."""
+    tokens_P = -(-bytes_P // 4)
+    if not rule.chunked:
+        tokens_P = np.minimum(tokens_P, rule.max_length)
+    return (1 + tokens_P) * rule.rows_per_token
+
+
+def segment_starts(rows_P: npt.NDArray[np.int64], segment_rows: int) -> tuple[int, ...]:
+    """First prompt of each segment: the cut falls before the prompt that would overfill it.
+
+    A prompt larger than a whole segment stands alone (and is refused later, by name).
+    """
+    ends_P = np.cumsum(rows_P)
+    starts, start = [0], 0
+    while True:
+        used = ends_P[start - 1] if start else 0
+        start = max(start + 1, int(np.searchsorted(ends_P, used + segment_rows, side="right")))
+        if start >= len(rows_P):
+            return tuple(starts)
+        starts.append(start)
+
+
+def _paths(options: IngestOptions) -> list[str]:
+    names = [str(demo.PROMPTS) if name == DEMO and not Path(DEMO).exists() else name for name in options.prompts]
+    if names.count(STDIN) > 1:
+        raise UsageError("standard input (-) can be read only once. Name it once among --prompts.")
+    for name in names:
+        if name != STDIN and not Path(name).is_file():
+            raise UsageError(f"there is no prompts file {name}. Check the path given to --prompts.")
+    return names
+
+
+def _format(name: str, given: PromptFormat | None) -> PromptFormat:
+    if given is not None:
+        return given
+    if name == STDIN:
+        return "jsonl"
+    try:
+        return _SUFFIXES[Path(name).suffix.lower()]
+    except KeyError:
+        raise UsageError(
+            f"the format of {name} is not known by its suffix. Use {', '.join(_SUFFIXES)} or give --prompts-format."
+        ) from None
+
+
+def _input_key(files: Sequence[tuple[str, PromptFormat]], options: IngestOptions) -> str:
+    """Name the input by its files' paths, sizes and times and by the options that read it."""
+    stats = [(str(Path(name).resolve()), kind, Path(name).stat()) for name, kind in files]
+    parts: list[object] = [(path, kind, stat.st_size, stat.st_mtime_ns) for path, kind, stat in stats]
+    parts += [options.text_column, options.domain_column, options.domain, options.limit]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _write_text(layout: Layout, target: Path, text: str) -> None:
+    with layout.staged("plan") as folder:
+        (folder / target.name).write_text(text)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (folder / target.name).replace(target)

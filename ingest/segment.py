@@ -1,0 +1,204 @@
+"""The segment writer: one segment's tokens and routing as sorted, checksummed Parquet, committed at once.
+
+Nothing in a segment depends on the clock or the host, so equal inputs give byte-identical files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ingest.capture import LayerRouting
+from ingest.prompts import PromptDigest
+from ingest.tokenise import TokenisedSegment, TokenTexts
+from warehouse import schema
+from warehouse.errors import MoewhError
+from warehouse.layout import Layout, commit
+from warehouse.schema import FORMAT_VERSION, SCHEMA_VERSION, Table
+
+ROW_GROUP_ROWS = 1 << 20
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One layer's rows in rank order: [T, K], and which of the T tokens have rows there."""
+
+    expert_ids_TK: npt.NDArray[np.int32]
+    weights_TK: npt.NDArray[np.float32]
+    routed_T: npt.NDArray[np.bool_]
+
+
+class RoutingBuffer:
+    """A segment's routing, filled batch by batch in any order: per layer [T, K]."""
+
+    def __init__(self, tokens: int) -> None:
+        self._tokens = tokens
+        self._layers: dict[int, LayerRouting] = {}
+
+    def add(self, rows_T: npt.NDArray[np.int64], routing: dict[int, LayerRouting]) -> None:
+        """Put the routing of one batch's tokens where those tokens lie in the segment."""
+        for layer, part in routing.items():
+            if layer not in self._layers:
+                shape = (self._tokens, part.expert_ids_TK.shape[1])
+                self._layers[layer] = LayerRouting(np.full(shape, -1, np.int32), np.full(shape, np.nan, np.float32))
+            whole = self._layers[layer]
+            whole.expert_ids_TK[rows_T] = part.expert_ids_TK
+            whole.weights_TK[rows_T] = part.weights_TK
+
+    def layers(self) -> Iterator[tuple[int, Ranked]]:
+        """Yield each layer's rows in rank order; a token with invalid numbers is not routed."""
+        for layer in sorted(self._layers):
+            yield layer, rank(self._layers[layer])
+
+    def invalid(self) -> dict[int, npt.NDArray[np.int64]]:
+        """Return, by layer, the tokens (by place) whose weights are not finite numbers."""
+        bad = {layer: np.flatnonzero(~np.isfinite(part.weights_TK).all(1)) for layer, part in self._layers.items()}
+        return {layer: places for layer, places in bad.items() if len(places)}
+
+
+def rank(routing: LayerRouting) -> Ranked:
+    """Order each token's experts by descending weight, ties by expert index."""
+    order_TK = np.lexsort((routing.expert_ids_TK, -routing.weights_TK), axis=-1)
+    return Ranked(
+        np.take_along_axis(routing.expert_ids_TK, order_TK, 1),
+        np.take_along_axis(routing.weights_TK, order_TK, 1),
+        np.asarray(np.isfinite(routing.weights_TK).all(1)),
+    )
+
+
+@dataclass(frozen=True)
+class Committed:
+    """What a committed segment holds."""
+
+    prompts: int
+    tokens: int
+    routing_rows: int
+    bytes: int
+
+
+def write_segment(
+    layout: Layout,
+    target: Path,
+    segment: TokenisedSegment,
+    routing: RoutingBuffer,
+    *,
+    texts: TokenTexts,
+    last: bool,
+) -> Committed:
+    """Write all tables of one segment and commit them as the folder `target` with one rename.
+
+    Losing a race for the segment to another process is success. Raises MoewhError if the disk refuses.
+    """
+    try:
+        with layout.staged(f"{target.parent.name}.{target.name}") as folder:
+            rows = _write_routing(folder / schema.ROUTING.file, segment, routing)
+            write_table(folder, schema.PROMPTS, _prompt_columns(segment, routing))
+            write_table(folder, schema.TOKENS, _token_columns(segment, texts))
+            digest = PromptDigest()
+            for batch in segment.prompts.to_batches():
+                digest.update(batch)
+            counts = Committed(len(segment.status_P), len(segment.vocab_id_T), rows, 0)
+            summary = {
+                "prompts": [counts.prompts],
+                "tokens": [counts.tokens],
+                "routing_rows": [rows],
+                "prompts_sha256": [digest.hexdigest()],
+                "last": [last],
+            }
+            write_table(folder, schema.SEGMENTS, summary)
+            size = _write_manifest(folder)
+            commit(folder, target)
+    except OSError as error:
+        raise MoewhError(
+            f"cannot write {target}: {error.strerror or error}. Earlier segments are safe; "
+            "make room or choose another --warehouse, and run the same command again."
+        ) from error
+    return Committed(counts.prompts, counts.tokens, rows, size)
+
+
+def write_table(folder: Path, table: Table, columns: dict[str, Any]) -> None:
+    """Write one table's columns (in any order) as its Parquet file in `folder`."""
+    arrow = pa.table({column.name: columns[column.name] for column in table.stored}, schema=table.arrow())
+    pq.write_table(arrow, folder / table.file, row_group_size=ROW_GROUP_ROWS, **_parquet_options(table))
+
+
+def _parquet_options(table: Table) -> dict[str, Any]:
+    encodings = {"delta": "DELTA_BINARY_PACKED", "byte_stream_split": "BYTE_STREAM_SPLIT"}
+    named = {
+        column.name + (".list.element" if column.type.endswith("[]") else ""): column.encoding
+        for column in table.stored
+    }
+    return {
+        "compression": "zstd",
+        "write_page_checksum": True,
+        "use_dictionary": [name for name, encoding in named.items() if encoding == "dictionary"],
+        "column_encoding": {name: encodings[kind] for name, kind in named.items() if kind in encodings},
+    }
+
+
+def _write_routing(path: Path, segment: TokenisedSegment, routing: RoutingBuffer) -> int:
+    """Write the routing table sorted by layer, token_id, rank; row groups never span layers."""
+    table = schema.ROUTING
+    token_id_T = segment.token_id_T
+    rows = 0
+    with pq.ParquetWriter(path, table.arrow(), **_parquet_options(table)) as writer:
+        for layer, ranked in routing.layers():
+            ids_TK, weights_TK = ranked.expert_ids_TK[ranked.routed_T], ranked.weights_TK[ranked.routed_T]
+            T, K = ids_TK.shape
+            columns = {
+                "token_id": np.repeat(token_id_T[ranked.routed_T], K),
+                "layer": np.full(T * K, layer, np.int32),
+                "rank": np.tile(np.arange(K, dtype=np.int32), T),
+                "expert": ids_TK.ravel(),
+                "weight": weights_TK.ravel(),
+            }
+            writer.write_table(pa.table(columns, schema=table.arrow()), row_group_size=ROW_GROUP_ROWS)
+            rows += T * K
+    return rows
+
+
+def _prompt_columns(segment: TokenisedSegment, routing: RoutingBuffer) -> dict[str, Any]:
+    status_P = list(segment.status_P)
+    for places in routing.invalid().values():
+        for prompt in np.unique(segment.prompt_T[places]):
+            status_P[int(prompt) - segment.first_prompt] = "failed"
+    columns = {name: segment.prompts.column(name) for name in ("domain", "source", "text", "metadata")}
+    prompt_id_P = np.arange(segment.first_prompt, segment.first_prompt + len(status_P), dtype=np.int64)
+    return {**columns, "prompt_id": prompt_id_P, "num_tokens": segment.num_tokens_P, "status": status_P}
+
+
+def _token_columns(segment: TokenisedSegment, texts: TokenTexts) -> dict[str, Any]:
+    kinds = pa.DictionaryArray.from_arrays(pa.array(segment.special_T.astype(np.int8)), ["prompt", "special"])
+    return {
+        "token_id": segment.token_id_T,
+        "prompt_id": segment.prompt_T,
+        "position": segment.position_T,
+        "context": segment.context_T,
+        "vocab_id": segment.vocab_id_T,
+        "token": texts(segment.vocab_id_T).cast(pa.string()),
+        "kind": kinds.cast(pa.string()),
+    }
+
+
+def _write_manifest(folder: Path) -> int:
+    """Write the manifest of every Parquet file in `folder`; return the bytes they take together."""
+    files = {}
+    for path in sorted(folder.glob("*.parquet")):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        rows = pq.read_metadata(path).num_rows
+        files[path.name] = {"rows": rows, "bytes": path.stat().st_size, "sha256": digest}
+    (folder / MANIFEST).write_text(
+        json.dumps({"format": FORMAT_VERSION, "schema": SCHEMA_VERSION, "files": files}, indent=1) + "\n"
+    )
+    return sum(int(entry["bytes"]) for entry in files.values())

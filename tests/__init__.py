@@ -1,0 +1,1 @@
+"""Tests: every behaviour against an independent computation."""

@@ -1,0 +1,90 @@
+"""`moewh ingest`: the options of a run, handed to `ingest.run`, and what a person sees meanwhile."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from warehouse.layout import Layout
+from warehouse.options import warehouse_option
+
+if TYPE_CHECKING:
+    from ingest.options import IngestOptions
+    from ingest.run import Summary
+
+
+@click.command(short_help="Run prompts through a model and record its routing.")
+@click.option("--model", required=True, metavar="ID_OR_PATH", help="Hub id, folder, or demo.")
+@click.option(
+    "--prompts",
+    multiple=True,
+    required=True,
+    metavar="FILE",
+    help=".jsonl, .csv, .parquet or .txt (one prompt a line); - for standard input; demo. Repeat for more.",
+)
+@click.option("--prompts-format", type=click.Choice(["jsonl", "csv", "parquet", "txt"]), help="Instead of the suffix.")
+@click.option("--text-column", default="text", show_default=True, metavar="NAME", help="Column of the prompts' text.")
+@click.option("--domain-column", default="domain", show_default=True, metavar="NAME", help="Column of their domain.")
+@click.option("--domain", metavar="NAME", help="The domain of every prompt, instead of a column.")
+@click.option("--revision", metavar="NAME", help="Branch, tag or commit of the hub id; checkpoint of the demo.")
+@click.option("--run-id", metavar="ID", help="Default: the model's name and a digest of what shapes the rows.")
+@click.option("--series", metavar="NAME", help="What checkpoints of one training run share.")
+@click.option("--max-length", type=int, metavar="N", help="Longest context in tokens.  [default: the model's]")
+@click.option(
+    "--on-overflow",
+    type=click.Choice(["truncate", "chunk", "skip", "error"]),
+    default="truncate",
+    show_default=True,
+    help="What to do with a longer prompt; chunk: consecutive windows, each a context of its own.",
+)
+@click.option("--no-special-tokens", is_flag=True, help="Do not let the tokenizer add its special tokens.")
+@click.option("--batch-tokens", type=int, default=8_192, show_default=True, metavar="N", help="Padded tokens a batch.")
+@click.option(
+    "--segment-rows",
+    type=int,
+    default=64_000_000,
+    show_default=True,
+    metavar="N",
+    help="Routing rows a segment, about: the unit that is committed and resumed.",
+)
+@click.option("--limit", type=int, metavar="N", help="Only the first N prompts.")
+@click.option("--device", metavar="NAME", help="Such as cuda or cpu.  [default: the best there is]")
+@click.option("--dtype", default="auto", metavar="NAME", help="float32, float16 or bfloat16.  [default: as stored]")
+@click.option("--trust-remote-code", is_flag=True, help="Run code that the model's repository holds.")
+@warehouse_option
+def ingest(*, warehouse: Layout, no_special_tokens: bool, **chosen: Any) -> None:
+    """Run prompts through a Mixture-of-Experts model and record which expert each token went to.
+
+    Every row is what the experts were called with, in that very forward pass. Killed and run again, the
+    same command goes on where it stopped; a finished one writes nothing.
+    """
+    from ingest.options import IngestOptions
+
+    options = IngestOptions(special_tokens=not no_special_tokens, **chosen)
+    click.echo(summary_line(run_ingest(options, warehouse)), err=True)
+
+
+def run_ingest(options: IngestOptions, warehouse: Layout) -> Summary:
+    """Ingest with progress on stderr: a bar on a terminal, one line per segment elsewhere."""
+    from ingest.run import Progress
+    from ingest.run import ingest as run
+    from warehouse.progress import Reporter
+
+    with Reporter(warehouse) as reporter:
+        progress = Progress(reporter.started, reporter.batch_done, reporter.segment_done, reporter.warn)
+        return run(options, warehouse, progress)
+
+
+def summary_line(summary: Summary) -> str:
+    """Say in one line what a command did."""
+    if not summary.written:
+        return f"run {summary.run_id} is complete already; nothing was written."
+    tokens = sum(part.tokens for part in summary.written)
+    rows = sum(part.routing_rows for part in summary.written)
+    prompts = sum(part.prompts for part in summary.written)
+    size = sum(part.bytes for part in summary.written)
+    return (
+        f"run {summary.run_id}: {prompts:,} prompts, {tokens:,} tokens, {rows:,} routing rows, "
+        f"{size / max(tokens, 1):,.0f} bytes a token, {tokens / summary.seconds:,.0f} tokens/s"
+    )
