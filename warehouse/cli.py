@@ -102,10 +102,17 @@ def _discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-@click.group(cls=MoewhGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=MoewhGroup,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="moewh", message="%(prog)s %(version)s")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """A SQL-queryable warehouse of the routing decisions of Mixture-of-Experts models."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @main.command(short_help="Answer a view, a saved query or SQL of your own.")

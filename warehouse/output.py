@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -62,12 +63,12 @@ def _replaced(output: Path) -> Iterator[Path]:
 
     What is no regular file (a pipe, /dev/null) is written directly.
     """
-    output = output.resolve()
+    if output.is_dir():
+        raise UsageError(f"{output} is a directory. Name a file with -o.")
     if output.exists() and not output.is_file():
-        if output.is_dir():
-            raise UsageError(f"{output} is a directory. Name a file with -o.")
         yield output
         return
+    output = output.resolve()
     if not output.parent.is_dir():
         raise UsageError(f"there is no directory {output.parent}.")
     partial = output.with_name(f".{output.name}.{os.getpid()}")
@@ -113,19 +114,21 @@ def _write_json(answer: Answer, stream: TextIO) -> None:
     names = [name for name, *_ in cursor.description or ()]
     separator = "["
     for row in _rows(cursor):
-        values = {name: _finite(value) for name, value in zip(names, row, strict=True)}
+        values = {name: _jsonable(value) for name, value in zip(names, row, strict=True)}
         stream.write(f"{separator}\n{json.dumps(values, ensure_ascii=False, default=_text)}")
         separator = ","
     stream.write("[]\n" if separator == "[" else "\n]\n")
 
 
-def _finite(value: Any) -> Any:
+def _jsonable(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [_jsonable(item) for item in value]
     if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): _jsonable(item) for key, item in value.items()}
     return value
 
 
@@ -150,7 +153,7 @@ def _text(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list | tuple | dict):
-        return json.dumps(_finite(value), ensure_ascii=False, default=_text)
+        return json.dumps(_jsonable(value), ensure_ascii=False, default=_text)
     return str(value)
 
 

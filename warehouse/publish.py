@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from warehouse.layout import sync
@@ -20,17 +23,24 @@ def publish(layout: Layout) -> None:
     A write-ahead log beside it belongs to a file that is no longer there: a killed shell leaves one,
     and DuckDB would replay it over the new file. So it is removed first. Raises OSError.
     """
-    import duckdb
-
     with layout.staged("publish") as folder:
         built = folder / layout.database.name
-        with duckdb.connect() as connection:
-            connection.execute(f"attach {sql_string(str(built))} as built (storage_version '{STORAGE_VERSION}')")
-            connection.execute("use built")
-            create_views(connection, layout, comments=True)
-            connection.execute("use memory")
-            connection.execute("detach built")
+        with tempfile.TemporaryDirectory(prefix="moewh-") as scratch:
+            _build(layout, Path(scratch) / "built.duckdb")
+            shutil.copyfile(Path(scratch) / "built.duckdb", built)
         sync(built)
         layout.database.with_name(f"{layout.database.name}.wal").unlink(missing_ok=True)
         built.replace(layout.database)
         sync(layout.root)
+
+
+def _build(layout: Layout, file: Path) -> None:
+    """Write the views to a new database file, whose path must not hold a `?`: DuckDB takes it for a URL's query."""
+    import duckdb
+
+    with duckdb.connect() as connection:
+        connection.execute(f"attach {sql_string(str(file))} as built (storage_version '{STORAGE_VERSION}')")
+        connection.execute("use built")
+        create_views(connection, layout, comments=True)
+        connection.execute("use memory")
+        connection.execute("detach built")

@@ -8,7 +8,6 @@ where the SQL says what its absence means: `coalesce(getvariable('name'), …)` 
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -102,6 +101,8 @@ def find_query(name: str) -> Query:
 
 def unknown(kind: str, name: str, known: list[str]) -> str:
     """Return the message for a name that does not exist: the nearest one, or all of them."""
+    import difflib
+
     nearest = difflib.get_close_matches(name, known, 1)
     hint = f"Did you mean {nearest[0]}? " if nearest else ""
     return f"there is no {kind} {name!r}. {hint}Known: {', '.join(known) or 'none'}."
@@ -151,7 +152,7 @@ def prepare(connection: duckdb.DuckDBPyConnection, query: Query, values: Mapping
     for name in query.variables & values.keys():
         connection.execute(f'set variable "{name}" = $value', {"value": values[name]})
     answer = Answer(connection, statement, {name: values[name] for name in bound})
-    if duckdb.ExpectedResultType.QUERY_RESULT in statement.expected_result_type:
+    if list(statement.expected_result_type) == [duckdb.ExpectedResultType.QUERY_RESULT]:
         return answer
     answer.execute()
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +11,6 @@ from warehouse.query import Answer
 
 if TYPE_CHECKING:
     import duckdb
-
-_DELETED = "deleted"
 
 LIST_SQL = """
 select
@@ -57,11 +54,10 @@ def delete_run(layout: Layout, run_id: str) -> None:
     Files are removed after that, out of every view's sight. Raises MoewhError for an unknown run.
     """
     check_known(layout, run_id)
-    with layout.staged(_DELETED) as folder:
+    with layout.staged("deleted") as folder:
         _take_out(layout.segments(run_id), folder / "segments")
         _take_out(layout.run(run_id), folder / "run")
-    for left_by_a_kill in layout.staging.glob(f"{_DELETED}.*"):
-        shutil.rmtree(left_by_a_kill, ignore_errors=True)
+    layout.sweep()
 
 
 def _take_out(folder: Path, target: Path) -> None:

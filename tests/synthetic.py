@@ -1,0 +1,174 @@
+"""Small warehouses made by hand or at random, without a model.
+
+A run is described as what was chosen for each token: `Run` → segments → `Prompt` → `Token` → layer →
+(expert, weight) by rank. `write_run` turns that into the files of format 1; tests compute what they expect
+from the description, never from the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from warehouse import schema
+from warehouse.layout import Layout
+
+WORDS = ("the", "quick", " brown", " fox", "", " lead", "|,\"'", "\n", "\\", "naïve", "日本")
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token: its entry in the vocabulary, its kind, and what it chose at each layer that has rows for it."""
+
+    vocab_id: int
+    choices: dict[int, list[tuple[int, float | None]]]
+    """Layer → (expert, weight), rank 0 first."""
+    kind: str = "prompt"
+
+    @property
+    def counted(self) -> bool:
+        """True for the kinds that the canned matrices are over."""
+        return self.kind in ("prompt", "generated")
+
+    def experts(self, layer: int) -> list[int]:
+        """The experts chosen at a layer, rank 0 first; none if the token has no rows there."""
+        return [expert for expert, _ in self.choices.get(layer, [])]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt and its tokens."""
+
+    tokens: list[Token]
+    domain: str | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its layers as layer → (experts, top-k), and its segments, each a list of prompts."""
+
+    run_id: str
+    layers: dict[int, tuple[int, int]]
+    segments: list[list[Prompt]]
+    fields: dict[str, Any] = field(default_factory=dict)
+    """Columns of `runs` to set besides the run's identity."""
+
+    def tokens(self) -> Iterator[Token]:
+        """Every token of the run in order, specials included."""
+        for segment in self.segments:
+            for prompt in segment:
+                yield from prompt.tokens
+
+
+def word(vocab_id: int) -> str:
+    """The text of a vocabulary entry."""
+    return WORDS[vocab_id % len(WORDS)] + ("" if vocab_id < len(WORDS) else str(vocab_id))
+
+
+def random_run(run_id: str, seed: int, layers: dict[int, tuple[int, int]], prompts: int = 8) -> Run:
+    """Random routing in two segments: three domains (one NULL), a special token per prompt, generated tokens,
+    one token in eight without rows at some layer, a skewed choice of experts so that some are never chosen.
+    """
+    rng = np.random.default_rng(seed)
+    domains = ("code", None, "prose")
+    made = [Prompt(_random_tokens(rng, layers), domains[n % 3]) for n in range(prompts)]
+    return Run(run_id, layers, [made[: prompts // 2], made[prompts // 2 :]])
+
+
+def random_warehouse(root: Path) -> tuple[Layout, list[Run]]:
+    """Write three random runs, one of them called `007`; layers are not consecutive and differ in top-k."""
+    layout = Layout(root)
+    layout.create()
+    runs = [
+        random_run("007", 1, {0: (6, 2), 2: (6, 2), 5: (6, 2)}),
+        random_run("mixed", 2, {1: (4, 1), 3: (8, 3), 4: (5, 2)}),
+        random_run("wide.v-1", 3, {0: (16, 4), 1: (16, 4)}, prompts=5),
+    ]
+    for run in runs:
+        write_run(layout, run)
+    return layout, runs
+
+
+def write_run(layout: Layout, run: Run) -> None:
+    """Write a run and all its segments."""
+    folder = layout.run(run.run_id)
+    experts, top_ks = zip(*run.layers.values(), strict=True)
+    row = {
+        "model": "synthetic",
+        "num_moe_layers": len(run.layers),
+        "num_experts": max(experts),
+        "top_k": max(top_ks),
+        "created_at": datetime(2026, 1, 1),
+        "segments_planned": len(run.segments),
+        **run.fields,
+    }
+    layers = [{"layer": layer, "num_experts": e, "top_k": k} for layer, (e, k) in run.layers.items()]
+    experts_rows = [
+        {"layer": layer, "expert": n, "kind": "mlp"} for layer, (e, _) in run.layers.items() for n in range(e)
+    ]
+    write_table(folder, schema.RUNS, [row])
+    write_table(folder, schema.LAYERS, layers)
+    write_table(folder, schema.EXPERTS, experts_rows)
+    prompt_id = 0
+    for number, prompts in enumerate(run.segments):
+        write_segment(layout.segment(run.run_id, number), prompts, prompt_id, last=number + 1 == len(run.segments))
+        prompt_id += len(prompts)
+
+
+def write_segment(folder: Path, prompts: list[Prompt], first_prompt: int, last: bool) -> None:
+    """Write one segment; its first prompt's id is `first_prompt`."""
+    prompt_rows, token_rows, routing_rows = [], [], []
+    for prompt_id, prompt in enumerate(prompts, first_prompt):
+        text = "".join(word(token.vocab_id) for token in prompt.tokens)
+        prompt_rows.append(
+            {"prompt_id": prompt_id, "domain": prompt.domain, "text": text, "num_tokens": len(prompt.tokens)}
+            | {"status": "ok"}
+        )
+        for position, token in enumerate(prompt.tokens):
+            token_id = (prompt_id << schema.POSITION_BITS) + position
+            ids = {"token_id": token_id, "prompt_id": prompt_id, "position": position, "context": 0}
+            token_rows.append(ids | {"vocab_id": token.vocab_id, "token": word(token.vocab_id), "kind": token.kind})
+            routing_rows += [
+                {"token_id": token_id, "layer": layer, "rank": rank, "expert": expert, "weight": weight}
+                for layer, chosen in token.choices.items()
+                for rank, (expert, weight) in enumerate(chosen)
+            ]
+    routing_rows.sort(key=lambda row: (row["layer"], row["token_id"], row["rank"]))
+    counts = {"prompts": len(prompt_rows), "tokens": len(token_rows), "routing_rows": len(routing_rows)}
+    write_table(folder, schema.SEGMENTS, [counts | {"last": last}])
+    write_table(folder, schema.PROMPTS, prompt_rows)
+    write_table(folder, schema.TOKENS, token_rows)
+    write_table(folder, schema.ROUTING, routing_rows)
+
+
+def write_table(folder: Path, table: schema.Table, rows: list[dict[str, Any]]) -> None:
+    """Write one table's file; columns a row lacks are NULL."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, table.arrow()), folder / table.file)
+
+
+def _random_tokens(rng: np.random.Generator, layers: dict[int, tuple[int, int]]) -> list[Token]:
+    length = int(rng.integers(1, 12))
+    kinds = ["special", *["prompt"] * length, *["generated"] * int(rng.integers(0, 4))]
+    return [Token(int(rng.integers(0, 12)), _random_choices(rng, layers), kind) for kind in kinds]
+
+
+def _random_choices(
+    rng: np.random.Generator, layers: dict[int, tuple[int, int]]
+) -> dict[int, list[tuple[int, float | None]]]:
+    choices: dict[int, list[tuple[int, float | None]]] = {}
+    for layer, (experts, top_k) in layers.items():
+        if rng.random() < 0.125:
+            continue
+        likelihood_E = np.arange(experts, dtype=np.float64) ** 2
+        chosen_K = rng.choice(experts, top_k, replace=False, p=likelihood_E / likelihood_E.sum())
+        weights_K = np.sort(rng.random(top_k).astype(np.float32))[::-1]
+        choices[layer] = [(int(e), float(w)) for e, w in zip(chosen_K, weights_K, strict=True)]
+    return choices
