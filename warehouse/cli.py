@@ -103,6 +103,7 @@ def _discard_output() -> None:
 
 
 @click.group(
+    "moewh",
     cls=MoewhGroup,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -180,8 +181,8 @@ def runs(delete: str | None, yes: bool, warehouse: Layout) -> None:
         output.write(library.list_runs(open_warehouse(warehouse)), "table", None)
         return
     library.check_known(warehouse, delete)
-    if not yes:
-        click.confirm(f"Delete run {delete} and all its segments from {warehouse.root}?", abort=True)
+    if not yes and not click.confirm(f"Delete run {delete} and all its segments from {warehouse.root}?", err=True):
+        raise MoewhError(f"run {delete} was not deleted.")
     library.delete_run(warehouse, delete)
     click.echo(f"Deleted run {delete}.")
 

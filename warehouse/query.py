@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from warehouse import schema
 from warehouse.errors import UsageError
 from warehouse.views import QUERIES, canned_views, view_names
 
@@ -33,6 +35,9 @@ _OPTIONAL = re.compile(
 )
 _COMMENT = re.compile(r"^\s*--.*$", re.MULTILINE)
 
+_ROW_LEVEL = frozenset({"routes", *(table.name for table in schema.TABLES if table.level == "segment")})
+"""Views that grow with the corpus: given as they come. All others are sorted, so an answer is the same each time."""
+
 
 @dataclass(frozen=True)
 class Query:
@@ -42,12 +47,12 @@ class Query:
     sql: str
 
     @cached_property
-    def variables(self) -> frozenset[str]:
+    def variables(self) -> AbstractSet[str]:
         """The names this SQL reads with `getvariable`."""
         return frozenset(_VARIABLE.findall(_COMMENT.sub("", self.sql)))
 
     @cached_property
-    def required(self) -> frozenset[str]:
+    def required(self) -> AbstractSet[str]:
         """The variables whose absence the SQL says nothing about."""
         optional = {name for pair in _OPTIONAL.findall(_COMMENT.sub("", self.sql)) for name in pair}
         return self.variables - optional
@@ -93,7 +98,7 @@ def find_query(name: str) -> Query:
     if "/" in name or name.endswith(".sql"):
         return _read_file(Path(name))
     if name in view_names():
-        return Query(name, f"from {name}")
+        return Query(name, f"from {name}" if name in _ROW_LEVEL else f"from {name} order by all")
     if name in saved_names():
         return _read_file(QUERIES / "saved" / f"{name}.sql")
     raise UsageError(unknown("query", name, [*(view.name for view in canned_views()), *saved_names()]))
@@ -158,7 +163,7 @@ def prepare(connection: duckdb.DuckDBPyConnection, query: Query, values: Mapping
     return None
 
 
-def _check_names(query: Query, values: Mapping[str, Value], bound: frozenset[str]) -> None:
+def _check_names(query: Query, values: Mapping[str, Value], bound: AbstractSet[str]) -> None:
     if positional := sorted(name for name in bound if not _NAME.fullmatch(name)):
         raise UsageError(f"{query.source} uses the parameter {positional[0]!r}. Give it a name, such as $layer.")
     known = query.variables | bound
