@@ -6,53 +6,44 @@
 --   lift        = N_ab * N / (N_a * N_b)     1 where the two are chosen independently
 -- A pair that never shares a token has no row: its three ratios are 0.
 create or replace view co_routing as
-with choices as (
-    select
-        routing.run_id as run_id,
-        routing.segment as segment,
-        routing.token_id as token_id,
-        routing.layer as layer,
-        routing.rank as rank,
-        routing.expert as expert
-    from routing
-    join tokens
-        on tokens.run_id = routing.run_id
-        and tokens.segment = routing.segment
-        and tokens.token_id = routing.token_id
-    where tokens.kind in ('prompt', 'generated')
-),
-layer_tokens as (
-    select
-        run_id,
-        layer,
-        sum(case when rank = 0 then 1 else 0 end)::bigint as tokens
-    from choices
-    group by run_id, layer
-),
-expert_tokens as (
-    select
-        run_id,
-        layer,
-        expert,
-        count(*)::bigint as tokens
-    from choices
-    group by run_id, layer, expert
-),
-pair_tokens as (
+with pair_tokens as (
+    -- an expert is paired with itself here too: that counts N_a; and one pair a token is of first choices: N
     select
         a.run_id as run_id,
         a.layer as layer,
         a.expert as expert_a,
         b.expert as expert_b,
-        count(*)::bigint as tokens
-    from choices as a
-    join choices as b
+        count(*)::bigint as tokens,
+        sum(case when a.rank = 0 and b.rank = 0 then 1 else 0 end)::bigint as first_choice_tokens
+    from routing as a
+    join tokens
+        on tokens.run_id = a.run_id
+        and tokens.segment = a.segment
+        and tokens.token_id = a.token_id
+    join routing as b
         on b.run_id = a.run_id
         and b.segment = a.segment
         and b.token_id = a.token_id
         and b.layer = a.layer
-    where a.expert <> b.expert
+    where tokens.kind in ('prompt', 'generated')
     group by a.run_id, a.layer, a.expert, b.expert
+),
+expert_tokens as (
+    select
+        run_id,
+        layer,
+        expert_a as expert,
+        tokens
+    from pair_tokens
+    where expert_a = expert_b
+),
+layer_tokens as (
+    select
+        run_id,
+        layer,
+        sum(first_choice_tokens)::bigint as tokens
+    from pair_tokens
+    group by run_id, layer
 )
 select
     pair_tokens.run_id as run_id,
@@ -74,7 +65,8 @@ join expert_tokens as b
     and b.expert = pair_tokens.expert_b
 join layer_tokens
     on layer_tokens.run_id = pair_tokens.run_id
-    and layer_tokens.layer = pair_tokens.layer;
+    and layer_tokens.layer = pair_tokens.layer
+where pair_tokens.expert_a <> pair_tokens.expert_b;
 
 comment on view co_routing is 'One row per layer and ordered pair of experts chosen together: how often, against chance.';
 comment on column co_routing.run_id is 'The run these rows belong to.';

@@ -6,22 +6,7 @@
 --   lift        = N_ij * N / (N_i * N_j)     1 where the two choices are independent
 -- A pair that never shares a token has no row: both ratios are 0.
 create or replace view layer_transitions as
-with choices as (
-    select
-        routing.run_id as run_id,
-        routing.segment as segment,
-        routing.token_id as token_id,
-        routing.layer as layer,
-        routing.rank as rank,
-        routing.expert as expert
-    from routing
-    join tokens
-        on tokens.run_id = routing.run_id
-        and tokens.segment = routing.segment
-        and tokens.token_id = routing.token_id
-    where tokens.kind in ('prompt', 'generated')
-),
-steps as (
+with steps as (
     select
         run_id,
         layer,
@@ -29,26 +14,32 @@ steps as (
     from layers
 ),
 pair_tokens as (
+    -- of a token's k * k' pairs, those with rank 0 on one side count N_i or N_j, and the one with rank 0 on both N
     select
         here.run_id as run_id,
-        steps.layer as layer,
-        steps.next_layer as next_layer,
+        here.layer as layer,
+        there.layer as next_layer,
         here.expert as expert,
         there.expert as next_expert,
         count(*)::bigint as tokens,
         sum(case when there.rank = 0 then 1 else 0 end)::bigint as expert_part,
         sum(case when here.rank = 0 then 1 else 0 end)::bigint as next_expert_part,
         sum(case when here.rank = 0 and there.rank = 0 then 1 else 0 end)::bigint as layer_part
-    from choices as here
+    from routing as here
+    join tokens
+        on tokens.run_id = here.run_id
+        and tokens.segment = here.segment
+        and tokens.token_id = here.token_id
     join steps
         on steps.run_id = here.run_id
         and steps.layer = here.layer
-    join choices as there
+    join routing as there
         on there.run_id = here.run_id
         and there.segment = here.segment
         and there.token_id = here.token_id
         and there.layer = steps.next_layer
-    group by here.run_id, steps.layer, steps.next_layer, here.expert, there.expert
+    where tokens.kind in ('prompt', 'generated')
+    group by here.run_id, here.layer, there.layer, here.expert, there.expert
 ),
 expert_tokens as (
     select
