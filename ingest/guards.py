@@ -126,10 +126,14 @@ def rebuild_error(
 ) -> float:
     """Return the largest relative L2 error over N rows of Σ_k weight_k · expert_k(x) against the real output.
 
-    Each expert is run alone, with weight one, through the container itself.
+    Each expert is run alone, with weight one, through the container itself. Rows whose output is no finite
+    number prove nothing and are left out; infinity if no row is left.
     """
-    if output_NH is None:
+    finite_N = torch.zeros(len(hidden_NH), dtype=torch.bool) if output_NH is None else output_NH.isfinite().all(-1)
+    if output_NH is None or not finite_N.any():
         return float("inf")
+    hidden_NH, expert_ids_NK = hidden_NH[finite_N], expert_ids_NK[finite_N]
+    weights_NK, output_NH = weights_NK[finite_N], output_NH[finite_N]
     N, K = expert_ids_NK.shape
     repeated = hidden_NH.repeat_interleave(K, dim=0)
     with torch.no_grad():
@@ -142,17 +146,18 @@ def rebuild_error(
 
 def _measure_scoring(call: _Call) -> tuple[str | None, bool | None]:
     """Find the function whose values at the router's logits are proportional to the weights, token by token."""
-    weights_NK = call.weights_NK.double()
+    finite_N = call.weights_NK.isfinite().all(-1)
+    weights_NK, expert_ids_NK = call.weights_NK[finite_N].double(), call.expert_ids_NK[finite_N].long()
     sums_N = weights_NK.sum(-1)
     tolerance = 10 * TOLERANCE.get(call.weights_NK.dtype, 1e-2)
     renormalized = bool(((sums_N - sums_N.mean()).abs() <= tolerance * sums_N.mean().abs()).all())
     K = weights_NK.shape[1]
     if call.router_logits_NE is None or K < 2 or len(weights_NK) < 2:
         return None, None
-    logits_NE = call.router_logits_NE.double()
-    if int(call.expert_ids_NK.max()) >= logits_NE.shape[1]:
+    logits_NE = call.router_logits_NE[finite_N].double()
+    if int(expert_ids_NK.max()) >= logits_NE.shape[1]:
         return None, renormalized
-    chosen_NK = logits_NE.gather(1, call.expert_ids_NK.long())
+    chosen_NK = logits_NE.gather(1, expert_ids_NK)
     errors = {}
     for name, function in _SCORING.items():
         ratios_NK = weights_NK / function(chosen_NK - (chosen_NK.max() if name == "softmax" else 0))

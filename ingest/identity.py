@@ -103,7 +103,7 @@ def write_run(
     plan: Plan,
 ) -> None:
     """Commit the run's own files (run, layers, experts) with one rename. Losing a race is success."""
-    with layout.staged(f"run.{identity.run_id}") as folder:
+    with layout.writing(), layout.staged(f"run.{identity.run_id}") as folder:
         write_table(folder, schema.RUNS, _run_columns(identity, loaded, facts, plan))
         write_table(folder, schema.LAYERS, _layer_columns(loaded, facts))
         write_table(folder, schema.EXPERTS, _expert_columns(loaded))

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.utils import logging as hub_logging
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -91,7 +92,7 @@ def load_model(options: IngestOptions) -> LoadedModel:
         model: Any = AutoModelForCausalLM.from_pretrained(
             source.location, config=config, dtype=options.dtype, use_safetensors=True, **arguments
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise MoewhError(_load_failure(source, error)) from error
     model.to(device).eval().requires_grad_(False)
     folder = Path(source.location)

@@ -83,6 +83,7 @@ class PromptStream:
         self._layout = layout
         self._spool = self._folder / f"{key or f'stdin.{os.getpid()}'}.parquet"
         self._reader: pq.ParquetFile | None = None
+        self._plan_is_new = False
         self._finished = False
 
     def __enter__(self) -> PromptStream:
@@ -91,10 +92,10 @@ class PromptStream:
     def __exit__(self, *_: object) -> None:
         if self._reader is not None:
             self._reader.close()
-        self._spool.unlink(missing_ok=True)
+        for path in (self._spool, self._plan if self._plan_is_new and not self._finished else None):
+            if path is not None and path.is_file():
+                path.unlink()
         if not self._finished:
-            if self._plan is not None:
-                self._plan.unlink(missing_ok=True)
             self._layout.remove_empty()
 
     def finished(self) -> None:
@@ -119,6 +120,7 @@ class PromptStream:
             raise MoewhError(f"there are no prompts in {', '.join(self._options.prompts)}. Give at least one.")
         plan = Plan(len(rows_P), digest.hexdigest(), segment_starts(rows_P, rule.segment_rows))
         if self._plan is not None:
+            self._plan_is_new = True
             _write_text(self._layout, self._plan, json.dumps({"rule": wanted, **asdict(plan)}))
         return plan
 
@@ -137,6 +139,8 @@ class PromptStream:
     def _open(self) -> pq.ParquetFile:
         if self._reader is None:
             if not self._spool.is_file():
+                with self._layout.writing():
+                    self._folder.mkdir(parents=True, exist_ok=True)
                 self._write_spool()
             self._reader = pq.ParquetFile(self._spool)
         return self._reader
@@ -151,7 +155,6 @@ class PromptStream:
                     left = left if left is None else left - min(left, batch.num_rows)
                     if left == 0:
                         break
-            self._folder.mkdir(parents=True, exist_ok=True)
             (folder / "spool.parquet").replace(self._spool)
 
     def _batches(self, folder: Path) -> Iterator[pa.RecordBatch]:
@@ -266,5 +269,4 @@ def _input_key(files: Sequence[tuple[str, PromptFormat]], options: IngestOptions
 def _write_text(layout: Layout, target: Path, text: str) -> None:
     with layout.staged("plan") as folder:
         (folder / target.name).write_text(text)
-        target.parent.mkdir(parents=True, exist_ok=True)
         (folder / target.name).replace(target)

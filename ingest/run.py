@@ -82,6 +82,7 @@ class _Run:
         self.identity: Identity = identify(loaded, options, self.rules, self.plan)
         self.recorded = require_same(layout, self.identity)
         self.verified = False
+        self.missing: list[int] = []
         self.texts = TokenTexts(loaded.tokenizer)
 
     def execute(self) -> Summary:
@@ -89,12 +90,8 @@ class _Run:
         summary = Summary(self.identity.run_id, self.plan.segments)
         began = time.monotonic()
         segments = range(self.plan.segments)
-        missing = [number for number in segments if not self.layout.segment(self.identity.run_id, number).is_dir()]
-        if missing:
-            self.layout.create()
-            self.layout.sweep()
-            self.progress.started(self.identity, len(missing))
-        for number in missing:
+        self.missing = [n for n in segments if not self.layout.segment(self.identity.run_id, n).is_dir()]
+        for number in self.missing:
             summary.written.append(self._write(number))
             self.progress.segment_done(number, self.plan.segments)
         self.prompts.finished()
@@ -140,10 +137,17 @@ class _Run:
         if self.verified:
             return run_batch(self.loaded, batch)
         routing, facts = run_verified_batch(self.loaded, batch)
+        self._begin(facts)
+        self.verified = True
+        return routing
+
+    def _begin(self, facts: dict[int, LayerFacts]) -> None:
+        """Make the warehouse and the run's own files, now that the model has proved right."""
+        self.layout.create()
+        self.layout.sweep()
         if not self.recorded:
             write_run(self.layout, self.identity, self.loaded, facts, self.plan)
-        self.verified = self.recorded = True
-        return routing
+        self.progress.started(self.identity, len(self.missing))
 
 
 _PROBE = Batch(np.arange(4)[None], np.ones((1, 4), np.int64), np.arange(4))

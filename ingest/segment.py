@@ -21,7 +21,6 @@ from ingest.capture import LayerRouting
 from ingest.prompts import PromptDigest
 from ingest.tokenise import TokenisedSegment, TokenTexts
 from warehouse import schema
-from warehouse.errors import MoewhError
 from warehouse.layout import Layout, commit
 from warehouse.schema import FORMAT_VERSION, SCHEMA_VERSION, Table
 
@@ -99,31 +98,16 @@ def write_segment(
 
     Losing a race for the segment to another process is success. Raises MoewhError if the disk refuses.
     """
-    try:
-        with layout.staged(f"{target.parent.name}.{target.name}") as folder:
-            rows = _write_routing(folder / schema.ROUTING.file, segment, routing)
-            write_table(folder, schema.PROMPTS, _prompt_columns(segment, routing))
-            write_table(folder, schema.TOKENS, _token_columns(segment, texts))
-            digest = PromptDigest()
-            for batch in segment.prompts.to_batches():
-                digest.update(batch)
-            counts = Committed(len(segment.status_P), len(segment.vocab_id_T), rows, 0)
-            summary = {
-                "prompts": [counts.prompts],
-                "tokens": [counts.tokens],
-                "routing_rows": [rows],
-                "prompts_sha256": [digest.hexdigest()],
-                "last": [last],
-            }
-            write_table(folder, schema.SEGMENTS, summary)
-            size = _write_manifest(folder)
-            commit(folder, target)
-    except OSError as error:
-        raise MoewhError(
-            f"cannot write {target}: {error.strerror or error}. Earlier segments are safe; "
-            "make room or choose another --warehouse, and run the same command again."
-        ) from error
-    return Committed(counts.prompts, counts.tokens, rows, size)
+    with layout.writing(), layout.staged(f"{target.parent.name}.{target.name}") as folder:
+        rows = _write_routing(folder / schema.ROUTING.file, segment, routing)
+        write_table(folder, schema.PROMPTS, _prompt_columns(segment, routing))
+        write_table(folder, schema.TOKENS, _token_columns(segment, texts))
+        counts = {"prompts": len(segment.status_P), "tokens": len(segment.vocab_id_T), "routing_rows": rows}
+        summary = {**counts, "prompts_sha256": _prompts_sha256(segment), "last": last}
+        write_table(folder, schema.SEGMENTS, {name: [value] for name, value in summary.items()})
+        size = _write_manifest(folder)
+        commit(folder, target)
+    return Committed(**counts, bytes=size)
 
 
 def write_table(folder: Path, table: Table, columns: dict[str, Any]) -> None:
@@ -175,6 +159,13 @@ def _prompt_columns(segment: TokenisedSegment, routing: RoutingBuffer) -> dict[s
     columns = {name: segment.prompts.column(name) for name in ("domain", "source", "text", "metadata")}
     prompt_id_P = np.arange(segment.first_prompt, segment.first_prompt + len(status_P), dtype=np.int64)
     return {**columns, "prompt_id": prompt_id_P, "num_tokens": segment.num_tokens_P, "status": status_P}
+
+
+def _prompts_sha256(segment: TokenisedSegment) -> str:
+    digest = PromptDigest()
+    for batch in segment.prompts.to_batches():
+        digest.update(batch)
+    return digest.hexdigest()
 
 
 def _token_columns(segment: TokenisedSegment, texts: TokenTexts) -> dict[str, Any]:

@@ -30,7 +30,7 @@ _SMALL: dict[str, Any] = {
     "pad_token_id": 0,
     "bos_token_id": 0,
     "eos_token_id": 0,
-    "initializer_range": 0.5,
+    "initializer_range": 0.2,
 }
 
 

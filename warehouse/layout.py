@@ -96,15 +96,21 @@ class Layout:
 
         Raises MoewhError if the directory cannot be written.
         """
-        try:
+        with self.writing():
             self.staging.mkdir(parents=True, exist_ok=True)
             for layout in (Layout(self.empty), self):
                 self._add_empty_tables("run", layout.run(SCHEMA_RUN))
                 self._add_empty_tables("segment", layout.segment(SCHEMA_RUN, 0))
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Turn what the disk refuses into a MoewhError that names the warehouse."""
+        try:
+            yield
         except OSError as error:
             raise MoewhError(
-                f"cannot write the warehouse at {self.root}: {error.strerror or error}. "
-                "Choose a writable directory with --warehouse."
+                f"cannot write the warehouse at {self.root}: {error.strerror or error}. What was committed before "
+                "is safe. Make room there, or choose a writable directory with --warehouse; then run the same again."
             ) from error
 
     def _add_empty_tables(self, level: str, target: Path) -> None:

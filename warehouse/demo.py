@@ -1,0 +1,147 @@
+"""`moewh demo`: ingest the embedded model and prompts, and print what an onlooker wants to see first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from warehouse.layout import Layout
+from warehouse.options import warehouse_option
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from warehouse.query import Value
+
+DEMO = "demo"
+_STRONGEST = 3
+_TOP_TOKENS = 5
+_MIN_PAIR_TOKENS = 20
+"""Pairs that share fewer tokens than this have a high lift by chance."""
+
+
+@click.command(short_help="Ingest the embedded model and prompts, and show what is in them.")
+@warehouse_option
+def demo(warehouse: Layout) -> None:
+    """Ingest every checkpoint of the embedded model, and print which experts prefer what.
+
+    The model is a small OLMoE that was trained for this; nothing is downloaded.
+    """
+    from warehouse.views import open_warehouse
+
+    run_id = _ingest_checkpoints(warehouse)
+    connection = open_warehouse(warehouse)
+    for part in (
+        _model(connection, run_id),
+        _domains(connection, run_id),
+        _strongest_pairs(connection, run_id),
+        _strongest_transitions(connection, run_id),
+        _next_steps(warehouse),
+    ):
+        click.echo(part + "\n")
+
+
+def _ingest_checkpoints(warehouse: Layout) -> str:
+    """Ingest the demo's checkpoints in training order; return the run of the last."""
+    from ingest import demo as embedded
+    from ingest.options import IngestOptions
+    from warehouse.ingest_command import run_ingest, summary_line
+
+    run_id = ""
+    for revision in embedded.checkpoints():
+        options = IngestOptions(model=DEMO, prompts=(DEMO,), revision=revision, run_id=f"{DEMO}-{revision}")
+        summary = run_ingest(options, warehouse)
+        click.echo(summary_line(summary), err=True)
+        run_id = summary.run_id
+    return run_id
+
+
+def _model(connection: duckdb.DuckDBPyConnection, run_id: str) -> str:
+    from ingest import demo as embedded
+
+    layers, experts, top_k, tokens = connection.execute(
+        "select num_moe_layers, num_experts, top_k, tokens from runs where run_id = $run", {"run": run_id}
+    ).fetchall()[0]
+    losses = embedded.facts()["heldout_loss"]
+    shown = ", ".join(f"{domain} {loss['model']:.2f} ({loss['bigram']:.2f})" for domain, loss in losses.items())
+    return (
+        f"{run_id}: {layers} layers, {experts} experts, top-{top_k}; {tokens:,} tokens ingested.\n"
+        f"Held-out loss in nats a token, beside each domain's own bigram model: {shown}."
+    )
+
+
+def _domains(connection: duckdb.DuckDBPyConnection, run_id: str) -> str:
+    """For each domain, the expert with the greatest lift among those it gives at least 10 % of its tokens."""
+    lines = ["The expert that each domain prefers most (from domain_experts):"]
+    seen = set()
+    for row in _rows(connection, "domain_experts", {"run": run_id}):
+        if row["domain"] in seen:
+            continue
+        seen.add(row["domain"])
+        place: dict[str, Value] = {"run": run_id, "layer": row["layer"], "expert": row["expert"]}
+        tokens = [repr(token["token"]) for token in _rows(connection, "expert_top_tokens", place)[:_TOP_TOKENS]]
+        lines.append(
+            f"  {row['domain']:<6} layer {row['layer']}, expert {row['expert']:>2}: lift {row['lift']:.1f}, "
+            f"{row['share']:.0%} of its tokens (overall {row['overall_share']:.0%}); top tokens {' '.join(tokens)}"
+        )
+    return "\n".join(lines)
+
+
+def _strongest_pairs(connection: duckdb.DuckDBPyConnection, run_id: str) -> str:
+    rows = connection.execute(
+        """
+        select layer, expert_a, expert_b, tokens, conditional, lift from co_routing
+        where run_id = $run and expert_a < expert_b and tokens >= $least order by lift desc limit $strongest
+        """,
+        {"run": run_id, "least": _MIN_PAIR_TOKENS, "strongest": _STRONGEST},
+    ).fetchall()
+    lines = ["Experts that fire together most, against chance (from co_routing):"]
+    for layer, expert, other, tokens, conditional, lift in rows:
+        lines.append(
+            f"  layer {layer}: experts {expert:>2} and {other:>2} share {tokens:>4} tokens, lift {lift:.1f} "
+            f"({conditional:.0%} of expert {expert}'s tokens)"
+        )
+    return "\n".join(lines)
+
+
+def _strongest_transitions(connection: duckdb.DuckDBPyConnection, run_id: str) -> str:
+    rows = connection.execute(
+        """
+        select layer, expert, next_layer, next_expert, tokens, conditional, lift from layer_transitions
+        where run_id = $run and tokens >= $least order by lift desc limit $strongest
+        """,
+        {"run": run_id, "least": _MIN_PAIR_TOKENS, "strongest": _STRONGEST},
+    ).fetchall()
+    lines = ["Where tokens go from one layer to the next, against chance (from layer_transitions):"]
+    for layer, expert, next_layer, next_expert, tokens, conditional, lift in rows:
+        lines.append(
+            f"  layer {layer} expert {expert:>2} → layer {next_layer} expert {next_expert:>2}: "
+            f"{tokens:>4} tokens, lift {lift:.1f} ({conditional:.0%} of expert {expert}'s tokens)"
+        )
+    return "\n".join(lines)
+
+
+def _next_steps(warehouse: Layout) -> str:
+    place = "" if warehouse.root.name == "wh" else f" --warehouse {warehouse.root}"
+    return "\n".join(
+        [
+            "Try next:",
+            f"  moewh query domain_experts{place}",
+            f'  moewh query -c "from co_routing where layer = 1 order by lift desc limit 10"{place}',
+            f"  moewh shell{place}",
+        ]
+    )
+
+
+def _rows(connection: duckdb.DuckDBPyConnection, name: str, values: Mapping[str, Value]) -> list[dict[str, Any]]:
+    """Answer a saved query as one dictionary per row."""
+    from warehouse import query as queries
+
+    answer = queries.prepare(connection, queries.find_query(name), values)
+    if answer is None:
+        return []
+    result = answer.execute()
+    names = [column[0] for column in result.description or ()]
+    return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
