@@ -139,11 +139,12 @@ def query(
     """
     from warehouse import output as out
     from warehouse import query as queries
-    from warehouse.catalog import list_queries
     from warehouse.views import open_warehouse
 
     if name is None and sql is None:
-        click.echo(list_queries())
+        from warehouse import catalog
+
+        click.echo(catalog.list_queries())
         return
     if name is not None and sql is not None:
         raise UsageError("give a NAME or -c SQL, not both.")

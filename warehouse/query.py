@@ -25,15 +25,13 @@ if TYPE_CHECKING:
 
 Value = int | float | bool | str
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_INTEGER = re.compile(r"[+-]?(0|[1-9][0-9]*)")
-_FLOAT = re.compile(r"[+-]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][+-]?[0-9]+)?")
-_VARIABLE = re.compile(r"getvariable\s*\(\s*'(\w+)'\s*\)", re.IGNORECASE)
-_OPTIONAL = re.compile(
-    r"coalesce\s*\(\s*getvariable\s*\(\s*'(\w+)'\s*\)|getvariable\s*\(\s*'(\w+)'\s*\)\s+is\s+(?:not\s+)?null",
-    re.IGNORECASE,
-)
-_COMMENT = re.compile(r"^\s*--.*$", re.MULTILINE)
+# Patterns are compiled where they are first used: most queries need none of them, and start sooner.
+_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
+_INTEGER = r"[+-]?(0|[1-9][0-9]*)"
+_FLOAT = r"[+-]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][+-]?[0-9]+)?"
+_VARIABLE = r"getvariable\s*\(\s*'(\w+)'\s*\)"
+_OPTIONAL = rf"coalesce\s*\(\s*{_VARIABLE}|{_VARIABLE}\s+is\s+(?:not\s+)?null"
+_COMMENT = r"(?m)^\s*--.*$"
 
 _ROW_LEVEL = frozenset({"routes", *(table.name for table in schema.TABLES if table.level == "segment")})
 """Views that grow with the corpus: given as they come. All others are sorted, so an answer is the same each time."""
@@ -47,14 +45,19 @@ class Query:
     sql: str
 
     @cached_property
+    def _code(self) -> str:
+        """The SQL without its comment lines, which name variables too."""
+        return re.sub(_COMMENT, "", self.sql)
+
+    @cached_property
     def variables(self) -> AbstractSet[str]:
         """The names this SQL reads with `getvariable`."""
-        return frozenset(_VARIABLE.findall(_COMMENT.sub("", self.sql)))
+        return frozenset(re.findall(_VARIABLE, self._code, re.IGNORECASE))
 
     @cached_property
     def required(self) -> AbstractSet[str]:
         """The variables whose absence the SQL says nothing about."""
-        optional = {name for pair in _OPTIONAL.findall(_COMMENT.sub("", self.sql)) for name in pair}
+        optional = {name for pair in re.findall(_OPTIONAL, self._code, re.IGNORECASE) for name in pair}
         return self.variables - optional
 
     @cached_property
@@ -118,7 +121,7 @@ def parse_parameters(assignments: tuple[str, ...]) -> dict[str, Value]:
     values: dict[str, Value] = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
-        if not equals or not _NAME.fullmatch(name):
+        if not equals or not re.fullmatch(_NAME, name):
             raise UsageError(f"-p {assignment}: write -p name=value.")
         if name in values:
             raise UsageError(f"-p {name} is given twice.")
@@ -133,9 +136,9 @@ def parse_value(text: str) -> Value:
     """
     if len(text) >= 2 and text[0] == text[-1] == "'":
         return text[1:-1].replace("''", "'")
-    if _INTEGER.fullmatch(text):
+    if re.fullmatch(_INTEGER, text):
         return int(text)
-    if _FLOAT.fullmatch(text):
+    if re.fullmatch(_FLOAT, text):
         return float(text)
     return {"true": True, "false": False}.get(text.lower(), text)
 
@@ -164,7 +167,7 @@ def prepare(connection: duckdb.DuckDBPyConnection, query: Query, values: Mapping
 
 
 def _check_names(query: Query, values: Mapping[str, Value], bound: AbstractSet[str]) -> None:
-    if positional := sorted(name for name in bound if not _NAME.fullmatch(name)):
+    if positional := sorted(name for name in bound if not re.fullmatch(_NAME, name)):
         raise UsageError(f"{query.source} uses the parameter {positional[0]!r}. Give it a name, such as $layer.")
     known = query.variables | bound
     for name in values:
