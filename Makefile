@@ -23,7 +23,7 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/storage.py
+	$(BIN)/python -m benchmarks.storage
 
 clean:
 	rm -rf $(VENV) wh
