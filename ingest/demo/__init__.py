@@ -1,0 +1,40 @@
+"""The embedded demo: a small OLMoE trained by `ingest.demo.train`, its checkpoints and its prompts.
+
+In: nothing but the files of this folder, which `python -m ingest.demo.train` regenerates
+(`prompts.jsonl` is written by hand). Out: paths and facts, so that `--model demo` and
+`--prompts demo` work without a network. Nothing here imports torch.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+FOLDER: Path = Path(__file__).resolve().parent
+PROMPTS: Path = FOLDER / "prompts.jsonl"
+MODEL: Path = FOLDER / "model"
+TRAINING: Path = FOLDER / "training.json"
+
+
+def checkpoints() -> list[str]:
+    """Revision names (`step-000060`, …) in training order, read from the folders of `model/`."""
+    # Step numbers have six digits, so the order of the names is the order of training.
+    return sorted(path.parent.name for path in MODEL.glob("step-*/config.json"))
+
+
+def checkpoint_path(revision: str | None = None) -> Path:
+    """The Hugging Face folder of one checkpoint; None is the final one.
+
+    Raises LookupError, naming the known revisions, when there is no such checkpoint.
+    """
+    known = checkpoints()
+    name = revision if revision is not None else (known[-1] if known else "")
+    if name not in known:
+        listed = ", ".join(known) or "none: run python -m ingest.demo.train"
+        raise LookupError(f"the demo model has no revision {name!r}; known: {listed}")
+    return MODEL / name
+
+
+def facts() -> dict[str, Any]:
+    """What `training.json` says: sizes, versions, tokens seen and held-out losses (nats per token)."""
+    loaded: dict[str, Any] = json.loads(TRAINING.read_text(encoding="utf-8"))
+    return loaded
