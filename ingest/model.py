@@ -151,7 +151,7 @@ def training_progress(checkpoint: str | None) -> tuple[int | None, int | None]:
 
 
 def _source(options: IngestOptions) -> Source:
-    if options.model == DEMO and not Path(DEMO).exists():
+    if options.model == DEMO:
         try:
             folder = demo.checkpoint_path(options.revision)
         except LookupError as error:

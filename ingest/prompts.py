@@ -236,7 +236,7 @@ def segment_starts(rows_P: npt.NDArray[np.int64], segment_rows: int) -> tuple[in
 
 
 def _paths(options: IngestOptions) -> list[str]:
-    names = [str(demo.PROMPTS) if name == DEMO and not Path(DEMO).exists() else name for name in options.prompts]
+    names = [str(demo.PROMPTS) if name == DEMO else name for name in options.prompts]
     if names.count(STDIN) > 1:
         raise UsageError("standard input (-) can be read only once. Name it once among --prompts.")
     for name in names:

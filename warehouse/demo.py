@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 DEMO = "demo"
 _STRONGEST = 3
 _TOP_TOKENS = 5
-_MIN_PAIR_TOKENS = 20
-"""Pairs that share fewer tokens than this have a high lift by chance."""
+_MIN_TOKENS = 20
+"""What rests on fewer tokens than this has a high lift by chance."""
 
 
 @click.command(short_help="Ingest the embedded model and prompts, and show what is in them.")
@@ -51,7 +51,10 @@ def _ingest_checkpoints(warehouse: Layout) -> str:
 
     run_id = ""
     for revision in embedded.checkpoints():
-        options = IngestOptions(model=DEMO, prompts=(DEMO,), revision=revision, run_id=f"{DEMO}-{revision}")
+        # In float32 the same experts are chosen on every machine; bfloat16 kernels differ between processors.
+        options = IngestOptions(
+            model=DEMO, prompts=(DEMO,), revision=revision, run_id=f"{DEMO}-{revision}", dtype="float32"
+        )
         summary = run_ingest(options, warehouse)
         click.echo(summary_line(summary), err=True)
         run_id = summary.run_id
@@ -64,8 +67,8 @@ def _model(connection: duckdb.DuckDBPyConnection, run_id: str) -> str:
     layers, experts, top_k, tokens = connection.execute(
         "select num_moe_layers, num_experts, top_k, tokens from runs where run_id = $run", {"run": run_id}
     ).fetchall()[0]
-    losses = embedded.facts()["heldout_loss"]
-    shown = ", ".join(f"{domain} {loss['model']:.2f} ({loss['bigram']:.2f})" for domain, loss in losses.items())
+    learned = embedded.facts()["domains"].items()
+    shown = ", ".join(f"{domain} {fact['loss']:.2f} ({fact['bigram_loss']:.2f})" for domain, fact in learned)
     return (
         f"{run_id}: {layers} layers, {experts} experts, top-{top_k}; {tokens:,} tokens ingested.\n"
         f"Held-out loss in nats a token, beside each domain's own bigram model: {shown}."
@@ -80,7 +83,12 @@ def _domains(connection: duckdb.DuckDBPyConnection, run_id: str) -> str:
         if row["domain"] in seen:
             continue
         seen.add(row["domain"])
-        place: dict[str, Value] = {"run": run_id, "layer": row["layer"], "expert": row["expert"]}
+        place: dict[str, Value] = {
+            "run": run_id,
+            "layer": row["layer"],
+            "expert": row["expert"],
+            "min_tokens": _MIN_TOKENS,
+        }
         tokens = [repr(token["token"]) for token in _rows(connection, "expert_top_tokens", place)[:_TOP_TOKENS]]
         lines.append(
             f"  {row['domain']:<6} layer {row['layer']}, expert {row['expert']:>2}: lift {row['lift']:.1f}, "
@@ -95,7 +103,7 @@ def _strongest_pairs(connection: duckdb.DuckDBPyConnection, run_id: str) -> str:
         select layer, expert_a, expert_b, tokens, conditional, lift from co_routing
         where run_id = $run and expert_a < expert_b and tokens >= $least order by lift desc limit $strongest
         """,
-        {"run": run_id, "least": _MIN_PAIR_TOKENS, "strongest": _STRONGEST},
+        {"run": run_id, "least": _MIN_TOKENS, "strongest": _STRONGEST},
     ).fetchall()
     lines = ["Experts that fire together most, against chance (from co_routing):"]
     for layer, expert, other, tokens, conditional, lift in rows:
@@ -112,7 +120,7 @@ def _strongest_transitions(connection: duckdb.DuckDBPyConnection, run_id: str) -
         select layer, expert, next_layer, next_expert, tokens, conditional, lift from layer_transitions
         where run_id = $run and tokens >= $least order by lift desc limit $strongest
         """,
-        {"run": run_id, "least": _MIN_PAIR_TOKENS, "strongest": _STRONGEST},
+        {"run": run_id, "least": _MIN_TOKENS, "strongest": _STRONGEST},
     ).fetchall()
     lines = ["Where tokens go from one layer to the next, against chance (from layer_transitions):"]
     for layer, expert, next_layer, next_expert, tokens, conditional, lift in rows:

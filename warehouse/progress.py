@@ -49,7 +49,7 @@ class Reporter:
         publish(self._warehouse)
         self._began = time.monotonic()
         self._task = self._bar.add_task(identity.run_id, total=segments, speed="")
-        self._line(f"run {identity.run_id}: {segments} segments to write")
+        self._line(f"run {identity.run_id}: {segments} segment{'s'[: segments != 1]} to write")
 
     def batch_done(self, tokens: int) -> None:
         """Count a batch's tokens."""

@@ -40,7 +40,7 @@ def train_tokenizer(training: list[Document], vocabulary: int) -> PreTrainedToke
     bpe.post_processor = processors.TemplateProcessing(
         single=f"{END} $A", pair=f"{END} $A $B", special_tokens=[(END, bpe.token_to_id(END))]
     )
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(
         tokenizer_object=bpe, bos_token=END, eos_token=END, pad_token=END, model_max_length=CONTEXT
     )
 

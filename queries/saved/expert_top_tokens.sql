@@ -1,8 +1,8 @@
--- expert_top_tokens: the tokens an expert is chosen for most, and how much more than others it is.
--- One row per run and token of the vocabulary, most often routed to the expert first.
+-- expert_top_tokens: the tokens an expert is chosen for, most against chance first.
+-- One row per run and token of the vocabulary that is routed to the expert at least min_tokens times.
 --   share_of_token = N_xi / N_x              how often this token goes to the expert
 --   lift           = N_xi * N / (N_x * N_i)  1 where the expert does not care about the token
--- Parameters: layer, expert; run (default: every run), min_tokens (default 1: rarer tokens are left out).
+-- Parameters: layer, expert; run (default: every run), min_tokens (default 10: rarer tokens have a high lift by chance).
 select
     run_id,
     vocab_id,
@@ -14,5 +14,5 @@ from expert_token_affinity
 where layer = getvariable('layer')
     and expert = getvariable('expert')
     and (getvariable('run') is null or run_id = getvariable('run'))
-    and tokens >= coalesce(getvariable('min_tokens'), 1)
-order by run_id, tokens desc, lift desc, vocab_id
+    and tokens >= coalesce(getvariable('min_tokens'), 10)
+order by run_id, lift desc, tokens desc, vocab_id
