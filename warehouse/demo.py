@@ -33,14 +33,14 @@ def demo(warehouse: Layout) -> None:
 
     run_id = _ingest_checkpoints(warehouse)
     connection = open_warehouse(warehouse)
-    for part in (
+    parts = (
         _model(connection, run_id),
         _domains(connection, run_id),
         _strongest_pairs(connection, run_id),
         _strongest_transitions(connection, run_id),
         _next_steps(warehouse),
-    ):
-        click.echo(part + "\n")
+    )
+    click.echo("\n\n".join(parts))
 
 
 def _ingest_checkpoints(warehouse: Layout) -> str:
