@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ingest.blocks import NO_ROUTE
 from ingest.capture import LayerRouting
 from ingest.prompts import PromptDigest
 from ingest.tokenise import TokenisedSegment, TokenTexts
@@ -49,13 +50,15 @@ class RoutingBuffer:
         for layer, part in routing.items():
             if layer not in self._layers:
                 shape = (self._tokens, part.expert_ids_TK.shape[1])
-                self._layers[layer] = LayerRouting(np.full(shape, -1, np.int32), np.full(shape, np.nan, np.float32))
+                self._layers[layer] = LayerRouting(
+                    np.full(shape, NO_ROUTE, np.int32), np.full(shape, np.nan, np.float32)
+                )
             whole = self._layers[layer]
             whole.expert_ids_TK[rows_T] = part.expert_ids_TK
             whole.weights_TK[rows_T] = part.weights_TK
 
     def layers(self) -> Iterator[tuple[int, Ranked]]:
-        """Yield each layer's rows in rank order; a token with invalid numbers is not routed."""
+        """Yield each layer's rows in rank order; a token with invalid numbers or no route has none."""
         for layer in sorted(self._layers):
             yield layer, rank(self._layers[layer])
 
@@ -66,13 +69,24 @@ class RoutingBuffer:
 
 
 def rank(routing: LayerRouting) -> Ranked:
-    """Order each token's experts by descending weight, ties by expert index."""
-    order_TK = np.lexsort((routing.expert_ids_TK, -routing.weights_TK), axis=-1)
+    """Order each token's experts by descending weight, ties by expert index.
+
+    Weight and expert are packed into one integer per row, so that one in-place sort does both: the bits of a
+    float, read as an integer, have the float's order once those of negative numbers are flipped.
+    """
+    bits_TK = (routing.weights_TK + 0.0).view(np.int32)  # + 0.0 makes -0.0 equal to 0.0 in bits too
+    keys_TK = ~_flip_negative(bits_TK).astype(np.int64) << 32 | routing.expert_ids_TK
+    keys_TK.sort(axis=1)
     return Ranked(
-        np.take_along_axis(routing.expert_ids_TK, order_TK, 1),
-        np.take_along_axis(routing.weights_TK, order_TK, 1),
+        (keys_TK & 0xFFFF_FFFF).astype(np.int32),
+        _flip_negative((~(keys_TK >> 32)).astype(np.int32)).view(np.float32),
         np.asarray(np.isfinite(routing.weights_TK).all(1)),
     )
+
+
+def _flip_negative(bits: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Turn float bits into integers of the same order, and back."""
+    return np.where(bits < 0, bits ^ 0x7FFF_FFFF, bits).astype(np.int32)
 
 
 @dataclass(frozen=True)

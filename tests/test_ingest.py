@@ -12,11 +12,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from ingest.capture import LayerRouting
 from ingest.options import IngestOptions
 from ingest.run import Summary, ingest
+from ingest.segment import rank
 from tests.models import MAX_LENGTH, byte_tokenizer, save_model
 from warehouse.errors import MoewhError
 from warehouse.layout import Layout
@@ -136,6 +139,21 @@ def test_routing_is_sorted_and_row_groups_keep_to_a_layer(tmp_path: Path, model:
     column = file.metadata.row_group(0).column(0)
     assert column.compression == "ZSTD"
     assert "DELTA_BINARY_PACKED" in column.encodings
+
+
+def test_rank_is_by_weight_then_expert_for_any_floats() -> None:
+    generator = np.random.default_rng(0)
+    weights_TK = generator.choice([0.0, -0.0, -1.5, 2.0, 1e-30, -3e20, 0.25], (500, 5)).astype(np.float32)
+    weights_TK[::50, 2] = np.nan
+    ids_TK = np.argsort(generator.random((500, 9)), axis=1)[:, :5].astype(np.int32)
+    ranked = rank(LayerRouting(ids_TK, weights_TK))
+    for place in range(500):
+        pairs = list(zip(weights_TK[place].tolist(), ids_TK[place].tolist(), strict=True))
+        assert ranked.routed_T[place] == all(weight == weight for weight, _ in pairs)
+        if ranked.routed_T[place]:
+            expected = sorted(pairs, key=lambda pair: (-pair[0], pair[1]))
+            real = zip(ranked.weights_TK[place].tolist(), ranked.expert_ids_TK[place].tolist(), strict=True)
+            assert list(real) == expected
 
 
 def test_ranks_descend_and_ties_go_by_expert(tmp_path: Path, model: Path, prompts: Path) -> None:
