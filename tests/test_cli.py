@@ -10,6 +10,8 @@ import sys
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
+import click
+import duckdb
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
@@ -17,7 +19,7 @@ from click.testing import CliRunner, Result
 from tests.synthetic import random_warehouse
 from warehouse import __version__
 from warehouse import query as queries
-from warehouse.cli import main
+from warehouse.cli import explain, main
 from warehouse.errors import UsageError
 from warehouse.layout import Layout
 from warehouse.query import Query, Value, parse_value
@@ -45,7 +47,7 @@ def answer(layout: Layout, *arguments: str) -> str:
 
 
 def subprocess_moewh(*arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
-    program = [sys.executable, "-c", f"{code}\nfrom warehouse.cli import main; main()", *arguments]
+    program = [sys.executable, "-c", f"{code}\nfrom warehouse.cli import explain, main; main()", *arguments]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     return subprocess.run(program, capture_output=True, text=True, check=False, env=environment, timeout=60)
 
@@ -351,10 +353,29 @@ def test_refresh_adds_missing_schema_files(tmp_path: Path) -> None:
     assert answer(layout, "hidden_states", "--format", "csv") == "run_id,segment,token_id,layer,vector\n"
 
 
+INTERRUPTED = [
+    RuntimeError("Query interrupted"),
+    click.Abort(),
+    duckdb.InterruptException("INTERRUPT Error: Interrupted!"),
+]
+
+
+@pytest.mark.parametrize("error", INTERRUPTED, ids=lambda error: type(error).__name__)
+def test_interrupt_is_one_line_and_1(error: Exception) -> None:
+    explained = explain(error)
+    assert explained is not None
+    assert explained[1] == 1
+
+
+def test_bug_of_ours_is_not_explained_away() -> None:
+    assert explain(RuntimeError("something else")) is None
+    assert explain(KeyError("x")) is None
+
+
 def test_full_disk_is_one_line(layout: Layout) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-c", "from warehouse.cli import main; main()", "query", "-c", "select 1"],
+            [sys.executable, "-c", "from warehouse.cli import explain, main; main()", "query", "-c", "select 1"],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
@@ -366,7 +387,14 @@ def test_full_disk_is_one_line(layout: Layout) -> None:
 
 @pytest.mark.parametrize("form", ["csv", "json", "markdown"])
 def test_closed_pipe_is_quiet(form: str, layout: Layout) -> None:
-    query = [sys.executable, "-c", "from warehouse.cli import main; main()", "query", "-c", "from range(300000)"]
+    query = [
+        sys.executable,
+        "-c",
+        "from warehouse.cli import explain, main; main()",
+        "query",
+        "-c",
+        "from range(300000)",
+    ]
     with subprocess.Popen(
         [*query, "--format", form],
         stdout=subprocess.PIPE,

@@ -71,7 +71,7 @@ def explain(error: Exception) -> tuple[str, int] | None:
             explained = (f"{error.format_message()} Try `{command} --help`.", 2)
         case click.ClickException():
             explained = (error.format_message(), error.exit_code)
-        case click.Abort():
+        case click.Abort() | RuntimeError(args=("Query interrupted",)):  # the latter is Ctrl-C within DuckDB
             explained = ("stopped before it was done.", 1)
         case OSError():
             explained = (_os_error(error), 1)
