@@ -48,7 +48,8 @@ def simulated_segment(tokens: int) -> TokenisedSegment:
     texts = ["x" * PROMPT_TOKENS] * prompts
     nothing = pa.nulls(prompts, pa.string())
     return TokenisedSegment(
-        prompts=pa.table([pa.array(texts), nothing, nothing, nothing], schema=CANONICAL),
+        prompts=pa.table([pa.array(texts), pa.array(["text"] * prompts), nothing, nothing, nothing], schema=CANONICAL),
+        text_P=texts,
         first_prompt=0,
         status_P=["ok"] * prompts,
         num_tokens_P=np.full(prompts, PROMPT_TOKENS, np.int64),

@@ -1,4 +1,7 @@
-"""Readers: from a file of any supported format to batches of (text, domain, source, metadata).
+"""Readers: from a file of any supported format to batches of (text, form, domain, source, metadata).
+
+A prompt is a text, or what stands in for one: chat messages or token ids, kept here as JSON under `text`, with
+`form` saying which.
 
 Compiled readers do the work (DuckDB for JSON lines, Arrow for CSV and Parquet); what they cannot say
 in one plain line, such as the very line that is broken, is looked up again only after they failed.
@@ -20,8 +23,11 @@ import pyarrow.parquet as pq
 
 from ingest.options import PromptFormat
 from warehouse.errors import MoewhError
+from warehouse.layout import glob_literal
 
-CANONICAL = pa.schema([(name, pa.string()) for name in ("text", "domain", "source", "metadata")])
+CANONICAL = pa.schema([(name, pa.string()) for name in ("text", "form", "domain", "source", "metadata")])
+MESSAGES, INPUT_IDS = "messages", "input_ids"
+"""The columns that may stand in for a text, and the values of `form` for them; else it is `text`."""
 BATCH_ROWS = 16_384
 _BLOCK_BYTES = 16 << 20
 _LONGEST_LINE = 256 << 20
@@ -96,49 +102,73 @@ def _read_parquet(connection: duckdb.DuckDBPyConnection, file: PromptFile) -> It
 
 
 def _read_jsonl(connection: duckdb.DuckDBPyConnection, file: PromptFile) -> Iterator[pa.RecordBatch]:
-    text, domain = (_json_key(name) for name in (file.text_column, file.domain_column))
-    used = dict.fromkeys((file.text_column, file.domain_column, "source"))
     query = """
-        select json_type(json) as kind,
-               json_type(json, $text) as text_kind,
-               json ->> $text as text,
+        with records as (
+            select json_type(json) as kind,
+                   json_type(json, $text) as text_kind,
+                   json_type(json, $domain) as domain_kind,
+                   case when json_type(json, $text) is not null then 'text'
+                        when json_type(json, '$."messages"') = 'ARRAY' then 'messages'
+                        when json_type(json, '$."input_ids"') = 'ARRAY' then 'input_ids' end as form,
+                   json
+            from read_ndjson_objects($path, maximum_object_size = $longest)
+        )
+        select kind,
+               text_kind,
+               domain_kind,
+               form,
+               case form when 'text' then json ->> $text
+                         when 'messages' then (json -> '$."messages"')::varchar
+                         when 'input_ids' then (json -> '$."input_ids"')::varchar end as text,
                json ->> $domain as domain,
                json ->> '$."source"' as source,
-               nullif(json_merge_patch(case when json_type(json) = 'OBJECT' then json else '{}' end, $used)::varchar,
-                      '{}') as metadata
-        from read_ndjson_objects($path, maximum_object_size = $longest)
+               nullif(json_merge_patch(case when kind = 'OBJECT' then json else '{}' end,
+                                       case form when 'messages' then $used_messages
+                                                 when 'input_ids' then $used_input_ids
+                                                 else $used end)::varchar, '{}') as metadata
+        from records
     """
+
+    def used(column: str) -> str:
+        return json.dumps(dict.fromkeys((column, file.domain_column, "source")))
+
     parameters = {
-        "text": text,
-        "domain": domain,
-        "used": json.dumps(used),
-        "path": _literal_glob(file.path),
+        "text": _json_key(file.text_column),
+        "domain": _json_key(file.domain_column),
+        "used": used(file.text_column),
+        "used_messages": used(MESSAGES),
+        "used_input_ids": used(INPUT_IDS),
+        "path": glob_literal(file.path),
         "longest": _LONGEST_LINE,
     }
     try:
         reader: pa.RecordBatchReader = connection.sql(query, params=parameters).to_arrow_reader(BATCH_ROWS)
-        before = 0
+        before = labelled = 0
         batch: pa.RecordBatch
         for batch in reader:
             _check_records(batch, before, file)
-            yield from _canonical(pa.Table.from_batches([batch]).drop_columns(["kind", "text_kind"]), file)
+            yield from _canonical(pa.Table.from_batches([batch]), file)
             before += batch.num_rows
+            labelled += batch.num_rows - batch.column("domain_kind").null_count
     except (duckdb.Error, pa.ArrowException) as error:
         raise file.error(_bad_json(file.path) or f"not valid JSON lines: {_first_line(error)}") from None
+    if not labelled and before and file.domain_column != "domain":
+        raise file.error(f"no record has {file.domain_column!r}. Check --domain-column.")
 
 
 def _check_records(batch: pa.RecordBatch, before: int, file: PromptFile) -> None:
-    """Raise MoewhError for the first record that is no object with a text, named by its place."""
+    """Raise MoewhError for the first record that is no object with a prompt, named by its place."""
     column = file.text_column
-    good = pc.equal(batch.column("text_kind"), "VARCHAR")
-    bad = pc.index(pc.fill_null(good, False), pa.scalar(False)).as_py()
+    text, standing_in = pc.equal(batch.column("text_kind"), "VARCHAR"), pc.equal(batch.column("form"), "text")
+    good = pc.or_kleene(pc.fill_null(text, False), pc.invert(pc.fill_null(standing_in, True)))
+    bad = pc.index(good, pa.scalar(False)).as_py()
     if bad < 0:
         return
     kind, text_kind = batch.column("kind")[bad].as_py(), batch.column("text_kind")[bad].as_py()
     if kind != "OBJECT":
         what = "is not a JSON object"
     elif text_kind is None:
-        what = f"has no {column!r}. Name the column with --text-column"
+        what = f"has no {column!r}, nor messages or input_ids. Name the column with --text-column"
     else:
         what = f"has a {column!r} that is no string ({text_kind.lower()})"
     raise file.error(f"record {before + bad + 1} {what}.")
@@ -148,34 +178,45 @@ def _relabel(
     connection: duckdb.DuckDBPyConnection, table: pa.Table, file: PromptFile, *, empty_is_null: bool
 ) -> Iterator[pa.RecordBatch]:
     """Bring a CSV or Parquet batch to the canonical columns; what is left becomes JSON metadata."""
-    text, domain = file.text_column, file.domain_column
-    if text not in table.column_names:
-        raise file.error(
-            f"has no column {text!r}; it has {', '.join(map(repr, table.column_names))}. Name it with --text-column."
-        )
-    if len(set(table.column_names)) < len(table.column_names):
-        raise file.error("has two columns of the same name. Rename one.")
-    if not (
-        pa.types.is_string(table.schema.field(text).type) or pa.types.is_large_string(table.schema.field(text).type)
-    ):
-        raise file.error(f"column {text!r} holds {table.schema.field(text).type}, not text.")
-    rest = [name for name in table.column_names if name not in (text, domain, "source")]
+    form, given = _prompt_column(table.schema, file)
+    rest = [name for name in table.column_names if name not in (given, file.domain_column, "source")]
 
     def column(name: str) -> str:
         if name not in table.column_names:
             return "null"
         value = f"{_identifier(name)}::varchar"
-        return f"nullif({value}, '')" if empty_is_null and name != text else value
+        return f"nullif({value}, '')" if empty_is_null and name != given else value
 
+    text = column(given) if form == "text" else f"to_json({_identifier(given)})::varchar"
     packed = ", ".join(f"{_identifier(name)} := {_identifier(name)}" for name in rest)
     metadata = f"to_json(struct_pack({packed}))::varchar" if rest else "null::varchar"
     query = f"""
-        select {column(text)} as text, {column(domain)} as domain, {column("source")} as source,
-               {metadata} as metadata
+        select {text} as text, '{form}' as form, {column(file.domain_column)} as domain,
+               {column("source")} as source, {metadata} as metadata
         from given
     """
     connection.register("given", table)
     yield from _canonical(connection.sql(query).to_arrow_table(), file)
+
+
+def _prompt_column(columns: pa.Schema, file: PromptFile) -> tuple[str, str]:
+    """Return the form of a table's prompts and the column that holds them. Raises MoewhError for a table without."""
+    names = columns.names
+    if len(set(names)) < len(names):
+        raise file.error("has two columns of the same name. Rename one.")
+    if file.domain_column not in ("domain", *names):
+        raise file.error(f"has no column {file.domain_column!r}; it has {', '.join(names)}. Check --domain-column.")
+    if file.text_column in names:
+        kind = columns.field(file.text_column).type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise file.error(f"column {file.text_column!r} holds {kind}, not text.")
+        return "text", file.text_column
+    for form in (MESSAGES, INPUT_IDS):
+        if form in names and pa.types.is_list(columns.field(form).type):
+            return form, form
+    raise file.error(
+        f"has no column {file.text_column!r}; it has {', '.join(map(repr, names))}. Name it with --text-column."
+    )
 
 
 def _canonical(table: pa.Table, file: PromptFile) -> Iterator[pa.RecordBatch]:
@@ -185,6 +226,7 @@ def _canonical(table: pa.Table, file: PromptFile) -> Iterator[pa.RecordBatch]:
         columns["domain"] = pa.array([file.domain] * table.num_rows, pa.string())
     for name in CANONICAL.names:
         columns.setdefault(name, pa.nulls(table.num_rows, pa.string()))
+    columns["form"] = pc.fill_null(columns["form"].cast(pa.string()), "text")
     columns["text"] = pc.fill_null(columns["text"].cast(pa.string()), "")
     columns["source"] = pc.fill_null(columns["source"].cast(pa.string()), file.source)
     ordered = {name: columns[name].cast(pa.string()) for name in CANONICAL.names}
@@ -230,11 +272,6 @@ def _json_key(name: str) -> str:
 
 def _identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
-
-
-def _literal_glob(path: Path) -> str:
-    """Spell a path so that DuckDB does not read its characters as a pattern."""
-    return "".join(f"[{char}]" if char in "*?[" else char for char in str(path))
 
 
 _READERS = {"txt": _read_txt, "csv": _read_csv, "parquet": _read_parquet, "jsonl": _read_jsonl}

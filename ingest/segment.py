@@ -170,9 +170,15 @@ def _prompt_columns(segment: TokenisedSegment, routing: RoutingBuffer) -> dict[s
     for places in routing.invalid().values():
         for prompt in np.unique(segment.prompt_T[places]):
             status_P[int(prompt) - segment.first_prompt] = "failed"
-    columns = {name: segment.prompts.column(name) for name in ("domain", "source", "text", "metadata")}
+    columns = {name: segment.prompts.column(name) for name in ("domain", "source", "metadata")}
     prompt_id_P = np.arange(segment.first_prompt, segment.first_prompt + len(status_P), dtype=np.int64)
-    return {**columns, "prompt_id": prompt_id_P, "num_tokens": segment.num_tokens_P, "status": status_P}
+    return {
+        **columns,
+        "text": segment.text_P,
+        "prompt_id": prompt_id_P,
+        "num_tokens": segment.num_tokens_P,
+        "status": status_P,
+    }
 
 
 def _prompts_sha256(segment: TokenisedSegment) -> str:

@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ingest.options import Overflow
+from ingest.readers import INPUT_IDS, MESSAGES
 from warehouse.errors import MoewhError
 from warehouse.schema import POSITION_BITS
 
@@ -38,7 +40,9 @@ class TokenisedSegment:
     """The tokens of one segment's prompts: P prompts, T tokens, C contexts."""
 
     prompts: pa.Table
-    """[P] with the canonical columns."""
+    """[P] with the canonical columns, as they were read."""
+    text_P: list[str]
+    """As tokenised: messages after the chat template, token ids decoded."""
     first_prompt: int
     status_P: list[str]
     num_tokens_P: npt.NDArray[np.int64]
@@ -67,6 +71,67 @@ class _Encoded:
     special: list[list[int]]
 
 
+class _Tokenizer:
+    """Turns prompts of any form into ids and masks of special tokens."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, special_tokens: bool) -> None:
+        self._tokenizer = tokenizer
+        self._special_tokens = special_tokens
+        self._special_ids = frozenset(tokenizer.all_special_ids)
+
+    def as_text(self, form: str, payload: str, name: str) -> str:
+        """Return a prompt as the text that is tokenised. Raises MoewhError for messages without a template."""
+        if form == MESSAGES:
+            if not self._tokenizer.chat_template:
+                raise MoewhError(
+                    f"{name} is chat messages, but the tokenizer has no chat template. Give a text column."
+                )
+            try:
+                return str(self._tokenizer.apply_chat_template(json.loads(payload), tokenize=False))
+            except (TemplateError, TypeError, KeyError, ValueError, AttributeError) as error:
+                raise MoewhError(f"{name}: the chat template refuses its messages: {error}") from error
+        if form == INPUT_IDS:
+            return str(self._tokenizer.decode(self._ids(payload, name), clean_up_tokenization_spaces=False))
+        return payload
+
+    def encode(self, forms: list[str], payloads: list[str], texts: list[str]) -> list[tuple[list[int], list[int]]]:
+        """Return (ids, mask of special tokens) per prompt.
+
+        The template has put its special tokens into a chat's text already, so none are added to it again. In chats
+        and given ids, a special token is one the tokenizer lists as such.
+        """
+        encoded: dict[int, tuple[list[int], list[int]]] = {}
+        for form, special_tokens in (("text", self._special_tokens), (MESSAGES, False)):
+            places = [place for place, kind in enumerate(forms) if kind == form]
+            if not places:
+                continue
+            output = self._tokenizer(
+                [texts[place] for place in places],
+                add_special_tokens=special_tokens,
+                return_special_tokens_mask=True,
+                return_attention_mask=False,
+                verbose=False,
+            )
+            pairs = zip(output["input_ids"], output["special_tokens_mask"], strict=True)
+            for place, (ids, mask) in zip(places, pairs, strict=True):
+                encoded[place] = (ids, mask if form == "text" else self._mask(ids))
+        for place, form in enumerate(forms):
+            if form == INPUT_IDS:
+                ids = json.loads(payloads[place])
+                encoded[place] = (ids, self._mask(ids))
+        return [encoded[place] for place in range(len(forms))]
+
+    def _mask(self, ids: list[int]) -> list[int]:
+        return [int(token in self._special_ids) for token in ids]
+
+    def _ids(self, payload: str, name: str) -> list[int]:
+        ids = json.loads(payload)
+        wrong = [token for token in ids if type(token) is not int or not 0 <= token < len(self._tokenizer)]
+        if wrong:
+            raise MoewhError(f"{name}: {wrong[0]} among its input_ids is no token of the tokenizer.")
+        return list(ids)
+
+
 def tokenise(
     prompts: pa.Table,
     first_prompt: int,
@@ -79,23 +144,18 @@ def tokenise(
     `too_large` lists prompts (by place in the segment) that are `failed` unread: their rows would not fit a
     segment. Raises MoewhError, naming the prompt, for an overflow with the rule `error`.
     """
-    texts = prompts.column("text").to_pylist()
+    turn = _Tokenizer(tokenizer, rules.special_tokens)
+    payloads, forms = prompts.column("text").to_pylist(), prompts.column("form").to_pylist()
+    names = [f"prompt {first_prompt + place}" for place in range(len(payloads))]
+    texts = [turn.as_text(*parts) for parts in zip(forms, payloads, names, strict=True)]
     encoded: list[_Encoded] = []
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
-        batch = texts[start : start + _TEXTS_AT_ONCE]
-        output = tokenizer(
-            batch,
-            add_special_tokens=rules.special_tokens,
-            return_special_tokens_mask=True,
-            return_attention_mask=False,
-            verbose=False,
-        )
-        for place, (ids, special) in enumerate(
-            zip(output["input_ids"], output["special_tokens_mask"], strict=True), start
-        ):
-            name = f"prompt {first_prompt + place}"
-            encoded.append(_Encoded("failed", [], []) if place in too_large else _fit(ids, special, rules, name))
-    return _flatten(prompts, first_prompt, encoded)
+        part = slice(start, start + _TEXTS_AT_ONCE)
+        pairs = turn.encode(forms[part], payloads[part], texts[part])
+        encoded += [_fit(ids, mask, rules, name) for (ids, mask), name in zip(pairs, names[part], strict=True)]
+    for place in too_large:
+        encoded[place] = _Encoded("failed", [], [])
+    return _flatten(prompts, texts, first_prompt, encoded)
 
 
 def _fit(ids: list[int], special: list[int], rules: TokenRules, name: str) -> _Encoded:
@@ -122,24 +182,23 @@ def _fit(ids: list[int], special: list[int], rules: TokenRules, name: str) -> _E
 def _windows(ids: list[int], special: list[int], max_length: int, name: str) -> list[tuple[list[int], list[int]]]:
     """Cut a prompt into consecutive windows, each with the special tokens the tokenizer puts around a text."""
     content = [place for place, flag in enumerate(special) if not flag]
-    before, after = ids[: content[0]], ids[content[-1] + 1 :]
-    body = ids[content[0] : content[-1] + 1]
+    first, last = content[0], content[-1] + 1
+    before, body, after = ids[:first], list(zip(ids[first:last], special[first:last], strict=True)), ids[last:]
     step = max_length - len(before) - len(after)
     if step < 1:
         raise MoewhError(
             f"{name} cannot fit: the maximum length {max_length} leaves no room beside "
             f"{len(before) + len(after)} special tokens. Raise --max-length or give --no-special-tokens."
         )
-    return [
-        (
-            before + body[start : start + step] + after,
-            [1] * len(before) + [0] * len(body[start : start + step]) + [1] * len(after),
-        )
-        for start in range(0, len(body), step)
-    ]
+    windows = []
+    for start in range(0, len(body), step):
+        part = body[start : start + step]
+        mask = [1] * len(before) + [flag for _, flag in part] + [1] * len(after)
+        windows.append((before + [token for token, _ in part] + after, mask))
+    return windows
 
 
-def _flatten(prompts: pa.Table, first_prompt: int, encoded: list[_Encoded]) -> TokenisedSegment:
+def _flatten(prompts: pa.Table, texts: list[str], first_prompt: int, encoded: list[_Encoded]) -> TokenisedSegment:
     contexts = [(place, number) for place, item in enumerate(encoded) for number in range(len(item.contexts))]
     ids = [encoded[place].contexts[number] for place, number in contexts]
     masks = [encoded[place].special[number] for place, number in contexts]
@@ -149,6 +208,7 @@ def _flatten(prompts: pa.Table, first_prompt: int, encoded: list[_Encoded]) -> T
     tokens = int(num_tokens_P.sum())
     return TokenisedSegment(
         prompts=prompts,
+        text_P=texts,
         first_prompt=first_prompt,
         status_P=[item.status for item in encoded],
         num_tokens_P=num_tokens_P,
@@ -194,4 +254,5 @@ def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     rules = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     special = json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)
-    return hashlib.sha256(f"{type(tokenizer).__name__}\n{rules}\n{special}".encode()).hexdigest()
+    parts = (type(tokenizer).__name__, rules, special, json.dumps(tokenizer.chat_template))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -28,7 +28,7 @@ ROWS: list[dict[str, Any]] = [
     {"text": "", "domain": "a", "source": "t", "n": "4"},
     {"text": "ünïcödé 漢字 🙂 \u2028 tab\t", "domain": "c's; drop table x", "source": "u", "n": "5"},
 ]
-EXPECTED = [{**row, "metadata": json.dumps({"n": row["n"]}, separators=(",", ":"))} for row in ROWS]
+EXPECTED = [{**row, "form": "text", "metadata": json.dumps({"n": row["n"]}, separators=(",", ":"))} for row in ROWS]
 for expected_row in EXPECTED:
     del expected_row["n"]
 
@@ -70,7 +70,7 @@ def test_txt_is_one_prompt_a_line(tmp_path: Path) -> None:
     path = tmp_path / "p.txt"
     path.write_bytes("one\n\n  two \u2028 \r\nthree".encode())
     assert read(tmp_path, path, domain="d")[1] == [
-        {"text": text, "domain": "d", "source": "p.txt", "metadata": None}
+        {"text": text, "form": "text", "domain": "d", "source": "p.txt", "metadata": None}
         for text in ("one", "", "  two \u2028 ", "three")
     ]
 
@@ -110,6 +110,32 @@ def test_rows_with_other_keys_than_the_first_keep_them(tmp_path: Path) -> None:
     assert rows[-1]["metadata"] == '{"late":true}'
 
 
+def test_messages_and_ids_stand_in_for_a_text(tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "hi"}]
+    rows = [{"text": "x", "messages": chat}, {"messages": chat, "domain": "d"}, {"input_ids": [3, 1, 2], "n": 1}]
+    (tmp_path / "p.jsonl").write_bytes(as_jsonl(rows))
+    spelled = json.dumps(chat, separators=(",", ":"))
+    expected = [
+        ("text", "x", f'{{"messages":{spelled}}}'),
+        ("messages", spelled, None),
+        ("input_ids", "[3,1,2]", '{"n":1}'),
+    ]
+    assert [(row["form"], row["text"], row["metadata"]) for row in read(tmp_path, tmp_path / "p.jsonl")[1]] == expected
+    for place in (1, 2):
+        (tmp_path / "p.parquet").write_bytes(as_parquet([rows[place]]))
+        stored = read(tmp_path, tmp_path / "p.parquet")[1]
+        assert [(row["form"], row["text"], row["metadata"]) for row in stored] == [expected[place]]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_named_domain_column_must_be_there(suffix: str, tmp_path: Path) -> None:
+    spell = {"jsonl": as_jsonl, "csv": as_csv, "parquet": as_parquet}[suffix]
+    path = tmp_path / f"p.{suffix}"
+    path.write_bytes(spell(ROWS))
+    with pytest.raises(MoewhError, match="Check --domain-column"):
+        read(tmp_path, path, domain_column="subset")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -118,6 +144,7 @@ def test_rows_with_other_keys_than_the_first_keep_them(tmp_path: Path) -> None:
         ("p.jsonl", b'{"text":"x"}\n{"text":"\\ud800"}\n', "line 2 holds half of a surrogate pair"),
         ("p.jsonl", b'{"text":"x"}\n[1]\n', "record 2 is not a JSON object"),
         ("p.jsonl", b'{"text":"x"}\n{"body":"y"}\n', "record 2 has no 'text'"),
+        ("p.jsonl", b'{"messages":"hi"}\n', "record 1 has no 'text', nor messages or input_ids"),
         ("p.jsonl", b'{"text":5}\n', "record 1 has a 'text' that is no string"),
         ("p.csv", b"body,domain\nx,y\n", "has no column 'text'; it has 'body', 'domain'"),
         ("p.csv", b"text,domain\nx,y\na,b,c\n", "not valid CSV"),
@@ -148,7 +175,10 @@ def test_unknown_suffix_and_missing_file_are_wrong_use(tmp_path: Path) -> None:
 
 
 def test_digest_does_not_depend_on_batches_and_sees_every_column() -> None:
-    rows = [{"text": f"text {n}", "domain": None if n % 3 else "d", "source": "s", "metadata": None} for n in range(50)]
+    rows = [
+        {"text": f"text {n}", "form": "text", "domain": None if n % 3 else "d", "source": "s", "metadata": None}
+        for n in range(50)
+    ]
 
     def digest(rows: list[dict[str, Any]], size: int) -> str:
         whole = PromptDigest()

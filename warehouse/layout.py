@@ -203,3 +203,8 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def glob_literal(path: Path) -> str:
+    """Return a path as a pattern that matches it alone: `*`, `?` and `[` each become a class of one character."""
+    return "".join(f"[{character}]" if character in "*?[" else character for character in str(path))

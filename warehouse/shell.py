@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from warehouse.errors import MoewhError
-from warehouse.layout import Layout
-from warehouse.views import glob_literal, sql_string
+from warehouse.layout import Layout, glob_literal
+from warehouse.views import sql_string
 
 
 def find_duckdb() -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from warehouse import schema
+from warehouse.layout import glob_literal
 
 if TYPE_CHECKING:
     import duckdb
@@ -105,11 +106,6 @@ def create_views(connection: duckdb.DuckDBPyConnection, layout: Layout, *, comme
     connection.execute(";\n".join(statements))
     connection.execute("reset variable moewh_root")
     connection.execute("commit")
-
-
-def glob_literal(path: Path) -> str:
-    """Return a path as a pattern that matches it alone: `*`, `?` and `[` each become a class of one character."""
-    return "".join(f"[{character}]" if character in "*?[" else character for character in str(path))
 
 
 def sql_string(text: str) -> str:
