@@ -73,7 +73,7 @@ def test_model_that_the_hub_does_not_have(prompts: Path, tmp_path: Path) -> None
     ("arguments", "says"),
     [
         (["--run-id", "../up"], "run id '../up' is not allowed"),
-        (["--run-id", "_schema"], "run id '_schema' is not allowed"),
+        (["--run-id", "~schema"], "run id '~schema' is not allowed"),
         (["--run-id", "a" * 65], "is not allowed"),
         (["--max-length", "0"], "--max-length is 0"),
         (["--max-length", "9999"], "more than"),

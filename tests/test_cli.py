@@ -324,7 +324,7 @@ FAILURES: list[tuple[list[str], str]] = [
     (["shell", "--warehouse", "/no/such/warehouse"], "there is no warehouse"),
     (["runs", "--delete", "unknown"], "there is no run 'unknown'"),
     (["runs", "--delete", "../007"], "there is no run '../007'"),
-    (["runs", "--delete", "_schema"], "Runs: 007, mixed, wide.v-1."),
+    (["runs", "--delete", "~schema"], "Runs: 007, mixed, wide.v-1."),
 ]
 
 
@@ -347,7 +347,7 @@ def test_missing_file_in_the_warehouse(tmp_path: Path) -> None:
 
 def test_refresh_adds_missing_schema_files(tmp_path: Path) -> None:
     layout, _ = random_warehouse(tmp_path / "wh")
-    (layout.segment("_schema", 0) / "hidden_states.parquet").unlink()
+    (layout.segment("~schema", 0) / "hidden_states.parquet").unlink()
     assert "Run `moewh refresh`" in one_line(moewh(layout, "query", "hidden_states"), 1)
     assert moewh(layout, "refresh").stdout == f"Wrote {layout.database}.\n"
     assert answer(layout, "hidden_states", "--format", "csv") == "run_id,segment,token_id,layer,vector\n"

@@ -23,8 +23,12 @@ from pathlib import Path
 from warehouse import schema
 from warehouse.errors import MoewhError, UsageError
 
-SCHEMA_RUN = "_schema"
-"""The run_id of the zero-row files that let every view answer before the first ingest."""
+SCHEMA_RUN = "~schema"
+"""The run_id of the zero-row files that let every view answer before the first ingest.
+
+It sorts after every legal run_id: DuckDB takes the first file's rows for typical when it plans a join, and an
+empty file first makes it build hash tables of the larger side.
+"""
 
 _IN_FLIGHT = ".part"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

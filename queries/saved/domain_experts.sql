@@ -15,7 +15,7 @@ with choices as (
         sum(case when "rank" = 0 then 1 else 0 end) as first_choices
     from routes
     where kind in ('prompt', 'generated')
-        and (getvariable('run') is null or run_id = getvariable('run'))
+        and (getvariable('run') is null or run_id = getvariable('run')::varchar)
     group by run_id, layer, domain, expert
 ),
 domain_tokens as (

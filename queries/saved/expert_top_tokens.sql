@@ -13,6 +13,6 @@ select
 from expert_token_affinity
 where layer = getvariable('layer')
     and expert = getvariable('expert')
-    and (getvariable('run') is null or run_id = getvariable('run'))
+    and (getvariable('run') is null or run_id = getvariable('run')::varchar)
     and tokens >= coalesce(getvariable('min_tokens'), 10)
 order by run_id, lift desc, tokens desc, vocab_id
