@@ -6,7 +6,8 @@ what a batch gives is [T, K] per layer for its T real tokens, in the order of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,15 +15,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
-from ingest.sites import Site
+from ingest.blocks import Call, Site
+from ingest.sites import Sites
 from warehouse.errors import MoewhError
 
 
 @dataclass(frozen=True)
 class LayerRouting:
-    """What one layer did with one batch's T real tokens. On the host, in slot order as the model chose."""
+    """What one layer did with one batch's T real tokens. On the host, in slot order as the model chose.
+
+    A token without a route has NO_ROUTE for its experts.
+    """
 
     expert_ids_TK: npt.NDArray[np.int32]
     weights_TK: npt.NDArray[np.float32]
@@ -38,21 +42,20 @@ class Capture:
         self._ids: dict[int, torch.Tensor] = {}
         self._weights: dict[int, torch.Tensor] = {}
 
-    def record(self, site: Site, expert_ids: torch.Tensor, weights: torch.Tensor) -> None:
-        """Take one container's call: [B*S, K] indices and weights (or [B, S, K])."""
+    def record(self, site: Site, call: Call) -> None:
+        """Take one block's call: [B*S, K] indices and weights."""
         B, S = self._shape
+        _, ids_TK, weights_TK = call
         if site.layer in self._ids:
             raise MoewhError(f"{site.path} was called twice in one forward pass. moewh cannot tell which call counts.")
-        ids_TK = expert_ids.detach().reshape(-1, expert_ids.shape[-1])
-        weights_TK = weights.detach().reshape(-1, weights.shape[-1])
-        if len(ids_TK) != B * S or weights_TK.shape != ids_TK.shape:
+        if ids_TK.dim() != 2 or len(ids_TK) != B * S or weights_TK.shape != ids_TK.shape:
             raise MoewhError(
-                f"{site.path} was called with indices {list(expert_ids.shape)} and weights {list(weights.shape)} "
+                f"{site.path} was called with indices {list(ids_TK.shape)} and weights {list(weights_TK.shape)} "
                 f"for a batch of {B} x {S} tokens. moewh cannot tell which row is which token."
             )
         rows = self._rows.to(ids_TK.device)
-        self._ids[site.layer] = ids_TK.index_select(0, rows).to(torch.int32)
-        self._weights[site.layer] = weights_TK.index_select(0, rows)
+        self._ids[site.layer] = ids_TK.detach().index_select(0, rows).to(torch.int32)
+        self._weights[site.layer] = weights_TK.detach().index_select(0, rows)
 
     def take(self) -> dict[int, LayerRouting]:
         """Return the routing of the pass that has ended, by layer; the first use of it that waits for the device.
@@ -74,10 +77,14 @@ class Capture:
 
 
 @contextmanager
-def capture_routing(sites: Sequence[Site], attention_mask_BS: torch.Tensor) -> Iterator[Capture]:
-    """Observe every container during one forward pass; the hooks are removed in the end, come what may."""
-    capture = Capture(sites, attention_mask_BS)
-    handles = [site.experts.register_forward_pre_hook(_recorder(capture, site), with_kwargs=True) for site in sites]
+def capture_routing(sites: Sites, attention_mask_BS: torch.Tensor) -> Iterator[Capture]:
+    """Observe every block during one forward pass; the hooks are removed in the end, come what may.
+
+    Experts elsewhere that are called raise MoewhError.
+    """
+    capture = Capture(sites.sites, attention_mask_BS)
+    handles = [handle for site in sites.sites for handle in site.reader.attach(site, capture.record)]
+    handles += [module.register_forward_pre_hook(_stranger(path)) for path, module in sites.others]
     try:
         yield capture
     finally:
@@ -85,22 +92,24 @@ def capture_routing(sites: Sequence[Site], attention_mask_BS: torch.Tensor) -> I
             handle.remove()
 
 
-def _recorder(capture: Capture, site: Site) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        del module
-        _, expert_ids, weights = site.bind(args, kwargs)
-        capture.record(site, expert_ids, weights)
+def _stranger(path: str) -> Any:
+    def hook(*_: Any) -> None:
+        raise MoewhError(f"{path} was called, but a prompt should not reach the experts there. It is not recorded.")
 
     return hook
 
 
-def run_stack(model: nn.Module, input_ids_BS: torch.Tensor, attention_mask_BS: torch.Tensor) -> None:
-    """Run every layer of the model over a right-padded batch, without cache and without the LM head.
+def run_stack(model: Any, input_ids_BS: torch.Tensor, attention_mask_BS: torch.Tensor) -> None:
+    """Run every layer that sees a prompt over a right-padded batch, without cache and without the LM head.
 
-    `model.base_model` when that is another module, else `logits_to_keep=1` where the model takes it.
+    An encoder-decoder's prompt goes through its encoder alone: its decoder has tokens only when it generates.
+    Otherwise `model.base_model` when that is another module, else `logits_to_keep=1` where the model takes it.
     """
+    inputs: dict[str, Any] = {"input_ids": input_ids_BS, "attention_mask": attention_mask_BS}
+    if model.config.is_encoder_decoder:
+        model.get_encoder()(**inputs)
+        return
     base = getattr(model, "base_model", model)
-    inputs: dict[str, Any] = {"input_ids": input_ids_BS, "attention_mask": attention_mask_BS, "use_cache": False}
-    if base is model and "logits_to_keep" in type(model).forward.__code__.co_varnames:
+    if base is model and "logits_to_keep" in inspect.signature(type(model).forward).parameters:
         inputs["logits_to_keep"] = 1
-    base(**inputs)
+    base(use_cache=False, **inputs)

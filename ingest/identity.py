@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import torch
 import transformers
 
-from ingest.guards import LayerFacts
+from ingest.expected import num_layers
+from ingest.measure import LayerFacts
 from ingest.model import LoadedModel, config_sha256, training_progress
 from ingest.options import IngestOptions
 from ingest.prompts import Plan
@@ -25,8 +26,6 @@ from ingest.tokenise import TokenRules, tokenizer_sha256
 from warehouse import __version__, schema
 from warehouse.errors import MoewhError
 from warehouse.layout import Layout, check_run_id, commit
-
-_SHARED_EXPERT_COUNTS = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ def _run_columns(
         "commit_hash": getattr(loaded.config, "_commit_hash", None),
         "series": loaded.source.series,
         "model_type": loaded.text_config.model_type,
-        "num_hidden_layers": loaded.text_config.num_hidden_layers,
+        "num_hidden_layers": num_layers(loaded.config),
         "num_moe_layers": len(loaded.sites),
         "num_experts": max(site.num_experts for site in loaded.sites),
         "top_k": max(fact.top_k for fact in facts.values()),
@@ -148,31 +147,24 @@ def _run_columns(
 
 def _layer_columns(loaded: LoadedModel, facts: dict[int, LayerFacts]) -> dict[str, list[Any]]:
     sites = loaded.sites
-    shared = next(
-        (count for name in _SHARED_EXPERT_COUNTS if (count := getattr(loaded.text_config, name, None)) is not None), 0
-    )
     return {
         "layer": [site.layer for site in sites],
-        "stack": ["decoder"] * len(sites),
+        "stack": [site.stack for site in sites],
         "module": [site.path for site in sites],
         "router_class": [type(site.router).__name__ if site.router is not None else None for site in sites],
         "num_experts": [site.num_experts for site in sites],
         "top_k": [facts[site.layer].top_k for site in sites],
         "scoring": [facts[site.layer].scoring for site in sites],
         "renormalized": [facts[site.layer].renormalized for site in sites],
-        "post_scale": [1.0] * len(sites),
-        "num_shared_experts": [shared] * len(sites),
+        "post_scale": [facts[site.layer].post_scale for site in sites],
+        "num_shared_experts": [facts[site.layer].num_shared_experts for site in sites],
         "router_input": [facts[site.layer].router_input for site in sites],
     }
 
 
 def _expert_columns(loaded: LoadedModel) -> dict[str, list[Any]]:
-    rows = [(site.layer, expert) for site in loaded.sites for expert in range(site.num_experts)]
-    return {
-        "layer": [layer for layer, _ in rows],
-        "expert": [expert for _, expert in rows],
-        "kind": ["mlp"] * len(rows),
-    }
+    rows = [(site.layer, expert, kind) for site in loaded.sites for expert, kind in enumerate(site.kinds)]
+    return {name: [row[place] for row in rows] for place, name in enumerate(("layer", "expert", "kind"))}
 
 
 def _dtype(loaded: LoadedModel) -> str:

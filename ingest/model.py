@@ -15,12 +15,15 @@ from typing import Any
 import torch
 from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from ingest import demo
+from ingest.architecture import check_parallel, check_versions, loading_arguments, model_class
+from ingest.blocks import Site
+from ingest.expected import text_config
 from ingest.options import DEMO, IngestOptions
-from ingest.sites import Site, find_sites
+from ingest.sites import Sites, find_sites, refuse_by_name
 from warehouse.errors import MoewhError, UsageError
 
 _FALLBACK_MAX_LENGTH = 4_096
@@ -50,7 +53,7 @@ class LoadedModel:
     source: Source
     model: Any
     tokenizer: PreTrainedTokenizerBase
-    sites: list[Site]
+    found: Sites
     weights_sha256: str | None
     """Fingerprint of a local folder's weights; None for the hub, where the commit tells."""
 
@@ -60,9 +63,14 @@ class LoadedModel:
         return self.model.config
 
     @property
+    def sites(self) -> list[Site]:
+        """The MoE layers that are observed."""
+        return self.found.sites
+
+    @property
     def text_config(self) -> Any:
         """The configuration of the text stack."""
-        return self.config.get_text_config(decoder=True)
+        return text_config(self.config)
 
     @property
     def max_length(self) -> int:
@@ -80,6 +88,7 @@ def load_model(options: IngestOptions) -> LoadedModel:
     """Load the model that the options name. Raises MoewhError or UsageError with the reason and a remedy."""
     if options.dtype not in ("auto", *_DTYPES):
         raise UsageError(f"--dtype {options.dtype} is not known. Use auto, {', '.join(_DTYPES)}.")
+    check_versions()
     device = choose_device(options.device)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
@@ -89,15 +98,22 @@ def load_model(options: IngestOptions) -> LoadedModel:
     try:
         config = AutoConfig.from_pretrained(source.location, **arguments)
         tokenizer = AutoTokenizer.from_pretrained(source.location, **arguments)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            source.location, config=config, dtype=options.dtype, use_safetensors=True, **arguments
+        refuse_by_name(config)
+        model: Any = model_class(config, options.trust_remote_code).from_pretrained(
+            source.location,
+            config=config,
+            dtype=options.dtype,
+            use_safetensors=True,
+            **arguments,
+            **loading_arguments(config),
         )
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise MoewhError(_load_failure(source, error)) from error
+    check_parallel(model)
     model.to(device).eval().requires_grad_(False)
     folder = Path(source.location)
     fingerprint = weights_fingerprint(folder) if folder.is_dir() else None
-    return LoadedModel(source, model, tokenizer, find_sites(model, model.config), fingerprint)
+    return LoadedModel(source, model, tokenizer, find_sites(model, model.config).of_prompts(), fingerprint)
 
 
 def choose_device(name: str | None) -> torch.device:

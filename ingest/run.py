@@ -15,13 +15,14 @@ import torch
 
 from ingest.batches import Batch, make_batches
 from ingest.capture import LayerRouting, capture_routing, run_stack
-from ingest.guards import LayerFacts, observe_calls, verify_layers
+from ingest.expected import top_k
+from ingest.guards import observe_calls, verify_layers
 from ingest.identity import Identity, identify, require_same, write_run
+from ingest.measure import LayerFacts, measure_layers
 from ingest.model import LoadedModel, load_model
 from ingest.options import IngestOptions
 from ingest.prompts import Plan, PromptStream, SizeRule, estimated_rows, prompt_bytes
 from ingest.segment import Committed, RoutingBuffer, write_segment
-from ingest.sites import top_k
 from ingest.tokenise import TokenisedSegment, TokenRules, TokenTexts, tokenise
 from warehouse.errors import UsageError
 from warehouse.layout import Layout
@@ -70,10 +71,12 @@ class _Run:
         self, options: IngestOptions, layout: Layout, prompts: PromptStream, loaded: LoadedModel, progress: Progress
     ) -> None:
         self.layout, self.prompts, self.loaded, self.progress = layout, prompts, loaded, progress
-        self.batch_tokens = options.batch_tokens
+        # A budget of one token puts every context into a batch of its own.
+        alone = any(site.reader.one_context_a_batch for site in loaded.sites)
+        self.batch_tokens = 1 if alone else options.batch_tokens
         self.rules = TokenRules(_max_length(options, loaded), options.on_overflow, options.special_tokens)
         self.size = SizeRule(
-            rows_per_token=top_k(loaded.text_config) * len(loaded.sites),
+            rows_per_token=top_k(loaded.config) * len(loaded.sites),
             max_length=self.rules.max_length,
             chunked=options.on_overflow == "chunk",
             segment_rows=options.segment_rows,
@@ -158,7 +161,7 @@ _PROBE = Batch(np.arange(4)[None], np.ones((1, 4), np.int64), np.arange(4))
 def run_batch(loaded: LoadedModel, batch: Batch) -> dict[int, LayerRouting]:
     """Run one batch through the model and return what each layer did with its real tokens."""
     input_ids_BS, attention_mask_BS = _on_device(loaded, batch)
-    with capture_routing(loaded.sites, attention_mask_BS) as capture:
+    with capture_routing(loaded.found, attention_mask_BS) as capture:
         run_stack(loaded.model, input_ids_BS, attention_mask_BS)
     return capture.take()
 
@@ -171,11 +174,13 @@ def run_verified_batch(loaded: LoadedModel, batch: Batch) -> tuple[dict[int, Lay
     """
     input_ids_BS, attention_mask_BS = _on_device(loaded, batch)
     with (
-        capture_routing(loaded.sites, attention_mask_BS) as capture,
-        observe_calls(loaded.sites, attention_mask_BS) as calls,
+        capture_routing(loaded.found, attention_mask_BS) as capture,
+        observe_calls(loaded.sites, attention_mask_BS) as seen,
     ):
         run_stack(loaded.model, input_ids_BS, attention_mask_BS)
-    return capture.take(), verify_layers(loaded.sites, calls)
+    routing = capture.take()
+    verify_layers(loaded.sites, seen)
+    return routing, measure_layers(loaded.sites, seen, loaded.config)
 
 
 def _on_device(loaded: LoadedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,121 +1,88 @@
-"""Where a model's routing happens: the modules whose forward takes (hidden, indices, weights).
-
-Every MoE block in transformers 5 hands its chosen experts and their weights to a container of experts
-whose forward names them so; the very tensors it is called with are what moewh records. The rule goes by
-these parameter names, never by class names.
-"""
+"""Where a model's routing happens: its MoE layers, found and held against what the configuration promises."""
 
 from __future__ import annotations
 
-import inspect
 import re
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from ingest.adapters import REFUSED, reader_for
+from ingest.blocks import Reader, Site
+from ingest.expected import Stack, expected_layers, first_layer, text_config
 from warehouse.errors import MoewhError
 
-INDEX_NAMES = frozenset({"top_k_index", "router_indices", "selected_experts", "router_mask"})
-WEIGHT_NAMES = frozenset({"top_k_weights", "routing_weights", "router_probs"})
-_ROUTER_NAMES = ("gate", "router")
-_TOP_K_NAMES = ("num_experts_per_tok", "top_k_experts", "moe_topk", "moe_top_k", "moe_k")
+_LAYER = re.compile(r"(?:.*\.)?(?:layers|blocks|block|h)\.(\d+)\.")
+_OTHER_MODALITY = re.compile(r"(?:^|\.)(?:\w*(?:vision|visual|audio|image|speech)\w*|talker|mtp\w*|\w*_mtp)\.")
+"""Path of a module of another modality, or of the layers that predict tokens further ahead."""
 
 
 @dataclass(frozen=True)
-class Site:
-    """One MoE layer: the container of experts that is observed, and the router beside it."""
+class Sites:
+    """MoE layers to observe, in order, and the containers of experts that are none of them."""
 
-    layer: int
-    path: str
-    experts: nn.Module
-    router: nn.Module | None
-    block: nn.Module
-    """The module that holds both."""
-    signature: inspect.Signature
-    index_name: str
-    weight_name: str
+    sites: list[Site]
+    others: list[tuple[str, nn.Module]]
+    """Path and module of the experts that must not be called: those of vision or audio towers, for a start."""
 
-    @property
-    def num_experts(self) -> int:
-        """E: the routed experts of this layer."""
-        known = getattr(self.experts, "num_experts", None)
-        if isinstance(known, int):
-            return known
-        raise MoewhError(f"{self.path} ({type(self.experts).__name__}) does not say how many experts it holds.")
-
-    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
-        """Return (hidden, indices, weights) of a call to the container."""
-        bound = self.signature.bind(self.experts, *args, **kwargs).arguments
-        hidden = next(value for name, value in bound.items() if name != "self")
-        return hidden, bound[self.index_name], bound[self.weight_name]
+    def of_prompts(self) -> Sites:
+        """The layers that see a prompt: of an encoder-decoder the encoder's; its decoder sees what it generates."""
+        seeing = [site for site in self.sites if site.stack == "encoder"] or self.sites
+        return Sites(seeing, self.others + [(site.path, site.experts) for site in self.sites if site not in seeing])
 
 
-def find_sites(model: nn.Module, config: Any) -> list[Site]:
-    """Return the MoE layers of the model's text stack, in order.
+def refuse_by_name(config: Any) -> None:
+    """Raise MoewhError for a family that moewh refuses whatever its weights are."""
+    model_type = text_config(config).model_type
+    if reason := REFUSED.get(model_type):
+        raise MoewhError(f"model type {model_type} is not recorded: {reason}. Use another model.")
+
+
+def find_sites(model: nn.Module, config: Any) -> Sites:
+    """Return the MoE layers of the model's text stacks.
 
     `config` is the model's configuration. Raises MoewhError if there are none, or if the configuration
     promises routed experts in other layers than those found.
     """
-    sites = []
-    for path, module in model.named_modules():
-        call = _routed_call(module)
-        found = re.match(r"(?:.*\.)?(?:layers|blocks|h)\.(\d+)\.", path + ".")
-        if call and found:
-            parent = model.get_submodule(path.rpartition(".")[0])
-            sites.append(Site(int(found[1]), path, module, _router(parent), parent, *call))
-    text = config.get_text_config(decoder=True)
+    refuse_by_name(config)
+    reader = reader_for(text_config(config).model_type)
+    sites, others = [], []
+    for path, module in reader.find(model):
+        found = _LAYER.match(path + ".")
+        if found and not _OTHER_MODALITY.search(path):
+            sites.append(_site(model, config, path, found, reader))
+        else:
+            others.append((path, module))
     if not sites:
-        raise MoewhError(_no_sites(model, text))
-    expected, layers = expected_layers(text), [site.layer for site in sites]
+        raise MoewhError(_no_sites(model, text_config(config).model_type))
+    expected, layers = expected_layers(config), [site.layer for site in sites]
     if layers != expected:
         raise MoewhError(
             f"{type(model).__name__}: its configuration has routed experts in layers {expected}, but containers "
             f"were found in layers {layers}. moewh cannot record this model whole, so it does not record it."
         )
-    return sites
+    return Sites(sites, others)
 
 
-def top_k(text_config: Any) -> int:
-    """Experts per token K, as the text configuration tells."""
-    known = (getattr(text_config, name, None) for name in _TOP_K_NAMES)
-    return int(next(value for value in known if value is not None))
+def _site(model: nn.Module, config: Any, path: str, found: re.Match[str], reader: Reader) -> Site:
+    stack: Stack = "encoder" if config.is_encoder_decoder and "encoder" in path.split(".") else "decoder"
+    experts = model.get_submodule(path)
+    block = experts if reader.block_is_container else model.get_submodule(path.rpartition(".")[0])
+    return Site(
+        layer=first_layer(config, stack) + int(found[1]),
+        stack=stack,
+        path=path,
+        experts=experts,
+        router=reader.router(block),
+        block=block,
+        whole_layer=model.get_submodule(found[0].rstrip(".")),
+        reader=reader,
+    )
 
 
-def expected_layers(text_config: Any) -> list[int]:
-    """Layers that hold routed experts, as the text configuration tells."""
-
-    def get(name: str, default: Any) -> Any:
-        value = getattr(text_config, name, None)
-        return default if value is None else value
-
-    layers = range(text_config.num_hidden_layers)
-    kinds = get("mlp_layer_types", None)
-    if kinds is not None:
-        return [layer for layer in layers if kinds[layer] != "dense"]
-    dense = set(get("mlp_only_layers", ())) | set(range(get("first_k_dense_replace", 0)))
-    step = get("decoder_sparse_step", 1)
-    return [layer for layer in layers if layer not in dense and (layer + 1) % step == 0]
-
-
-def _routed_call(module: nn.Module) -> tuple[inspect.Signature, str, str] | None:
-    """Signature of a container's forward and its index and weight parameters, if the module is one.
-
-    The signature follows decorators through `__wrapped__`.
-    """
-    signature = inspect.signature(type(module).forward)
-    index = next((name for name in signature.parameters if name in INDEX_NAMES), None)
-    weight = next((name for name in signature.parameters if name in WEIGHT_NAMES), None)
-    return (signature, index, weight) if index and weight else None
-
-
-def _router(block: nn.Module) -> nn.Module | None:
-    children = dict(block.named_children())
-    return next((children[name] for name in _ROUTER_NAMES if name in children), None)
-
-
-def _no_sites(model: nn.Module, text_config: Any) -> str:
-    name, kind = type(model).__name__, getattr(text_config, "model_type", "unknown")
+def _no_sites(model: nn.Module, model_type: str) -> str:
+    name = type(model).__name__
     lists = {
         type(module[0]).__name__
         for path, module in model.named_modules()
@@ -123,7 +90,7 @@ def _no_sites(model: nn.Module, text_config: Any) -> str:
     }
     if lists:
         return (
-            f"{name} ({kind}) keeps its experts as a list of {', '.join(sorted(lists))}, which moewh cannot observe. "
-            "Use a model class that transformers 5 ships."
+            f"{name} ({model_type}) keeps its experts as a list of {', '.join(sorted(lists))}, which moewh cannot "
+            "observe. Use a model class that transformers 5 ships."
         )
-    return f"{name} ({kind}) has no routed experts: it is a dense model. Give a Mixture-of-Experts model."
+    return f"{name} ({model_type}) has no routed experts: it is a dense model. Give a Mixture-of-Experts model."

@@ -1,0 +1,107 @@
+"""What a configuration promises: which layers hold routed experts, how many experts, how many a token gets.
+
+Families write it down in a dozen ways. Every rule lives here, and each asks for an attribute that only
+the families it is meant for have; a layer is routed if no rule makes it dense.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from warehouse.errors import MoewhError
+
+Stack = Literal["decoder", "encoder"]
+_TOP_K_NAMES = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_top_k", "moe_k")
+_SHARED_COUNTS = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
+
+
+def text_config(config: Any) -> Any:
+    """The configuration of the text stack; an encoder-decoder's own, which describes both stacks."""
+    return config if config.is_encoder_decoder else config.get_text_config(decoder=True)
+
+
+def num_layers(config: Any) -> int:
+    """Layers of the text stack; of an encoder-decoder, those of both."""
+    text = text_config(config)
+    return int(text.num_hidden_layers) + (_decoder_layers(text) if config.is_encoder_decoder else 0)
+
+
+def first_layer(config: Any, stack: Stack) -> int:
+    """Number of a stack's first layer: a decoder's layers are counted on after its encoder's."""
+    return int(text_config(config).num_hidden_layers) if config.is_encoder_decoder and stack == "decoder" else 0
+
+
+def expected_layers(config: Any) -> list[int]:
+    """Layers that should hold routed experts, as the configuration tells, numbered as the model does."""
+    text = text_config(config)
+    if config.is_encoder_decoder:
+        first = first_layer(config, "decoder")
+        encoder = _every(text.encoder_sparse_step, text.num_hidden_layers, text.model_type)
+        decoder = _every(text.decoder_sparse_step, _decoder_layers(text), text.model_type)
+        return encoder + [first + layer for layer in decoder]
+    if getattr(text, "num_layers", None) and text.model_type == "longcat_flash":
+        # Two attention sublayers make one layer there; num_hidden_layers counts the sublayers.
+        return list(range(text.num_layers))
+    return [layer for layer in range(text.num_hidden_layers) if not _is_dense(text, layer)]
+
+
+def top_k(config: Any) -> int:
+    """Experts per token K, as the configuration tells; the largest, where layers differ."""
+    text = text_config(config)
+    if text.model_type == "switch_transformers":
+        return 1
+    places = [text, *(part for part in (getattr(text, "ffn_config", None),) if part is not None)]
+    known = (getattr(place, name, None) for place in places for name in _TOP_K_NAMES)
+    found = next((value for value in known if value is not None), None)
+    if found is None:
+        raise MoewhError(
+            f"the configuration of model type {text.model_type} does not say how many experts a token gets."
+        )
+    return max(found) if isinstance(found, (list, tuple)) else int(found)
+
+
+def shared_count(config: Any) -> int:
+    """Experts that every token passes in a layer that has any, as the configuration counts them."""
+    text = text_config(config)
+    known = (getattr(text, name, None) for name in _SHARED_COUNTS)
+    found = next((value for value in known if value), 1)
+    return max(found) if isinstance(found, (list, tuple)) else int(found)
+
+
+def _decoder_layers(text: Any) -> int:
+    names = ("num_decoder_layers", "decoder_layers")
+    return int(next(value for name in names if (value := getattr(text, name, None)) is not None))
+
+
+def _every(step: int, layers: int, model_type: str) -> list[int]:
+    """Every step-th layer of one stack; Switch counts from the second layer, NLLB to the step-th."""
+    if step <= 0:
+        return []
+    offset = 1 % step if model_type == "switch_transformers" else step - 1
+    return [layer for layer in range(layers) if layer % step == offset]
+
+
+def _is_dense(text: Any, layer: int) -> bool:
+    """Tell whether any rule makes this decoder layer dense."""
+
+    def get(name: str, default: Any) -> Any:
+        value = getattr(text, name, None)
+        return default if value is None else value
+
+    kinds = get("mlp_layer_types", None)
+    if kinds is not None:
+        return bool(kinds[layer] == "dense")
+    blocks = get("layers_block_type", [])
+    return bool(
+        layer < max(get("first_k_dense_replace", 0), get("num_dense_layers", 0), get("moe_layer_start_index", 0))
+        or layer > get("moe_layer_end_index", layer)
+        or layer in get("mlp_only_layers", ())
+        or layer not in get("moe_layers", (layer,))
+        or (layer + 1) % get("decoder_sparse_step", 1) != 0
+        or (layer + 1) % get("moe_layer_interval", 1) != 0
+        or get("layers_num_experts", {layer: None})[layer] == 1
+        or ("moe" in blocks and blocks[layer] != "moe")
+        or not get("is_moe", True)
+        or not get("enable_moe_block", True)
+        or get("num_local_experts", 1) == 0
+    )
