@@ -118,10 +118,14 @@ class Reader:
         return site.experts
 
     def run_experts(self, site: Site, hidden_MH: torch.Tensor, expert_ids_M: torch.Tensor) -> torch.Tensor:
-        """Run one expert on each of M rows, with weight one, through the container itself."""
-        ones = torch.ones(len(hidden_MH), 1, dtype=hidden_MH.dtype, device=hidden_MH.device)
-        output: torch.Tensor = site.experts(hidden_MH, expert_ids_M[:, None], ones)
-        return output
+        """Run one expert on each of M rows, with weight one, through the container itself.
+
+        In two slots, the second with weight 0: some containers cannot take a single one.
+        """
+        ids_M2 = expert_ids_M[:, None].expand(-1, 2)
+        weights_M2 = hidden_MH.new_tensor([1.0, 0.0]).expand(len(hidden_MH), 2)
+        output_MH: torch.Tensor = site.experts(hidden_MH, ids_M2, weights_M2)
+        return output_MH
 
     def rebuild(self, site: Site, call: Call) -> torch.Tensor:
         """Return Σ weight · expert(x) for each of N rows, in float64: what `observed` should have put out."""

@@ -32,7 +32,7 @@ class Observation:
     output_NH: torch.Tensor | None = None
     router_input_NH: torch.Tensor | None = None
     router_state: bool = False
-    """True if the router is given another tensor of numbers beside its input."""
+    """True if the router is given more than one row of numbers per token."""
     router_logits_NE: torch.Tensor | None = None
     block_output_NH: torch.Tensor | None = None
     beside: list[torch.Tensor | None] = field(default_factory=list)
@@ -61,9 +61,9 @@ class _Observer:
         seen = self.seen[site.layer] = Observation()
 
         def router(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            given = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
-            seen.router_input_NH = self.few(given[0]) if given else None
-            seen.router_state = any(part.is_floating_point() for part in given[1:])
+            given = [rows for value in (*args, *kwargs.values()) if (rows := self.few(value)) is not None]
+            seen.router_input_NH = given[0] if given else None
+            seen.router_state = len(given) > 1
             seen.router_logits_NE = self.few(site.reader.logits(output))
 
         handles = site.reader.attach(site, self.record)

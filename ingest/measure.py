@@ -107,14 +107,14 @@ def _measure_post_scale(seen: Observation, config: Any) -> float:
     Where no such sum explains the output (a norm or projection follows, or the block is the whole layer), there
     is no factor to speak of: 1. A factor that the configuration states is taken from there, free of rounding.
     """
-    call, routed_NH, block_NH = seen.call, seen.output_NH, seen.block_output_NH
-    if call is None or routed_NH is None or block_NH is None or block_NH.shape != routed_NH.shape:
+    routed_NH, block_NH = seen.output_NH, seen.block_output_NH
+    if routed_NH is None or block_NH is None or block_NH.shape != routed_NH.shape:
         return 1.0
     parts = [
         part.double().cpu() for part in (routed_NH, *seen.beside) if part is not None and part.shape == block_NH.shape
     ]
     basis_NHJ, target_NH1 = torch.stack(parts, dim=-1), block_NH.double().cpu()[..., None]
-    usable_N = (call.expert_ids_TK != NO_ROUTE).all(-1).cpu() & target_NH1.isfinite().all(1)[:, 0]
+    usable_N = target_NH1.isfinite().all(1)[:, 0] & (basis_NHJ[:, :, 0].norm(dim=1) > 0)
     basis_NHJ, target_NH1 = basis_NHJ[usable_N], target_NH1[usable_N]
     if not len(target_NH1):
         return 1.0
