@@ -5,7 +5,6 @@ A pure function of the segment's contexts and the budget, never of arrival order
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,13 +37,12 @@ def plan_batches(length_C: npt.NDArray[np.int64], batch_tokens: int) -> list[npt
     return batches
 
 
-def make_batches(segment: TokenisedSegment, batch_tokens: int, pad_id: int) -> Iterator[Batch]:
-    """Yield the batches of a segment."""
-    for contexts in plan_batches(segment.length_C, batch_tokens):
-        lengths = segment.length_C[contexts]
-        positions = np.arange(lengths.max())
-        mask_BS = positions < lengths[:, None]
-        rows_T = (segment.start_C[contexts][:, None] + positions)[mask_BS]
-        input_ids_BS = np.full(mask_BS.shape, pad_id, np.int64)
-        input_ids_BS[mask_BS] = segment.vocab_id_T[rows_T]
-        yield Batch(input_ids_BS, mask_BS.astype(np.int64), rows_T)
+def make_batch(segment: TokenisedSegment, contexts: npt.NDArray[np.int64], pad_id: int) -> Batch:
+    """Return the batch of these contexts, padded to the longest of them."""
+    lengths = segment.length_C[contexts]
+    positions = np.arange(lengths.max())
+    mask_BS = positions < lengths[:, None]
+    rows_T = (segment.start_C[contexts][:, None] + positions)[mask_BS]
+    input_ids_BS = np.full(mask_BS.shape, pad_id, np.int64)
+    input_ids_BS[mask_BS] = segment.vocab_id_T[rows_T]
+    return Batch(input_ids_BS, mask_BS.astype(np.int64), rows_T)

@@ -32,13 +32,47 @@ class LayerRouting:
     weights_TK: npt.NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class _Copy:
+    """Part of a batch's routing on its way from one device to the host: layers end to end, row by row."""
+
+    layers: list[tuple[int, tuple[int, int]]]
+    """(layer, its [T, K])"""
+    expert_ids: torch.Tensor
+    weights: torch.Tensor
+    arrived: torch.cuda.Event | None
+
+    def wait(self) -> Iterator[tuple[int, LayerRouting]]:
+        """Wait until the copy is here and yield it layer by layer."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        ids, weights = self.expert_ids.int().numpy(), self.weights.float().numpy()
+        start = 0
+        for layer, (T, K) in self.layers:
+            part = slice(start, start + T * K)
+            yield layer, LayerRouting(ids[part].reshape(T, K), weights[part].reshape(T, K))
+            start += T * K
+
+
+@dataclass(frozen=True)
+class PendingRouting:
+    """The routing of a forward pass that has been launched; any thread may wait for it."""
+
+    copies: list[_Copy]
+
+    def wait(self) -> dict[int, LayerRouting]:
+        """Return the routing by layer, once the device has done its work."""
+        return {layer: routing for copy in self.copies for layer, routing in copy.wait()}
+
+
 class Capture:
     """The routing of one forward pass over B contexts of S positions; `capture_routing` feeds it."""
 
-    def __init__(self, sites: Sequence[Site], attention_mask_BS: torch.Tensor) -> None:
+    def __init__(self, sites: Sequence[Site], mask_BS: npt.NDArray[np.int64]) -> None:
         self._sites = sites
-        self._rows = attention_mask_BS.flatten().nonzero().flatten()
-        self._shape = tuple(attention_mask_BS.shape)
+        self._shape = mask_BS.shape
+        self._rows = torch.from_numpy(np.flatnonzero(mask_BS))
+        self._rows_on: dict[torch.device, torch.Tensor] = {}
         self._ids: dict[int, torch.Tensor] = {}
         self._weights: dict[int, torch.Tensor] = {}
 
@@ -53,12 +87,15 @@ class Capture:
                 f"{site.path} was called with indices {list(ids_TK.shape)} and weights {list(weights_TK.shape)} "
                 f"for a batch of {B} x {S} tokens. moewh cannot tell which row is which token."
             )
-        rows = self._rows.to(ids_TK.device)
-        self._ids[site.layer] = ids_TK.detach().index_select(0, rows).to(torch.int32)
+        if ids_TK.device not in self._rows_on:
+            self._rows_on[ids_TK.device] = self._rows.to(ids_TK.device)
+        rows = self._rows_on[ids_TK.device]
+        # int16 halves what travels; no layer has more experts than it can count.
+        self._ids[site.layer] = ids_TK.detach().index_select(0, rows).to(torch.int16)
         self._weights[site.layer] = weights_TK.detach().index_select(0, rows)
 
-    def take(self) -> dict[int, LayerRouting]:
-        """Return the routing of the pass that has ended, by layer; the first use of it that waits for the device.
+    def take(self) -> PendingRouting:
+        """Launch the copy of everything captured to the host; nothing here waits for the device.
 
         Raises MoewhError naming a container that was not called.
         """
@@ -68,21 +105,34 @@ class Capture:
                 f"{', '.join(missing[:3])} {'was' if len(missing) == 1 else 'were'} not called in a forward pass "
                 "of the model: something replaces the experts' forward (kernels, compilation). Turn it off."
             )
-        return {
-            site.layer: LayerRouting(
-                self._ids[site.layer].cpu().numpy(), self._weights[site.layer].float().cpu().numpy()
-            )
-            for site in self._sites
-        }
+        by_device: dict[torch.device, list[int]] = {}
+        for layer, ids in self._ids.items():
+            by_device.setdefault(ids.device, []).append(layer)
+        return PendingRouting([self._copy(device, sorted(layers)) for device, layers in by_device.items()])
+
+    def _copy(self, device: torch.device, layers: list[int]) -> _Copy:
+        shapes = [(layer, (self._ids[layer].shape[0], self._ids[layer].shape[1])) for layer in layers]
+        ids = torch.cat([self._ids[layer].flatten() for layer in layers])
+        weights = torch.cat([self._weights[layer].flatten() for layer in layers])
+        if device.type != "cuda":
+            return _Copy(shapes, ids.cpu(), weights.cpu(), None)
+        pinned = [torch.empty_like(tensor, device="cpu", pin_memory=True) for tensor in (ids, weights)]
+        for target, tensor in zip(pinned, (ids, weights), strict=True):
+            target.copy_(tensor, non_blocking=True)
+        with torch.cuda.device(device):
+            arrived = torch.cuda.Event()
+            arrived.record()
+        return _Copy(shapes, pinned[0], pinned[1], arrived)
 
 
 @contextmanager
-def capture_routing(sites: Sites, attention_mask_BS: torch.Tensor) -> Iterator[Capture]:
+def capture_routing(sites: Sites, mask_BS: npt.NDArray[np.int64]) -> Iterator[Capture]:
     """Observe every block during one forward pass; the hooks are removed in the end, come what may.
 
-    Experts elsewhere that are called raise MoewhError.
+    `mask_BS` is the attention mask on the host, so that finding the real rows waits for no device. Experts
+    elsewhere that are called raise MoewhError.
     """
-    capture = Capture(sites.sites, attention_mask_BS)
+    capture = Capture(sites.sites, mask_BS)
     handles = [handle for site in sites.sites for handle in site.reader.attach(site, capture.record)]
     handles += [module.register_forward_pre_hook(_stranger(path)) for path, module in sites.others]
     try:

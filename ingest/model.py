@@ -6,6 +6,7 @@ The model's own contract is checked here, once: a model moewh cannot record is r
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import re
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from ingest.architecture import check_parallel, check_versions, loading_argument
 from ingest.blocks import Site
 from ingest.expected import text_config
 from ingest.options import DEMO, IngestOptions
+from ingest.processes import Process
 from ingest.sites import Sites, find_sites, refuse_by_name
 from warehouse.errors import MoewhError, UsageError
 
@@ -84,12 +86,15 @@ class LoadedModel:
         return next(int(token) for token in ids if isinstance(token, int))
 
 
-def load_model(options: IngestOptions) -> LoadedModel:
-    """Load the model that the options name. Raises MoewhError or UsageError with the reason and a remedy."""
+def load_model(options: IngestOptions, process: Process | None = None) -> LoadedModel:
+    """Load the model that the options name, on this process's device.
+
+    Raises MoewhError or UsageError with the reason and a remedy.
+    """
     if options.dtype not in ("auto", *_DTYPES):
         raise UsageError(f"--dtype {options.dtype} is not known. Use auto, {', '.join(_DTYPES)}.")
     check_versions()
-    device = choose_device(options.device)
+    device = choose_device(options.device, process or Process())
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     hub_logging.set_verbosity_error()
@@ -105,23 +110,36 @@ def load_model(options: IngestOptions) -> LoadedModel:
             dtype=options.dtype,
             use_safetensors=True,
             **arguments,
+            **({"device_map": "auto"} if device is None else {}),
             **loading_arguments(config),
         )
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise MoewhError(_load_failure(source, error)) from error
     check_parallel(model)
-    model.to(device).eval().requires_grad_(False)
+    if device is not None:
+        model.to(device)
+    model.eval().requires_grad_(False)
     folder = Path(source.location)
     fingerprint = weights_fingerprint(folder) if folder.is_dir() else None
     return LoadedModel(source, model, tokenizer, find_sites(model, model.config).of_prompts(), fingerprint)
 
 
-def choose_device(name: str | None) -> torch.device:
-    """Return the device to run on: the named one, else cuda, mps or cpu, whichever there is first."""
+def choose_device(name: str | None, process: Process) -> torch.device | None:
+    """Return the device to run on: the named one, else cuda, mps or cpu, whichever there is first.
+
+    Of several GPUs a process takes the one of its local number. None for `auto`: the model is spread over all.
+    Raises UsageError for a device that cannot be used.
+    """
+    if name == "auto":
+        if importlib.util.find_spec("accelerate") is None:
+            raise UsageError("--device auto needs accelerate. Install it: pip install 'moewh[accelerate]'.")
+        return None
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", process.local % max(torch.cuda.device_count(), 1))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error

@@ -27,7 +27,7 @@ from ingest import demo
 from ingest.options import DEMO, IngestOptions, PromptFormat
 from ingest.readers import BATCH_ROWS, CANONICAL, PromptFile, read_prompts
 from warehouse.errors import MoewhError, UsageError
-from warehouse.layout import Layout
+from warehouse.layout import Layout, exclusive
 
 STDIN = "-"
 _SUFFIXES: dict[str, PromptFormat] = {
@@ -85,6 +85,7 @@ class PromptStream:
         self._reader: pq.ParquetFile | None = None
         self._plan_is_new = False
         self._finished = False
+        self._spool_is_needed = False
 
     def __enter__(self) -> PromptStream:
         return self
@@ -92,27 +93,45 @@ class PromptStream:
     def __exit__(self, *_: object) -> None:
         if self._reader is not None:
             self._reader.close()
-        for path in (self._spool, self._plan if self._plan_is_new and not self._finished else None):
-            if path is not None and path.is_file():
-                path.unlink()
+        if not self._spool_is_needed and self._spool.is_file():
+            self._spool.unlink()
         if not self._finished:
+            if self._plan is not None and self._plan_is_new and self._plan.is_file():
+                self._plan.unlink()
             self._layout.remove_empty()
 
-    def finished(self) -> None:
-        """Say that every segment is committed: the spool is not needed again."""
+    def finished(self, *, complete: bool) -> None:
+        """Say that this command did its share; if the run is complete, no other needs the spool."""
         self._finished = True
+        self._spool_is_needed = not complete
 
     def plan(self, rule: SizeRule) -> Plan:
-        """Digest the prompts and cut them into segments. Raises MoewhError for unreadable input."""
-        wanted = asdict(rule)
-        if self._plan is not None and self._plan.is_file():
-            saved = json.loads(self._plan.read_text())
-            if saved["rule"] == wanted:
-                return Plan(saved["prompts"], saved["prompts_sha256"], tuple(saved["starts"]))
-        reader = self._open()
+        """Digest the prompts and cut them into segments. Raises MoewhError for unreadable input.
+
+        Of several processes one does it, and the others wait for what it found.
+        """
+        if self._plan is None:
+            return self._make_plan(rule)
+        found = self._cached_plan(rule)
+        if found is None:
+            with self._layout.writing():
+                self._folder.mkdir(parents=True, exist_ok=True)
+            with exclusive(self._folder):
+                found = self._cached_plan(rule) or self._make_plan(rule)
+        return found
+
+    def _cached_plan(self, rule: SizeRule) -> Plan | None:
+        if self._plan is None or not self._plan.is_file():
+            return None
+        saved = json.loads(self._plan.read_text())
+        if saved["rule"] != asdict(rule):
+            return None
+        return Plan(saved["prompts"], saved["prompts_sha256"], tuple(saved["starts"]))
+
+    def _make_plan(self, rule: SizeRule) -> Plan:
         digest = PromptDigest()
         sizes = []
-        for batch in reader.iter_batches(BATCH_ROWS):
+        for batch in self._open().iter_batches(BATCH_ROWS):
             digest.update(batch)
             sizes.append(prompt_bytes(batch))
         rows_P = estimated_rows(np.concatenate(sizes or [np.zeros(0, np.int64)]), rule)
@@ -121,7 +140,7 @@ class PromptStream:
         plan = Plan(len(rows_P), digest.hexdigest(), segment_starts(rows_P, rule.segment_rows))
         if self._plan is not None:
             self._plan_is_new = True
-            _write_text(self._layout, self._plan, json.dumps({"rule": wanted, **asdict(plan)}))
+            _write_text(self._layout, self._plan, json.dumps({"rule": asdict(rule), **asdict(plan)}))
         return plan
 
     def read(self, start: int, stop: int) -> pa.Table:

@@ -2,30 +2,41 @@
 
 The unit is the segment: tokenise its prompts, run its batches, commit. A segment that is already there
 is skipped, so that re-running a command resumes it and a finished one is left alone.
+
+Three threads keep the device busy: one tokenises the next segment, one waits for copies from the device
+and puts rows in their place, one writes. Each may be only so far ahead, so memory does not grow with the corpus.
 """
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-import torch
 
-from ingest.batches import Batch, make_batches
-from ingest.capture import LayerRouting, capture_routing, run_stack
+from ingest.batches import plan_batches
+from ingest.capture import PendingRouting
 from ingest.expected import top_k
-from ingest.guards import observe_calls, verify_layers
+from ingest.forward import BatchRunner, Rows
 from ingest.identity import Identity, identify, require_same, write_run
-from ingest.measure import LayerFacts, measure_layers
+from ingest.measure import LayerFacts
 from ingest.model import LoadedModel, load_model
 from ingest.options import IngestOptions
-from ingest.prompts import Plan, PromptStream, SizeRule, estimated_rows, prompt_bytes
+from ingest.processes import this_process
+from ingest.prompts import STDIN, Plan, PromptStream, SizeRule, estimated_rows, prompt_bytes
 from ingest.segment import Committed, RoutingBuffer, write_segment
 from ingest.tokenise import TokenisedSegment, TokenRules, TokenTexts, tokenise
 from warehouse.errors import UsageError
 from warehouse.layout import Layout
+
+_BATCHES_AHEAD = 16
+"""Batches whose routing may be on its way from the device at once."""
 
 
 @dataclass
@@ -38,6 +49,10 @@ class Summary:
     written: list[Committed] = field(default_factory=list)
     """Segments this command committed."""
     seconds: float = 0.0
+    waiting: float = 0.0
+    """Seconds the forward passes stood still for copying, assembling and writing."""
+    peak_memory: int = 0
+    """Most host memory this process has held so far, in bytes."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +69,16 @@ class Progress:
 
 
 def ingest(options: IngestOptions, layout: Layout, progress: Progress | None = None) -> Summary:
-    """Run the prompts through the model and commit every segment that is not there yet.
+    """Run the prompts through the model and commit every segment of this process's share that is not there yet.
 
     Raises UsageError or MoewhError; what was committed before stays, and nothing half-written is left.
     """
+    process = this_process()
+    if process.world > 1 and STDIN in options.prompts:
+        raise UsageError("several processes cannot share standard input. Write the prompts to a file first.")
     with PromptStream(options, layout) as prompts:
-        loaded = load_model(options)
-        run = _Run(options, layout, prompts, loaded, progress or Progress())
-        return run.execute()
+        loaded = load_model(options, process)
+        return _Run(options, layout, prompts, loaded, progress or Progress()).execute()
 
 
 class _Run:
@@ -84,35 +101,32 @@ class _Run:
         self.plan: Plan = prompts.plan(self.size)
         self.identity: Identity = identify(loaded, options, self.rules, self.plan)
         self.recorded = require_same(layout, self.identity)
-        self.verified = False
-        self.missing: list[int] = []
+        self.missing = this_process().share(self._missing())
         self.texts = TokenTexts(loaded.tokenizer)
+        self.batches = BatchRunner(loaded, self._begin)
+        self.summary = Summary(self.identity.run_id, self.plan.segments)
 
     def execute(self) -> Summary:
         """Commit every missing segment in order."""
-        summary = Summary(self.identity.run_id, self.plan.segments)
         began = time.monotonic()
-        segments = range(self.plan.segments)
-        self.missing = [n for n in segments if not self.layout.segment(self.identity.run_id, n).is_dir()]
-        for number in self.missing:
-            summary.written.append(self._write(number))
-            self.progress.segment_done(number, self.plan.segments)
-        self.prompts.finished()
-        summary.seconds = time.monotonic() - began
-        return summary
+        with _workers() as (ahead, collector, writer):
+            tokenised = [ahead.submit(self._tokenise, number) for number in self.missing[:1]]
+            writing: list[Future[Committed]] = []
+            for place, number in enumerate(self.missing):
+                segment = tokenised.pop().result()
+                tokenised = [ahead.submit(self._tokenise, later) for later in self.missing[place + 1 : place + 2]]
+                routing, collected = self._observe(segment, collector)
+                self._committed(writing)
+                writing = [writer.submit(self._write, number, segment, routing, collected)]
+            self._committed(writing)
+        self.prompts.finished(complete=not self._missing())
+        self.summary.seconds = time.monotonic() - began
+        self.summary.peak_memory = _peak_memory()
+        return self.summary
 
-    def _write(self, number: int) -> Committed:
-        segment = self._tokenise(number)
-        routing = self._observe(segment)
-        for layer, places in routing.invalid().items():
-            prompts = ", ".join(str(prompt) for prompt in np.unique(segment.prompt_T[places])[:5])
-            self.progress.warn(
-                f"layer {layer}: {len(places)} tokens have weights that are not finite (prompts {prompts}); "
-                "they have no rows there and their prompts are marked failed."
-            )
-        target = self.layout.segment(self.identity.run_id, number)
-        last = number == self.plan.segments - 1
-        return write_segment(self.layout, target, segment, routing, texts=self.texts, last=last)
+    def _missing(self) -> list[int]:
+        segments = range(self.plan.segments)
+        return [number for number in segments if not self.layout.segment(self.identity.run_id, number).is_dir()]
 
     def _tokenise(self, number: int) -> TokenisedSegment:
         start, stop = self.plan.bounds(number)
@@ -126,23 +140,56 @@ class _Run:
             )
         return tokenise(table, start, self.loaded.tokenizer, self.rules, too_large)
 
-    def _observe(self, segment: TokenisedSegment) -> RoutingBuffer:
-        """Run every batch of a segment; the first of a command is proved right before anything is committed."""
-        routing = RoutingBuffer(len(segment.vocab_id_T))
-        for batch in make_batches(segment, self.batch_tokens, self.loaded.pad_id):
-            routing.add(batch.rows_T, self._run_batch(batch))
-            self.progress.batch_done(len(batch.rows_T))
-        if not self.verified:
-            self._run_batch(_PROBE)
-        return routing
+    def _observe(
+        self, segment: TokenisedSegment, collector: ThreadPoolExecutor
+    ) -> tuple[RoutingBuffer, list[Future[None]]]:
+        """Launch every batch of a segment; the first of a command is proved right before anything is committed.
 
-    def _run_batch(self, batch: Batch) -> dict[int, LayerRouting]:
-        if self.verified:
-            return run_batch(self.loaded, batch)
-        routing, facts = run_verified_batch(self.loaded, batch)
-        self._begin(facts)
-        self.verified = True
-        return routing
+        The buffer is full once the futures are done.
+        """
+        routing = RoutingBuffer(len(segment.vocab_id_T))
+        collected: list[Future[None]] = []
+
+        def too_large(context: int) -> None:
+            prompt = int(segment.prompt_T[segment.start_C[context]])
+            routing.failed_prompts.add(prompt)
+            self.progress.warn(f"prompt {prompt} does not fit in the device's memory even alone; it is marked failed.")
+
+        for contexts in plan_batches(segment.length_C, self.batch_tokens):
+            for rows_T, pending in self.batches.run(segment, contexts, too_large):
+                collected.append(collector.submit(_collect, routing, rows_T, pending))
+                self.progress.batch_done(len(rows_T))
+                self._wait_for(collected[:-_BATCHES_AHEAD])
+        self.batches.prove()
+        return routing, collected
+
+    def _write(
+        self, number: int, segment: TokenisedSegment, routing: RoutingBuffer, collected: list[Future[None]]
+    ) -> Committed:
+        for part in collected:
+            part.result()
+        for layer, places in routing.invalid().items():
+            prompts = ", ".join(str(prompt) for prompt in np.unique(segment.prompt_T[places])[:5])
+            self.progress.warn(
+                f"layer {layer}: {len(places)} tokens have weights that are not finite (prompts {prompts}); "
+                "they have no rows there and their prompts are marked failed."
+            )
+        target = self.layout.segment(self.identity.run_id, number)
+        last = number == self.plan.segments - 1
+        committed = write_segment(self.layout, target, segment, routing, texts=self.texts, last=last)
+        self.progress.segment_done(number, self.plan.segments)
+        return committed
+
+    def _committed(self, writing: list[Future[Committed]]) -> None:
+        self._wait_for(writing)
+        self.summary.written += [segment.result() for segment in writing]
+
+    def _wait_for(self, futures: Sequence[Future[Any]]) -> None:
+        """Wait, count the time as lost to the forward passes, and raise what went wrong there."""
+        began = time.monotonic()
+        for future in futures:
+            future.result()
+        self.summary.waiting += time.monotonic() - began
 
     def _begin(self, facts: dict[int, LayerFacts]) -> None:
         """Make the warehouse and the run's own files, now that the model has proved right."""
@@ -153,39 +200,24 @@ class _Run:
         self.progress.started(self.identity, len(self.missing))
 
 
-_PROBE = Batch(np.arange(4)[None], np.ones((1, 4), np.int64), np.arange(4))
-"""Stands in for the first batch where a segment has no tokens at all."""
+def _collect(routing: RoutingBuffer, rows_T: Rows, pending: PendingRouting) -> None:
+    routing.add(rows_T, pending.wait())
 
 
-@torch.inference_mode()
-def run_batch(loaded: LoadedModel, batch: Batch) -> dict[int, LayerRouting]:
-    """Run one batch through the model and return what each layer did with its real tokens."""
-    input_ids_BS, attention_mask_BS = _on_device(loaded, batch)
-    with capture_routing(loaded.found, attention_mask_BS) as capture:
-        run_stack(loaded.model, input_ids_BS, attention_mask_BS)
-    return capture.take()
+@contextmanager
+def _workers() -> Iterator[tuple[ThreadPoolExecutor, ThreadPoolExecutor, ThreadPoolExecutor]]:
+    """Yield a thread each for tokenising, collecting and writing; on an error what has not begun is dropped."""
+    workers = tuple(ThreadPoolExecutor(1, f"moewh-{name}") for name in ("tokenise", "collect", "write"))
+    try:
+        yield workers[0], workers[1], workers[2]
+    finally:
+        for worker in workers:
+            worker.shutdown(cancel_futures=True)
 
 
-@torch.inference_mode()
-def run_verified_batch(loaded: LoadedModel, batch: Batch) -> tuple[dict[int, LayerRouting], dict[int, LayerFacts]]:
-    """Run one batch, prove that every layer's output is what was captured, and measure the layers.
-
-    Raises MoewhError naming the module that does something else.
-    """
-    input_ids_BS, attention_mask_BS = _on_device(loaded, batch)
-    with (
-        capture_routing(loaded.found, attention_mask_BS) as capture,
-        observe_calls(loaded.sites, attention_mask_BS) as seen,
-    ):
-        run_stack(loaded.model, input_ids_BS, attention_mask_BS)
-    routing = capture.take()
-    verify_layers(loaded.sites, seen)
-    return routing, measure_layers(loaded.sites, seen, loaded.config)
-
-
-def _on_device(loaded: LoadedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    device = loaded.model.device
-    return torch.from_numpy(batch.input_ids_BS).to(device), torch.from_numpy(batch.attention_mask_BS).to(device)
+def _peak_memory() -> int:
+    """Most resident memory of this process, in bytes; Linux counts it in KiB, macOS in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _max_length(options: IngestOptions, loaded: LoadedModel) -> int:

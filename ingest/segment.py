@@ -44,6 +44,8 @@ class RoutingBuffer:
     def __init__(self, tokens: int) -> None:
         self._tokens = tokens
         self._layers: dict[int, LayerRouting] = {}
+        self.failed_prompts: set[int] = set()
+        """prompt_id of prompts that could not be run."""
 
     def add(self, rows_T: npt.NDArray[np.int64], routing: dict[int, LayerRouting]) -> None:
         """Put the routing of one batch's tokens where those tokens lie in the segment."""
@@ -63,8 +65,11 @@ class RoutingBuffer:
             yield layer, rank(self._layers[layer])
 
     def invalid(self) -> dict[int, npt.NDArray[np.int64]]:
-        """Return, by layer, the tokens (by place) whose weights are not finite numbers."""
-        bad = {layer: np.flatnonzero(~np.isfinite(part.weights_TK).all(1)) for layer, part in self._layers.items()}
+        """Return, by layer, the tokens (by place) that have routes whose weights are not finite numbers."""
+        bad = {
+            layer: np.flatnonzero(((part.expert_ids_TK != NO_ROUTE) & ~np.isfinite(part.weights_TK)).any(1))
+            for layer, part in self._layers.items()
+        }
         return {layer: places for layer, places in bad.items() if len(places)}
 
 
@@ -167,9 +172,9 @@ def _write_routing(path: Path, segment: TokenisedSegment, routing: RoutingBuffer
 
 def _prompt_columns(segment: TokenisedSegment, routing: RoutingBuffer) -> dict[str, Any]:
     status_P = list(segment.status_P)
-    for places in routing.invalid().values():
-        for prompt in np.unique(segment.prompt_T[places]):
-            status_P[int(prompt) - segment.first_prompt] = "failed"
+    failed = routing.failed_prompts.union(*(segment.prompt_T[places].tolist() for places in routing.invalid().values()))
+    for prompt in failed:
+        status_P[prompt - segment.first_prompt] = "failed"
     columns = {name: segment.prompts.column(name) for name in ("domain", "source", "metadata")}
     prompt_id_P = np.arange(segment.first_prompt, segment.first_prompt + len(status_P), dtype=np.int64)
     return {

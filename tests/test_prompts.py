@@ -112,7 +112,11 @@ def test_rows_with_other_keys_than_the_first_keep_them(tmp_path: Path) -> None:
 
 def test_messages_and_ids_stand_in_for_a_text(tmp_path: Path) -> None:
     chat = [{"role": "user", "content": "hi"}]
-    rows = [{"text": "x", "messages": chat}, {"messages": chat, "domain": "d"}, {"input_ids": [3, 1, 2], "n": 1}]
+    rows: list[dict[str, Any]] = [
+        {"text": "x", "messages": chat},
+        {"messages": chat, "domain": "d"},
+        {"input_ids": [3, 1, 2], "n": 1},
+    ]
     (tmp_path / "p.jsonl").write_bytes(as_jsonl(rows))
     spelled = json.dumps(chat, separators=(",", ":"))
     expected = [

@@ -49,7 +49,9 @@ if TYPE_CHECKING:
     help="Routing rows a segment, about: the unit that is committed and resumed.",
 )
 @click.option("--limit", type=int, metavar="N", help="Only the first N prompts.")
-@click.option("--device", metavar="NAME", help="Such as cuda or cpu.  [default: the best there is]")
+@click.option(
+    "--device", metavar="NAME", help="cuda, cpu, …; auto: spread the model over all GPUs.  [default: the best there is]"
+)
 @click.option("--dtype", default="auto", metavar="NAME", help="float32, float16 or bfloat16.  [default: as stored]")
 @click.option("--trust-remote-code", is_flag=True, help="Run code that the model's repository holds.")
 @warehouse_option
@@ -67,11 +69,13 @@ def ingest(*, warehouse: Layout, no_special_tokens: bool, **chosen: Any) -> None
 
 def run_ingest(options: IngestOptions, warehouse: Layout) -> Summary:
     """Ingest with progress on stderr: a bar on a terminal, one line per segment elsewhere."""
+    from ingest.processes import this_process
     from ingest.run import Progress
     from ingest.run import ingest as run
     from warehouse.progress import Reporter
 
-    with Reporter(warehouse) as reporter:
+    process = this_process()
+    with Reporter(warehouse, process.rank, process.world) as reporter:
         progress = Progress(reporter.started, reporter.batch_done, reporter.segment_done, reporter.warn)
         return run(options, warehouse, progress)
 
@@ -86,5 +90,7 @@ def summary_line(summary: Summary) -> str:
     size = sum(part.bytes for part in summary.written)
     return (
         f"run {summary.run_id}: {prompts:,} prompts, {tokens:,} tokens, {rows:,} routing rows, "
-        f"{size / max(tokens, 1):,.0f} bytes a token, {tokens / summary.seconds:,.0f} tokens/s"
+        f"{size / max(tokens, 1):,.0f} bytes a token, {tokens / summary.seconds:,.0f} tokens/s, "
+        f"{summary.waiting / summary.seconds:.1%} of the time waiting for the writer, "
+        f"{summary.peak_memory / 2**30:.1f} GiB at most"
     )

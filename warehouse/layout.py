@@ -172,6 +172,18 @@ class Layout:
                 path.rmdir()
 
 
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask for the same folder waiting; on a file system that cannot, go on at once."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def commit(folder: Path, target: Path) -> bool:
     """Make a staged folder visible at `target`: fsync its files and itself, rename it, fsync the parent.
 

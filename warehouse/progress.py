@@ -7,7 +7,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from warehouse.publish import publish
 
@@ -17,19 +25,26 @@ if TYPE_CHECKING:
 
 
 class Reporter:
-    """Shows one run's progress; a context manager. The warehouse's views are published as the run starts."""
+    """Shows one run's progress; a context manager. The warehouse's views are published as the run starts.
 
-    def __init__(self, warehouse: Layout) -> None:
+    Of several processes the first draws the bar, and each logs its own lines.
+    """
+
+    def __init__(self, warehouse: Layout, rank: int = 0, world: int = 1) -> None:
         self._warehouse = warehouse
         self._console = Console(stderr=True)
+        self._name = "moewh" if world == 1 else f"moewh[{rank}]"
+        self._draws = self._console.is_terminal and rank == 0
+        self._logs = not self._console.is_terminal or world > 1
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("segments · {task.fields[speed]}"),
             TimeElapsedColumn(),
+            TimeRemainingColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=not self._draws,
         )
         self._task: TaskID | None = None
         self._tokens = 0
@@ -65,12 +80,12 @@ class Reporter:
 
     def warn(self, message: str) -> None:
         """Say what is not as it should be, without stopping."""
-        self._console.print(f"moewh: warning: {message}", highlight=False, markup=False, soft_wrap=True)
+        self._console.print(f"{self._name}: warning: {message}", highlight=False, markup=False, soft_wrap=True)
 
     def _speed(self) -> str:
         seconds = max(time.monotonic() - self._began, 1e-9)
         return f"{self._tokens:,} tokens, {self._tokens / seconds:,.0f} tokens/s"
 
     def _line(self, message: str) -> None:
-        if not self._console.is_terminal:
-            self._console.print(f"moewh: {message}", highlight=False, markup=False, soft_wrap=True)
+        if self._logs:
+            self._console.print(f"{self._name}: {message}", highlight=False, markup=False, soft_wrap=True)

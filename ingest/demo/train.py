@@ -158,7 +158,7 @@ def optimize(model: OlmoeForCausalLM, streams: dict[str, Tokens], start: int, re
     model.train()
     for step in range(1, recipe.steps + 1):
         loss, balance = step_losses(model, next(batches))
-        (loss + recipe.router_aux_loss_coef * balance).backward()  # type: ignore[no-untyped-call]
+        (loss + recipe.router_aux_loss_coef * balance).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

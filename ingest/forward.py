@@ -1,0 +1,108 @@
+"""The forward pass over one batch, observed: launched here, waited for elsewhere.
+
+A batch that does not fit in the device's memory is halved, and so are later ones of its size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ingest.batches import Batch, make_batch
+from ingest.capture import PendingRouting, capture_routing, run_stack
+from ingest.guards import observe_calls, verify_layers
+from ingest.measure import LayerFacts, measure_layers
+from ingest.model import LoadedModel
+from ingest.tokenise import TokenisedSegment
+
+Rows = npt.NDArray[np.int64]
+
+PROBE = Batch(np.arange(4)[None], np.ones((1, 4), np.int64), np.arange(4))
+"""Stands in for the first batch where a segment has no tokens at all."""
+
+
+@torch.inference_mode()
+def run_batch(loaded: LoadedModel, batch: Batch) -> PendingRouting:
+    """Launch one batch; what each layer does with its real tokens can be waited for."""
+    with capture_routing(loaded.found, batch.attention_mask_BS) as capture:
+        run_stack(loaded.model, *_on_device(loaded, batch))
+    return capture.take()
+
+
+@torch.inference_mode()
+def run_verified_batch(loaded: LoadedModel, batch: Batch) -> tuple[PendingRouting, dict[int, LayerFacts]]:
+    """Run one batch, prove that every layer's output is what was captured, and measure the layers.
+
+    Raises MoewhError naming the module that does something else.
+    """
+    input_ids_BS, attention_mask_BS = _on_device(loaded, batch)
+    with (
+        capture_routing(loaded.found, batch.attention_mask_BS) as capture,
+        observe_calls(loaded.sites, attention_mask_BS) as seen,
+    ):
+        run_stack(loaded.model, input_ids_BS, attention_mask_BS)
+    verify_layers(loaded.sites, seen)
+    return capture.take(), measure_layers(loaded.sites, seen, loaded.config)
+
+
+class BatchRunner:
+    """Runs the batches of a command, halving those that are too large for the device."""
+
+    def __init__(self, loaded: LoadedModel, first_batch: Callable[[dict[int, LayerFacts]], None]) -> None:
+        """`first_batch` is told what the first batch showed of each layer, once it has proved right."""
+        self._loaded = loaded
+        self._first_batch = first_batch
+        self._verified = False
+        self._too_large: int | None = None
+        """Padded tokens of the smallest batch that did not fit."""
+
+    def run(
+        self, segment: TokenisedSegment, contexts: Rows, too_large: Callable[[int], None]
+    ) -> list[tuple[Rows, PendingRouting]]:
+        """Launch these contexts as one batch, or as several smaller ones if memory is short.
+
+        Returns the rows of the segment that each one fills. `too_large` is told the place of a context that does
+        not fit even alone.
+        """
+        batch = make_batch(segment, contexts, self._loaded.pad_id)
+        padded = batch.input_ids_BS.size
+        if self._too_large is None or padded < self._too_large or len(contexts) == 1:
+            pending = self._try(batch)
+            if pending is not None:
+                return [(batch.rows_T, pending)]
+            self._too_large = min(padded, self._too_large or padded)
+            if len(contexts) == 1:
+                too_large(int(contexts[0]))
+                return []
+        halves = np.array_split(contexts, 2)
+        return [part for half in halves for part in self.run(segment, half, too_large)]
+
+    def prove(self) -> None:
+        """Make sure that a batch has proved right, even if the prompts have no tokens."""
+        if not self._verified:
+            self._launch(PROBE)
+
+    def _try(self, batch: Batch) -> PendingRouting | None:
+        """Launch a batch; None if the device has not enough memory."""
+        with contextlib.suppress(torch.OutOfMemoryError):  # leaving it frees what the pass held
+            return self._launch(batch)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return None
+
+    def _launch(self, batch: Batch) -> PendingRouting:
+        if self._verified:
+            return run_batch(self._loaded, batch)
+        pending, facts = run_verified_batch(self._loaded, batch)
+        self._first_batch(facts)
+        self._verified = True
+        return pending
+
+
+def _on_device(loaded: LoadedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    device = loaded.model.device
+    return torch.from_numpy(batch.input_ids_BS).to(device), torch.from_numpy(batch.attention_mask_BS).to(device)
