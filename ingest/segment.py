@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from ingest.blocks import NO_ROUTE
 from ingest.capture import LayerRouting
 from ingest.prompts import PromptDigest
+from ingest.rollups import RollupCounter
 from ingest.tokenise import TokenisedSegment, TokenTexts
 from warehouse import schema
 from warehouse.layout import Layout, commit
@@ -118,7 +119,9 @@ def write_segment(
     Losing a race for the segment to another process is success. Raises MoewhError if the disk refuses.
     """
     with layout.writing(), layout.staged(f"{target.parent.name}.{target.name}") as folder:
-        rows = _write_routing(folder / schema.ROUTING.file, segment, routing)
+        rollups = RollupCounter(segment, texts)
+        rows = _write_routing(folder / schema.ROUTING.file, segment, routing, rollups)
+        rollups.write(folder, _parquet_options)
         write_table(folder, schema.PROMPTS, _prompt_columns(segment, routing))
         write_table(folder, schema.TOKENS, _token_columns(segment, texts))
         counts = {"prompts": len(segment.status_P), "tokens": len(segment.vocab_id_T), "routing_rows": rows}
@@ -149,8 +152,8 @@ def _parquet_options(table: Table) -> dict[str, Any]:
     }
 
 
-def _write_routing(path: Path, segment: TokenisedSegment, routing: RoutingBuffer) -> int:
-    """Write the routing table sorted by layer, token_id, rank; row groups never span layers."""
+def _write_routing(path: Path, segment: TokenisedSegment, routing: RoutingBuffer, rollups: RollupCounter) -> int:
+    """Write the routing table sorted by layer, token_id, rank, and count it; row groups never span layers."""
     table = schema.ROUTING
     token_id_T = segment.token_id_T
     rows = 0
@@ -167,6 +170,7 @@ def _write_routing(path: Path, segment: TokenisedSegment, routing: RoutingBuffer
             }
             writer.write_table(pa.table(columns, schema=table.arrow()), row_group_size=ROW_GROUP_ROWS)
             rows += T * K
+            rollups.add(layer, ranked)
     return rows
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ingest import demo
 from warehouse.catalog import describe_views
+from warehouse.schema import TABLES
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = REPOSITORY / "README.md"
@@ -86,7 +87,8 @@ def schema_page() -> str:
         "# Tables and views",
         "",
         "Made by `make docs` from `warehouse/schema.py` and the comments in `queries/views/`; in a shell,",
-        "`from duckdb_columns()` tells the same. The first nine are stored in Parquet, the rest are canned views.",
+        f"`from duckdb_columns()` tells the same. The first {len(TABLES)} are stored in Parquet, the last of these are",
+        "rollups: counts of a segment's rows. The rest are canned views.",
     ]
     for view in describe_views().values():
         lines += ["", f"## {view.name}", "", view.comment, "", "| column | type | meaning |", "|---|---|---|"]

@@ -7,18 +7,20 @@ from the description, never from the files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from warehouse import schema
 from warehouse.layout import Layout
+from warehouse.rollups import definition
 
 WORDS = ("the", "quick", " brown", " fox", "", " lead", "|,\"'", "\n", "\\", "naïve", "日本")
 
@@ -118,12 +120,13 @@ def write_run(layout: Layout, run: Run) -> None:
     write_table(folder, schema.EXPERTS, experts_rows)
     prompt_id = 0
     for number, prompts in enumerate(run.segments):
-        write_segment(layout.segment(run.run_id, number), prompts, prompt_id, last=number + 1 == len(run.segments))
+        folder = layout.segment(run.run_id, number)
+        write_segment(folder, prompts, prompt_id, layers=run.layers, last=number + 1 == len(run.segments))
         prompt_id += len(prompts)
 
 
-def write_segment(folder: Path, prompts: list[Prompt], first_prompt: int, last: bool) -> None:
-    """Write one segment; its first prompt's id is `first_prompt`."""
+def write_segment(folder: Path, prompts: list[Prompt], first_prompt: int, *, layers: Iterable[int], last: bool) -> None:
+    """Write one segment; its first prompt's id is `first_prompt`, its run's MoE layers are `layers`."""
     prompt_rows, token_rows, routing_rows = [], [], []
     for prompt_id, prompt in enumerate(prompts, first_prompt):
         text = "".join(word(token.vocab_id) for token in prompt.tokens)
@@ -146,6 +149,23 @@ def write_segment(folder: Path, prompts: list[Prompt], first_prompt: int, last: 
     write_table(folder, schema.PROMPTS, prompt_rows)
     write_table(folder, schema.TOKENS, token_rows)
     write_table(folder, schema.ROUTING, routing_rows)
+    write_rollups(folder, layers)
+
+
+def write_rollups(folder: Path, layers: Iterable[int]) -> None:
+    """Write the rollups of the segment in `folder` just as their SQL defines them."""
+    with duckdb.connect() as connection:
+        for table in (schema.PROMPTS, schema.TOKENS, schema.ROUTING):
+            connection.register(f"{table.name}_rows", pq.read_table(folder / table.file, partitioning=None))
+            connection.execute(
+                f"create view {table.name} as select 'r' as run_id, 0 as segment, * from {table.name}_rows"
+            )
+        connection.register("layer_rows", pa.table({"layer": pa.array(layers, pa.int32())}))
+        connection.execute("create view layers as select 'r' as run_id, layer from layer_rows")
+        for table in schema.ROLLUPS:
+            columns = ", ".join(column.name for column in table.columns)
+            rows = connection.sql(f"select {columns} from ({definition(table)}) order by all")
+            pq.write_table(rows.to_arrow_table().cast(table.arrow()), folder / table.file)
 
 
 def write_table(folder: Path, table: schema.Table, rows: list[dict[str, Any]]) -> None:

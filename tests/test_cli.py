@@ -283,7 +283,7 @@ def one_line(result: Result, code: int) -> str:
 
 
 WRONG_USE: list[tuple[list[str], str]] = [
-    (["query", "co_routng"], "Did you mean co_routing? Known: co_routing, expert_load"),
+    (["query", "co_routng"], "Did you mean co_routing? Known: co_routing, domain_specialization"),
     (["query", "nothing_like_it"], "there is no query 'nothing_like_it'. Known: co_routing"),
     (["query", "missing.sql"], "there is no SQL file missing.sql"),
     (["query", "routes", "-c", "select 1"], "not both"),

@@ -176,7 +176,7 @@ def test_two_shells_stay_open_while_segments_arrive(duckdb_program: str, layout:
         assert [converse(one, count) for one in shells] == ["1", "1"]
         staged = layout.staging / "made-by-hand"
         for number in (1, 2):
-            write_segment(staged, prompts, number, last=number == 2)
+            write_segment(staged, prompts, number, layers=[0], last=number == 2)
             staged.rename(layout.segment("growing", number))
             publish(layout)
             assert [converse(one, count) for one in shells] == [str(number + 1)] * 2

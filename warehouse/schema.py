@@ -46,6 +46,8 @@ class Table:
     columns: tuple[Column, ...]
     opt_in: bool = False
     """True for a table that only runs which ask for it have."""
+    rollup: bool = False
+    """True for counts of a segment's own rows, which `queries/rollups/` defines; sorted by all their columns."""
 
     @property
     def stored(self) -> tuple[Column, ...]:
@@ -66,6 +68,7 @@ class Table:
             "BIGINT": pa.int64(),
             "INTEGER": pa.int32(),
             "FLOAT": pa.float32(),
+            "DOUBLE": pa.float64(),
             "BOOLEAN": pa.bool_(),
             "TIMESTAMP": pa.timestamp("us"),
             "FLOAT[]": pa.list_(pa.float32()),
@@ -244,6 +247,112 @@ HIDDEN_STATES = Table(
     opt_in=True,
 )
 
+_KIND = Column("kind", "VARCHAR", "Kind of the tokens counted: prompt; special; generated.")
+_DOMAIN = Column("domain", "VARCHAR", "Domain of the tokens' prompts; NULL is a domain of its own.")
+
+EXPERT_COUNTS = Table(
+    "expert_counts",
+    "segment",
+    "expert_counts.parquet",
+    "Rollup. One row per segment, kind, domain, layer and expert with at least one token.",
+    (
+        _KIND,
+        _DOMAIN,
+        _LAYER,
+        _EXPERT,
+        Column("tokens", "BIGINT", "Tokens routed to this expert.", "delta"),
+        Column("first_choice_tokens", "BIGINT", "Those of them whose greatest weight is this expert's.", "delta"),
+        Column(
+            "weight_sum",
+            "DOUBLE",
+            "Sum of its weights in row order; NULL where no weight is known.",
+            "byte_stream_split",
+        ),
+    ),
+    rollup=True,
+)
+
+PAIR_COUNTS = Table(
+    "pair_counts",
+    "segment",
+    "pair_counts.parquet",
+    "Rollup. One row per segment, kind, domain, layer and pair of experts that share at least one token.",
+    (
+        _KIND,
+        _DOMAIN,
+        _LAYER,
+        Column("expert_a", "INTEGER", "The pair's lower expert index."),
+        Column("expert_b", "INTEGER", "The pair's higher expert index."),
+        Column("tokens", "BIGINT", "Tokens routed to both.", "delta"),
+    ),
+    rollup=True,
+)
+
+TRANSITION_COUNTS = Table(
+    "transition_counts",
+    "segment",
+    "transition_counts.parquet",
+    "Rollup. One row per segment, kind, domain, layer and pair of experts, one at it and one at the next MoE layer, "
+    "that share at least one token.",
+    (
+        _KIND,
+        _DOMAIN,
+        _LAYER,
+        Column("next_layer", "INTEGER", "The next MoE layer: the next row of layers."),
+        Column("expert", "INTEGER", "Expert chosen at layer."),
+        Column("next_expert", "INTEGER", "Expert chosen at next_layer."),
+        Column("tokens", "BIGINT", "Tokens routed to both.", "delta"),
+        Column("first_choice_tokens", "BIGINT", "Those of them that have both as their first choices.", "delta"),
+    ),
+    rollup=True,
+)
+
+AFFINITY_COUNTS = Table(
+    "affinity_counts",
+    "segment",
+    "affinity_counts.parquet",
+    "Rollup. One row per segment, kind, layer, expert and vocabulary entry with at least one such token.",
+    (
+        _KIND,
+        _LAYER,
+        _EXPERT,
+        Column("vocab_id", "INTEGER", "The tokenizer's id of the token.", "delta"),
+        Column("tokens", "BIGINT", "Occurrences of this token routed to this expert."),
+    ),
+    rollup=True,
+)
+
+VOCAB_COUNTS = Table(
+    "vocab_counts",
+    "segment",
+    "vocab_counts.parquet",
+    "Rollup. One row per segment, kind, layer and vocabulary entry that has rows at the layer.",
+    (
+        _KIND,
+        _LAYER,
+        Column("vocab_id", "INTEGER", "The tokenizer's id of the token.", "delta"),
+        Column("token", "VARCHAR", "The token decoded to text by itself."),
+        Column("tokens", "BIGINT", "Occurrences of this token with rows at the layer."),
+    ),
+    rollup=True,
+)
+
+REPETITION_COUNTS = Table(
+    "repetition_counts",
+    "segment",
+    "repetition_counts.parquet",
+    "Rollup. One row per segment, domain and layer with at least one pair of adjacent tokens: positions p and p + 1 "
+    "of one prompt and context, both of kind prompt or generated, both with rows at the layer.",
+    (
+        _DOMAIN,
+        _LAYER,
+        Column("pairs", "BIGINT", "Pairs of adjacent tokens."),
+        Column("first_choice_pairs", "BIGINT", "Those with the same first choice."),
+        Column("any_choice_pairs", "BIGINT", "Those that share at least one expert."),
+    ),
+    rollup=True,
+)
+
 TABLES: tuple[Table, ...] = (
     RUNS,
     LAYERS,
@@ -254,4 +363,12 @@ TABLES: tuple[Table, ...] = (
     ROUTING,
     ROUTER_LOGITS,
     HIDDEN_STATES,
+    EXPERT_COUNTS,
+    PAIR_COUNTS,
+    TRANSITION_COUNTS,
+    AFFINITY_COUNTS,
+    VOCAB_COUNTS,
+    REPETITION_COUNTS,
 )
+
+ROLLUPS: tuple[Table, ...] = tuple(table for table in TABLES if table.rollup)

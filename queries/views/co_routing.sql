@@ -5,68 +5,67 @@
 --   jaccard     = N_ab / (N_a + N_b - N_ab)
 --   lift        = N_ab * N / (N_a * N_b)     1 where the two are chosen independently
 -- A pair that never shares a token has no row: its three ratios are 0.
+-- Counts come from the rollup pair_counts, so the cost does not grow with tokens.
 create or replace view co_routing as
 with pair_tokens as (
-    -- an expert is paired with itself here too: that counts N_a; and one pair a token is of first choices: N
     select
-        a.run_id as run_id,
-        a.layer as layer,
-        a.expert as expert_a,
-        b.expert as expert_b,
-        count(*)::bigint as tokens,
-        sum(case when a.rank = 0 and b.rank = 0 then 1 else 0 end)::bigint as first_choice_tokens
-    from routing as a
-    join tokens
-        on tokens.run_id = a.run_id
-        and tokens.segment = a.segment
-        and tokens.token_id = a.token_id
-    join routing as b
-        on b.run_id = a.run_id
-        and b.segment = a.segment
-        and b.token_id = a.token_id
-        and b.layer = a.layer
-    where tokens.kind in ('prompt', 'generated')
-    group by a.run_id, a.layer, a.expert, b.expert
+        pair_counts.run_id as run_id,
+        pair_counts.layer as layer,
+        pair_counts.expert_a as expert_a,
+        pair_counts.expert_b as expert_b,
+        sum(pair_counts.tokens)::bigint as tokens
+    from pair_counts
+    where pair_counts.kind in ('prompt', 'generated')
+    group by
+        pair_counts.run_id,
+        pair_counts.layer,
+        pair_counts.expert_a,
+        pair_counts.expert_b
 ),
-expert_tokens as (
-    select
-        run_id,
-        layer,
-        expert_a as expert,
-        tokens
-    from pair_tokens
-    where expert_a = expert_b
+sides as (
+    select 0 as side
+    union all
+    select 1 as side
 ),
-layer_tokens as (
+both_orders as (
     select
-        run_id,
-        layer,
-        sum(first_choice_tokens)::bigint as tokens
+        pair_tokens.run_id as run_id,
+        pair_tokens.layer as layer,
+        case when sides.side = 0 then pair_tokens.expert_a else pair_tokens.expert_b end as expert_a,
+        case when sides.side = 0 then pair_tokens.expert_b else pair_tokens.expert_a end as expert_b,
+        pair_tokens.tokens as tokens
     from pair_tokens
-    group by run_id, layer
+    cross join sides
+),
+counted as (
+    -- each of an expert's tokens has top_k - 1 others: over them N_ab sums to (top_k - 1) N_a
+    select
+        both_orders.run_id as run_id,
+        both_orders.layer as layer,
+        both_orders.expert_a as expert_a,
+        both_orders.expert_b as expert_b,
+        both_orders.tokens as tokens,
+        (sum(both_orders.tokens) over (partition by both_orders.run_id, both_orders.layer, both_orders.expert_a))::double
+        / nullif(layers.top_k - 1, 0) as tokens_a,
+        (sum(both_orders.tokens) over (partition by both_orders.run_id, both_orders.layer, both_orders.expert_b))::double
+        / nullif(layers.top_k - 1, 0) as tokens_b,
+        (sum(both_orders.tokens) over (partition by both_orders.run_id, both_orders.layer))::double
+        / nullif(layers.top_k * (layers.top_k - 1), 0) as tokens_all
+    from both_orders
+    join layers
+        on layers.run_id = both_orders.run_id
+        and layers.layer = both_orders.layer
 )
 select
-    pair_tokens.run_id as run_id,
-    pair_tokens.layer as layer,
-    pair_tokens.expert_a as expert_a,
-    pair_tokens.expert_b as expert_b,
-    pair_tokens.tokens as tokens,
-    pair_tokens.tokens::double / nullif(a.tokens, 0) as conditional,
-    pair_tokens.tokens::double / nullif(a.tokens + b.tokens - pair_tokens.tokens, 0) as jaccard,
-    pair_tokens.tokens::double * layer_tokens.tokens / nullif(a.tokens::double * b.tokens, 0) as lift
-from pair_tokens
-join expert_tokens as a
-    on a.run_id = pair_tokens.run_id
-    and a.layer = pair_tokens.layer
-    and a.expert = pair_tokens.expert_a
-join expert_tokens as b
-    on b.run_id = pair_tokens.run_id
-    and b.layer = pair_tokens.layer
-    and b.expert = pair_tokens.expert_b
-join layer_tokens
-    on layer_tokens.run_id = pair_tokens.run_id
-    and layer_tokens.layer = pair_tokens.layer
-where pair_tokens.expert_a <> pair_tokens.expert_b;
+    run_id,
+    layer,
+    expert_a,
+    expert_b,
+    tokens,
+    tokens::double / nullif(tokens_a, 0) as conditional,
+    tokens::double / nullif(tokens_a + tokens_b - tokens, 0) as jaccard,
+    tokens::double * tokens_all / nullif(tokens_a * tokens_b, 0) as lift
+from counted;
 
 comment on view co_routing is 'One row per layer and ordered pair of experts chosen together: how often, against chance.';
 comment on column co_routing.run_id is 'The run these rows belong to.';

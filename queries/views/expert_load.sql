@@ -6,34 +6,26 @@
 create or replace view expert_load as
 with chosen as (
     select
-        routing.run_id as run_id,
-        routing.layer as layer,
-        routing.expert as expert,
-        count(*)::bigint as tokens,
-        sum(case when routing.rank = 0 then 1 else 0 end)::bigint as first_choice_tokens,
-        sum(routing.weight::double) as weight_sum
-    from routing
-    join tokens
-        on tokens.run_id = routing.run_id
-        and tokens.segment = routing.segment
-        and tokens.token_id = routing.token_id
-    where tokens.kind in ('prompt', 'generated')
-    group by routing.run_id, routing.layer, routing.expert
-),
-layer_choices as (
-    select
-        run_id,
-        layer,
-        sum(tokens)::bigint as choices
-    from chosen
-    group by run_id, layer
+        expert_counts.run_id as run_id,
+        expert_counts.layer as layer,
+        expert_counts.expert as expert,
+        sum(expert_counts.tokens)::bigint as tokens,
+        sum(expert_counts.first_choice_tokens)::bigint as first_choice_tokens,
+        sum(expert_counts.weight_sum) as weight_sum
+    from expert_counts
+    where expert_counts.kind in ('prompt', 'generated')
+    group by
+        expert_counts.run_id,
+        expert_counts.layer,
+        expert_counts.expert
 )
 select
     experts.run_id as run_id,
     experts.layer as layer,
     experts.expert as expert,
     coalesce(chosen.tokens, 0)::bigint as tokens,
-    coalesce(chosen.tokens, 0)::double / nullif(layer_choices.choices, 0) as share,
+    coalesce(chosen.tokens, 0)::double
+    / nullif(sum(chosen.tokens) over (partition by experts.run_id, experts.layer), 0) as share,
     coalesce(chosen.first_choice_tokens, 0)::bigint as first_choice_tokens,
     case when chosen.tokens is null then 0::double else chosen.weight_sum end as weight_sum,
     chosen.weight_sum / nullif(chosen.tokens, 0) as mean_weight
@@ -41,10 +33,7 @@ from experts
 left join chosen
     on chosen.run_id = experts.run_id
     and chosen.layer = experts.layer
-    and chosen.expert = experts.expert
-left join layer_choices
-    on layer_choices.run_id = experts.run_id
-    and layer_choices.layer = experts.layer;
+    and chosen.expert = experts.expert;
 
 comment on view expert_load is 'One row per layer and expert: how many tokens it gets and with what weight; unused experts have 0.';
 comment on column expert_load.run_id is 'The run these rows belong to.';

@@ -6,70 +6,70 @@
 --   share_of_expert = N_xi / N_i             over all entries it sums to 1
 --   lift            = N_xi * N / (N_x * N_i) 1 where the expert does not care for the token
 -- Rare entries reach high lifts by chance: filter on tokens.
+-- Counts come from the rollups affinity_counts, vocab_counts and expert_counts: filter on layer and expert to read little.
 create or replace view expert_token_affinity as
-with choices as (
+with pair_tokens as (
     select
-        routing.run_id as run_id,
-        routing.layer as layer,
-        routing.rank as rank,
-        routing.expert as expert,
-        tokens.vocab_id as vocab_id,
-        tokens.token as token
-    from routing
-    join tokens
-        on tokens.run_id = routing.run_id
-        and tokens.segment = routing.segment
-        and tokens.token_id = routing.token_id
-    where tokens.kind in ('prompt', 'generated')
-),
-pair_tokens as (
-    select
-        run_id,
-        layer,
-        expert,
-        vocab_id,
-        min(token) as token,
-        count(*)::bigint as tokens,
-        sum(case when rank = 0 then 1 else 0 end)::bigint as first_choice_tokens
-    from choices
-    group by run_id, layer, expert, vocab_id
+        affinity_counts.run_id as run_id,
+        affinity_counts.layer as layer,
+        affinity_counts.expert as expert,
+        affinity_counts.vocab_id as vocab_id,
+        sum(affinity_counts.tokens)::bigint as tokens
+    from affinity_counts
+    where affinity_counts.kind in ('prompt', 'generated')
+    group by
+        affinity_counts.run_id,
+        affinity_counts.layer,
+        affinity_counts.expert,
+        affinity_counts.vocab_id
 ),
 entry_tokens as (
     select
-        run_id,
-        layer,
-        vocab_id,
-        sum(first_choice_tokens)::bigint as tokens
-    from pair_tokens
-    group by run_id, layer, vocab_id
+        vocab_counts.run_id as run_id,
+        vocab_counts.layer as layer,
+        vocab_counts.vocab_id as vocab_id,
+        min(vocab_counts.token) as token,
+        sum(vocab_counts.tokens)::bigint as tokens
+    from vocab_counts
+    where vocab_counts.kind in ('prompt', 'generated')
+    group by
+        vocab_counts.run_id,
+        vocab_counts.layer,
+        vocab_counts.vocab_id
+),
+expert_choices as (
+    select
+        expert_counts.run_id as run_id,
+        expert_counts.layer as layer,
+        expert_counts.expert as expert,
+        sum(expert_counts.tokens)::bigint as tokens,
+        sum(expert_counts.first_choice_tokens)::bigint as first_choice_tokens
+    from expert_counts
+    where expert_counts.kind in ('prompt', 'generated')
+    group by
+        expert_counts.run_id,
+        expert_counts.layer,
+        expert_counts.expert
 ),
 expert_tokens as (
     select
         run_id,
         layer,
         expert,
-        sum(tokens)::bigint as tokens
-    from pair_tokens
-    group by run_id, layer, expert
-),
-layer_tokens as (
-    select
-        run_id,
-        layer,
-        sum(first_choice_tokens)::bigint as tokens
-    from pair_tokens
-    group by run_id, layer
+        tokens,
+        (sum(first_choice_tokens) over (partition by run_id, layer))::bigint as layer_tokens
+    from expert_choices
 )
 select
     pair_tokens.run_id as run_id,
     pair_tokens.layer as layer,
     pair_tokens.expert as expert,
     pair_tokens.vocab_id as vocab_id,
-    pair_tokens.token as token,
+    entry_tokens.token as token,
     pair_tokens.tokens as tokens,
     pair_tokens.tokens::double / nullif(entry_tokens.tokens, 0) as share_of_token,
     pair_tokens.tokens::double / nullif(expert_tokens.tokens, 0) as share_of_expert,
-    pair_tokens.tokens::double * layer_tokens.tokens
+    pair_tokens.tokens::double * expert_tokens.layer_tokens
     / nullif(entry_tokens.tokens::double * expert_tokens.tokens, 0) as lift
 from pair_tokens
 join entry_tokens
@@ -79,10 +79,7 @@ join entry_tokens
 join expert_tokens
     on expert_tokens.run_id = pair_tokens.run_id
     and expert_tokens.layer = pair_tokens.layer
-    and expert_tokens.expert = pair_tokens.expert
-join layer_tokens
-    on layer_tokens.run_id = pair_tokens.run_id
-    and layer_tokens.layer = pair_tokens.layer;
+    and expert_tokens.expert = pair_tokens.expert;
 
 comment on view expert_token_affinity is 'One row per layer, expert and vocabulary entry: how much the expert is chosen for that token.';
 comment on column expert_token_affinity.run_id is 'The run these rows belong to.';

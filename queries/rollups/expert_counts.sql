@@ -1,0 +1,29 @@
+-- expert_counts: how many tokens of each kind and domain each expert gets.
+-- One row per run, segment, kind, domain, layer and expert with at least one token.
+-- Mergeable: counts and sums of several segments add up. weight_sum is NULL where no weight is known.
+select
+    routing.run_id as run_id,
+    routing.segment as segment,
+    tokens.kind as kind,
+    prompts.domain as domain,
+    routing.layer as layer,
+    routing.expert as expert,
+    count(*)::bigint as tokens,
+    sum(case when routing.rank = 0 then 1 else 0 end)::bigint as first_choice_tokens,
+    sum(routing.weight::double) as weight_sum
+from routing
+join tokens
+    on tokens.run_id = routing.run_id
+    and tokens.segment = routing.segment
+    and tokens.token_id = routing.token_id
+join prompts
+    on prompts.run_id = tokens.run_id
+    and prompts.segment = tokens.segment
+    and prompts.prompt_id = tokens.prompt_id
+group by
+    routing.run_id,
+    routing.segment,
+    tokens.kind,
+    prompts.domain,
+    routing.layer,
+    routing.expert

@@ -1,0 +1,65 @@
+-- repetition_counts: how often adjacent tokens choose the same experts.
+-- One row per run, segment, domain and layer with at least one pair of adjacent tokens: positions p and p + 1 of one
+-- prompt and context, both of kind prompt or generated, both with rows at the layer.
+-- Mergeable: counts of several segments add up, because no prompt is split over segments.
+with adjacent as (
+    select
+        here.run_id as run_id,
+        here.segment as segment,
+        prompts.domain as domain,
+        here.token_id as token_id,
+        there.token_id as next_token_id
+    from tokens as here
+    join tokens as there
+        on there.run_id = here.run_id
+        and there.segment = here.segment
+        and there.prompt_id = here.prompt_id
+        and there.context = here.context
+        and there.position = here.position + 1
+    join prompts
+        on prompts.run_id = here.run_id
+        and prompts.segment = here.segment
+        and prompts.prompt_id = here.prompt_id
+    where here.kind in ('prompt', 'generated')
+        and there.kind in ('prompt', 'generated')
+),
+compared as (
+    select
+        adjacent.run_id as run_id,
+        adjacent.segment as segment,
+        adjacent.domain as domain,
+        adjacent.token_id as token_id,
+        a.layer as layer,
+        sum(case when a.expert = b.expert then 1 else 0 end) as shared,
+        sum(case when a.expert = b.expert and a.rank = 0 and b.rank = 0 then 1 else 0 end) as shared_first
+    from adjacent
+    join routing as a
+        on a.run_id = adjacent.run_id
+        and a.segment = adjacent.segment
+        and a.token_id = adjacent.token_id
+    join routing as b
+        on b.run_id = adjacent.run_id
+        and b.segment = adjacent.segment
+        and b.token_id = adjacent.next_token_id
+        and b.layer = a.layer
+    group by
+        adjacent.run_id,
+        adjacent.segment,
+        adjacent.domain,
+        adjacent.token_id,
+        a.layer
+)
+select
+    run_id,
+    segment,
+    domain,
+    layer,
+    count(*)::bigint as pairs,
+    sum(shared_first)::bigint as first_choice_pairs,
+    sum(case when shared > 0 then 1 else 0 end)::bigint as any_choice_pairs
+from compared
+group by
+    run_id,
+    segment,
+    domain,
+    layer

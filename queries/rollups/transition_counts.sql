@@ -1,0 +1,49 @@
+-- transition_counts: how many tokens of each kind and domain go from an expert to an expert of the next MoE layer.
+-- One row per run, segment, kind, domain, layer, next layer and pair of experts that shares at least one token.
+-- The next layer is the next row of layers; a token counts in all k * k' pairs of its choices at the two, and in none
+-- if it has no rows at one of them.
+-- Mergeable: counts of several segments add up.
+with steps as (
+    select
+        run_id,
+        layer,
+        lead(layer) over (partition by run_id order by layer) as next_layer
+    from layers
+)
+select
+    here.run_id as run_id,
+    here.segment as segment,
+    tokens.kind as kind,
+    prompts.domain as domain,
+    here.layer as layer,
+    there.layer as next_layer,
+    here.expert as expert,
+    there.expert as next_expert,
+    count(*)::bigint as tokens,
+    sum(case when here.rank = 0 and there.rank = 0 then 1 else 0 end)::bigint as first_choice_tokens
+from routing as here
+join steps
+    on steps.run_id = here.run_id
+    and steps.layer = here.layer
+join routing as there
+    on there.run_id = here.run_id
+    and there.segment = here.segment
+    and there.token_id = here.token_id
+    and there.layer = steps.next_layer
+join tokens
+    on tokens.run_id = here.run_id
+    and tokens.segment = here.segment
+    and tokens.token_id = here.token_id
+join prompts
+    on prompts.run_id = tokens.run_id
+    and prompts.segment = tokens.segment
+    and prompts.prompt_id = tokens.prompt_id
+group by
+    here.run_id,
+    here.segment,
+    tokens.kind,
+    prompts.domain,
+    here.layer,
+    there.layer,
+    here.expert,
+    there.expert
