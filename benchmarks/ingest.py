@@ -1,0 +1,240 @@
+"""What recording costs: the bare forward pass beside moewh's capture, the whole ingest, and the usual script.
+
+    python -m benchmarks.ingest [--device cpu|cuda] [--pairs N] [--tokens N]
+
+All sides run the same model on the same right-padded batches, in turn (a b c d e f, a b …), with the device
+synchronised before each clock is read; the table gives medians of the ratios within a round, with the interval
+that holds the middle half.
+
+    a  forward with the LM head
+    b  forward without it (the physical limit)
+    c  output_router_logits=True, softmax, top-k, numpy: the usual script
+    e  moewh's capture alone, up to numpy arrays
+    f  the whole ingest: tokenising, capture, rollups, Parquet, hashing, fsync, commit, over at least five segments
+
+On a CPU the model has 4 layers, 64 experts, top-8, hidden 256, intermediate 256 and a vocabulary of 2,048, so that
+the head hides nothing; on cuda it is OLMoE-1B-7B's shape in bf16. Weights are random: nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from transformers import OlmoeConfig, OlmoeForCausalLM
+
+from ingest.batches import Batch, make_batch, plan_batches
+from ingest.capture import run_stack
+from ingest.forward import run_batch
+from ingest.model import LoadedModel, Source
+from ingest.options import IngestOptions
+from ingest.run import ingest
+from ingest.sites import find_sites
+from ingest.tokenise import TokenRules, tokenise
+from tests.models import byte_tokenizer
+from warehouse.layout import Layout
+
+CPU_SHAPE: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "num_experts": 64,
+    "num_experts_per_tok": 8,
+    "hidden_size": 256,
+    "intermediate_size": 256,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "vocab_size": 2_048,
+}
+OLMOE_1B_7B: dict[str, Any] = {
+    "num_hidden_layers": 16,
+    "num_experts": 64,
+    "num_experts_per_tok": 8,
+    "hidden_size": 2_048,
+    "intermediate_size": 1_024,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "vocab_size": 50_304,
+}
+SEGMENTS = 5
+
+
+@dataclass
+class Bench:
+    """One model, its prompts as batches on the host, and how to wait for its device."""
+
+    loaded: LoadedModel
+    batches: list[Batch]
+    tokens: int
+    folder: Path
+    prompts: Path
+    batch_tokens: int
+    device: torch.device
+
+    def synchronise(self) -> None:
+        """Wait until the device has done everything."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def forward(self, run: Callable[[torch.Tensor, torch.Tensor], Any]) -> float:
+        """Run every batch through `run` and return the seconds it took."""
+        self.synchronise()
+        began = time.perf_counter()
+        with torch.inference_mode():
+            for batch in self.batches:
+                ids = torch.from_numpy(batch.input_ids_BS).to(self.device)
+                run(ids, torch.from_numpy(batch.attention_mask_BS).to(self.device))
+        self.synchronise()
+        return time.perf_counter() - began
+
+
+def with_head(bench: Bench) -> float:
+    """(a)"""
+    model = bench.loaded.model
+    return bench.forward(lambda ids, mask: model(input_ids=ids, attention_mask=mask, use_cache=False))
+
+
+def without_head(bench: Bench) -> float:
+    """(b)"""
+    return bench.forward(lambda ids, mask: run_stack(bench.loaded.model, ids, mask))
+
+
+def usual_script(bench: Bench) -> float:
+    """(c)"""
+    model = bench.loaded.model
+    K = model.config.num_experts_per_tok
+
+    def run(ids: torch.Tensor, mask: torch.Tensor) -> list[Any]:
+        output = model(input_ids=ids, attention_mask=mask, use_cache=False, output_router_logits=True)
+        routed = [torch.softmax(logits.float(), -1).topk(K) for logits in output.router_logits]
+        return [(weights.cpu().numpy(), experts.cpu().numpy()) for weights, experts in routed]
+
+    return bench.forward(run)
+
+
+def capture_alone(bench: Bench) -> float:
+    """(e)"""
+    bench.synchronise()
+    began = time.perf_counter()
+    pending = []
+    for batch in bench.batches:
+        pending.append(run_batch(bench.loaded, batch))
+        if len(pending) > 4:
+            pending.pop(0).wait()
+    for routing in pending:
+        routing.wait()
+    return time.perf_counter() - began
+
+
+def whole_ingest(bench: Bench) -> float:
+    """(f): from tokenising the first segment to the last fsync; loading the model is start-up and not counted."""
+    with tempfile.TemporaryDirectory(dir=bench.folder) as folder:
+        rows = bench.tokens * bench.loaded.config.num_hidden_layers * bench.loaded.config.num_experts_per_tok
+        options = IngestOptions(
+            model=str(bench.folder / "model"),
+            prompts=(str(bench.prompts),),
+            batch_tokens=bench.batch_tokens,
+            # Estimated rows: the byte tokenizer gives four times the tokens that the estimate expects.
+            segment_rows=max(1, rows // 4 // SEGMENTS),
+            device=str(bench.device),
+        )
+        summary = ingest(options, Layout(Path(folder) / "wh"))
+        if len(summary.written) < SEGMENTS:
+            raise RuntimeError(f"only {len(summary.written)} segments: nothing overlaps. Give more --tokens.")
+        return summary.seconds
+
+
+SIDES: dict[str, Callable[[Bench], float]] = {
+    "a": with_head,
+    "b": without_head,
+    "c": usual_script,
+    "e": capture_alone,
+    "f": whole_ingest,
+}
+
+
+def build(folder: Path, device: torch.device, tokens: int, batch_tokens: int, longest: int) -> Bench:
+    """Make the model and prompts; on a CPU lengths are ragged (a quarter of `longest` to all of it)."""
+    torch.manual_seed(0)
+    on_cpu = device.type == "cpu"
+    shape = CPU_SHAPE if on_cpu else OLMOE_1B_7B
+    config = OlmoeConfig(max_position_embeddings=4_096, pad_token_id=0, **shape)
+    with torch.device(device):
+        model: Any = OlmoeForCausalLM(config)
+    model.to(torch.float32 if on_cpu else torch.bfloat16).eval()
+    model.save_pretrained(folder / "model")
+    tokenizer = byte_tokenizer()
+    tokenizer.save_pretrained(folder / "model")
+    prompts = write_prompts(folder / "prompts.jsonl", tokens, longest, ragged=on_cpu)
+    import pyarrow.json as pj
+
+    table = pj.read_json(prompts).append_column("form", [["text"] * len(prompts.read_text().splitlines())])
+    segment = tokenise(table, 0, tokenizer, TokenRules(longest, "truncate", special_tokens=True))
+    batches = [make_batch(segment, contexts, 0) for contexts in plan_batches(segment.length_C, batch_tokens)]
+    source = Source(str(folder / "model"), None, "bench", "bench", None, "bench")
+    loaded = LoadedModel(source, model, tokenizer, find_sites(model, config).of_prompts(), None)
+    return Bench(loaded, batches, len(segment.vocab_id_T), folder, prompts, batch_tokens, device)
+
+
+def write_prompts(path: Path, tokens: int, longest: int, *, ragged: bool) -> Path:
+    """Write prompts of random letters, one token a letter, `tokens` in all."""
+    generator = np.random.default_rng(0)
+    letters = np.array(list("abcdefghijklmnopqrstuvwxyz ,.\n"))
+    with path.open("w") as file:
+        while tokens > 0:
+            length = int(generator.integers(longest // 4, longest)) if ragged else longest - 1
+            file.write(json.dumps({"text": "".join(generator.choice(letters, length))}) + "\n")
+            tokens -= length + 1
+    return path
+
+
+def report(times: dict[str, list[float]], tokens: int) -> str:
+    """Return the table: tokens per second of each side, and its ratio to (b) with the middle half."""
+    lines = ["| side | tokens/s | speed against (b) | middle half |", "|---|---:|---:|---|"]
+    for side, seconds in times.items():
+        ratios = [bare / own for own, bare in zip(seconds, times["b"], strict=True)]
+        low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
+        speed = tokens / statistics.median(seconds)
+        lines.append(f"| ({side}) | {speed:,.0f} | {statistics.median(ratios):.3f} | {low:.3f} to {high:.3f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run every side in turn and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--pairs", type=int, default=15, help="rounds of all sides (default: 15)")
+    parser.add_argument("--tokens", type=int, default=30_000, help="tokens a round (default: 30000)")
+    parser.add_argument("--batch-tokens", type=int, default=4_096)
+    parser.add_argument("--longest", type=int, default=512, help="longest prompt in tokens (default: 512)")
+    parser.add_argument("--sides", default="abcef")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        device = torch.device(chosen.device)
+        bench = build(Path(folder), device, chosen.tokens, chosen.batch_tokens, chosen.longest)
+        padded = sum(batch.input_ids_BS.size for batch in bench.batches)
+        times: dict[str, list[float]] = {side: [] for side in chosen.sides}
+        for pair in range(chosen.pairs + 1):
+            for side in chosen.sides:
+                seconds = SIDES[side](bench)
+                if pair:  # the first round warms up
+                    times[side].append(seconds)
+        print(
+            f"{bench.tokens:,} tokens ({padded / bench.tokens - 1:.1%} padding), {len(bench.batches)} batches; ", end=""
+        )
+        print(f"{chosen.pairs} rounds on {chosen.device}, {torch.get_num_threads()} threads, {platform.machine()}")
+        print(f"python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}")
+        print(report(times, bench.tokens))
+
+
+if __name__ == "__main__":
+    main()
