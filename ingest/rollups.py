@@ -82,18 +82,32 @@ class _Chosen:
     routed_T: npt.NDArray[np.bool_]
 
 
+@dataclass(frozen=True)
+class _Vocabulary:
+    """The V distinct vocabulary entries among some tokens."""
+
+    id_V: npt.NDArray[np.int32]
+    text_V: pa.Array
+    entry_T: Ints
+    """Each token's place among them."""
+
+    @classmethod
+    def of(cls, vocab_id_T: npt.NDArray[np.int32], texts: TokenTexts) -> _Vocabulary:
+        id_V, entry_T = np.unique(vocab_id_T, return_inverse=True)
+        return cls(id_V, texts(id_V).cast(pa.string()), entry_T)
+
+
 class RollupCounter:
     """Counts one segment: `add` every layer in order, then `write`."""
 
     def __init__(self, segment: TokenisedSegment, texts: TokenTexts) -> None:
-        self._texts = texts
         self._domains, domain_T = _domains(segment)
         kind_T = _kinds(segment)
         self._groups = TokenGroups.of(kind_T, domain_T, self._domains)
         self._domain_T = domain_T
         self._adjacent_T = _adjacent(segment, kind_T)
         vocab_id_T = segment.vocab_id_T[self._groups.order_T]
-        self._vocabulary = {kind: np.unique(vocab_id_T[s], return_inverse=True) for kind, s in self._groups.kinds()}
+        self._vocabulary = {kind: _Vocabulary.of(vocab_id_T[place], texts) for kind, place in self._groups.kinds()}
         self._previous: _Chosen | None = None
         self._chunks: dict[Table, list[tuple[Any, dict[str, Any]]]] = defaultdict(list)
 
@@ -166,18 +180,19 @@ class RollupCounter:
         )
 
     def _add_vocabulary(self, kind: str, chosen: _Chosen, place: slice) -> None:
-        distinct_V, entry_T = self._vocabulary[kind]
+        vocabulary = self._vocabulary[kind]
         routed_T = chosen.routed_T[place]
-        entry_T = entry_T[routed_T]
-        flat, tokens = _count((chosen.ids_TK[place][routed_T] * len(distinct_V) + entry_T[:, None]).ravel())
-        expert, entry = np.divmod(flat, max(len(distinct_V), 1))
+        entry_T = vocabulary.entry_T[routed_T]
+        V = len(vocabulary.id_V)
+        flat, tokens = _count((chosen.ids_TK[place][routed_T] * V + entry_T[:, None]).ravel())
+        expert, entry = np.divmod(flat, V)
         self._keep(
             schema.AFFINITY_COUNTS,
             (kind, chosen.layer),
             kind=kind,
             layer=chosen.layer,
             expert=expert.astype(np.int32),
-            vocab_id=distinct_V[entry],
+            vocab_id=vocabulary.id_V[entry],
             tokens=tokens.astype(np.int32),
         )
         entry, tokens = _count(entry_T)
@@ -186,8 +201,8 @@ class RollupCounter:
             (kind, chosen.layer),
             kind=kind,
             layer=chosen.layer,
-            vocab_id=distinct_V[entry],
-            token=self._texts(distinct_V[entry]).cast(pa.string()),
+            vocab_id=vocabulary.id_V[entry],
+            token=vocabulary.text_V.take(pa.array(entry)),
             tokens=tokens,
         )
 
@@ -229,17 +244,16 @@ def count_pairs(previous: _Chosen | None, chosen: _Chosen, place: slice) -> tupl
     pairs_EE = np.zeros((chosen.experts, chosen.experts), np.int64)
     before = previous.experts if previous is not None else 0
     transitions_EE = np.zeros((before, chosen.experts), np.int64)
-    if _product_pays(chosen, chosen):
-        for one_hot_TE in _one_hots(chosen, place):
-            pairs_EE += (one_hot_TE.T @ one_hot_TE).astype(np.int64)
-    else:
+    if not (_product_pays(chosen, chosen) and (previous is None or _product_pays(previous, chosen))):
         _scatter_pairs(chosen, place, pairs_EE)
-    if previous is not None:
-        if _product_pays(previous, chosen):
-            for before_TE, one_hot_TE in zip(_one_hots(previous, place), _one_hots(chosen, place), strict=True):
-                transitions_EE += (before_TE.T @ one_hot_TE).astype(np.int64)
-        else:
+        if previous is not None:
             _scatter_transitions(previous, chosen, place, transitions_EE)
+        return pairs_EE, transitions_EE
+    for block in _blocks(place):
+        one_hot_TE = _one_hot(chosen, block)
+        pairs_EE += (one_hot_TE.T @ one_hot_TE).astype(np.int64)
+        if previous is not None:
+            transitions_EE += (_one_hot(previous, block).T @ one_hot_TE).astype(np.int64)
     return np.triu(pairs_EE, 1), transitions_EE
 
 
@@ -247,14 +261,13 @@ def _product_pays(a: _Chosen, b: _Chosen) -> bool:
     return a.experts * b.experts <= _PRODUCT_WORK * int(a.ids_TK.shape[1]) * int(b.ids_TK.shape[1])
 
 
-def _one_hots(chosen: _Chosen, place: slice) -> Iterator[npt.NDArray[np.float32]]:
-    """Yield [block, E] of 0 and 1 for blocks of the tokens of `place`; all 0 where a token is not routed."""
-    for block in _blocks(place):
-        ids_TK, routed_T = chosen.ids_TK[block], chosen.routed_T[block]
-        one_hot_TE = np.zeros((len(ids_TK), chosen.experts), np.float32)
-        flat_TK = (np.arange(len(ids_TK)) * chosen.experts)[:, None] + ids_TK
-        one_hot_TE.ravel()[flat_TK if routed_T.all() else flat_TK[routed_T]] = 1
-        yield one_hot_TE
+def _one_hot(chosen: _Chosen, block: slice) -> npt.NDArray[np.float32]:
+    """Return [block, E] of 0 and 1, all 0 where a token is not routed."""
+    ids_TK, routed_T = chosen.ids_TK[block], chosen.routed_T[block]
+    one_hot_TE = np.zeros((len(ids_TK), chosen.experts), np.float32)
+    flat_TK = (np.arange(len(ids_TK)) * chosen.experts)[:, None] + ids_TK
+    one_hot_TE.ravel()[flat_TK if routed_T.all() else flat_TK[routed_T]] = 1
+    return one_hot_TE
 
 
 def _scatter_pairs(chosen: _Chosen, place: slice, pairs_EE: Ints) -> None:

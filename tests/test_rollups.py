@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
@@ -24,7 +26,9 @@ from tests.models import byte_tokenizer
 from tests.synthetic import Run, Token, random_warehouse, word, write_table
 from warehouse import schema
 from warehouse.layout import Layout
+from warehouse.publish import publish
 from warehouse.rollups import compare
+from warehouse.shell import find_duckdb
 from warehouse.views import QUERIES, open_warehouse
 
 Rows = list[tuple[Any, ...]]
@@ -252,6 +256,43 @@ def test_rollup_columns_are_those_of_the_table(name: str, random: tuple[Layout, 
         defined_columns = connection.execute(f"describe ({sql})").fetchall()
         stored_columns = connection.execute(f"describe {name}").fetchall()
     assert [row[:2] for row in defined_columns] == [row[:2] for row in stored_columns]
+
+
+# ------------------------------------------------------------------------------------------ a file that is not there
+
+READERS = {
+    "expert_counts": ("expert_load", "load_balance", "domain_specialization", "expert_token_affinity"),
+    "pair_counts": ("co_routing",),
+    "transition_counts": ("layer_transitions",),
+    "affinity_counts": ("expert_token_affinity",),
+    "vocab_counts": ("expert_token_affinity",),
+    "repetition_counts": (),
+}
+NARROW = ("", "where layer = 2", "where run_id = '007'", "where run_id = 'no such run'")
+
+
+@pytest.mark.parametrize("name", ROLLUPS)
+def test_segment_that_lacks_a_rollup_is_named(name: str, tmp_path: Path) -> None:
+    """Whatever is asked of whatever view over it, never an answer that leaves the segment out."""
+    layout, _ = random_warehouse(tmp_path / "wh")
+    folder = layout.segment("mixed", 1)
+    (folder / f"{name}.parquet").unlink()
+    with open_warehouse(layout) as connection:
+        for view in (name, *READERS[name]):
+            for narrow in NARROW if view == name else ("",):
+                with pytest.raises(duckdb.Error, match=re.escape(f"segment {folder} lacks {name}.parquet")):
+                    connection.execute(f"select count(*) from {view} {narrow}").fetchall()
+        assert connection.execute("select count(*) > 0 from routes").fetchall() == [(True,)]
+
+
+def test_shell_names_a_segment_that_lacks_a_rollup(tmp_path: Path) -> None:
+    layout, _ = random_warehouse(tmp_path / "wh")
+    (layout.segment("mixed", 1) / "pair_counts.parquet").unlink()
+    publish(layout)
+    command = [find_duckdb(), "-readonly", str(layout.database), "-c", "select max(lift) from co_routing"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "segment=1 lacks pair_counts.parquet" in done.stderr
 
 
 # ------------------------------------------------------------------------------------------ the comparison

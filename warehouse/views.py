@@ -121,6 +121,8 @@ def _base_view(table: schema.Table, root: Path) -> View:
         body = f"{stored},{_DERIVED_RUN_COLUMNS.format(files=files)}"
     else:
         body = ",\n    ".join(column.name for column in columns) + f"\nfrom {files}"
+        if table.rollup:
+            body += _unless_missing(table, root)
     comments = (
         f"comment on view {table.name} is {sql_string(table.description)}",
         *(f"comment on column {table.name}.{column.name} is {sql_string(column.description)}" for column in columns),
@@ -131,12 +133,35 @@ def _base_view(table: schema.Table, root: Path) -> View:
 
 def _files(table: schema.Table, root: Path) -> str:
     """Return the `read_parquet` call over every file of a table, its path columns typed."""
-    folder = "/runs/run_id=*/" if table.level == "run" else "/segments/run_id=*/segment=*/"
     types = ", ".join(f"'{column.name}': {column.type}" for column in table.path_columns)
-    return (
-        f"read_parquet(coalesce(getvariable('moewh_root'), {sql_string(glob_literal(root))}) "
-        f"|| '{folder}{table.file}', hive_partitioning = true, hive_types = {{{types}}})"
-    )
+    return f"read_parquet({_pattern(table, root)}, hive_partitioning = true, hive_types = {{{types}}})"
+
+
+def _pattern(table: schema.Table, root: Path) -> str:
+    """Return SQL for the pattern that matches every file of a table."""
+    folder = "/runs/run_id=*/" if table.level == "run" else "/segments/run_id=*/segment=*/"
+    return f"coalesce(getvariable('moewh_root'), {sql_string(glob_literal(root))}) || '{folder}{table.file}'"
+
+
+def _unless_missing(table: schema.Table, root: Path) -> str:
+    """Return SQL that adds no rows to a rollup's view, and fails the query if a segment lacks the rollup's file.
+
+    A pattern matches what is there, so such a segment would be left out without a word. Every column is
+    the error, so that no filter can take the row away before it is raised.
+    """
+    message = f" lacks {table.file}: a count would leave it out. Remove that folder and run its ingest again."
+    columns = ",\n    ".join(f"failure::{column.type}" for column in (*table.path_columns, *table.columns))
+    return f"""
+union all
+select
+    {columns}
+from (
+    select error('segment ' || replace(segment.file, '/{schema.SEGMENTS.file}', '') || {sql_string(message)}) as failure
+    from glob({_pattern(schema.SEGMENTS, root)}) as segment
+    anti join glob({_pattern(table, root)}) as counts
+        on replace(counts.file, '/{table.file}', '') = replace(segment.file, '/{schema.SEGMENTS.file}', '')
+) as missing
+where failure is not null"""
 
 
 def _canned_view(path: Path) -> View:
