@@ -16,11 +16,12 @@ from typing import Any
 import click
 
 from warehouse import __version__
+from warehouse.check import check
 from warehouse.demo import demo
 from warehouse.errors import MoewhError, UsageError
 from warehouse.ingest_command import ingest
 from warehouse.layout import Layout
-from warehouse.options import warehouse_option
+from warehouse.options import limit_options, warehouse_option
 from warehouse.output import FORMATS
 
 
@@ -92,6 +93,8 @@ def _duckdb_error(text: str) -> str:
     message, _, place = text.partition("\n\nLINE ")
     if place:
         message += f" (line {place.partition(':')[0]})"
+    if "disabled by configuration" in message or "has been locked" in message:
+        message += ". A query may read the warehouse only; --unsafe lifts that."
     if "No files found that match the pattern" in message:
         message += ". Run `moewh refresh` to write the files that are missing."
     return message
@@ -122,6 +125,7 @@ def main(context: click.Context) -> None:
 @click.option("-p", "parameters", metavar="NAME=VALUE", multiple=True, help="Set a parameter; repeat for more.")
 @click.option("--format", "form", type=click.Choice(FORMATS), help="Default: table, or as FILE is named.")
 @click.option("-o", "output", type=click.Path(path_type=Path), metavar="FILE", help="Write to a file.")
+@limit_options
 @warehouse_option
 def query(
     *,
@@ -131,15 +135,17 @@ def query(
     form: str | None,
     output: Path | None,
     warehouse: Layout,
+    **limits: Any,
 ) -> None:
     """Answer NAME (a view or a saved query), a FILE.sql, or the SQL of -c. Without any, list the names.
 
     A parameter sets the DuckDB variable of that name, which SQL reads with getvariable('name'), and binds
     $name. Numbers, true and false are taken as such; quote a value to make it text: -p "run='7'".
+    SQL may read the warehouse and nothing else, and change nothing, unless --unsafe is given.
     """
+    from warehouse import jail
     from warehouse import output as out
     from warehouse import query as queries
-    from warehouse.views import open_warehouse
 
     if name is None and sql is None:
         from warehouse import catalog
@@ -151,10 +157,12 @@ def query(
     chosen = out.choose_format(form, output)
     found = queries.find_query(name) if name is not None else queries.Query("-c", sql or "")
     values = queries.parse_parameters(parameters)
-    connection = open_warehouse(warehouse)
-    answer = queries.prepare(connection, found, values)
-    if answer is not None:
-        out.write(answer, chosen, output)
+    allowed = jail.Limits(**limits)
+    written = out.written_path(output) if output is not None else None
+    with jail.open_jailed(warehouse, allowed, written) as connection:
+        answer = queries.prepare(connection, found, values, unsafe=allowed.unsafe)
+        if answer is not None:
+            out.write(answer, chosen, output)
 
 
 @main.command(short_help="List the views, or describe one.")
@@ -217,5 +225,6 @@ def refresh(warehouse: Layout) -> None:
     click.echo(f"Wrote {warehouse.database}.")
 
 
+main.add_command(check)
 main.add_command(ingest)
 main.add_command(demo)

@@ -57,21 +57,29 @@ def write(answer: Answer, form: str, output: Path | None) -> None:
                 _TEXT_WRITERS[form](answer, stream)
 
 
-@contextlib.contextmanager
-def _replaced(output: Path) -> Iterator[Path]:
-    """Yield a path to write to; afterwards it becomes `output` in one step, or nothing does.
+def written_path(output: Path) -> Path:
+    """Return the path that `write` will write to: beside `output`, unless that is no regular file (a pipe, a device).
 
-    What is no regular file (a pipe, /dev/null) is written directly.
+    Raises UsageError for a directory and for a file in no directory.
     """
     if output.is_dir():
         raise UsageError(f"{output} is a directory. Name a file with -o.")
     if output.exists() and not output.is_file():
-        yield output
-        return
+        return output
     output = output.resolve()
     if not output.parent.is_dir():
         raise UsageError(f"there is no directory {output.parent}.")
-    partial = output.with_name(f".{output.name}.{os.getpid()}")
+    return output.with_name(f".{output.name}.{os.getpid()}")
+
+
+@contextlib.contextmanager
+def _replaced(output: Path) -> Iterator[Path]:
+    """Yield a path to write to; afterwards it becomes `output` in one step, or nothing does."""
+    partial = written_path(output)
+    if partial == output:
+        yield output
+        return
+    output = output.resolve()
     try:
         yield partial
         sync(partial)

@@ -99,11 +99,11 @@ def find_query(name: str) -> Query:
     A name with a slash or ending in `.sql` is a file. Raises UsageError if there is none.
     """
     if "/" in name or name.endswith(".sql"):
-        return _read_file(Path(name))
+        return read_file(Path(name))
     if name in view_names():
         return Query(name, f"from {name}" if name in _ROW_LEVEL else f"from {name} order by all")
     if name in saved_names():
-        return _read_file(QUERIES / "saved" / f"{name}.sql")
+        return read_file(QUERIES / "saved" / f"{name}.sql")
     raise UsageError(unknown("query", name, [*(view.name for view in canned_views()), *saved_names()]))
 
 
@@ -143,13 +143,19 @@ def parse_value(text: str) -> Value:
     return {"true": True, "false": False}.get(text.lower(), text)
 
 
-def prepare(connection: duckdb.DuckDBPyConnection, query: Query, values: Mapping[str, Value]) -> Answer | None:
-    """Set the query's variables and return its answer; a statement without one, such as COPY, is done at once.
+def prepare(
+    connection: duckdb.DuckDBPyConnection, query: Query, values: Mapping[str, Value], *, unsafe: bool = False
+) -> Answer | None:
+    """Set the query's variables and return its answer.
 
-    Raises UsageError for more or fewer statements than one, for a name that the SQL does not use and
-    for one that it needs and that has no value.
+    The statement runs as a subquery, which only reads (see `warehouse.jail`); with `unsafe` as it stands, and one
+    without an answer, such as COPY, is done at once: then None is returned.
+    Raises UsageError for more or fewer statements than one, for one that does more than read, for a name that the
+    SQL does not use and for one that it needs and that has no value.
     """
     import duckdb
+
+    from warehouse.jail import jailed_statement
 
     statements = connection.extract_statements(query.sql)
     if len(statements) != 1:
@@ -159,7 +165,10 @@ def prepare(connection: duckdb.DuckDBPyConnection, query: Query, values: Mapping
     _check_names(query, values, bound)
     for name in query.variables & values.keys():
         connection.execute(f'set variable "{name}" = $value', {"value": values[name]})
-    answer = Answer(connection, statement, {name: values[name] for name in bound})
+    bindings = {name: values[name] for name in bound}
+    if not unsafe:
+        return Answer(connection, jailed_statement(connection, query.source, query.sql), bindings)
+    answer = Answer(connection, statement, bindings)
     if list(statement.expected_result_type) == [duckdb.ExpectedResultType.QUERY_RESULT]:
         return answer
     answer.execute()
@@ -179,7 +188,8 @@ def _check_names(query: Query, values: Mapping[str, Value], bound: AbstractSet[s
         raise UsageError(f"{query.source} needs the parameter {', '.join(missing)}. Add {gives}.")
 
 
-def _read_file(path: Path) -> Query:
+def read_file(path: Path) -> Query:
+    """Return the query in a `.sql` file. Raises UsageError if it cannot be read."""
     try:
         return Query(path.name, path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
