@@ -17,6 +17,7 @@ import click
 
 from warehouse import __version__
 from warehouse.check import check
+from warehouse.check import check
 from warehouse.demo import demo
 from warehouse.errors import MoewhError, UsageError
 from warehouse.ingest_command import ingest
@@ -225,6 +226,7 @@ def refresh(warehouse: Layout) -> None:
     click.echo(f"Wrote {warehouse.database}.")
 
 
+main.add_command(check)
 main.add_command(check)
 main.add_command(ingest)
 main.add_command(demo)

@@ -1,0 +1,99 @@
+"""`moewh check`: queries whose rows are faults, and the rollups against the SQL that defines them.
+
+A check is a `.sql` file like any other; `queries/checks/` holds the shipped ones, and a user's own run
+beside them. It is passed when it gives no rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from warehouse import query as queries
+from warehouse.errors import UsageError
+from warehouse.layout import Layout
+from warehouse.options import warehouse_option
+from warehouse.query import Query
+from warehouse.views import QUERIES
+
+if TYPE_CHECKING:
+    import duckdb
+
+_SHOWN = 20
+"""Faults that are printed for each check; all are counted."""
+ROLLUPS = "rollups"
+
+
+@click.command(short_help="Run queries whose rows are faults; exit with 1 if there are any.")
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE|DIR]...")
+@warehouse_option
+def check(paths: tuple[Path, ...], warehouse: Layout) -> None:
+    """Run the checks in FILE or DIR, or without any the shipped ones, and compare the rollups with the rows.
+
+    A check is a query whose rows are faults: they are printed, and the exit code is 1 if there are any.
+    """
+    from warehouse.views import open_warehouse
+
+    checks = find_checks(paths) if paths else shipped_checks()
+    failed = []
+    with open_warehouse(warehouse) as connection:
+        for query in checks:
+            if not _report(query.source.removesuffix(".sql"), rows_of(connection, query)):
+                failed.append(query.source)
+        if not paths and not _report(ROLLUPS, rollup_faults(connection)):
+            failed.append(ROLLUPS)
+    if failed:
+        raise SystemExit(1)
+
+
+def shipped_checks() -> list[Query]:
+    """Return the checks in `queries/checks/`, by name."""
+    return find_checks((QUERIES / "checks",))
+
+
+def find_checks(paths: tuple[Path, ...]) -> list[Query]:
+    """Return the checks that files and folders hold. Raises UsageError where there are none."""
+    checks = []
+    for path in paths:
+        files = sorted(path.glob("*.sql")) if path.is_dir() else [path]
+        if not files:
+            raise UsageError(f"{path} holds no .sql files.")
+        checks += [queries.read_file(file) for file in files]
+    return checks
+
+
+def rows_of(connection: duckdb.DuckDBPyConnection, query: Query) -> Iterator[str]:
+    """Yield a check's rows as `column = value, …`."""
+    answer = queries.prepare(connection, query, {})
+    if answer is None:
+        return
+    cursor = answer.execute()
+    names = [name for name, *_ in cursor.description or ()]
+    while batch := cursor.fetchmany(1_000):
+        for row in batch:
+            yield ", ".join(f"{name} = {value}" for name, value in zip(names, row, strict=True))
+
+
+def rollup_faults(connection: duckdb.DuckDBPyConnection) -> Iterator[str]:
+    """Yield every row of a rollup that differs from what its SQL gives."""
+    from warehouse.rollups import compare
+
+    for fault in compare(connection):
+        where = f"run {fault.run_id}, segment {fault.segment}, {fault.table}: {fault.key}"
+        yield f"{where}: stored {fault.stored or 'no row'}, the rows give {fault.expected or 'no row'}"
+
+
+def _report(name: str, faults: Iterator[str]) -> bool:
+    """Print a check's faults as they are found; return whether there were none."""
+    number = 0
+    for number, fault in enumerate(faults, 1):
+        if number <= _SHOWN:
+            click.echo(f"{name}: {fault}")
+    if number > _SHOWN:
+        click.echo(f"{name}: and {number - _SHOWN:,} more")
+    found = f"{number:,} fault{'' if number == 1 else 's'}"
+    click.echo(f"{name}: {found if number else 'ok'}")
+    return not number
