@@ -155,6 +155,17 @@ def test_no_escape_succeeds(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> 
     assert len(ESCAPES) >= 30
 
 
+@pytest.mark.parametrize("name", ["read_text", "copy into the warehouse", "logging to a file", "two statements"])
+def test_checks_run_in_it_too(name: str, layout: Layout) -> None:
+    file = layout.root.parent / "mine.sql"
+    file.write_text(fill(ESCAPES[name], layout))
+    before = everything(layout.root.parent)
+    result = moewh(layout, "check", str(file))
+    assert result.exit_code in (1, 2)
+    assert SECRET not in result.output
+    assert everything(layout.root.parent) == before
+
+
 def gets_out(name: str, layout: Layout) -> bool:
     """Tell whether an escape shows the secret or changes a file."""
     before = everything(layout.root.parent)

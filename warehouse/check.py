@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from warehouse import query as queries
 from warehouse.errors import UsageError
 from warehouse.layout import Layout
-from warehouse.options import warehouse_option
+from warehouse.options import limit_options, warehouse_option
 from warehouse.query import Query
 from warehouse.views import QUERIES
 
@@ -29,19 +29,22 @@ ROLLUPS = "rollups"
 
 @click.command(short_help="Run queries whose rows are faults; exit with 1 if there are any.")
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE|DIR]...")
+@limit_options
 @warehouse_option
-def check(paths: tuple[Path, ...], warehouse: Layout) -> None:
+def check(paths: tuple[Path, ...], warehouse: Layout, **limits: Any) -> None:
     """Run the checks in FILE or DIR, or without any the shipped ones, and compare the rollups with the rows.
 
     A check is a query whose rows are faults: they are printed, and the exit code is 1 if there are any.
+    SQL may read the warehouse and nothing else, and change nothing, unless --unsafe is given.
     """
-    from warehouse.views import open_warehouse
+    from warehouse.jail import Limits, open_jailed
 
+    allowed = Limits(**limits)
     checks = find_checks(paths) if paths else shipped_checks()
     failed = []
-    with open_warehouse(warehouse) as connection:
+    with open_jailed(warehouse, allowed) as connection:
         for query in checks:
-            if not _report(query.source.removesuffix(".sql"), rows_of(connection, query)):
+            if not _report(query.source.removesuffix(".sql"), rows_of(connection, query, unsafe=allowed.unsafe)):
                 failed.append(query.source)
         if not paths and not _report(ROLLUPS, rollup_faults(connection)):
             failed.append(ROLLUPS)
@@ -65,9 +68,9 @@ def find_checks(paths: tuple[Path, ...]) -> list[Query]:
     return checks
 
 
-def rows_of(connection: duckdb.DuckDBPyConnection, query: Query) -> Iterator[str]:
+def rows_of(connection: duckdb.DuckDBPyConnection, query: Query, *, unsafe: bool = False) -> Iterator[str]:
     """Yield a check's rows as `column = value, …`."""
-    answer = queries.prepare(connection, query, {})
+    answer = queries.prepare(connection, query, {}, unsafe=unsafe)
     if answer is None:
         return
     cursor = answer.execute()
