@@ -86,7 +86,7 @@ def rank(routing: LayerRouting) -> Ranked:
     return Ranked(
         (keys_TK & 0xFFFF_FFFF).astype(np.int32),
         _flip_negative((~(keys_TK >> 32)).astype(np.int32)).view(np.float32),
-        np.asarray(np.isfinite(routing.weights_TK).all(1)),
+        np.asarray((np.isfinite(routing.weights_TK) & (routing.expert_ids_TK != NO_ROUTE)).all(1)),
     )
 
 
