@@ -42,6 +42,7 @@ from ingest.options import IngestOptions
 from ingest.run import ingest
 from ingest.sites import find_sites
 from ingest.tokenise import TokenRules, tokenise
+from ingest.vectors import WantedVectors
 from tests.models import byte_tokenizer
 from warehouse.layout import Layout
 
@@ -127,7 +128,7 @@ def capture_alone(bench: Bench) -> float:
     began = time.perf_counter()
     pending = []
     for batch in bench.batches:
-        pending.append(run_batch(bench.loaded, batch))
+        pending.append(run_batch(bench.loaded, batch, WantedVectors()))
         if len(pending) > 4:
             pending.pop(0).wait()
     for routing in pending:

@@ -18,7 +18,9 @@ import torch
 
 from ingest.blocks import Call, Site
 from ingest.sites import Sites
+from ingest.vectors import VectorKey, WantedVectors, attach_vectors
 from warehouse.errors import MoewhError
+from warehouse.schema import Table
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,19 @@ class PendingRouting:
     """The routing of a forward pass that has been launched; any thread may wait for it."""
 
     copies: list[_Copy]
+    vectors: dict[VectorKey, torch.Tensor]
+    """On the host, as complete as the copies: they were launched before these."""
 
     def wait(self) -> dict[int, LayerRouting]:
         """Return the routing by layer, once the device has done its work."""
         return {layer: routing for copy in self.copies for layer, routing in copy.wait()}
+
+    def wait_for_vectors(self) -> dict[VectorKey, npt.NDArray[np.float32]]:
+        """Return the opt-in vectors [T, width], once the device has done its work."""
+        for copy in self.copies:
+            if copy.arrived is not None:
+                copy.arrived.synchronize()
+        return {key: vectors.float().numpy() for key, vectors in self.vectors.items()}
 
 
 class Capture:
@@ -75,6 +86,7 @@ class Capture:
         self._rows_on: dict[torch.device, torch.Tensor] = {}
         self._ids: dict[int, torch.Tensor] = {}
         self._weights: dict[int, torch.Tensor] = {}
+        self._vectors: dict[VectorKey, torch.Tensor] = {}
 
     def record(self, site: Site, call: Call) -> None:
         """Take one block's call: [B*S, K] indices and weights."""
@@ -87,12 +99,26 @@ class Capture:
                 f"{site.path} was called with indices {list(ids_TK.shape)} and weights {list(weights_TK.shape)} "
                 f"for a batch of {B} x {S} tokens. moewh cannot tell which row is which token."
             )
-        if ids_TK.device not in self._rows_on:
-            self._rows_on[ids_TK.device] = self._rows.to(ids_TK.device)
-        rows = self._rows_on[ids_TK.device]
+        rows = self._real_rows(ids_TK.device)
         # int16 halves what travels; no layer has more experts than it can count.
         self._ids[site.layer] = ids_TK.detach().index_select(0, rows).to(torch.int16)
         self._weights[site.layer] = weights_TK.detach().index_select(0, rows)
+
+    def keep(self, table: Table, site: Site, vectors: Any) -> None:
+        """Take one router's logits or input: [B*S, width] (or [B, S, width])."""
+        B, S = self._shape
+        flat = vectors.detach().reshape(-1, vectors.shape[-1])
+        if len(flat) != B * S:
+            raise MoewhError(
+                f"{table.name}: the router of {site.path} gives {list(vectors.shape)} for a batch of {B} x {S} tokens, "
+                "which is not one row a token. Leave the option out."
+            )
+        self._vectors[table, site.layer] = flat.index_select(0, self._real_rows(flat.device))
+
+    def _real_rows(self, device: torch.device) -> torch.Tensor:
+        if device not in self._rows_on:
+            self._rows_on[device] = self._rows.to(device)
+        return self._rows_on[device]
 
     def take(self) -> PendingRouting:
         """Launch the copy of everything captured to the host; nothing here waits for the device.
@@ -108,25 +134,29 @@ class Capture:
         by_device: dict[torch.device, list[int]] = {}
         for layer, ids in self._ids.items():
             by_device.setdefault(ids.device, []).append(layer)
-        return PendingRouting([self._copy(device, sorted(layers)) for device, layers in by_device.items()])
+        vectors = {key: _to_host(tensor) for key, tensor in self._vectors.items()}
+        return PendingRouting([self._copy(device, sorted(layers)) for device, layers in by_device.items()], vectors)
 
     def _copy(self, device: torch.device, layers: list[int]) -> _Copy:
         shapes = [(layer, (self._ids[layer].shape[0], self._ids[layer].shape[1])) for layer in layers]
         ids = torch.cat([self._ids[layer].flatten() for layer in layers])
         weights = torch.cat([self._weights[layer].flatten() for layer in layers])
-        if device.type != "cuda":
-            return _Copy(shapes, ids.cpu(), weights.cpu(), None)
-        pinned = [torch.empty_like(tensor, device="cpu", pin_memory=True) for tensor in (ids, weights)]
-        for target, tensor in zip(pinned, (ids, weights), strict=True):
-            target.copy_(tensor, non_blocking=True)
-        with torch.cuda.device(device):
-            arrived = torch.cuda.Event()
-            arrived.record()
-        return _Copy(shapes, pinned[0], pinned[1], arrived)
+        copied = _Copy(shapes, _to_host(ids), _to_host(weights), torch.cuda.Event() if device.type == "cuda" else None)
+        if copied.arrived is not None:
+            copied.arrived.record(torch.cuda.current_stream(device))
+        return copied
+
+
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """Copy to the host; from a GPU into pinned memory and without waiting."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu()
+    pinned = torch.empty_like(tensor, device="cpu", pin_memory=True)
+    return pinned.copy_(tensor, non_blocking=True)
 
 
 @contextmanager
-def capture_routing(sites: Sites, mask_BS: npt.NDArray[np.int64]) -> Iterator[Capture]:
+def capture_routing(sites: Sites, mask_BS: npt.NDArray[np.int64], wanted: WantedVectors) -> Iterator[Capture]:
     """Observe every block during one forward pass; the hooks are removed in the end, come what may.
 
     `mask_BS` is the attention mask on the host, so that finding the real rows waits for no device. Experts
@@ -134,6 +164,7 @@ def capture_routing(sites: Sites, mask_BS: npt.NDArray[np.int64]) -> Iterator[Ca
     """
     capture = Capture(sites.sites, mask_BS)
     handles = [handle for site in sites.sites for handle in site.reader.attach(site, capture.record)]
+    handles += [handle for site in sites.sites for handle in attach_vectors(site, wanted, capture.keep)]
     handles += [module.register_forward_pre_hook(_stranger(path)) for path, module in sites.others]
     try:
         yield capture

@@ -18,6 +18,7 @@ from ingest.guards import observe_calls, verify_layers
 from ingest.measure import LayerFacts, measure_layers
 from ingest.model import LoadedModel
 from ingest.tokenise import TokenisedSegment
+from ingest.vectors import WantedVectors
 
 Rows = npt.NDArray[np.int64]
 
@@ -26,22 +27,24 @@ PROBE = Batch(np.arange(4)[None], np.ones((1, 4), np.int64), np.arange(4))
 
 
 @torch.inference_mode()
-def run_batch(loaded: LoadedModel, batch: Batch) -> PendingRouting:
+def run_batch(loaded: LoadedModel, batch: Batch, wanted: WantedVectors) -> PendingRouting:
     """Launch one batch; what each layer does with its real tokens can be waited for."""
-    with capture_routing(loaded.found, batch.attention_mask_BS) as capture:
+    with capture_routing(loaded.found, batch.attention_mask_BS, wanted) as capture:
         run_stack(loaded.model, *_on_device(loaded, batch))
     return capture.take()
 
 
 @torch.inference_mode()
-def run_verified_batch(loaded: LoadedModel, batch: Batch) -> tuple[PendingRouting, dict[int, LayerFacts]]:
+def run_verified_batch(
+    loaded: LoadedModel, batch: Batch, wanted: WantedVectors
+) -> tuple[PendingRouting, dict[int, LayerFacts]]:
     """Run one batch, prove that every layer's output is what was captured, and measure the layers.
 
     Raises MoewhError naming the module that does something else.
     """
     input_ids_BS, attention_mask_BS = _on_device(loaded, batch)
     with (
-        capture_routing(loaded.found, batch.attention_mask_BS) as capture,
+        capture_routing(loaded.found, batch.attention_mask_BS, wanted) as capture,
         observe_calls(loaded.sites, attention_mask_BS) as seen,
     ):
         run_stack(loaded.model, input_ids_BS, attention_mask_BS)
@@ -52,9 +55,12 @@ def run_verified_batch(loaded: LoadedModel, batch: Batch) -> tuple[PendingRoutin
 class BatchRunner:
     """Runs the batches of a command, halving those that are too large for the device."""
 
-    def __init__(self, loaded: LoadedModel, first_batch: Callable[[dict[int, LayerFacts]], None]) -> None:
+    def __init__(
+        self, loaded: LoadedModel, wanted: WantedVectors, first_batch: Callable[[dict[int, LayerFacts]], None]
+    ) -> None:
         """`first_batch` is told what the first batch showed of each layer, once it has proved right."""
         self._loaded = loaded
+        self._wanted = wanted
         self._first_batch = first_batch
         self._verified = False
         self._too_large: int | None = None
@@ -96,8 +102,8 @@ class BatchRunner:
 
     def _launch(self, batch: Batch) -> PendingRouting:
         if self._verified:
-            return run_batch(self._loaded, batch)
-        pending, facts = run_verified_batch(self._loaded, batch)
+            return run_batch(self._loaded, batch, self._wanted)
+        pending, facts = run_verified_batch(self._loaded, batch, self._wanted)
         self._first_batch(facts)
         self._verified = True
         return pending

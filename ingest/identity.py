@@ -70,6 +70,8 @@ def identify(loaded: LoadedModel, options: IngestOptions, rules: TokenRules, pla
         "on_overflow": rules.on_overflow,
         "special_tokens": rules.special_tokens,
         "segment_rows": options.segment_rows,
+        "router_logits": options.router_logits,
+        "hidden_states": options.hidden_states,
     }
     digest = Identity(shaping, "").sha256[:8]
     base = "".join(char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in loaded.source.name)

@@ -43,6 +43,9 @@ class IngestOptions:
     """auto: as the checkpoint is stored."""
     limit: int | None = None
     series: str | None = None
+    router_logits: bool = False
+    hidden_states: str | None = None
+    """MoE layers separated by commas, or all."""
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:

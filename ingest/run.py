@@ -32,6 +32,7 @@ from ingest.processes import this_process
 from ingest.prompts import STDIN, Plan, PromptStream, SizeRule, estimated_rows, prompt_bytes
 from ingest.segment import Committed, RoutingBuffer, write_segment
 from ingest.tokenise import TokenisedSegment, TokenRules, TokenTexts, tokenise
+from ingest.vectors import VectorBuffer, wanted_vectors
 from warehouse.errors import UsageError
 from warehouse.layout import Layout
 
@@ -66,6 +67,7 @@ class Progress:
     segment_done: Callable[[int, int], None] = lambda *_: None
     """(segment number, segments planned)"""
     warn: Callable[[str], None] = lambda _: None
+    note: Callable[[str], None] = lambda _: None
 
 
 def ingest(options: IngestOptions, layout: Layout, progress: Progress | None = None) -> Summary:
@@ -103,7 +105,8 @@ class _Run:
         self.recorded = require_same(layout, self.identity)
         self.missing = this_process().share(self._missing())
         self.texts = TokenTexts(loaded.tokenizer)
-        self.batches = BatchRunner(loaded, self._begin)
+        self.wanted = wanted_vectors(options, loaded.sites, loaded.text_config.model_type)
+        self.batches = BatchRunner(loaded, self.wanted, self._begin)
         self.summary = Summary(self.identity.run_id, self.plan.segments)
 
     def execute(self) -> Summary:
@@ -147,7 +150,9 @@ class _Run:
 
         The buffer is full once the futures are done.
         """
-        routing = RoutingBuffer(len(segment.vocab_id_T))
+        tokens = len(segment.vocab_id_T)
+        vectors = VectorBuffer(tokens, self.wanted.tables, self.layout.staging) if self.wanted.tables else None
+        routing = RoutingBuffer(tokens, vectors)
         collected: list[Future[None]] = []
 
         def too_large(context: int) -> None:
@@ -198,10 +203,16 @@ class _Run:
         if not self.recorded:
             write_run(self.layout, self.identity, self.loaded, facts, self.plan)
         self.progress.started(self.identity, len(self.missing))
+        if self.wanted.tables:
+            size = self.wanted.bytes_per_token(self.loaded.sites, self.loaded.text_config.hidden_size)
+            names = " and ".join(table.name for table in self.wanted.tables)
+            self.progress.note(f"{names} take about {size:,} bytes a token before compression")
 
 
 def _collect(routing: RoutingBuffer, rows_T: Rows, pending: PendingRouting) -> None:
     routing.add(rows_T, pending.wait())
+    if routing.vectors is not None:
+        routing.vectors.add(rows_T, pending.wait_for_vectors())
 
 
 @contextmanager

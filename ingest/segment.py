@@ -22,12 +22,15 @@ from ingest.capture import LayerRouting
 from ingest.prompts import PromptDigest
 from ingest.rollups import RollupCounter
 from ingest.tokenise import TokenisedSegment, TokenTexts
+from ingest.vectors import VectorBuffer
 from warehouse import schema
 from warehouse.layout import Layout, commit
 from warehouse.schema import FORMAT_VERSION, SCHEMA_VERSION, Table
 
 ROW_GROUP_ROWS = 1 << 20
 MANIFEST = "manifest.json"
+_VECTOR_NUMBERS = 1 << 22
+"""Numbers of an opt-in table in one row group."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,10 @@ class Ranked:
 class RoutingBuffer:
     """A segment's routing, filled batch by batch in any order: per layer [T, K]."""
 
-    def __init__(self, tokens: int) -> None:
+    def __init__(self, tokens: int, vectors: VectorBuffer | None = None) -> None:
         self._tokens = tokens
+        self.vectors = vectors
+        """The opt-in vectors of the same tokens."""
         self._layers: dict[int, LayerRouting] = {}
         self.failed_prompts: set[int] = set()
         """prompt_id of prompts that could not be run."""
@@ -122,6 +127,9 @@ def write_segment(
         rollups = RollupCounter(segment, texts)
         rows = _write_routing(folder / schema.ROUTING.file, segment, routing, rollups)
         rollups.write(folder, _parquet_options)
+        if routing.vectors is not None:
+            for opt_in in routing.vectors.tables:
+                _write_vectors(folder, opt_in, segment, routing.vectors)
         write_table(folder, schema.PROMPTS, _prompt_columns(segment, routing))
         write_table(folder, schema.TOKENS, _token_columns(segment, texts))
         counts = {"prompts": len(segment.status_P), "tokens": len(segment.vocab_id_T), "routing_rows": rows}
@@ -172,6 +180,21 @@ def _write_routing(path: Path, segment: TokenisedSegment, routing: RoutingBuffer
             rows += T * K
             rollups.add(layer, ranked)
     return rows
+
+
+def _write_vectors(folder: Path, table: Table, segment: TokenisedSegment, vectors: VectorBuffer) -> None:
+    """Write an opt-in table sorted by layer and token_id, some tokens at a time."""
+    token_id_T = segment.token_id_T
+    with pq.ParquetWriter(folder / table.file, table.arrow(), **_parquet_options(table)) as writer:
+        for layer, array, places in vectors.of(table):
+            width = array.shape[1]
+            at_once = max(1, _VECTOR_NUMBERS // width)
+            for start in range(0, len(places), at_once):
+                part = places[start : start + at_once]
+                offsets = pa.array(np.arange(0, (len(part) + 1) * width, width, dtype=np.int32))
+                lists = pa.ListArray.from_arrays(offsets, pa.array(array[part].reshape(-1)))
+                columns = [pa.array(token_id_T[part]), pa.array(np.full(len(part), layer, np.int32)), lists]
+                writer.write_table(pa.table(columns, schema=table.arrow()))
 
 
 def _prompt_columns(segment: TokenisedSegment, routing: RoutingBuffer) -> dict[str, Any]:

@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     "--device", metavar="NAME", help="cuda, cpu, …; auto: spread the model over all GPUs.  [default: the best there is]"
 )
 @click.option("--dtype", default="auto", metavar="NAME", help="float32, float16 or bfloat16.  [default: as stored]")
+@click.option("--router-logits", is_flag=True, help="Store the routers' raw logits too: 4 E bytes a token and layer.")
+@click.option("--hidden-states", metavar="LAYERS", help="Store what these layers' routers are given: 0,5 or all.")
 @click.option("--trust-remote-code", is_flag=True, help="Run code that the model's repository holds.")
 @warehouse_option
 def ingest(*, warehouse: Layout, no_special_tokens: bool, **chosen: Any) -> None:
@@ -76,7 +78,7 @@ def run_ingest(options: IngestOptions, warehouse: Layout) -> Summary:
 
     process = this_process()
     with Reporter(warehouse, process.rank, process.world) as reporter:
-        progress = Progress(reporter.started, reporter.batch_done, reporter.segment_done, reporter.warn)
+        progress = Progress(reporter.started, reporter.batch_done, reporter.segment_done, reporter.warn, reporter.note)
         return run(options, warehouse, progress)
 
 

@@ -78,6 +78,10 @@ class Reporter:
             self._bar.advance(self._task)
         self._line(f"segment {number + 1} of {planned} committed; {self._speed()}")
 
+    def note(self, message: str) -> None:
+        """Say what a person may want to know before it happens."""
+        self._console.print(f"{self._name}: {message}", highlight=False, markup=False, soft_wrap=True)
+
     def warn(self, message: str) -> None:
         """Say what is not as it should be, without stopping."""
         self._console.print(f"{self._name}: warning: {message}", highlight=False, markup=False, soft_wrap=True)
