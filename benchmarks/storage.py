@@ -76,7 +76,8 @@ def main() -> None:
         buffer.add(np.arange(tokens), simulated_routing(tokens))
         target = layout.segment("benchmark", 0)
         began = time.process_time()
-        write_segment(layout, target, simulated_segment(tokens), buffer, texts=TokenTexts(byte_tokenizer()), last=True)
+        texts = TokenTexts(byte_tokenizer())
+        write_segment(layout, target, simulated_segment(tokens), buffer, identity="0" * 64, texts=texts, last=True)
         seconds = time.process_time() - began
         path = target / "routing.parquet"
         plain = Path(folder) / "plain.parquet"

@@ -26,6 +26,7 @@ from ingest.tokenise import TokenRules, tokenizer_sha256
 from warehouse import __version__, schema
 from warehouse.errors import MoewhError
 from warehouse.layout import Layout, check_run_id, commit
+from warehouse.manifest import MANIFEST, read_manifest, write_manifest
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ def require_same(layout: Layout, identity: Identity) -> bool:
     """Tell whether the run is in the warehouse already. Raises MoewhError if that run is another one."""
     path = layout.run(identity.run_id) / schema.RUNS.file
     if not path.is_file():
+        _require_same_segments(layout, identity)
         return False
     row = pq.read_table(path, partitioning=None).to_pylist()[0]
     if row["identity"] == identity.sha256:
@@ -94,6 +96,17 @@ def require_same(layout: Layout, identity: Identity) -> bool:
         f"run {identity.run_id!r} exists and is another run: {changes}. "
         f"Choose another --run-id, or delete it with `moewh runs --delete {identity.run_id}`."
     )
+
+
+def _require_same_segments(layout: Layout, identity: Identity) -> None:
+    """Raise MoewhError if a run whose own files are gone has segments of another run."""
+    for path in layout.segments(identity.run_id).glob(f"segment=*/{MANIFEST}"):
+        if read_manifest(path.parent).identity != identity.sha256:
+            raise MoewhError(
+                f"run {identity.run_id!r} has lost its own files, and its segments are not of the run asked for. "
+                "Run the command that began it, which writes them again, choose another --run-id, or delete it with "
+                f"`moewh runs --delete {identity.run_id}`."
+            )
 
 
 def write_run(
@@ -108,6 +121,7 @@ def write_run(
         write_table(folder, schema.RUNS, _run_columns(identity, loaded, facts, plan))
         write_table(folder, schema.LAYERS, _layer_columns(loaded, facts))
         write_table(folder, schema.EXPERTS, _expert_columns(loaded))
+        write_manifest(folder, identity.sha256, None)
         commit(folder, layout.run(identity.run_id))
 
 

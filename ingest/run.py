@@ -122,6 +122,8 @@ class _Run:
                 self._committed(writing)
                 writing = [writer.submit(self._write, number, segment, routing, collected)]
             self._committed(writing)
+        if not self.recorded:
+            self.batches.prove()  # the run's own files were lost, its segments not
         self.prompts.finished(complete=not self._missing())
         self.summary.seconds = time.monotonic() - began
         self.summary.peak_memory = _peak_memory()
@@ -181,7 +183,10 @@ class _Run:
             )
         target = self.layout.segment(self.identity.run_id, number)
         last = number == self.plan.segments - 1
-        committed = write_segment(self.layout, target, segment, routing, texts=self.texts, last=last)
+        identity = self.identity.sha256
+        committed = write_segment(
+            self.layout, target, segment, routing, identity=identity, texts=self.texts, last=last
+        )
         self.progress.segment_done(number, self.plan.segments)
         return committed
 

@@ -5,8 +5,6 @@ Nothing in a segment depends on the clock or the host, so equal inputs give byte
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +22,11 @@ from ingest.rollups import RollupCounter
 from ingest.tokenise import TokenisedSegment, TokenTexts
 from ingest.vectors import VectorBuffer
 from warehouse import schema
-from warehouse.layout import Layout, commit
-from warehouse.schema import FORMAT_VERSION, SCHEMA_VERSION, Table
+from warehouse.layout import SEGMENT_FOLDER, Layout, commit
+from warehouse.manifest import write_manifest
+from warehouse.schema import Table
 
 ROW_GROUP_ROWS = 1 << 20
-MANIFEST = "manifest.json"
 _VECTOR_NUMBERS = 1 << 22
 """Numbers of an opt-in table in one row group."""
 
@@ -116,12 +114,14 @@ def write_segment(
     segment: TokenisedSegment,
     routing: RoutingBuffer,
     *,
+    identity: str,
     texts: TokenTexts,
     last: bool,
 ) -> Committed:
     """Write all tables of one segment and commit them as the folder `target` with one rename.
 
-    Losing a race for the segment to another process is success. Raises MoewhError if the disk refuses.
+    `identity` is the run's, a sha256. Losing a race for the segment to another process is success. Raises
+    MoewhError if the disk refuses.
     """
     with layout.writing(), layout.staged(f"{target.parent.name}.{target.name}") as folder:
         rollups = RollupCounter(segment, texts)
@@ -135,7 +135,7 @@ def write_segment(
         counts = {"prompts": len(segment.status_P), "tokens": len(segment.vocab_id_T), "routing_rows": rows}
         summary = {**counts, "prompts_sha256": _prompts_sha256(segment), "last": last}
         write_table(folder, schema.SEGMENTS, {name: [value] for name, value in summary.items()})
-        size = _write_manifest(folder)
+        size = write_manifest(folder, identity, int(target.name.removeprefix(SEGMENT_FOLDER)))
         commit(folder, target)
     return Committed(**counts, bytes=size)
 
@@ -231,17 +231,3 @@ def _token_columns(segment: TokenisedSegment, texts: TokenTexts) -> dict[str, An
         "token": texts(segment.vocab_id_T).cast(pa.string()),
         "kind": kinds.cast(pa.string()),
     }
-
-
-def _write_manifest(folder: Path) -> int:
-    """Write the manifest of every Parquet file in `folder`; return the bytes they take together."""
-    files = {}
-    for path in sorted(folder.glob("*.parquet")):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        rows = pq.read_metadata(path).num_rows
-        files[path.name] = {"rows": rows, "bytes": path.stat().st_size, "sha256": digest}
-    (folder / MANIFEST).write_text(
-        json.dumps({"format": FORMAT_VERSION, "schema": SCHEMA_VERSION, "files": files}, indent=1) + "\n"
-    )
-    return sum(int(entry["bytes"]) for entry in files.values())

@@ -50,12 +50,12 @@ def run(warehouse: Path, model: Path, prompts: Path, **options: Any) -> Summary:
 
 
 def contents(warehouse: Path, *, with_run: bool = False) -> dict[str, str]:
-    """sha256 of every committed file; a run's own row has a clock in it and is left out unless asked for."""
+    """sha256 of every committed file; a run's own row, and so its manifest, has a clock in it and is left out."""
     return {
         str(path.relative_to(warehouse)): hashlib.sha256(path.read_bytes()).hexdigest()
         for folder in ("runs", "segments")
         for path in sorted((warehouse / folder).rglob("*"))
-        if path.is_file() and (with_run or path.name != "run.parquet")
+        if path.is_file() and (with_run or folder == "segments" or path.name not in ("run.parquet", "manifest.json"))
     }
 
 

@@ -92,7 +92,7 @@ def write_random_run(layout: Layout, layers: dict[int, tuple[int, int]], seed: i
     buffer = RoutingBuffer(len(segment.vocab_id_T))
     buffer.add(np.arange(len(segment.vocab_id_T)), routing)
     target = layout.segment("r", 0)
-    write_segment(layout, target, segment, buffer, texts=TokenTexts(byte_tokenizer()), last=True)
+    write_segment(layout, target, segment, buffer, identity="0" * 64, texts=TokenTexts(byte_tokenizer()), last=True)
     return target
 
 

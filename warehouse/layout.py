@@ -30,6 +30,9 @@ It sorts after every legal run_id: DuckDB takes the first file's rows for typica
 empty file first makes it build hash tables of the larger side.
 """
 
+SEGMENT_FOLDER = "segment="
+"""What the name of a segment's folder begins with, before its number."""
+
 _IN_FLIGHT = ".part"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -75,7 +78,7 @@ class Layout:
 
     def segment(self, run_id: str, number: int) -> Path:
         """Folder of one committed segment."""
-        return self.segments(run_id) / f"segment={number}"
+        return self.segments(run_id) / f"{SEGMENT_FOLDER}{number}"
 
     def exists(self) -> bool:
         """Tell whether there is a warehouse here."""
@@ -123,12 +126,16 @@ class Layout:
             return
         import pyarrow.parquet as pq
 
+        from warehouse.manifest import write_manifest
+
         with self.staged(SCHEMA_RUN) as folder:
             for table in missing:
                 pq.write_table(table.arrow().empty_table(), folder / table.file)
+            write_manifest(folder, None, None)
             if not commit(folder, target):
                 for table in missing:
                     (folder / table.file).replace(target / table.file)
+                write_manifest(target, None, None)
 
     @contextmanager
     def staged(self, name: str) -> Iterator[Path]:
