@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +15,16 @@ import torch
 
 from ingest.batches import Batch, make_batch
 from ingest.capture import PendingRouting, capture_routing, run_stack
+from ingest.generation import GeneratedBatch, generate_batch
 from ingest.guards import observe_calls, verify_layers
 from ingest.measure import LayerFacts, measure_layers
 from ingest.model import LoadedModel
+from ingest.options import Sampling
 from ingest.tokenise import TokenisedSegment
 from ingest.vectors import WantedVectors
 
 Rows = npt.NDArray[np.int64]
+Result = TypeVar("Result")
 
 PROBE = Batch(np.arange(4)[None], np.ones((1, 4), np.int64), np.arange(4))
 """Stands in for the first batch where a segment has no tokens at all."""
@@ -74,31 +78,47 @@ class BatchRunner:
         Returns the rows of the segment that each one fills. `too_large` is told the place of a context that does
         not fit even alone.
         """
-        batch = make_batch(segment, contexts, self._loaded.pad_id)
-        padded = batch.input_ids_BS.size
-        if self._too_large is None or padded < self._too_large or len(contexts) == 1:
-            pending = self._try(batch)
-            if pending is not None:
-                return [(batch.rows_T, pending)]
-            self._too_large = min(padded, self._too_large or padded)
-            if len(contexts) == 1:
-                too_large(int(contexts[0]))
-                return []
-        halves = np.array_split(contexts, 2)
-        return [part for half in halves for part in self.run(segment, half, too_large)]
+
+        def launch(part: Rows) -> tuple[Rows, PendingRouting]:
+            batch = make_batch(segment, part, self._loaded.pad_id)
+            return batch.rows_T, self._launch(batch)
+
+        return self._in_parts(contexts, int(segment.length_C[contexts].max()), launch, too_large)
+
+    def generate(
+        self, segment: TokenisedSegment, contexts: Rows, sampling: Sampling, too_large: Callable[[int], None]
+    ) -> list[GeneratedBatch]:
+        """Generate after contexts of equal length, as one batch or in smaller ones: see `run`."""
+        if not self._verified:
+            self._launch(make_batch(segment, contexts[:1], self._loaded.pad_id))
+
+        def launch(part: Rows) -> GeneratedBatch:
+            return generate_batch(self._loaded, segment, part, sampling, self._wanted)
+
+        longest = int(segment.length_C[contexts[0]]) + sampling.tokens
+        return self._in_parts(contexts, longest, launch, too_large)
 
     def prove(self) -> None:
         """Make sure that a batch has proved right, even if the prompts have no tokens."""
         if not self._verified:
             self._launch(PROBE)
 
-    def _try(self, batch: Batch) -> PendingRouting | None:
-        """Launch a batch; None if the device has not enough memory."""
-        with contextlib.suppress(torch.OutOfMemoryError):  # leaving it frees what the pass held
-            return self._launch(batch)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return None
+    def _in_parts(
+        self, contexts: Rows, longest: int, launch: Callable[[Rows], Result], too_large: Callable[[int], None]
+    ) -> list[Result]:
+        """Launch contexts together, or halved until they fit; sizes that did not fit once are not tried again."""
+        padded = len(contexts) * longest
+        if self._too_large is None or padded < self._too_large or len(contexts) == 1:
+            with contextlib.suppress(torch.OutOfMemoryError):  # leaving it frees what the pass held
+                return [launch(contexts)]
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self._too_large = min(padded, self._too_large or padded)
+            if len(contexts) == 1:
+                too_large(int(contexts[0]))
+                return []
+        halves = np.array_split(contexts, 2)
+        return [done for half in halves for done in self._in_parts(half, longest, launch, too_large)]
 
     def _launch(self, batch: Batch) -> PendingRouting:
         if self._verified:

@@ -50,7 +50,10 @@ class Identity:
     def tokens_key(self) -> str:
         """Digest of what decides the tokens and their ids: prompts, tokenizer and tokenisation options."""
         names = ("prompts_sha256", "tokenizer_sha256", "max_length", "on_overflow", "special_tokens")
-        return hashlib.sha256(json.dumps([self.shaping[name] for name in names]).encode()).hexdigest()
+        deciding = [self.shaping[name] for name in names]
+        if self.shaping["generate"]:  # then it is the model that decides
+            deciding.append(self.sha256)
+        return hashlib.sha256(json.dumps(deciding).encode()).hexdigest()
 
 
 def identify(loaded: LoadedModel, options: IngestOptions, rules: TokenRules, plan: Plan) -> Identity:
@@ -71,6 +74,9 @@ def identify(loaded: LoadedModel, options: IngestOptions, rules: TokenRules, pla
         "on_overflow": rules.on_overflow,
         "special_tokens": rules.special_tokens,
         "segment_rows": options.segment_rows,
+        "generate": options.generate,
+        "temperature": options.temperature,
+        "seed": options.seed,
         "router_logits": options.router_logits,
         "hidden_states": options.hidden_states,
     }

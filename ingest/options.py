@@ -18,6 +18,17 @@ DEMO = "demo"
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """What is generated after each prompt: how many tokens at most, and how each is chosen."""
+
+    tokens: int
+    temperature: float = 0.0
+    """0: always the likeliest token."""
+    seed: int = 0
+    """With prompt_id, decides a prompt's sample."""
+
+
+@dataclass(frozen=True)
 class IngestOptions:
     """The options of one run. Lengths are in tokens, sizes in routing rows."""
 
@@ -43,6 +54,10 @@ class IngestOptions:
     """auto: as the checkpoint is stored."""
     limit: int | None = None
     series: str | None = None
+    generate: int = 0
+    """Tokens to generate after each prompt, at most."""
+    temperature: float = 0.0
+    seed: int = 0
     router_logits: bool = False
     hidden_states: str | None = None
     """MoE layers separated by commas, or all."""
@@ -58,3 +73,12 @@ class IngestOptions:
             value = getattr(self, option)
             if value is not None and value < 1:
                 raise UsageError(f"--{option.replace('_', '-')} is {value}. Give a whole number of at least 1.")
+        if self.generate < 0 or not 0 <= self.temperature < float("inf") or self.seed < 0:
+            raise UsageError("--generate, --temperature and --seed take numbers from 0 on.")
+        if self.generate and self.on_overflow == "chunk":
+            raise UsageError("--generate needs a prompt in one piece. Choose another --on-overflow than chunk.")
+
+    @property
+    def sampling(self) -> Sampling | None:
+        """What to generate; None for nothing."""
+        return Sampling(self.generate, self.temperature, self.seed) if self.generate else None

@@ -47,6 +47,7 @@ class SizeRule:
     max_length: int
     chunked: bool
     segment_rows: int
+    generate: int = 0
 
 
 @dataclass(frozen=True)
@@ -232,11 +233,14 @@ def prompt_bytes(prompts: pa.RecordBatch | pa.Table) -> npt.NDArray[np.int64]:
 
 
 def estimated_rows(bytes_P: npt.NDArray[np.int64], rule: SizeRule) -> npt.NDArray[np.int64]:
-    """Routing rows each prompt is taken to need: (1 + min(⌈bytes/4⌉, max_length)) tokens; no cap if chunked."""
+    """Routing rows each prompt is taken to need: 1 + min(⌈bytes/4⌉, max_length) + generated tokens.
+
+    There is no cap if chunked.
+    """
     tokens_P = -(-bytes_P // 4)
     if not rule.chunked:
         tokens_P = np.minimum(tokens_P, rule.max_length)
-    return (1 + tokens_P) * rule.rows_per_token
+    return (1 + tokens_P + rule.generate) * rule.rows_per_token
 
 
 def segment_starts(rows_P: npt.NDArray[np.int64], segment_rows: int) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ingest.tokenise import TokenisedSegment, TokenTexts
+from ingest.tokenise import KINDS, TokenisedSegment, TokenTexts
 from warehouse import schema
 from warehouse.schema import Table
 
@@ -334,7 +334,7 @@ def _domains(segment: TokenisedSegment) -> tuple[list[str | None], Ints]:
 
 
 def _kinds(segment: TokenisedSegment) -> npt.NDArray[np.str_]:
-    return np.where(segment.special_T, "special", "prompt")
+    return np.array(KINDS)[segment.kind_T]
 
 
 def _adjacent(segment: TokenisedSegment, kind_T: npt.NDArray[np.str_]) -> npt.NDArray[np.bool_]:

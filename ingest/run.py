@@ -24,10 +24,11 @@ from ingest.batches import plan_batches
 from ingest.capture import PendingRouting
 from ingest.expected import top_k
 from ingest.forward import BatchRunner, Rows
+from ingest.generation import GeneratedBatch, generated_size, plan_equal_batches, with_generated
 from ingest.identity import Identity, identify, require_same, write_run
 from ingest.measure import LayerFacts
 from ingest.model import LoadedModel, load_model
-from ingest.options import IngestOptions
+from ingest.options import IngestOptions, Sampling
 from ingest.processes import this_process
 from ingest.prompts import STDIN, Plan, PromptStream, SizeRule, estimated_rows, prompt_bytes
 from ingest.segment import Committed, RoutingBuffer, write_segment
@@ -99,7 +100,9 @@ class _Run:
             max_length=self.rules.max_length,
             chunked=options.on_overflow == "chunk",
             segment_rows=options.segment_rows,
+            generate=options.generate,
         )
+        self.sampling = options.sampling
         self.plan: Plan = prompts.plan(self.size)
         self.identity: Identity = identify(loaded, options, self.rules, self.plan)
         self.recorded = require_same(layout, self.identity)
@@ -118,7 +121,11 @@ class _Run:
             for place, number in enumerate(self.missing):
                 segment = tokenised.pop().result()
                 tokenised = [ahead.submit(self._tokenise, later) for later in self.missing[place + 1 : place + 2]]
-                routing, collected = self._observe(segment, collector)
+                if self.sampling is None:
+                    routing, collected = self._observe(segment, collector)
+                else:
+                    segment, routing = self._generate(segment, self.sampling)
+                    collected = []
                 self._committed(writing)
                 writing = [writer.submit(self._write, number, segment, routing, collected)]
             self._committed(writing)
@@ -152,23 +159,43 @@ class _Run:
 
         The buffer is full once the futures are done.
         """
-        tokens = len(segment.vocab_id_T)
-        vectors = VectorBuffer(tokens, self.wanted.tables, self.layout.staging) if self.wanted.tables else None
-        routing = RoutingBuffer(tokens, vectors)
+        routing = self._buffer(len(segment.vocab_id_T))
         collected: list[Future[None]] = []
-
-        def too_large(context: int) -> None:
-            prompt = int(segment.prompt_T[segment.start_C[context]])
-            routing.failed_prompts.add(prompt)
-            self.progress.warn(f"prompt {prompt} does not fit in the device's memory even alone; it is marked failed.")
-
         for contexts in plan_batches(segment.length_C, self.batch_tokens):
-            for rows_T, pending in self.batches.run(segment, contexts, too_large):
+            for rows_T, pending in self.batches.run(
+                segment, contexts, self._too_large(segment, routing.failed_prompts)
+            ):
                 collected.append(collector.submit(_collect, routing, rows_T, pending))
                 self.progress.batch_done(len(rows_T))
                 self._wait_for(collected[:-_BATCHES_AHEAD])
         self.batches.prove()
         return routing, collected
+
+    def _generate(self, segment: TokenisedSegment, sampling: Sampling) -> tuple[TokenisedSegment, RoutingBuffer]:
+        """Generate after every prompt of a segment; return the segment with what was said, and all routing."""
+        failed: set[int] = set()
+        done: list[GeneratedBatch] = []
+        for contexts in plan_equal_batches(segment.length_C, self.batch_tokens, sampling.tokens):
+            parts = self.batches.generate(segment, contexts, sampling, self._too_large(segment, failed))
+            done += parts
+            for part in parts:
+                self.progress.batch_done(sum(part.prompt_length + len(tokens) for tokens in part.generated))
+        self.batches.prove()
+        routing = self._buffer(generated_size(segment, done))
+        routing.failed_prompts |= failed
+        return with_generated(segment, done, routing), routing
+
+    def _buffer(self, tokens: int) -> RoutingBuffer:
+        vectors = VectorBuffer(tokens, self.wanted.tables, self.layout.staging) if self.wanted.tables else None
+        return RoutingBuffer(tokens, vectors)
+
+    def _too_large(self, segment: TokenisedSegment, failed: set[int]) -> Callable[[int], None]:
+        def tell(context: int) -> None:
+            prompt = int(segment.prompt_T[segment.start_C[context]])
+            failed.add(prompt)
+            self.progress.warn(f"prompt {prompt} does not fit in the device's memory even alone; it is marked failed.")
+
+        return tell
 
     def _write(
         self, number: int, segment: TokenisedSegment, routing: RoutingBuffer, collected: list[Future[None]]
@@ -184,9 +211,7 @@ class _Run:
         target = self.layout.segment(self.identity.run_id, number)
         last = number == self.plan.segments - 1
         identity = self.identity.sha256
-        committed = write_segment(
-            self.layout, target, segment, routing, identity=identity, texts=self.texts, last=last
-        )
+        committed = write_segment(self.layout, target, segment, routing, identity=identity, texts=self.texts, last=last)
         self.progress.segment_done(number, self.plan.segments)
         return committed
 
@@ -237,9 +262,11 @@ def _peak_memory() -> int:
 
 
 def _max_length(options: IngestOptions, loaded: LoadedModel) -> int:
-    if options.max_length is not None and options.max_length > loaded.max_length:
-        raise UsageError(
-            f"--max-length {options.max_length} is more than {loaded.source.title} takes: "
-            f"give at most {loaded.max_length}."
-        )
-    return options.max_length or loaded.max_length
+    """Longest prompt in tokens: what the option says, else what the model takes less what is generated."""
+    most = loaded.max_length - options.generate
+    if options.generate and loaded.config.is_encoder_decoder:
+        raise UsageError(f"--generate is not there yet for encoder-decoder models such as {loaded.source.title}.")
+    if (options.max_length or 1) > most:
+        asked = options.max_length or f"with --generate {options.generate}"
+        raise UsageError(f"--max-length {asked} is more than {loaded.source.title} takes: give at most {most}.")
+    return options.max_length or most

@@ -19,7 +19,7 @@ from ingest.blocks import NO_ROUTE
 from ingest.capture import LayerRouting
 from ingest.prompts import PromptDigest
 from ingest.rollups import RollupCounter
-from ingest.tokenise import TokenisedSegment, TokenTexts
+from ingest.tokenise import KINDS, TokenisedSegment, TokenTexts
 from ingest.vectors import VectorBuffer
 from warehouse import schema
 from warehouse.layout import SEGMENT_FOLDER, Layout, commit
@@ -221,7 +221,7 @@ def _prompts_sha256(segment: TokenisedSegment) -> str:
 
 
 def _token_columns(segment: TokenisedSegment, texts: TokenTexts) -> dict[str, Any]:
-    kinds = pa.DictionaryArray.from_arrays(pa.array(segment.special_T.astype(np.int8)), ["prompt", "special"])
+    kinds = pa.DictionaryArray.from_arrays(pa.array(segment.kind_T), list(KINDS))
     return {
         "token_id": segment.token_id_T,
         "prompt_id": segment.prompt_T,

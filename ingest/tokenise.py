@@ -23,6 +23,8 @@ from ingest.readers import INPUT_IDS, MESSAGES
 from warehouse.errors import MoewhError
 from warehouse.schema import POSITION_BITS
 
+KINDS = ("prompt", "special", "generated")
+"""Values of tokens.kind."""
 _TEXTS_AT_ONCE = 1_024
 
 
@@ -55,6 +57,16 @@ class TokenisedSegment:
     start_C: npt.NDArray[np.int64]
     """Where each context begins in the flat arrays."""
     length_C: npt.NDArray[np.int64]
+    generated_T: npt.NDArray[np.bool_] | None = None
+    """Tokens that the model itself said; None if it said nothing."""
+
+    @property
+    def kind_T(self) -> npt.NDArray[np.int8]:
+        """What each token is, as a place in KINDS."""
+        kind_T = self.special_T.astype(np.int8)
+        if self.generated_T is not None:
+            kind_T[self.generated_T] = KINDS.index("generated")
+        return kind_T
 
     @property
     def token_id_T(self) -> npt.NDArray[np.int64]:

@@ -24,6 +24,7 @@ from warehouse.ingest_command import ingest
 from warehouse.layout import Layout
 from warehouse.options import limit_options, warehouse_option
 from warehouse.output import FORMATS
+from warehouse.verify_command import verify
 
 
 class MoewhGroup(click.Group):
@@ -230,3 +231,4 @@ main.add_command(check)
 main.add_command(check)
 main.add_command(ingest)
 main.add_command(demo)
+main.add_command(verify)

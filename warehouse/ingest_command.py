@@ -53,6 +53,11 @@ if TYPE_CHECKING:
     "--device", metavar="NAME", help="cuda, cpu, …; auto: spread the model over all GPUs.  [default: the best there is]"
 )
 @click.option("--dtype", default="auto", metavar="NAME", help="float32, float16 or bfloat16.  [default: as stored]")
+@click.option(
+    "--generate", type=int, default=0, metavar="N", help="Let the model go on for N tokens after each prompt."
+)
+@click.option("--temperature", type=float, default=0.0, show_default=True, metavar="T", help="0: the likeliest token.")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the samples, with prompt_id.")
 @click.option("--router-logits", is_flag=True, help="Store the routers' raw logits too: 4 E bytes a token and layer.")
 @click.option("--hidden-states", metavar="LAYERS", help="Store what these layers' routers are given: 0,5 or all.")
 @click.option("--trust-remote-code", is_flag=True, help="Run code that the model's repository holds.")

@@ -1,0 +1,218 @@
+"""Generation: the routing of what a model says equals a plain forward pass over the same tokens."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from ingest.forward import BatchRunner
+from ingest.options import IngestOptions
+from ingest.run import ingest
+from tests.families import FAMILIES, build
+from tests.models import byte_tokenizer, save_model
+from tests.test_ingest import contents
+from warehouse.errors import UsageError
+from warehouse.layout import Layout
+from warehouse.views import open_warehouse
+
+TEXTS = ("one", "two", "a longer prompt", "", "x", "and\nfour")
+NEW = 9
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("prompts") / "p.jsonl", [{"text": text} for text in TEXTS])
+
+
+def run(warehouse: Path, model: Path, prompts: Path, **options: Any) -> duckdb.DuckDBPyConnection:
+    ingest(IngestOptions(model=str(model), prompts=(str(prompts),), **options), Layout(warehouse))
+    return open_warehouse(Layout(warehouse))
+
+
+def spoken(connection: duckdb.DuckDBPyConnection) -> dict[int, list[tuple[int, str]]]:
+    """{prompt: [(token, kind) by position]}"""
+    rows = connection.execute("select prompt_id, vocab_id, kind from tokens order by prompt_id, position").fetchall()
+    said: dict[int, list[tuple[int, str]]] = {}
+    for prompt, token, kind in rows:
+        said.setdefault(prompt, []).append((token, kind))
+    return said
+
+
+def routing(connection: duckdb.DuckDBPyConnection) -> dict[tuple[int, int, int], dict[int, float]]:
+    """{(prompt, position, layer): {expert: weight}}"""
+    rows = connection.execute("select prompt_id, position, layer, expert, weight from routes").fetchall()
+    found: dict[tuple[int, int, int], dict[int, float]] = {}
+    for prompt, position, layer, expert, weight in rows:
+        found.setdefault((prompt, position, layer), {})[expert] = weight
+    return found
+
+
+def save_family(folder: Path, name: str) -> Path:
+    build(next(family for family in FAMILIES if family.name == name)).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["olmoe", "mixtral", "qwen3_moe", "deepseek_v3", "gpt_oss"])
+def test_generated_rows_equal_a_teacher_forced_pass(name: str, tmp_path: Path, prompts: Path) -> None:
+    folder = save_family(tmp_path / "model", name)
+    connection = run(tmp_path / "generated", folder, prompts, generate=NEW)
+    said = spoken(connection)
+    assert Counter(len(tokens) for tokens in said.values()).keys() >= {2 + NEW, 4 + NEW}
+    # The last token was never fed to the model; all others are fed at once here.
+    forced = write(
+        tmp_path / "forced.jsonl",
+        [{"input_ids": [token for token, _ in said.get(n, [(0, "")])][:-1]} for n in range(6)],
+    )
+    expected = routing(run(tmp_path / "forced", folder, forced))
+    real = routing(connection)
+    assert real.keys() == expected.keys()
+    for key, pairs in real.items():
+        assert pairs.keys() == expected[key].keys(), key
+        assert all(abs(weight - expected[key][expert]) <= 1e-6 for expert, weight in pairs.items())
+
+
+def test_tokens_are_what_the_model_says_greedily(tmp_path: Path, prompts: Path) -> None:
+    folder = save_model(tmp_path / "model")
+    said = spoken(run(tmp_path / "wh", folder, prompts, generate=NEW))
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    for prompt, text in enumerate(TEXTS):
+        if not text:
+            assert prompt not in said
+            continue
+        ids = byte_tokenizer()(text)["input_ids"]
+        tokens = list(ids)
+        for _ in range(NEW):
+            with torch.inference_mode():
+                tokens.append(int(model(input_ids=torch.tensor([tokens])).logits[0, -1].argmax()))
+            if tokens[-1] == 0:
+                break
+        kinds = ["special"] + ["prompt"] * (len(ids) - 1) + ["generated"] * (len(tokens) - len(ids))
+        assert said[prompt] == list(zip(tokens, kinds, strict=True))
+
+
+def test_rows_stop_where_a_sequence_ends(tmp_path: Path, prompts: Path) -> None:
+    folder = save_model(tmp_path / "model")
+    endless = spoken(run(tmp_path / "endless", folder, prompts, generate=NEW))
+    new = {prompt: [token for token, kind in tokens if kind == "generated"] for prompt, tokens in endless.items()}
+    # Let the sequences end at a token that some say in the middle: a ragged batch.
+    middle = Counter(token for tokens in new.values() for token in tokens[1:-1]).most_common(1)[0][0]
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    model.generation_config.eos_token_id = middle
+    model.save_pretrained(folder)
+    connection = run(tmp_path / "ended", folder, prompts, generate=NEW)
+    lengths = set()
+    positions = {key[:2] for key in routing(connection)}
+    for prompt, tokens in spoken(connection).items():
+        said = [token for token, kind in tokens if kind == "generated"]
+        full = new[prompt]
+        assert said == (full[: full.index(middle) + 1] if middle in full else full)
+        assert {position for owner, position in positions if owner == prompt} == set(range(len(tokens) - 1))
+        lengths.add(len(said))
+    assert len(lengths) > 1
+
+
+def test_sampling_is_decided_by_seed_and_prompt_alone(tmp_path: Path, prompts: Path) -> None:
+    folder = save_model(tmp_path / "model")
+    options = {"generate": NEW, "temperature": 1.5}
+    first = spoken(run(tmp_path / "a", folder, prompts, **options))
+    assert spoken(run(tmp_path / "b", folder, prompts, batch_tokens=1, **options)) == first
+    assert spoken(run(tmp_path / "c", folder, prompts, seed=1, **options)) != first
+    assert spoken(run(tmp_path / "d", folder, prompts, generate=NEW)) != first
+
+
+def test_samples_follow_the_models_distribution(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "model", initializer_range=0.1)
+    path = write(tmp_path / "p.jsonl", [{"input_ids": [5, 9]}] * 2_000)
+    connection = run(tmp_path / "wh", folder, path, generate=1, temperature=0.7)
+    counts = np.zeros(257)
+    for token, number in connection.execute(
+        "select vocab_id, count(*) from tokens where kind = 'generated' group by vocab_id"
+    ).fetchall():
+        counts[token] = number
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        expected = torch.softmax(model(input_ids=torch.tensor([[5, 9]])).logits[0, -1] / 0.7, -1).numpy() * 2_000
+    # Pearson's statistic has mean 256 and standard deviation 22.6 if the samples follow `expected`.
+    assert ((counts - expected) ** 2 / expected).sum() < 256 + 5 * 22.6
+
+
+def test_same_command_gives_the_same_bytes_and_is_resumed(tmp_path: Path, prompts: Path) -> None:
+    folder = save_model(tmp_path / "model")
+    for name in ("a", "b"):
+        run(tmp_path / name, folder, prompts, generate=NEW, segment_rows=300)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert len(list((tmp_path / "a").glob("segments/run_id=model*/segment=*"))) > 2
+
+
+def test_memory_that_runs_out_gives_the_same_rows(
+    tmp_path: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_model(tmp_path / "model")
+    whole = routing(run(tmp_path / "whole", folder, prompts, generate=NEW))
+    real = BatchRunner._in_parts
+
+    def short(self: Any, contexts: Any, longest: int, launch: Any, too_large: Any) -> Any:
+        def failing(part: Any) -> Any:
+            if len(part) > 1:
+                raise torch.OutOfMemoryError("simulated")
+            return launch(part)
+
+        return real(self, contexts, longest, failing, too_large)
+
+    monkeypatch.setattr(BatchRunner, "_in_parts", short)
+    parts = routing(run(tmp_path / "parts", folder, prompts, generate=NEW))
+    assert {key: set(pairs) for key, pairs in parts.items()} == {key: set(pairs) for key, pairs in whole.items()}
+
+
+def test_generated_tokens_have_vectors_and_count_in_views(tmp_path: Path, prompts: Path) -> None:
+    folder = save_model(tmp_path / "model")
+    connection = run(tmp_path / "wh", folder, prompts, generate=3, hidden_states="1", router_logits=True)
+    fed = connection.execute("select count(distinct token_id) from routing").fetchone()
+    for table in ("hidden_states", "router_logits"):
+        assert connection.execute(f"select count(distinct token_id) from {table}").fetchone() == fed
+    counted = connection.execute("select sum(first_choice_tokens) from expert_load where layer = 0").fetchone()
+    kinds = connection.execute(
+        "select count(*) from routes where layer = 0 and \"rank\" = 0 and kind <> 'special'"
+    ).fetchone()
+    assert counted == kinds
+    assert connection.execute("select count(*) from tokens where kind = 'generated'").fetchone() == (15,)
+
+
+def test_tokens_key_is_the_models_own_when_it_speaks(tmp_path: Path, prompts: Path) -> None:
+    for seed in (1, 2):
+        folder = save_model(tmp_path / f"step{seed}", seed=seed)
+        run(tmp_path / "wh", folder, prompts, generate=NEW)
+        run(tmp_path / "wh", folder, prompts)
+    keys = open_warehouse(Layout(tmp_path / "wh")).execute("select tokens_key from runs").fetchall()
+    assert sorted(Counter(keys).values()) == [1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"generate": 5, "on_overflow": "chunk"}, "--generate needs a prompt in one piece"),
+        ({"generate": 60, "max_length": 30}, "give at most 4"),
+        ({"generate": 64}, "give at most 0"),
+        ({"generate": -1}, "take numbers from 0 on"),
+        ({"temperature": -0.5}, "take numbers from 0 on"),
+    ],
+)
+def test_wrong_use(options: dict[str, Any], says: str, tmp_path: Path, prompts: Path) -> None:
+    folder = save_model(tmp_path / "model")
+    with pytest.raises(UsageError, match=says):
+        run(tmp_path / "wh", folder, prompts, **options)
+    assert not (tmp_path / "wh").exists()
