@@ -30,15 +30,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 import transformers
-from transformers import OlmoeConfig, OlmoeForCausalLM
+from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedTokenizerFast
 
 from ingest.batches import Batch, make_batch, plan_batches
 from ingest.capture import run_stack
 from ingest.forward import run_batch
 from ingest.model import LoadedModel, Source
 from ingest.options import IngestOptions
+from ingest.readers import CANONICAL
 from ingest.run import ingest
 from ingest.sites import find_sites
 from ingest.tokenise import TokenRules, tokenise
@@ -165,25 +167,32 @@ SIDES: dict[str, Callable[[Bench], float]] = {
 
 def build(folder: Path, device: torch.device, tokens: int, batch_tokens: int, longest: int) -> Bench:
     """Make the model and prompts; on a CPU lengths are ragged (a quarter of `longest` to all of it)."""
+    model, tokenizer = save_random_model(folder / "model", device)
+    on_cpu = device.type == "cpu"
+    prompts = write_prompts(folder / "prompts.jsonl", tokens, longest, ragged=on_cpu)
+    rows = [{"text": json.loads(line)["text"], "form": "text"} for line in prompts.read_text().splitlines()]
+    segment = tokenise(
+        pa.Table.from_pylist(rows, schema=CANONICAL), 0, tokenizer, TokenRules(longest, "truncate", special_tokens=True)
+    )
+    batches = [make_batch(segment, contexts, 0) for contexts in plan_batches(segment.length_C, batch_tokens)]
+    source = Source(str(folder / "model"), None, "bench", "bench", None, "bench")
+    loaded = LoadedModel(source, model, tokenizer, find_sites(model, model.config).of_prompts(), None)
+    return Bench(loaded, batches, len(segment.vocab_id_T), folder, prompts, batch_tokens, device)
+
+
+def save_random_model(folder: Path, device: torch.device) -> tuple[Any, PreTrainedTokenizerFast]:
+    """Make and save the benchmark's model for this device, with a tokenizer of one token a byte."""
     torch.manual_seed(0)
     on_cpu = device.type == "cpu"
-    shape = CPU_SHAPE if on_cpu else OLMOE_1B_7B
-    config = OlmoeConfig(max_position_embeddings=4_096, pad_token_id=0, **shape)
+    config = OlmoeConfig(max_position_embeddings=4_096, eos_token_id=0, **(CPU_SHAPE if on_cpu else OLMOE_1B_7B))
     with torch.device(device):
         model: Any = OlmoeForCausalLM(config)
     model.to(torch.float32 if on_cpu else torch.bfloat16).eval()
-    model.save_pretrained(folder / "model")
+    transformers.utils.logging.disable_progress_bar()
+    model.save_pretrained(folder)
     tokenizer = byte_tokenizer()
-    tokenizer.save_pretrained(folder / "model")
-    prompts = write_prompts(folder / "prompts.jsonl", tokens, longest, ragged=on_cpu)
-    import pyarrow.json as pj
-
-    table = pj.read_json(prompts).append_column("form", [["text"] * len(prompts.read_text().splitlines())])
-    segment = tokenise(table, 0, tokenizer, TokenRules(longest, "truncate", special_tokens=True))
-    batches = [make_batch(segment, contexts, 0) for contexts in plan_batches(segment.length_C, batch_tokens)]
-    source = Source(str(folder / "model"), None, "bench", "bench", None, "bench")
-    loaded = LoadedModel(source, model, tokenizer, find_sites(model, config).of_prompts(), None)
-    return Bench(loaded, batches, len(segment.vocab_id_T), folder, prompts, batch_tokens, device)
+    tokenizer.save_pretrained(folder)
+    return model, tokenizer
 
 
 def write_prompts(path: Path, tokens: int, longest: int, *, ragged: bool) -> Path:

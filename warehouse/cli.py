@@ -127,6 +127,7 @@ def main(context: click.Context) -> None:
 @click.option("-p", "parameters", metavar="NAME=VALUE", multiple=True, help="Set a parameter; repeat for more.")
 @click.option("--format", "form", type=click.Choice(FORMATS), help="Default: table, or as FILE is named.")
 @click.option("-o", "output", type=click.Path(path_type=Path), metavar="FILE", help="Write to a file.")
+@click.option("--verify", "verified", is_flag=True, help="Read every file and compare it with its manifest first.")
 @limit_options
 @warehouse_option
 def query(
@@ -136,6 +137,7 @@ def query(
     parameters: tuple[str, ...],
     form: str | None,
     output: Path | None,
+    verified: bool,
     warehouse: Layout,
     **limits: Any,
 ) -> None:
@@ -161,6 +163,10 @@ def query(
     values = queries.parse_parameters(parameters)
     allowed = jail.Limits(**limits)
     written = out.written_path(output) if output is not None else None
+    if verified:
+        from warehouse.verify import require_sound
+
+        require_sound(warehouse)
     with jail.open_jailed(warehouse, allowed, written) as connection:
         answer = queries.prepare(connection, found, values, unsafe=allowed.unsafe)
         if answer is not None:
