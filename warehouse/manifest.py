@@ -62,6 +62,8 @@ def write_manifest(folder: Path, identity: str | None, segment: int | None) -> i
 
 def read_manifest(folder: Path) -> Manifest:
     """Return the manifest of a folder. Raises ManifestError saying what is wrong with it, and OSError."""
+    if (folder / MANIFEST).exists() and not (folder / MANIFEST).is_file():
+        raise ManifestError("is not a file")
     with (folder / MANIFEST).open("rb") as file:
         text = file.read(_LONGEST)
     return parse_manifest(text)

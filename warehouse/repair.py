@@ -1,0 +1,104 @@
+"""Repair: bad folders leave the warehouse for `quarantine/`, and the command that writes them again is named.
+
+Nothing is deleted. What is derived from nothing (the zero-row files) is written again at once.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from warehouse import schema
+from warehouse.layout import SCHEMA_RUN, Layout, make_folder, sync
+from warehouse.verify import RUN_FOLDER
+
+_FLAGS = {"router_logits": "--router-logits"}
+_OPTIONS = {
+    "dtype": "--dtype",
+    "max_length": "--max-length",
+    "on_overflow": "--on-overflow",
+    "segment_rows": "--segment-rows",
+    "limit": "--limit",
+    "hidden_states": "--hidden-states",
+    "generate": "--generate",
+    "temperature": "--temperature",
+    "seed": "--seed",
+}
+"""What a run's `options` name, and the option of `moewh ingest` that sets it."""
+
+
+def quarantine(layout: Layout, folders: Iterable[Path]) -> dict[Path, Path]:
+    """Move bad folders out of every view's sight, each by one rename; return where each went.
+
+    Raises MoewhError if the disk refuses.
+    """
+    moved = {}
+    with layout.writing():
+        for folder in sorted(set(folders)):
+            if not folder.exists():
+                continue
+            target = _free_place(layout.root / "quarantine" / folder.relative_to(layout.root))
+            make_folder(target.parent)
+            folder.rename(target)
+            sync(target.parent)
+            sync(folder.parent)
+            moved[folder] = target
+    layout.create()
+    return moved
+
+
+def restore_command(layout: Layout, run_id: str) -> str:
+    """Return the ingest command that writes a run's missing segments again, as far as the run's own row tells it.
+
+    The prompts are known by their digest only.
+    """
+    row = _run_row(layout, run_id)
+    if row is None:
+        return f"the `moewh ingest` command that began run {run_id}"
+    options: dict[str, Any] = json.loads(row["options"])
+    words = ["moewh", "ingest", "--model", row["model"], "--run-id", run_id]
+    if row["revision"] is not None and (options.get("weights_sha256") is None or row["model"] == "demo"):
+        words += ["--revision", row["commit_hash"] or row["revision"]]
+    for name, option in _OPTIONS.items():
+        if options.get(name) is not None:
+            words += [option, str(options[name])]
+    words += [flag for name, flag in _FLAGS.items() if options.get(name)]
+    if options.get("special_tokens") is False:
+        words.append("--no-special-tokens")
+    prompts = f"--prompts FILE (the prompts of sha256 {row['prompts_sha256'][:12]}…)"
+    return f"{shlex.join(words)} --warehouse {shlex.quote(str(layout.root))} {prompts}"
+
+
+def run_of(layout: Layout, folder: Path) -> str | None:
+    """Return the run that a folder belongs to; None for the zero-row files and for what is no run's folder."""
+    if not folder.is_relative_to(layout.root) or folder.is_relative_to(layout.staging):
+        return None
+    names = [part.removeprefix(RUN_FOLDER) for part in folder.parts if part.startswith(RUN_FOLDER)]
+    return names[-1] if names and names[-1] != SCHEMA_RUN else None
+
+
+def _free_place(place: Path) -> Path:
+    """Return `place`, numbered if it is taken."""
+    number, free = 1, place
+    while free.exists():
+        number += 1
+        free = place.with_name(f"{place.name}.{number}")
+    return free
+
+
+def _run_row(layout: Layout, run_id: str) -> dict[str, Any] | None:
+    """Return the run's own row, from `quarantine/` if its folder went there and can still be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for root in (layout, Layout(layout.root / "quarantine")):
+        try:
+            row: dict[str, Any] = pq.read_table(root.run(run_id) / schema.RUNS.file, partitioning=None).to_pylist()[0]
+            json.loads(row["options"])
+        except (OSError, pa.ArrowException, LookupError, ValueError, TypeError):
+            continue  # damaged or gone: the command is then told in words
+        return row
+    return None
