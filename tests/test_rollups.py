@@ -25,6 +25,8 @@ from ingest.tokenise import TokenisedSegment, TokenTexts
 from tests.models import byte_tokenizer
 from tests.synthetic import Run, Token, random_warehouse, word, write_table
 from warehouse import schema
+from warehouse.engine import open_engine
+from warehouse.jail import Limits
 from warehouse.layout import Layout
 from warehouse.publish import publish
 from warehouse.rollups import compare
@@ -300,8 +302,8 @@ def test_shell_names_a_segment_that_lacks_a_rollup(tmp_path: Path) -> None:
 
 def test_compare_finds_nothing_in_what_was_written(tmp_path: Path) -> None:
     write_random_run(Layout(tmp_path), SHAPES["mixed"], seed=2)
-    with open_warehouse(Layout(tmp_path)) as connection:
-        assert list(compare(connection)) == []
+    with open_engine("duckdb", None, Layout(tmp_path), Limits()) as ask:
+        assert list(compare(ask)) == []
 
 
 @pytest.mark.parametrize("change", ["changed", "missing", "added"])
@@ -319,8 +321,8 @@ def test_compare_finds_one_wrong_row(name: str, change: str, tmp_path: Path) -> 
     else:
         rows.append({**rows[3], "layer": 99})
     pq.write_table(pa.Table.from_pylist(rows, table.arrow()), file)
-    with open_warehouse(Layout(tmp_path)) as connection:
-        (fault,) = compare(connection)
+    with open_engine("duckdb", None, Layout(tmp_path), Limits()) as ask:
+        (fault,) = compare(ask)
     assert (fault.table, fault.run_id, fault.segment) == (name, "r", 0)
     assert {"changed": fault.stored and fault.expected, "missing": fault.expected, "added": fault.stored}[change]
     assert (fault.stored is None, fault.expected is None) == (change == "missing", change == "added")

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from warehouse import query as queries
+from warehouse.engine import Ask, engine_options, open_engine
 from warehouse.errors import UsageError
 from warehouse.layout import Layout
 from warehouse.options import limit_options, warehouse_option
 from warehouse.query import Query
 from warehouse.views import QUERIES
-
-if TYPE_CHECKING:
-    import duckdb
 
 _SHOWN = 20
 """Faults that are printed for each check; all are counted."""
@@ -29,24 +27,24 @@ ROLLUPS = "rollups"
 
 @click.command(short_help="Run queries whose rows are faults; exit with 1 if there are any.")
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE|DIR]...")
+@engine_options
 @limit_options
 @warehouse_option
-def check(paths: tuple[Path, ...], warehouse: Layout, **limits: Any) -> None:
+def check(paths: tuple[Path, ...], warehouse: Layout, engine: str, master: str | None, **limits: Any) -> None:
     """Run the checks in FILE or DIR, or without any the shipped ones, and compare the rollups with the rows.
 
     A check is a query whose rows are faults: they are printed, and the exit code is 1 if there are any.
     SQL may read the warehouse and nothing else, and change nothing, unless --unsafe is given.
     """
-    from warehouse.jail import Limits, open_jailed
+    from warehouse.jail import Limits
 
-    allowed = Limits(**limits)
     checks = find_checks(paths) if paths else shipped_checks()
     failed = []
-    with open_jailed(warehouse, allowed) as connection:
+    with open_engine(engine, master, warehouse, Limits(**limits)) as ask:
         for query in checks:
-            if not _report(query.source.removesuffix(".sql"), rows_of(connection, query, unsafe=allowed.unsafe)):
+            if not _report(query.source.removesuffix(".sql"), rows_of(ask, query)):
                 failed.append(query.source)
-        if not paths and not _report(ROLLUPS, rollup_faults(connection)):
+        if not paths and not _report(ROLLUPS, rollup_faults(ask)):
             failed.append(ROLLUPS)
     if failed:
         raise SystemExit(1)
@@ -54,23 +52,23 @@ def check(paths: tuple[Path, ...], warehouse: Layout, **limits: Any) -> None:
 
 def shipped_checks() -> list[Query]:
     """Return the checks in `queries/checks/`, by name."""
-    return find_checks((QUERIES / "checks",))
+    return find_checks((QUERIES / "checks",), shipped=True)
 
 
-def find_checks(paths: tuple[Path, ...]) -> list[Query]:
+def find_checks(paths: tuple[Path, ...], *, shipped: bool = False) -> list[Query]:
     """Return the checks that files and folders hold. Raises UsageError where there are none."""
     checks = []
     for path in paths:
         files = sorted(path.glob("*.sql")) if path.is_dir() else [path]
         if not files:
             raise UsageError(f"{path} holds no .sql files.")
-        checks += [queries.read_file(file) for file in files]
+        checks += [queries.read_file(file, shipped=shipped) for file in files]
     return checks
 
 
-def rows_of(connection: duckdb.DuckDBPyConnection, query: Query, *, unsafe: bool = False) -> Iterator[str]:
+def rows_of(ask: Ask, query: Query) -> Iterator[str]:
     """Yield a check's rows as `column = value, …`."""
-    answer = queries.prepare(connection, query, {}, unsafe=unsafe)
+    answer = ask(query, {})
     if answer is None:
         return
     cursor = answer.execute()
@@ -80,11 +78,11 @@ def rows_of(connection: duckdb.DuckDBPyConnection, query: Query, *, unsafe: bool
             yield ", ".join(f"{name} = {value}" for name, value in zip(names, row, strict=True))
 
 
-def rollup_faults(connection: duckdb.DuckDBPyConnection) -> Iterator[str]:
+def rollup_faults(ask: Ask) -> Iterator[str]:
     """Yield every row of a rollup that differs from what its SQL gives."""
     from warehouse.rollups import compare
 
-    for fault in compare(connection):
+    for fault in compare(ask):
         where = f"run {fault.run_id}, segment {fault.segment}, {fault.table}: {fault.key}"
         yield f"{where}: stored {fault.stored or 'no row'}, the rows give {fault.expected or 'no row'}"
 

@@ -17,8 +17,8 @@ import click
 
 from warehouse import __version__
 from warehouse.check import check
-from warehouse.check import check
 from warehouse.demo import demo
+from warehouse.engine import engine_options, open_engine
 from warehouse.errors import MoewhError, UsageError
 from warehouse.ingest_command import ingest
 from warehouse.layout import Layout
@@ -127,6 +127,7 @@ def main(context: click.Context) -> None:
 @click.option("-p", "parameters", metavar="NAME=VALUE", multiple=True, help="Set a parameter; repeat for more.")
 @click.option("--format", "form", type=click.Choice(FORMATS), help="Default: table, or as FILE is named.")
 @click.option("-o", "output", type=click.Path(path_type=Path), metavar="FILE", help="Write to a file.")
+@engine_options
 @click.option("--verify", "verified", is_flag=True, help="Read every file and compare it with its manifest first.")
 @limit_options
 @warehouse_option
@@ -137,6 +138,8 @@ def query(
     parameters: tuple[str, ...],
     form: str | None,
     output: Path | None,
+    engine: str,
+    master: str | None,
     verified: bool,
     warehouse: Layout,
     **limits: Any,
@@ -147,9 +150,9 @@ def query(
     $name. Numbers, true and false are taken as such; quote a value to make it text: -p "run='7'".
     SQL may read the warehouse and nothing else, and change nothing, unless --unsafe is given.
     """
-    from warehouse import jail
     from warehouse import output as out
     from warehouse import query as queries
+    from warehouse.jail import Limits
 
     if name is None and sql is None:
         from warehouse import catalog
@@ -161,14 +164,13 @@ def query(
     chosen = out.choose_format(form, output)
     found = queries.find_query(name) if name is not None else queries.Query("-c", sql or "")
     values = queries.parse_parameters(parameters)
-    allowed = jail.Limits(**limits)
     written = out.written_path(output) if output is not None else None
     if verified:
         from warehouse.verify import require_sound
 
         require_sound(warehouse)
-    with jail.open_jailed(warehouse, allowed, written) as connection:
-        answer = queries.prepare(connection, found, values, unsafe=allowed.unsafe)
+    with open_engine(engine, master, warehouse, Limits(**limits), written) as ask:
+        answer = ask(found, values)
         if answer is not None:
             out.write(answer, chosen, output)
 
@@ -233,7 +235,6 @@ def refresh(warehouse: Layout) -> None:
     click.echo(f"Wrote {warehouse.database}.")
 
 
-main.add_command(check)
 main.add_command(check)
 main.add_command(ingest)
 main.add_command(demo)

@@ -43,6 +43,8 @@ class Query:
 
     source: str
     sql: str
+    shipped: bool = False
+    """True for what comes with moewh, not from a user."""
 
     @cached_property
     def _code(self) -> str:
@@ -101,9 +103,9 @@ def find_query(name: str) -> Query:
     if "/" in name or name.endswith(".sql"):
         return read_file(Path(name))
     if name in view_names():
-        return Query(name, f"from {name}" if name in _ROW_LEVEL else f"from {name} order by all")
+        return Query(name, f"from {name}" if name in _ROW_LEVEL else f"from {name} order by all", shipped=True)
     if name in saved_names():
-        return read_file(QUERIES / "saved" / f"{name}.sql")
+        return read_file(QUERIES / "saved" / f"{name}.sql", shipped=True)
     raise UsageError(unknown("query", name, [*(view.name for view in canned_views()), *saved_names()]))
 
 
@@ -162,7 +164,7 @@ def prepare(
         raise UsageError(f"{query.source} holds {len(statements)} SQL statements. Give exactly one.")
     statement = statements[0]
     bound = frozenset(statement.named_parameters)
-    _check_names(query, values, bound)
+    check_names(query, values, bound)
     for name in query.variables & values.keys():
         connection.execute(f'set variable "{name}" = $value', {"value": values[name]})
     bindings = {name: values[name] for name in bound}
@@ -175,7 +177,8 @@ def prepare(
     return None
 
 
-def _check_names(query: Query, values: Mapping[str, Value], bound: AbstractSet[str]) -> None:
+def check_names(query: Query, values: Mapping[str, Value], bound: AbstractSet[str]) -> None:
+    """Raise UsageError for a value that the query does not use, or a name it reads or binds and that has none."""
     if positional := sorted(name for name in bound if not re.fullmatch(_NAME, name)):
         raise UsageError(f"{query.source} uses the parameter {positional[0]!r}. Give it a name, such as $layer.")
     known = query.variables | bound
@@ -188,10 +191,10 @@ def _check_names(query: Query, values: Mapping[str, Value], bound: AbstractSet[s
         raise UsageError(f"{query.source} needs the parameter {', '.join(missing)}. Add {gives}.")
 
 
-def read_file(path: Path) -> Query:
+def read_file(path: Path, *, shipped: bool = False) -> Query:
     """Return the query in a `.sql` file. Raises UsageError if it cannot be read."""
     try:
-        return Query(path.name, path.read_text(encoding="utf-8"))
+        return Query(path.name, path.read_text(encoding="utf-8"), shipped)
     except FileNotFoundError as error:
         raise UsageError(f"there is no SQL file {path}.") from error
     except UnicodeDecodeError as error:

@@ -6,15 +6,16 @@ defines it; `ingest.rollups` computes the same faster as a segment is written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from warehouse import schema
+from warehouse.query import Query, Value
 from warehouse.views import QUERIES
 
 if TYPE_CHECKING:
-    import duckdb
+    from warehouse.engine import Ask
 
 TOLERANCE = 1e-9
 """Relative: how far a stored sum of weights may be from the SQL's, which adds in another order."""
@@ -40,13 +41,17 @@ def definition(table: schema.Table) -> str:
     return (QUERIES / "rollups" / f"{table.name}.sql").read_text(encoding="utf-8")
 
 
-def compare(connection: duckdb.DuckDBPyConnection) -> Iterator[Fault]:
-    """Yield every row in which a stored rollup differs from its definition, segment by segment."""
-    segments = connection.execute("select run_id, segment from segments order by run_id, segment").fetchall()
-    for run_id, segment in segments:
+def compare(ask: Ask) -> Iterator[Fault]:
+    """Yield every row in which a stored rollup differs from its definition, segment by segment, on any engine."""
+    for run_id, segment in _rows(ask, "select run_id, segment from segments order by run_id, segment", {}):
         for table in schema.ROLLUPS:
-            rows = connection.execute(_difference(table), {"run": run_id, "segment": segment}).fetchall()
+            rows = _rows(ask, _difference(table), {"run": run_id, "segment": segment})
             yield from (Fault(table.name, run_id, segment, *row) for row in rows)
+
+
+def _rows(ask: Ask, sql: str, values: Mapping[str, Value]) -> list[tuple[Any, ...]]:
+    answer = ask(Query("rollups", sql, shipped=True), values)
+    return answer.execute().fetchall() if answer is not None else []
 
 
 def _difference(table: schema.Table) -> str:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 QUERIES = Path(__file__).resolve().parent.parent / "queries"
 
+LACKS = " lacks {file}: a count would leave it out. Remove that folder and run its ingest again."
+"""What is said of a segment without a rollup's file."""
+
 _DERIVED_RUN_COLUMNS = """
     case when coalesce(done.segments, 0) >= stored.segments_planned then 'complete' else 'running' end as status,
     coalesce(done.segments, 0)::bigint as segments,
@@ -114,21 +117,24 @@ def sql_string(text: str) -> str:
 
 
 def _base_view(table: schema.Table, root: Path) -> View:
-    columns = (*table.path_columns, *table.columns)
-    files = _files(table, root)
-    if table is schema.RUNS:
-        stored = ",\n    ".join(f"stored.{column.name}" for column in (*table.path_columns, *table.stored))
-        body = f"{stored},{_DERIVED_RUN_COLUMNS.format(files=files)}"
-    else:
-        body = ",\n    ".join(column.name for column in columns) + f"\nfrom {files}"
-        if table.rollup:
-            body += _unless_missing(table, root)
     comments = (
         f"comment on view {table.name} is {sql_string(table.description)}",
-        *(f"comment on column {table.name}.{column.name} is {sql_string(column.description)}" for column in columns),
+        *(
+            f"comment on column {table.name}.{column.name} is {sql_string(column.description)}"
+            for column in (*table.path_columns, *table.columns)
+        ),
     )
-    create = f"create or replace view {table.name} as\nselect\n    {body}"
-    return View(table.name, create, comments, table.description)
+    body = table_select(table, _files(table, root)) + (_unless_missing(table, root) if table.rollup else "")
+    return View(table.name, f"create or replace view {table.name} as\n{body}", comments, table.description)
+
+
+def table_select(table: schema.Table, files: str) -> str:
+    """Return the query of a stored table's view, over `files`: whatever gives the rows of all its files."""
+    if table is not schema.RUNS:
+        columns = ",\n    ".join(column.name for column in (*table.path_columns, *table.columns))
+        return f"select\n    {columns}\nfrom {files}"
+    stored = ",\n    ".join(f"stored.{column.name}" for column in (*table.path_columns, *table.stored))
+    return f"select\n    {stored},{_DERIVED_RUN_COLUMNS.format(files=files)}"
 
 
 def _files(table: schema.Table, root: Path) -> str:
@@ -149,17 +155,17 @@ def _unless_missing(table: schema.Table, root: Path) -> str:
     A pattern matches what is there, so such a segment would be left out without a word. Every column is
     the error, so that no filter can take the row away before it is raised.
     """
-    message = f" lacks {table.file}: a count would leave it out. Remove that folder and run its ingest again."
     columns = ",\n    ".join(f"failure::{column.type}" for column in (*table.path_columns, *table.columns))
+    folder = f"replace(segment.file, '/{schema.SEGMENTS.file}', '')"
     return f"""
 union all
 select
     {columns}
 from (
-    select error('segment ' || replace(segment.file, '/{schema.SEGMENTS.file}', '') || {sql_string(message)}) as failure
+    select error('segment ' || {folder} || {sql_string(LACKS.format(file=table.file))}) as failure
     from glob({_pattern(schema.SEGMENTS, root)}) as segment
     anti join glob({_pattern(table, root)}) as counts
-        on replace(counts.file, '/{table.file}', '') = replace(segment.file, '/{schema.SEGMENTS.file}', '')
+        on replace(counts.file, '/{table.file}', '') = {folder}
 ) as missing
 where failure is not null"""
 

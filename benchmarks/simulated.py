@@ -1,0 +1,161 @@
+"""Warehouses of OLMoE's shape, as large as wanted, without running a model.
+
+16 layers, 64 experts, top-8; a vocabulary of 50,000 with Zipf's frequencies; prompts of 500 tokens in a few
+domains. A token's router logits are a bias per expert, a part that its vocabulary entry decides, and noise;
+their variance is shared by `token_share`. Weights are softmax values rounded to bfloat16. The segments are
+written by the real segment writer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ingest.capture import LayerRouting
+from ingest.readers import CANONICAL
+from ingest.segment import RoutingBuffer, write_segment
+from ingest.tokenise import TokenisedSegment, TokenTexts
+from tests.synthetic import write_table
+from warehouse import schema
+from warehouse.layout import Layout, make_folder
+
+LAYERS, EXPERTS, TOP_K = 16, 64, 8
+ROWS_PER_TOKEN = LAYERS * TOP_K
+VOCABULARY = 50_000
+PROMPT_TOKENS = 500
+SEGMENT_TOKENS = 500_000
+"""64 million routing rows, the segment size that `moewh ingest` defaults to."""
+RUN = "olmoe"
+_BLOCK = 20_000
+_NOISE = 400_009
+"""Rows of noise drawn once; a block takes them from a random place on. A prime, so that blocks do not repeat."""
+
+
+class Router:
+    """Draws routing for tokens of the vocabulary: the same router for every segment."""
+
+    def __init__(self, token_share: float, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self._bias_LE = 0.5 * torch.randn(LAYERS, EXPERTS, generator=generator)
+        self._entry_VE = 1.2 * token_share**0.5 * torch.randn(VOCABULARY, EXPERTS, generator=generator)
+        self._noise_NE = 1.2 * (1 - token_share) ** 0.5 * torch.randn(_NOISE, EXPERTS, generator=generator)
+        self._rng = np.random.default_rng(seed)
+
+    def __call__(self, layer: int, vocab_id_T: npt.NDArray[np.int32]) -> LayerRouting:
+        """Return one layer's [T, K] experts and weights."""
+        blocks = [self._block(layer, block_T) for block_T in torch.from_numpy(vocab_id_T).long().split(_BLOCK)]
+        ids, weights = zip(*blocks, strict=True)
+        return LayerRouting(torch.cat(ids).numpy(), torch.cat(weights).numpy())
+
+    def _block(self, layer: int, vocab_id_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        start = int(self._rng.integers(_NOISE - len(vocab_id_T)))
+        # Each layer sees the vocabulary in another order, so that layers differ.
+        entry_TE = self._entry_VE[(vocab_id_T + 3_001 * layer) % VOCABULARY]
+        logits_TE = entry_TE + self._noise_NE[start : start + len(vocab_id_T)] + self._bias_LE[layer]
+        weights_TK, ids_TK = torch.softmax(logits_TE, -1).topk(TOP_K)
+        return ids_TK.int(), weights_TK.bfloat16().float()
+
+
+class _Vocabulary:
+    """As much of a tokenizer as the segment writer needs: the text of an entry."""
+
+    def decode(self, ids: list[int], **_: Any) -> str:
+        return self.convert_ids_to_tokens(ids[0])
+
+    def convert_ids_to_tokens(self, vocab_id: int) -> str:
+        return f" word{vocab_id:x}"
+
+
+def zipf_tokens(tokens: int, seed: int) -> npt.NDArray[np.int32]:
+    """Draw vocabulary entries whose frequency falls as 1 / rank."""
+    frequency_V = 1 / np.arange(1, VOCABULARY + 1)
+    cumulated_V = np.cumsum(frequency_V / frequency_V.sum())
+    draws_T = np.random.default_rng(seed).random(tokens)
+    return np.minimum(np.searchsorted(cumulated_V, draws_T), VOCABULARY - 1).astype(np.int32)
+
+
+def simulated_tokens(tokens: int, first_prompt: int, domains: int, seed: int) -> TokenisedSegment:
+    """Return the tokens of prompts of equal length, whose domains take turns; the first token is special."""
+    prompts = tokens // PROMPT_TOKENS
+    position_T = np.tile(np.arange(PROMPT_TOKENS, dtype=np.int32), prompts)
+    text = pa.array(["x" * PROMPT_TOKENS] * prompts)
+    named = {"text": text, "domain": pa.array([f"domain {n % domains}" for n in range(prompts)])}
+    nothing = pa.nulls(prompts, pa.string())
+    return TokenisedSegment(
+        prompts=pa.table([named.get(name, nothing) for name in CANONICAL.names], schema=CANONICAL),
+        text_P=text,
+        first_prompt=first_prompt,
+        status_P=["ok"] * prompts,
+        num_tokens_P=np.full(prompts, PROMPT_TOKENS, np.int64),
+        prompt_T=np.repeat(np.arange(first_prompt, first_prompt + prompts, dtype=np.int64), PROMPT_TOKENS),
+        position_T=position_T,
+        context_T=np.zeros(tokens, np.int32),
+        vocab_id_T=zipf_tokens(tokens, seed),
+        special_T=position_T == 0,
+        start_C=np.arange(0, tokens, PROMPT_TOKENS, dtype=np.int64),
+        length_C=np.full(prompts, PROMPT_TOKENS, np.int64),
+    )
+
+
+def build(
+    root: Path,
+    tokens: int,
+    *,
+    domains: int = 1,
+    token_share: float = 0.5,
+    segment_tokens: int = SEGMENT_TOKENS,
+    progress: Callable[[str], None] = print,
+) -> Layout:
+    """Write a warehouse of one run with this many tokens, or go on with one that is there already."""
+    layout = Layout(root)
+    layout.create()
+    router, texts = Router(token_share), TokenTexts(cast(PreTrainedTokenizerBase, _Vocabulary()))
+    planned = max(1, tokens // segment_tokens)
+    write_run_files(layout, planned)
+    for number in range(planned):
+        target = layout.segment(RUN, number)
+        if target.is_dir():
+            continue
+        share = min(tokens, segment_tokens)
+        segment = simulated_tokens(share, number * share // PROMPT_TOKENS, domains, seed=number)
+        buffer = RoutingBuffer(share)
+        for layer in range(LAYERS):
+            buffer.add(np.arange(share), {layer: router(layer, segment.vocab_id_T)})
+        write_segment(layout, target, segment, buffer, identity="0" * 64, texts=texts, last=number == planned - 1)
+        progress(f"segment {number + 1} of {planned} written")
+    return layout
+
+
+def write_run_files(layout: Layout, segments: int) -> None:
+    """Write what describes the run."""
+    folder = layout.run(RUN)
+    facts = {"model": "simulated", "num_moe_layers": LAYERS, "num_experts": EXPERTS, "top_k": TOP_K}
+    write_table(folder, schema.RUNS, [{**facts, "created_at": datetime(2026, 1, 1), "segments_planned": segments}])
+    shape = {"num_experts": EXPERTS, "top_k": TOP_K}
+    write_table(folder, schema.LAYERS, [{"layer": layer, **shape} for layer in range(LAYERS)])
+    pairs = [(layer, expert) for layer in range(LAYERS) for expert in range(EXPERTS)]
+    write_table(folder, schema.EXPERTS, [{"layer": layer, "expert": e, "kind": "mlp"} for layer, e in pairs])
+
+
+def repeat(source: Layout, root: Path, segments: int) -> Layout:
+    """Make a warehouse whose segments are hard links to those of another, over and over."""
+    layout = Layout(root)
+    layout.create()
+    write_run_files(layout, segments)
+    there = len(list(source.segments(RUN).iterdir()))
+    for number in range(segments):
+        target = layout.segment(RUN, number)
+        make_folder(target)
+        for file in source.segment(RUN, number % there).iterdir():
+            if not (target / file.name).exists():
+                os.link(file, target / file.name)
+    return layout

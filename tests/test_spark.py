@@ -1,0 +1,244 @@
+"""Every shipped query on Spark gives the rows that DuckDB gives, over the same files. One session for them all."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from tests.synthetic import Prompt, Run, Token, random_run, random_warehouse, write_run
+from warehouse import query as queries
+from warehouse import schema
+from warehouse.check import shipped_checks
+from warehouse.cli import main
+from warehouse.engine import Ask, open_engine
+from warehouse.errors import MoewhError, UsageError
+from warehouse.jail import Limits
+from warehouse.layout import Layout
+from warehouse.query import Query, Value
+from warehouse.rollups import compare, definition
+from warehouse.views import QUERIES, view_names
+
+pyspark = pytest.importorskip("pyspark", reason="pyspark is not installed")
+pytest.importorskip("sqlglot", reason="sqlglot is not installed")
+if not (shutil.which("java") or os.environ.get("JAVA_HOME")):
+    pytest.skip("there is no Java", allow_module_level=True)
+
+from warehouse import spark  # noqa: E402
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+Rows = list[tuple[Any, ...]]
+AWKWARD = "sp ace [x] {y} ü"
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    """In a folder whose name Hadoop would take for a pattern; with a run of no segments and one without weights."""
+    made, _ = random_warehouse(tmp_path_factory.mktemp("spark") / AWKWARD / "wh")
+    write_run(made, Run("none", {0: (2, 1)}, [], {"segments_planned": 2}))
+    write_run(made, Run("ids-only", {0: (2, 1)}, [[Prompt([Token(1, {0: [(1, None)]})])]]))
+    return made
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[SparkSession]:
+    with spark.open_spark("local[2]") as opened:
+        yield opened
+
+
+def on_duckdb(layout: Layout, query: Query, values: dict[str, Value]) -> tuple[list[str], Rows]:
+    with open_engine("duckdb", None, layout, Limits()) as ask:
+        return answered(ask, query, values)
+
+
+def answered(ask: Ask, query: Query, values: dict[str, Value]) -> tuple[list[str], Rows]:
+    found = ask(query, values)
+    assert found is not None
+    cursor = found.execute()
+    return [f"{name} {kind}" for name, kind, *_ in cursor.description or ()], cursor.fetchall()
+
+
+def assert_same(layout: Layout, session: SparkSession, query: Query, values: dict[str, Value], ordered: bool) -> None:
+    names, expected = on_duckdb(layout, query, values)
+    spark_names, rows = answered(lambda q, v: spark.answer(session, layout, q, v), query, values)
+    assert spark_names == names
+    assert len(rows) == len(expected)
+    if not ordered:
+        rows, expected = sorted(rows, key=repr_without_floats), sorted(expected, key=repr_without_floats)
+    for row, wanted in zip(rows, expected, strict=True):
+        assert all(same(value, target) for value, target in zip(row, wanted, strict=True)), (row, wanted)
+
+
+def same(value: Any, target: Any) -> bool:
+    if isinstance(value, float) and isinstance(target, float):
+        return math.isclose(value, target, rel_tol=1e-9, abs_tol=1e-12)
+    return type(value) is type(target) and bool(value == target)
+
+
+def repr_without_floats(row: tuple[Any, ...]) -> str:
+    return repr([None if isinstance(value, float) else value for value in row])
+
+
+VALUES: dict[str, dict[str, Value]] = {
+    "expert_top_tokens": {"layer": 2, "expert": 5, "min_tokens": 1},
+    "domain_experts": {"run": "007", "min_share": 0.2},
+}
+
+
+@pytest.mark.parametrize("name", view_names())
+def test_spark_view_equals_duckdb(name: str, layout: Layout, session: SparkSession) -> None:
+    query = queries.find_query(name)
+    assert_same(layout, session, query, {}, ordered="order by" in query.sql)
+
+
+@pytest.mark.parametrize("name", queries.saved_names())
+def test_spark_saved_query_equals_duckdb(name: str, layout: Layout, session: SparkSession) -> None:
+    assert_same(layout, session, queries.find_query(name), VALUES.get(name, {}), ordered=True)
+
+
+@pytest.mark.parametrize("query", shipped_checks(), ids=lambda query: query.source)
+def test_spark_check_equals_duckdb(query: Query, layout: Layout, session: SparkSession) -> None:
+    assert_same(layout, session, query, {}, ordered=True)
+
+
+@pytest.mark.parametrize("table", schema.ROLLUPS, ids=lambda table: table.name)
+def test_spark_rollup_definition_equals_duckdb(table: schema.Table, layout: Layout, session: SparkSession) -> None:
+    assert_same(layout, session, Query(table.name, definition(table), shipped=True), {}, ordered=False)
+
+
+def test_spark_compares_rollups(tmp_path: Path, session: SparkSession) -> None:
+    small = Layout(tmp_path)
+    small.create()
+    write_run(small, Run("r", {0: (2, 1)}, [[Prompt([Token(1, {0: [(1, 0.5)]})])]]))
+    wrong = pa.table([["prompt"], [0], [1], [1], [7]], schema=schema.AFFINITY_COUNTS.arrow())
+    pq.write_table(wrong, small.segment("r", 0) / schema.AFFINITY_COUNTS.file)
+    (fault,) = compare(lambda query, values: spark.answer(session, small, query, values))
+    assert (fault.table, fault.stored, fault.expected) == ("affinity_counts", "tokens = 7", "tokens = 1")
+
+
+def test_spark_run_id_stays_text(layout: Layout, session: SparkSession) -> None:
+    query = Query("test", "select distinct run_id from routing where run_id = $run", shipped=True)
+    assert answered(lambda q, v: spark.answer(session, layout, q, v), query, {"run": "007"})[1] == [("007",)]
+
+
+def test_spark_refuses_a_segment_without_a_rollup(tmp_path: Path, session: SparkSession) -> None:
+    small = Layout(tmp_path)
+    small.create()
+    write_run(small, random_run("r", 1, {0: (4, 2)}))
+    (small.segment("r", 1) / "pair_counts.parquet").unlink()
+    with pytest.raises(MoewhError, match=r"segment=1 lacks pair_counts.parquet"):
+        spark.answer(session, small, queries.find_query("co_routing"), {})
+    spark.answer(session, small, queries.find_query("expert_load"), {})
+
+
+WRONG: list[tuple[str, dict[str, Value], str]] = [
+    ("select getvariable('layer')", {}, "needs the parameter layer"),
+    ("select 1", {"layer": 1}, "does not use the parameter 'layer'"),
+    ("select 1; select 2", {}, "holds 2 SQL statements"),
+    ("create table t as select 1", {}, "is not a query"),
+    ("select from where", {}, "cannot read this SQL"),
+]
+
+
+@pytest.mark.parametrize(("sql", "values", "says"), WRONG)
+def test_spark_wrong_use(sql: str, values: dict[str, Value], says: str, layout: Layout, session: SparkSession) -> None:
+    with pytest.raises(UsageError, match=says):
+        spark.answer(session, layout, Query("test", sql), values, unsafe=True)
+
+
+def test_spark_own_sql_needs_unsafe(layout: Layout, session: SparkSession) -> None:
+    query = Query("mine.sql", "select java_method('java.lang.System', 'getProperty', 'user.home') as home")
+    with pytest.raises(UsageError, match=r"outside the jail in Spark. Add --unsafe"):
+        spark.answer(session, layout, query, {})
+    with pytest.raises(MoewhError, match=r"Spark: .*nothing_here"):
+        spark.answer(session, layout, Query("mine.sql", "select nothing_here from routes"), {}, unsafe=True)
+
+
+# Traps: SQL that means something else in Spark, or nothing, when it is not written or translated with care.
+TRAPS = {
+    "two unnest, one a SELECT": (
+        "with a as (select token_id, list(expert) as e from routing where layer = 0 group by token_id), "
+        "b as (select token_id, e, unnest(e) as x from a), c as (select token_id, x, unnest(e) as y from b) "
+        "select x, y, count(*)::bigint as n from c group by x, y"
+    ),
+    "log2 and ln, never log": "select log2(8.0::double) as a, ln(8.0::double) as b",
+    "integer division": "select 7::bigint::double / 2 as half",
+    "nulls last": "select domain from prompts group by domain order by domain desc",
+    "booleans and null": "select getvariable('x') is null as missing, coalesce(getvariable('x'), 0.1)::double as x",
+}
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_spark_trap(trap: str, layout: Layout, session: SparkSession) -> None:
+    assert_same(layout, session, Query("trap", TRAPS[trap], shipped=True), {}, ordered="order by" in TRAPS[trap])
+
+
+@pytest.mark.parametrize("word", ["log(", "unnest(", "macro", "list_"])
+def test_shipped_sql_avoids_what_engines_read_differently(word: str) -> None:
+    """log(x) is to base 10 in DuckDB and to base e in Spark; two unnest in one SELECT go in step or make all pairs."""
+    for path in sorted(QUERIES.rglob("*.sql")):
+        code = "\n".join(line for line in path.read_text().splitlines() if not line.lstrip().startswith("--"))
+        for select in code.split("select"):
+            assert select.count(word) <= (1 if word == "unnest(" else 0), path
+
+
+@pytest.mark.usefixtures("session")
+def test_moewh_query_on_spark(layout: Layout) -> None:
+    arguments = ["query", "load_balance", "--engine", "spark", "--format", "csv", "--warehouse", str(layout.root)]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "run_id,layer,entropy,normalized_entropy,cv,gini,max_over_mean,dead_experts"
+    assert lines[1].startswith("007,0,")
+    assert len(lines) == 1 + 3 + 3 + 2 + 1 + 1
+
+
+@pytest.mark.usefixtures("session")
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--engine", "spark", "--timeout", "3"], "for --engine duckdb"),
+        (["--master", "local[2]"], "for --engine spark"),
+    ],
+)
+def test_moewh_query_options_of_the_other_engine(arguments: list[str], says: str, layout: Layout) -> None:
+    done = CliRunner().invoke(main, ["query", "load_balance", *arguments, "--warehouse", str(layout.root)])
+    assert done.exit_code == 2
+    assert says in done.stderr
+
+
+CLUSTER = """
+import sys
+from pathlib import Path
+from warehouse import query, spark
+from warehouse.layout import Layout
+with spark.open_spark("local-cluster[2,1,1024]") as session:
+    for name in sys.argv[2:]:
+        rows = spark.answer(session, Layout(Path(sys.argv[1])), query.find_query(name), {}).execute().fetchall()
+        print(name, len(rows))
+    hosts = session.sparkContext._jsc.sc().statusTracker().getExecutorInfos()
+    print("executors", len(hosts) - 1)
+"""
+
+
+@pytest.mark.skipif("MOEWH_SPARK_CLUSTER" not in os.environ, reason="takes a minute: set MOEWH_SPARK_CLUSTER=1")
+def test_spark_cluster_of_two_workers(layout: Layout) -> None:
+    """Two workers in processes of their own, as on a cluster with a shared file system."""
+    names = ["co_routing", "layer_transitions", "domain_experts"]
+    environment = os.environ | {"SPARK_HOME": str(Path(pyspark.__file__).parent)}
+    command = [sys.executable, "-c", CLUSTER, str(layout.root), *names]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
+    expected = [f"{name} {len(on_duckdb(layout, queries.find_query(name), {})[1])}" for name in names]
+    assert done.stdout.splitlines() == [*expected, "executors 2"], done.stderr
