@@ -180,16 +180,21 @@ def _stranger(path: str) -> Any:
     return hook
 
 
-def run_stack(model: Any, input_ids_BS: torch.Tensor, attention_mask_BS: torch.Tensor) -> None:
+def run_stack(
+    model: Any, input_ids_BS: torch.Tensor, attention_mask_BS: torch.Tensor, *, speaking: bool = False
+) -> None:
     """Run every layer that sees a prompt over a right-padded batch, without cache and without the LM head.
 
-    An encoder-decoder's prompt goes through its encoder alone: its decoder has tokens only when it generates.
-    Otherwise `model.base_model` when that is another module, else `logits_to_keep=1` where the model takes it.
+    An encoder-decoder's prompt goes through its encoder alone; with `speaking`, for a run that generates, its decoder
+    is given the same tokens. Otherwise `model.base_model` when that is another module, else `logits_to_keep=1`
+    where the model takes it.
     """
     inputs: dict[str, Any] = {"input_ids": input_ids_BS, "attention_mask": attention_mask_BS}
-    if model.config.is_encoder_decoder:
+    if model.config.is_encoder_decoder and not speaking:
         model.get_encoder()(**inputs)
         return
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = input_ids_BS
     base = getattr(model, "base_model", model)
     if base is model and "logits_to_keep" in inspect.signature(type(model).forward).parameters:
         inputs["logits_to_keep"] = 1

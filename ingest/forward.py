@@ -51,7 +51,8 @@ def run_verified_batch(
         capture_routing(loaded.found, batch.attention_mask_BS, wanted) as capture,
         observe_calls(loaded.sites, attention_mask_BS) as seen,
     ):
-        run_stack(loaded.model, input_ids_BS, attention_mask_BS)
+        speaking = any(site.stack == "decoder" for site in loaded.sites)
+        run_stack(loaded.model, input_ids_BS, attention_mask_BS, speaking=speaking)
     verify_layers(loaded.sites, seen)
     return capture.take(), measure_layers(loaded.sites, seen, loaded.config)
 

@@ -36,9 +36,14 @@ class GeneratedBatch:
     contexts: Ints
     prompt_length: int
     generated: list[list[int]]
-    """Per context the new tokens, its end included; padding after it is not."""
+    """Per context what follows it: the new tokens, its end included, without the padding after that.
+
+    An encoder-decoder's begins with the token that its decoder starts from.
+    """
+    starts: int
+    """How many of them the model did not say: 1 for an encoder-decoder, else 0."""
     passes: list[PendingRouting]
-    """The routing of the prompt [B*S rows], then of each step [B rows]."""
+    """The routing of the prompt [B*S rows], then of each token of `generated` that was fed [B rows]."""
 
 
 def plan_equal_batches(length_C: Ints, batch_tokens: int, generate: int) -> list[Ints]:
@@ -65,12 +70,15 @@ def generate_batch(
     prompt_ids = segment.prompt_T[segment.start_C[contexts]]
     input_ids = torch.from_numpy(ids_BS).to(loaded.model.device)
     ends = _end_ids(loaded)
+    # The model's own settings say where it starts and ends, and nothing else: no sampling, penalties or beams.
     config = GenerationConfig(
         max_new_tokens=sampling.tokens,
         do_sample=False,
         num_beams=1,
         eos_token_id=ends or None,
         pad_token_id=loaded.pad_id,
+        bos_token_id=loaded.model.generation_config.bos_token_id,
+        decoder_start_token_id=loaded.model.generation_config.decoder_start_token_id,
     )
     choose = [_SeededSampling(sampling, prompt_ids)] if sampling.temperature else []
     with _capture_passes(loaded, wanted) as passes:
@@ -80,8 +88,10 @@ def generate_batch(
             generation_config=config,
             logits_processor=LogitsProcessorList(choose),
         )
-    new = sequences[:, S:].tolist()
-    return GeneratedBatch(contexts, S, [_until_end(tokens, ends) for tokens in new], [one.take() for one in passes])
+    starts = int(loaded.config.is_encoder_decoder)
+    new = sequences.tolist() if starts else sequences[:, S:].tolist()
+    generated = [tokens[:starts] + _until_end(tokens[starts:], ends) for tokens in new]
+    return GeneratedBatch(contexts, S, generated, starts, [one.take() for one in passes])
 
 
 def _end_ids(loaded: LoadedModel) -> list[int]:
@@ -121,13 +131,16 @@ class _SeededSampling(LogitsProcessor):
 def _capture_passes(loaded: LoadedModel, wanted: WantedVectors) -> Iterator[list[Capture]]:
     """Capture every forward pass of the text stack until the end; a list with one capture per pass."""
     passes: list[Capture] = []
-    sites = loaded.found.sites
+    model, sites = loaded.model, loaded.found.sites
 
-    def begin(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = kwargs.get("input_ids", args[0] if args else None)
-        if given is None:
-            given = kwargs["inputs_embeds"][..., 0]
-        passes.append(Capture(sites, np.ones(tuple(given.shape), np.int64)))
+    def begin(seeing: list[Site]) -> Any:
+        def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given = kwargs.get("input_ids", args[0] if args else None)
+            if given is None:
+                given = kwargs["inputs_embeds"][..., 0]
+            passes.append(Capture(seeing, np.ones(tuple(given.shape), np.int64)))
+
+        return hook
 
     def record(site: Site, call: Call) -> None:
         passes[-1].record(site, call)
@@ -135,7 +148,11 @@ def _capture_passes(loaded: LoadedModel, wanted: WantedVectors) -> Iterator[list
     def keep(table: Table, site: Site, vectors: Any) -> None:
         passes[-1].keep(table, site, vectors)
 
-    handles = [loaded.model.base_model.register_forward_pre_hook(begin, with_kwargs=True)]
+    stacks = [(model.base_model, sites)]
+    if model.config.is_encoder_decoder:
+        parts = (("encoder", model.get_encoder()), ("decoder", model.get_decoder()))
+        stacks = [(module, [site for site in sites if site.stack == name]) for name, module in parts]
+    handles = [module.register_forward_pre_hook(begin(seeing), with_kwargs=True) for module, seeing in stacks]
     for site in sites:
         handles += site.reader.attach(site, record) + attach_vectors(site, wanted, keep)
     try:
@@ -156,7 +173,7 @@ def with_generated(
     for batch in batches:
         for context, tokens in zip(batch.contexts, batch.generated, strict=True):
             generated_C[int(context)] = tokens
-    longer = _longer(segment, generated_C)
+    longer = _longer(segment, generated_C, max((batch.starts for batch in batches), default=0))
     for batch in batches:
         _add_passes(longer, batch, routing)
     return longer
@@ -167,8 +184,11 @@ def generated_size(segment: TokenisedSegment, batches: Sequence[GeneratedBatch])
     return len(segment.vocab_id_T) + sum(len(tokens) for batch in batches for tokens in batch.generated)
 
 
-def _longer(segment: TokenisedSegment, generated_C: list[list[int]]) -> TokenisedSegment:
-    """The segment with `generated_C` behind each context; every prompt has one context at most."""
+def _longer(segment: TokenisedSegment, generated_C: list[list[int]], starts: int) -> TokenisedSegment:
+    """The segment with `generated_C` behind each context; every prompt has one context at most.
+
+    The first `starts` tokens of each are special: the model did not say them.
+    """
     more_C = np.array([len(tokens) for tokens in generated_C], np.int64)
     length_C = segment.length_C + more_C
     start_C = np.cumsum(length_C) - length_C
@@ -179,7 +199,9 @@ def _longer(segment: TokenisedSegment, generated_C: list[list[int]]) -> Tokenise
         vocab_id_T[start : start + length] = segment.vocab_id_T[old : old + length]
         special_T[start : start + length] = segment.special_T[old : old + length]
         vocab_id_T[start + length : start + length + len(tokens)] = tokens
-        generated_T[start + length : start + length + len(tokens)] = True
+        said = start + length + starts
+        special_T[start + length : said] = True
+        generated_T[said : start + length + len(tokens)] = True
     prompt_C = segment.prompt_T[segment.start_C]
     num_tokens_P = segment.num_tokens_P.copy()
     num_tokens_P[prompt_C - segment.first_prompt] += more_C

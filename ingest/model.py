@@ -121,7 +121,8 @@ def load_model(options: IngestOptions, process: Process | None = None) -> Loaded
     model.eval().requires_grad_(False)
     folder = Path(source.location)
     fingerprint = weights_fingerprint(folder) if folder.is_dir() else None
-    return LoadedModel(source, model, tokenizer, find_sites(model, model.config).of_prompts(), fingerprint)
+    found = find_sites(model, model.config)
+    return LoadedModel(source, model, tokenizer, found if options.generate else found.of_prompts(), fingerprint)
 
 
 def choose_device(name: str | None, process: Process) -> torch.device | None:

@@ -264,8 +264,6 @@ def _peak_memory() -> int:
 def _max_length(options: IngestOptions, loaded: LoadedModel) -> int:
     """Longest prompt in tokens: what the option says, else what the model takes less what is generated."""
     most = loaded.max_length - options.generate
-    if options.generate and loaded.config.is_encoder_decoder:
-        raise UsageError(f"--generate is not there yet for encoder-decoder models such as {loaded.source.title}.")
     if (options.max_length or 1) > most:
         asked = options.max_length or f"with --generate {options.generate}"
         raise UsageError(f"--max-length {asked} is more than {loaded.source.title} takes: give at most {most}.")

@@ -85,6 +85,56 @@ def test_generated_rows_equal_a_teacher_forced_pass(name: str, tmp_path: Path, p
         assert all(abs(weight - expected[key][expert]) <= 1e-6 for expert, weight in pairs.items())
 
 
+def test_encoder_decoder_prompt_in_the_encoder_and_speech_in_the_decoder(tmp_path: Path, prompts: Path) -> None:
+    folder = save_family(tmp_path / "model", "switch_transformers")
+    connection = run(tmp_path / "wh", folder, prompts, generate=4)
+    stacks = dict(connection.execute("select layer, stack from layers").fetchall())
+    assert set(stacks.values()) == {"encoder", "decoder"}
+    model: Any = transformers.SwitchTransformersForConditionalGeneration.from_pretrained(folder).eval()
+    found = routing(connection)
+    for prompt, tokens in spoken(connection).items():
+        ids = byte_tokenizer()(TEXTS[prompt])["input_ids"]
+        said = [token for token, _ in tokens[len(ids) :]]
+        assert [token for token, _ in tokens[: len(ids)]] == ids
+        assert said[0] == model.config.pad_token_id  # where T5 and its kin start
+        assert [kind for _, kind in tokens[len(ids) :]] == ["special"] + ["generated"] * (len(said) - 1)
+        expected = decoder_routing(model, ids, said[:-1])
+        for layer, stack in stacks.items():
+            at = {position for owner, position, where in found if (owner, where) == (prompt, layer)}
+            if stack == "encoder":
+                assert at <= set(range(len(ids)))
+                continue
+            assert at == {len(ids) + place for place in range(len(said) - 1)}
+            for place, (expert, weight) in enumerate(expected[layer]):
+                real = found[prompt, len(ids) + place, layer]
+                assert real.keys() == {expert}
+                # With a cache and without, products are summed in another order.
+                assert abs(real[expert] - weight) <= 1e-5
+
+
+def decoder_routing(model: Any, ids: list[int], fed: list[int]) -> dict[int, list[tuple[int, float]]]:
+    """{layer: [(expert, weight) of each token fed]}, one token at a time so that no capacity is exceeded."""
+    chosen: dict[int, list[tuple[int, float]]] = {}
+    first = len(model.encoder.block)
+    handles = []
+    for number, block in enumerate(model.decoder.block):
+        mlp = block.layer[-1].mlp
+        if hasattr(mlp, "router"):
+
+            def after(router: Any, args: Any, _: Any, layer: int = first + number) -> None:
+                probabilities_E = torch.softmax(router.classifier(args[0][0, -1]), -1)
+                weight, expert = probabilities_E.max(-1)
+                chosen.setdefault(layer, []).append((int(expert), float(weight)))
+
+            handles.append(mlp.router.register_forward_hook(after))
+    with torch.inference_mode():
+        for count in range(1, len(fed) + 1):
+            model(input_ids=torch.tensor([ids]), decoder_input_ids=torch.tensor([fed[:count]]), use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return chosen
+
+
 def test_tokens_are_what_the_model_says_greedily(tmp_path: Path, prompts: Path) -> None:
     folder = save_model(tmp_path / "model")
     said = spoken(run(tmp_path / "wh", folder, prompts, generate=NEW))
