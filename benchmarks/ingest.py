@@ -36,7 +36,7 @@ import transformers
 from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedTokenizerFast
 
 from ingest.batches import Batch, make_batch, plan_batches
-from ingest.capture import run_stack
+from ingest.capture import run_stack, to_device
 from ingest.forward import run_batch
 from ingest.model import LoadedModel, Source
 from ingest.options import IngestOptions
@@ -94,8 +94,7 @@ class Bench:
         began = time.perf_counter()
         with torch.inference_mode():
             for batch in self.batches:
-                ids = torch.from_numpy(batch.input_ids_BS).to(self.device)
-                run(ids, torch.from_numpy(batch.attention_mask_BS).to(self.device))
+                run(to_device(batch.input_ids_BS, self.device), to_device(batch.attention_mask_BS, self.device))
         self.synchronise()
         return time.perf_counter() - began
 

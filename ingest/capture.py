@@ -82,7 +82,7 @@ class Capture:
     def __init__(self, sites: Sequence[Site], mask_BS: npt.NDArray[np.int64]) -> None:
         self._sites = sites
         self._shape = mask_BS.shape
-        self._rows = torch.from_numpy(np.flatnonzero(mask_BS))
+        self._rows = np.flatnonzero(mask_BS)
         self._rows_on: dict[torch.device, torch.Tensor] = {}
         self._ids: dict[int, torch.Tensor] = {}
         self._weights: dict[int, torch.Tensor] = {}
@@ -117,7 +117,7 @@ class Capture:
 
     def _real_rows(self, device: torch.device) -> torch.Tensor:
         if device not in self._rows_on:
-            self._rows_on[device] = self._rows.to(device)
+            self._rows_on[device] = to_device(self._rows, device)
         return self._rows_on[device]
 
     def take(self) -> PendingRouting:
@@ -145,6 +145,12 @@ class Capture:
         if copied.arrived is not None:
             copied.arrived.record(torch.cuda.current_stream(device))
         return copied
+
+
+def to_device(array: npt.NDArray[np.int64], device: torch.device) -> torch.Tensor:
+    """Copy to the device; to a GPU from pinned memory, since any other copy waits for all that was launched."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:

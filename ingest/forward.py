@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from ingest.batches import Batch, make_batch
-from ingest.capture import PendingRouting, capture_routing, run_stack
+from ingest.capture import PendingRouting, capture_routing, run_stack, to_device
 from ingest.generation import GeneratedBatch, generate_batch
 from ingest.guards import observe_calls, verify_layers
 from ingest.measure import LayerFacts, measure_layers
@@ -132,4 +132,4 @@ class BatchRunner:
 
 def _on_device(loaded: LoadedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     device = loaded.model.device
-    return torch.from_numpy(batch.input_ids_BS).to(device), torch.from_numpy(batch.attention_mask_BS).to(device)
+    return to_device(batch.input_ids_BS, device), to_device(batch.attention_mask_BS, device)
