@@ -25,7 +25,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,17 @@ class Bench:
     prompts: Path
     batch_tokens: int
     device: torch.device
+    waiting: list[float] = field(default_factory=list)
+    """Share of (f)'s time spent waiting for the writer, per round."""
+
+    @property
+    def flops_per_token(self) -> float:
+        """Multiplications and additions of a token: two per weight that it meets, attention scores aside."""
+        config = self.loaded.config
+        experts = sum(weight.numel() for site in self.loaded.sites for weight in site.experts.parameters())
+        rest = sum(weight.numel() for weight in self.loaded.model.parameters()) - experts
+        embeddings = config.vocab_size * config.hidden_size * 2
+        return 2 * (rest - embeddings + experts * config.num_experts_per_tok / config.num_experts)
 
     def synchronise(self) -> None:
         """Wait until the device has done everything."""
@@ -152,6 +163,7 @@ def whole_ingest(bench: Bench) -> float:
         summary = ingest(options, Layout(Path(folder) / "wh"))
         if len(summary.written) < SEGMENTS:
             raise RuntimeError(f"only {len(summary.written)} segments: nothing overlaps. Give more --tokens.")
+        bench.waiting.append(summary.waiting / summary.seconds)
         return summary.seconds
 
 
@@ -243,6 +255,10 @@ def main() -> None:
         print(f"{chosen.pairs} rounds on {chosen.device}, {torch.get_num_threads()} threads, {platform.machine()}")
         print(f"python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}")
         print(report(times, bench.tokens))
+        fastest = bench.tokens / statistics.median(times["b"])
+        print(f"(b) without the head: {fastest * bench.flops_per_token / 1e12:.3f} TFLOP/s")
+        if bench.waiting:
+            print(f"(f) waits for its writer {statistics.median(bench.waiting):.1%} of the time")
 
 
 if __name__ == "__main__":
