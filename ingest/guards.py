@@ -104,7 +104,11 @@ def verify_layers(sites: Sequence[Site], seen: dict[int, Observation]) -> None:
     """
     for site in sites:
         call = seen[site.layer].call
-        assert call is not None
+        if call is None:
+            raise MoewhError(
+                f"{site.path} was not called in a forward pass of the model: something replaces the experts' forward "
+                "(kernels, compilation). Turn it off."
+            )
         error = rebuild_error(site, call, seen[site.layer].output_NH)
         tolerance = TOLERANCE.get(call.hidden_TH.dtype, TOLERANCE[torch.bfloat16])
         if not error <= tolerance:

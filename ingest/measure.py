@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ingest.blocks import NO_ROUTE, Call, Site
+from ingest.declared import can_be_measured, declared_renormalized, declared_scoring
 from ingest.expected import shared_count, text_config
 from ingest.guards import TOLERANCE, Observation
 
@@ -22,9 +23,6 @@ _SCORING = {
     "sqrtsoftplus": lambda logits: torch.nn.functional.softplus(logits).sqrt(),
 }
 """Each up to a factor that is the same for all experts of a token."""
-
-_DECLARED: dict[str, tuple[str | None, bool | None]] = {}
-"""Scoring and renormalisation by model_type, where the router's first output is no plain logits."""
 
 _SHARED = re.compile(r"(?:^|[._])shared?_(?:expert|mlp)")
 _SCALE_NAMES = (
@@ -55,7 +53,10 @@ def measure_layers(sites: list[Site], seen: dict[int, Observation], config: Any)
 def _measure(site: Site, seen: Observation, config: Any) -> LayerFacts:
     call = seen.call
     assert call is not None
-    scoring, renormalized = _DECLARED.get(text_config(config).model_type) or _measure_scoring(call, seen)
+    scoring, renormalized = _measure_scoring(call, seen)
+    if scoring is None or not can_be_measured(config):
+        stated = declared_renormalized(config)
+        scoring, renormalized = declared_scoring(config), renormalized if stated is None else stated
     router_input = None
     if seen.router_input_NH is not None:
         same = torch.equal(seen.router_input_NH, call.hidden_TH) and not seen.router_state
@@ -83,11 +84,11 @@ def _measure_scoring(call: Call, seen: Observation) -> tuple[str | None, bool | 
     logits_NE = seen.router_logits_NE
     if logits_NE is None or int(expert_ids_NK.max()) >= logits_NE.shape[1]:
         return None, renormalized
+    tolerance = max(tolerance, 10 * TOLERANCE.get(logits_NE.dtype, 1e-2))
     logits_NE = logits_NE[usable_N].double()
-    errors = {name: _spread(name, logits_NE, expert_ids_NK, weights_NK) for name in _SCORING}
-    best = min(errors, key=errors.__getitem__)
-    known = errors[best] <= max(tolerance, 0.05) and not (K == 1 and renormalized)
-    return (best if known else None), renormalized
+    fitting = [name for name in _SCORING if _spread(name, logits_NE, expert_ids_NK, weights_NK) <= tolerance]
+    # Logits that hardly differ, or a single weight that is always the same, fit more than one function.
+    return (fitting[0] if len(fitting) == 1 and not (K == 1 and renormalized) else None), renormalized
 
 
 def _spread(name: str, logits_NE: torch.Tensor, expert_ids_NK: torch.Tensor, weights_NK: torch.Tensor) -> float:
