@@ -56,7 +56,7 @@ def write_manifest(folder: Path, identity: str | None, segment: int | None) -> i
         files[path.name] = asdict(Entry(rows, path.stat().st_size, file_sha256(path)))
     of = {"identity": identity, "segment": segment}
     content = {"format": FORMAT_VERSION, "schema": SCHEMA_VERSION, **of, "files": files}
-    (folder / MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
+    (folder / MANIFEST).write_bytes(_text(content))
     return sum(int(entry["bytes"]) for entry in files.values())
 
 
@@ -87,7 +87,14 @@ def parse_manifest(text: bytes) -> Manifest:
         raise ManifestError("does not say whose files these are")
     if not isinstance(files, dict):
         raise ManifestError("lists no files")
-    return Manifest(identity, segment, {name: _entry(name, entry) for name, entry in files.items()})
+    entries = {name: _entry(name, entry) for name, entry in files.items()}
+    if _text(content) != text:
+        raise ManifestError("is not spelled as it was written")
+    return Manifest(identity, segment, entries)
+
+
+def _text(content: dict[str, Any]) -> bytes:
+    return f"{json.dumps(content, indent=1)}\n".encode()
 
 
 def file_sha256(path: Path) -> str:
