@@ -24,6 +24,7 @@ from warehouse.ingest_command import ingest
 from warehouse.layout import Layout
 from warehouse.options import limit_options, warehouse_option
 from warehouse.output import FORMATS
+from warehouse.stopping import stoppable
 from warehouse.verify_command import verify
 
 
@@ -44,7 +45,8 @@ class MoewhGroup(click.Group):
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
-            code = super().main(args, prog_name, complete_var, False, **extra)
+            with stoppable(lambda: "stopped before it was done."):
+                code = super().main(args, prog_name, complete_var, False, **extra)
         except Exception as error:
             if (explained := explain(error)) is None:
                 raise
@@ -74,7 +76,7 @@ def explain(error: Exception) -> tuple[str, int] | None:
             explained = (f"{error.format_message()} Try `{command} --help`.", 2)
         case click.ClickException():
             explained = (error.format_message(), error.exit_code)
-        case click.Abort() | RuntimeError(args=("Query interrupted",)):  # the latter is Ctrl-C within DuckDB
+        case click.Abort():
             explained = ("stopped before it was done.", 1)
         case OSError():
             explained = (_os_error(error), 1)

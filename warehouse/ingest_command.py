@@ -8,6 +8,7 @@ import click
 
 from warehouse.layout import Layout
 from warehouse.options import warehouse_option
+from warehouse.stopping import stoppable
 
 if TYPE_CHECKING:
     from ingest.options import IngestOptions
@@ -75,16 +76,34 @@ def ingest(*, warehouse: Layout, no_special_tokens: bool, **chosen: Any) -> None
 
 
 def run_ingest(options: IngestOptions, warehouse: Layout) -> Summary:
-    """Ingest with progress on stderr: a bar on a terminal, one line per segment elsewhere."""
-    from ingest.processes import this_process
-    from ingest.run import Progress
-    from ingest.run import ingest as run
-    from warehouse.progress import Reporter
+    """Ingest with progress on stderr: a bar on a terminal, one line per segment elsewhere.
 
-    process = this_process()
-    with Reporter(warehouse, process.rank, process.world) as reporter:
-        progress = Progress(reporter.started, reporter.batch_done, reporter.segment_done, reporter.warn, reporter.note)
-        return run(options, warehouse, progress)
+    Raises Stopped when a signal comes: the segment being written is finished, the one being computed is dropped.
+    """
+    committed: list[int] = []
+    with stoppable(lambda: _resume_advice(len(committed))) as check:
+        from ingest.processes import this_process
+        from ingest.run import Progress
+        from ingest.run import ingest as run
+        from warehouse.progress import Reporter
+
+        def batch_done(tokens: int) -> None:
+            check()
+            reporter.batch_done(tokens)
+
+        def segment_done(number: int, planned: int) -> None:
+            committed.append(number)
+            reporter.segment_done(number, planned)
+
+        process = this_process()
+        with Reporter(warehouse, process.rank, process.world) as reporter:
+            progress = Progress(reporter.started, batch_done, segment_done, reporter.warn, reporter.note)
+            return run(options, warehouse, progress)
+
+
+def _resume_advice(committed: int) -> str:
+    segments = "1 segment was" if committed == 1 else f"{committed} segments were"
+    return f"stopped; {segments} committed by this command. Run the same command again to go on from there."
 
 
 def summary_line(summary: Summary) -> str:
