@@ -9,6 +9,7 @@ that holds the middle half.
     a  forward with the LM head
     b  forward without it (the physical limit)
     c  output_router_logits=True, softmax, top-k, numpy: the usual script
+    d  nnsight tracing of the routers, where it is installed (`pip install nnsight`)
     e  moewh's capture alone, up to numpy arrays
     f  the whole ingest: tokenising, capture, rollups, Parquet, hashing, fsync, commit, over at least five segments
 
@@ -19,6 +20,7 @@ the head hides nothing; on cuda it is OLMoE-1B-7B's shape in bf16. Weights are r
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import platform
 import statistics
@@ -92,7 +94,7 @@ class Bench:
         experts = sum(weight.numel() for site in self.loaded.sites for weight in site.experts.parameters())
         rest = sum(weight.numel() for weight in self.loaded.model.parameters()) - experts
         embeddings = config.vocab_size * config.hidden_size * 2
-        return 2 * (rest - embeddings + experts * config.num_experts_per_tok / config.num_experts)
+        return float(2 * (rest - embeddings + experts * config.num_experts_per_tok / config.num_experts))
 
     def synchronise(self) -> None:
         """Wait until the device has done everything."""
@@ -134,6 +136,23 @@ def usual_script(bench: Bench) -> float:
     return bench.forward(run)
 
 
+def nnsight_tracing(bench: Bench) -> float:
+    """(d)"""
+    import nnsight
+
+    traced = nnsight.NNsight(bench.loaded.model)
+
+    def run(ids: torch.Tensor, mask: torch.Tensor) -> list[Any]:
+        with traced.trace(input_ids=ids, attention_mask=mask, use_cache=False):
+            routed: Any = []
+            for layer in traced.model.layers:
+                routed.append(layer.mlp.gate.output)
+            routed.save()
+        return [(weights.float().cpu().numpy(), experts.cpu().numpy()) for _, weights, experts in routed]
+
+    return bench.forward(run)
+
+
 def capture_alone(bench: Bench) -> float:
     """(e)"""
     bench.synchronise()
@@ -171,6 +190,7 @@ SIDES: dict[str, Callable[[Bench], float]] = {
     "a": with_head,
     "b": without_head,
     "c": usual_script,
+    "d": nnsight_tracing,
     "e": capture_alone,
     "f": whole_ingest,
 }
@@ -237,7 +257,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=30_000, help="tokens a round (default: 30000)")
     parser.add_argument("--batch-tokens", type=int, default=4_096)
     parser.add_argument("--longest", type=int, default=512, help="longest prompt in tokens (default: 512)")
-    parser.add_argument("--sides", default="abcef")
+    parser.add_argument("--sides", default="abcdef" if importlib.util.find_spec("nnsight") else "abcef")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         device = torch.device(chosen.device)
