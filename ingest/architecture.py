@@ -8,6 +8,7 @@ import torch
 import transformers
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -27,8 +28,6 @@ _AUTO_CLASSES: tuple[Any, ...] = (
     AutoModelForTokenClassification,
     AutoModel,
 )
-_SPEAKING = {"Qwen3OmniMoeForConditionalGeneration": "Qwen3OmniMoeThinkerForConditionalGeneration"}
-"""Models of several stages that have no forward of their own: the stage that reads text."""
 
 
 def check_versions() -> None:
@@ -42,6 +41,19 @@ def check_versions() -> None:
         )
 
 
+def read_config(location: str, **arguments: Any) -> Any:
+    """Read a model's configuration; of a model of several stages (Qwen-Omni), that of the stage which reads text.
+
+    Raises what transformers raises.
+    """
+    config = AutoConfig.from_pretrained(location, **arguments)
+    stage = getattr(config, "thinker_config", None)
+    if stage is None:
+        return config
+    stage._commit_hash = getattr(config, "_commit_hash", None)
+    return stage
+
+
 def model_class(config: Any, trust_remote_code: bool = False) -> Any:
     """Return the class to load a model with: the one its checkpoint names, else the first that takes the configuration.
 
@@ -51,7 +63,7 @@ def model_class(config: Any, trust_remote_code: bool = False) -> Any:
         named = (auto for auto in _AUTO_CLASSES if auto.__name__ in config.auto_map)
         return next(named, AutoModelForCausalLM)
     for name in config.architectures or ():
-        if (known := getattr(transformers, _SPEAKING.get(name, name), None)) is not None:
+        if (known := getattr(transformers, name, None)) is not None:
             return known
     for auto in _AUTO_CLASSES:
         if type(config) in auto._model_mapping:

@@ -66,7 +66,7 @@ def _measure(site: Site, seen: Observation, config: Any) -> LayerFacts:
         scoring=scoring,
         renormalized=renormalized,
         post_scale=_measure_post_scale(seen, config),
-        num_shared_experts=_shared_experts(site, config),
+        num_shared_experts=shared_experts(site, config),
         router_input=router_input,
     )
 
@@ -131,7 +131,7 @@ def _measure_post_scale(seen: Observation, config: Any) -> float:
     return nearest if abs(nearest - measured) <= tolerance * abs(measured) else measured
 
 
-def _shared_experts(site: Site, config: Any) -> int:
+def shared_experts(site: Site, config: Any) -> int:
     """Count a layer's shared experts: as the configuration says, if the layer holds any module of them."""
     named = any(
         _SHARED.search(name) and any(True for _ in part.parameters()) for name, part in site.whole_layer.named_modules()

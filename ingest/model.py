@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from ingest import demo
-from ingest.architecture import check_parallel, check_versions, loading_arguments, model_class
+from ingest.architecture import check_parallel, check_versions, loading_arguments, model_class, read_config
 from ingest.blocks import Site
 from ingest.expected import text_config
 from ingest.options import DEMO, IngestOptions
@@ -101,9 +102,9 @@ def load_model(options: IngestOptions, process: Process | None = None) -> Loaded
     source = _source(options)
     arguments = {"revision": source.revision, "trust_remote_code": options.trust_remote_code}
     try:
-        config = AutoConfig.from_pretrained(source.location, **arguments)
-        tokenizer = AutoTokenizer.from_pretrained(source.location, **arguments)
+        config = read_config(source.location, **arguments)
         refuse_by_name(config)
+        tokenizer = AutoTokenizer.from_pretrained(source.location, **arguments)
         model: Any = model_class(config, options.trust_remote_code).from_pretrained(
             source.location,
             config=config,
@@ -114,7 +115,7 @@ def load_model(options: IngestOptions, process: Process | None = None) -> Loaded
             **loading_arguments(config),
         )
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        raise MoewhError(_load_failure(source, error)) from error
+        raise MoewhError(load_failure(source.title, error)) from error
     check_parallel(model)
     if device is not None:
         model.to(device)
@@ -212,13 +213,18 @@ def _folder_digest(folder: Path) -> str:
         return "unknown"
 
 
-def _load_failure(source: Source, error: Exception) -> str:
+def load_failure(title: str, error: Exception) -> str:
+    """Say in one line why a model or its configuration cannot be loaded, and what to do."""
     text = " ".join(str(error).split())
     if "trust_remote_code" in text:
-        return f"{source.title} needs code of its own. Read that code, then give --trust-remote-code."
+        return f"{title} needs code of its own. Read that code, then give --trust-remote-code."
     if "safetensors" in text and "does not appear" in text:
-        return f"{source.title} has no safetensors weights; moewh loads no pickled ones. Convert the model."
+        return f"{title} has no safetensors weights; moewh loads no pickled ones. Convert the model."
+    if "does not recognize this architecture" in text:
+        return (
+            f"{title}: transformers {transformers.__version__} does not know this kind of model. Install a newer one."
+        )
     return (
-        f"cannot load the model {source.title}: {text[:300]} "
+        f"cannot load the model {title}: {text[:300]} "
         "Check the name or path, the revision, and (for a hub id) the network or HF_HUB_OFFLINE."
     )

@@ -46,6 +46,20 @@ def find_sites(model: nn.Module, config: Any) -> Sites:
     promises routed experts in other layers than those found.
     """
     refuse_by_name(config)
+    located = locate_sites(model, config)
+    if not located.sites:
+        raise MoewhError(_no_sites(model, text_config(config).model_type))
+    expected, layers = expected_layers(config), [site.layer for site in located.sites]
+    if layers != expected:
+        raise MoewhError(
+            f"{type(model).__name__}: its configuration has routed experts in layers {expected}, but containers "
+            f"were found in layers {layers}. moewh cannot record this model whole, so it does not record it."
+        )
+    return located
+
+
+def locate_sites(model: nn.Module, config: Any) -> Sites:
+    """Return whatever MoE layers there are, whether or not they can be recorded."""
     reader = reader_for(text_config(config).model_type)
     sites, others = [], []
     for path, module in reader.find(model):
@@ -54,14 +68,6 @@ def find_sites(model: nn.Module, config: Any) -> Sites:
             sites.append(_site(model, config, path, found, reader))
         else:
             others.append((path, module))
-    if not sites:
-        raise MoewhError(_no_sites(model, text_config(config).model_type))
-    expected, layers = expected_layers(config), [site.layer for site in sites]
-    if layers != expected:
-        raise MoewhError(
-            f"{type(model).__name__}: its configuration has routed experts in layers {expected}, but containers "
-            f"were found in layers {layers}. moewh cannot record this model whole, so it does not record it."
-        )
     return Sites(sites, others)
 
 

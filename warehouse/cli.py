@@ -21,6 +21,7 @@ from warehouse.demo import demo
 from warehouse.engine import engine_options, open_engine
 from warehouse.errors import MoewhError, UsageError
 from warehouse.ingest_command import ingest
+from warehouse.inspect_command import inspect
 from warehouse.layout import Layout
 from warehouse.options import limit_options, warehouse_option
 from warehouse.output import FORMATS
@@ -239,5 +240,6 @@ def refresh(warehouse: Layout) -> None:
 
 main.add_command(check)
 main.add_command(ingest)
+main.add_command(inspect)
 main.add_command(demo)
 main.add_command(verify)
