@@ -360,13 +360,25 @@ def _arrow(table: Table, columns: dict[str, Any]) -> pa.Table:
 
 
 def _write_chunks(path: Path, table: Table, chunks: Iterator[pa.Table], options: dict[str, Any]) -> None:
-    """Write chunks as they come, small ones together: row groups of a large layer never span layers."""
+    """Write chunks as they come, small ones of one kind together.
+
+    A row group never spans kinds, and those of a large layer never span layers: a reader leaves out what it does not
+    ask for. Special tokens are few, but choose nearly as many different pairs of experts as all others.
+    """
     with pq.ParquetWriter(path, table.arrow(), **options) as writer:
         waiting: list[pa.Table] = []
         for chunk in chunks:
-            waiting.append(chunk)
-            if sum(len(part) for part in waiting) >= _ROW_GROUP_ROWS:
+            if waiting and (
+                sum(map(len, waiting)) >= _ROW_GROUP_ROWS or (len(chunk) and _kind(chunk) != _kind(waiting[0]))
+            ):
                 writer.write_table(pa.concat_tables(waiting), row_group_size=_ROW_GROUP_ROWS)
                 waiting = []
+            if len(chunk):
+                waiting.append(chunk)
         if waiting:
             writer.write_table(pa.concat_tables(waiting), row_group_size=_ROW_GROUP_ROWS)
+
+
+def _kind(chunk: pa.Table) -> str | None:
+    """The kind of a chunk of at least one row, all of one kind; None for a table without kinds."""
+    return chunk["kind"][0].as_py() if "kind" in chunk.column_names else None

@@ -15,7 +15,7 @@ with pair_tokens as (
         pair_counts.expert_b as expert_b,
         sum(pair_counts.tokens)::bigint as tokens
     from pair_counts
-    where pair_counts.kind in ('prompt', 'generated')
+    where pair_counts.kind <> 'special'
     group by
         pair_counts.run_id,
         pair_counts.layer,

@@ -16,7 +16,7 @@ with chosen as (
         sum(expert_counts.tokens)::bigint as tokens,
         sum(expert_counts.first_choice_tokens)::bigint as first_choice_tokens
     from expert_counts
-    where expert_counts.kind in ('prompt', 'generated')
+    where expert_counts.kind <> 'special'
     group by
         expert_counts.run_id,
         expert_counts.domain,

@@ -13,7 +13,7 @@ with chosen as (
         sum(expert_counts.first_choice_tokens)::bigint as first_choice_tokens,
         sum(expert_counts.weight_sum) as weight_sum
     from expert_counts
-    where expert_counts.kind in ('prompt', 'generated')
+    where expert_counts.kind <> 'special'
     group by
         expert_counts.run_id,
         expert_counts.layer,

@@ -16,7 +16,7 @@ with pair_tokens as (
         affinity_counts.vocab_id as vocab_id,
         sum(affinity_counts.tokens)::bigint as tokens
     from affinity_counts
-    where affinity_counts.kind in ('prompt', 'generated')
+    where affinity_counts.kind <> 'special'
     group by
         affinity_counts.run_id,
         affinity_counts.layer,
@@ -31,7 +31,7 @@ entry_tokens as (
         min(vocab_counts.token) as token,
         sum(vocab_counts.tokens)::bigint as tokens
     from vocab_counts
-    where vocab_counts.kind in ('prompt', 'generated')
+    where vocab_counts.kind <> 'special'
     group by
         vocab_counts.run_id,
         vocab_counts.layer,
@@ -45,7 +45,7 @@ expert_choices as (
         sum(expert_counts.tokens)::bigint as tokens,
         sum(expert_counts.first_choice_tokens)::bigint as first_choice_tokens
     from expert_counts
-    where expert_counts.kind in ('prompt', 'generated')
+    where expert_counts.kind <> 'special'
     group by
         expert_counts.run_id,
         expert_counts.layer,
@@ -72,11 +72,11 @@ select
     pair_tokens.tokens::double * expert_tokens.layer_tokens
     / nullif(entry_tokens.tokens::double * expert_tokens.tokens, 0) as lift
 from pair_tokens
-join entry_tokens
+left join entry_tokens
     on entry_tokens.run_id = pair_tokens.run_id
     and entry_tokens.layer = pair_tokens.layer
     and entry_tokens.vocab_id = pair_tokens.vocab_id
-join expert_tokens
+left join expert_tokens
     on expert_tokens.run_id = pair_tokens.run_id
     and expert_tokens.layer = pair_tokens.layer
     and expert_tokens.expert = pair_tokens.expert;

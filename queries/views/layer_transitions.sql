@@ -11,16 +11,15 @@ with pair_tokens as (
     select
         transition_counts.run_id as run_id,
         transition_counts.layer as layer,
-        transition_counts.next_layer as next_layer,
+        min(transition_counts.next_layer) as next_layer,
         transition_counts.expert as expert,
         transition_counts.next_expert as next_expert,
         sum(transition_counts.tokens)::bigint as tokens
     from transition_counts
-    where transition_counts.kind in ('prompt', 'generated')
+    where transition_counts.kind <> 'special'
     group by
         transition_counts.run_id,
         transition_counts.layer,
-        transition_counts.next_layer,
         transition_counts.expert,
         transition_counts.next_expert
 ),
