@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from warehouse.layout import Layout
+from warehouse.options import warehouse_option
+
 if TYPE_CHECKING:
     from ingest.inspection import Inspection, LayerShape
 
@@ -19,7 +22,15 @@ if TYPE_CHECKING:
 @click.option("--revision", metavar="NAME", help="Branch, tag or commit of the hub id; checkpoint of the demo.")
 @click.option("--trust-remote-code", is_flag=True, help="Run code that the model's repository holds.")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
-def inspect(model: str, revision: str | None, trust_remote_code: bool, form: str) -> None:
+@warehouse_option
+def inspect(
+    *,
+    model: str,
+    revision: str | None,
+    trust_remote_code: bool,
+    form: str,
+    warehouse: Layout,  # noqa: ARG001 - every command takes it
+) -> None:
     """Say where MODEL routes tokens to experts and whether moewh can record it.
 
     MODEL is a hub id, a folder, a configuration file, or demo. No weights are loaded.
