@@ -94,6 +94,8 @@ def repr_without_floats(row: tuple[Any, ...]) -> str:
 VALUES: dict[str, dict[str, Value]] = {
     "expert_top_tokens": {"layer": 2, "expert": 5, "min_tokens": 1},
     "domain_experts": {"run": "007", "min_share": 0.2},
+    "co_routing_where": {"prompt_ids": "0,2,3", "run": "mixed"},
+    "transitions_where": {"token_ids": f"{1 << 24}, {(1 << 24) + 1}, 2, 3"},
 }
 
 

@@ -1,0 +1,169 @@
+-- co_routing_where: which experts are chosen together by some of the tokens only.
+-- One row per run, layer and ordered pair of different experts that share one of these tokens (both orders).
+-- Which tokens: those that meet every condition given, of kind prompt and generated:
+--   domain      the domain of their prompt
+--   prompt_ids  prompt ids, as text: '3,17,256'
+--   token       the token's text
+--   token_ids   token ids, as text; from a table: set variable token_ids = (select string_agg(token_id, ',') from mine)
+-- Columns and formulas as in co_routing, over these tokens.
+-- Asked of a domain alone (or of all tokens), rollups answer at once. Else the rows of these tokens are read.
+-- Parameters: domain, prompt_ids, token, token_ids (each optional), run (default: every run), layer (default: all).
+with listed_parts as (
+    select unnest(string_split(getvariable('token_ids')::varchar, ',')) as part
+),
+listed_ids as (
+    select part::bigint as token_id
+    from listed_parts
+),
+chosen_tokens as (
+    select
+        tokens.run_id as run_id,
+        tokens.segment as segment,
+        tokens.token_id as token_id
+    from tokens
+    join prompts
+        on prompts.run_id = tokens.run_id
+        and prompts.segment = tokens.segment
+        and prompts.prompt_id = tokens.prompt_id
+    where tokens.kind <> 'special'
+        and (getvariable('run') is null or tokens.run_id = getvariable('run'))
+        and (getvariable('domain') is null or prompts.domain = getvariable('domain'))
+        and (
+            getvariable('prompt_ids') is null
+            or ',' || replace(getvariable('prompt_ids')::varchar, ' ', '') || ','
+            like '%,' || prompts.prompt_id::varchar || ',%'
+        )
+        and (getvariable('token') is null or tokens.token = getvariable('token'))
+        and (
+            getvariable('token_ids') is null
+            or tokens.token_id in (select listed_ids.token_id from listed_ids)
+        )
+        -- asked of a domain alone, the rollup answers: no row is read
+        and (
+            getvariable('prompt_ids') is not null
+            or getvariable('token') is not null
+            or getvariable('token_ids') is not null
+        )
+),
+expert_sets as (
+    select
+        routing.run_id as run_id,
+        routing.layer as layer,
+        routing.token_id as token_id,
+        list(routing.expert) as experts
+    from routing
+    join chosen_tokens
+        on chosen_tokens.run_id = routing.run_id
+        and chosen_tokens.segment = routing.segment
+        and chosen_tokens.token_id = routing.token_id
+    where (getvariable('run') is null or routing.run_id = getvariable('run'))
+        and (getvariable('layer') is null or routing.layer = getvariable('layer'))
+    group by
+        routing.run_id,
+        routing.layer,
+        routing.token_id
+),
+first_sides as (
+    select
+        run_id,
+        layer,
+        experts,
+        unnest(experts) as expert_a
+    from expert_sets
+),
+both_sides as (
+    select
+        run_id,
+        layer,
+        expert_a,
+        unnest(experts) as expert_b
+    from first_sides
+),
+row_pairs as (
+    -- one number a pair: grouping by it is faster than by two
+    select
+        run_id,
+        layer,
+        expert_a * 65536 + expert_b as pair,
+        count(*)::bigint as tokens
+    from both_sides
+    where expert_a < expert_b
+    group by
+        run_id,
+        layer,
+        expert_a * 65536 + expert_b
+),
+pair_tokens as (
+    select
+        run_id,
+        layer,
+        floor(pair / 65536)::integer as expert_a,
+        (pair % 65536)::integer as expert_b,
+        tokens
+    from row_pairs
+    union all
+    select
+        pair_counts.run_id as run_id,
+        pair_counts.layer as layer,
+        pair_counts.expert_a as expert_a,
+        pair_counts.expert_b as expert_b,
+        sum(pair_counts.tokens)::bigint as tokens
+    from pair_counts
+    where pair_counts.kind <> 'special'
+        and (getvariable('run') is null or pair_counts.run_id = getvariable('run'))
+        and (getvariable('layer') is null or pair_counts.layer = getvariable('layer'))
+        and (getvariable('domain') is null or pair_counts.domain = getvariable('domain'))
+        and getvariable('prompt_ids') is null
+        and getvariable('token') is null
+        and getvariable('token_ids') is null
+    group by
+        pair_counts.run_id,
+        pair_counts.layer,
+        pair_counts.expert_a,
+        pair_counts.expert_b
+),
+sides as (
+    select 0 as side
+    union all
+    select 1 as side
+),
+both_orders as (
+    select
+        pair_tokens.run_id as run_id,
+        pair_tokens.layer as layer,
+        case when sides.side = 0 then pair_tokens.expert_a else pair_tokens.expert_b end as expert_a,
+        case when sides.side = 0 then pair_tokens.expert_b else pair_tokens.expert_a end as expert_b,
+        pair_tokens.tokens as tokens
+    from pair_tokens
+    cross join sides
+),
+counted as (
+    -- each of an expert's tokens has top_k - 1 others: over them N_ab sums to (top_k - 1) N_a
+    select
+        both_orders.run_id as run_id,
+        both_orders.layer as layer,
+        both_orders.expert_a as expert_a,
+        both_orders.expert_b as expert_b,
+        both_orders.tokens as tokens,
+        (sum(both_orders.tokens) over (partition by both_orders.run_id, both_orders.layer, both_orders.expert_a))::double
+        / nullif(layers.top_k - 1, 0) as tokens_a,
+        (sum(both_orders.tokens) over (partition by both_orders.run_id, both_orders.layer, both_orders.expert_b))::double
+        / nullif(layers.top_k - 1, 0) as tokens_b,
+        (sum(both_orders.tokens) over (partition by both_orders.run_id, both_orders.layer))::double
+        / nullif(layers.top_k * (layers.top_k - 1), 0) as tokens_all
+    from both_orders
+    join layers
+        on layers.run_id = both_orders.run_id
+        and layers.layer = both_orders.layer
+)
+select
+    run_id,
+    layer,
+    expert_a,
+    expert_b,
+    tokens,
+    tokens::double / nullif(tokens_a, 0) as conditional,
+    tokens::double / nullif(tokens_a + tokens_b - tokens, 0) as jaccard,
+    tokens::double * tokens_all / nullif(tokens_a * tokens_b, 0) as lift
+from counted
+order by run_id, layer, expert_a, expert_b

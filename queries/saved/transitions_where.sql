@@ -1,0 +1,197 @@
+-- transitions_where: where some of the tokens only go at the next MoE layer.
+-- One row per run, layer, next layer and pair of experts that share one of these tokens.
+-- Which tokens: those that meet every condition given, of kind prompt and generated:
+--   domain      the domain of their prompt
+--   prompt_ids  prompt ids, as text: '3,17,256'
+--   token       the token's text
+--   token_ids   token ids, as text; from a table: set variable token_ids = (select string_agg(token_id, ',') from mine)
+-- Columns and formulas as in layer_transitions, over these tokens.
+-- Asked of a domain alone (or of all tokens), rollups answer at once. Else the rows of these tokens are read.
+-- Parameters: domain, prompt_ids, token, token_ids (each optional), run (default: every run), layer (default: all).
+with listed_parts as (
+    select unnest(string_split(getvariable('token_ids')::varchar, ',')) as part
+),
+listed_ids as (
+    select part::bigint as token_id
+    from listed_parts
+),
+chosen_tokens as (
+    select
+        tokens.run_id as run_id,
+        tokens.segment as segment,
+        tokens.token_id as token_id
+    from tokens
+    join prompts
+        on prompts.run_id = tokens.run_id
+        and prompts.segment = tokens.segment
+        and prompts.prompt_id = tokens.prompt_id
+    where tokens.kind <> 'special'
+        and (getvariable('run') is null or tokens.run_id = getvariable('run'))
+        and (getvariable('domain') is null or prompts.domain = getvariable('domain'))
+        and (
+            getvariable('prompt_ids') is null
+            or ',' || replace(getvariable('prompt_ids')::varchar, ' ', '') || ','
+            like '%,' || prompts.prompt_id::varchar || ',%'
+        )
+        and (getvariable('token') is null or tokens.token = getvariable('token'))
+        and (
+            getvariable('token_ids') is null
+            or tokens.token_id in (select listed_ids.token_id from listed_ids)
+        )
+        -- asked of a domain alone, the rollup answers: no row is read
+        and (
+            getvariable('prompt_ids') is not null
+            or getvariable('token') is not null
+            or getvariable('token_ids') is not null
+        )
+),
+expert_sets as (
+    select
+        routing.run_id as run_id,
+        routing.layer as layer,
+        routing.token_id as token_id,
+        list(routing.expert) as experts
+    from routing
+    join chosen_tokens
+        on chosen_tokens.run_id = routing.run_id
+        and chosen_tokens.segment = routing.segment
+        and chosen_tokens.token_id = routing.token_id
+    where (getvariable('run') is null or routing.run_id = getvariable('run'))
+    group by
+        routing.run_id,
+        routing.layer,
+        routing.token_id
+),
+steps as (
+    select
+        run_id,
+        layer,
+        lead(layer) over (partition by run_id order by layer) as next_layer
+    from layers
+),
+here_sets as (
+    select
+        expert_sets.run_id as run_id,
+        expert_sets.token_id as token_id,
+        expert_sets.layer as layer,
+        expert_sets.experts as experts,
+        coalesce(steps.next_layer, -1) as next_layer
+    from expert_sets
+    left join steps
+        on steps.run_id = expert_sets.run_id
+        and steps.layer = expert_sets.layer
+    where (getvariable('layer') is null or expert_sets.layer = getvariable('layer'))
+),
+both_layers as (
+    select
+        here_sets.run_id as run_id,
+        here_sets.layer as layer,
+        here_sets.next_layer as next_layer,
+        here_sets.experts as experts,
+        there.experts as next_experts
+    from here_sets
+    join expert_sets as there
+        on there.run_id = here_sets.run_id
+        and there.token_id = here_sets.token_id
+        and there.layer = here_sets.next_layer
+),
+first_sides as (
+    select
+        run_id,
+        layer,
+        next_layer,
+        next_experts,
+        unnest(experts) as expert
+    from both_layers
+),
+both_sides as (
+    select
+        run_id,
+        layer,
+        next_layer,
+        expert,
+        unnest(next_experts) as next_expert
+    from first_sides
+),
+row_pairs as (
+    -- one number a pair: grouping by it is faster than by two
+    select
+        run_id,
+        layer,
+        next_layer,
+        expert * 65536 + next_expert as pair,
+        count(*)::bigint as tokens
+    from both_sides
+    group by
+        run_id,
+        layer,
+        next_layer,
+        expert * 65536 + next_expert
+),
+pair_tokens as (
+    select
+        run_id,
+        layer,
+        next_layer,
+        floor(pair / 65536)::integer as expert,
+        (pair % 65536)::integer as next_expert,
+        tokens
+    from row_pairs
+    union all
+    select
+        transition_counts.run_id as run_id,
+        transition_counts.layer as layer,
+        min(transition_counts.next_layer) as next_layer,
+        transition_counts.expert as expert,
+        transition_counts.next_expert as next_expert,
+        sum(transition_counts.tokens)::bigint as tokens
+    from transition_counts
+    where transition_counts.kind <> 'special'
+        and (getvariable('run') is null or transition_counts.run_id = getvariable('run'))
+        and (getvariable('layer') is null or transition_counts.layer = getvariable('layer'))
+        and (getvariable('domain') is null or transition_counts.domain = getvariable('domain'))
+        and getvariable('prompt_ids') is null
+        and getvariable('token') is null
+        and getvariable('token_ids') is null
+    group by
+        transition_counts.run_id,
+        transition_counts.layer,
+        transition_counts.expert,
+        transition_counts.next_expert
+),
+counted as (
+    -- each of an expert's tokens goes to k' experts next and comes from k: N_ij sums to k' N_i and to k N_j
+    select
+        pair_tokens.run_id as run_id,
+        pair_tokens.layer as layer,
+        pair_tokens.next_layer as next_layer,
+        pair_tokens.expert as expert,
+        pair_tokens.next_expert as next_expert,
+        pair_tokens.tokens as tokens,
+        (sum(pair_tokens.tokens) over (partition by pair_tokens.run_id, pair_tokens.layer, pair_tokens.expert))::double
+        / nullif(there.top_k, 0) as tokens_here,
+        (sum(pair_tokens.tokens) over (
+            partition by pair_tokens.run_id, pair_tokens.layer, pair_tokens.next_expert
+        ))::double
+        / nullif(here.top_k, 0) as tokens_there,
+        (sum(pair_tokens.tokens) over (partition by pair_tokens.run_id, pair_tokens.layer))::double
+        / nullif(here.top_k * there.top_k, 0) as tokens_all
+    from pair_tokens
+    join layers as here
+        on here.run_id = pair_tokens.run_id
+        and here.layer = pair_tokens.layer
+    join layers as there
+        on there.run_id = pair_tokens.run_id
+        and there.layer = pair_tokens.next_layer
+)
+select
+    run_id,
+    layer,
+    next_layer,
+    expert,
+    next_expert,
+    tokens,
+    tokens::double / nullif(tokens_here, 0) as conditional,
+    tokens::double * tokens_all / nullif(tokens_here * tokens_there, 0) as lift
+from counted
+order by run_id, layer, expert, next_expert
