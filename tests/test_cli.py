@@ -13,7 +13,6 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import click
-import duckdb
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result

@@ -193,6 +193,15 @@ def test_options_of_a_run_give_its_identity(layout: Layout) -> None:
     assert "do not give its identity" in moewh(layout, "verify").stdout
 
 
+def test_processes_find_what_threads_find(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    flip(layout.segment("one", 0) / schema.ROUTING.file, random.Random(0))
+    empty(layout.run("two") / schema.LAYERS.file, random.Random(0))
+    faults = faults_of(layout)
+    monkeypatch.setattr(verify, "_MANY_BYTES", 0)
+    assert verify.check(verify.plan(layout), 2) == faults
+    assert len(faults) == 2
+
+
 # ------------------------------------------------------------------------------------------ page checksums
 
 
@@ -266,7 +275,7 @@ def test_a_verify_that_ignores_sha256_misses_flips(layout: Layout, monkeypatch: 
     rng = random.Random(0)
     for _ in range(40):
         flip(path, rng)
-        missed += verify._file_fault(path, entry, schema.PROMPTS) is None
+        missed += verify._file_fault((path.parent, path.name, entry)) is None
         path.write_bytes(data)
     assert missed > 0
 

@@ -78,7 +78,7 @@ def ingest(*, warehouse: Layout, no_special_tokens: bool, **chosen: Any) -> None
 def run_ingest(options: IngestOptions, warehouse: Layout) -> Summary:
     """Ingest with progress on stderr: a bar on a terminal, one line per segment elsewhere.
 
-    Raises Stopped when a signal comes: the segment being written is finished, the one being computed is dropped.
+    Raises StoppedError when a signal comes: the segment being written is finished, the one being computed is dropped.
     """
     committed: list[int] = []
     with stoppable(lambda: _resume_advice(len(committed))) as check:

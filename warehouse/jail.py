@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import os
+import select
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,7 +69,7 @@ def open_jailed(layout: Layout, limits: Limits, output: Path | None = None) -> I
         _limit_memory(connection, limits)
         if not limits.unsafe:
             _close(connection, layout, output)
-        with _deadline(connection, limits):
+        with _interruptible(connection, limits):
             yield connection
 
 
@@ -146,19 +148,24 @@ def _limit_memory(connection: duckdb.DuckDBPyConnection, limits: Limits) -> None
 
 
 @contextmanager
-def _deadline(connection: duckdb.DuckDBPyConnection, limits: Limits) -> Iterator[None]:
-    """Interrupt the query when its time is up, and say so."""
-    if limits.timeout is None:
-        yield
-        return
+def _interruptible(connection: duckdb.DuckDBPyConnection, limits: Limits) -> Iterator[None]:
+    """End the query when its time is up or a signal has come, and say which.
+
+    While DuckDB waits for its own threads it looks at no signal, and Python's handlers wait for DuckDB. What does
+    get through is the byte that Python's C handler writes to the wake-up descriptor: a thread waits for it.
+    """
+    wake, waker = os.pipe()
+    os.set_blocking(waker, False)
     done, late = threading.Event(), threading.Event()
 
     def watch() -> None:
-        if not done.wait(limits.timeout):
+        if not select.select([wake], [], [], limits.timeout)[0]:
             late.set()
-            while not done.wait(0.05):  # between two statements an interrupt is lost
-                connection.interrupt()
+        while not done.wait(0.05):  # again and again: between two statements an interrupt is lost
+            connection.interrupt()
 
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.set_wakeup_fd(waker, warn_on_full_buffer=False) if main else -1
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
@@ -169,7 +176,12 @@ def _deadline(connection: duckdb.DuckDBPyConnection, limits: Limits) -> Iterator
         raise
     finally:
         done.set()
+        os.write(waker, b"\0")
         watcher.join()
+        if main:
+            signal.set_wakeup_fd(before)
+        os.close(wake)
+        os.close(waker)
 
 
 @contextmanager

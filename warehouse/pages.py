@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
-_STOP, _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = range(13)
+_BOOLEANS, _INTEGERS, _BINARY, _STRUCT = (1, 2), (4, 5, 6), 8, 12
+"""Kinds of field in page headers; there are no others. A lead byte of 0 ends a struct."""
 _SIZE, _CRC = 3, 4
 """Fields of a page header: compressed size in bytes, and CRC-32 of that many bytes after the header."""
-_DEEPEST = 8
 
 
 class PageError(Exception):
@@ -47,64 +47,53 @@ def _check_chunk(chunk: bytes) -> None:
     view = memoryview(chunk)
     while place < len(chunk):
         try:
-            fields, start = _header(chunk, place)
+            size, crc, start = _header(chunk, place)
         except IndexError:
             raise PageError(f"page {page} has a header without an end") from None
-        place = start + fields.get(_SIZE, len(chunk))
-        if not start <= place <= len(chunk):
+        place = start + size
+        if size < 0 or place > len(chunk):
             raise PageError(f"page {page} has no place in the file")
-        if _CRC in fields and zlib.crc32(view[start:place]) != fields[_CRC] & 0xFFFF_FFFF:
+        if crc is not None and zlib.crc32(view[start:place]) != crc & 0xFFFF_FFFF:
             raise PageError(f"page {page} does not match its checksum")
         page += 1
 
 
-def _header(data: bytes, place: int) -> tuple[dict[int, int], int]:
-    """Return the whole-number fields of the struct at `place`, and where it ends."""
-    fields: dict[int, int] = {}
-    field = 0
-    while (lead := data[place]) != _STOP:
+def _header(data: bytes, place: int) -> tuple[int, int | None, int]:
+    """Return a page's size, its checksum if it has one, and where the header at `place` ends.
+
+    One loop without calls for what headers are made of: there are thousands, of some twenty fields each. Structs
+    within are walked through; a step of `field` is in the upper half of a field's lead byte, its kind in the lower.
+    """
+    size, crc, field, depth = -1, None, 0, 1
+    while depth:
+        lead = data[place]
         place += 1
-        if lead >> 4:
+        if not lead:
+            depth -= 1
+            continue
+        kind = lead & 15
+        if lead < 16:
+            number, place = _varint(data, place)
+            field = _signed(number) if depth == 1 else field
+        elif depth == 1:
             field += lead >> 4
-        else:
-            number, place = _varint(data, place)
-            field = _signed(number)
-        if lead & 15 in (_I16, _I32, _I64):
-            number, place = _varint(data, place)
-            fields[field] = _signed(number)
-        else:
-            place = _skip(data, place, lead & 15, 0)
-    return fields, place + 1
-
-
-def _skip(data: bytes, place: int, kind: int, depth: int) -> int:
-    """Return where a value of this kind ends."""
-    if depth > _DEEPEST:
-        raise PageError("a header is nested too deep")
-    if kind in (_TRUE, _FALSE):
-        return place
-    if kind in (_BYTE, _DOUBLE):
-        return place + (1 if kind == _BYTE else 8)
-    if kind in (_I16, _I32, _I64):
-        return _varint(data, place)[1]
-    if kind == _BINARY:
-        size, place = _varint(data, place)
-        return place + size
-    if kind in (_LIST, _SET):
-        size, element = data[place] >> 4, data[place] & 15
-        place += 1
-        if size == 15:
-            size, place = _varint(data, place)
-        for _ in range(size):
-            # A boolean in a list takes a byte, as a field it is in the field's kind.
-            place = _skip(data, place, _BYTE if element in (_TRUE, _FALSE) else element, depth + 1)
-        return place
-    if kind == _STRUCT:
-        while (lead := data[place]) != _STOP:
-            place = place + 1 if lead >> 4 else _varint(data, place + 1)[1]
-            place = _skip(data, place, lead & 15, depth + 1)
-        return place + 1
-    raise PageError(f"a header has a field of kind {kind}")
+        if kind in _INTEGERS:
+            start = place
+            while data[place] & 0x80:
+                place += 1
+            place += 1
+            if depth == 1 and field == _SIZE:
+                size = _signed(_varint(data, start)[0])
+            elif depth == 1 and field == _CRC:
+                crc = _signed(_varint(data, start)[0])
+        elif kind == _BINARY:
+            length, place = _varint(data, place)
+            place += length
+        elif kind == _STRUCT:
+            depth += 1
+        elif kind not in _BOOLEANS:
+            raise PageError(f"a header has a field of kind {kind}")
+    return size, crc, place
 
 
 def _varint(data: bytes, place: int) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from warehouse.errors import MoewhError
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Stopped(MoewhError):
+class StoppedError(MoewhError):
     """A signal asked to stop. Exit code 128 + its number, as a shell gives it: 130 for Ctrl-C, 143 for SIGTERM."""
 
     def __init__(self, message: str, number: int) -> None:
@@ -23,7 +23,7 @@ class Stopped(MoewhError):
 
 @contextmanager
 def stoppable(advice: Callable[[], str]) -> Iterator[Callable[[], None]]:
-    """Raise Stopped with what `advice` says if a signal comes within; whatever cleans up does so first.
+    """Raise StoppedError with what `advice` says if a signal comes within; whatever cleans up does so first.
 
     Yields a function to call now and then: it raises if a signal came at a moment when Python could not
     (in a destructor, in a library that swallowed it). Outside the main thread, where Python gets no signals,
@@ -46,7 +46,7 @@ def stoppable(advice: Callable[[], str]) -> Iterator[Callable[[], None]]:
         yield check
     except BaseException as error:
         if caught:
-            raise Stopped(advice(), caught[0]) from error
+            raise StoppedError(advice(), caught[0]) from error
         raise
     finally:
         for number, handler in before.items():

@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 RUN_FOLDER = "run_id="
+_MANY_BYTES = 256 << 20
 _COUNTED = {"prompts": schema.PROMPTS, "tokens": schema.TOKENS, "routing_rows": schema.ROUTING}
 """Columns of segment.parquet, and the tables whose rows they count."""
 _PER_ROUTING_ROW = (schema.EXPERT_COUNTS, schema.AFFINITY_COUNTS)
@@ -110,14 +114,34 @@ def plan(layout: Layout) -> Plan:
 def check(planned: Plan, jobs: int | None = None, done: Callable[[int], None] = lambda _: None) -> list[Fault]:
     """Read every file and return all faults, in order of their paths; `done` is told the bytes as they are read."""
     faults = list(planned.faults)
-    work = [(folder, name, entry) for folder in planned.folders for name, entry in folder.files.items()]
-    with ThreadPoolExecutor(jobs or os.cpu_count()) as workers:
-        for (_, _, entry), why in zip(work, workers.map(lambda item: _check_file(*item), work), strict=True):
+    work = [(folder.path, name, entry) for folder in planned.folders for name, entry in folder.files.items()]
+    work.sort(key=lambda item: -item[2].bytes)  # the largest first, so that nobody waits for one in the end
+    with _workers(planned, jobs or os.cpu_count() or 1) as workers:
+        for (folder, name, entry), why in zip(work, workers.map(_file_fault, work), strict=True):
             done(entry.bytes)
-            faults += why
+            if why:
+                faults.append(Fault(folder, name, why))
     bad = {fault.folder for fault in faults}
     faults += _check_belonging([folder for folder in planned.folders if folder.path not in bad])
     return sorted(faults, key=lambda fault: (fault.path, fault.why))
+
+
+@contextmanager
+def _workers(planned: Plan, jobs: int) -> Iterator[Executor]:
+    """Yield threads, or processes where there is enough to read to be worth starting them; an error drops the rest.
+
+    Two threads would take turns: between the digests, page headers are read in Python.
+    """
+    many = jobs > 1 and planned.bytes > _MANY_BYTES
+    workers: Executor = (
+        ProcessPoolExecutor(jobs, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
+        if many
+        else ThreadPoolExecutor(jobs)
+    )
+    try:
+        yield workers
+    finally:
+        workers.shutdown(cancel_futures=True)
 
 
 def check_rollups(layout: Layout) -> list[Fault]:
@@ -204,16 +228,14 @@ def _take_manifest(folder: Folder, faults: list[Fault]) -> None:
 # ------------------------------------------------------------------------------------------ files
 
 
-def _check_file(folder: Folder, name: str, entry: Entry) -> list[Fault]:
-    why = _file_fault(folder.path / name, entry, next(table for table in schema.TABLES if table.file == name))
-    return [Fault(folder.path, name, why)] if why else []
-
-
-def _file_fault(path: Path, entry: Entry, table: schema.Table) -> str | None:
+def _file_fault(item: tuple[Path, str, Entry]) -> str | None:
     """Say what is wrong with one file, or None; what has another sha256 is not looked into."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    folder, name, entry = item
+    path = folder / name
+    table = next(table for table in schema.TABLES if table.file == name)
     try:
         if (size := path.stat().st_size) != entry.bytes:
             return f"has {size:,} bytes, not {entry.bytes:,}"

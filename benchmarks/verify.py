@@ -1,0 +1,109 @@
+"""How fast `moewh verify` reads, beside what bounds it: the disk, and one core's sha256. Prints all three.
+
+A segment of simulated OLMoE routing is copied until the warehouse has the size asked for. Cold means that the
+files were put out of the page cache just before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.simulated import RUN, SEGMENT_TOKENS, build
+from tests.synthetic import write_table
+from warehouse import schema, verify
+from warehouse.layout import Layout
+from warehouse.manifest import file_sha256, write_manifest
+
+
+def warehouse_of(root: Path, size: int, tokens: int) -> Layout:
+    """Write a warehouse of about `size` bytes whose manifests are right."""
+    layout = build(root, tokens, segment_tokens=tokens, progress=lambda line: print(line, file=sys.stderr))
+    options = "{}"
+    identity = hashlib.sha256(options.encode()).hexdigest()
+    first = layout.segment(RUN, 0)
+    share = sum(path.stat().st_size for path in first.glob("*.parquet"))
+    segments = max(1, round(size / share))
+    summary = {"prompts": tokens // 500, "tokens": tokens, "routing_rows": tokens * 16 * 8}
+    for number in range(segments):
+        folder = layout.segment(RUN, number)
+        if number:
+            shutil.copytree(first, folder)
+        write_table(folder, schema.SEGMENTS, [{**summary, "last": number == segments - 1}])
+        write_manifest(folder, identity, number)
+    run = {"model": "simulated", "identity": identity, "options": options, "segments_planned": segments}
+    write_table(layout.run(RUN), schema.RUNS, [run])
+    write_manifest(layout.run(RUN), identity, None)
+    return layout
+
+
+def evict(layout: Layout) -> None:
+    """Put every file out of the page cache."""
+    os.sync()
+    for path in layout.root.rglob("*.parquet"):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def read_all(path: Path) -> int:
+    """Read a file, do nothing with it, and return its size."""
+    block, size = bytearray(1 << 22), 0
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(block):
+            size += count
+    return size
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Time one call."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def sound(layout: Layout, jobs: int | None) -> None:
+    """Verify; whatever is found is an error of this script."""
+    faults = verify.check(verify.plan(layout), jobs)
+    if faults:
+        raise SystemExit(f"{faults[0].path} {faults[0].why}")
+
+
+def main() -> None:
+    """Write a warehouse, verify it cold and warm, and print GB/s beside reading and sha256."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--gigabytes", type=float, default=2.0)
+    parser.add_argument("--tokens", type=int, default=SEGMENT_TOKENS, help="tokens of a segment")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        layout = warehouse_of(Path(folder) / "wh", int(chosen.gigabytes * 1e9), chosen.tokens)
+        files = sorted(layout.segments(RUN).rglob("*.parquet"))
+        size = sum(path.stat().st_size for path in files) / 1e9
+        print(
+            f"{size:.2f} GB in {len(files)} files; {platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+        )
+        print(f"python {platform.python_version()}; load {os.getloadavg()[0]:.1f}")
+        works: dict[str, Callable[[], object]] = {
+            "read": lambda: [read_all(path) for path in files],
+            "sha256, one core": lambda: [file_sha256(path) for path in files],
+            "verify --jobs 1": lambda: sound(layout, 1),
+            "verify": lambda: sound(layout, None),
+        }
+        for name, work in works.items():
+            evict(layout)
+            cold, warm = seconds(work), seconds(work)
+            print(
+                f"{name:<18} cold {cold:6.2f} s  {size / cold:5.2f} GB/s   warm {warm:6.2f} s  {size / warm:5.2f} GB/s"
+            )
+
+
+if __name__ == "__main__":
+    main()
