@@ -114,9 +114,10 @@ def summary_line(summary: Summary) -> str:
     rows = sum(part.routing_rows for part in summary.written)
     prompts = sum(part.prompts for part in summary.written)
     size = sum(part.bytes for part in summary.written)
+    seconds = max(summary.seconds, 1e-9)
     return (
         f"run {summary.run_id}: {prompts:,} prompts, {tokens:,} tokens, {rows:,} routing rows, "
-        f"{size / max(tokens, 1):,.0f} bytes a token, {tokens / summary.seconds:,.0f} tokens/s, "
-        f"{summary.waiting / summary.seconds:.1%} of the time waiting for the writer, "
+        f"{size / max(tokens, 1):,.0f} bytes a token, {tokens / seconds:,.0f} tokens/s, "
+        f"{summary.waiting / seconds:.1%} of the time waiting for the writer, "
         f"{summary.peak_memory / 2**30:.1f} GiB at most"
     )

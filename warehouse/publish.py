@@ -21,9 +21,9 @@ def publish(layout: Layout) -> None:
     """Write `warehouse.duckdb` anew and put it in place at once, under whatever shells have it open.
 
     A write-ahead log beside it belongs to a file that is no longer there: a killed shell leaves one,
-    and DuckDB would replay it over the new file. So it is removed first. Raises OSError.
+    and DuckDB would replay it over the new file. So it is removed first. Raises MoewhError.
     """
-    with layout.staged("publish") as folder:
+    with layout.writing(), layout.staged("publish") as folder:
         built = folder / layout.database.name
         with tempfile.TemporaryDirectory(prefix="moewh-") as scratch:
             _build(layout, Path(scratch) / "built.duckdb")
