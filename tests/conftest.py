@@ -1,4 +1,4 @@
-"""What holds for every test: no network, and one thread, since threads that wait for each other make tiny models slow."""
+"""What holds for every test: no network, and one thread: threads that wait for each other make tiny models slow."""
 
 import os
 
