@@ -28,6 +28,7 @@ from ingest.options import DEMO, IngestOptions
 from ingest.processes import Process
 from ingest.sites import Sites, find_sites, refuse_by_name
 from warehouse.errors import MoewhError, UsageError
+from warehouse.manifest import file_sha256
 
 _FALLBACK_MAX_LENGTH = 4_096
 _DTYPES = ("float32", "float16", "bfloat16")
@@ -104,12 +105,14 @@ def load_model(options: IngestOptions, process: Process | None = None) -> Loaded
     try:
         config = read_config(source.location, **arguments)
         refuse_by_name(config)
+        # A branch may move while its files are being fetched: all come from the commit that the first one came from.
+        arguments["revision"] = getattr(config, "_commit_hash", None) or source.revision
         tokenizer = AutoTokenizer.from_pretrained(source.location, **arguments)
         model: Any = model_class(config, options.trust_remote_code).from_pretrained(
             source.location,
             config=config,
             dtype=options.dtype,
-            use_safetensors=True,
+            use_safetensors=None if options.allow_pickle else True,
             **arguments,
             **({"device_map": "auto"} if device is None else {}),
             **loading_arguments(config),
@@ -151,11 +154,17 @@ def choose_device(name: str | None, process: Process) -> torch.device | None:
 def weights_fingerprint(folder: Path) -> str:
     """Digest of a folder's safetensors files: names, sizes, headers, and 4 KiB at 64 places in each.
 
+    Of pickled weights, where there are no others: the whole files.
+
     Training changes every tensor, so two checkpoints differ at these places; reading them costs no more
     for a large model than for a small one.
     """
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
+    paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
+        for path in sorted(folder.glob("*.bin")):
+            digest.update(f"{path.name}\0{file_sha256(path)}\0".encode())
+    for path in paths:
         size = path.stat().st_size
         digest.update(f"{path.name}\0{size}\0".encode())
         with path.open("rb") as file:

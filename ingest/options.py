@@ -62,6 +62,8 @@ class IngestOptions:
     hidden_states: str | None = None
     """MoE layers separated by commas, or all."""
     trust_remote_code: bool = False
+    allow_pickle: bool = False
+    """Load weights that are not safetensors."""
 
     def __post_init__(self) -> None:
         """Raise UsageError for a value no run could have."""

@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 @click.option("--router-logits", is_flag=True, help="Store the routers' raw logits too: 4 E bytes a token and layer.")
 @click.option("--hidden-states", metavar="LAYERS", help="Store what these layers' routers are given: 0,5 or all.")
 @click.option("--trust-remote-code", is_flag=True, help="Run code that the model's repository holds.")
+@click.option("--allow-pickle", is_flag=True, help="Load pickled weights (pytorch_model.bin), not only safetensors.")
 @warehouse_option
 def ingest(*, warehouse: Layout, no_special_tokens: bool, **chosen: Any) -> None:
     """Run prompts through a Mixture-of-Experts model and record which expert each token went to.
