@@ -12,6 +12,7 @@ from warehouse.errors import MoewhError
 
 Stack = Literal["decoder", "encoder"]
 _TOP_K_NAMES = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_top_k", "moe_k")
+_FIXED_TOP_K = {"switch_transformers": 1, "nllb-moe": 2}
 _SHARED_COUNTS = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
 
 
@@ -48,8 +49,8 @@ def expected_layers(config: Any) -> list[int]:
 def top_k(config: Any) -> int:
     """Experts per token K, as the configuration tells; the largest, where layers differ."""
     text = text_config(config)
-    if text.model_type == "switch_transformers":
-        return 1
+    if text.model_type in _FIXED_TOP_K:
+        return _FIXED_TOP_K[text.model_type]
     places = [text, *(part for part in (getattr(text, "ffn_config", None),) if part is not None)]
     known = (getattr(place, name, None) for place in places for name in _TOP_K_NAMES)
     found = next((value for value in known if value is not None), None)

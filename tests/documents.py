@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 from ingest import demo
+from tests import families_page
 from warehouse.catalog import describe_views
 from warehouse.schema import TABLES
 
@@ -104,7 +105,8 @@ def main() -> None:
     SCHEMA_PAGE.parent.mkdir(exist_ok=True)
     SCHEMA_PAGE.write_text(schema_page())
     README.write_text(readme(README.read_text()))
-    print(json.dumps([str(path.relative_to(REPOSITORY)) for path in (SCHEMA_PAGE, README)]))
+    families_page.main()
+    print(json.dumps([str(path.relative_to(REPOSITORY)) for path in (SCHEMA_PAGE, README, families_page.PAGE)]))
 
 
 if __name__ == "__main__":

@@ -72,7 +72,32 @@ _MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2],
 _LINEAR = {
     **{"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
 }
-_INDEXED = {"index_n_heads": 2, "index_head_dim": 16}
+_DOTS3 = {
+    **{"swa_num_attention_heads": 4, "swa_num_key_value_heads": 4, "swa_q_lora_rank": 16, "swa_kv_lora_rank": 16},
+    **{"swa_qk_nope_head_dim": 8, "swa_qk_rope_head_dim": 8, "swa_head_dim": 16, "swa_v_head_dim": 8},
+    **{"index_n_heads": 2, "index_head_dim": 16, "shared_experts_intermediate_size": 16},
+}
+_VISION = {
+    **{"depth": 2, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16, "out_hidden_size": 32},
+    "num_position_embeddings": 16,
+}
+_VISION_HF = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
+_DOTS3_TOWERS = {
+    "vision_config": {
+        **{"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
+        **{"moe_intermediate_size": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
+        **{"mlp_layer_types": ["dense", "sparse"], "adapter_in_dim": 16, "adapter_out_dim": 32},
+    },
+    "audio_config": {
+        **{"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+        **{"adapter_input_size": 16, "adapter_out_dim": 32, "downsample_hidden_size": 16, "feature_size": 16},
+    },
+}
+_MARKS = {"vision_start_token_id": 254, "audio_start_token_id": 255}
+_AUDIO = {
+    **{"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16, "output_dim": 32},
+    **{"num_mel_bins": 16, "downsample_hidden_size": 16},
+}
 
 # fmt: off
 FAMILIES: tuple[Family, ...] = (
@@ -99,10 +124,7 @@ FAMILIES: tuple[Family, ...] = (
                     "num_experts": 16}),
     Family("dots1", "Dots1ForCausalLM", layers=LATER, scoring="sigmoid", shared=1),
     Family("dots3_note", "Dots3NoteForCausalLM", layers=LATER, scoring="sigmoid", shared=1,
-           changes={"swa_num_attention_heads": 4, "swa_num_key_value_heads": 4, "swa_q_lora_rank": 16,
-                    "swa_kv_lora_rank": 16, "swa_qk_nope_head_dim": 8, "swa_qk_rope_head_dim": 8, "swa_head_dim": 16,
-                    "swa_v_head_dim": 8, "index_n_heads": 2, "index_head_dim": 16,
-                    "shared_experts_intermediate_size": 16}),
+           changes=_DOTS3),
     Family("ernie4_5_moe", "Ernie4_5_MoeForCausalLM", layers=LATER, shared=1),
     Family("ernie4_5_vl_moe", "Ernie4_5_VLMoeTextModel", layers=LATER, shared=1,
            changes={"moe_intermediate_size": [16, 8], "rope_parameters": _MROPE}),
@@ -194,7 +216,29 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 WRAPPERS: tuple[Family, ...] = (
+    Family("qwen3_vl_moe with images", "Qwen3VLMoeForConditionalGeneration",
+           changes={"rope_parameters": _MROPE}, towers={"vision_config": {**_VISION, "deepstack_visual_indexes": [0]}}),
+    Family("qwen3_5_moe with images", "Qwen3_5MoeForConditionalGeneration", shared=1, changes=_LINEAR,
+           towers={"vision_config": _VISION}),
+    Family("qwen3_omni_moe with images and sound", "Qwen3OmniMoeThinkerForConditionalGeneration",
+           changes={"rope_parameters": _MROPE},
+           towers={"vision_config": {**_VISION, "deepstack_visual_indexes": [0]}, "audio_config": _AUDIO, **_MARKS}),
+    Family("llama4 with images", "Llama4ForConditionalGeneration", router_gain=2, weight_on_input=True,
+           arithmetic="swiglu_transposed", layers=(1, 3), scoring="sigmoid", renormalized=False, shared=1,
+           changes={"interleave_moe_layer_step": 2},
+           towers={"vision_config": {**_VISION_HF, "vision_output_dim": 16, "projector_input_dim": 16,
+                                     "projector_output_dim": 16}}),
+    Family("gemma4 with images", "Gemma4ForConditionalGeneration", sum_is_seen=False, router_input="own",
+           changes={"enable_moe_block": True, "hidden_size_per_layer_input": 8,
+                    "vocab_size_per_layer_input": VOCABULARY},
+           towers={"vision_config": {**_VISION_HF, "num_key_value_heads": 2, "head_dim": 8}, "audio_config": None}),
+    Family("ernie4_5_vl_moe with images", "Ernie4_5_VLMoeForConditionalGeneration", layers=LATER, shared=1,
+           changes={"moe_intermediate_size": [16, 8], "rope_parameters": _MROPE},
+           towers={"vision_config": {**_VISION, "hidden_size": 16}}),
+    Family("dots3_note with images", "Dots3NoteForConditionalGeneration", layers=LATER, scoring="sigmoid", shared=1,
+           changes=_DOTS3, towers=_DOTS3_TOWERS),
 )
+"""Models that also see or hear, given text: the experts of their towers must stay silent."""
 # fmt: on
 
 
