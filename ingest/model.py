@@ -228,7 +228,10 @@ def load_failure(title: str, error: Exception) -> str:
     if "trust_remote_code" in text:
         return f"{title} needs code of its own. Read that code, then give --trust-remote-code."
     if "safetensors" in text and "does not appear" in text:
-        return f"{title} has no safetensors weights; moewh loads no pickled ones. Convert the model."
+        return (
+            f"{title} has no safetensors weights, and pickled ones can run code of their own. Convert the model, or "
+            "give --allow-pickle if you trust it."
+        )
     if "does not recognize this architecture" in text:
         return (
             f"{title}: transformers {transformers.__version__} does not know this kind of model. Install a newer one."
