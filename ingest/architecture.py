@@ -47,11 +47,7 @@ def read_config(location: str, **arguments: Any) -> Any:
     Raises what transformers raises.
     """
     config = AutoConfig.from_pretrained(location, **arguments)
-    stage = getattr(config, "thinker_config", None)
-    if stage is None:
-        return config
-    stage._commit_hash = getattr(config, "_commit_hash", None)
-    return stage
+    return getattr(config, "thinker_config", None) or config
 
 
 def model_class(config: Any, trust_remote_code: bool = False) -> Any:

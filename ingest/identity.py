@@ -61,7 +61,7 @@ def identify(loaded: LoadedModel, options: IngestOptions, rules: TokenRules, pla
     config = loaded.config
     shaping = {
         "model": loaded.source.name if loaded.weights_sha256 else loaded.source.title,
-        "revision": getattr(config, "_commit_hash", None) or loaded.source.checkpoint,
+        "revision": loaded.commit or loaded.source.checkpoint,
         "config_sha256": config_sha256(config),
         "weights_sha256": loaded.weights_sha256,
         "dtype": _dtype(loaded),
@@ -139,7 +139,7 @@ def _run_columns(
     row = {
         "model": loaded.source.title,
         "revision": loaded.source.checkpoint,
-        "commit_hash": getattr(loaded.config, "_commit_hash", None),
+        "commit_hash": loaded.commit,
         "series": loaded.source.series,
         "model_type": loaded.text_config.model_type,
         "num_hidden_layers": num_layers(loaded.config),

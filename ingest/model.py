@@ -18,6 +18,7 @@ import transformers
 from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import CONFIG_NAME, cached_file
 from transformers.utils import logging as transformers_logging
 
 from ingest import demo
@@ -60,6 +61,8 @@ class LoadedModel:
     found: Sites
     weights_sha256: str | None
     """Fingerprint of a local folder's weights; None for the hub, where the commit tells."""
+    commit: str | None = None
+    """Commit of the hub's repository; None for a folder."""
 
     @property
     def config(self) -> Any:
@@ -103,10 +106,11 @@ def load_model(options: IngestOptions, process: Process | None = None) -> Loaded
     source = _source(options)
     arguments = {"revision": source.revision, "trust_remote_code": options.trust_remote_code}
     try:
+        # A branch may move while its files are being fetched: all come from the commit that it is at now.
+        commit = _commit(source)
+        arguments["revision"] = commit or source.revision
         config = read_config(source.location, **arguments)
         refuse_by_name(config)
-        # A branch may move while its files are being fetched: all come from the commit that the first one came from.
-        arguments["revision"] = getattr(config, "_commit_hash", None) or source.revision
         tokenizer = AutoTokenizer.from_pretrained(source.location, **arguments)
         model: Any = model_class(config, options.trust_remote_code).from_pretrained(
             source.location,
@@ -126,7 +130,7 @@ def load_model(options: IngestOptions, process: Process | None = None) -> Loaded
     folder = Path(source.location)
     fingerprint = weights_fingerprint(folder) if folder.is_dir() else None
     found = find_sites(model, model.config)
-    return LoadedModel(source, model, tokenizer, found if options.generate else found.of_prompts(), fingerprint)
+    return LoadedModel(source, model, tokenizer, found if options.generate else found.of_prompts(), fingerprint, commit)
 
 
 def choose_device(name: str | None, process: Process) -> torch.device | None:
@@ -214,6 +218,15 @@ def _source(options: IngestOptions) -> Source:
     return Source(options.model, options.revision or "main", name, options.model, options.revision, series)
 
 
+def _commit(source: Source) -> str | None:
+    """Return the commit that a hub model's revision is at, which its files' place in the hub's cache tells."""
+    if source.revision is None:
+        return None
+    place = cached_file(source.location, CONFIG_NAME, revision=source.revision)
+    found = re.search(r"/snapshots/([0-9a-f]{40})/", Path(place).as_posix()) if place else None
+    return found[1] if found else None
+
+
 def _folder_digest(folder: Path) -> str:
     """Short digest of a folder's configuration, so that checkpoints of one model share a series."""
     try:
@@ -227,7 +240,7 @@ def load_failure(title: str, error: Exception) -> str:
     text = " ".join(str(error).split())
     if "trust_remote_code" in text:
         return f"{title} needs code of its own. Read that code, then give --trust-remote-code."
-    if "safetensors" in text and "does not appear" in text:
+    if "safetensors" in text and ("does not appear" in text or "no file named" in text):
         return (
             f"{title} has no safetensors weights, and pickled ones can run code of their own. Convert the model, or "
             "give --allow-pickle if you trust it."

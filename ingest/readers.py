@@ -265,9 +265,8 @@ def _first_line(error: BaseException) -> str:
 
 
 def _json_key(name: str) -> str:
-    """JSON path of a top-level key, whatever characters it has."""
-    escaped = name.replace("\\", "\\\\").replace('"', '\\"')
-    return f'$."{escaped}"'
+    """JSON pointer to a top-level key, whatever characters it has; a path cannot name the empty key."""
+    return "/" + name.replace("~", "~0").replace("/", "~1")
 
 
 def _identifier(name: str) -> str:
