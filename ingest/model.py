@@ -11,6 +11,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ import transformers
 from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import CONFIG_NAME, cached_file
+from transformers.utils import CONFIG_NAME
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
 
 from ingest import demo
 from ingest.architecture import check_parallel, check_versions, loading_arguments, model_class, read_config
@@ -121,7 +123,7 @@ def load_model(options: IngestOptions, process: Process | None = None) -> Loaded
             **({"device_map": "auto"} if device is None else {}),
             **loading_arguments(config),
         )
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError, UnpicklingError) as error:
         raise MoewhError(load_failure(source.title, error)) from error
     check_parallel(model)
     if device is not None:
