@@ -363,7 +363,7 @@ def test_an_answer_not_given_is_one_line_and_1() -> None:
 def test_a_query_told_to_stop_is_one_line(number: signal.Signals, code: int, sql: str, layout: Layout) -> None:
     timer = threading.Timer(0.5, os.kill, (os.getpid(), number))
     timer.start()
-    result = moewh(layout, "query", "-c", sql, "-o", os.devnull, "--format", "csv")
+    result = moewh(layout, "query", "-c", sql, "-o", os.devnull, "--format", "csv", "--timeout", "90")
     timer.join()
     assert (result.exit_code, result.stderr.strip()) == (code, "moewh: stopped before it was done.")
     assert [path.name for path in layout.staging.iterdir()] == ["empty"]

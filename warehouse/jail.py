@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from warehouse.errors import MoewhError, UsageError
 from warehouse.layout import glob_literal
+from warehouse.stopping import told_to_stop
 from warehouse.views import open_warehouse, sql_string
 
 if TYPE_CHECKING:
@@ -159,8 +161,12 @@ def _interruptible(connection: duckdb.DuckDBPyConnection, limits: Limits) -> Ite
     done, late = threading.Event(), threading.Event()
 
     def watch() -> None:
-        if not select.select([wake], [], [], limits.timeout)[0]:
-            late.set()
+        began = time.monotonic()
+        # A signal may have come before this began, while no exception could be raised for it.
+        while not select.select([wake], [], [], 0.2)[0] and not told_to_stop():
+            if limits.timeout is not None and time.monotonic() - began > limits.timeout:
+                late.set()
+                break
         while not done.wait(0.05):  # again and again: between two statements an interrupt is lost
             connection.interrupt()
 

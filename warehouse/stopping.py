@@ -11,6 +11,13 @@ from types import FrameType
 from warehouse.errors import MoewhError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_caught: list[list[int]] = []
+"""The signals that came within each `stoppable` that is open, the outermost first."""
+
+
+def told_to_stop() -> bool:
+    """Tell whether a signal came, even at a moment when no exception could be raised for it."""
+    return any(_caught)
 
 
 class StoppedError(MoewhError):
@@ -30,6 +37,7 @@ def stoppable(advice: Callable[[], str]) -> Iterator[Callable[[], None]]:
     nothing is changed; nor for a signal that whoever started the process wants ignored.
     """
     caught: list[int] = []
+    _caught.append(caught)
 
     def stop(number: int, _frame: FrameType | None) -> None:
         caught.append(number)
@@ -49,5 +57,6 @@ def stoppable(advice: Callable[[], str]) -> Iterator[Callable[[], None]]:
             raise StoppedError(advice(), caught[0]) from error
         raise
     finally:
+        _caught.pop()
         for number, handler in before.items():
             signal.signal(number, handler)
