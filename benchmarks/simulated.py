@@ -65,13 +65,15 @@ class Router:
         return ids_TK.int(), weights_TK.bfloat16().float()
 
 
-class _Vocabulary:
+class Vocabulary:
     """As much of a tokenizer as the segment writer needs: the text of an entry."""
 
     def decode(self, ids: list[int], **_: Any) -> str:
+        """Return the text of the first of some entries."""
         return self.convert_ids_to_tokens(ids[0])
 
     def convert_ids_to_tokens(self, vocab_id: int) -> str:
+        """Return the text of an entry."""
         return f" word{vocab_id:x}"
 
 
@@ -118,7 +120,7 @@ def build(
     """Write a warehouse of one run with this many tokens, or go on with one that is there already."""
     layout = Layout(root)
     layout.create()
-    router, texts = Router(token_share), TokenTexts(cast(PreTrainedTokenizerBase, _Vocabulary()))
+    router, texts = Router(token_share), TokenTexts(cast(PreTrainedTokenizerBase, Vocabulary()))
     planned = max(1, tokens // segment_tokens)
     write_run_files(layout, planned)
     for number in range(planned):

@@ -80,7 +80,7 @@ def _measure_scoring(call: Call, seen: Observation) -> tuple[str | None, bool | 
     N, K = weights_NK.shape
     if N < 2:
         return None, None
-    renormalized = bool(((sums_N - sums_N.mean()).abs() <= tolerance * sums_N.mean().abs()).all())
+    renormalized = bool(((sums_N / sums_N.mean() - 1).abs() <= max(1e-3, tolerance / 10)).all())
     logits_NE = seen.router_logits_NE
     if logits_NE is None or int(expert_ids_NK.max()) >= logits_NE.shape[1]:
         return None, renormalized

@@ -86,7 +86,6 @@ both_layers as (
     select
         here_sets.run_id as run_id,
         here_sets.layer as layer,
-        here_sets.next_layer as next_layer,
         here_sets.experts as experts,
         there.experts as next_experts
     from here_sets
@@ -99,7 +98,6 @@ first_sides as (
     select
         run_id,
         layer,
-        next_layer,
         next_experts,
         unnest(experts) as expert
     from both_layers
@@ -108,8 +106,7 @@ both_sides as (
     select
         run_id,
         layer,
-        next_layer,
-        expert,
+        expert * 65536 as first_part,
         unnest(next_experts) as next_expert
     from first_sides
 ),
@@ -118,25 +115,26 @@ row_pairs as (
     select
         run_id,
         layer,
-        next_layer,
-        expert * 65536 + next_expert as pair,
+        first_part + next_expert as pair,
         count(*)::bigint as tokens
     from both_sides
     group by
         run_id,
         layer,
-        next_layer,
-        expert * 65536 + next_expert
+        first_part + next_expert
 ),
 pair_tokens as (
     select
-        run_id,
-        layer,
-        next_layer,
-        floor(pair / 65536)::integer as expert,
-        (pair % 65536)::integer as next_expert,
-        tokens
+        row_pairs.run_id as run_id,
+        row_pairs.layer as layer,
+        steps.next_layer as next_layer,
+        floor(row_pairs.pair / 65536)::integer as expert,
+        (row_pairs.pair % 65536)::integer as next_expert,
+        row_pairs.tokens as tokens
     from row_pairs
+    join steps
+        on steps.run_id = row_pairs.run_id
+        and steps.layer = row_pairs.layer
     union all
     select
         transition_counts.run_id as run_id,

@@ -1,0 +1,104 @@
+"""Timing helpers: cold and warm, whole processes and open connections, and what the machine is."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import TypeVar
+
+import duckdb
+
+from warehouse.layout import Layout
+from warehouse.shell import find_duckdb
+from warehouse.views import open_warehouse
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Seconds of the clock, and of all cores together."""
+
+    wall: float
+    cores: float
+
+
+def spent(work: Callable[[], object]) -> Spent:
+    """Do some work once."""
+    wall, cores = time.perf_counter(), time.process_time()
+    work()
+    return Spent(time.perf_counter() - wall, time.process_time() - cores)
+
+
+def best(work: Callable[[], object], times: int) -> Spent:
+    """Do some work several times; return the least of each, which other programs disturb least."""
+    runs = [spent(work) for _ in range(times)]
+    return Spent(min(run.wall for run in runs), min(run.cores for run in runs))
+
+
+def in_connection(layout: Layout, sql: str, times: int = 7) -> Spent:
+    """The best time of a query in an open connection, warm, its answer taken as Arrow."""
+    with open_warehouse(layout) as connection:
+        return best(lambda: connection.sql(sql).to_arrow_table(), times)
+
+
+def moewh_process(layout: Layout, *arguments: str, cold: bool = False, times: int = 3) -> float:
+    """Median wall time of a whole `moewh query`, from start to exit, its answer in a Parquet file."""
+    output = layout.staging / "benchmark.parquet"
+    command = [sys.executable, "-c", "from warehouse.cli import main; main()", "query", *arguments]
+    command += ["--warehouse", str(layout.root), "-o", str(output)]
+    taken = _processes(layout, command, cold, times)
+    output.unlink()
+    return taken
+
+
+def shell_process(layout: Layout, sql: str, *, cold: bool = False, times: int = 3) -> float:
+    """Median wall time of the plain DuckDB program on the published file, rows counted and thrown away."""
+    command = [find_duckdb(), "-readonly", str(layout.database), "-c", f"create temp table answer as {sql}"]
+    return _processes(layout, command, cold, times)
+
+
+def _processes(layout: Layout, command: list[str], cold: bool, times: int) -> float:
+    taken = []
+    for _ in range(times):
+        if cold:
+            forget(layout)
+        began = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        taken.append(time.perf_counter() - began)
+    return median(taken)
+
+
+def forget(layout: Layout) -> None:
+    """Ask the kernel to drop a warehouse's files from its cache, so that the next read comes from the disk."""
+    for path in {path.stat().st_ino: path for path in layout.root.glob("*/*/*/*.parquet")}.values():
+        descriptor = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def machine() -> str:
+    """The machine and the versions, in one line."""
+    memory = math.ceil(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)
+    packages = ", ".join(f"{name} {version(name)}" for name in ("duckdb", "pyarrow", "numpy", "polars"))
+    return f"{os.cpu_count()} cores, {memory} GiB; Python {platform.python_version()}, {packages}"
+
+
+def file_bytes(folder: Path) -> dict[str, int]:
+    """Bytes of each Parquet file of a folder."""
+    return {path.stem: path.stat().st_size for path in sorted(folder.glob("*.parquet"))}
+
+
+def run_sql(sql: str) -> None:
+    """Run SQL in a DuckDB of its own."""
+    with duckdb.connect() as connection:
+        connection.execute(sql).fetchall()
