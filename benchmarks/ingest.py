@@ -2,16 +2,17 @@
 
     python -m benchmarks.ingest [--device cpu|cuda] [--pairs N] [--tokens N]
 
-All sides run the same model on the same right-padded batches, in turn (a b c d e f, a b …), with the device
-synchronised before each clock is read; the table gives medians of the ratios within a round, with the interval
-that holds the middle half.
+All sides run the same model on the same right-padded batches, in turn (a b c d e f, a b …; on a CPU, whose speed
+wanders, batch by batch), with the device synchronised before each clock is read; the table gives medians of the
+ratios within a round, with the interval that holds the middle half.
 
     a  forward with the LM head
     b  forward without it (the physical limit)
     c  output_router_logits=True, softmax, top-k, numpy: the usual script
     d  nnsight tracing of the routers, where it is installed (`pip install nnsight`)
     e  moewh's capture alone, up to numpy arrays
-    f  the whole ingest: tokenising, capture, rollups, Parquet, hashing, fsync, commit, over at least five segments
+    f  the whole ingest: tokenising, capture, rollups, Parquet, hashing, fsync, commit, in steady state: from the
+       first segment's commit to the last's, five segments later; what comes before is stated apart as start-up
 
 On a CPU the model has 4 layers, 64 experts, top-8, hidden 256, intermediate 256 and a vocabulary of 2,048, so that
 the head hides nothing; on cuda it is OLMoE-1B-7B's shape in bf16. Weights are random: nothing is downloaded.
@@ -33,6 +34,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 import transformers
 from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedTokenizerFast
@@ -43,11 +45,12 @@ from ingest.forward import run_batch
 from ingest.model import LoadedModel, Source
 from ingest.options import IngestOptions
 from ingest.readers import CANONICAL
-from ingest.run import ingest
+from ingest.run import Progress, ingest
 from ingest.sites import find_sites
 from ingest.tokenise import TokenRules, tokenise
 from ingest.vectors import WantedVectors
 from tests.models import byte_tokenizer
+from warehouse import schema
 from warehouse.layout import Layout
 
 CPU_SHAPE: dict[str, Any] = {
@@ -70,22 +73,23 @@ OLMOE_1B_7B: dict[str, Any] = {
     "num_key_value_heads": 16,
     "vocab_size": 50_304,
 }
-SEGMENTS = 5
+STEADY_SEGMENTS = 5
 
 
 @dataclass
 class Bench:
-    """One model, its prompts as batches on the host, and how to wait for its device."""
+    """One model, its prompts as the batches of an ingest on the host, and how to wait for its device."""
 
     loaded: LoadedModel
     batches: list[Batch]
     tokens: int
     folder: Path
-    prompts: Path
-    batch_tokens: int
+    options: IngestOptions
     device: torch.device
     waiting: list[float] = field(default_factory=list)
     """Share of (f)'s time spent waiting for the writer, per round."""
+    startup: list[float] = field(default_factory=list)
+    """Seconds from (f)'s first batch to its first commit, per round: the proof of the model and one segment."""
 
     @property
     def flops_per_token(self) -> float:
@@ -101,29 +105,29 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def forward(self, run: Callable[[torch.Tensor, torch.Tensor], Any]) -> float:
-        """Run every batch through `run` and return the seconds it took."""
+    def forward(self, batches: list[Batch], run: Callable[[torch.Tensor, torch.Tensor], Any]) -> float:
+        """Run some batches through `run` and return the seconds it took."""
         self.synchronise()
         began = time.perf_counter()
         with torch.inference_mode():
-            for batch in self.batches:
+            for batch in batches:
                 run(to_device(batch.input_ids_BS, self.device), to_device(batch.attention_mask_BS, self.device))
         self.synchronise()
         return time.perf_counter() - began
 
 
-def with_head(bench: Bench) -> float:
+def with_head(bench: Bench, batches: list[Batch]) -> float:
     """(a)"""
     model = bench.loaded.model
-    return bench.forward(lambda ids, mask: model(input_ids=ids, attention_mask=mask, use_cache=False))
+    return bench.forward(batches, lambda ids, mask: model(input_ids=ids, attention_mask=mask, use_cache=False))
 
 
-def without_head(bench: Bench) -> float:
+def without_head(bench: Bench, batches: list[Batch]) -> float:
     """(b)"""
-    return bench.forward(lambda ids, mask: run_stack(bench.loaded.model, ids, mask))
+    return bench.forward(batches, lambda ids, mask: run_stack(bench.loaded.model, ids, mask))
 
 
-def usual_script(bench: Bench) -> float:
+def usual_script(bench: Bench, batches: list[Batch]) -> float:
     """(c)"""
     model = bench.loaded.model
     K = model.config.num_experts_per_tok
@@ -133,10 +137,10 @@ def usual_script(bench: Bench) -> float:
         routed = [torch.softmax(logits.float(), -1).topk(K) for logits in output.router_logits]
         return [(weights.cpu().numpy(), experts.cpu().numpy()) for weights, experts in routed]
 
-    return bench.forward(run)
+    return bench.forward(batches, run)
 
 
-def nnsight_tracing(bench: Bench) -> float:
+def nnsight_tracing(bench: Bench, batches: list[Batch]) -> float:
     """(d)"""
     import nnsight
 
@@ -150,15 +154,15 @@ def nnsight_tracing(bench: Bench) -> float:
             routed.save()
         return [(weights.float().cpu().numpy(), experts.cpu().numpy()) for _, weights, experts in routed]
 
-    return bench.forward(run)
+    return bench.forward(batches, run)
 
 
-def capture_alone(bench: Bench) -> float:
+def capture_alone(bench: Bench, batches: list[Batch]) -> float:
     """(e)"""
     bench.synchronise()
     began = time.perf_counter()
     pending = []
-    for batch in bench.batches:
+    for batch in batches:
         pending.append(run_batch(bench.loaded, batch, WantedVectors()))
         if len(pending) > 4:
             pending.pop(0).wait()
@@ -168,31 +172,22 @@ def capture_alone(bench: Bench) -> float:
 
 
 def whole_ingest(bench: Bench) -> float:
-    """(f): from tokenising the first segment to the last fsync; loading the model is start-up and not counted."""
+    """(f): from the first segment's commit to the last's, in seconds for as many tokens as `bench.tokens`."""
     with tempfile.TemporaryDirectory(dir=bench.folder) as folder:
-        rows = bench.tokens * bench.loaded.config.num_hidden_layers * bench.loaded.config.num_experts_per_tok
-        options = IngestOptions(
-            model=str(bench.folder / "model"),
-            prompts=(str(bench.prompts),),
-            batch_tokens=bench.batch_tokens,
-            # Estimated rows: the byte tokenizer gives four times the tokens that the estimate expects.
-            segment_rows=max(1, rows // 4 // SEGMENTS),
-            device=str(bench.device),
-        )
-        summary = ingest(options, Layout(Path(folder) / "wh"))
-        if len(summary.written) < SEGMENTS:
-            raise RuntimeError(f"only {len(summary.written)} segments: nothing overlaps. Give more --tokens.")
+        layout, committed = Layout(Path(folder) / "wh"), [0.0]
+        summary = ingest(bench.options, layout, Progress(segment_done=lambda *_: committed.append(time.perf_counter())))
+        steady = committed[-1] - committed[1]
         bench.waiting.append(summary.waiting / summary.seconds)
-        return summary.seconds
+        bench.startup.append(summary.seconds - steady)
+        return steady * bench.tokens / sum(part.tokens for part in summary.written[1:])
 
 
-SIDES: dict[str, Callable[[Bench], float]] = {
+FORWARDS: dict[str, Callable[[Bench, list[Batch]], float]] = {
     "a": with_head,
     "b": without_head,
     "c": usual_script,
     "d": nnsight_tracing,
     "e": capture_alone,
-    "f": whole_ingest,
 }
 
 
@@ -201,14 +196,37 @@ def build(folder: Path, device: torch.device, tokens: int, batch_tokens: int, lo
     model, tokenizer = save_random_model(folder / "model", device)
     on_cpu = device.type == "cpu"
     prompts = write_prompts(folder / "prompts.jsonl", tokens, longest, ragged=on_cpu)
-    rows = [{"text": json.loads(line)["text"], "form": "text"} for line in prompts.read_text().splitlines()]
-    segment = tokenise(
-        pa.Table.from_pylist(rows, schema=CANONICAL), 0, tokenizer, TokenRules(longest, "truncate", special_tokens=True)
+    rows = tokens * model.config.num_hidden_layers * model.config.num_experts_per_tok
+    options = IngestOptions(
+        model=str(folder / "model"),
+        prompts=(str(prompts),),
+        batch_tokens=batch_tokens,
+        # Estimated rows: the byte tokenizer gives four times the tokens that the estimate expects.
+        segment_rows=max(1, rows // 4 // (STEADY_SEGMENTS + 1)),
+        device=str(device),
     )
-    batches = [make_batch(segment, contexts, 0) for contexts in plan_batches(segment.length_C, batch_tokens)]
     source = Source(str(folder / "model"), None, "bench", "bench", None, "bench")
     loaded = LoadedModel(source, model, tokenizer, find_sites(model, model.config).of_prompts(), None)
-    return Bench(loaded, batches, len(segment.vocab_id_T), folder, prompts, batch_tokens, device)
+    batches, found = batches_of_an_ingest(options, folder / "plan", tokenizer)
+    return Bench(loaded, batches, found, folder, options, device)
+
+
+def batches_of_an_ingest(options: IngestOptions, folder: Path, tokenizer: Any) -> tuple[list[Batch], int]:
+    """Return the very batches that an ingest runs, cut into its segments, and their tokens."""
+    summary = ingest(options, Layout(folder))
+    if len(summary.written) <= STEADY_SEGMENTS:
+        raise RuntimeError(f"only {len(summary.written)} segments: give more --tokens.")
+    batches, tokens = [], 0
+    for number in range(summary.segments):
+        path = Layout(folder).segment(summary.run_id, number) / schema.PROMPTS.file
+        rows = [{"text": text, "form": "text"} for text in pq.read_table(path, partitioning=None)["text"].to_pylist()]
+        table = pa.Table.from_pylist(rows, schema=CANONICAL)
+        segment = tokenise(table, 0, tokenizer, TokenRules(4_096, "truncate", special_tokens=True))
+        batches += [
+            make_batch(segment, contexts, 0) for contexts in plan_batches(segment.length_C, options.batch_tokens)
+        ]
+        tokens += len(segment.vocab_id_T)
+    return batches, tokens
 
 
 def save_random_model(folder: Path, device: torch.device) -> tuple[Any, PreTrainedTokenizerFast]:
@@ -238,6 +256,19 @@ def write_prompts(path: Path, tokens: int, longest: int, *, ragged: bool) -> Pat
     return path
 
 
+def one_round(bench: Bench, sides: str) -> dict[str, float]:
+    """Run every side once; return its seconds. Forward passes take turns batch by batch on a CPU."""
+    turns = [[batch] for batch in bench.batches] if bench.device.type == "cpu" else [bench.batches]
+    spent = dict.fromkeys(sides, 0.0)
+    for turn in turns:
+        for side in sides:
+            if side in FORWARDS:
+                spent[side] += FORWARDS[side](bench, turn)
+    if "f" in sides:
+        spent["f"] = whole_ingest(bench)
+    return spent
+
+
 def report(times: dict[str, list[float]], tokens: int) -> str:
     """Return the table: tokens per second of each side, and its ratio to (b) with the middle half."""
     lines = ["| side | tokens/s | speed against (b) | middle half |", "|---|---:|---:|---|"]
@@ -265,10 +296,9 @@ def main() -> None:
         padded = sum(batch.input_ids_BS.size for batch in bench.batches)
         times: dict[str, list[float]] = {side: [] for side in chosen.sides}
         for pair in range(chosen.pairs + 1):
-            for side in chosen.sides:
-                seconds = SIDES[side](bench)
-                if pair:  # the first round warms up
-                    times[side].append(seconds)
+            spent = one_round(bench, chosen.sides)
+            for side in chosen.sides if pair else "":  # the first round warms up
+                times[side].append(spent[side])
         print(
             f"{bench.tokens:,} tokens ({padded / bench.tokens - 1:.1%} padding), {len(bench.batches)} batches; ", end=""
         )
@@ -278,7 +308,8 @@ def main() -> None:
         fastest = bench.tokens / statistics.median(times["b"])
         print(f"(b) without the head: {fastest * bench.flops_per_token / 1e12:.3f} TFLOP/s")
         if bench.waiting:
-            print(f"(f) waits for its writer {statistics.median(bench.waiting):.1%} of the time")
+            print(f"(f) waits for its writer {statistics.median(bench.waiting):.1%} of the time; ", end="")
+            print(f"start-up (model proved, first segment): {statistics.median(bench.startup):.2f} s")
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def write_run(
     with layout.writing(), layout.staged(f"run.{identity.run_id}") as folder:
         write_table(folder, schema.RUNS, _run_columns(identity, loaded, facts, plan))
         write_table(folder, schema.LAYERS, _layer_columns(loaded, facts))
-        write_table(folder, schema.EXPERTS, _expert_columns(loaded))
+        write_table(folder, schema.EXPERTS, _expert_columns(loaded, facts))
         write_manifest(folder, identity.sha256, None)
         commit(folder, layout.run(identity.run_id))
 
@@ -184,9 +184,14 @@ def _layer_columns(loaded: LoadedModel, facts: dict[int, LayerFacts]) -> dict[st
     }
 
 
-def _expert_columns(loaded: LoadedModel) -> dict[str, list[Any]]:
-    rows = [(site.layer, expert, kind) for site in loaded.sites for expert, kind in enumerate(site.kinds)]
-    return {name: [row[place] for row in rows] for place, name in enumerate(("layer", "expert", "kind"))}
+def _expert_columns(loaded: LoadedModel, facts: dict[int, LayerFacts]) -> dict[str, list[Any]]:
+    biases = {site.layer: facts[site.layer].selection_bias or [None] * site.num_experts for site in loaded.sites}
+    rows = [
+        (site.layer, expert, kind, biases[site.layer][expert])
+        for site in loaded.sites
+        for expert, kind in enumerate(site.kinds)
+    ]
+    return {column.name: [row[place] for row in rows] for place, column in enumerate(schema.EXPERTS.columns)}
 
 
 def _dtype(loaded: LoadedModel) -> str:

@@ -25,6 +25,7 @@ _SCORING = {
 """Each up to a factor that is the same for all experts of a token."""
 
 _SHARED = re.compile(r"(?:^|[._])shared?_(?:expert|mlp)")
+_BIAS_NAMES = ("e_score_correction_bias", "expert_bias")
 _SCALE_NAMES = (
     "routed_scaling_factor",
     "moe_routed_scaling_factor",
@@ -43,6 +44,8 @@ class LayerFacts:
     post_scale: float
     num_shared_experts: int
     router_input: str | None
+    selection_bias: tuple[float, ...] | None
+    """Of each expert, added to its score for the choice alone; None where the choice is not explained by one."""
 
 
 def measure_layers(sites: list[Site], seen: dict[int, Observation], config: Any) -> dict[int, LayerFacts]:
@@ -68,6 +71,7 @@ def _measure(site: Site, seen: Observation, config: Any) -> LayerFacts:
         post_scale=_measure_post_scale(seen, config),
         num_shared_experts=shared_experts(site, config),
         router_input=router_input,
+        selection_bias=_measure_selection_bias(site, seen, scoring, config),
     )
 
 
@@ -100,6 +104,44 @@ def _spread(name: str, logits_NE: torch.Tensor, expert_ids_NK: torch.Tensor, wei
     ratios_NK = weights_NK / scores_NE.gather(1, expert_ids_NK)
     mean = ratios_NK.mean() if weights_NK.shape[1] == 1 else ratios_NK.mean(-1, keepdim=True)
     return float((ratios_NK / mean - 1).abs().max())
+
+
+def _measure_selection_bias(
+    site: Site, seen: Observation, scoring: str | None, config: Any
+) -> tuple[float, ...] | None:
+    """The bias that makes the chosen experts those of the K greatest score + bias, or zeros if none is needed.
+
+    Scores are softmax or sigmoid of the logits. A family that first chooses among groups of experts is held to it
+    within the groups that a token chose from.
+    """
+    call, logits_NE = seen.call, seen.router_logits_NE
+    E = site.num_experts
+    if call is None or logits_NE is None or logits_NE.shape[1] != E or scoring not in ("softmax", "sigmoid"):
+        return None
+    logits_NE = logits_NE.double()
+    scores_NE = logits_NE.softmax(-1) if scoring == "softmax" else logits_NE.sigmoid()
+    bias_E = _correction_bias(site, E)
+    selection_NE = scores_NE + bias_E.to(scores_NE)
+    usable_N = (call.expert_ids_TK != NO_ROUTE).all(-1) & selection_NE.isfinite().all(-1)
+    selection_NE, expert_ids_NK = selection_NE[usable_N], call.expert_ids_TK[usable_N].long()
+    chosen_NE = torch.zeros_like(selection_NE, dtype=torch.bool).scatter_(1, expert_ids_NK, True)
+    groups = int(getattr(text_config(config), "n_group", None) or 1)
+    of_chosen_group_NE = chosen_NE.unflatten(1, (groups, -1)).any(-1, keepdim=True).expand(-1, -1, E // groups)
+    rivals_NE = of_chosen_group_NE.flatten(1) & ~chosen_NE
+    least_N = selection_NE.masked_fill(~chosen_NE, torch.inf).min(-1).values
+    greatest_N = selection_NE.masked_fill(~rivals_NE, -torch.inf).max(-1).values
+    explained = bool((greatest_N <= least_N + TOLERANCE.get(call.weights_TK.dtype, 1e-2)).all())
+    return tuple(bias_E.tolist()) if explained else None
+
+
+def _correction_bias(site: Site, num_experts: int) -> torch.Tensor:
+    """What the router or its block calls a correction bias [E], else zeros."""
+    for module in (site.router, site.block):
+        for name in _BIAS_NAMES:
+            bias = getattr(module, name, None)
+            if isinstance(bias, torch.Tensor) and bias.numel() == num_experts and not bias.is_meta:
+                return bias.detach().flatten().float()
+    return torch.zeros(num_experts)
 
 
 def _measure_post_scale(seen: Observation, config: Any) -> float:

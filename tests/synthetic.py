@@ -8,8 +8,9 @@ from the description, never from the files.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ class Token:
     choices: dict[int, list[tuple[int, float | None]]]
     """Layer → (expert, weight), rank 0 first."""
     kind: str = "prompt"
+    logits: dict[int, list[float]] = field(default_factory=dict)
+    """Layer → the router's E raw logits, where they were asked for."""
 
     @property
     def counted(self) -> bool:
@@ -61,6 +64,10 @@ class Run:
     segments: list[list[Prompt]]
     fields: dict[str, Any] = field(default_factory=dict)
     """Columns of `runs` to set besides the run's identity."""
+    scoring: dict[int, str] = field(default_factory=dict)
+    """Layer → the function from logits to weights, where known."""
+    selection_bias: dict[int, list[float]] = field(default_factory=dict)
+    """Layer → what is added to each expert's score before the choice, where known."""
 
     def tokens(self) -> Iterator[Token]:
         """Every token of the run in order, specials included."""
@@ -84,14 +91,50 @@ def random_run(run_id: str, seed: int, layers: dict[int, tuple[int, int]], promp
     return Run(run_id, layers, [made[: prompts // 2], made[prompts // 2 :]])
 
 
+def checkpoint_of(run: Run, run_id: str, train_step: int, seed: int, changed: float) -> Run:
+    """The same tokens as in `run` at another training step: a share of the choices is drawn anew."""
+    rng = np.random.default_rng(seed)
+
+    def rerouted(token: Token) -> Token:
+        return replace(token, choices=_random_choices(rng, run.layers)) if rng.random() < changed else token
+
+    segments = [[replace(p, tokens=[rerouted(t) for t in p.tokens]) for p in prompts] for prompts in run.segments]
+    return replace(run, run_id=run_id, segments=segments, fields={**run.fields, "train_step": train_step})
+
+
+def with_logits(run: Run, seed: int) -> Run:
+    """The run with random raw logits for every routed token, its layers softmax and sigmoid in turn."""
+    rng = np.random.default_rng(seed)
+
+    def drawn(token: Token) -> Token:
+        return replace(
+            token, logits={n: rng.normal(size=run.layers[n][0]).astype(np.float32).tolist() for n in token.choices}
+        )
+
+    segments = [[replace(p, tokens=[drawn(t) for t in p.tokens]) for p in prompts] for prompts in run.segments]
+    known = dict(zip(run.layers, cycle(("softmax", "sigmoid")), strict=False))
+    biases = {n: rng.normal(size=run.layers[n][0]).astype(np.float32).tolist() for n in known}
+    return replace(run, segments=segments, scoring=known, selection_bias=biases)
+
+
 def random_warehouse(root: Path) -> tuple[Layout, list[Run]]:
-    """Write three random runs, one of them called `007`; layers are not consecutive and differ in top-k."""
+    """Write random runs, one of them called `007`; layers are not consecutive and differ in top-k.
+
+    The last three are checkpoints of one series, the middle one with raw logits.
+    """
     layout = Layout(root)
     layout.create()
     runs = [
         random_run("007", 1, {0: (6, 2), 2: (6, 2), 5: (6, 2)}),
         random_run("mixed", 2, {1: (4, 1), 3: (8, 3), 4: (5, 2)}),
         random_run("wide.v-1", 3, {0: (16, 4), 1: (16, 4)}, prompts=5),
+    ]
+    last = random_run("step-30", 4, {0: (6, 2), 3: (5, 3), 4: (4, 2)}, prompts=32)
+    last = replace(last, fields={"series": "trained", "tokens_key": "t", "train_step": 30})
+    runs += [
+        checkpoint_of(last, "step-1", 1, 5, changed=0.9),
+        with_logits(checkpoint_of(last, "step-20", 20, 6, changed=0.3), 7),
+        last,
     ]
     for run in runs:
         write_run(layout, run)
@@ -111,9 +154,15 @@ def write_run(layout: Layout, run: Run) -> None:
         "segments_planned": len(run.segments),
         **run.fields,
     }
-    layers = [{"layer": layer, "num_experts": e, "top_k": k} for layer, (e, k) in run.layers.items()]
+    layers = [
+        {"layer": layer, "num_experts": e, "top_k": k, "scoring": run.scoring.get(layer)}
+        for layer, (e, k) in run.layers.items()
+    ]
     experts_rows = [
-        {"layer": layer, "expert": n, "kind": "mlp"} for layer, (e, _) in run.layers.items() for n in range(e)
+        {"layer": layer, "expert": n, "kind": "mlp"}
+        | ({"selection_bias": run.selection_bias[layer][n]} if layer in run.selection_bias else {})
+        for layer, (e, _) in run.layers.items()
+        for n in range(e)
     ]
     write_table(folder, schema.RUNS, [row])
     write_table(folder, schema.LAYERS, layers)
@@ -127,7 +176,7 @@ def write_run(layout: Layout, run: Run) -> None:
 
 def write_segment(folder: Path, prompts: list[Prompt], first_prompt: int, *, layers: Iterable[int], last: bool) -> None:
     """Write one segment; its first prompt's id is `first_prompt`, its run's MoE layers are `layers`."""
-    prompt_rows, token_rows, routing_rows = [], [], []
+    prompt_rows, token_rows, routing_rows, logit_rows = [], [], [], []
     for prompt_id, prompt in enumerate(prompts, first_prompt):
         text = "".join(word(token.vocab_id) for token in prompt.tokens)
         prompt_rows.append(
@@ -143,12 +192,15 @@ def write_segment(folder: Path, prompts: list[Prompt], first_prompt: int, *, lay
                 for layer, chosen in token.choices.items()
                 for rank, (expert, weight) in enumerate(chosen)
             ]
+            logit_rows += [{"token_id": token_id, "layer": layer, "logits": z} for layer, z in token.logits.items()]
     routing_rows.sort(key=lambda row: (row["layer"], row["token_id"], row["rank"]))
     counts = {"prompts": len(prompt_rows), "tokens": len(token_rows), "routing_rows": len(routing_rows)}
     write_table(folder, schema.SEGMENTS, [counts | {"last": last}])
     write_table(folder, schema.PROMPTS, prompt_rows)
     write_table(folder, schema.TOKENS, token_rows)
     write_table(folder, schema.ROUTING, routing_rows)
+    if logit_rows:
+        write_table(folder, schema.ROUTER_LOGITS, logit_rows)
     write_rollups(folder, layers)
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -62,6 +66,103 @@ def test_check_names_a_token_with_a_row_missing(layout: Layout) -> None:
         f"choices_per_token: run_id = mixed, segment = 0, layer = 3, token_id = {lost['token_id']}, "
         "choices = 2, top_k = 3" in result.stdout
     )
+
+
+def rewrite(folder: Path, table: schema.Table, change: Callable[[list[dict[str, Any]]], None]) -> None:
+    """Change a table's rows in place."""
+    rows = pq.read_table(folder / table.file, partitioning=None).to_pylist()
+    change(rows)
+    pq.write_table(pa.Table.from_pylist(rows, table.arrow()), folder / table.file)
+
+
+def of(layer: int, rank: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return next(row for row in rows if row["layer"] == layer and row["rank"] == rank)
+
+
+def in_place(table: schema.Table, change: Callable[[list[dict[str, Any]]], None]) -> Callable[[Layout], None]:
+    """Damage the first segment of the checkpoint with logits: layers 0 (6 experts, top-2), 3 (5, 3), 4 (4, 2)."""
+    return lambda layout: rewrite(layout.segment("step-20", 0), table, change)
+
+
+DAMAGE: dict[str, list[tuple[Callable[[Layout], None], str]]] = {
+    "choices_per_token": [
+        (in_place(schema.ROUTING, lambda rows: rows.remove(of(3, 2, rows))), "choices = 2, top_k = 3")
+    ],
+    "ranks_and_weights": [
+        (in_place(schema.ROUTING, lambda rows: of(3, 2, rows).update(weight=9.0)), "weight = 9.0"),
+        (in_place(schema.ROUTING, lambda rows: of(3, 1, rows).update(rank=3)), "choice = 3, place = 2"),
+        (
+            in_place(schema.ROUTING, lambda rows: of(3, 1, rows).update(expert=of(3, 0, rows)["expert"])),
+            "choice = 1, place = 1",
+        ),
+        (
+            in_place(
+                schema.ROUTING,
+                lambda rows: (of(0, 0, rows).update(expert=5, weight=0.5), of(0, 1, rows).update(expert=1, weight=0.5)),
+            ),
+            "expert = 1, previous_expert = 5, weight = 0.5, previous_weight = 0.5",
+        ),
+    ],
+    "experts_in_range": [
+        (in_place(schema.ROUTING, lambda rows: of(3, 0, rows).update(expert=5)), "layer = 3, expert = 5"),
+        (in_place(schema.ROUTING, lambda rows: of(3, 0, rows).update(expert=-1)), "layer = 3, expert = -1"),
+        (in_place(schema.ROUTING, lambda rows: of(3, 0, rows).update(layer=1)), "layer = 1"),
+    ],
+    "finite_weights": [
+        (in_place(schema.ROUTING, lambda rows: of(3, 0, rows).update(weight=math.nan)), "routing_rows = 1"),
+        (in_place(schema.ROUTING, lambda rows: of(3, 0, rows).update(weight=-math.inf)), "routing_rows = 1"),
+    ],
+    "finite_logits": [
+        (in_place(schema.ROUTER_LOGITS, lambda rows: rows[0].update(logits=[math.nan, math.inf])), "logits = 2"),
+        (in_place(schema.ROUTER_LOGITS, lambda rows: rows[0].update(logits=[None, 1.0])), "logits = 1"),
+    ],
+    "known_tokens": [
+        (in_place(schema.TOKENS, lambda rows: rows.pop(1)), "token_id = 1, lacks = tokens"),
+        (in_place(schema.PROMPTS, lambda rows: rows.pop(0)), "token_id = 0, lacks = prompts"),
+    ],
+    "positions": [
+        (in_place(schema.TOKENS, lambda rows: rows.pop(0)), "prompt_id = 0, "),
+        (in_place(schema.TOKENS, lambda rows: rows[1].update(position=0)), "prompt_id = 0, "),
+        (in_place(schema.TOKENS, lambda rows: rows[1].update(token_id=5)), "wrong_ids = 1"),
+    ],
+    "prompt_tokens": [(in_place(schema.PROMPTS, lambda rows: rows[2].update(num_tokens=1)), "num_tokens = 1, ")],
+    "segment_totals": [
+        (in_place(schema.SEGMENTS, lambda rows: rows[0].update(tokens=7)), "tokens = 7, "),
+        (in_place(schema.SEGMENTS, lambda rows: rows[0].update(prompts=7)), "prompts = 7, "),
+        (in_place(schema.ROUTING, lambda rows: rows.pop()), "routing_rows_found"),
+    ],
+    "complete_runs": [
+        (lambda layout: shutil.rmtree(layout.segment("step-20", 1)), "run_id = step-20, status = running, segments = 1")
+    ],
+    "co_routing_sums": [
+        (in_place(schema.PAIR_COUNTS, lambda rows: rows[0].update(tokens=99)), "run_id = step-20"),
+        (in_place(schema.PAIR_COUNTS, lambda rows: rows.clear()), "run_id = step-20"),
+    ],
+    "transition_sums": [
+        (in_place(schema.TRANSITION_COUNTS, lambda rows: rows[0].update(tokens=999)), "experts_over = 1"),
+        (in_place(schema.TRANSITION_COUNTS, lambda rows: rows[0].update(first_choice_tokens=99)), "run_id = step-20"),
+    ],
+    "domain_sums": [(in_place(schema.EXPERT_COUNTS, lambda rows: rows[0].update(tokens=99)), "run_id = step-20")],
+    "load_sums": [(in_place(schema.EXPERT_COUNTS, lambda rows: rows[0].update(tokens=99)), "run_id = step-20")],
+}
+"""Check → what makes it fail, and what it then says."""
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "said"),
+    [(name, damage, said) for name, cases in DAMAGE.items() for damage, said in cases],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_check_sees_its_fault(name: str, damage: Callable[[Layout], None], said: str, layout: Layout) -> None:
+    damage(layout)
+    result = check(layout, str(QUERIES / "checks" / f"{name}.sql"))
+    assert result.exit_code == 1, result.output
+    assert f"{name}: run_id = step-20" in result.stdout
+    assert said in result.stdout
+
+
+def test_every_check_is_seen_to_fail() -> None:
+    assert sorted(DAMAGE) == [path.stem for path in _files()]
 
 
 def test_check_runs_the_users_own(layout: Layout, tmp_path: Path) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.synthetic import Prompt, Run, Token, random_warehouse, word, write_run
@@ -137,6 +138,15 @@ HAND_ROWS: dict[str, Rows] = {
         ("hand", None, 4, 0, 1, 1.0, 1 / 2, 2.0),
         ("hand", None, 4, 1, 0, 0.0, 1 / 2, 0.0),
     ],
+    # Two tokens have first choices at both layers: 0 → 1 and 0 → 0.
+    "first_choice_transitions": [("hand", 1, 4, 0, 0, 1, 1 / 2, 1.0), ("hand", 1, 4, 0, 1, 1, 1 / 2, 1.0)],
+    # No entry occurs ten times.
+    "vocabulary_specialization": [("hand", 1, None, 0), ("hand", 4, None, 0)],
+    # One pair, {0, 1} then {1, 2}: first choices differ, expert 1 is shared; 1 - C(2, 2) / C(4, 2) by chance.
+    "expert_repetition": [("hand", "code", 1, 1, 0.0, 1.0, 1 / 4, 5 / 6)],
+    # Of no series, and without raw logits.
+    "router_saturation": [],
+    "router_confidence": [],
     "routes": [
         ("hand", 0, 0, 1, 0, 0, 0.5, word(9), "special", 0, 0, "code"),
         ("hand", 0, 0, 1, 1, 3, 0.5, word(9), "special", 0, 0, "code"),
@@ -181,6 +191,104 @@ def test_load_balance_of_a_layer_without_tokens(tmp_path: Path) -> None:
     assert sorted(rows_of(layout, "load_balance")) == [
         ("idle", 0, None, None, None, None, None, 2),
         ("idle", 1, 0.0, None, 0.0, 0.0, 1.0, 0),
+    ]
+
+
+def test_vocabulary_specialization_by_hand(tmp_path: Path) -> None:
+    """Entry 1 goes to expert 0 in 9 of 12 and to expert 1 in 6; entry 2 always to expert 2; entry 3 is too rare."""
+    layout = Layout(tmp_path / "wh")
+    layout.create()
+    chosen = [(1, [0, 1])] * 3 + [(1, [0, 2])] * 6 + [(1, [1, 2])] * 3 + [(2, [2, 0])] * 10 + [(3, [0, 1])] * 9
+    tokens = [Token(vocab_id, {0: [(expert, 0.5) for expert in experts]}) for vocab_id, experts in chosen]
+    special = [Token(3, {0: [(0, 0.5), (1, 0.5)]}, kind="special")]
+    write_run(layout, Run("r", {0: (3, 2)}, [[Prompt(special + tokens[:20])], [Prompt(tokens[20:])]]))
+    assert rows_of(layout, "vocabulary_specialization") == [("r", 0, (9 / 12 + 1) / 2, 2)]
+
+
+def test_expert_repetition_of_random_routing_is_its_baseline(tmp_path: Path) -> None:
+    """Top-1 of 8 repeats in 12.5 %; top-2 of 8 shares an expert in 1 - (6/8)(5/7) = 46.4 % (Mixtral, section 5)."""
+    layout = Layout(tmp_path / "wh")
+    layout.create()
+    rng = np.random.default_rng(0)
+    tokens = [
+        Token(1, {0: [(int(rng.integers(8)), 1.0)], 1: [(int(e), 0.5) for e in rng.permutation(8)[:2]]})
+        for _ in range(20_001)
+    ]
+    write_run(layout, Run("r", {0: (8, 1), 1: (8, 2)}, [[Prompt(tokens)]]))
+    one, two = sorted(rows_of(layout, "expert_repetition"))
+    assert one[:4] == ("r", None, 0, 20_000)
+    assert one[6:] == (0.125, pytest.approx(0.125, rel=1e-14))
+    assert two[6:] == (0.125, pytest.approx(1 - 6 / 8 * 5 / 7, rel=1e-14))
+    error = 4 * math.sqrt(0.25 / 20_000)  # four standard errors of a share
+    for row in (one, two):
+        assert row[4:6] == pytest.approx(row[6:], abs=error)
+
+
+def test_expert_repetition_baseline_where_two_tokens_must_share(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "wh")
+    layout.create()
+    token = Token(1, {0: [(0, 0.5), (1, 0.5)], 1: [(0, 0.5), (1, 0.5)]})
+    write_run(layout, Run("r", {0: (3, 2), 1: (4, 2)}, [[Prompt([token, token])]]))
+    assert [row[7] for row in sorted(rows_of(layout, "expert_repetition"))] == [1.0, pytest.approx(5 / 6)]
+
+
+TRAINED = {"series": "s", "tokens_key": "t"}
+
+
+def test_router_saturation_by_hand(tmp_path: Path) -> None:
+    """The reference is the greatest step of the same series and tokens; other series and unknown steps stay out."""
+    layout = Layout(tmp_path / "wh")
+    layout.create()
+
+    def one(run_id: str, sets: list[list[int]], **fields: Any) -> None:
+        tokens = [Token(1, {2: [(e, 0.5) for e in experts]} if experts else {}) for experts in sets]
+        write_run(layout, Run(run_id, {2: (4, 2)}, [[Prompt(tokens[:1]), Prompt(tokens[1:])]], fields))
+
+    one("late", [[0, 1], [2, 3], [0, 2], []], **TRAINED, train_step=20)
+    one("early", [[1, 0], [0, 1], [2, 1], [0, 1]], **TRAINED, train_step=3)
+    one("unknown", [[0, 1], [2, 3], [], [0, 1]], **TRAINED)
+    one("other-series", [[0, 1]] * 4, series="z", tokens_key="t", train_step=99)
+    one("other-tokens", [[0, 1]] * 4, series="s", tokens_key="u")
+    assert sorted(rows_of(layout, "router_saturation"), key=str) == [
+        ("early", "late", 3, 2, 3, 0.5, 0.5),
+        ("late", "late", 20, 2, 3, 1.0, 0.5),
+        ("other-series", "other-series", 99, 2, 4, 1.0, 0.5),
+        ("unknown", "late", None, 2, 2, 1.0, 0.5),
+    ]
+
+
+def test_router_saturation_of_other_segments(tmp_path: Path) -> None:
+    """Runs cut into other segments still compare the same tokens."""
+    layout = Layout(tmp_path / "wh")
+    layout.create()
+    prompts = [Prompt([Token(1, {0: [(n, 1.0)]})]) for n in range(4)]
+    write_run(layout, Run("one", {0: (4, 1)}, [prompts], {**TRAINED, "train_step": 2}))
+    write_run(layout, Run("many", {0: (4, 1)}, [[prompt] for prompt in prompts], {**TRAINED, "train_step": 1}))
+    assert sorted(row[3:6] for row in rows_of(layout, "router_saturation")) == [(0, 4, 1.0), (0, 4, 1.0)]
+
+
+def test_router_confidence_by_hand(tmp_path: Path) -> None:
+    """Even logits; one that takes all, however large; a bias that moves the margin; a scoring nobody knows."""
+    layout = Layout(tmp_path / "wh")
+    layout.create()
+    even, sure, biased, unknown, full = 0, 1, 2, 3, 4
+    logits = {even: [1.0] * 4, sure: [1000.0, 0.0, 0.0, 0.0], biased: [0.0] * 4, unknown: [0.0] * 4, full: [0.0] * 2}
+    choices: dict[int, list[tuple[int, float | None]]] = {n: [(0, 0.5)] for n in logits}
+    choices[full] = [(0, 0.5), (1, 0.5)]
+    run = Run(
+        "r",
+        {even: (4, 1), sure: (4, 1), biased: (4, 1), unknown: (4, 1), full: (2, 2)},
+        [[Prompt([Token(1, choices, logits=logits)])]],
+        scoring={even: "softmax", sure: "softmax", biased: "sigmoid", full: "softmax"},
+        selection_bias={n: [0.0] * 4 for n in (even, sure)} | {biased: [0.75, 0.25, 0.0, 0.0], full: [0.0, 0.0]},
+    )
+    write_run(layout, run)
+    assert sorted(row[3:] for row in rows_of(layout, "router_confidence")) == [
+        (even, 2.0, 0.25, 0.0),
+        (sure, 0.0, 1.0, 1.0),
+        (biased, 2.0, 0.25, 0.5),
+        (unknown, None, None, None),
+        (full, 1.0, 1.0, None),
     ]
 
 
@@ -296,7 +404,99 @@ def brute_routes(run: Run) -> Rows:
     return rows
 
 
+def brute_first_choice_transitions(run: Run) -> Rows:
+    rows = []
+    for layer, following in pairwise(sorted(run.layers)):
+        moves = [(t.experts(layer)[:1], t.experts(following)[:1]) for t in run.tokens() if t.counted]
+        moves = [(here, there) for here, there in moves if here and there]
+        for (here, there), both in Counter((here[0], there[0]) for here, there in moves).items():
+            n_i, n_j = sum(h == [here] for h, _ in moves), sum(t == [there] for _, t in moves)
+            ratios = (both / n_i, both * len(moves) / (n_i * n_j))
+            rows.append((run.run_id, layer, following, here, there, both, *ratios))
+    return rows
+
+
+def brute_vocabulary_specialization(run: Run) -> Rows:
+    rows: Rows = []
+    for layer, (experts, _) in run.layers.items():
+        tokens = [t for t in run.tokens() if t.counted and t.experts(layer)]
+        largest = []
+        for vocab_id, n_x in Counter(t.vocab_id for t in tokens).items():
+            mine = [t.experts(layer) for t in tokens if t.vocab_id == vocab_id]
+            if n_x >= 10:
+                largest.append(max(sum(expert in chosen for chosen in mine) for expert in range(experts)) / n_x)
+        rows.append((run.run_id, layer, sum(largest) / len(largest) if largest else None, len(largest)))
+    return rows
+
+
+def brute_expert_repetition(run: Run) -> Rows:
+    rows: Rows = []
+    prompts = [prompt for segment in run.segments for prompt in segment]
+    for layer, (experts, top_k) in run.layers.items():
+        sets = list(combinations(range(experts), top_k))
+        shares_any = sum(bool({*sets[0]} & {*other}) for other in sets) / len(sets)
+        for domain in {prompt.domain for prompt in prompts}:
+            pairs = [
+                (here.experts(layer), there.experts(layer))
+                for prompt in prompts
+                for here, there in pairwise(prompt.tokens)
+                if prompt.domain == domain and here.counted and there.counted
+            ]
+            pairs = [(here, there) for here, there in pairs if here and there]
+            if pairs:
+                first = sum(here[0] == there[0] for here, there in pairs) / len(pairs)
+                any_ = sum(bool({*here} & {*there}) for here, there in pairs) / len(pairs)
+                rows.append((run.run_id, domain, layer, len(pairs), first, any_, 1 / experts, shares_any))
+    return rows
+
+
+def brute_router_saturation(run: Run, runs: list[Run]) -> Rows:
+    series = [r for r in runs if r.fields.get("series") and r.fields["series"] == run.fields.get("series")]
+    if not series:
+        return []
+    last = max(series, key=lambda r: r.fields["train_step"])
+    rows: Rows = []
+    for layer, (experts, top_k) in run.layers.items():
+        both = [
+            (here.experts(layer), there.experts(layer))
+            for here, there in zip(run.tokens(), last.tokens(), strict=True)
+            if here.counted and here.experts(layer) and there.experts(layer)
+        ]
+        saturation = sum(len({*here} & {*there}) / top_k for here, there in both) / len(both)
+        about = (run.run_id, last.run_id, run.fields["train_step"], layer, len(both))
+        rows.append((*about, saturation, top_k / experts))
+    return rows
+
+
+def brute_router_confidence(run: Run) -> Rows:
+    rows: Rows = []
+    prompt_id = 0
+    for segment, prompts in enumerate(run.segments):
+        for prompt in prompts:
+            for position, token in enumerate(prompt.tokens):
+                token_id = prompt_id * 2**24 + position
+                for layer, logits in token.logits.items():
+                    numbers = confidence(logits, run.scoring[layer], run.selection_bias[layer], run.layers[layer][1])
+                    rows.append((run.run_id, segment, token_id, layer, *numbers))
+            prompt_id += 1
+    return rows
+
+
+def confidence(logits: list[float], scoring: str, bias: list[float], top_k: int) -> tuple[float, float, float | None]:
+    """Entropy, mass of the k greatest shares, and margin, with numpy."""
+    z_E = np.asarray(logits, np.float64)
+    scores_E = np.exp(z_E) / np.exp(z_E).sum() if scoring == "softmax" else 1 / (1 + np.exp(-z_E))
+    shares_E = scores_E / scores_E.sum()
+    selection_E = np.sort(scores_E + np.asarray(bias, np.float64))[::-1]
+    margin = float(selection_E[top_k - 1] - selection_E[top_k]) if top_k < len(logits) else None
+    return float(-(shares_E * np.log2(shares_E)).sum()), float(np.sort(shares_E)[::-1][:top_k].sum()), margin
+
+
 BRUTE_FORCE: dict[str, Callable[[Run], Rows]] = {
+    "first_choice_transitions": brute_first_choice_transitions,
+    "vocabulary_specialization": brute_vocabulary_specialization,
+    "expert_repetition": brute_expert_repetition,
+    "router_confidence": brute_router_confidence,
     "co_routing": brute_co_routing,
     "expert_token_affinity": brute_expert_token_affinity,
     "layer_transitions": brute_layer_transitions,
@@ -310,7 +510,12 @@ BRUTE_FORCE: dict[str, Callable[[Run], Rows]] = {
 @pytest.mark.parametrize("name", CANNED)
 def test_view_equals_brute_force(name: str, random: tuple[Layout, list[Run]]) -> None:
     layout, runs = random
-    assert_same_rows(name, rows_of(layout, name), [row for run in runs for row in BRUTE_FORCE[name](run)])
+    if name == "router_saturation":
+        expected = [row for run in runs for row in brute_router_saturation(run, runs)]
+    else:
+        expected = [row for run in runs for row in BRUTE_FORCE[name](run)]
+    assert expected
+    assert_same_rows(name, rows_of(layout, name), expected)
 
 
 def assert_same_rows(name: str, got: Rows, expected: Rows) -> None:
@@ -351,6 +556,10 @@ IDENTITIES = {
         select sums.total, layers.top_k from layers
         join (select run_id, domain, layer, sum(share) as total from domain_specialization group by all) as sums
             on sums.run_id = layers.run_id and sums.layer = layers.layer""",
+    "first_choice_transitions conditional = 1": """
+        select sum(conditional), 1 from first_choice_transitions group by run_id, layer, expert""",
+    "router_saturation of the reference = 1": """
+        select saturation, 1 from router_saturation where run_id = reference_run_id""",
     "expert_token_affinity share_of_expert = 1": """
         select sum(share_of_expert), 1 from expert_token_affinity group by run_id, layer, expert""",
     "expert_token_affinity share_of_token = k": """

@@ -147,7 +147,16 @@ EXPERTS = Table(
     "run",
     "experts.parquet",
     "One row per run, MoE layer and routed expert, so that an expert nobody chose still has a row to join.",
-    (_LAYER, _EXPERT, Column("kind", "VARCHAR", "mlp, or identity for an expert that returns its input.")),
+    (
+        _LAYER,
+        _EXPERT,
+        Column("kind", "VARCHAR", "mlp, or identity for an expert that returns its input."),
+        Column(
+            "selection_bias",
+            "FLOAT",
+            "Added to the expert's score for the choice alone, not for its weight; 0 where there is none, NULL: unknown.",
+        ),
+    ),
 )
 
 SEGMENTS = Table(

@@ -124,6 +124,8 @@ def to_spark(tree: exp.Expr, values: Mapping[str, Value]) -> str:
     def replaced(node: exp.Expr) -> exp.Expr:
         if isinstance(node, exp.Anonymous) and node.name.lower() == "getvariable":
             return _literal(values.get(node.expressions[0].name))
+        if isinstance(node, exp.Anonymous) and node.name.lower() == "list_extract":
+            return exp.Anonymous(this="try_element_at", expressions=node.expressions)  # both count from 1
         if isinstance(node, exp.Parameter | exp.Placeholder):
             return _literal(values[node.name])
         return node

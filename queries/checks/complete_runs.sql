@@ -1,0 +1,10 @@
+-- complete_runs: every run has all the segments it was planned to have. While an ingest goes on, its run has not.
+-- One row per run that has not: run its ingest command again, or delete it with moewh runs --delete.
+select
+    run_id,
+    status,
+    segments,
+    segments_planned
+from runs
+where status <> 'complete'
+order by run_id

@@ -1,0 +1,26 @@
+-- finite_logits: no raw logit of the routers is infinite or not a number (runs ingested with --router-logits).
+-- One row per run, segment, layer and token with such logits, with how many.
+with all_logits as (
+    select
+        run_id,
+        segment,
+        layer,
+        token_id,
+        unnest(logits) as logit
+    from router_logits
+)
+select
+    run_id,
+    segment,
+    layer,
+    token_id,
+    count(*)::bigint as logits
+from all_logits
+where logit is null
+    or not abs(logit) < 'infinity'::float
+group by
+    run_id,
+    segment,
+    layer,
+    token_id
+order by run_id, segment, layer, token_id

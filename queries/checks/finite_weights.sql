@@ -1,0 +1,16 @@
+-- finite_weights: no weight is infinite or not a number. NULL is no fault: imported traces have ids alone.
+-- One row per run, segment, layer and expert with such weights, with the rows that have them.
+select
+    run_id,
+    segment,
+    layer,
+    expert,
+    count(*)::bigint as routing_rows
+from routing
+where not abs(weight) < 'infinity'::float
+group by
+    run_id,
+    segment,
+    layer,
+    expert
+order by run_id, segment, layer, expert

@@ -1,0 +1,17 @@
+-- load_sums: a token has top_k experts and one first choice, so that over all experts tokens sums to top_k times
+-- first_choice_tokens.
+-- One row per run and layer where it does not.
+select
+    expert_load.run_id as run_id,
+    expert_load.layer as layer,
+    sum(expert_load.tokens)::bigint as tokens,
+    (sum(expert_load.first_choice_tokens) * max(layers.top_k))::bigint as expected
+from expert_load
+join layers
+    on layers.run_id = expert_load.run_id
+    and layers.layer = expert_load.layer
+group by
+    expert_load.run_id,
+    expert_load.layer
+having sum(expert_load.tokens) <> sum(expert_load.first_choice_tokens) * max(layers.top_k)
+order by run_id, layer

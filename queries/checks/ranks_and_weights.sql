@@ -1,0 +1,33 @@
+-- ranks_and_weights: ranks are 0 to k - 1, each once, by descending weight; ties by expert; no expert twice.
+-- One row per run, segment, layer and token where they are not: the rank and expert that follow another.
+with ordered_choices as (
+    select
+        run_id,
+        segment,
+        layer,
+        token_id,
+        rank as choice,
+        expert,
+        weight,
+        row_number() over (partition by run_id, segment, layer, token_id order by rank) - 1 as place,
+        lag(expert) over (partition by run_id, segment, layer, token_id order by rank) as previous_expert,
+        lag(weight) over (partition by run_id, segment, layer, token_id order by rank) as previous_weight
+    from routing
+)
+select
+    run_id,
+    segment,
+    layer,
+    token_id,
+    choice,
+    place,
+    expert,
+    previous_expert,
+    weight,
+    previous_weight
+from ordered_choices
+where choice <> place
+    or weight > previous_weight
+    or (weight = previous_weight and expert <= previous_expert)
+    or expert = previous_expert
+order by run_id, segment, layer, token_id, choice

@@ -1,0 +1,63 @@
+-- transition_sums: a token goes from each of its k experts to each of its k' next ones, and from one first choice to
+-- one, so that over all next experts conditional sums to k'. All pairs and first choices are counted apart: here one is
+-- held against the other. No expert sends on more tokens than it has.
+-- One row per run and layer where all pairs are not k * k' times the first choices, or an expert sends on too many.
+with sent as (
+    select
+        run_id,
+        layer,
+        next_layer,
+        expert,
+        sum(tokens)::bigint as pairs
+    from layer_transitions
+    group by
+        run_id,
+        layer,
+        next_layer,
+        expert
+),
+sent_of as (
+    select
+        sent.run_id as run_id,
+        sent.layer as layer,
+        sum(sent.pairs)::bigint as pairs,
+        max(here.top_k * there.top_k) as pairs_a_token,
+        sum(case when sent.pairs > expert_load.tokens * there.top_k then 1 else 0 end)::bigint as experts_over
+    from sent
+    join layers as here
+        on here.run_id = sent.run_id
+        and here.layer = sent.layer
+    join layers as there
+        on there.run_id = sent.run_id
+        and there.layer = sent.next_layer
+    join expert_load
+        on expert_load.run_id = sent.run_id
+        and expert_load.layer = sent.layer
+        and expert_load.expert = sent.expert
+    group by
+        sent.run_id,
+        sent.layer
+),
+firsts as (
+    select
+        run_id,
+        layer,
+        sum(tokens)::bigint as tokens
+    from first_choice_transitions
+    group by
+        run_id,
+        layer
+)
+select
+    sent_of.run_id as run_id,
+    sent_of.layer as layer,
+    sent_of.pairs as pairs,
+    coalesce(firsts.tokens, 0) * sent_of.pairs_a_token as expected,
+    sent_of.experts_over as experts_over
+from sent_of
+left join firsts
+    on firsts.run_id = sent_of.run_id
+    and firsts.layer = sent_of.layer
+where sent_of.pairs <> coalesce(firsts.tokens, 0) * sent_of.pairs_a_token
+    or sent_of.experts_over > 0
+order by run_id, layer

@@ -1,0 +1,91 @@
+-- changed_tokens: the tokens whose routing differs most between two runs over the same tokens.
+-- One row per token that has rows in both runs at the same layer, most changed first:
+--   kept   = sum over those layers of |E_1 intersected with E_2| / sum of k    1: all experts the same
+--   layers = MoE layers compared
+-- Meant for checkpoints of one model (equal tokens_key); with other tokens the runs have no token_id in common that
+-- means anything, so nothing is returned. Tokens of kind prompt and generated.
+-- Parameters: run, other_run; layer (default: every layer), most (rows, default 50).
+with same_tokens as (
+    select
+        here.run_id as run_id,
+        there.run_id as other_run_id
+    from runs as here
+    join runs as there
+        on there.tokens_key = here.tokens_key
+    where here.run_id = getvariable('run')::varchar
+        and there.run_id = getvariable('other_run')::varchar
+),
+compared as (
+    select
+        here.run_id as run_id,
+        here.segment as segment,
+        here.token_id as token_id,
+        count(*)::bigint as layers,
+        sum(layers.top_k)::double as choices
+    from same_tokens
+    join routing as here
+        on here.run_id = same_tokens.run_id
+    join routing as there
+        on there.run_id = same_tokens.other_run_id
+        and there.layer = here.layer
+        and there.token_id = here.token_id
+    join layers
+        on layers.run_id = here.run_id
+        and layers.layer = here.layer
+    where here.rank = 0
+        and there.rank = 0
+        and (getvariable('layer') is null or here.layer = getvariable('layer'))
+    group by
+        here.run_id,
+        here.segment,
+        here.token_id
+),
+shared as (
+    select
+        here.token_id as token_id,
+        count(*)::bigint as choices
+    from same_tokens
+    join routing as here
+        on here.run_id = same_tokens.run_id
+    join routing as there
+        on there.run_id = same_tokens.other_run_id
+        and there.layer = here.layer
+        and there.token_id = here.token_id
+        and there.expert = here.expert
+    where (getvariable('layer') is null or here.layer = getvariable('layer'))
+    group by here.token_id
+),
+ranked as (
+    select
+        compared.token_id as token_id,
+        tokens.prompt_id as prompt_id,
+        tokens.position as position,
+        prompts.domain as domain,
+        tokens.token as token,
+        compared.layers as layers,
+        coalesce(shared.choices, 0)::double / compared.choices as kept,
+        row_number() over (order by coalesce(shared.choices, 0)::double / compared.choices, compared.token_id) as place
+    from compared
+    join tokens
+        on tokens.run_id = compared.run_id
+        and tokens.segment = compared.segment
+        and tokens.token_id = compared.token_id
+    join prompts
+        on prompts.run_id = tokens.run_id
+        and prompts.segment = tokens.segment
+        and prompts.prompt_id = tokens.prompt_id
+    left join shared
+        on shared.token_id = compared.token_id
+    where tokens.kind <> 'special'
+)
+select
+    token_id,
+    prompt_id,
+    position,
+    domain,
+    token,
+    layers,
+    kept
+from ranked
+where place <= coalesce(getvariable('most'), 50)
+order by place

@@ -1,0 +1,24 @@
+-- contrast_runs: which experts one run loads more than another, largest difference first.
+-- One row per layer and expert that both runs have. share and other_share are the experts' shares of the layer's
+-- routed tokens (expert_load: each sums to 1 over the layer):
+--   difference = share - other_share
+--   ratio      = share / other_share, NULL where other_share is 0
+-- The runs may have other prompts; whether a token's experts changed, changed_tokens tells for equal ones.
+-- Parameters: run, other_run; layer (default: every layer).
+select
+    here.layer as layer,
+    here.expert as expert,
+    here.tokens as tokens,
+    there.tokens as other_tokens,
+    here.share as share,
+    there.share as other_share,
+    here.share - there.share as difference,
+    here.share / nullif(there.share, 0) as ratio
+from expert_load as here
+join expert_load as there
+    on there.layer = here.layer
+    and there.expert = here.expert
+where here.run_id = getvariable('run')::varchar
+    and there.run_id = getvariable('other_run')::varchar
+    and (getvariable('layer') is null or here.layer = getvariable('layer'))
+order by abs(here.share - there.share) desc, layer, expert

@@ -1,0 +1,89 @@
+-- layer_pair_jaccard: which experts of any two layers are chosen by the same tokens.
+-- One row per run, expert of layer and expert of other_layer that share a token, most alike first. Over tokens of kind
+-- prompt and generated routed at both layers: N of them, N_i to expert, N_j to other_expert, N_ij to both:
+--   jaccard = N_ij / (N_i + N_j - N_ij)
+--   lift    = N_ij * N / (N_i * N_j)     1 where the two choices are independent
+-- For neighbouring layers layer_transitions answers from rollups; this reads the rows of the two layers.
+-- Parameters: layer, other_layer (another layer); run (default: every run).
+with both_layers as (
+    select
+        here.run_id as run_id,
+        here.rank as rank_here,
+        there.rank as rank_there,
+        here.expert as expert,
+        there.expert as other_expert
+    from routing as here
+    join routing as there
+        on there.run_id = here.run_id
+        and there.segment = here.segment
+        and there.token_id = here.token_id
+    join tokens
+        on tokens.run_id = here.run_id
+        and tokens.segment = here.segment
+        and tokens.token_id = here.token_id
+    where here.layer = getvariable('layer')
+        and there.layer = getvariable('other_layer')
+        and tokens.kind <> 'special'
+        and (getvariable('run') is null or here.run_id = getvariable('run')::varchar)
+),
+pair_tokens as (
+    select
+        run_id,
+        expert,
+        other_expert,
+        count(*)::bigint as tokens
+    from both_layers
+    group by
+        run_id,
+        expert,
+        other_expert
+),
+here_tokens as (
+    -- a token's expert meets each of its other experts once: rank 0 of them counts it once
+    select
+        run_id,
+        expert,
+        count(*)::double as tokens
+    from both_layers
+    where rank_there = 0
+    group by
+        run_id,
+        expert
+),
+there_tokens as (
+    select
+        run_id,
+        other_expert,
+        count(*)::double as tokens
+    from both_layers
+    where rank_here = 0
+    group by
+        run_id,
+        other_expert
+),
+all_tokens as (
+    select
+        run_id,
+        count(*)::double as tokens
+    from both_layers
+    where rank_here = 0
+        and rank_there = 0
+    group by run_id
+)
+select
+    pair_tokens.run_id as run_id,
+    pair_tokens.expert as expert,
+    pair_tokens.other_expert as other_expert,
+    pair_tokens.tokens as tokens,
+    pair_tokens.tokens / (here_tokens.tokens + there_tokens.tokens - pair_tokens.tokens) as jaccard,
+    pair_tokens.tokens * all_tokens.tokens / (here_tokens.tokens * there_tokens.tokens) as lift
+from pair_tokens
+join here_tokens
+    on here_tokens.run_id = pair_tokens.run_id
+    and here_tokens.expert = pair_tokens.expert
+join there_tokens
+    on there_tokens.run_id = pair_tokens.run_id
+    and there_tokens.other_expert = pair_tokens.other_expert
+join all_tokens
+    on all_tokens.run_id = pair_tokens.run_id
+order by pair_tokens.run_id, jaccard desc, pair_tokens.expert, pair_tokens.other_expert

@@ -1,0 +1,20 @@
+-- saturation_over_training: how the routing settles over the checkpoints of a training run.
+-- One row per series, reference run, layer and checkpoint, in order of training. Columns as in router_saturation;
+-- train_tokens as runs has it.
+-- Parameters: series (default: every series), layer (default: every layer).
+select
+    runs.series as series,
+    router_saturation.reference_run_id as reference_run_id,
+    router_saturation.layer as layer,
+    router_saturation.train_step as train_step,
+    runs.train_tokens as train_tokens,
+    router_saturation.run_id as run_id,
+    router_saturation.tokens as tokens,
+    router_saturation.saturation as saturation,
+    router_saturation.random as random
+from router_saturation
+join runs
+    on runs.run_id = router_saturation.run_id
+where (getvariable('series') is null or runs.series = getvariable('series')::varchar)
+    and (getvariable('layer') is null or router_saturation.layer = getvariable('layer'))
+order by series, reference_run_id, layer, train_step, run_id

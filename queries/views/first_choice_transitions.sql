@@ -1,0 +1,59 @@
+-- first_choice_transitions: where a token's first choice goes at the next MoE layer.
+-- One row per run, layer, next layer and pair of experts that are some token's first choices (rank 0) at the two.
+-- Over tokens of kind prompt and generated routed at both layers: N of them, N_i with first choice expert at layer,
+-- N_j with first choice next_expert at next_layer, N_ij both (a token counts once):
+--   conditional = N_ij / N_i                 over all next experts it sums to 1
+--   lift        = N_ij * N / (N_i * N_j)     1 where the two choices are independent
+-- A pair that no token takes has no row: both ratios are 0. The weights play no part but for the rank.
+-- Counts come from the rollup transition_counts, so the cost does not grow with tokens.
+create or replace view first_choice_transitions as
+with pair_tokens as (
+    select
+        transition_counts.run_id as run_id,
+        transition_counts.layer as layer,
+        min(transition_counts.next_layer) as next_layer,
+        transition_counts.expert as expert,
+        transition_counts.next_expert as next_expert,
+        sum(transition_counts.first_choice_tokens)::bigint as tokens
+    from transition_counts
+    where transition_counts.kind <> 'special'
+        and transition_counts.first_choice_tokens > 0
+    group by
+        transition_counts.run_id,
+        transition_counts.layer,
+        transition_counts.expert,
+        transition_counts.next_expert
+),
+counted as (
+    select
+        run_id,
+        layer,
+        next_layer,
+        expert,
+        next_expert,
+        tokens,
+        (sum(tokens) over (partition by run_id, layer, expert))::double as tokens_here,
+        (sum(tokens) over (partition by run_id, layer, next_expert))::double as tokens_there,
+        (sum(tokens) over (partition by run_id, layer))::double as tokens_all
+    from pair_tokens
+)
+select
+    run_id,
+    layer,
+    next_layer,
+    expert,
+    next_expert,
+    tokens,
+    tokens::double / nullif(tokens_here, 0) as conditional,
+    tokens::double * tokens_all / nullif(tokens_here * tokens_there, 0) as lift
+from counted;
+
+comment on view first_choice_transitions is 'One row per layer and pair of first choices at it and the next: how tokens flow, rank 0 alone.';
+comment on column first_choice_transitions.run_id is 'The run these rows belong to.';
+comment on column first_choice_transitions.layer is 'Layer index in the model.';
+comment on column first_choice_transitions.next_layer is 'The next MoE layer: the next row of layers.';
+comment on column first_choice_transitions.expert is 'First choice (rank 0) at layer.';
+comment on column first_choice_transitions.next_expert is 'First choice (rank 0) at next_layer.';
+comment on column first_choice_transitions.tokens is 'N_ij: tokens with both as their first choices.';
+comment on column first_choice_transitions.conditional is 'N_ij / N_i: share of the tokens whose first choice is expert.';
+comment on column first_choice_transitions.lift is 'N_ij * N / (N_i * N_j): 1 where the two choices are independent.';

@@ -1,0 +1,112 @@
+-- router_saturation: how much of the routing a training checkpoint has settled already.
+-- One row per run, reference run and layer. The reference is the run with the greatest train_step among the runs of
+-- equal series and tokens_key (the first by run_id where several have it): the same tokens through the last checkpoint
+-- there is. It is compared with itself too, and saturates at 1.
+-- Over tokens of kind prompt and generated with rows at the layer in both runs, E_t and E_T their k experts:
+--   saturation = mean of |E_t intersected with E_T| / k    OLMoE (arXiv:2409.02060) Eq. 5, with top-k = k
+--   random     = k / E                                     what two independent even routers would share
+-- Weights and ranks play no part. A run without series, or alone with its tokens_key, has no rows but its own; runs of
+-- which none has a train_step have none. Only chosen tokens that both runs committed are compared: see tokens.
+-- Reads rows, of the runs compared only: filter on run_id and layer.
+create or replace view router_saturation as
+with ordered_runs as (
+    select
+        run_id,
+        series,
+        tokens_key,
+        train_step,
+        row_number() over (
+            partition by series, tokens_key
+            order by coalesce(train_step, -1) desc, run_id
+        ) as place
+    from runs
+    where series is not null
+        and tokens_key is not null
+),
+compared_runs as (
+    select
+        ordered_runs.run_id as run_id,
+        ordered_runs.train_step as train_step,
+        reference.run_id as reference_run_id
+    from ordered_runs
+    join ordered_runs as reference
+        on reference.series = ordered_runs.series
+        and reference.tokens_key = ordered_runs.tokens_key
+        and reference.place = 1
+    where reference.train_step is not null
+),
+compared_tokens as (
+    select
+        compared_runs.run_id as run_id,
+        compared_runs.reference_run_id as reference_run_id,
+        here.layer as layer,
+        count(*)::bigint as tokens
+    from compared_runs
+    join routing as here
+        on here.run_id = compared_runs.run_id
+    join tokens
+        on tokens.run_id = here.run_id
+        and tokens.segment = here.segment
+        and tokens.token_id = here.token_id
+    join routing as there
+        on there.run_id = compared_runs.reference_run_id
+        and there.layer = here.layer
+        and there.token_id = here.token_id
+    where here.rank = 0
+        and there.rank = 0
+        and tokens.kind <> 'special'
+    group by
+        compared_runs.run_id,
+        compared_runs.reference_run_id,
+        here.layer
+),
+shared_experts as (
+    select
+        compared_runs.run_id as run_id,
+        compared_runs.reference_run_id as reference_run_id,
+        here.layer as layer,
+        count(*)::bigint as shared
+    from compared_runs
+    join routing as here
+        on here.run_id = compared_runs.run_id
+    join tokens
+        on tokens.run_id = here.run_id
+        and tokens.segment = here.segment
+        and tokens.token_id = here.token_id
+    join routing as there
+        on there.run_id = compared_runs.reference_run_id
+        and there.layer = here.layer
+        and there.token_id = here.token_id
+        and there.expert = here.expert
+    where tokens.kind <> 'special'
+    group by
+        compared_runs.run_id,
+        compared_runs.reference_run_id,
+        here.layer
+)
+select
+    compared_tokens.run_id as run_id,
+    compared_tokens.reference_run_id as reference_run_id,
+    compared_runs.train_step as train_step,
+    compared_tokens.layer as layer,
+    compared_tokens.tokens as tokens,
+    coalesce(shared_experts.shared, 0)::double / (compared_tokens.tokens * layers.top_k) as saturation,
+    layers.top_k::double / layers.num_experts as random
+from compared_tokens
+join compared_runs
+    on compared_runs.run_id = compared_tokens.run_id
+join layers
+    on layers.run_id = compared_tokens.run_id
+    and layers.layer = compared_tokens.layer
+left join shared_experts
+    on shared_experts.run_id = compared_tokens.run_id
+    and shared_experts.layer = compared_tokens.layer;
+
+comment on view router_saturation is 'One row per run, reference run and layer: share of the final checkpoint''s experts already chosen, over the same tokens.';
+comment on column router_saturation.run_id is 'The run these rows belong to: a checkpoint.';
+comment on column router_saturation.reference_run_id is 'The run of the greatest train_step among those of equal series and tokens_key.';
+comment on column router_saturation.train_step is 'Training step of run_id; NULL where unknown.';
+comment on column router_saturation.layer is 'Layer index in the model.';
+comment on column router_saturation.tokens is 'Tokens with rows at the layer in both runs.';
+comment on column router_saturation.saturation is 'Mean share of a token''s experts that the reference run chooses too.';
+comment on column router_saturation.random is 'k / E: what two independent even routers would share.';
