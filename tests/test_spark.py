@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from tests.synthetic import Prompt, Run, Token, random_run, random_warehouse, write_run
+from tests.synthetic import Prompt, Run, Token, random_run, random_warehouse, word, write_run
 from warehouse import query as queries
 from warehouse import schema
 from warehouse.check import shipped_checks
@@ -96,7 +96,16 @@ VALUES: dict[str, dict[str, Value]] = {
     "domain_experts": {"run": "007", "min_share": 0.2},
     "co_routing_where": {"prompt_ids": "0,2,3", "run": "mixed"},
     "transitions_where": {"token_ids": f"{1 << 24}, {(1 << 24) + 1}, 2, 3"},
+    "changed_tokens": {"run": "step-1", "other_run": "step-30"},
+    "contrast_domains": {"domain": "code", "other_domain": "prose"},
+    "contrast_runs": {"run": "step-1", "other_run": "step-30"},
+    "expert_contexts": {"layer": 3, "expert": 4, "window": 3},
+    "expert_paths": {"most": 5, "domain": "code"},
+    "layer_pair_jaccard": {"layer": 5, "other_layer": 0},
+    "specialization_changes": {"run": "step-30", "other_run": "step-1", "min_lift": 1.05},
+    "token_experts": {"token": word(4)},
 }
+"""For each saved query that needs some, parameters that give rows."""
 
 
 @pytest.mark.parametrize("name", view_names())
@@ -107,7 +116,9 @@ def test_spark_view_equals_duckdb(name: str, layout: Layout, session: SparkSessi
 
 @pytest.mark.parametrize("name", queries.saved_names())
 def test_spark_saved_query_equals_duckdb(name: str, layout: Layout, session: SparkSession) -> None:
-    assert_same(layout, session, queries.find_query(name), VALUES.get(name, {}), ordered=True)
+    query, values = queries.find_query(name), VALUES.get(name, {})
+    assert on_duckdb(layout, query, values)[1] or name not in VALUES
+    assert_same(layout, session, query, values, ordered=True)
 
 
 @pytest.mark.parametrize("query", shipped_checks(), ids=lambda query: query.source)

@@ -9,7 +9,7 @@ with ordered_choices as (
         rank as choice,
         expert,
         weight,
-        row_number() over (partition by run_id, segment, layer, token_id order by rank) - 1 as place,
+        (row_number() over (partition by run_id, segment, layer, token_id order by rank) - 1)::integer as place,
         lag(expert) over (partition by run_id, segment, layer, token_id order by rank) as previous_expert,
         lag(weight) over (partition by run_id, segment, layer, token_id order by rank) as previous_weight
     from routing
