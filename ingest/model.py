@@ -105,11 +105,11 @@ def load_model(options: IngestOptions, process: Process | None = None) -> Loaded
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     hub_logging.set_verbosity_error()
-    source = _source(options)
+    source = find_source(options.model, options.revision, options.series)
     arguments = {"revision": source.revision, "trust_remote_code": options.trust_remote_code}
     try:
         # A branch may move while its files are being fetched: all come from the commit that it is at now.
-        commit = _commit(source)
+        commit = commit_of(source)
         arguments["revision"] = commit or source.revision
         config = read_config(source.location, **arguments)
         refuse_by_name(config)
@@ -201,26 +201,27 @@ def training_progress(checkpoint: str | None) -> tuple[int | None, int | None]:
     return int(step[1]) if step else None, int(tokens[1]) * scale[tokens[2]] if tokens else None
 
 
-def _source(options: IngestOptions) -> Source:
-    if options.model == DEMO:
+def find_source(model: str, revision: str | None, series: str | None = None) -> Source:
+    """Return where a model comes from: the demo, a folder, or else the hub. Raises UsageError."""
+    if model == DEMO:
         try:
-            folder = demo.checkpoint_path(options.revision)
+            folder = demo.checkpoint_path(revision)
         except LookupError as error:
             raise UsageError(str(error.args[0])) from None
-        return Source(str(folder), None, DEMO, DEMO, folder.name, options.series or DEMO)
-    path = Path(options.model)
+        return Source(str(folder), None, DEMO, DEMO, folder.name, series or DEMO)
+    path = Path(model)
     if path.is_dir():
-        if options.revision is not None:
-            raise UsageError(f"--revision {options.revision} goes with a hub id; {path} is a folder. Name its folder.")
+        if revision is not None:
+            raise UsageError(f"--revision {revision} goes with a hub id; {path} is a folder. Name its folder.")
         path = path.resolve()
-        series = options.series or f"{path.parent.name}-{_folder_digest(path)}"
-        return Source(str(path), None, path.name, str(path), path.name, series)
-    name = options.model.rstrip("/").rpartition("/")[2]
-    series = options.series or options.model
-    return Source(options.model, options.revision or "main", name, options.model, options.revision, series)
+        return Source(
+            str(path), None, path.name, str(path), path.name, series or f"{path.parent.name}-{_folder_digest(path)}"
+        )
+    name = model.rstrip("/").rpartition("/")[2]
+    return Source(model, revision or "main", name, model, revision, series or model)
 
 
-def _commit(source: Source) -> str | None:
+def commit_of(source: Source) -> str | None:
     """Return the commit that a hub model's revision is at, which its files' place in the hub's cache tells."""
     if source.revision is None:
         return None

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests import synthetic
+from tests.geometries import write_random_geometry
 from warehouse import schema, verify
 from warehouse.layout import Layout
 from warehouse.manifest import read_manifest, write_manifest
@@ -33,6 +34,8 @@ def sound_warehouse(root: Path) -> Layout:
         run.fields.update(identity=identity, options=options, prompts_sha256="0" * 64)
         synthetic.write_run(layout, run)
         write_manifest(layout.run(run_id), identity, None)
+        write_random_geometry(layout, run, seed)
+        write_manifest(layout.geometry(run_id), identity, None)
         for number in range(len(run.segments)):
             folder = layout.segment(run_id, number)
             _add_opt_in(folder, seed)
@@ -55,7 +58,7 @@ def committed_files(layout: Layout) -> list[Path]:
     """Every committed file of every run, manifests included, in order."""
     return [
         path
-        for top in (layout.root / "runs", layout.root / "segments")
+        for top in (layout.root / "runs", layout.root / "segments", layout.root / "geometry")
         for path in sorted(top.glob("run_id=[!~]*/**/*"))
         if path.is_file()
     ]

@@ -20,6 +20,7 @@ from warehouse.check import check
 from warehouse.demo import demo
 from warehouse.engine import engine_options, open_engine
 from warehouse.errors import MoewhError, UsageError
+from warehouse.geometry_command import geometry
 from warehouse.ingest_command import ingest
 from warehouse.inspect_command import inspect
 from warehouse.layout import Layout
@@ -239,6 +240,7 @@ def refresh(warehouse: Layout) -> None:
 
 
 main.add_command(check)
+main.add_command(geometry)
 main.add_command(ingest)
 main.add_command(inspect)
 main.add_command(demo)

@@ -5,6 +5,7 @@ Layout::
     wh/warehouse.duckdb                       views only (warehouse.publish)
        runs/run_id=<run>/run.parquet …        what a run is
        segments/run_id=<run>/segment=<n>/     committed rows
+       geometry/run_id=<run>/                 what the model's weights alone say (moewh geometry)
        quarantine/                            damaged segments taken out
        .staging/                              work in flight; no view's glob matches it
 """
@@ -29,6 +30,13 @@ SCHEMA_RUN = "~schema"
 It sorts after every legal run_id: DuckDB takes the first file's rows for typical when it plans a join, and an
 empty file first makes it build hash tables of the larger side.
 """
+
+FOLDERS: dict[schema.Level, str] = {
+    "run": "runs/run_id=*",
+    "segment": "segments/run_id=*/segment=*",
+    "geometry": "geometry/run_id=*",
+}
+"""The folders that hold the files of each level's tables, as a pattern below the root."""
 
 SEGMENT_FOLDER = "segment="
 """What the name of a segment's folder begins with, before its number."""
@@ -80,8 +88,12 @@ class Layout:
         """Folder of one committed segment."""
         return self.segments(run_id) / f"{SEGMENT_FOLDER}{number}"
 
+    def geometry(self, run_id: str) -> Path:
+        """Folder of what the weights of a run's model say."""
+        return self.root / "geometry" / f"run_id={run_id}"
+
     def exists(self) -> bool:
-        """Tell whether there is a warehouse here."""
+        """Tell whether there is a warehouse here; one from before `moewh geometry` has no such folder."""
         return self.segment(SCHEMA_RUN, 0).is_dir() and self.run(SCHEMA_RUN).is_dir()
 
     def looks_like_one(self) -> bool:
@@ -108,6 +120,7 @@ class Layout:
             for layout in (Layout(self.empty), self):
                 self._add_empty_tables("run", layout.run(SCHEMA_RUN))
                 self._add_empty_tables("segment", layout.segment(SCHEMA_RUN, 0))
+                self._add_empty_tables("geometry", layout.geometry(SCHEMA_RUN))
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -120,7 +133,7 @@ class Layout:
                 "is safe. Make room there, or choose a writable directory with --warehouse; then run the same again."
             ) from error
 
-    def _add_empty_tables(self, level: str, target: Path) -> None:
+    def _add_empty_tables(self, level: schema.Level, target: Path) -> None:
         missing = [table for table in schema.TABLES if table.level == level and not (target / table.file).is_file()]
         if not missing:
             return

@@ -50,6 +50,41 @@ def quarantine(layout: Layout, folders: Iterable[Path]) -> dict[Path, Path]:
     return moved
 
 
+def remedy(layout: Layout, folder: Path) -> str | None:
+    """Return the command that writes a bad folder again; None for what is no run's."""
+    run_id = run_of(layout, folder)
+    if run_id is None:
+        return None
+    measured = folder.is_relative_to(layout.geometry(run_id))
+    return geometry_command(layout, run_id) if measured else restore_command(layout, run_id)
+
+
+def geometry_command(layout: Layout, run_id: str) -> str:
+    """Return the command that measures the weights of a run's model again."""
+    row = _run_row(layout, run_id)
+    if row is None:
+        return f"`moewh geometry --run-id {run_id}` with its model"
+    words = ["moewh", "geometry", *_model_words(row), "--run-id", run_id]
+    if (rank := geometry_rank(layout, run_id)) is not None:
+        words += ["--rank", str(rank)]
+    return f"{shlex.join(words)} --warehouse {shlex.quote(str(layout.root))}"
+
+
+def geometry_rank(layout: Layout, run_id: str) -> int | None:
+    """Return the rank of a run's geometry, from `quarantine/` if it went there; None if it cannot be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for root in (layout, Layout(layout.root / "quarantine")):
+        path = root.geometry(run_id) / schema.EXPERT_GEOMETRY.file
+        try:
+            ranks = pq.read_table(path, columns=["subspace_rank"], partitioning=None).column(0)
+            return int(ranks.drop_null()[0].as_py())
+        except (OSError, pa.ArrowException, LookupError):
+            continue
+    return None
+
+
 def restore_command(layout: Layout, run_id: str) -> str:
     """Return the ingest command that writes a run's missing segments again, as far as the run's own row tells it.
 
@@ -59,9 +94,7 @@ def restore_command(layout: Layout, run_id: str) -> str:
     if row is None:
         return f"the `moewh ingest` command that began run {run_id}"
     options: dict[str, Any] = json.loads(row["options"])
-    words = ["moewh", "ingest", "--model", row["model"], "--run-id", run_id]
-    if row["revision"] is not None and (options.get("weights_sha256") is None or row["model"] == "demo"):
-        words += ["--revision", row["commit_hash"] or row["revision"]]
+    words = ["moewh", "ingest", *_model_words(row), "--run-id", run_id]
     for name, option in _OPTIONS.items():
         if options.get(name) is not None:
             words += [option, str(options[name])]
@@ -78,6 +111,15 @@ def run_of(layout: Layout, folder: Path) -> str | None:
         return None
     names = [part.removeprefix(RUN_FOLDER) for part in folder.parts if part.startswith(RUN_FOLDER)]
     return names[-1] if names and names[-1] != SCHEMA_RUN else None
+
+
+def _model_words(row: dict[str, Any]) -> list[str]:
+    """Return the options that name a run's model."""
+    words = ["--model", row["model"]]
+    from_hub = json.loads(row["options"]).get("weights_sha256") is None
+    if row["revision"] is not None and (from_hub or row["model"] == "demo"):
+        words += ["--revision", row["commit_hash"] or row["revision"]]
+    return words
 
 
 def _free_place(place: Path) -> Path:

@@ -35,7 +35,8 @@ def list_runs(connection: duckdb.DuckDBPyConnection) -> Answer:
 
 def run_ids(layout: Layout) -> list[str]:
     """Return the ids of all runs that have a folder, in order."""
-    folders = [*layout.run("x").parent.glob("run_id=*"), *layout.segments("x").parent.glob("run_id=*")]
+    places = (layout.run("x"), layout.segments("x"), layout.geometry("x"))
+    folders = [folder for place in places for folder in place.parent.glob("run_id=*")]
     return sorted({folder.name.removeprefix("run_id=") for folder in folders} - {SCHEMA_RUN})
 
 
@@ -47,15 +48,16 @@ def check_known(layout: Layout, run_id: str) -> None:
 
 
 def delete_run(layout: Layout, run_id: str) -> None:
-    """Delete a run and its segments.
+    """Delete a run, its segments and its geometry.
 
-    All its segments leave in one rename, then the run itself in another; what a kill leaves is the whole
+    All its segments leave in one rename, then the geometry, then the run itself; what a kill leaves is the whole
     run, a run without segments (which ingest fills again, or a second delete removes), or no run.
     Files are removed after that, out of every view's sight. Raises MoewhError for an unknown run.
     """
     check_known(layout, run_id)
     with layout.staged("deleted") as folder:
         _take_out(layout.segments(run_id), folder / "segments")
+        _take_out(layout.geometry(run_id), folder / "geometry")
         _take_out(layout.run(run_id), folder / "run")
     layout.sweep()
 

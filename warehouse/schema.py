@@ -21,6 +21,8 @@ POSITION_BITS = 24
 """token_id = prompt_id * 2**POSITION_BITS + position; a longer prompt is refused."""
 
 Encoding = Literal["dictionary", "delta", "byte_stream_split"]
+Level = Literal["run", "segment", "geometry"]
+"""What a table's files lie beside: a run's own, a segment's, or those of a run's geometry."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """One table: a file of that name in every run (or segment) folder, and a view over all of them."""
+    """One table: a file of that name in every folder of its level, and a view over all of them."""
 
     name: str
-    level: Literal["run", "segment"]
+    level: Level
     file: str
     description: str
     columns: tuple[Column, ...]
@@ -57,7 +59,7 @@ class Table:
     @property
     def path_columns(self) -> tuple[Column, ...]:
         """The columns that come from the folder names."""
-        return (RUN_ID,) if self.level == "run" else (RUN_ID, SEGMENT)
+        return (RUN_ID, SEGMENT) if self.level == "segment" else (RUN_ID,)
 
     def arrow(self) -> pa.Schema:
         """Return the Arrow schema of the Parquet file."""
@@ -256,6 +258,79 @@ HIDDEN_STATES = Table(
     opt_in=True,
 )
 
+_EXPERT_A = Column("expert_a", "INTEGER", "The pair's lower expert index; a pair has one row.")
+_EXPERT_B = Column("expert_b", "INTEGER", "The pair's higher expert index.")
+
+
+def _measure(name: str, description: str) -> Column:
+    return Column(name, "DOUBLE", description, "byte_stream_split")
+
+
+EXPERT_GEOMETRY = Table(
+    "expert_geometry",
+    "geometry",
+    "expert_geometry.parquet",
+    "One row per run that has a geometry, MoE layer and routed expert: what its weights alone say. "
+    "H is the length of the expert's input, I of its inner layer; biases are left out.",
+    (
+        _LAYER,
+        _EXPERT,
+        _measure("router_norm", "Length of the expert's row in the router; NULL where the router has no such rows."),
+        _measure("gate_norm", "Frobenius norm of the gate's weights; NULL for an expert without a gate."),
+        _measure("up_norm", "Frobenius norm of the up projection; NULL, as all below, for an identity expert."),
+        _measure("down_norm", "Frobenius norm of the down projection."),
+        Column("subspace_rank", "INTEGER", "r: dimensions of the subspaces below."),
+        _measure(
+            "input_share",
+            "Share of the router row's energy inside the top-r right singular subspace of [gate; up]; NULL without "
+            "a row, where the expert reads another space than the router, or if the rank is below r.",
+        ),
+        _measure("output_share", "The same inside the top-r left singular subspace of the down projection."),
+        _measure("random_share", "r / H: what a row in a random direction would have."),
+        _measure("input_kurtosis", "Of the entries of [gate; up]: fourth central moment / variance^2; normal: 3."),
+        _measure("output_kurtosis", "The same of the down projection."),
+        _measure(
+            "input_effective_rank",
+            "exp of the entropy of the singular values of [gate; up] over their sum (Roy and Vetterli 2007).",
+        ),
+        _measure("output_effective_rank", "The same of the down projection."),
+    ),
+)
+
+ROUTER_SIMILARITY = Table(
+    "router_similarity",
+    "geometry",
+    "router_similarity.parquet",
+    "One row per run that has a geometry, MoE layer and pair of its experts (expert_a < expert_b).",
+    (
+        _LAYER,
+        _EXPERT_A,
+        _EXPERT_B,
+        _measure("cosine", "Cosine of the two rows of the router; NULL where it has no such rows."),
+    ),
+)
+
+EXPERT_SIMILARITY = Table(
+    "expert_similarity",
+    "geometry",
+    "expert_similarity.parquet",
+    "One row per run that has a geometry, MoE layer and pair of its experts (expert_a < expert_b).",
+    (
+        _LAYER,
+        _EXPERT_A,
+        _EXPERT_B,
+        _measure("input_cosine", "Cosine of [gate; up], flattened, neuron by neuron; NULL for an identity expert."),
+        _measure("output_cosine", "Cosine of the down projections, flattened; NULL for an identity expert."),
+        _measure(
+            "input_overlap",
+            "Mean squared cosine of the principal angles between the top-r right singular subspaces of [gate; up]; "
+            "NULL if either's rank is below r.",
+        ),
+        _measure("output_overlap", "The same of the top-r left singular subspaces of the down projections."),
+        _measure("random_overlap", "r / H: what two random subspaces would have."),
+    ),
+)
+
 _KIND = Column("kind", "VARCHAR", "Kind of the tokens counted: prompt; special; generated.")
 _DOMAIN = Column("domain", "VARCHAR", "Domain of the tokens' prompts; NULL is a domain of its own.")
 
@@ -372,6 +447,9 @@ TABLES: tuple[Table, ...] = (
     ROUTING,
     ROUTER_LOGITS,
     HIDDEN_STATES,
+    EXPERT_GEOMETRY,
+    ROUTER_SIMILARITY,
+    EXPERT_SIMILARITY,
     EXPERT_COUNTS,
     PAIR_COUNTS,
     TRANSITION_COUNTS,

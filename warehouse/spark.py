@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from warehouse import schema
 from warehouse.errors import MoewhError, UsageError
+from warehouse.layout import FOLDERS
 from warehouse.query import Answer, Query, Value, check_names
 from warehouse.views import LACKS, canned_views, table_select
 
@@ -188,12 +189,15 @@ def _needed(tree: exp.Expr) -> list[str]:
 
 def _read_files(session: SparkSession, layout: Layout, table: schema.Table) -> None:
     """Make `files_of_<table>`: every file of a table, with the types of the schema."""
-    base = layout.root / ("runs" if table.level == "run" else "segments")
+    top, _, pattern = FOLDERS[table.level].partition("/")
+    base = layout.root / top
     if table.rollup:
         _require_in_every_segment(base, table)
-    pattern = "run_id=*" if table.level == "run" else "run_id=*/segment=*"
-    columns = [*table.stored, *table.path_columns]
-    read = session.read.schema(", ".join(f"`{column.name}` {_TYPES[column.type]}" for column in columns))
+    columns = ", ".join(f"`{column.name}` {_TYPES[column.type]}" for column in (*table.stored, *table.path_columns))
+    if not base.is_dir():  # a warehouse from before this table
+        session.createDataFrame([], columns).createOrReplaceTempView(f"files_of_{table.name}")
+        return
+    read = session.read.schema(columns)
     files = read.option("basePath", str(base)).parquet(f"{_escaped(base)}/{pattern}/{table.file}")
     files.createOrReplaceTempView(f"files_of_{table.name}")
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from warehouse import schema
 from warehouse.errors import MoewhError, UsageError
-from warehouse.layout import SCHEMA_RUN, SEGMENT_FOLDER, Layout, check_run_id
+from warehouse.layout import FOLDERS, SCHEMA_RUN, SEGMENT_FOLDER, Layout, check_run_id
 from warehouse.manifest import MANIFEST, Entry, Manifest, ManifestError, file_sha256, read_manifest
 from warehouse.pages import PageError, check_pages
 
@@ -59,8 +59,7 @@ class Folder:
     """A committed folder: where it is, whose it is by its path, and what its manifest says."""
 
     path: Path
-    level: str
-    """run or segment."""
+    level: schema.Level
     run_id: str
     number: int | None
     manifest: Manifest | None = None
@@ -101,8 +100,8 @@ def plan(layout: Layout) -> Plan:
     """List every committed folder with its manifest. Raises MoewhError if there is no warehouse."""
     found = Plan()
     for place in (layout.require(), Layout(layout.empty)):
-        _list_level(place, "run", found)
-        _list_level(place, "segment", found)
+        for level in FOLDERS:
+            _list_level(place, level, found)
     for folder in found.folders:
         _take_manifest(folder, found.faults)
     described = {folder.run_id for folder in found.folders if folder.level == "run"}
@@ -171,17 +170,16 @@ def require_sound(layout: Layout) -> None:
 # ------------------------------------------------------------------------------------------ folders
 
 
-def _list_level(layout: Layout, level: str, found: Plan) -> None:
+def _list_level(layout: Layout, level: schema.Level, found: Plan) -> None:
     """Find the folders of one level; whatever else lies between them is a fault."""
-    top = layout.run("x").parent if level == "run" else layout.segments("x").parent
-    for run in _entries(top):
+    for run in _entries(layout.root / FOLDERS[level].partition("/")[0]):
         run_id = run.name.removeprefix(RUN_FOLDER)
         if not run.is_dir() or run.name == run_id or not _is_legal(run_id):
             found.faults.append(Fault(run, "", "is not the folder of a run"))
-        elif level == "run":
-            found.folders.append(Folder(run, level, run_id, None))
-        else:
+        elif level == "segment":
             _list_segments(run, run_id, found)
+        else:
+            found.folders.append(Folder(run, level, run_id, None))
 
 
 def _list_segments(run: Path, run_id: str, found: Plan) -> None:
@@ -285,8 +283,10 @@ def _check_belonging(folders: list[Folder]) -> Iterator[Fault]:
         elif folder.level == "run":
             if hashlib.sha256(run["options"].encode()).hexdigest() != run["identity"]:
                 yield Fault(folder.path, schema.RUNS.file, "says options that do not give its identity")
-        else:
+        elif folder.level == "segment":
             yield from _check_counts(folder, folder.number or 0, run["segments_planned"])
+        else:
+            yield from _check_experts(folder, runs[folder.run_id])
 
 
 def _check_counts(folder: Folder, number: int, planned: int) -> Iterator[Fault]:
@@ -305,6 +305,16 @@ def _check_counts(folder: Folder, number: int, planned: int) -> Iterator[Fault]:
     if (tokens := _total(folder.path, schema.VOCAB_COUNTS, "tokens")) != first_choices:
         why = f"has {tokens:,} tokens, but {schema.EXPERT_COUNTS.file} has {first_choices:,} first choices"
         yield Fault(folder.path, schema.VOCAB_COUNTS.file, why)
+
+
+def _check_experts(folder: Folder, run: Folder) -> Iterator[Fault]:
+    """Find a geometry that is not of as many experts as its run has."""
+    measured, known = (
+        place.files[table.file].rows for place, table in ((folder, schema.EXPERT_GEOMETRY), (run, schema.EXPERTS))
+    )
+    if measured != known:
+        why = f"has {measured:,} experts, but {schema.EXPERTS.file} of the run has {known:,}"
+        yield Fault(folder.path, schema.EXPERT_GEOMETRY.file, why)
 
 
 def _total(folder: Path, table: schema.Table, column: str) -> int:

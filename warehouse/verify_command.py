@@ -76,7 +76,7 @@ def _reported(warehouse: Layout, fault: Fault, moved: dict[Path, Path]) -> Repor
         str(fault.path.relative_to(warehouse.root)),
         fault.why,
         str(went.relative_to(warehouse.root)) if went else None,
-        repair.restore_command(warehouse, run_id) if run_id else None,
+        repair.remedy(warehouse, fault.folder),
     )
 
 

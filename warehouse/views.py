@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from warehouse import schema
-from warehouse.layout import glob_literal
+from warehouse.layout import FOLDERS, SCHEMA_RUN, Layout, glob_literal
 
 if TYPE_CHECKING:
     import duckdb
-
-    from warehouse.layout import Layout
 
 QUERIES = Path(__file__).resolve().parent.parent / "queries"
 
@@ -138,15 +136,21 @@ def table_select(table: schema.Table, files: str) -> str:
 
 
 def _files(table: schema.Table, root: Path) -> str:
-    """Return the `read_parquet` call over every file of a table, its path columns typed."""
+    """Return the `read_parquet` call over every file of a table, its path columns typed.
+
+    A warehouse from before `moewh geometry` has no such files, which `read_parquet` would refuse.
+    """
+    if table.level == "geometry" and not (Layout(root).geometry(SCHEMA_RUN) / table.file).is_file():
+        nothing = ", ".join(f"null::{column.type} as {column.name}" for column in (*table.path_columns, *table.stored))
+        return f"(select {nothing} where false) as nothing"
     types = ", ".join(f"'{column.name}': {column.type}" for column in table.path_columns)
     return f"read_parquet({_pattern(table, root)}, hive_partitioning = true, hive_types = {{{types}}})"
 
 
 def _pattern(table: schema.Table, root: Path) -> str:
     """Return SQL for the pattern that matches every file of a table."""
-    folder = "/runs/run_id=*/" if table.level == "run" else "/segments/run_id=*/segment=*/"
-    return f"coalesce(getvariable('moewh_root'), {sql_string(glob_literal(root))}) || '{folder}{table.file}'"
+    below = f"/{FOLDERS[table.level]}/{table.file}"
+    return f"coalesce(getvariable('moewh_root'), {sql_string(glob_literal(root))}) || '{below}'"
 
 
 def _unless_missing(table: schema.Table, root: Path) -> str:
