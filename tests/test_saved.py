@@ -24,6 +24,23 @@ from warehouse.query import Value, saved_names
 Rows = list[tuple[Any, ...]]
 
 
+VALUES: dict[str, dict[str, Value]] = {
+    "expert_top_tokens": {"layer": 2, "expert": 5, "min_tokens": 1},
+    "domain_experts": {"run": "007", "min_share": 0.2},
+    "co_routing_where": {"prompt_ids": "0,2,3", "run": "mixed"},
+    "transitions_where": {"token_ids": f"{1 << 24}, {(1 << 24) + 1}, 2, 3"},
+    "changed_tokens": {"run": "step-1", "other_run": "step-30"},
+    "contrast_domains": {"domain": "code", "other_domain": "prose"},
+    "contrast_runs": {"run": "step-1", "other_run": "step-30"},
+    "expert_contexts": {"layer": 3, "expert": 4, "width": 3},
+    "expert_paths": {"most": 5, "domain": "code"},
+    "layer_pair_jaccard": {"layer": 5, "other_layer": 0},
+    "specialization_changes": {"run": "step-30", "other_run": "step-1", "min_lift": 1.05},
+    "token_experts": {"token": word(4)},
+}
+"""For each saved query that needs some, parameters that give rows."""
+
+
 @dataclass(frozen=True)
 class Place:
     """A token where it stands."""
@@ -121,12 +138,12 @@ def test_token_experts(values: dict[str, Value], warehouse: tuple[Layout, dict[s
     assert_rows(answer(layout, "token_experts", {"token": word(4), **values}), expected)
 
 
-@pytest.mark.parametrize(("window", "strongest"), [(None, None), (2, 5)])
-def test_expert_contexts(window: int | None, strongest: int | None, warehouse: tuple[Layout, dict[str, Run]]) -> None:
+@pytest.mark.parametrize(("width", "strongest"), [(None, None), (2, 5)])
+def test_expert_contexts(width: int | None, strongest: int | None, warehouse: tuple[Layout, dict[str, Run]]) -> None:
     layout, runs = warehouse
-    given = {"window": window, "strongest": strongest}
+    given = {"width": width, "strongest": strongest}
     values: dict[str, Value] = {name: value for name, value in given.items() if value is not None}
-    layer, expert, reach = 3, 4, window or 10
+    layer, expert, reach = 3, 4, width or 10
     expected: Rows = []
     for run_id in sorted(runs):
         found = []

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -12,10 +16,11 @@ from pathlib import Path
 import pytest
 
 from tests.synthetic import Prompt, Run, Token, random_run, random_warehouse, write_run, write_segment
+from tests.test_saved import VALUES
 from warehouse.layout import Layout
 from warehouse.publish import publish
 from warehouse.shell import find_duckdb
-from warehouse.views import canned_names, open_warehouse, view_names
+from warehouse.views import QUERIES, canned_names, open_warehouse, sql_string, view_names
 
 MOEWH = [sys.executable, "-c", "from warehouse.cli import main; main()"]
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -25,6 +30,14 @@ AWKWARD = ("plain", "with space", 'it\'s "quoted"', "a[b]c", "st*r", "wh?t", "ü
 @pytest.fixture(scope="module")
 def duckdb_program() -> str:
     return find_duckdb()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    """A warehouse that no test changes."""
+    made, _ = random_warehouse(tmp_path_factory.mktemp("shared") / "wh")
+    publish(made)
+    return made
 
 
 @pytest.fixture
@@ -125,6 +138,31 @@ def test_shell_saved_file_on_stdin(duckdb_program: str, layout: Layout, tmp_path
     assert "nothing" in bad.stderr
 
 
+SHIPPED = [path for folder in ("saved", "checks") for path in sorted((QUERIES / folder).glob("*.sql"))]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shell_runs_every_shipped_file(path: Path, duckdb_program: str, shared: Layout) -> None:
+    """As CI does: `duckdb -readonly -cmd "set variable layer=7" wh/warehouse.duckdb < file.sql`."""
+    values = VALUES.get(path.stem, {})
+    settings = [f"set variable {name} = {sql_string(v) if isinstance(v, str) else v}" for name, v in values.items()]
+    commands = [argument for setting in settings for argument in ("-cmd", setting)]
+    done = shell(duckdb_program, *commands, str(shared.database), cwd=Path("/"), stdin=f"{path.read_text()};")
+    assert done.returncode == 0, done.stderr
+    with open_warehouse(shared) as connection:
+        for setting in settings:
+            connection.execute(setting)
+        rows = connection.execute(path.read_text()).fetchall()
+    found = list(csv.reader(io.StringIO(done.stdout, newline="")))
+    assert len(found) == len(rows)
+    for shown, row in zip(found, rows, strict=True):
+        for text, value in zip(shown, row, strict=True):
+            if isinstance(value, float):
+                assert math.isclose(float(text), value, rel_tol=1e-6, abs_tol=1e-9)
+            else:
+                assert text == ("NULL" if value is None else str(value))
+
+
 def test_shell_view_files_run_by_themselves(duckdb_program: str, layout: Layout, tmp_path: Path) -> None:
     """A view's file is ordinary SQL: it can be read into any session that has the base views."""
     setup = f"attach '{layout.database}' as wh (read_only);\nset search_path = 'memory,wh';\n"
@@ -149,14 +187,16 @@ def killed_shell_log(program: str, layout: Layout, folder: Path) -> Path:
     folder.mkdir()
     shutil.copy(layout.database, folder)
     log = folder / "warehouse.duckdb.wal"
-    writer = subprocess.Popen([program, str(folder / "warehouse.duckdb")], stdin=subprocess.PIPE, text=True)
+    # Of a session of its own: the program on the PATH may start the real one, which is to be killed with it.
+    command = [program, str(folder / "warehouse.duckdb")]
+    writer = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
     assert writer.stdin is not None
     writer.stdin.write("create table stale (i int);\n")
     writer.stdin.flush()
     deadline = time.monotonic() + 30
     while not (log.is_file() and log.stat().st_size > 0) and time.monotonic() < deadline:
         time.sleep(0.01)
-    writer.kill()
+    os.killpg(writer.pid, signal.SIGKILL)
     writer.wait()
     assert log.stat().st_size > 0
     return log

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from tests.synthetic import Prompt, Run, Token, random_run, random_warehouse, word, write_run
+from tests.synthetic import Prompt, Run, Token, random_run, random_warehouse, write_run
+from tests.test_saved import VALUES
 from warehouse import query as queries
 from warehouse import schema
 from warehouse.check import shipped_checks
@@ -89,23 +90,6 @@ def same(value: Any, target: Any) -> bool:
 
 def repr_without_floats(row: tuple[Any, ...]) -> str:
     return repr([None if isinstance(value, float) else value for value in row])
-
-
-VALUES: dict[str, dict[str, Value]] = {
-    "expert_top_tokens": {"layer": 2, "expert": 5, "min_tokens": 1},
-    "domain_experts": {"run": "007", "min_share": 0.2},
-    "co_routing_where": {"prompt_ids": "0,2,3", "run": "mixed"},
-    "transitions_where": {"token_ids": f"{1 << 24}, {(1 << 24) + 1}, 2, 3"},
-    "changed_tokens": {"run": "step-1", "other_run": "step-30"},
-    "contrast_domains": {"domain": "code", "other_domain": "prose"},
-    "contrast_runs": {"run": "step-1", "other_run": "step-30"},
-    "expert_contexts": {"layer": 3, "expert": 4, "window": 3},
-    "expert_paths": {"most": 5, "domain": "code"},
-    "layer_pair_jaccard": {"layer": 5, "other_layer": 0},
-    "specialization_changes": {"run": "step-30", "other_run": "step-1", "min_lift": 1.05},
-    "token_experts": {"token": word(4)},
-}
-"""For each saved query that needs some, parameters that give rows."""
 
 
 @pytest.mark.parametrize("name", view_names())

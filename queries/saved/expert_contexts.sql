@@ -1,8 +1,8 @@
 -- expert_contexts: where an expert is used most: the text around its tokens, strongest weight first.
 -- One row per run and token routed to the expert at the layer, the strongest first. before and after are the texts of
--- the tokens next to it in the same prompt and context, window of them on each side.
+-- the tokens next to it in the same prompt and context, width of them on each side.
 -- Tokens of kind prompt and generated; the weights of different runs are not on one scale, so each run is ranked alone.
--- Parameters: layer, expert; run (default: every run), strongest (rows a run, default 20), window (default 10).
+-- Parameters: layer, expert; run (default: every run), strongest (rows a run, default 20), width (default 10).
 with ranked as (
     select
         routing.run_id as run_id,
@@ -55,8 +55,8 @@ around as (
         and near.segment = strongest.segment
         and near.prompt_id = strongest.prompt_id
         and near.context = strongest.context
-        and near.position >= strongest.position - coalesce(getvariable('window'), 10)
-        and near.position <= strongest.position + coalesce(getvariable('window'), 10)
+        and near.position >= strongest.position - coalesce(getvariable('width'), 10)
+        and near.position <= strongest.position + coalesce(getvariable('width'), 10)
     where near.kind <> 'special'
     group by
         strongest.run_id,
