@@ -167,7 +167,7 @@ class PromptStream:
 
     def _write_spool(self) -> None:
         """Read the whole input into the spool; a half-written one never gets its name."""
-        with self._layout.staged("prompts") as folder:
+        with self._layout.writing(), self._layout.staged("prompts") as folder:
             left = self._options.limit
             with pq.ParquetWriter(folder / "spool.parquet", CANONICAL, compression="zstd") as writer:
                 for batch in self._batches(folder):
@@ -290,6 +290,6 @@ def _input_key(files: Sequence[tuple[str, PromptFormat]], options: IngestOptions
 
 
 def _write_text(layout: Layout, target: Path, text: str) -> None:
-    with layout.staged("plan") as folder:
+    with layout.writing(), layout.staged("plan") as folder:
         (folder / target.name).write_text(text)
         (folder / target.name).replace(target)

@@ -54,9 +54,12 @@ class PromptFile:
 
 
 def read_prompts(file: PromptFile) -> Iterator[pa.RecordBatch]:
-    """Yield the file's prompts as batches of the canonical schema. Raises MoewhError naming the bad line."""
+    """Yield the file's prompts as batches of the canonical schema. Raises MoewhError naming the file or bad line."""
     with duckdb.connect() as connection:
-        yield from _READERS[file.format](connection, file)
+        try:
+            yield from _READERS[file.format](connection, file)
+        except OSError as error:
+            raise file.error(f"cannot be read: {error.strerror or error}.") from error
 
 
 def _read_txt(_: duckdb.DuckDBPyConnection, file: PromptFile) -> Iterator[pa.RecordBatch]:
@@ -177,26 +180,34 @@ def _check_records(batch: pa.RecordBatch, before: int, file: PromptFile) -> None
 def _relabel(
     connection: duckdb.DuckDBPyConnection, table: pa.Table, file: PromptFile, *, empty_is_null: bool
 ) -> Iterator[pa.RecordBatch]:
-    """Bring a CSV or Parquet batch to the canonical columns; what is left becomes JSON metadata."""
+    """Bring a CSV or Parquet batch to the canonical columns; what is left becomes JSON metadata.
+
+    DuckDB knows the columns by their places: to it, `Text` and `text` are one name.
+    """
     form, given = _prompt_column(table.schema, file)
-    rest = [name for name in table.column_names if name not in (given, file.domain_column, "source")]
+    places = {name: f"c{place}" for place, name in enumerate(table.column_names)}
+    rest = [name for name in places if name not in (given, file.domain_column, "source")]
 
     def column(name: str) -> str:
-        if name not in table.column_names:
+        if name not in places:
             return "null"
-        value = f"{_identifier(name)}::varchar"
+        value = f"{places[name]}::varchar"
         return f"nullif({value}, '')" if empty_is_null and name != given else value
 
-    text = column(given) if form == "text" else f"to_json({_identifier(given)})::varchar"
-    packed = ", ".join(f"{_identifier(name)} := {_identifier(name)}" for name in rest)
-    metadata = f"to_json(struct_pack({packed}))::varchar" if rest else "null::varchar"
+    text = column(given) if form == "text" else f"to_json({places[given]})::varchar"
+    packed = ", ".join(f"${places[name]}, {places[name]}" for name in rest)
+    metadata = f"json_object({packed})::varchar" if rest else "null::varchar"
     query = f"""
         select {text} as text, '{form}' as form, {column(file.domain_column)} as domain,
                {column("source")} as source, {metadata} as metadata
         from given
     """
-    connection.register("given", table)
-    yield from _canonical(connection.sql(query).to_arrow_table(), file)
+    try:
+        connection.register("given", table.rename_columns(list(places.values())))
+        relabelled = connection.sql(query, params={places[name]: name for name in rest}).to_arrow_table()
+    except duckdb.Error as error:
+        raise file.error(f"holds what DuckDB cannot read: {_first_line(error)}") from None
+    yield from _canonical(relabelled, file)
 
 
 def _prompt_column(columns: pa.Schema, file: PromptFile) -> tuple[str, str]:
@@ -267,10 +278,6 @@ def _first_line(error: BaseException) -> str:
 def _json_key(name: str) -> str:
     """JSON pointer to a top-level key, whatever characters it has; a path cannot name the empty key."""
     return "/" + name.replace("~", "~0").replace("/", "~1")
-
-
-def _identifier(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 _READERS = {"txt": _read_txt, "csv": _read_csv, "parquet": _read_parquet, "jsonl": _read_jsonl}

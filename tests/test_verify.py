@@ -324,8 +324,9 @@ def test_manifest_is_read_as_it_was_written(layout: Layout) -> None:
         b'{"format": 1, "schema": 1, "identity": null, "segment": null, "files": {"tokens.parquet": {"rows": 1}}}',
         b'{"format": 1, "schema": 1, "identity": null, "segment": 1e999, "files": {}}',
         b'{"format": 1, "schema": 1, "identity": null, "segment": ' + b"9" * 5_000 + b', "files": {}}',
+        b'{\n "format": true,\n "schema": 1,\n "identity": null,\n "segment": null,\n "files": {}\n}\n',
     ],
-    ids=range(16),
+    ids=range(17),
 )
 def test_what_is_no_manifest_is_refused(text: bytes) -> None:
     with pytest.raises(ManifestError):

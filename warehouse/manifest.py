@@ -53,11 +53,9 @@ def write_manifest(folder: Path, identity: str | None, segment: int | None) -> i
     files = {}
     for path in sorted(folder.glob("*.parquet")):
         rows = pq.read_metadata(path).num_rows
-        files[path.name] = asdict(Entry(rows, path.stat().st_size, file_sha256(path)))
-    of = {"identity": identity, "segment": segment}
-    content = {"format": FORMAT_VERSION, "schema": SCHEMA_VERSION, **of, "files": files}
-    (folder / MANIFEST).write_bytes(_text(content))
-    return sum(int(entry["bytes"]) for entry in files.values())
+        files[path.name] = Entry(rows, path.stat().st_size, file_sha256(path))
+    (folder / MANIFEST).write_bytes(manifest_text(Manifest(identity, segment, files)))
+    return sum(entry.bytes for entry in files.values())
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -88,12 +86,17 @@ def parse_manifest(text: bytes) -> Manifest:
     if not isinstance(files, dict):
         raise ManifestError("lists no files")
     entries = {name: _entry(name, entry) for name, entry in files.items()}
-    if _text(content) != text:
+    manifest = Manifest(identity, segment, entries)
+    if manifest_text(manifest) != text:
         raise ManifestError("is not spelled as it was written")
-    return Manifest(identity, segment, entries)
+    return manifest
 
 
-def _text(content: dict[str, Any]) -> bytes:
+def manifest_text(manifest: Manifest) -> bytes:
+    """Return the bytes of a manifest's file: there is one spelling of each."""
+    files = {name: asdict(entry) for name, entry in manifest.files.items()}
+    whose = {"identity": manifest.identity, "segment": manifest.segment}
+    content = {"format": FORMAT_VERSION, "schema": SCHEMA_VERSION, **whose, "files": files}
     return f"{json.dumps(content, indent=1)}\n".encode()
 
 
