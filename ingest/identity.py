@@ -18,7 +18,7 @@ import transformers
 
 from ingest.expected import num_layers
 from ingest.measure import LayerFacts
-from ingest.model import LoadedModel, config_sha256, training_progress
+from ingest.model import LoadedModel, config_sha256
 from ingest.options import IngestOptions
 from ingest.prompts import Plan
 from ingest.segment import write_table
@@ -134,7 +134,6 @@ def write_run(
 def _run_columns(
     identity: Identity, loaded: LoadedModel, facts: dict[int, LayerFacts], plan: Plan
 ) -> dict[str, list[Any]]:
-    train_step, train_tokens = training_progress(loaded.source.checkpoint)
     shaping = identity.shaping
     row = {
         "model": loaded.source.title,
@@ -152,8 +151,8 @@ def _run_columns(
         "device": loaded.model.device.type,
         "threads": torch.get_num_threads(),
         "max_length": shaping["max_length"],
-        "train_step": train_step,
-        "train_tokens": train_tokens,
+        "train_step": loaded.train_step,
+        "train_tokens": loaded.train_tokens,
         "prompts_sha256": plan.prompts_sha256,
         "tokens_key": identity.tokens_key,
         "identity": identity.sha256,

@@ -65,6 +65,8 @@ class LoadedModel:
     """Fingerprint of a local folder's weights; None for the hub, where the commit tells."""
     commit: str | None = None
     """Commit of the hub's repository; None for a folder."""
+    train_step: int | None = None
+    train_tokens: int | None = None
 
     @property
     def config(self) -> Any:
@@ -132,7 +134,17 @@ def load_model(options: IngestOptions, process: Process | None = None) -> Loaded
     folder = Path(source.location)
     fingerprint = weights_fingerprint(folder) if folder.is_dir() else None
     found = find_sites(model, model.config)
-    return LoadedModel(source, model, tokenizer, found if options.generate else found.of_prompts(), fingerprint, commit)
+    step, tokens = training_progress(source.checkpoint)
+    return LoadedModel(
+        source,
+        model,
+        tokenizer,
+        found if options.generate else found.of_prompts(),
+        fingerprint,
+        commit,
+        train_step=step if options.train_step is None else options.train_step,
+        train_tokens=tokens if options.train_tokens is None else options.train_tokens,
+    )
 
 
 def choose_device(name: str | None, process: Process) -> torch.device | None:
@@ -191,14 +203,19 @@ def config_sha256(config: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
+_STEP = re.compile(r"(?:step|checkpoint|iter)[-_]?(\d+)")
+_TOKENS = re.compile(r"tokens[-_]?(\d+(?:\.\d+)?)([KMBT]?)")
+_SCALE = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+
+
 def training_progress(checkpoint: str | None) -> tuple[int | None, int | None]:
-    """Read (steps, tokens) from a checkpoint's name, such as step5000-tokens20B; None where it does not say."""
-    if checkpoint is None:
-        return None, None
-    step = re.search(r"step[-_]?(\d+)", checkpoint)
-    tokens = re.search(r"tokens[-_]?(\d+)([BMK]?)", checkpoint)
-    scale = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
-    return int(step[1]) if step else None, int(tokens[1]) * scale[tokens[2]] if tokens else None
+    """Read (steps, tokens) from a checkpoint's name; None where it does not say.
+
+    Names such as step5000-tokens20B (OLMoE's branches), checkpoint-500 (the folders of transformers' Trainer) or
+    iter_0005000 (Megatron's).
+    """
+    step, tokens = _STEP.search(checkpoint or ""), _TOKENS.search(checkpoint or "")
+    return int(step[1]) if step else None, round(float(tokens[1]) * _SCALE[tokens[2]]) if tokens else None
 
 
 def find_source(model: str, revision: str | None, series: str | None = None) -> Source:

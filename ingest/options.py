@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from warehouse.errors import UsageError
 from warehouse.layout import check_run_id
@@ -13,6 +14,8 @@ PromptFormat = Literal["jsonl", "csv", "parquet", "txt"]
 
 SEGMENT_ROWS = 64_000_000
 BATCH_TOKENS = 8_192
+STDIN = "-"
+"""The name that stands for standard input as a file of prompts."""
 DEMO = "demo"
 """The name that stands for the embedded model, and for the embedded prompts."""
 
@@ -54,6 +57,9 @@ class IngestOptions:
     """auto: as the checkpoint is stored."""
     limit: int | None = None
     series: str | None = None
+    train_step: int | None = None
+    """Recorded with the run; None: as the checkpoint's name says."""
+    train_tokens: int | None = None
     generate: int = 0
     """Tokens to generate after each prompt, at most."""
     temperature: float = 0.0
@@ -75,6 +81,9 @@ class IngestOptions:
             value = getattr(self, option)
             if value is not None and value < 1:
                 raise UsageError(f"--{option.replace('_', '-')} is {value}. Give a whole number of at least 1.")
+        for option in ("train_step", "train_tokens"):
+            if (getattr(self, option) or 0) < 0:
+                raise UsageError(f"--{option.replace('_', '-')} is below 0.")
         if self.generate < 0 or not 0 <= self.temperature < float("inf") or self.seed < 0:
             raise UsageError("--generate, --temperature and --seed take numbers from 0 on.")
         if self.generate and self.on_overflow == "chunk":
@@ -84,3 +93,37 @@ class IngestOptions:
     def sampling(self) -> Sampling | None:
         """What to generate; None for nothing."""
         return Sampling(self.generate, self.temperature, self.seed) if self.generate else None
+
+
+def each_checkpoint(
+    models: tuple[str, ...], revisions: tuple[str, ...], run_id: str | None, **others: Any
+) -> list[IngestOptions]:
+    """Return the options of one run per model and revision, in the order given.
+
+    With more than one, `run_id` is what their ids begin with: the revision's or folder's name follows.
+    Raises UsageError for what cannot be of several runs.
+    """
+    if not models:
+        raise UsageError("no model was named. Give a hub id or a folder with --model, or --model demo.")
+    pairs: list[tuple[str, str | None]] = [(model, revision) for model in models for revision in revisions or (None,)]
+    if len(pairs) == 1:
+        return [IngestOptions(model=models[0], revision=pairs[0][1], run_id=run_id, **others)]
+    for option in ("train_step", "train_tokens"):
+        if others.get(option) is not None:
+            raise UsageError(f"--{option.replace('_', '-')} is of one checkpoint. Ingest it by itself.")
+    if STDIN in others["prompts"]:
+        raise UsageError("standard input can be read once only. Write the prompts to a file for several checkpoints.")
+    names = [_checkpoint_name(*pair, several_models=len(models) > 1) for pair in pairs]
+    if len(set(names)) < len(names):
+        raise UsageError(f"two checkpoints are called {max(names, key=names.count)}. Ingest them one by one.")
+    return [
+        IngestOptions(model=model, revision=revision, run_id=f"{run_id}-{name}" if run_id else None, **others)
+        for (model, revision), name in zip(pairs, names, strict=True)
+    ]
+
+
+def _checkpoint_name(model: str, revision: str | None, *, several_models: bool) -> str:
+    """What tells a checkpoint from the others of one command, in the letters of a run_id."""
+    base = Path(model).name
+    name = revision if revision and not several_models else f"{base}-{revision}" if revision else base
+    return "".join(char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in name)

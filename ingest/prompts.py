@@ -24,12 +24,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ingest import demo
-from ingest.options import DEMO, IngestOptions, PromptFormat
+from ingest.options import DEMO, STDIN, IngestOptions, PromptFormat
 from ingest.readers import BATCH_ROWS, CANONICAL, PromptFile, read_prompts
 from warehouse.errors import MoewhError, UsageError
 from warehouse.layout import Layout, exclusive
 
-STDIN = "-"
 _SUFFIXES: dict[str, PromptFormat] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",

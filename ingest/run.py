@@ -28,9 +28,9 @@ from ingest.generation import GeneratedBatch, generated_size, plan_equal_batches
 from ingest.identity import Identity, identify, require_same, write_run
 from ingest.measure import LayerFacts
 from ingest.model import LoadedModel, load_model
-from ingest.options import IngestOptions, Sampling
+from ingest.options import STDIN, IngestOptions, Sampling
 from ingest.processes import this_process
-from ingest.prompts import STDIN, Plan, PromptStream, SizeRule, estimated_rows, prompt_bytes
+from ingest.prompts import Plan, PromptStream, SizeRule, estimated_rows, prompt_bytes
 from ingest.segment import Committed, RoutingBuffer, write_segment
 from ingest.tokenise import TokenisedSegment, TokenRules, TokenTexts, tokenise
 from ingest.vectors import VectorBuffer, wanted_vectors

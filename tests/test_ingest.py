@@ -16,12 +16,17 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
+from ingest import demo
 from ingest.capture import LayerRouting
+from ingest.model import training_progress
 from ingest.options import IngestOptions
 from ingest.run import Summary, ingest
 from ingest.segment import rank
 from tests.models import MAX_LENGTH, byte_tokenizer, save_model
+from warehouse import schema
+from warehouse.cli import main
 from warehouse.errors import MoewhError
 from warehouse.layout import Layout
 from warehouse.views import open_warehouse
@@ -64,6 +69,17 @@ def test_same_command_gives_the_same_bytes(tmp_path: Path, model: Path, prompts:
     first, second = run(tmp_path / "a", model, prompts), run(tmp_path / "b", model, prompts)
     assert first.segments == second.segments > 5
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_a_clock_in_a_segment_is_noticed(
+    tmp_path: Path, model: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrow = schema.Table.arrow
+    stamped = lambda table: arrow(table).with_metadata({"written": str(time.time_ns())})  # noqa: E731
+    monkeypatch.setattr(schema.Table, "arrow", stamped)
+    run(tmp_path / "a", model, prompts, limit=2)
+    run(tmp_path / "b", model, prompts, limit=2)
+    assert contents(tmp_path / "a") != contents(tmp_path / "b")
 
 
 def test_segment_does_not_depend_on_the_others(tmp_path: Path, model: Path, prompts: Path) -> None:
@@ -280,6 +296,70 @@ def test_tokens_key_is_shared_by_checkpoints(tmp_path: Path, prompts: Path) -> N
         select train_step, train_tokens, count(*) over (partition by series, tokens_key) from runs order by 1
     """)
     assert rows.fetchall() == [(5, 2_000_000, 2), (10, 2_000_000, 2)]
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "tokens"),
+    [
+        ("step5000-tokens20B", 5_000, 20 * 10**9),
+        ("stage1-step150000-tokens1.5T", 150_000, 1_500 * 10**9),
+        ("checkpoint-500", 500, None),
+        ("iter_0005000", 5_000, None),
+        ("main", None, None),
+        (None, None, None),
+    ],
+)
+def test_training_progress_is_read_from_the_name(name: str | None, step: int | None, tokens: int | None) -> None:
+    assert training_progress(name) == (step, tokens)
+
+
+def test_several_checkpoints_in_one_command(tmp_path: Path, prompts: Path) -> None:
+    """Each folder is a run of its own, of one series, named after its folder; told again, nothing is written."""
+    folders = [save_model(tmp_path / "tiny" / f"checkpoint-{step}", seed=step) for step in (5, 10)]
+    models = [argument for folder in folders for argument in ("--model", str(folder))]
+    command = ["ingest", *models, "--prompts", str(prompts), "--run-id", "mine", "--warehouse", str(tmp_path / "wh")]
+    first = CliRunner().invoke(main, command)
+    assert first.exit_code == 0, first.output
+    with open_warehouse(Layout(tmp_path / "wh")) as connection:
+        runs = connection.execute("select run_id, train_step, status from runs order by train_step").fetchall()
+        assert runs == [("mine-checkpoint-5", 5, "complete"), ("mine-checkpoint-10", 10, "complete")]
+        saturation = connection.execute("select run_id, saturation from router_saturation order by all").fetchall()
+    assert {run_id for run_id, share in saturation if share == 1.0} == {"mine-checkpoint-10"}
+    assert {run_id for run_id, _ in saturation} == {"mine-checkpoint-5", "mine-checkpoint-10"}
+    assert CliRunner().invoke(main, command).output.count("nothing was written") == 2
+
+
+def test_revisions_of_the_demo_in_one_command(tmp_path: Path) -> None:
+    revisions = [argument for name in demo.checkpoints()[-2:] for argument in ("--revision", name)]
+    command = ["ingest", "--model", "demo", *revisions, "--prompts", "demo", "--limit", "4"]
+    done = CliRunner().invoke(main, [*command, "--warehouse", str(tmp_path / "wh")])
+    assert done.exit_code == 0, done.output
+    with open_warehouse(Layout(tmp_path / "wh")) as connection:
+        steps = connection.execute("select revision, train_step from runs order by train_step").fetchall()
+    assert steps == [(name, int(name.removeprefix("step-"))) for name in demo.checkpoints()[-2:]]
+
+
+def test_train_step_given_by_hand(tmp_path: Path, model: Path, prompts: Path) -> None:
+    run(tmp_path / "wh", model, prompts, train_step=7, train_tokens=9)
+    with open_warehouse(Layout(tmp_path / "wh")) as connection:
+        assert connection.execute("select train_step, train_tokens from runs").fetchall() == [(7, 9)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--revision", "a", "--revision", "b", "--train-step", "3"], "--train-step is of one checkpoint"),
+        (["--revision", "a", "--revision", "a"], "two checkpoints are called a"),
+        (["--revision", "a", "--revision", "b", "--prompts", "-"], "standard input can be read once only"),
+        (["--train-tokens", "-1"], "--train-tokens is below 0"),
+    ],
+)
+def test_what_several_checkpoints_cannot_share(arguments: list[str], said: str, tmp_path: Path) -> None:
+    command = ["ingest", "--model", "demo", "--prompts", "demo", *arguments, "--warehouse", str(tmp_path / "wh")]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 2
+    assert said in done.output
+    assert not (tmp_path / "wh").exists()
 
 
 def test_hostile_labels_are_data(tmp_path: Path, model: Path) -> None:

@@ -16,7 +16,14 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Run prompts through a model and record its routing.")
-@click.option("--model", required=True, metavar="ID_OR_PATH", help="Hub id, folder, or demo.")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    required=True,
+    metavar="ID_OR_PATH",
+    help="Hub id, folder, or demo. Repeat for the folders of more checkpoints, each a run of its own.",
+)
 @click.option(
     "--prompts",
     multiple=True,
@@ -28,9 +35,21 @@ if TYPE_CHECKING:
 @click.option("--text-column", default="text", show_default=True, metavar="NAME", help="Column of the prompts' text.")
 @click.option("--domain-column", default="domain", show_default=True, metavar="NAME", help="Column of their domain.")
 @click.option("--domain", metavar="NAME", help="The domain of every prompt, instead of a column.")
-@click.option("--revision", metavar="NAME", help="Branch, tag or commit of the hub id; checkpoint of the demo.")
-@click.option("--run-id", metavar="ID", help="Default: the model's name and a digest of what shapes the rows.")
+@click.option(
+    "--revision",
+    "revisions",
+    multiple=True,
+    metavar="NAME",
+    help="Branch, tag or commit of the hub id; checkpoint of the demo. Repeat for more, each a run of its own.",
+)
+@click.option(
+    "--run-id",
+    metavar="ID",
+    help="What several checkpoints' ids begin with.  [default: the model's name and a digest of what shapes the rows]",
+)
 @click.option("--series", metavar="NAME", help="What checkpoints of one training run share.")
+@click.option("--train-step", type=int, metavar="N", help="Of this checkpoint.  [default: as its name says]")
+@click.option("--train-tokens", type=int, metavar="N", help="As --train-step.")
 @click.option("--max-length", type=int, metavar="N", help="Longest context in tokens.  [default: the model's]")
 @click.option(
     "--on-overflow",
@@ -68,12 +87,13 @@ def ingest(*, warehouse: Layout, no_special_tokens: bool, **chosen: Any) -> None
     """Run prompts through a Mixture-of-Experts model and record which expert each token went to.
 
     Every row is what the experts were called with, in that very forward pass. Killed and run again, the
-    same command goes on where it stopped; a finished one writes nothing.
+    same command goes on where it stopped; a finished one writes nothing. Several checkpoints are ingested one
+    after another.
     """
-    from ingest.options import IngestOptions
+    from ingest.options import each_checkpoint
 
-    options = IngestOptions(special_tokens=not no_special_tokens, **chosen)
-    click.echo(summary_line(run_ingest(options, warehouse)), err=True)
+    for options in each_checkpoint(special_tokens=not no_special_tokens, **chosen):
+        click.echo(summary_line(run_ingest(options, warehouse)), err=True)
 
 
 def run_ingest(options: IngestOptions, warehouse: Layout) -> Summary:

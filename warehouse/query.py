@@ -33,7 +33,8 @@ _VARIABLE = r"getvariable\s*\(\s*'(\w+)'\s*\)"
 _OPTIONAL = rf"coalesce\s*\(\s*{_VARIABLE}|{_VARIABLE}\s+is\s+(?:not\s+)?null"
 _COMMENT = r"(?m)^\s*--.*$"
 
-_ROW_LEVEL = frozenset({"routes", "router_confidence", *(table.name for table in schema.TABLES if table.level == "segment")})
+_SEGMENT_TABLES = (table.name for table in schema.TABLES if table.level == "segment")
+_ROW_LEVEL = frozenset({"routes", "router_confidence", *_SEGMENT_TABLES})
 """Views that grow with the corpus: given as they come. All others are sorted, so an answer is the same each time."""
 
 

@@ -156,7 +156,7 @@ EXPERTS = Table(
         Column(
             "selection_bias",
             "FLOAT",
-            "Added to the expert's score for the choice alone, not for its weight; 0 where there is none, NULL: unknown.",
+            "Added to its score for the choice alone, not for its weight; 0 where there is none, NULL where unknown.",
         ),
     ),
 )
