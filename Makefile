@@ -1,9 +1,9 @@
-# make demo · make test · make lint · make bench: each creates .venv first, with the pinned versions.
+# make demo · make test · make lint · make bench · make soak: each creates .venv first, with the pinned versions.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test lint bench soak docs clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "moewh needs Python 3.11 or newer; set PYTHON=...")'
@@ -24,6 +24,11 @@ lint: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.storage
+
+# The fault tests at length, and ten minutes of fuzzing: about an hour.
+soak: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[soak]'
+	$(BIN)/python -m tests.soak --results benchmarks/results/soak.md
 
 # Writes the README's outputs and the generated pages anew.
 docs: $(VENV)/.installed

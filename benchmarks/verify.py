@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import platform
 import shutil
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.simulated import RUN, SEGMENT_TOKENS, build
+from benchmarks.timing import machine
 from tests.synthetic import write_table
 from warehouse import schema, verify
 from warehouse.layout import Layout
@@ -77,32 +77,42 @@ def sound(layout: Layout, jobs: int | None) -> None:
         raise SystemExit(f"{faults[0].path} {faults[0].why}")
 
 
+def measure(layout: Layout) -> list[str]:
+    """Time each way of reading all files, cold and warm, and return the lines of a Markdown table."""
+    files = sorted(layout.segments(RUN).rglob("*.parquet"))
+    size = sum(path.stat().st_size for path in files) / 1e9
+    works: dict[str, Callable[[], object]] = {
+        "read, and nothing else": lambda: [read_all(path) for path in files],
+        "sha256, one core": lambda: [file_sha256(path) for path in files],
+        "verify --jobs 1": lambda: sound(layout, 1),
+        "verify": lambda: sound(layout, None),
+    }
+    lines = [f"{size:.2f} GB in {len(files)} files", "", "| | cold | | warm | |", "|---|---|---|---|---|"]
+    for name, work in works.items():
+        evict(layout)
+        cold, warm = seconds(work), seconds(work)
+        speeds = f"{cold:.1f} s | {size / cold:.2f} GB/s | {warm:.1f} s | {size / warm:.2f} GB/s"
+        print(f"{name}: {speeds}", file=sys.stderr)
+        lines.append(f"| {name} | {speeds} |")
+    return lines
+
+
 def main() -> None:
     """Write a warehouse, verify it cold and warm, and print GB/s beside reading and sha256."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--tokens", type=int, default=SEGMENT_TOKENS, help="tokens of a segment")
+    parser.add_argument("--results", type=Path, help="write the table to this file")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         layout = warehouse_of(Path(folder) / "wh", int(chosen.gigabytes * 1e9), chosen.tokens)
-        files = sorted(layout.segments(RUN).rglob("*.parquet"))
-        size = sum(path.stat().st_size for path in files) / 1e9
-        print(
-            f"{size:.2f} GB in {len(files)} files; {platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-        )
-        print(f"python {platform.python_version()}; load {os.getloadavg()[0]:.1f}")
-        works: dict[str, Callable[[], object]] = {
-            "read": lambda: [read_all(path) for path in files],
-            "sha256, one core": lambda: [file_sha256(path) for path in files],
-            "verify --jobs 1": lambda: sound(layout, 1),
-            "verify": lambda: sound(layout, None),
-        }
-        for name, work in works.items():
-            evict(layout)
-            cold, warm = seconds(work), seconds(work)
-            print(
-                f"{name:<18} cold {cold:6.2f} s  {size / cold:5.2f} GB/s   warm {warm:6.2f} s  {size / warm:5.2f} GB/s"
-            )
+        lines = measure(layout)
+    load = f"Load of the machine at the end: {os.getloadavg()[0]:.1f}."
+    text = "\n".join(["# moewh verify", "", "`python -m benchmarks.verify`", "", machine(), "", *lines, "", load, ""])
+    print(text)
+    if chosen.results is not None:
+        chosen.results.parent.mkdir(parents=True, exist_ok=True)
+        chosen.results.write_text(text)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -43,6 +44,8 @@ class Plan:
     """The warehouse."""
     kill_at: int | None = None
     fail_at: int | None = None
+    fail_every: str | None = None
+    """One of STEPS: all its calls fail."""
     error: str = "EIO"
     file_size: int | None = None
     """Bytes: the limit of a file's size, which the C++ code below Python meets too."""
@@ -172,20 +175,21 @@ def run_moewh(**plan: Any) -> tuple[int, Any]:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (chosen.file_size, chosen.file_size))
     if chosen.stopped_clock:
-        import time
-
         time.monotonic = time.time = time.perf_counter = lambda: 1_000.0
     code = _command(chosen.arguments)
     return code, steps[0]
 
 
-def run_on_small_disk(arguments: list[str], root: str, first: str, then: str) -> tuple[int, Any]:
+def run_on_small_disk(
+    arguments: list[str], root: str, first: str, then: str, mutation: str | None = None
+) -> tuple[int, Any]:
     """Run a command on a tmpfs of its own with mount options `first`; then mount it anew with `then` and run again.
 
     Returns both exit codes and what was said, the committed files after each, and the faults verify finds.
     """
     from tests.test_ingest import contents
 
+    _mutate(mutation)
     _own_mounts()
     parent = Path(root).parent
     _mount(parent, first)
@@ -201,8 +205,9 @@ def run_on_small_disk(arguments: list[str], root: str, first: str, then: str) ->
     return 0, {"codes": codes, "said": said, "committed": committed, "faults": _faults(root)}
 
 
-def run_read_only(commands: list[list[str]], root: str, copy_of: str) -> tuple[int, Any]:
+def run_read_only(commands: list[list[str]], root: str, copy_of: str, mutation: str | None = None) -> tuple[int, Any]:
     """Run commands on a copy of a warehouse that is mounted read-only; return each one's exit code and words."""
+    _mutate(mutation)
     _own_mounts()
     parent = Path(root).parent
     _mount(parent, "size=64m")
@@ -271,7 +276,7 @@ def _count_steps(plan: Plan) -> list[int]:
                 )
             if count[0] == plan.kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
-            if count[0] == plan.fail_at:
+            if count[0] == plan.fail_at or name == plan.fail_every:
                 number = getattr(errno, plan.error)
                 raise OSError(number, os.strerror(number), str(path))
             result = real(target, *rest, **named)
@@ -298,34 +303,62 @@ def _count_parquet(wrapped: Callable[[str, Callable[..., Any]], Callable[..., An
 
 def _mutate(name: str | None) -> None:
     """Break one promise of our own code, to see that a test notices."""
+    if name is not None:
+        for module, what, change in _mutations()[name]:
+            setattr(import_module(module) if isinstance(module, str) else module, what, change)
+
+
+def _mutations() -> dict[str, list[tuple[Any, str, Any]]]:
+    """By name: which attribute of which module or class becomes what."""
     from warehouse import layout
+
+    sync, commit = layout.sync, layout.commit
+    writers = ("warehouse.layout", "ingest.segment", "ingest.identity")
 
     def rename_first(folder: Path, target: Path) -> bool:
         layout.make_folder(target.parent)
         folder.rename(target)
         for file in target.iterdir():
-            layout.sync(file)
+            sync(file)
         return True
 
     def one_by_one(folder: Path, target: Path) -> bool:
         target.mkdir(parents=True, exist_ok=True)
         for file in sorted(folder.iterdir()):
             file.rename(target / file.name)
+            time.sleep(0.01)
         return True
 
-    sync = layout.sync
-    changes: dict[str, tuple[str, Callable[..., Any]]] = {
-        "no fsync": ("sync", lambda _: None),
-        "no fsync of folders": ("sync", lambda path: None if path.is_dir() else sync(path)),
-        "rename first": ("commit", rename_first),
-        "no staging": ("commit", one_by_one),
-        "no manifest": ("write_manifest", lambda *_: 0),
+    def race_is_an_error(folder: Path, target: Path) -> bool:
+        if not commit(folder, target):
+            raise FileExistsError(errno.EEXIST, "another process was first", str(target))
+        return True
+
+    def sync_if_possible(path: Path) -> None:
+        with contextlib.suppress(OSError):
+            sync(path)
+
+    @contextlib.contextmanager
+    def deaf(_: object) -> Iterator[Callable[[], None]]:
+        yield lambda: None
+
+    return {
+        "no fsync": [("warehouse.layout", "sync", lambda _: None)],
+        "no fsync of folders": [("warehouse.layout", "sync", lambda path: None if path.is_dir() else sync(path))],
+        "errors of fsync ignored": [
+            (module, "sync", sync_if_possible) for module in ("warehouse.layout", "warehouse.publish")
+        ],
+        "rename first": [(module, "commit", rename_first) for module in writers],
+        "no staging": [(module, "commit", one_by_one) for module in writers],
+        "a lost race is an error": [(module, "commit", race_is_an_error) for module in writers],
+        "no manifest": [(module, "write_manifest", lambda *_: 0) for module in writers[1:]],
+        "errors not explained": [(layout.Layout, "writing", lambda _: contextlib.nullcontext())],
+        "deaf to signals": [(module, "stoppable", deaf) for module in ("warehouse.cli", "warehouse.ingest_command")],
+        "spill into the warehouse": [(os, "access", lambda *_: True)],
+        "the clock is trusted": [
+            (module, "max", lambda seconds, _: seconds) for module in ("warehouse.progress", "warehouse.ingest_command")
+        ],
     }
-    if name is not None:
-        what, change = changes[name]
-        for module in ("warehouse.layout", "ingest.segment", "ingest.identity"):
-            if hasattr(sys.modules[module], what):
-                setattr(sys.modules[module], what, change)
 
 
 CHILDREN: dict[str, Callable[..., tuple[int, Any]]] = {

@@ -132,20 +132,30 @@ def test_killed_at_any_step_or_moment(trial: Trial) -> None:
     print(f"{kills} kills, 0 segments lost or torn")
 
 
-def kill_last_segment(trial: Trial, every: int) -> tuple[int, set[bool]]:
-    """Kill the writing of a run's last segment at every so many steps; return the kills, and if it was there after."""
+def last_segment_lost(trial: Trial, every: int) -> Iterator[tuple[int, Path, set[Path]]]:
+    """Yield every so many steps of writing a run's last segment, with the warehouse as it was before them.
+
+    That is: the step, the segment and those before it.
+    """
     half = trial.root.with_name("half")
     shutil.copytree(trial.undisturbed.root, half)
     last = max(segments_of(half), key=lambda path: int(path.name.removeprefix("segment=")))
     shutil.rmtree(half / last)
     shutil.copytree(half, trial.root)
     steps = trial.ingest()["result"]
-    outcomes = []
     for step in range(1, steps + 1, every):
         shutil.rmtree(trial.root)
         shutil.copytree(half, trial.root)
+        yield step, last, segments_of(half)
+    shutil.rmtree(half)
+
+
+def kill_last_segment(trial: Trial, every: int) -> tuple[int, set[bool]]:
+    """Kill the writing of a run's last segment at every so many steps; return the kills, and if it was there after."""
+    outcomes = []
+    for step, last, before in last_segment_lost(trial, every):
         assert trial.ingest(kill_at=step)["code"] == -signal.SIGKILL
-        outcomes.append(last in trial.check_committed(segments_of(half)))
+        outcomes.append(last in trial.check_committed(before))
     return len(outcomes), set(outcomes)
 
 
@@ -197,31 +207,70 @@ def test_an_error_at_any_step(trial: Trial) -> None:
     print(f"{FAILURES} errors, {failed} ended the command, 0 segments lost")
 
 
-@pytest.mark.parametrize("size", [3_000, 5_000])
-def test_a_file_that_cannot_grow(size: int, trial: Trial) -> None:
-    outcome = trial.ingest(file_size=size)
+def fsync_fails(trial: Trial, mutation: str | None = None) -> None:
+    """Fail every fsync: what may not be on the disk is not committed."""
+    outcome = trial.ingest(fail_every="fsync", mutation=mutation)
     assert (outcome["code"], str(trial.root) in outcome["stderr"]) == (1, True), outcome["stderr"]
+    assert segments_of(trial.root) == set()
     assert trial.ingest()["code"] == 0
     trial.check_complete()
 
 
-@pytest.mark.parametrize("limit", ["size=520k", "size=64m,nr_inodes=75"], ids=["disk", "inodes"])
-def test_a_full_disk_then_room(limit: str, trial: Trial, tmp_path: Path) -> None:
-    root = tmp_path / "mount" / "wh"
-    arguments = trial.job.arguments(root, "--run-id", "r")
-    more = "size=64m,nr_inodes=100000"
-    outcome = trial.server.run("small disk", arguments=arguments, root=str(root), first=limit, then=more)
+def test_an_fsync_that_fails_ends_the_command(trial: Trial) -> None:
+    fsync_fails(trial)
+
+
+def test_an_ignored_error_of_fsync_is_noticed(trial: Trial) -> None:
+    with pytest.raises(AssertionError):
+        fsync_fails(trial, "errors of fsync ignored")
+
+
+def cannot_grow(trial: Trial, size: int, mutation: str | None = None) -> None:
+    """Let no file get larger than so many bytes, then let it."""
+    outcome = trial.ingest(file_size=size, mutation=mutation)
+    assert (outcome["code"], str(trial.root) in outcome["stderr"]) == (1, True), outcome["stderr"]
+    trial.check_committed(set())
+    assert trial.ingest()["code"] == 0
+    trial.check_complete()
+
+
+@pytest.mark.parametrize("size", [1_000, 3_000, 5_000])
+def test_a_file_that_cannot_grow(size: int, trial: Trial) -> None:
+    cannot_grow(trial, size)
+
+
+def fill_then_make_room(trial: Trial, limit: str, mutation: str | None = None) -> int:
+    """Ingest on a disk of limited size, which then grows; return how many files were committed before it did."""
+    root = trial.root.with_name("mount") / "wh"
+    asked = {"arguments": trial.job.arguments(root, "--run-id", "r"), "root": str(root), "mutation": mutation}
+    outcome = trial.server.run("small disk", **asked, first=limit, then="size=64m,nr_inodes=100000")
     if outcome["result"] is None and ("unshare" in outcome["stderr"] or "mount" in outcome["stderr"]):
         pytest.skip(f"no file system of its own: {outcome['stderr']}")
     result = outcome["result"]
+    assert result is not None, outcome["stderr"]
     assert result["codes"] == [1, 0], result["said"]
     assert f"cannot write the warehouse at {root}: " in result["said"][0]
     assert "No space left on device" in result["said"][0]
     expected = contents(trial.undisturbed.root)
-    assert 0 < len(result["committed"][0]) < len(expected)
     assert result["committed"][0].items() <= expected.items()
     assert result["committed"][1] == expected
     assert result["faults"] == []
+    return len(result["committed"][0])
+
+
+FULL = ["size=520k", "size=64m,nr_inodes=75"]
+
+
+@pytest.mark.parametrize("limit", FULL, ids=["disk", "inodes"])
+def test_a_full_disk_then_room(limit: str, trial: Trial) -> None:
+    assert 0 < fill_then_make_room(trial, limit) < len(contents(trial.undisturbed.root))
+
+
+def test_errors_that_are_not_explained_are_noticed(trial: Trial) -> None:
+    with pytest.raises(AssertionError):
+        fill_then_make_room(trial, FULL[0], "errors not explained")
+    with pytest.raises(AssertionError):
+        cannot_grow(trial, 3_000, "errors not explained")
 
 
 def test_a_read_only_warehouse_answers(server: Server, undisturbed: Layout, tmp_path: Path) -> None:
@@ -241,12 +290,19 @@ def test_a_read_only_warehouse_answers(server: Server, undisturbed: Layout, tmp_
     refused = server.run("read-only", commands=[["refresh", *at]], root=str(root), copy_of=str(undisturbed.root))
     ((code, said),) = refused["result"]
     assert (code, "Read-only file system" in said) == (1, True), said
+    spilling = {"commands": commands[:1], "root": str(root), "copy_of": str(undisturbed.root)}
+    mutated = server.run("read-only", **spilling, mutation="spill into the warehouse")
+    assert mutated["result"][0][0] == 1, "a query that writes into the warehouse is noticed"
 
 
 def test_a_stopped_clock(trial: Trial) -> None:
     outcome = trial.ingest(stopped_clock=True)
     assert outcome["code"] == 0, outcome["stderr"]
     trial.check_complete()
+
+
+def test_a_clock_that_is_trusted_is_noticed(trial: Trial) -> None:
+    assert trial.ingest(stopped_clock=True, mutation="the clock is trusted")["code"] != 0
 
 
 # ------------------------------------------------------------------------------------------ order of fsync and rename
@@ -258,18 +314,21 @@ def steps_of(record: Path) -> list[list[str]]:
 
 
 def check_order(steps: list[list[str]]) -> int:
-    """Every folder that becomes visible was synced file by file, then itself, then renamed, then its parent was."""
+    """Every folder that becomes visible was synced file by file, then itself, then renamed, then its parent was.
+
+    So was every single file. Returns how many there were.
+    """
     commits = 0
     for place, (name, path, *rest) in enumerate(steps):
         if name != "rename" or "/.staging/" not in path or "/.staging/" in rest[0]:
             continue
         synced = [step[1] for step in steps[:place] if step[0] == "fsync"]
         opened = [step[1] for step in steps[:place] if step[0] in ("open", "parquet")]
-        files = {file for file in opened if Path(file).parent == Path(path)}
-        assert files, f"{path} has no files"
+        files = {file for file in opened if Path(file).parent == Path(path)} - {path}
+        assert files or path in opened, f"{path} has no files"
         assert files <= set(synced), "a file was renamed into place before it was on the disk"
-        assert path in synced, "a folder was renamed into place before its names were on the disk"
-        assert synced.index(path) > max(synced.index(file) for file in files)
+        assert path in synced, "a folder, or a file, was renamed into place before it was on the disk"
+        assert synced.index(path) > max((synced.index(file) for file in files), default=-1)
         following = [step[1] for step in steps[place + 1 :] if step[0] == "fsync"]
         assert following[:1] == [str(Path(rest[0]).parent)], "the rename is not on the disk before what comes next"
         commits += 1
@@ -350,13 +409,17 @@ class Reader(threading.Thread):
         self.stop = threading.Event()
 
     def run(self) -> None:
-        """Query again and again."""
+        """Query again and again; an error is a wrong answer too."""
         seen: set[tuple[str, int]] = set()
         while not self.stop.is_set():
             if not Layout(self.root).exists():
                 continue
-            with open_warehouse(Layout(self.root)) as connection:
-                rows = {(row[0], row[1]): row[2:] for row in connection.execute(self.QUERY).fetchall()}
+            try:
+                with open_warehouse(Layout(self.root)) as connection:
+                    rows = {(row[0], row[1]): row[2:] for row in connection.execute(self.QUERY).fetchall()}
+            except Exception as error:
+                self.wrong.append(str(error))
+                continue
             self.wrong += [f"{key}: {row}" for key, row in rows.items() if self.expected.get(key) != row]
             self.wrong += [f"{key} went away" for key in seen - rows.keys()]
             seen = set(rows)
@@ -370,23 +433,27 @@ def expected_rows(layout: Layout, names: list[str]) -> dict[tuple[str, int], tup
     return {(name, row[1]): row[2:] for name in names for row in rows}
 
 
-def ingest_at_once(trial: Trial, names: list[str]) -> int:
-    """Start one ingest for each name at the same time, with a reader; every run must be the undisturbed one.
+def ingest_at_once(trial: Trial, names: list[str], mutation: str | None = None, readers: int = 1) -> int:
+    """Start one ingest for each name at the same time, with readers; every run must be the undisturbed one.
 
-    Returns how often the reader read.
+    Returns how often was read.
     """
-    reader = Reader(trial.root, expected_rows(trial.undisturbed, sorted(set(names))))
-    reader.start()
-    children = [trial.server.start("moewh", **vars(trial.job.plan(trial.root, "--run-id", name))) for name in names]
+    expected = expected_rows(trial.undisturbed, sorted(set(names)))
+    reading = [Reader(trial.root, expected) for _ in range(readers)]
+    for reader in reading:
+        reader.start()
+    plans = [trial.job.plan(trial.root, "--run-id", name, mutation=mutation) for name in names]
+    children = [trial.server.start("moewh", **vars(plan)) for plan in plans]
     outcomes = [trial.server.wait(pid) for pid in children]
-    reader.stop.set()
-    reader.join()
+    for reader in reading:
+        reader.stop.set()
+        reader.join()
     assert [outcome["code"] for outcome in outcomes] == [0] * len(names), [outcome["stderr"] for outcome in outcomes]
-    assert reader.wrong == []
+    assert [wrong for reader in reading for wrong in reader.wrong] == []
     for name in set(names):
         assert segment_digests(trial.root, name) == segment_digests(trial.undisturbed.root, "r")
     assert faults_of(Layout(trial.root)) == []
-    return reader.reads
+    return sum(reader.reads for reader in reading)
 
 
 def segment_digests(root: Path, name: str) -> dict[str, str]:
@@ -400,6 +467,12 @@ def test_processes_at_once(names: str, trial: Trial) -> None:
     reads = ingest_at_once(trial, list(names))
     assert reads > 0
     print(f"{len(names)} writers, {reads} reads, 0 of them torn")
+
+
+@pytest.mark.parametrize("mutation", ["no staging", "a lost race is an error"])
+def test_processes_at_once_show_a_commit_that_is_none(mutation: str, trial: Trial) -> None:
+    with pytest.raises(AssertionError):
+        ingest_at_once(trial, ["r", "r"], mutation)
 
 
 def test_the_reader_notices_torn_segments(undisturbed: Layout, tmp_path: Path) -> None:
@@ -426,6 +499,7 @@ def start_shell(layout: Layout, *options: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         text=True,
         bufsize=1,
+        start_new_session=True,  # the program on the PATH may start the real one, which is to be killed with it
     )
     assert ask(shell, f"set variable moewh_root = '{layout.root}'; select 1;") == "1"
     return shell
@@ -457,42 +531,64 @@ def test_a_shell_may_hold_the_file(options: list[str], trial: Trial) -> None:
         assert shell.wait(timeout=30) == 0
 
 
-def test_a_killed_shells_log_does_not_come_back(undisturbed: Layout, tmp_path: Path) -> None:
+def kill_a_shell_and_publish(layout: Layout) -> None:
     """A shell killed with a write pending leaves a .wal, which DuckDB would replay over the next file."""
-    shutil.copytree(undisturbed.root, tmp_path / "wh")
-    layout = Layout(tmp_path / "wh")
     log = layout.database.with_name(f"{layout.database.name}.wal")
     with start_shell(layout) as shell:
         assert ask(shell, "create or replace view runs as select 'hostile' as run_id; select 1;") == "1"
-        shell.kill()
+        os.killpg(shell.pid, signal.SIGKILL)
+        assert shell.stdout is not None
+        assert shell.stdout.read() == "", "nobody has the other end any more"
     assert log.is_file()
     publish(layout)
-    assert not log.exists()
     with duckdb.connect(str(layout.database), read_only=True) as connection:
         connection.execute(f"set variable moewh_root = '{layout.root}'")
         assert connection.execute("select run_id from runs").fetchall() == [("r",)]
+    assert not log.exists()
+
+
+def test_a_killed_shells_log_does_not_come_back(
+    undisturbed: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(undisturbed.root, tmp_path / "wh")
+    kill_a_shell_and_publish(Layout(tmp_path / "wh"))
+    unlink = Path.unlink
+    keep = lambda path, **named: None if path.suffix == ".wal" else unlink(path, **named)  # noqa: E731
+    monkeypatch.setattr(Path, "unlink", keep)
+    with pytest.raises((AssertionError, duckdb.Error)):
+        kill_a_shell_and_publish(Layout(tmp_path / "wh"))
 
 
 # ------------------------------------------------------------------------------------------ told to stop
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_told_to_stop(number: signal.Signals, code: int, trial: Trial) -> None:
-    pid = trial.server.start("moewh", **vars(trial.plan()))
+def stop(trial: Trial, number: signal.Signals, segments: int, mutation: str | None = None) -> None:
+    """Signal an ingest once so many segments are committed: it says what it did, and the same command goes on."""
+    pid = trial.server.start("moewh", **vars(trial.plan(mutation=mutation)))
     deadline = time.monotonic() + 60
-    while len(segments_of(trial.root)) < 2 and time.monotonic() < deadline:
+    while len(segments_of(trial.root)) < segments and time.monotonic() < deadline:
         time.sleep(0.001)
     os.kill(pid, number)
     outcome = trial.server.wait(pid)
-    assert outcome["code"] == code, outcome["stderr"]
+    assert outcome["code"] == 128 + number, outcome["stderr"]
     committed = len(trial.check_committed(set()))
+    segments_were = "1 segment was" if committed == 1 else f"{committed} segments were"
     assert outcome["stderr"].splitlines()[-1] == (
-        f"moewh: stopped; {committed} segments were committed by this command. "
-        "Run the same command again to go on from there."
+        f"moewh: stopped; {segments_were} committed by this command. Run the same command again to go on from there."
     )
     assert not list((trial.root / ".staging").glob("*.part"))
     assert trial.ingest()["code"] == 0
     trial.check_complete()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_told_to_stop(number: signal.Signals, trial: Trial) -> None:
+    stop(trial, number, 2)
+
+
+def test_an_ingest_that_is_deaf_to_signals_is_noticed(trial: Trial) -> None:
+    with pytest.raises(AssertionError):
+        stop(trial, signal.SIGTERM, 2, "deaf to signals")
 
 
 # ------------------------------------------------------------------------------------------ odd places

@@ -237,13 +237,14 @@ def test_what_reads_the_warehouse_is_allowed(sql: str, shared: Layout) -> None:
 
 
 def test_everything_shipped_runs(shared: Layout) -> None:
-    values = {"layer": 2, "expert": 1, "run": "007"}
+    values = {"layer": 2, "other_layer": 3, "expert": 1, "run": "007", "other_run": "mixed"}
     for name in (*view_names(), *query.saved_names()):
-        wanted = query.find_query(name).variables
-        parameters = [part for key, value in values.items() if key in wanted for part in ("-p", f"{key}={value}")]
+        needed = query.find_query(name).required
+        parameters = [part for key in sorted(needed) for part in ("-p", f"{key}={values.get(key, 'x')}")]
         for form in ("csv", "table"):
             result = moewh(shared, "query", name, "--format", form, *parameters)
             assert (result.exit_code, result.stderr) == (0, ""), name
+    assert moewh(shared, "check").exit_code == 0
 
 
 def test_answers_keep_their_order_inside(shared: Layout) -> None:
