@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -147,3 +148,43 @@ def test_logits_of_a_router_that_gives_probabilities_are_refused(tmp_path: Path,
     byte_tokenizer().save_pretrained(folder)
     with pytest.raises(UsageError, match="return probabilities, no logits"):
         run(tmp_path / "wh", folder, prompts, router_logits=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "bias"),
+    [
+        ("olmoe", lambda _: torch.zeros(8)),
+        ("deepseek_v3", lambda block: block.gate.e_score_correction_bias),
+        ("kolibri1", lambda _: None),  # added to the logit, not to the score
+    ],
+)
+def test_selection_bias_is_what_the_choice_is_made_by(
+    name: str, bias: Callable[[Any], torch.Tensor | None], tmp_path: Path, prompts: Path
+) -> None:
+    family = next(family for family in FAMILIES if family.name == name)
+    folder = tmp_path / "model"
+    model = build(family)
+    model.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    connection = run(tmp_path / "wh", folder, prompts)
+    layers = connection.execute("select layer, module, num_experts from layers order by layer").fetchall()
+    for layer, module, experts in layers:
+        expected = bias(model.get_submodule(module.rpartition(".")[0]))
+        stored = connection.execute(
+            f"select selection_bias from experts where layer = {layer} order by expert"
+        ).fetchall()
+        assert [row[0] for row in stored] == ([None] * experts if expected is None else expected.tolist())
+
+
+def test_confidence_is_that_of_the_models_own_softmax(tmp_path: Path, prompts: Path) -> None:
+    folder = save_model(tmp_path / "model")
+    connection = run(tmp_path / "wh", folder, prompts, router_logits=True)
+    for layer in range(3):
+        probabilities_TE = vectors_of(connection, "router_logits", "logits", layer).double().softmax(-1)
+        rows = connection.execute(
+            f"select entropy, top_k_mass, margin from router_confidence where layer = {layer} order by token_id"
+        ).fetchall()
+        largest_TE = probabilities_TE.sort(-1, descending=True).values
+        entropy_T = torch.distributions.Categorical(probabilities_TE).entropy() / np.log(2)
+        expected_T3 = torch.stack([entropy_T, largest_TE[:, :3].sum(-1), largest_TE[:, 2] - largest_TE[:, 3]], dim=1)
+        assert torch.allclose(torch.tensor(rows, dtype=torch.float64), expected_T3, rtol=1e-9, atol=1e-12)
