@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import io
 import json
 import os
@@ -338,6 +339,9 @@ def _mutations() -> dict[str, list[tuple[Any, str, Any]]]:
         with contextlib.suppress(OSError):
             sync(path)
 
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
     @contextlib.contextmanager
     def deaf(_: object) -> Iterator[Callable[[], None]]:
         yield lambda: None
@@ -355,6 +359,7 @@ def _mutations() -> dict[str, list[tuple[Any, str, Any]]]:
         "errors not explained": [(layout.Layout, "writing", lambda _: contextlib.nullcontext())],
         "deaf to signals": [(module, "stoppable", deaf) for module in ("warehouse.cli", "warehouse.ingest_command")],
         "spill into the warehouse": [(os, "access", lambda *_: True)],
+        "no locks": [(fcntl, "flock", no_locks)],  # a file system's, not ours
         "the clock is trusted": [
             (module, "max", lambda seconds, _: seconds) for module in ("warehouse.progress", "warehouse.ingest_command")
         ],

@@ -193,6 +193,7 @@ def fail_and_complete(trial: Trial, step: int, error: str) -> bool:
             rows = connection.execute("select count(distinct segment) from routing").fetchall()
         assert rows == [(len(committed),)]
     assert trial.ingest()["code"] == 0
+    Layout(trial.root).sweep()  # as verify does, and an ingest with work to do: what failed may be the cleaning up
     trial.check_complete()
     return bool(outcome["code"] == 1)
 
@@ -293,6 +294,14 @@ def test_a_read_only_warehouse_answers(server: Server, undisturbed: Layout, tmp_
     spilling = {"commands": commands[:1], "root": str(root), "copy_of": str(undisturbed.root)}
     mutated = server.run("read-only", **spilling, mutation="spill into the warehouse")
     assert mutated["result"][0][0] == 1, "a query that writes into the warehouse is noticed"
+
+
+def test_a_file_system_without_locks(trial: Trial) -> None:
+    assert trial.ingest(kill_at=STEPS // 2, mutation="no locks")["code"] == -signal.SIGKILL
+    outcome = trial.ingest(mutation="no locks")
+    assert outcome["code"] == 0, outcome["stderr"]
+    assert contents(trial.root) == contents(trial.undisturbed.root)
+    assert faults_of(Layout(trial.root)) == []
 
 
 def test_a_stopped_clock(trial: Trial) -> None:

@@ -247,6 +247,15 @@ def test_everything_shipped_runs(shared: Layout) -> None:
     assert moewh(shared, "check").exit_code == 0
 
 
+def test_the_published_file_is_not_opened(layout: Layout) -> None:
+    """Whoever hands on a warehouse may have put any view into it; moewh makes its own."""
+    with duckdb.connect(str(layout.database)) as connection:
+        connection.execute("create view expert_load as select 'hostile' as x")
+    assert "hostile" not in moewh(layout, "query", "expert_load").output
+    layout.database.write_text("no database")
+    assert moewh(layout, "query", "expert_load").exit_code == 0
+
+
 def test_answers_keep_their_order_inside(shared: Layout) -> None:
     rows = moewh(shared, "query", "-c", "select range as x from range(5000) order by hash(range)", "--format", "csv")
     expected = duckdb.execute("select range from range(5000) order by hash(range)").fetchall()

@@ -160,7 +160,8 @@ class Layout:
             folder = self.staging / f"{name}.{os.urandom(8).hex()}{_IN_FLIGHT}"
             folder.mkdir(parents=True)
             descriptor = os.open(folder, os.O_RDONLY)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            with suppress(OSError):  # on a file system without locks nothing is swept either
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
             if folder.is_dir():  # else a sweep came between the two lines above
                 break
             os.close(descriptor)
