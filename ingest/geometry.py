@@ -24,7 +24,7 @@ Matrix = npt.NDArray[np.float64]
 _UNDEFINED = float("nan")
 _LEAST = 1e-6
 """A singular value at most this times the largest counts as none: the subspace of that rank is not defined."""
-_BLOCK_BYTES = 64 << 20
+_BLOCK_BYTES = 16 << 20
 """Float64 bytes of the experts' weights that are multiplied with each other at once."""
 
 
@@ -76,7 +76,7 @@ def singular_subspace(matrix_MN: torch.Tensor, rank: int) -> tuple[torch.Tensor,
     values = squares.clamp_min(0).sqrt().flip(0)
     if values[rank - 1] <= _LEAST * values[0]:
         return values, matrix_MN.new_full((N, rank), _UNDEFINED)
-    top = vectors[:, -rank:]
+    top = vectors[:, -rank:].clone()  # not a view: that would keep all the others
     return values, torch.linalg.qr(matrix_MN.T @ top).Q if M < N else top
 
 
@@ -123,8 +123,8 @@ def flattened_cosines(parts: list[list[torch.Tensor]], device: torch.device) -> 
         rows, columns = matrices[0].shape
         step = max(1, _BLOCK_BYTES // (8 * E * columns))
         for start in range(0, rows, step):
-            blocks = [matrix[start : start + step].to(device, torch.float64) for matrix in matrices]
-            block_EN = torch.stack(blocks).flatten(1)
+            stored = torch.stack([matrix[start : start + step] for matrix in matrices])
+            block_EN = stored.to(device, torch.float64).flatten(1)
             gram_EE += block_EN @ block_EN.T
     return _cosines(gram_EE)
 

@@ -36,7 +36,7 @@ from ingest.model import (
 from ingest.processes import Process
 from ingest.segment import _parquet_options as parquet_options
 from ingest.sites import refuse_by_name
-from ingest.weights import Checkpoint
+from ingest.weights import NO_SAFETENSORS, Checkpoint
 from warehouse import schema
 from warehouse.errors import MoewhError, UsageError
 from warehouse.layout import Layout, commit, sync
@@ -181,11 +181,17 @@ def _read(source: Source, trust_remote_code: bool) -> tuple[Any, str | None]:
 
 
 def _identity(source: Source, config: Any, commit_hash: str | None) -> dict[str, Any]:
-    """What a run of this model has recorded of it: digests of a folder's files, or a hub id and its commit."""
+    """What a run of this model has recorded of it: digests of a folder's files, or a hub id and its commit.
+
+    Raises MoewhError for a folder without safetensors.
+    """
     if source.revision is not None:
         revision = commit_hash or source.checkpoint
         return {"model": source.title, "revision": revision, "weights_sha256": None}
-    identity = {"weights_sha256": weights_fingerprint(Path(source.location))}
+    folder = Path(source.location)
+    if not any(folder.glob("*.safetensors")):
+        raise MoewhError(NO_SAFETENSORS.format(title=source.title))
+    identity = {"weights_sha256": weights_fingerprint(folder)}
     if getattr(config, "quantization_config", None) is None:  # loading changes that part of a configuration
         identity["config_sha256"] = config_sha256(config)
     return identity

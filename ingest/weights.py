@@ -37,6 +37,7 @@ from ingest.model import Source, load_failure
 from ingest.sites import find_sites
 from warehouse.errors import MoewhError
 
+NO_SAFETENSORS = "{title} has no safetensors weights, and `moewh geometry` reads no others. Convert the model first."
 Place = tuple[str, str]
 """A stored tensor: its key, and the file that it is in."""
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -167,7 +168,7 @@ def _quantizer(title: str, config: Any) -> tuple[Any, Any]:
 
 
 def _files(source: Source, config: Any, revision: str | None) -> list[str]:
-    """Return the paths of a model's safetensors files, downloaded if need be. Raises OSError if there are none."""
+    """Return the paths of a model's safetensors files, downloaded if need be. Raises MoewhError if there are none."""
     single = getattr(config, "transformers_weights", None) or SAFE_WEIGHTS_NAME
     optional = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
     if not single.endswith(".index.json") and (file := cached_file(source.location, single, **optional)):
@@ -176,7 +177,7 @@ def _files(source: Source, config: Any, revision: str | None) -> list[str]:
     if found := cached_file(source.location, index, **optional):
         shards, _ = get_checkpoint_shard_files(source.location, found, revision=revision)
         return list(shards)
-    raise OSError(f"no file named {SAFE_WEIGHTS_NAME}")
+    raise MoewhError(NO_SAFETENSORS.format(title=source.title))
 
 
 def _bits(dtype: str) -> int:
