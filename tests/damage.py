@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests import synthetic
-from tests.geometries import write_random_geometry
 from warehouse import schema, verify
 from warehouse.layout import Layout
 from warehouse.manifest import read_manifest, write_manifest
@@ -34,7 +33,7 @@ def sound_warehouse(root: Path) -> Layout:
         run.fields.update(identity=identity, options=options, prompts_sha256="0" * 64)
         synthetic.write_run(layout, run)
         write_manifest(layout.run(run_id), identity, None)
-        write_random_geometry(layout, run, seed)
+        synthetic.write_random_geometry(layout, run, seed)
         write_manifest(layout.geometry(run_id), identity, None)
         for number in range(len(run.segments)):
             folder = layout.segment(run_id, number)

@@ -1,4 +1,4 @@
-"""Geometries made at random, and what the definitions give for matrices: plain numpy, one expert after the other.
+"""What the definitions of a geometry give for matrices: plain numpy, one expert after the other.
 
 Nothing here reads the code that it is compared with: singular values come from `numpy.linalg.svd`.
 """
@@ -11,10 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-from tests.synthetic import Run, write_table
-from warehouse import schema
-from warehouse.layout import Layout
 
 Matrix = npt.NDArray[np.float64]
 Row = dict[str, Any]
@@ -32,25 +28,6 @@ class Expert:
     def input(self) -> Matrix:
         """[gate; up]."""
         return self.up if self.gate is None else np.concatenate([self.gate, self.up])
-
-
-def write_random_geometry(layout: Layout, run: Run, seed: int) -> None:
-    """Write a geometry of random numbers for a run; some are NULL, some pairs are equally alike."""
-    rng = np.random.default_rng(seed)
-    tables = (schema.EXPERT_GEOMETRY, schema.ROUTER_SIMILARITY, schema.EXPERT_SIMILARITY)
-    for table in tables:
-        rows = []
-        for layer, (experts, _) in run.layers.items():
-            places: list[Row] = [{"expert": expert} for expert in range(experts)]
-            if table is not schema.EXPERT_GEOMETRY:
-                places = [{"expert_a": a, "expert_b": b} for a, b in combinations(range(experts), 2)]
-            for place in places:
-                numbers = {column.name: round(float(rng.random()), 1) for column in table.columns[2:]}
-                nulls = {name: None for name in numbers if rng.random() < 0.05}
-                rows.append({**numbers, **nulls, "subspace_rank": 2, **place, "layer": layer})
-        names = {column.name for column in table.columns}
-        kept = [{name: value for name, value in row.items() if name in names} for row in rows]
-        write_table(layout.geometry(run.run_id), table, kept)
 
 
 def direct_experts(experts: list[Expert], router_EH: Matrix | None, rank: int) -> list[Row]:

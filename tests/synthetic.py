@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from itertools import cycle
+from itertools import combinations, cycle
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,7 @@ def with_logits(run: Run, seed: int) -> Run:
 def random_warehouse(root: Path) -> tuple[Layout, list[Run]]:
     """Write random runs, one of them called `007`; layers are not consecutive and differ in top-k.
 
-    The last three are checkpoints of one series, the middle one with raw logits.
+    The last three are checkpoints of one series, the middle one with raw logits. The first three have a geometry.
     """
     layout = Layout(root)
     layout.create()
@@ -131,6 +131,8 @@ def random_warehouse(root: Path) -> tuple[Layout, list[Run]]:
     ]
     last = random_run("step-30", 4, {0: (6, 2), 3: (5, 3), 4: (4, 2)}, prompts=32)
     last = replace(last, fields={"series": "trained", "tokens_key": "t", "train_step": 30})
+    for seed, run in enumerate(runs):
+        write_random_geometry(layout, run, seed)
     runs += [
         checkpoint_of(last, "step-1", 1, 5, changed=0.9),
         with_logits(checkpoint_of(last, "step-20", 20, 6, changed=0.3), 7),
@@ -172,6 +174,25 @@ def write_run(layout: Layout, run: Run) -> None:
         folder = layout.segment(run.run_id, number)
         write_segment(folder, prompts, prompt_id, layers=run.layers, last=number + 1 == len(run.segments))
         prompt_id += len(prompts)
+
+
+def write_random_geometry(layout: Layout, run: Run, seed: int) -> None:
+    """Write a geometry of random numbers for a run; some are NULL, some pairs are equally alike."""
+    rng = np.random.default_rng(seed)
+    tables = (schema.EXPERT_GEOMETRY, schema.ROUTER_SIMILARITY, schema.EXPERT_SIMILARITY)
+    for table in tables:
+        rows = []
+        for layer, (experts, _) in run.layers.items():
+            places: list[dict[str, Any]] = [{"expert": expert} for expert in range(experts)]
+            if table is not schema.EXPERT_GEOMETRY:
+                places = [{"expert_a": a, "expert_b": b} for a, b in combinations(range(experts), 2)]
+            for place in places:
+                numbers = {column.name: round(float(rng.random()), 1) for column in table.columns[2:]}
+                nulls = {name: None for name in numbers if rng.random() < 0.05}
+                rows.append({**numbers, **nulls, "subspace_rank": 2, **place, "layer": layer})
+        names = {column.name for column in table.columns}
+        kept = [{name: value for name, value in row.items() if name in names} for row in rows]
+        write_table(layout.geometry(run.run_id), table, kept)
 
 
 def write_segment(folder: Path, prompts: list[Prompt], first_prompt: int, *, layers: Iterable[int], last: bool) -> None:
