@@ -25,7 +25,7 @@ lint: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.storage
 
-# The fault tests at length, and ten minutes of fuzzing: about an hour.
+# The fault tests at length, and ten minutes of fuzzing: about forty minutes.
 soak: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[soak]'
 	$(BIN)/python -m tests.soak --results benchmarks/results/soak.md
