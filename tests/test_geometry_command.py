@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,36 @@ def test_checkpoint_with_a_tensor_for_each_expert(name: str, tmp_path: Path) -> 
             rows = layer_weights(site).router_EH
             assert rows is not None
             assert torch.equal(rows, model.get_parameter(f"{path_of(checkpoint, site.router)}.weight"))
+
+
+def test_fp8_is_turned_into_numbers(tmp_path: Path) -> None:
+    """DeepSeek-V3 as it is on the hub: eight-bit floats, and a scale for each block of a matrix."""
+    model = build(named("deepseek_v3"))
+    config = json.loads(model.config.to_json_string())
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [16, 16], "fmt": "e4m3"}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    stored, numbers = {}, {}
+    generator = torch.Generator().manual_seed(0)
+    for layer in (1, 2, 3):
+        block = f"model.layers.{layer}.mlp"
+        stored[f"{block}.gate.weight"] = model.get_parameter(f"{block}.gate.weight").detach().contiguous()
+        for expert, name in product(range(8), ("gate_proj", "up_proj", "down_proj")):
+            shape = (32, 16) if name == "down_proj" else (16, 32)
+            eight_bits = torch.randn(shape, generator=generator).to(torch.float8_e4m3fn)
+            scales = torch.rand(shape[0] // 16, shape[1] // 16, generator=generator)
+            key = f"{block}.experts.{expert}.{name}"
+            stored |= {f"{key}.weight": eight_bits, f"{key}.weight_scale_inv": scales}
+            numbers[key] = eight_bits.double() * scales.double().repeat_interleave(16, 0).repeat_interleave(16, 1)
+    save_file(stored, tmp_path / "model.safetensors", {"format": "pt"})
+    checkpoint = open_checkpoint(tmp_path)
+    for site in checkpoint.sites:
+        with checkpoint.layer(site):
+            weights = layer_weights(site)
+            assert weights.gate is not None
+            for name, matrices in (("gate_proj", weights.gate), ("up_proj", weights.up), ("down_proj", weights.down)):
+                for expert, matrix in enumerate(matrices):
+                    wanted = numbers[f"{site.path}.{expert}.{name}"]
+                    assert torch.allclose(matrix.double(), wanted, rtol=1e-6, atol=0)
 
 
 FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
