@@ -12,16 +12,21 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from ingest import demo
 from tests import families_page
-from warehouse.catalog import describe_views
+from warehouse.catalog import ViewColumn, answer_columns, describe_views
+from warehouse.check import shipped_checks
+from warehouse.query import find_query, saved_names
 from warehouse.schema import TABLES
+from warehouse.views import canned_names
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = REPOSITORY / "README.md"
 SCHEMA_PAGE = REPOSITORY / "docs" / "schema.md"
+VIEWS_PAGE = REPOSITORY / "docs" / "views.md"
 _BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LOSSES = re.compile(r"^\| domain \|.*?(?=^$)", re.MULTILINE | re.DOTALL)
 
@@ -83,30 +88,71 @@ def readme(text: str) -> str:
 
 
 def schema_page() -> str:
-    """Return the page of every table and view with its columns, made from the schema and the SQL comments."""
+    """Return the page of every stored table with its columns, made from the schema."""
     lines = [
-        "# Tables and views",
+        "# Tables",
         "",
-        "Made by `make docs` from `warehouse/schema.py` and the comments in `queries/views/`; in a shell,",
-        f"`from duckdb_columns()` tells the same. The first {len(TABLES)} are stored in Parquet, the last of these are",
-        "rollups: counts of a segment's rows. The rest are canned views.",
+        "Made by `make docs` from `warehouse/schema.py`; in a shell, `from duckdb_columns()` tells the same. Each is a",
+        "Parquet file in every run's or segment's folder, and a view over all of them. Those of which the description",
+        "begins with Rollup are counts of a segment's rows, which the [canned views](views.md) read.",
     ]
-    for view in describe_views().values():
-        lines += ["", f"## {view.name}", "", view.comment, "", "| column | type | meaning |", "|---|---|---|"]
-        lines += [
-            f"| `{column.name}` | {column.type} | {column.comment.replace('|', chr(92) + '|')} |"
-            for column in view.columns
-        ]
+    for table in TABLES:
+        view = describe_views()[table.name]
+        lines += ["", f"## {view.name}", "", view.comment, "", *_column_table(view.columns)]
     return "\n".join(lines) + "\n"
+
+
+def views_page() -> str:
+    """Return the page of every canned view, saved query and check, made from the headers and comments of the SQL."""
+    lines = [
+        "# Views, saved queries and checks",
+        "",
+        "Made by `make docs` from `queries/`: the header of each file, and the comments on its columns. Where the",
+        "formulas come from, and what chance alone gives, is in [metrics.md](metrics.md).",
+        "",
+        "# Canned views",
+    ]
+    for name in canned_names():
+        view = describe_views()[name]
+        lines += ["", f"## {name}", "", view.comment, *_header(view.header), *_column_table(view.columns)]
+    lines += [
+        "",
+        "# Saved queries",
+        "",
+        "`moewh query NAME -p parameter=value`; in a plain shell `set variable parameter = value;` and then the file.",
+    ]
+    for name in saved_names():
+        query = find_query(name)
+        columns = ", ".join(f"`{column.name}`" for column in answer_columns(query))
+        lines += ["", f"## {name}", *_header(query.header), f"Columns: {columns}."]
+    lines += ["", "# Checks", "", "`moewh check` runs them all: a check's rows are faults."]
+    for query in shipped_checks():
+        lines += ["", f"## {query.source.removesuffix('.sql')}", *_header(query.header)[:-1]]
+    return "\n".join(lines) + "\n"
+
+
+def _header(header: str) -> list[str]:
+    """The header of an SQL file as it stands, its formulas in line."""
+    return ["", "```text", *header.splitlines(), "```", ""]
+
+
+def _column_table(columns: Iterable[ViewColumn]) -> list[str]:
+    rows = [f"| `{column.name}` | {column.type} | {column.comment.replace('|', chr(92) + '|')} |" for column in columns]
+    return ["| column | type | meaning |", "|---|---|---|", *rows]
 
 
 def main() -> None:
     """Write every document anew."""
     SCHEMA_PAGE.parent.mkdir(exist_ok=True)
     SCHEMA_PAGE.write_text(schema_page())
+    VIEWS_PAGE.write_text(views_page())
     README.write_text(readme(README.read_text()))
     families_page.main()
-    print(json.dumps([str(path.relative_to(REPOSITORY)) for path in (SCHEMA_PAGE, README, families_page.PAGE)]))
+    print(
+        json.dumps(
+            [str(path.relative_to(REPOSITORY)) for path in (SCHEMA_PAGE, VIEWS_PAGE, README, families_page.PAGE)]
+        )
+    )
 
 
 if __name__ == "__main__":

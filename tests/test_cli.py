@@ -20,10 +20,11 @@ from click.testing import CliRunner, Result
 from tests.synthetic import random_warehouse
 from warehouse import __version__
 from warehouse import query as queries
+from warehouse.catalog import describe_views
 from warehouse.cli import explain, main
 from warehouse.errors import UsageError
 from warehouse.layout import Layout
-from warehouse.query import Query, Value, parse_value
+from warehouse.query import Query, Value, find_query, parse_value, saved_names
 from warehouse.views import canned_names, open_warehouse, view_names
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -424,6 +425,26 @@ def test_views_describes_columns_without_a_warehouse(tmp_path: Path) -> None:
     assert "\nconditional  DOUBLE     N_ab / N_a: share of" in text
 
 
+@pytest.mark.parametrize("name", [*canned_names(), *saved_names()])
+def test_query_describes_itself_without_a_warehouse(name: str, tmp_path: Path) -> None:
+    text = moewh(Layout(tmp_path / "none"), "query", name, "--describe").stdout
+    header, _, columns = text.partition("\n\n")
+    assert header == (find_query(name).header if name in saved_names() else describe_views()[name].header)
+    assert columns.strip()
+    assert all(len(line.split()) >= 2 for line in columns.strip().splitlines())
+
+
+def test_query_describes_a_users_own(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "none")
+    (tmp_path / "mine.sql").write_text("-- mine: what I ask\nselect layer, count(*) as n from routing group by layer\n")
+    assert moewh(layout, "query", str(tmp_path / "mine.sql"), "--describe").stdout == (
+        "mine: what I ask\n\nlayer  INTEGER\nn      BIGINT\n"
+    )
+    wrong = moewh(layout, "query", "-c", "select nothing from routing", "--describe")
+    assert wrong.exit_code == 1
+    assert "nothing" in wrong.stderr
+
+
 def test_runs_lists_and_deletes(tmp_path: Path) -> None:
     layout, _ = random_warehouse(tmp_path / "wh")
     listed = moewh(layout, "runs").stdout
@@ -436,7 +457,13 @@ def test_runs_lists_and_deletes(tmp_path: Path) -> None:
 
     assert moewh(layout, "runs", "--delete", "007", stdin="y\n").exit_code == 0
     assert moewh(layout, "runs", "--delete", "mixed", "--yes").stdout == "Deleted run mixed.\n"
-    assert answer(layout, "-c", "select distinct run_id from routes", "--format", "csv") == "run_id\nwide.v-1\n"
+    assert answer(
+        layout,
+        "-c",
+        "select min(run_id), count(distinct run_id) as n from routes where run_id not like 'step%'",
+        "--format",
+        "csv",
+    ) == ("min(run_id),n\nwide.v-1,1\n")
     assert not [path for path in layout.root.rglob("*") if "007" in path.name or "mixed" in path.name]
     assert [path.name for path in layout.staging.iterdir()] == ["empty"]
 

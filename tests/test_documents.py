@@ -8,7 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.documents import README, SCHEMA_PAGE, console_blocks, loss_table, run_command, schema_page
+from tests.documents import (
+    README,
+    SCHEMA_PAGE,
+    VIEWS_PAGE,
+    console_blocks,
+    loss_table,
+    run_command,
+    schema_page,
+    views_page,
+)
+from tests.test_jail import ESCAPES
+from warehouse.views import canned_names
 
 _NUMBER = re.compile(r"(?<![\w.-])\d[\d,]*(?:\.\d+)?")
 _MACHINE = re.compile(r"[\d,.]+(?= tokens/s|% of the time| GiB at most)")
@@ -60,3 +71,24 @@ def test_readme_tells_what_the_demo_learned() -> None:
 
 def test_schema_page_is_current() -> None:
     assert SCHEMA_PAGE.read_text() == schema_page(), "run `make docs`"
+
+
+def test_views_page_is_current() -> None:
+    assert VIEWS_PAGE.read_text() == views_page(), "run `make docs`"
+
+
+def test_metrics_page_has_every_view_that_has_a_formula() -> None:
+    page = (README.parent / "docs" / "metrics.md").read_text()
+    missing = [name for name in canned_names() if name != "routes" and f"`{name}`" not in page]
+    assert missing == []
+
+
+@pytest.mark.parametrize("name", ["SECURITY.md", "docs/reliability.md"])
+def test_pages_of_promises_name_what_is_there(name: str) -> None:
+    page = (README.parent / name).read_text()
+    tests = re.findall(r"`(?:tests/)?(test_\w+\.py)`", page)
+    assert tests
+    assert [test for test in tests if not (README.parent / "tests" / test).is_file()] == []
+    links = re.findall(r"\]\(([^)#]+)", page)
+    assert [link for link in links if not ((README.parent / name).parent / link).exists()] == []
+    assert [int(count) for count in re.findall(r"(\d+) ways out", page)] == [len(ESCAPES)] * (name == "SECURITY.md")

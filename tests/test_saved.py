@@ -20,6 +20,7 @@ from warehouse import query as queries
 from warehouse import schema
 from warehouse.layout import Layout
 from warehouse.query import Value, saved_names
+from warehouse.views import open_warehouse
 
 Rows = list[tuple[Any, ...]]
 
@@ -113,6 +114,15 @@ def test_saved_query_needs_what_it_says(name: str, tmp_path: Path) -> None:
     for variable in query.required:
         with pytest.raises(Exception, match=f"needs the parameter {variable}"):
             answer(layout, name, {other: value for other, value in values.items() if other != variable})
+
+
+def test_a_parameter_does_not_outlive_its_query(warehouse: tuple[Layout, dict[str, Run]]) -> None:
+    query = queries.find_query("load_drift")
+    with open_warehouse(warehouse[0]) as connection:
+        for values, layers in (({"layer": 3}, {3}), ({}, {0, 3, 4})):
+            found = queries.prepare(connection, query, values)
+            assert found is not None
+            assert {row[1] for row in found.execute().fetchall()} == layers
 
 
 # ------------------------------------------------------------------------------------------ tokens and contexts

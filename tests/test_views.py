@@ -224,6 +224,33 @@ def test_expert_repetition_of_random_routing_is_its_baseline(tmp_path: Path) -> 
         assert row[4:6] == pytest.approx(row[6:], abs=error)
 
 
+def test_chance_values_of_the_metrics_page(tmp_path: Path) -> None:
+    """Even, independent routing: 12 layers of 8 experts, top-2, then one of 6, top-3. What docs/metrics.md says."""
+    layout = Layout(tmp_path / "wh")
+    layout.create()
+    rng, N = np.random.default_rng(0), 3_000
+    layers = {**dict.fromkeys(range(12), (8, 2)), 12: (6, 3)}
+    tokens = [
+        Token(1, {n: [(int(e), 0.5) for e in rng.permutation(E)[:k]] for n, (E, k) in layers.items()}) for _ in range(N)
+    ]
+    write_run(layout, Run("r", layers, [[Prompt(tokens)]]))
+    with open_warehouse(layout) as connection:
+
+        def means(columns: str, view: str, layers: str) -> Any:
+            averages = ", ".join(f"avg({column})" for column in columns.split(", "))
+            return connection.execute(f"select {averages} from {view} where layer {layers}").fetchall()[0]
+
+        pairs = means("conditional, jaccard, lift", "co_routing", "< 12")
+        assert pairs == pytest.approx((1 / 7, 1 / 13, 8 / (2 * 7)), rel=0.01)
+        assert means("conditional, lift", "layer_transitions", "= 11") == pytest.approx((3 / 6, 1), rel=0.01)
+        assert means("conditional", "first_choice_transitions", "= 11") == pytest.approx((1 / 6,), rel=0.01)
+        entropy, cv, gini, largest = means("normalized_entropy, cv, gini, max_over_mean", "load_balance", "< 12")
+        assert 1 - entropy == pytest.approx((8 - 2) / (2 * 2 * N * math.log(8)), rel=0.4)
+        assert cv == pytest.approx(math.sqrt((8 - 2) / (2 * N)), rel=0.2)
+        assert gini == pytest.approx(cv / math.sqrt(math.pi), rel=0.2)
+        assert largest - 1 == pytest.approx(cv * math.sqrt(2 * math.log(8)), rel=0.4)
+
+
 def test_expert_repetition_baseline_where_two_tokens_must_share(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "wh")
     layout.create()

@@ -9,11 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 from warehouse import schema
 from warehouse.errors import UsageError
-from warehouse.query import find_query, saved_names, unknown
+from warehouse.query import Query, find_query, saved_names, unknown
 from warehouse.views import canned_views
+
+if TYPE_CHECKING:
+    import duckdb
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,26 @@ def list_queries() -> str:
     return _columns([*views, *((name, _first_line(name)) for name in saved_names())])
 
 
+def describe_query(query: Query) -> str:
+    """Return a query's header and the columns of its answer, with what is known of each.
+
+    Raises duckdb.Error for SQL that the views do not satisfy.
+    """
+    if query.source in describe_views():
+        return describe_view(query.source)
+    columns = answer_columns(query)
+    width = max(len(column.name) for column in columns)
+    lines = [f"{column.name:{width}}  {column.type}" for column in columns]
+    return "\n".join([query.header, "", *lines] if query.header else lines)
+
+
+def answer_columns(query: Query) -> tuple[ViewColumn, ...]:
+    """Return the columns of a query's answer, made of what an empty warehouse would answer; without comments."""
+    with _empty_warehouse() as connection:
+        described = connection.execute(f"describe {query.sql}").fetchall()
+    return tuple(ViewColumn(name, type_, "") for name, type_, *_ in described)
+
+
 def describe_view(name: str) -> str:
     """Return a view's header and its columns with type and meaning. Raises UsageError if there is none."""
     described = describe_views()
@@ -74,13 +98,19 @@ def _describe_table(table: schema.Table) -> ViewDescription:
     return ViewDescription(table.name, table.description, f"{table.name}: {table.description}", described)
 
 
-def _describe_canned() -> dict[str, ViewDescription]:
+def _empty_warehouse() -> duckdb.DuckDBPyConnection:
+    """Every table, with no rows, and the canned views over them."""
     import duckdb
 
-    with duckdb.connect() as connection:
-        connection.execute(";\n".join(_empty_table(table) for table in schema.TABLES))
-        for view in canned_views():
-            connection.execute(";\n".join((view.create, *view.comments)))
+    connection = duckdb.connect()
+    connection.execute(";\n".join(_empty_table(table) for table in schema.TABLES))
+    for view in canned_views():
+        connection.execute(";\n".join((view.create, *view.comments)))
+    return connection
+
+
+def _describe_canned() -> dict[str, ViewDescription]:
+    with _empty_warehouse() as connection:
         comments = dict(
             connection.execute(
                 "select view_name, coalesce(comment, '') from duckdb_views() where not internal"

@@ -84,6 +84,8 @@ def explain(error: Exception) -> tuple[str, int] | None:
             explained = (_os_error(error), 1)
         case _ if duckdb is not None and isinstance(error, duckdb.Error):
             explained = (_duckdb_error(str(error)), 1)
+        case UnicodeDecodeError() if b" Error: " in error.object:  # DuckDB's message, which quotes damaged bytes
+            explained = (_duckdb_error(error.object.decode(errors="backslashreplace")), 1)
         case _:
             return None
     return explained
@@ -131,6 +133,7 @@ def main(context: click.Context) -> None:
 @click.option("-p", "parameters", metavar="NAME=VALUE", multiple=True, help="Set a parameter; repeat for more.")
 @click.option("--format", "form", type=click.Choice(FORMATS), help="Default: table, or as FILE is named.")
 @click.option("-o", "output", type=click.Path(path_type=Path), metavar="FILE", help="Write to a file.")
+@click.option("--describe", "described", is_flag=True, help="Say what it answers, and its parameters and columns.")
 @engine_options
 @click.option("--verify", "verified", is_flag=True, help="Read every file and compare it with its manifest first.")
 @limit_options
@@ -144,6 +147,7 @@ def query(
     output: Path | None,
     engine: str,
     master: str | None,
+    described: bool,
     verified: bool,
     warehouse: Layout,
     **limits: Any,
@@ -167,6 +171,11 @@ def query(
         raise UsageError("give a NAME or -c SQL, not both.")
     chosen = out.choose_format(form, output)
     found = queries.find_query(name) if name is not None else queries.Query("-c", sql or "")
+    if described:
+        from warehouse import catalog
+
+        click.echo(catalog.describe_query(found))
+        return
     values = queries.parse_parameters(parameters)
     written = out.written_path(output) if output is not None else None
     if verified:

@@ -20,6 +20,8 @@ _STRONGEST = 3
 _TOP_TOKENS = 5
 _MIN_TOKENS = 20
 """What rests on fewer tokens than this has a high lift by chance."""
+_MIN_SHARE = 0.1
+_SHUFFLES = 1_000
 
 
 @click.command(short_help="Ingest the embedded model and prompts, and show what is in them.")
@@ -36,6 +38,7 @@ def demo(warehouse: Layout) -> None:
     parts = (
         _model(connection, run_id),
         _domains(connection, run_id),
+        _saturation(connection, run_id),
         _strongest_pairs(connection, run_id),
         _strongest_transitions(connection, run_id),
         _next_steps(warehouse),
@@ -78,8 +81,9 @@ def _model(connection: duckdb.DuckDBPyConnection, run_id: str) -> str:
 def _domains(connection: duckdb.DuckDBPyConnection, run_id: str) -> str:
     """For each domain, the expert with the greatest lift among those it gives at least 10 % of its tokens."""
     lines = ["The expert that each domain prefers most (from domain_experts):"]
+    by_chance = lifts_by_chance(connection, run_id)
     seen = set()
-    for row in _rows(connection, "domain_experts", {"run": run_id}):
+    for row in _rows(connection, "domain_experts", {"run": run_id, "min_share": _MIN_SHARE}):
         if row["domain"] in seen:
             continue
         seen.add(row["domain"])
@@ -94,6 +98,63 @@ def _domains(connection: duckdb.DuckDBPyConnection, run_id: str) -> str:
             f"  {row['domain']:<6} layer {row['layer']}, expert {row['expert']:>2}: lift {row['lift']:.1f}, "
             f"{row['share']:.0%} of its tokens (overall {row['overall_share']:.0%}); top tokens {' '.join(tokens)}"
         )
+    chances = ", ".join(f"{domain} {lift:.1f}" for domain, lift in sorted(by_chance.items()))
+    lines.append(f"  By chance, with the prompts' labels shuffled, 1 in 100 best lifts is above: {chances}.")
+    return "\n".join(lines)
+
+
+def lifts_by_chance(connection: duckdb.DuckDBPyConnection, run_id: str, quantile: float = 0.99) -> dict[str, float]:
+    """Return, for each domain, the lift that its best expert exceeds in 1 of 100 shuffles of the prompts' labels.
+
+    Best: the greatest lift of all layers and experts with a share of at least 10 %, as in the demo's own table.
+    """
+    import numpy as np
+
+    chosen = connection.execute(
+        """
+        select prompt_id, domain, layer, expert, count(*) from routes
+        where run_id = $run and kind <> 'special' group by all order by prompt_id
+        """,
+        {"run": run_id},
+    ).fetchall()
+    labels = {prompt: domain for prompt, domain, *_ in chosen}
+    prompts, places = list(labels), sorted({(layer, expert) for _, _, layer, expert, _ in chosen})
+    counts_PX = np.zeros((len(prompts), len(places)))
+    for prompt, _, layer, expert, tokens in chosen:
+        counts_PX[prompts.index(prompt), places.index((layer, expert))] = tokens
+    tokens_P = counts_PX.sum(1)  # in units of the layers times top-k: every token has all of them
+    choices = _choices_per_token(connection, run_id)
+    domains, label_P = np.unique(list(labels.values()), return_inverse=True)
+    random = np.random.default_rng(0)
+    best_SD = np.zeros((_SHUFFLES, len(domains)))
+    for shuffle in range(_SHUFFLES):
+        member_DP = (random.permutation(label_P) == np.arange(len(domains))[:, None]).astype(float)
+        share_DX = choices * (member_DP @ counts_PX) / (member_DP @ tokens_P)[:, None]
+        lift_DX = share_DX / (choices * counts_PX.sum(0) / tokens_P.sum())
+        best_SD[shuffle] = np.where(share_DX >= _MIN_SHARE, lift_DX, 0).max(1)
+    return dict(zip(domains.tolist(), np.quantile(best_SD, quantile, axis=0).tolist(), strict=True))
+
+
+def _choices_per_token(connection: duckdb.DuckDBPyConnection, run_id: str) -> int:
+    """Rows of a token over all layers."""
+    answer = connection.execute("select sum(top_k) from layers where run_id = $run", {"run": run_id}).fetchone()
+    assert answer is not None
+    return int(answer[0])
+
+
+def _saturation(connection: duckdb.DuckDBPyConnection, run_id: str) -> str:
+    """How much of the last checkpoint's routing each checkpoint has already, from first layer to last."""
+    steps: dict[int, list[float]] = {}
+    chance = 0.0
+    for row in _rows(connection, "saturation_over_training", {"series": DEMO}):
+        if row["reference_run_id"] == run_id:
+            steps.setdefault(row["train_step"], []).append(row["saturation"])
+            chance = row["random"]
+    lines = [
+        f"Share of the last checkpoint's experts, layer by layer (from router_saturation; by chance {chance:.2f}):"
+    ]
+    for step, shares in steps.items():
+        lines.append(f"  step {step:>5,}: {'  '.join(f'{share:.2f}' for share in shares)}")
     return "\n".join(lines)
 
 

@@ -149,7 +149,7 @@ def parse_value(text: str) -> Value:
 def prepare(
     connection: duckdb.DuckDBPyConnection, query: Query, values: Mapping[str, Value], *, unsafe: bool = False
 ) -> Answer | None:
-    """Set the query's variables and return its answer.
+    """Set the query's variables, unset those without a value, and return its answer.
 
     The statement runs as a subquery, which only reads (see `warehouse.jail`); with `unsafe` as it stands, and one
     without an answer, such as COPY, is done at once: then None is returned.
@@ -166,8 +166,11 @@ def prepare(
     statement = statements[0]
     bound = frozenset(statement.named_parameters)
     check_names(query, values, bound)
-    for name in query.variables & values.keys():
-        connection.execute(f'set variable "{name}" = $value', {"value": values[name]})
+    for name in query.variables:
+        if name in values:
+            connection.execute(f'set variable "{name}" = $value', {"value": values[name]})
+        else:  # what an earlier query on this connection was given is not meant for this one
+            connection.execute(f'reset variable "{name}"')
     bindings = {name: values[name] for name in bound}
     if not unsafe:
         return Answer(connection, jailed_statement(connection, query.source, query.sql), bindings)

@@ -1,21 +1,20 @@
 -- repetition_counts: how often adjacent tokens choose the same experts.
 -- One row per run, segment, domain and layer with at least one pair of adjacent tokens: positions p and p + 1 of one
--- prompt and context, both of kind prompt or generated, both with rows at the layer.
+-- prompt and context (their token_id differ by 1), both of kind prompt or generated, both with rows at the layer.
 -- Mergeable: counts of several segments add up, because no prompt is split over segments.
 with adjacent as (
     select
         here.run_id as run_id,
         here.segment as segment,
         prompts.domain as domain,
-        here.token_id as token_id,
-        there.token_id as next_token_id
+        here.token_id as token_id
     from tokens as here
     join tokens as there
         on there.run_id = here.run_id
         and there.segment = here.segment
+        and there.token_id = here.token_id + 1
         and there.prompt_id = here.prompt_id
         and there.context = here.context
-        and there.position = here.position + 1
     join prompts
         on prompts.run_id = here.run_id
         and prompts.segment = here.segment
@@ -40,7 +39,7 @@ compared as (
     join routing as b
         on b.run_id = adjacent.run_id
         and b.segment = adjacent.segment
-        and b.token_id = adjacent.next_token_id
+        and b.token_id = a.token_id + 1
         and b.layer = a.layer
     group by
         adjacent.run_id,

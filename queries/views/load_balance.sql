@@ -7,7 +7,7 @@
 --   gini               = sum over experts by rising N_i, r = 1 to E, of (2 r - E - 1) N_i / (E * sum of N_i)
 --   max_over_mean      = max N_i / mean N_i       what the busiest expert costs a step that waits for it
 -- All but dead_experts are NULL while the layer has no tokens. An even router still varies by chance: with n choices
--- in all, cv is about sqrt((E - 1) / n).
+-- in all, cv is about sqrt((E - k) / n).
 create or replace view load_balance as
 with loads as (
     select
