@@ -158,8 +158,11 @@ def answer(layout: Layout, table: str) -> object:
     try:
         with open_warehouse(layout) as connection:
             return connection.execute(f"select count(*), sum(hash(t)::hugeint) from {table} as t").fetchall()
-    except duckdb.Error as error:
+    except (duckdb.Error, UnicodeDecodeError) as error:
         return str(error)
+
+
+OUTCOMES = ("failed naming it", "failed", "right", "wrong")
 
 
 @dataclass
@@ -170,44 +173,59 @@ class Damaged:
     missed: int = 0
     """What verify did not find, or did not name."""
     queries: Counter[str] = field(default_factory=Counter)
-    """What plain queries over the damaged tables came to: failed, right or wrong."""
+    """What plain queries over the damaged tables came to: how many of each of OUTCOMES."""
+
+
+class Sound:
+    """A warehouse that is as it was committed, but for the moment of a trial."""
+
+    def __init__(self, soak: Soak) -> None:
+        self.random = soak.random
+        self.layout = sound_warehouse(Path(tempfile.mkdtemp(dir=soak.folder)))
+        self.files = {path: path.read_bytes() for path in committed_files(self.layout)}
+        self.answers = {table.name: answer(self.layout, table.name) for table in schema.TABLES}
+
+    def damage(self, path: Path, kind: str, counts: Damaged) -> None:
+        """Damage one file, see who notices, and put every file back."""
+        DAMAGES[kind](path, self.random)
+        faults = faults_of(self.layout)
+        counts.tried += 1
+        counts.missed += path not in {fault.path for fault in faults} | {fault.folder / path.name for fault in faults}
+        table = next((table.name for table in schema.TABLES if table.file == path.name), None)
+        if table is not None:
+            given = answer(self.layout, table)
+            failed = "failed naming it" if str(path) in str(given) else "failed"
+            right = given == self.answers[table]
+            counts.queries["right" if right else failed if isinstance(given, str) else "wrong"] += 1
+        for file, content in self.files.items():
+            if not file.is_file() or file.read_bytes() != content:
+                file.write_bytes(content)
 
 
 def damage(soak: Soak) -> Iterator[Row]:
-    """Every way to damage a file, over every file; then bits flipped, over every table."""
-    layout = sound_warehouse(soak.folder / "damage")
-    before = {path: path.read_bytes() for path in committed_files(layout)}
-    answers = {table.name: answer(layout, table.name) for table in schema.TABLES}
-
-    def try_one(path: Path, kind: str, counts: Damaged) -> None:
-        DAMAGES[kind](path, soak.random)
-        faults = faults_of(layout)
-        named = {fault.path for fault in faults} | {fault.folder for fault in faults}
-        counts.tried += 1
-        counts.missed += path not in named and path.parent not in named
-        table = next((table.name for table in schema.TABLES if table.file == path.name), None)
-        if table is not None:
-            given = answer(layout, table)
-            counts.queries["right" if given == answers[table] else "failed" if isinstance(given, str) else "wrong"] += 1
-        for file, sound in before.items():
-            if not file.is_file() or file.read_bytes() != sound:
-                file.write_bytes(sound)
-
+    """Every way to damage a file but a flipped bit, over every file."""
+    sound = Sound(soak)
     for kind in (name for name in DAMAGES if name != "flip"):
         counts = Damaged()
-        for path, content in before.items():
-            if kind != "swap" or content != before[twin(path)]:
-                try_one(path, kind, counts)
+        for path, content in sound.files.items():
+            if kind != "swap" or content != sound.files[twin(path)]:
+                sound.damage(path, kind, counts)
         yield _damage_row(f"{kind.replace('_', ' ')}, each file of each table", counts)
-    counts = Damaged()
+    assert faults_of(sound.layout) == []
+
+
+def flips(soak: Soak) -> Iterator[Row]:
+    """Bits flipped, over the files of every table in turn."""
+    sound, counts = Sound(soak), Damaged()
+    files = list(sound.files)
     for number in range(soak.chosen.flips):
-        try_one(list(before)[number % len(before)], "flip", counts)
-    yield _damage_row(f"one bit flipped, in turn in {len(before)} files of every table", counts)
-    assert faults_of(layout) == []
+        sound.damage(files[number % len(files)], "flip", counts)
+    yield _damage_row(f"one bit flipped, in turn in {len(files)} files of every table", counts)
+    assert faults_of(sound.layout) == []
 
 
 def _damage_row(fault: str, counts: Damaged) -> Row:
-    queries = ", ".join(f"{counts.queries[kind]} {kind}" for kind in ("failed", "right", "wrong"))
+    queries = ", ".join(f"{counts.queries[kind]} {kind}" for kind in OUTCOMES)
     return Row(f"{fault}: found by verify", f"{counts.tried} (plain queries: {queries})", counts.missed)
 
 
@@ -245,7 +263,7 @@ def fuzz(soak: Soak) -> Iterator[Row]:
 # ------------------------------------------------------------------------------------------ all of it
 
 PARTS: dict[str, Callable[[Soak], Iterator[Row]]] = {
-    part.__name__: part for part in (errors, kills, commits, stops, writers, order, damage, properties, fuzz)
+    part.__name__: part for part in (errors, kills, commits, stops, writers, order, damage, flips, properties, fuzz)
 }
 
 

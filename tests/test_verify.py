@@ -453,6 +453,16 @@ def test_query_over_a_broken_file_names_it(damage: Any, table: str, layout: Layo
     assert str(path) in result.stderr
 
 
+def test_query_over_a_broken_name_is_one_line(layout: Layout) -> None:
+    """DuckDB quotes the name in its message, whose bytes are then no text."""
+    path = layout.segment("one", 0) / schema.ROUTING.file
+    path.write_bytes(path.read_bytes().replace(b"token_id", b"token_\xe9d"))
+    result = moewh(layout, "query", "routing", "--format", "csv")
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert r"token_\xe9d" in result.stderr
+
+
 @pytest.mark.parametrize("damage", [flip, swap], ids=lambda damage: damage.__name__)
 def test_query_over_silent_damage_is_refused_with_verify(damage: Any, layout: Layout) -> None:
     """DuckDB gives wrong rows without a word here; `--verify` is how a query cannot."""
