@@ -100,7 +100,7 @@ def _read_parquet(connection: duckdb.DuckDBPyConnection, file: PromptFile) -> It
             for batch in reader.iter_batches(BATCH_ROWS):
                 batch.validate(full=True)
                 yield from _relabel(connection, pa.Table.from_batches([batch]), file, empty_is_null=False)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise file.error(f"not a readable Parquet file: {_first_line(error)}") from None
 
 

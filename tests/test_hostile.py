@@ -165,6 +165,27 @@ def test_any_bytes_are_rows_or_one_error(content: bytes, form: PromptFormat) -> 
         assert all(isinstance(row["text"], str) for row in rows)
 
 
+@given(st.integers(min_value=0), st.integers(0, 7))
+def test_damaged_parquet_is_rows_or_one_error(place: int, bit: int) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"text": ["é", "b"], "source": ["s", None], "n": [1, 2]}), buffer, compression="none")
+    data = bytearray(buffer.getvalue())
+    data[place % len(data)] ^= 1 << bit
+    try:
+        rows = rows_of(bytes(data), "parquet")
+    except MoewhError as error:
+        assert str(error).startswith("input: ")
+    else:
+        assert all(isinstance(row["text"], str) for row in rows)
+
+
+def test_a_damaged_name_in_parquet_is_one_error() -> None:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"text": ["a"], "source": ["s"]}), buffer)
+    with pytest.raises(MoewhError, match="input: not a readable Parquet file"):
+        rows_of(buffer.getvalue().replace(b"source", b"so\xf5rce"), "parquet")
+
+
 @given(st.lists(JSON, max_size=4))
 def test_any_json_is_rows_or_one_error(values: list[Any]) -> None:
     content = "\n".join(json.dumps(value) for value in values).encode()

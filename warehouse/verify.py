@@ -246,7 +246,7 @@ def _file_fault(item: tuple[Path, str, Entry]) -> str | None:
         if difference := _schema_difference(columns, table.arrow()):
             return difference
         check_pages(path, metadata)
-    except (OSError, PageError, pa.ArrowException) as error:
+    except (OSError, PageError, pa.ArrowException, UnicodeDecodeError) as error:
         return _message(error)
     return None
 
