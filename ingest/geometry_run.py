@@ -7,7 +7,6 @@ run's own, which its recorded identity tells: weights that are not the ones that
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -74,7 +73,6 @@ class Measured:
     """0 if the geometry was there already."""
     experts: int = 0
     pairs: int = 0
-    seconds: float = 0.0
 
 
 def measure(
@@ -99,10 +97,9 @@ def measure(
     if layout.geometry(run["run_id"]).is_dir() and not options.overwrite:
         _require_same(layout, run["run_id"], rank)
         return Measured(run["run_id"], rank)
-    began = time.monotonic()
     layers = _measured_layers(checkpoint, sites, rank, device, layer_done)
     experts, pairs = _write(layout, run, layers)
-    return Measured(run["run_id"], rank, len(sites), experts, pairs, time.monotonic() - began)
+    return Measured(run["run_id"], rank, len(sites), experts, pairs)
 
 
 def _measured_layers(

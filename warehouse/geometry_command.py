@@ -54,7 +54,7 @@ def summary_line(measured: Measured) -> str:
         return f"the geometry of run {measured.run_id} is complete already; nothing was written."
     return (
         f"geometry of run {measured.run_id}: {measured.layers:,} layers, {measured.experts:,} experts, "
-        f"{measured.pairs:,} pairs, rank {measured.rank}, {measured.seconds:,.1f} s"
+        f"{measured.pairs:,} pairs, subspaces of rank {measured.rank}"
     )
 
 
