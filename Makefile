@@ -15,7 +15,7 @@ demo: $(VENV)/.installed
 	$(BIN)/moewh demo
 
 test: $(VENV)/.installed
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q $(PYTEST_ARGUMENTS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
