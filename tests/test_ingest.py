@@ -27,7 +27,6 @@ from ingest.segment import rank
 from tests.models import MAX_LENGTH, byte_tokenizer, save_model
 from warehouse import schema
 from warehouse.cli import main
-from warehouse import schema
 from warehouse.errors import MoewhError
 from warehouse.layout import Layout
 from warehouse.views import open_warehouse
@@ -70,17 +69,6 @@ def test_same_command_gives_the_same_bytes(tmp_path: Path, model: Path, prompts:
     first, second = run(tmp_path / "a", model, prompts), run(tmp_path / "b", model, prompts)
     assert first.segments == second.segments > 5
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
-
-
-def test_a_clock_in_a_segment_is_noticed(
-    tmp_path: Path, model: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    arrow = schema.Table.arrow
-    stamped = lambda table: arrow(table).with_metadata({"written": str(time.time_ns())})  # noqa: E731
-    monkeypatch.setattr(schema.Table, "arrow", stamped)
-    run(tmp_path / "a", model, prompts, limit=2)
-    run(tmp_path / "b", model, prompts, limit=2)
-    assert contents(tmp_path / "a") != contents(tmp_path / "b")
 
 
 def test_a_clock_in_a_segment_is_noticed(
