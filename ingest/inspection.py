@@ -22,6 +22,7 @@ from ingest.measure import shared_experts
 from ingest.model import load_failure
 from ingest.options import DEMO
 from ingest.sites import find_sites, locate_sites
+from ingest.vectors import WantedVectors
 from warehouse.errors import MoewhError
 
 _BYTES_PER_ROW = {"bfloat16": 2.0, "float16": 2.5, "float32": 4.0}
@@ -66,6 +67,10 @@ class Inspection:
     moe_intermediate_size: int | None
     routing_rows_per_token: int
     bytes_per_token: int
+    router_logits_bytes_per_token: int
+    """More with --router-logits, before compression."""
+    hidden_states_bytes_per_token: int
+    """More with --hidden-states all, before compression; a share of it for some layers."""
     one_prompt_a_batch: bool
     layers: list[LayerShape]
 
@@ -84,7 +89,10 @@ def inspect_model(model: str, revision: str | None = None, trust_remote_code: bo
     except MoewhError as refusal:
         reason = str(refusal)
     text = text_config(config)
-    layers = [_shape(site, config) for site in locate_sites(empty, config).sites]
+    sites = locate_sites(empty, config).sites
+    layers = [_shape(site, config) for site in sites]
+    every = frozenset(site.layer for site in sites)
+    hidden_size = getattr(text, "hidden_size", None)
     adapter = ADAPTERS.get(text.model_type)
     rows = sum(layer.top_k for layer in layers)
     return Inspection(
@@ -98,11 +106,13 @@ def inspect_model(model: str, revision: str | None = None, trust_remote_code: bo
         num_moe_layers=len(layers),
         scoring=declared_scoring(config) if layers else None,
         renormalized=declared_renormalized(config) if layers else None,
-        hidden_size=getattr(text, "hidden_size", None),
+        hidden_size=hidden_size,
         intermediate_size=getattr(text, "intermediate_size", None),
         moe_intermediate_size=getattr(text, "moe_intermediate_size", None),
         routing_rows_per_token=rows,
         bytes_per_token=round(rows * _BYTES_PER_ROW.get(str(config.dtype).removeprefix("torch."), 2.0)),
+        router_logits_bytes_per_token=WantedVectors(router_logits=every).bytes_per_token(sites, 0),
+        hidden_states_bytes_per_token=WantedVectors(hidden_states=every).bytes_per_token(sites, hidden_size or 0),
         one_prompt_a_batch=bool(adapter and adapter.one_context_a_batch),
         layers=layers,
     )

@@ -77,6 +77,8 @@ def test_inspect_says_what_is_stored(family: Family, tmp_path: Path) -> None:
         assert layer.router_weights
     assert (found.scoring, found.renormalized) == (family.scoring, family.renormalized)
     assert found.routing_rows_per_token == sum(layer.top_k for layer in found.layers)
+    assert found.router_logits_bytes_per_token == 4 * sum(layer.num_experts for layer in found.layers)
+    assert found.hidden_states_bytes_per_token == 4 * len(found.layers) * (found.hidden_size or 0)
 
 
 def test_inspect_prints_json_and_lines(tmp_path: Path) -> None:

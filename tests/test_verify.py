@@ -396,17 +396,17 @@ def ingested(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "bad", [["segment=0/routing.parquet"], ["segment=1/prompts.parquet", "segment=2/manifest.json"], ["run.parquet"]]
+    "bad", [["segment=0/routing.parquet"], ["segment=1/prompts.parquet", "segment=2/manifest.json"], ["layers.parquet"]]
 )
 def test_the_command_that_repair_names_restores_every_byte(bad: list[str], ingested: Path, tmp_path: Path) -> None:
     shutil.copytree(ingested / "wh", tmp_path / "wh")
     layout = Layout(tmp_path / "wh")
     before = contents(layout.root)
     for name in bad:
-        place = layout.run("a-run") if name == "run.parquet" else layout.segments("a-run")
+        place = layout.segments("a-run") if name.startswith("segment=") else layout.run("a-run")
         flip(place / name, random.Random(0))
     assert moewh(layout, "verify", "--repair").exit_code == 1
-    assert moewh(layout, "verify", "--repair").exit_code == (1 if "run.parquet" in bad else 0)
+    assert moewh(layout, "verify", "--repair").exit_code == (1 if "layers.parquet" in bad else 0)
     command = restore_line(layout)
     assert CliRunner().invoke(main, command).exit_code == 0
     assert contents(layout.root) == before

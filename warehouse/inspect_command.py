@@ -47,6 +47,7 @@ def inspect(
 
 def describe(found: Inspection) -> list[tuple[str, str]]:
     """Return what is printed, line by line: a name and a value."""
+    logits, hidden = found.router_logits_bytes_per_token, found.hidden_states_bytes_per_token
     norm = {True: ", renormalized", False: ", not renormalized", None: ""}[found.renormalized]
     lines = [
         ("model type", f"{found.model_type} ({found.model_class})"),
@@ -57,6 +58,7 @@ def describe(found: Inspection) -> list[tuple[str, str]]:
         ("intermediate size", _known(found.intermediate_size)),
         ("of an expert", _known(found.moe_intermediate_size)),
         ("rows a token", f"{found.routing_rows_per_token:,}, about {found.bytes_per_token:,} bytes"),
+        ("opt-in, a token", f"router logits {logits:,} bytes, hidden states of all layers {hidden:,}, uncompressed"),
     ]
     for _, alike in groupby(found.layers, _kind):
         lines += [("", ""), *_describe_layers(list(alike))]
