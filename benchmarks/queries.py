@@ -43,9 +43,7 @@ from benchmarks.timing import (
     spent,
 )
 from ingest.rollups import RollupCounter
-from ingest.segment import RoutingBuffer
-from ingest.segment import _parquet_options as parquet_options
-from ingest.segment import _write_routing as write_routing
+from ingest.segment import RoutingBuffer, parquet_options, write_routing
 from ingest.tokenise import TokenTexts
 from warehouse import schema
 from warehouse.layout import Layout

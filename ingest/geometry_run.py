@@ -33,7 +33,7 @@ from ingest.model import (
     weights_fingerprint,
 )
 from ingest.processes import Process
-from ingest.segment import _parquet_options as parquet_options
+from ingest.segment import parquet_options
 from ingest.sites import refuse_by_name
 from ingest.weights import NO_SAFETENSORS, Checkpoint
 from warehouse import schema

@@ -125,8 +125,8 @@ def write_segment(
     """
     with layout.writing(), layout.staged(f"{target.parent.name}.{target.name}") as folder:
         rollups = RollupCounter(segment, texts)
-        rows = _write_routing(folder / schema.ROUTING.file, segment, routing, rollups)
-        rollups.write(folder, _parquet_options)
+        rows = write_routing(folder / schema.ROUTING.file, segment, routing, rollups)
+        rollups.write(folder, parquet_options)
         if routing.vectors is not None:
             for opt_in in routing.vectors.tables:
                 _write_vectors(folder, opt_in, segment, routing.vectors)
@@ -143,10 +143,11 @@ def write_segment(
 def write_table(folder: Path, table: Table, columns: dict[str, Any]) -> None:
     """Write one table's columns (in any order) as its Parquet file in `folder`."""
     arrow = pa.table({column.name: columns[column.name] for column in table.stored}, schema=table.arrow())
-    pq.write_table(arrow, folder / table.file, row_group_size=ROW_GROUP_ROWS, **_parquet_options(table))
+    pq.write_table(arrow, folder / table.file, row_group_size=ROW_GROUP_ROWS, **parquet_options(table))
 
 
-def _parquet_options(table: Table) -> dict[str, Any]:
+def parquet_options(table: Table) -> dict[str, Any]:
+    """Return how pyarrow writes a table's file: compression, page checksums, and each column's encoding."""
     encodings = {"delta": "DELTA_BINARY_PACKED", "byte_stream_split": "BYTE_STREAM_SPLIT"}
     named = {
         column.name + (".list.element" if column.type.endswith("[]") else ""): column.encoding
@@ -160,12 +161,12 @@ def _parquet_options(table: Table) -> dict[str, Any]:
     }
 
 
-def _write_routing(path: Path, segment: TokenisedSegment, routing: RoutingBuffer, rollups: RollupCounter) -> int:
+def write_routing(path: Path, segment: TokenisedSegment, routing: RoutingBuffer, rollups: RollupCounter) -> int:
     """Write the routing table sorted by layer, token_id, rank, and count it; row groups never span layers."""
     table = schema.ROUTING
     token_id_T = segment.token_id_T
     rows = 0
-    with pq.ParquetWriter(path, table.arrow(), **_parquet_options(table)) as writer:
+    with pq.ParquetWriter(path, table.arrow(), **parquet_options(table)) as writer:
         for layer, ranked in routing.layers():
             ids_TK, weights_TK = ranked.expert_ids_TK[ranked.routed_T], ranked.weights_TK[ranked.routed_T]
             T, K = ids_TK.shape
@@ -185,7 +186,7 @@ def _write_routing(path: Path, segment: TokenisedSegment, routing: RoutingBuffer
 def _write_vectors(folder: Path, table: Table, segment: TokenisedSegment, vectors: VectorBuffer) -> None:
     """Write an opt-in table sorted by layer and token_id, some tokens at a time."""
     token_id_T = segment.token_id_T
-    with pq.ParquetWriter(folder / table.file, table.arrow(), **_parquet_options(table)) as writer:
+    with pq.ParquetWriter(folder / table.file, table.arrow(), **parquet_options(table)) as writer:
         for layer, array, places in vectors.of(table):
             width = array.shape[1]
             at_once = max(1, _VECTOR_NUMBERS // width)

@@ -140,6 +140,8 @@ HAND_ROWS: dict[str, Rows] = {
     ],
     # Two tokens have first choices at both layers: 0 → 1 and 0 → 0.
     "first_choice_transitions": [("hand", 1, 4, 0, 0, 1, 1 / 2, 1.0), ("hand", 1, 4, 0, 1, 1, 1 / 2, 1.0)],
+    # The second token has no rows at layer 4.
+    "first_choice_paths": [("hand", "code", "0-1", 1), ("hand", None, "0-0", 1)],
     # No entry occurs ten times.
     "vocabulary_specialization": [("hand", 1, None, 0), ("hand", 4, None, 0)],
     # One pair, {0, 1} then {1, 2}: first choices differ, expert 1 is shared; 1 - C(2, 2) / C(4, 2) by chance.
@@ -443,6 +445,18 @@ def brute_first_choice_transitions(run: Run) -> Rows:
     return rows
 
 
+def brute_first_choice_paths(run: Run) -> Rows:
+    layers = sorted(run.layers)
+    prompts = [prompt for segment in run.segments for prompt in segment]
+    paths = Counter(
+        (prompt.domain, "-".join(str(token.experts(layer)[0]) for layer in layers))
+        for prompt in prompts
+        for token in prompt.tokens
+        if token.counted and all(token.experts(layer) for layer in layers)
+    )
+    return [(run.run_id, domain, path, tokens) for (domain, path), tokens in paths.items()]
+
+
 def brute_vocabulary_specialization(run: Run) -> Rows:
     rows: Rows = []
     for layer, (experts, _) in run.layers.items():
@@ -521,6 +535,7 @@ def confidence(logits: list[float], scoring: str, bias: list[float], top_k: int)
 
 BRUTE_FORCE: dict[str, Callable[[Run], Rows]] = {
     "first_choice_transitions": brute_first_choice_transitions,
+    "first_choice_paths": brute_first_choice_paths,
     "vocabulary_specialization": brute_vocabulary_specialization,
     "expert_repetition": brute_expert_repetition,
     "router_confidence": brute_router_confidence,
