@@ -15,23 +15,18 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
-import numpy as np
 import pyarrow.parquet as pq
-from transformers import PreTrainedTokenizerBase
 
 from benchmarks import alternatives
+from benchmarks.costs import costs
 from benchmarks.simulated import (
     LAYERS,
     ROWS_PER_TOKEN,
     RUN,
     SEGMENT_TOKENS,
-    Router,
-    Vocabulary,
     build,
     repeat,
-    simulated_tokens,
 )
 from benchmarks.timing import (
     best,
@@ -42,9 +37,6 @@ from benchmarks.timing import (
     shell_process,
     spent,
 )
-from ingest.rollups import RollupCounter
-from ingest.segment import RoutingBuffer, parquet_options, write_routing
-from ingest.tokenise import TokenTexts
 from warehouse import schema
 from warehouse.layout import Layout
 from warehouse.publish import publish
@@ -253,41 +245,13 @@ def _disk(made: list[Size], _: argparse.Namespace) -> Iterator[str]:
 
 
 def _cost(_: list[Size], options: argparse.Namespace) -> Iterator[str]:
-    """Core-microseconds a token: of the rollups as a segment is written, of its rows, and of the rollups in SQL."""
-    tokens = 200_000 if options.large else 25_000
-    segment, router = simulated_tokens(tokens, 0, options.domains, 0), Router(options.token_share)
-    buffer = RoutingBuffer(tokens)
-    for layer in range(LAYERS):
-        buffer.add(np.arange(tokens), {layer: router(layer, segment.vocab_id_T)})
-    texts = TokenTexts(cast(PreTrainedTokenizerBase, Vocabulary()))
-    texts(segment.vocab_id_T)  # decoded once a run, not once a segment
-    ranked = list(buffer.layers())
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-
-        def rollups() -> None:
-            counter = RollupCounter(segment, texts)
-            for layer, layer_ranked in ranked:
-                counter.add(layer, layer_ranked)
-            counter.write(folder, parquet_options)
-
-        def rows() -> None:
-            write_routing(folder / schema.ROUTING.file, segment, buffer, cast(RollupCounter, _Uncounted()))
-
-        counting, writing = best(rollups, 3).cores, best(rows, 3).cores
-    yield from ("", "## What rollups cost as a segment is written", "")
+    """Core-microseconds a token, beside the rollups in SQL."""
+    yield from ("", "## What a token costs as a segment is written", "")
     yield _row("core-microseconds a token", "")
     yield _rule(2)
-    yield _row("rollups, counted and written", f"{counting / tokens * 1e6:.1f}")
-    yield _row("routing rows, ranked and written", f"{writing / tokens * 1e6:.1f}")
+    for name, cost in costs(SEGMENT_TOKENS if options.large else 25_000, options.domains, options.token_share).items():
+        yield _row(name, f"{cost:.1f}")
     yield _row("rollups by their SQL in DuckDB", f"{_sql_cost(options) * 1e6:.0f}")
-
-
-class _Uncounted:
-    """Stands for the rollups where rows alone are timed."""
-
-    def add(self, *_: object) -> None:
-        """Count nothing."""
 
 
 def _sql_cost(options: argparse.Namespace) -> float:

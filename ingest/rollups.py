@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from threadpoolctl import ThreadpoolController
 
 from ingest.tokenise import KINDS, TokenisedSegment, TokenTexts
 from warehouse import schema
@@ -249,22 +251,36 @@ def count_pairs(previous: _Chosen | None, chosen: _Chosen, place: slice) -> tupl
         if previous is not None:
             _scatter_transitions(previous, chosen, place, transitions_EE)
         return pairs_EE, transitions_EE
-    for block in _blocks(place):
-        one_hot_TE = _one_hot(chosen, block)
-        pairs_EE += (one_hot_TE.T @ one_hot_TE).astype(np.int64)
-        if previous is not None:
-            transitions_EE += (_one_hot(previous, block).T @ one_hot_TE).astype(np.int64)
+    # Many threads would only wait for each other over products this small, and keep cores from the forward pass.
+    with _threads().limit(limits=1):
+        here, there = _scratch(chosen), None if previous is None else _scratch(previous)
+        for block in _blocks(place):
+            one_hot_TE = _one_hot(chosen, block, here)
+            pairs_EE += (one_hot_TE.T @ one_hot_TE).astype(np.int64)
+            if previous is not None and there is not None:
+                transitions_EE += (_one_hot(previous, block, there).T @ one_hot_TE).astype(np.int64)
     return np.triu(pairs_EE, 1), transitions_EE
+
+
+@cache
+def _threads() -> ThreadpoolController:
+    """numpy's own matrix products, which torch does not use."""
+    return ThreadpoolController().select(internal_api="openblas")
 
 
 def _product_pays(a: _Chosen, b: _Chosen) -> bool:
     return a.experts * b.experts <= _PRODUCT_WORK * int(a.ids_TK.shape[1]) * int(b.ids_TK.shape[1])
 
 
-def _one_hot(chosen: _Chosen, block: slice) -> npt.NDArray[np.float32]:
-    """Return [block, E] of 0 and 1, all 0 where a token is not routed."""
+def _scratch(chosen: _Chosen) -> npt.NDArray[np.float32]:
+    return np.empty((_BLOCK, chosen.experts), np.float32)
+
+
+def _one_hot(chosen: _Chosen, block: slice, scratch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return [block, E] of 0 and 1, all 0 where a token is not routed, in the memory of `scratch`."""
     ids_TK, routed_T = chosen.ids_TK[block], chosen.routed_T[block]
-    one_hot_TE = np.zeros((len(ids_TK), chosen.experts), np.float32)
+    one_hot_TE = scratch[: len(ids_TK)]
+    one_hot_TE.fill(0)
     flat_TK = (np.arange(len(ids_TK)) * chosen.experts)[:, None] + ids_TK
     one_hot_TE.ravel()[flat_TK if routed_T.all() else flat_TK[routed_T]] = 1
     return one_hot_TE

@@ -1,0 +1,92 @@
+"""What a token costs beside the forward pass, in core-microseconds: tokenising, rows, rollups, hashing.
+
+    python -m benchmarks.costs
+
+At OLMoE's shape (16 layers, 64 experts, top-8; simulated routing), on one thread at a time; text and tokenizer
+are the demo's. All of it runs on background threads, beside the forward passes.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pyarrow as pa
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from benchmarks.simulated import LAYERS, SEGMENT_TOKENS, Router, Vocabulary, simulated_tokens
+from benchmarks.timing import best, machine
+from ingest import demo
+from ingest.readers import CANONICAL
+from ingest.rollups import RollupCounter
+from ingest.segment import RoutingBuffer, parquet_options, write_routing
+from ingest.tokenise import TokenRules, TokenTexts, tokenise
+from warehouse import schema
+from warehouse.manifest import file_sha256
+
+
+def main() -> None:
+    """Measure and print the table."""
+    print(f"{machine()}; core-microseconds a token, best of 3\n")
+    print("| | |\n|---|---:|")
+    for name, cost in costs(SEGMENT_TOKENS).items():
+        print(f"| {name} | {cost:.1f} |")
+
+
+def costs(tokens: int, domains: int = 1, token_share: float = 0.5) -> dict[str, float]:
+    """Return core-microseconds a token of each stage, over one segment of so many tokens."""
+    segment, router = simulated_tokens(tokens, 0, domains, 0), Router(token_share)
+    buffer = RoutingBuffer(tokens)
+    for layer in range(LAYERS):
+        buffer.add(np.arange(tokens), {layer: router(layer, segment.vocab_id_T)})
+    texts = TokenTexts(cast(PreTrainedTokenizerBase, Vocabulary()))
+    texts(segment.vocab_id_T)  # decoded once a run, not once a segment
+    ranked = list(buffer.layers())
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+
+        def rollups() -> None:
+            counter = RollupCounter(segment, texts)
+            for layer, layer_ranked in ranked:
+                counter.add(layer, layer_ranked)
+            counter.write(folder, parquet_options)
+
+        def rows() -> None:
+            write_routing(folder / schema.ROUTING.file, segment, buffer, cast(RollupCounter, _Uncounted()))
+
+        def cost(stage: Callable[[], object]) -> float:
+            return best(stage, 3).cores / tokens * 1e6
+
+        ranking = cost(lambda: list(buffer.layers()))
+        return {
+            "tokenising": _tokenising(),
+            "ranking": ranking,
+            "routing rows, written": cost(rows) - ranking,
+            "rollups, counted and written": cost(rollups),
+            "hashing (sha256)": cost(lambda: [file_sha256(path) for path in folder.iterdir()]),
+        }
+
+
+def _tokenising() -> float:
+    """Core-microseconds a token of the demo's tokenizer over its own prompts, 20 times over."""
+    tokenizer = AutoTokenizer.from_pretrained(demo.checkpoint_path())
+    texts = [json.loads(line)["text"] for line in demo.PROMPTS.read_text(encoding="utf-8").splitlines()] * 20
+    table = pa.Table.from_pylist([{"text": text, "form": "text"} for text in texts], schema=CANONICAL)
+    rules = TokenRules(4_096, "truncate", special_tokens=True)
+    tokens = len(tokenise(table, 0, tokenizer, rules).vocab_id_T)
+    return best(lambda: tokenise(table, 0, tokenizer, rules), 3).cores / tokens * 1e6
+
+
+class _Uncounted:
+    """Stands for the rollups where rows alone are timed."""
+
+    def add(self, *_: object) -> None:
+        """Count nothing."""
+
+
+if __name__ == "__main__":
+    main()
