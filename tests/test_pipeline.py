@@ -190,10 +190,23 @@ def test_prompt_too_large_even_alone_is_failed_and_the_rest_goes_on(
 # ------------------------------------------------------------------------------------------------------ errors
 
 
+def test_background_threads_as_on_a_gpu_write_the_same_files(
+    tmp_path: Path, model: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not pipeline.in_background(torch.device("cpu"))
+    assert pipeline.in_background(torch.device("cuda"))
+    run(tmp_path / "between", model, prompts, batch_tokens=200)
+    monkeypatch.setattr(pipeline, "in_background", lambda _: True)
+    run(tmp_path / "beside", model, prompts, batch_tokens=200)
+    assert contents(tmp_path / "beside") == contents(tmp_path / "between")
+
+
+@pytest.mark.parametrize("background", [True, False])
 @pytest.mark.parametrize("stage", ["tokenise", "_collect", "write_segment"])
 def test_error_in_any_stage_stops_the_run_and_keeps_whole_segments(
-    stage: str, tmp_path: Path, model: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str, background: bool, tmp_path: Path, model: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(pipeline, "in_background", lambda _: background)
     planned = run(tmp_path / "quiet", model, prompts).segments
     real, calls = getattr(pipeline, stage), [0]
 
