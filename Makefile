@@ -22,8 +22,13 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# About half an hour; each prints both sides of its ratios. benchmarks/results/ keeps what was seen.
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.storage
+	$(BIN)/python -m benchmarks.costs
+	$(BIN)/python -m benchmarks.queries
+	$(BIN)/python -m benchmarks.ingest
+	$(BIN)/python -m benchmarks.memory
 
 # The fault tests at length, and ten minutes of fuzzing: about forty minutes.
 soak: $(VENV)/.installed

@@ -204,7 +204,7 @@ def test_background_threads_as_on_a_gpu_write_the_same_files(
 @pytest.mark.parametrize("background", [True, False])
 @pytest.mark.parametrize("stage", ["tokenise", "_collect", "write_segment"])
 def test_error_in_any_stage_stops_the_run_and_keeps_whole_segments(
-    stage: str, background: bool, tmp_path: Path, model: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str, background: bool, *, tmp_path: Path, model: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "in_background", lambda _: background)
     planned = run(tmp_path / "quiet", model, prompts).segments
