@@ -156,6 +156,8 @@ def parquet_options(table: Table) -> dict[str, Any]:
     return {
         "compression": "zstd",
         "write_page_checksum": True,
+        # Pages end by size alone: rows that take a tenth of a bit would else make thousands of them.
+        "max_rows_per_page": ROW_GROUP_ROWS,
         "use_dictionary": [name for name, encoding in named.items() if encoding == "dictionary"],
         "column_encoding": {name: encodings[kind] for name, kind in named.items() if kind in encodings},
     }

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 RUN_FOLDER = "run_id="
-_MANY_BYTES = 256 << 20
+_MANY_BYTES = 2 << 30
 _COUNTED = {"prompts": schema.PROMPTS, "tokens": schema.TOKENS, "routing_rows": schema.ROUTING}
 """Columns of segment.parquet, and the tables whose rows they count."""
 _PER_ROUTING_ROW = (schema.EXPERT_COUNTS, schema.AFFINITY_COUNTS)
