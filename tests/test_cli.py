@@ -445,6 +445,24 @@ def test_query_describes_a_users_own(tmp_path: Path) -> None:
     assert "nothing" in wrong.stderr
 
 
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "select 1; copy (select 1) to '{target}'",
+        "with a as (copy (select 1) to '{target}') select 1",
+        "select * from read_csv('{secret}')",
+        "select * from '{secret}'",
+    ],
+)
+def test_query_describe_stays_in_the_jail(sql: str, tmp_path: Path) -> None:
+    (tmp_path / "secret.csv").write_text("secret\n1\n")
+    filled = sql.format(target=tmp_path / "written", secret=tmp_path / "secret.csv")
+    done = moewh(Layout(tmp_path / "none"), "query", "-c", filled, "--describe")
+    assert done.exit_code != 0
+    assert done.stdout == ""
+    assert not (tmp_path / "written").exists()
+
+
 def test_runs_lists_and_deletes(tmp_path: Path) -> None:
     layout, _ = random_warehouse(tmp_path / "wh")
     listed = moewh(layout, "runs").stdout

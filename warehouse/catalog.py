@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from warehouse import schema
 from warehouse.errors import UsageError
-from warehouse.query import Query, find_query, saved_names, unknown
+from warehouse.query import Query, find_query, saved_names, single_statement, unknown
 from warehouse.views import canned_views
 
 if TYPE_CHECKING:
@@ -75,9 +75,17 @@ def describe_query(query: Query) -> str:
 
 
 def answer_columns(query: Query) -> tuple[ViewColumn, ...]:
-    """Return the columns of a query's answer, made of what an empty warehouse would answer; without comments."""
+    """Return the columns of a query's answer, made of what an empty warehouse would answer; without comments.
+
+    The SQL may be anybody's: it is looked into as in the jail, and cannot reach a file. Raises UsageError as that does.
+    """
+    from warehouse.jail import jailed_statement
+
     with _empty_warehouse() as connection:
-        described = connection.execute(f"describe {query.sql}").fetchall()
+        connection.execute("set enable_external_access = false; set lock_configuration = true")
+        single_statement(connection, query)
+        statement = jailed_statement(connection, query.source, query.sql)
+        described = connection.execute(f"describe {statement}").fetchall()
     return tuple(ViewColumn(name, type_, "") for name, type_, *_ in described)
 
 

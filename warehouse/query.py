@@ -160,10 +160,7 @@ def prepare(
 
     from warehouse.jail import jailed_statement
 
-    statements = connection.extract_statements(query.sql)
-    if len(statements) != 1:
-        raise UsageError(f"{query.source} holds {len(statements)} SQL statements. Give exactly one.")
-    statement = statements[0]
+    statement = single_statement(connection, query)
     bound = frozenset(statement.named_parameters)
     check_names(query, values, bound)
     for name in query.variables:
@@ -179,6 +176,14 @@ def prepare(
         return answer
     answer.execute()
     return None
+
+
+def single_statement(connection: duckdb.DuckDBPyConnection, query: Query) -> duckdb.Statement:
+    """Return the one statement that a query's SQL holds. Raises UsageError for more or fewer."""
+    statements = connection.extract_statements(query.sql)
+    if len(statements) != 1:
+        raise UsageError(f"{query.source} holds {len(statements)} SQL statements. Give exactly one.")
+    return statements[0]
 
 
 def check_names(query: Query, values: Mapping[str, Value], bound: AbstractSet[str]) -> None:

@@ -26,14 +26,14 @@ chosen_tokens as (
         and prompts.segment = tokens.segment
         and prompts.prompt_id = tokens.prompt_id
     where tokens.kind <> 'special'
-        and (getvariable('run') is null or tokens.run_id = getvariable('run'))
-        and (getvariable('domain') is null or prompts.domain = getvariable('domain'))
+        and (getvariable('run') is null or tokens.run_id = getvariable('run')::varchar)
+        and (getvariable('domain') is null or prompts.domain = getvariable('domain')::varchar)
         and (
             getvariable('prompt_ids') is null
             or ',' || replace(getvariable('prompt_ids')::varchar, ' ', '') || ','
             like '%,' || prompts.prompt_id::varchar || ',%'
         )
-        and (getvariable('token') is null or tokens.token = getvariable('token'))
+        and (getvariable('token') is null or tokens.token = getvariable('token')::varchar)
         and (
             getvariable('token_ids') is null
             or tokens.token_id in (select listed_ids.token_id from listed_ids)
@@ -56,7 +56,7 @@ expert_sets as (
         on chosen_tokens.run_id = routing.run_id
         and chosen_tokens.segment = routing.segment
         and chosen_tokens.token_id = routing.token_id
-    where (getvariable('run') is null or routing.run_id = getvariable('run'))
+    where (getvariable('run') is null or routing.run_id = getvariable('run')::varchar)
         and (getvariable('layer') is null or routing.layer = getvariable('layer'))
     group by
         routing.run_id,
@@ -110,9 +110,9 @@ pair_tokens as (
         sum(pair_counts.tokens)::bigint as tokens
     from pair_counts
     where pair_counts.kind <> 'special'
-        and (getvariable('run') is null or pair_counts.run_id = getvariable('run'))
+        and (getvariable('run') is null or pair_counts.run_id = getvariable('run')::varchar)
         and (getvariable('layer') is null or pair_counts.layer = getvariable('layer'))
-        and (getvariable('domain') is null or pair_counts.domain = getvariable('domain'))
+        and (getvariable('domain') is null or pair_counts.domain = getvariable('domain')::varchar)
         and getvariable('prompt_ids') is null
         and getvariable('token') is null
         and getvariable('token_ids') is null

@@ -16,7 +16,7 @@ with chosen_experts as (
         expert
     from expert_load
     where tokens > 0
-        and (getvariable('run') is null or run_id = getvariable('run'))
+        and (getvariable('run') is null or run_id = getvariable('run')::varchar)
 ),
 pairs as (
     select
