@@ -63,44 +63,60 @@ expert_sets as (
         routing.layer,
         routing.token_id
 ),
-first_sides as (
+numbered_layers as (
+    -- grouping by one number is faster than by a text and a number
     select
         run_id,
         layer,
+        row_number() over (order by run_id, layer) as place
+    from layers
+),
+numbered_sets as (
+    select
+        numbered_layers.place as place,
+        expert_sets.experts as experts
+    from expert_sets
+    join numbered_layers
+        on numbered_layers.run_id = expert_sets.run_id
+        and numbered_layers.layer = expert_sets.layer
+),
+first_sides as (
+    select
+        place,
         experts,
         unnest(experts) as expert_a
-    from expert_sets
+    from numbered_sets
 ),
 both_sides as (
     select
-        run_id,
-        layer,
+        place,
         expert_a,
         unnest(experts) as expert_b
     from first_sides
 ),
 row_pairs as (
-    -- one number a pair: grouping by it is faster than by two
     select
-        run_id,
-        layer,
-        expert_a * 65536 + expert_b as pair,
+        place,
+        expert_a,
+        expert_b,
         count(*)::bigint as tokens
     from both_sides
     where expert_a < expert_b
     group by
-        run_id,
-        layer,
-        expert_a * 65536 + expert_b
+        place,
+        expert_a,
+        expert_b
 ),
 pair_tokens as (
     select
-        run_id,
-        layer,
-        floor(pair / 65536)::integer as expert_a,
-        (pair % 65536)::integer as expert_b,
-        tokens
+        numbered_layers.run_id as run_id,
+        numbered_layers.layer as layer,
+        row_pairs.expert_a as expert_a,
+        row_pairs.expert_b as expert_b,
+        row_pairs.tokens as tokens
     from row_pairs
+    join numbered_layers
+        on numbered_layers.place = row_pairs.place
     union all
     select
         pair_counts.run_id as run_id,

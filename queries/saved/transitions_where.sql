@@ -63,18 +63,20 @@ expert_sets as (
         routing.token_id
 ),
 steps as (
+    -- grouping by one number (place) is faster than by a text and a number
     select
         run_id,
         layer,
-        lead(layer) over (partition by run_id order by layer) as next_layer
+        lead(layer) over (partition by run_id order by layer) as next_layer,
+        row_number() over (order by run_id, layer) as place
     from layers
 ),
 here_sets as (
     select
         expert_sets.run_id as run_id,
         expert_sets.token_id as token_id,
-        expert_sets.layer as layer,
         expert_sets.experts as experts,
+        steps.place as place,
         coalesce(steps.next_layer, -1) as next_layer
     from expert_sets
     left join steps
@@ -84,8 +86,7 @@ here_sets as (
 ),
 both_layers as (
     select
-        here_sets.run_id as run_id,
-        here_sets.layer as layer,
+        here_sets.place as place,
         here_sets.experts as experts,
         there.experts as next_experts
     from here_sets
@@ -96,45 +97,41 @@ both_layers as (
 ),
 first_sides as (
     select
-        run_id,
-        layer,
+        place,
         next_experts,
         unnest(experts) as expert
     from both_layers
 ),
 both_sides as (
     select
-        run_id,
-        layer,
-        expert * 65536 as first_part,
+        place,
+        expert,
         unnest(next_experts) as next_expert
     from first_sides
 ),
 row_pairs as (
-    -- one number a pair: grouping by it is faster than by two
     select
-        run_id,
-        layer,
-        first_part + next_expert as pair,
+        place,
+        expert,
+        next_expert,
         count(*)::bigint as tokens
     from both_sides
     group by
-        run_id,
-        layer,
-        first_part + next_expert
+        place,
+        expert,
+        next_expert
 ),
 pair_tokens as (
     select
-        row_pairs.run_id as run_id,
-        row_pairs.layer as layer,
+        steps.run_id as run_id,
+        steps.layer as layer,
         steps.next_layer as next_layer,
-        floor(row_pairs.pair / 65536)::integer as expert,
-        (row_pairs.pair % 65536)::integer as next_expert,
+        row_pairs.expert as expert,
+        row_pairs.next_expert as next_expert,
         row_pairs.tokens as tokens
     from row_pairs
     join steps
-        on steps.run_id = row_pairs.run_id
-        and steps.layer = row_pairs.layer
+        on steps.place = row_pairs.place
     union all
     select
         transition_counts.run_id as run_id,
