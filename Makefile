@@ -24,7 +24,6 @@ lint: $(VENV)/.installed
 
 # About half an hour; each prints both sides of its ratios. benchmarks/results/ keeps what was seen.
 bench: $(VENV)/.installed
-	$(BIN)/python -m benchmarks.storage
 	$(BIN)/python -m benchmarks.costs
 	$(BIN)/python -m benchmarks.queries
 	$(BIN)/python -m benchmarks.ingest

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
 
@@ -22,7 +23,7 @@ from benchmarks.simulated import LAYERS, SEGMENT_TOKENS, Router, Vocabulary, sim
 from benchmarks.timing import best, machine
 from ingest import demo
 from ingest.readers import CANONICAL
-from ingest.rollups import RollupCounter
+from ingest.rollups import RollupCounter, one_thread_a_product
 from ingest.segment import RoutingBuffer, parquet_options, write_routing
 from ingest.tokenise import TokenRules, TokenTexts, tokenise
 from warehouse import schema
@@ -45,14 +46,14 @@ def costs(tokens: int, domains: int = 1, token_share: float = 0.5) -> dict[str, 
         buffer.add(np.arange(tokens), {layer: router(layer, segment.vocab_id_T)})
     texts = TokenTexts(cast(PreTrainedTokenizerBase, Vocabulary()))
     texts(segment.vocab_id_T)  # decoded once a run, not once a segment
-    ranked = list(buffer.layers())
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(1) as worker, one_thread_a_product():
         folder = Path(scratch)
+        ranked = list(buffer.layers(worker))
 
         def rollups() -> None:
             counter = RollupCounter(segment, texts)
             for layer, layer_ranked in ranked:
-                counter.add(layer, layer_ranked)
+                counter.add(layer, layer_ranked, worker).result()
             counter.write(folder, parquet_options)
 
         def rows() -> None:
@@ -61,7 +62,7 @@ def costs(tokens: int, domains: int = 1, token_share: float = 0.5) -> dict[str, 
         def cost(stage: Callable[[], object]) -> float:
             return best(stage, 3).cores / tokens * 1e6
 
-        ranking = cost(lambda: list(buffer.layers()))
+        ranking = cost(lambda: list(buffer.layers(worker)))
         return {
             "tokenising": _tokenising(),
             "ranking": ranking,
@@ -84,8 +85,11 @@ def _tokenising() -> float:
 class _Uncounted:
     """Stands for the rollups where rows alone are timed."""
 
-    def add(self, *_: object) -> None:
+    def add(self, *_: object) -> Future[None]:
         """Count nothing."""
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
 
 
 if __name__ == "__main__":

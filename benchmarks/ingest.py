@@ -2,9 +2,10 @@
 
     python -m benchmarks.ingest [--device cpu|cuda] [--pairs N] [--tokens N]
 
-All sides run the same model on the same right-padded batches, in turn (a b c d e f, a b …; on a CPU, whose speed
-wanders, batch by batch), with the device synchronised before each clock is read; the table gives medians of the
-ratios within a round, with the interval that holds the middle half.
+All sides run the same model on the same right-padded batches, in turn (a b c d e f, a b …), with the device
+synchronised before each clock is read; the table gives medians of the ratios within a round, with the interval that
+holds the middle half. On a CPU, whose speed wanders, they take turns batch by batch: (f) has a (b) of its own, which
+runs each batch right after (f) did, its time taken off (f)'s clock.
 
     a  forward with the LM head
     b  forward without it (the physical limit)
@@ -74,6 +75,14 @@ OLMOE_1B_7B: dict[str, Any] = {
     "vocab_size": 50_304,
 }
 STEADY_SEGMENTS = 5
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Seconds of a side, and of (b) over the same tokens beside it."""
+
+    own: float
+    bare: float
 
 
 @dataclass
@@ -171,15 +180,30 @@ def capture_alone(bench: Bench, batches: list[Batch]) -> float:
     return time.perf_counter() - began
 
 
-def whole_ingest(bench: Bench) -> float:
-    """(f): from the first segment's commit to the last's, in seconds for as many tokens as `bench.tokens`."""
+def whole_ingest(bench: Bench, *, beside: bool) -> Pair:
+    """(f): from the first segment's commit to the last's, in seconds for as many tokens as `bench.tokens`.
+
+    With `beside`, (b) too: each batch once more without moewh, as soon as the ingest has run it.
+    """
+    bare: list[float] = []
+    committed: list[tuple[float, float]] = []
+
+    def batch_done(_: int) -> None:
+        bare.append(without_head(bench, [bench.batches[len(bare)]]) if beside else 0.0)
+
+    def segment_done(*_: int) -> None:
+        committed.append((time.perf_counter(), sum(bare)))
+
     with tempfile.TemporaryDirectory(dir=bench.folder) as folder:
-        layout, committed = Layout(Path(folder) / "wh"), [0.0]
-        summary = ingest(bench.options, layout, Progress(segment_done=lambda *_: committed.append(time.perf_counter())))
-        steady = committed[-1] - committed[1]
-        bench.waiting.append(summary.waiting / summary.seconds)
-        bench.startup.append(summary.seconds - steady)
-        return steady * bench.tokens / sum(part.tokens for part in summary.written[1:])
+        layout = Layout(Path(folder) / "wh")
+        summary = ingest(bench.options, layout, Progress(batch_done=batch_done, segment_done=segment_done))
+    (began, bare_before), (ended, bare_after) = committed[0], committed[-1]
+    steady_bare = bare_after - bare_before
+    steady = ended - began - steady_bare
+    bench.waiting.append(summary.waiting / (summary.seconds - sum(bare)))
+    bench.startup.append(summary.seconds - sum(bare) - steady)
+    scale = bench.tokens / sum(part.tokens for part in summary.written[1:])
+    return Pair(steady * scale, steady_bare * scale)
 
 
 FORWARDS: dict[str, Callable[[Bench, list[Batch]], float]] = {
@@ -256,26 +280,28 @@ def write_prompts(path: Path, tokens: int, longest: int, *, ragged: bool) -> Pat
     return path
 
 
-def one_round(bench: Bench, sides: str) -> dict[str, float]:
-    """Run every side once; return its seconds. Forward passes take turns batch by batch on a CPU."""
-    turns = [[batch] for batch in bench.batches] if bench.device.type == "cpu" else [bench.batches]
-    spent = dict.fromkeys(sides, 0.0)
+def one_round(bench: Bench, sides: str) -> dict[str, Pair]:
+    """Run every side once. Forward passes take turns batch by batch on a CPU."""
+    on_cpu = bench.device.type == "cpu"
+    turns = [[batch] for batch in bench.batches] if on_cpu else [bench.batches]
+    spent = dict.fromkeys([side for side in sides if side in FORWARDS], 0.0)
     for turn in turns:
-        for side in sides:
-            if side in FORWARDS:
-                spent[side] += FORWARDS[side](bench, turn)
+        for side in spent:
+            spent[side] += FORWARDS[side](bench, turn)
+    pairs = {side: Pair(seconds, spent["b"]) for side, seconds in spent.items()}
     if "f" in sides:
-        spent["f"] = whole_ingest(bench)
-    return spent
+        whole = whole_ingest(bench, beside=on_cpu)
+        pairs["f"] = whole if on_cpu else Pair(whole.own, spent["b"])
+    return pairs
 
 
-def report(times: dict[str, list[float]], tokens: int) -> str:
+def report(rounds: list[dict[str, Pair]], tokens: int) -> str:
     """Return the table: tokens per second of each side, and its ratio to (b) with the middle half."""
     lines = ["| side | tokens/s | speed against (b) | middle half |", "|---|---:|---:|---|"]
-    for side, seconds in times.items():
-        ratios = [bare / own for own, bare in zip(seconds, times["b"], strict=True)]
+    for side in rounds[0]:
+        ratios = [pairs[side].bare / pairs[side].own for pairs in rounds]
         low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
-        speed = tokens / statistics.median(seconds)
+        speed = tokens / statistics.median(pairs[side].own for pairs in rounds)
         lines.append(f"| ({side}) | {speed:,.0f} | {statistics.median(ratios):.3f} | {low:.3f} to {high:.3f} |")
     return "\n".join(lines)
 
@@ -294,18 +320,14 @@ def main() -> None:
         device = torch.device(chosen.device)
         bench = build(Path(folder), device, chosen.tokens, chosen.batch_tokens, chosen.longest)
         padded = sum(batch.input_ids_BS.size for batch in bench.batches)
-        times: dict[str, list[float]] = {side: [] for side in chosen.sides}
-        for pair in range(chosen.pairs + 1):
-            spent = one_round(bench, chosen.sides)
-            for side in chosen.sides if pair else "":  # the first round warms up
-                times[side].append(spent[side])
+        rounds = [one_round(bench, chosen.sides) for _ in range(chosen.pairs + 1)][1:]  # the first warms up
         print(
             f"{bench.tokens:,} tokens ({padded / bench.tokens - 1:.1%} padding), {len(bench.batches)} batches; ", end=""
         )
         print(f"{chosen.pairs} rounds on {chosen.device}, {torch.get_num_threads()} threads, {platform.machine()}")
         print(f"python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}")
-        print(report(times, bench.tokens))
-        fastest = bench.tokens / statistics.median(times["b"])
+        print(report(rounds, bench.tokens))
+        fastest = bench.tokens / statistics.median(pairs[chosen.sides[-1]].bare for pairs in rounds)
         print(f"(b) without the head: {fastest * bench.flops_per_token / 1e12:.3f} TFLOP/s")
         if bench.waiting:
             print(f"(f) waits for its writer {statistics.median(bench.waiting):.1%} of the time; ", end="")

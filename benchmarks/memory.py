@@ -1,8 +1,9 @@
-"""Host memory of `moewh ingest` as the corpus grows: peak resident memory at 1, 5 and 20 segments.
+"""Host memory of `moewh ingest` as the corpus grows: peak resident memory at a few, and at many, segments.
 
     python -m benchmarks.memory [--segment-tokens N]
 
-Each size runs in a process of its own, on the small CPU model of `benchmarks.ingest`.
+Each run is a process of its own, on the small CPU model of `benchmarks.ingest`; sizes take turns, three times, and
+the table has medians.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from statistics import median
 
 import torch
 
 from benchmarks.ingest import CPU_SHAPE, save_random_model, write_prompts
 
 SIZES = (1, 5, 20)
+TURNS = 3
 LONGEST = 512
 
 
@@ -28,20 +31,27 @@ def main() -> None:
     tokens = parser.parse_args().segment_tokens
     # The estimate takes four bytes for a token; the byte tokenizer makes four of them.
     rows = tokens // 4 * CPU_SHAPE["num_hidden_layers"] * CPU_SHAPE["num_experts_per_tok"]
-    peaks = {}
+    peaks: dict[int, list[int]] = {size: [] for size in SIZES}
     with tempfile.TemporaryDirectory() as folder:
         save_random_model(Path(folder) / "model", torch.device("cpu"))
-        for size in SIZES:
-            prompts = write_prompts(Path(folder) / f"{size}.jsonl", tokens * size, LONGEST, ragged=True)
-            command = [sys.executable, "-c", "from warehouse.cli import main; main()", "ingest"]
-            command += ["--model", f"{folder}/model", "--prompts", str(prompts), "--batch-tokens", "4096"]
-            command += ["--segment-rows", str(rows), "--warehouse", f"{folder}/wh{size}"]
-            done = subprocess.run([sys.executable, "-c", _PEAK, *command], capture_output=True, text=True, check=True)
-            peaks[size] = int(done.stdout.splitlines()[-1])
-            segments = len(list(Path(folder).glob(f"wh{size}/segments/run_id=model*/segment=*")))
-            print(f"{segments:>3} segments of {tokens:,} tokens: {peaks[size] / 2**20:,.0f} MiB at most")
-    for size, peak in peaks.items():
-        print(f"{size:>3} segments: {peak / peaks[5]:.3f} of the peak at 5")
+        for turn in range(TURNS):
+            for size in SIZES:
+                prompts = write_prompts(Path(folder) / f"{size}.jsonl", tokens * size, LONGEST, ragged=True)
+                command = [sys.executable, "-c", "from warehouse.cli import main; main()", "ingest"]
+                command += ["--model", f"{folder}/model", "--prompts", str(prompts), "--batch-tokens", "4096"]
+                command += ["--segment-rows", str(rows), "--warehouse", f"{folder}/wh{turn}.{size}"]
+                done = subprocess.run(
+                    [sys.executable, "-c", _PEAK, *command], capture_output=True, text=True, check=True
+                )
+                peaks[size].append(int(done.stdout.splitlines()[-1]))
+        segments = {
+            size: len(list(Path(folder).glob(f"wh0.{size}/segments/run_id=model*/segment=*"))) for size in SIZES
+        }
+    middle = median(peaks[SIZES[1]])
+    print(f"| segments of {tokens:,} tokens | MiB at most | against {segments[SIZES[1]]} | each |\n|---|---:|---:|---|")
+    for size, found in peaks.items():
+        each = ", ".join(f"{peak / 2**20:,.0f}" for peak in found)
+        print(f"| {segments[size]} | {median(found) / 2**20:,.0f} | {median(found) / middle:.2f} | {each} |")
 
 
 _PEAK = """

@@ -30,6 +30,7 @@ from benchmarks.simulated import (
 )
 from benchmarks.timing import (
     best,
+    column_bytes,
     file_bytes,
     in_connection,
     machine,
@@ -238,7 +239,9 @@ def _disk(made: list[Size], _: argparse.Namespace) -> Iterator[str]:
         ("all rollups together", sum(held[table.name] for table in schema.ROLLUPS)),
     ):
         yield _row(name, f"{size_bytes * 8 / rows:.2f}", f"{size_bytes / ours:.2f} x")
-    yield ""
+    columns = column_bytes(folder / schema.ROUTING.file)
+    bits = ", ".join(f"`{name}` {size_bytes * 8 / rows:.2f}" for name, size_bytes in columns.items())
+    yield from ("", f"Bits a row by column: {bits}.", "")
     for table in schema.ROLLUPS:
         yield f"- `{table.name}`: {held[table.name] / whole:.2%} of the segment"
     yield f"- rollups together: {sum(held[table.name] for table in schema.ROLLUPS) / whole:.1%} of the segment"

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
-import duckdb
+import pyarrow.parquet as pq
 
 from warehouse.layout import Layout
 from warehouse.shell import find_duckdb
@@ -98,7 +98,12 @@ def file_bytes(folder: Path) -> dict[str, int]:
     return {path.stem: path.stat().st_size for path in sorted(folder.glob("*.parquet"))}
 
 
-def run_sql(sql: str) -> None:
-    """Run SQL in a DuckDB of its own."""
-    with duckdb.connect() as connection:
-        connection.execute(sql).fetchall()
+def column_bytes(path: Path) -> dict[str, int]:
+    """Compressed bytes of each column of a Parquet file."""
+    metadata = pq.read_metadata(path)
+    sizes: dict[str, int] = {}
+    for group in range(metadata.num_row_groups):
+        for number in range(metadata.num_columns):
+            column = metadata.row_group(group).column(number)
+            sizes[column.path_in_schema] = sizes.get(column.path_in_schema, 0) + column.total_compressed_size
+    return sizes

@@ -10,8 +10,9 @@ suffixes: V distinct vocabulary entries, N rows of a file.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -100,7 +101,7 @@ class _Vocabulary:
 
 
 class RollupCounter:
-    """Counts one segment: `add` every layer in order, then `write`."""
+    """Counts one segment: `add` every layer in order, then, once all are counted, `write`."""
 
     def __init__(self, segment: TokenisedSegment, texts: TokenTexts) -> None:
         self._domains, domain_T = _domains(segment)
@@ -111,27 +112,29 @@ class RollupCounter:
         vocab_id_T = segment.vocab_id_T[self._groups.order_T]
         self._vocabulary = {kind: _Vocabulary.of(vocab_id_T[place], texts) for kind, place in self._groups.kinds()}
         self._previous: _Chosen | None = None
-        self._chunks: dict[Table, list[tuple[Any, dict[str, Any]]]] = defaultdict(list)
+        self._chunks: dict[Table, list[tuple[Any, dict[str, Any]]]] = {table: [] for table in schema.ROLLUPS}
 
-    def add(self, layer: int, ranked: Ranked) -> None:
-        """Count one layer, greater than those before it."""
+    def add(self, layer: int, ranked: Ranked, workers: Executor) -> Future[None]:
+        """Have the workers count one layer, greater than those before it; the future is done when they have."""
         order_T = self._groups.order_T
         ids_TK = ranked.expert_ids_TK[order_T].astype(np.int64)
-        routed_T = ranked.routed_T[order_T]
-        chosen = _Chosen(layer, int(ids_TK.max(initial=-1)) + 1, ids_TK, routed_T)
-        weights_TK = ranked.weights_TK[order_T]
+        chosen = _Chosen(layer, int(ids_TK.max(initial=-1)) + 1, ids_TK, ranked.routed_T[order_T])
+        previous, self._previous = self._previous, chosen
+        return workers.submit(self._count, previous, chosen, ranked)
+
+    def _count(self, previous: _Chosen | None, chosen: _Chosen, ranked: Ranked) -> None:
+        weights_TK = ranked.weights_TK[self._groups.order_T]
         for group, place in self._groups.slices():
             self._add_experts(group, chosen, place, weights_TK)
-            self._add_pairs(group, chosen, place)
+            self._add_pairs(group, previous, chosen, place)
         for kind, place in self._groups.kinds():
             self._add_vocabulary(kind, chosen, place)
-        self._add_repetition(layer, ranked)
-        self._previous = chosen
+        self._add_repetition(chosen.layer, ranked)
 
     def write(self, folder: Path, options: Callable[[Table], dict[str, Any]]) -> None:
         """Write every rollup's file; `options` gives those of the Parquet writer."""
         for table in schema.ROLLUPS:
-            chunks = sorted(self._chunks.pop(table, []), key=lambda chunk: chunk[0])
+            chunks = sorted(self._chunks.pop(table), key=lambda chunk: chunk[0])
             arrow = (_arrow(table, columns) for _, columns in chunks)
             _write_chunks(folder / table.file, table, arrow, options(table))
 
@@ -157,8 +160,7 @@ class RollupCounter:
             weight_sum=sum_E[expert],
         )
 
-    def _add_pairs(self, group: int, chosen: _Chosen, place: slice) -> None:
-        previous = self._previous
+    def _add_pairs(self, group: int, previous: _Chosen | None, chosen: _Chosen, place: slice) -> None:
         pairs_EE, transitions_EE = count_pairs(previous, chosen, place)
         expert_a, expert_b = np.nonzero(pairs_EE)
         tokens = pairs_EE[expert_a, expert_b]
@@ -251,20 +253,26 @@ def count_pairs(previous: _Chosen | None, chosen: _Chosen, place: slice) -> tupl
         if previous is not None:
             _scatter_transitions(previous, chosen, place, transitions_EE)
         return pairs_EE, transitions_EE
-    # Many threads would only wait for each other over products this small, and keep cores from the forward pass.
-    with _threads().limit(limits=1):
-        here, there = _scratch(chosen), None if previous is None else _scratch(previous)
-        for block in _blocks(place):
-            one_hot_TE = _one_hot(chosen, block, here)
-            pairs_EE += (one_hot_TE.T @ one_hot_TE).astype(np.int64)
-            if previous is not None and there is not None:
-                transitions_EE += (_one_hot(previous, block, there).T @ one_hot_TE).astype(np.int64)
+    here, there = _scratch(chosen), None if previous is None else _scratch(previous)
+    for block in _blocks(place):
+        one_hot_TE = _one_hot(chosen, block, here)
+        pairs_EE += (one_hot_TE.T @ one_hot_TE).astype(np.int64)
+        if previous is not None and there is not None:
+            transitions_EE += (_one_hot(previous, block, there).T @ one_hot_TE).astype(np.int64)
     return np.triu(pairs_EE, 1), transitions_EE
 
 
+def one_thread_a_product() -> AbstractContextManager[object]:
+    """Keep numpy's matrix products (not torch's) to the thread that asks for them, in all threads, meanwhile.
+
+    More would only wait for each other over products as small as these, and keep cores from the forward pass.
+    """
+    limited: AbstractContextManager[object] = _blas().limit(limits=1)
+    return limited
+
+
 @cache
-def _threads() -> ThreadpoolController:
-    """numpy's own matrix products, which torch does not use."""
+def _blas() -> ThreadpoolController:
     return ThreadpoolController().select(internal_api="openblas")
 
 

@@ -5,7 +5,10 @@ Nothing in a segment depends on the clock or the host, so equal inputs give byte
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ import pyarrow.parquet as pq
 from ingest.blocks import NO_ROUTE
 from ingest.capture import LayerRouting
 from ingest.prompts import PromptDigest
-from ingest.rollups import RollupCounter
+from ingest.rollups import RollupCounter, one_thread_a_product
 from ingest.tokenise import KINDS, TokenisedSegment, TokenTexts
 from ingest.vectors import VectorBuffer
 from warehouse import schema
@@ -29,6 +32,8 @@ from warehouse.schema import Table
 ROW_GROUP_ROWS = 1 << 20
 _VECTOR_NUMBERS = 1 << 22
 """Numbers of an opt-in table in one row group."""
+_THREADS = min(4, os.cpu_count() or 1)
+"""Threads that rank and count a segment's layers, beside the one that writes its rows."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +68,19 @@ class RoutingBuffer:
             whole.expert_ids_TK[rows_T] = part.expert_ids_TK
             whole.weights_TK[rows_T] = part.weights_TK
 
-    def layers(self) -> Iterator[tuple[int, Ranked]]:
-        """Yield each layer's rows in rank order; a token with invalid numbers or no route has none."""
+    def layers(self, workers: Executor) -> Iterator[tuple[int, Ranked]]:
+        """Yield each layer's rows in rank order, ranked ahead by the workers.
+
+        A token with invalid numbers or no route has no rows.
+        """
+        ahead: deque[tuple[int, Future[Ranked]]] = deque()
         for layer in sorted(self._layers):
-            yield layer, rank(self._layers[layer])
+            ahead.append((layer, workers.submit(rank, self._layers[layer])))
+            if len(ahead) > 1:
+                first, ranked = ahead.popleft()
+                yield first, ranked.result()
+        for layer, ranked in ahead:
+            yield layer, ranked.result()
 
     def invalid(self) -> dict[int, npt.NDArray[np.int64]]:
         """Return, by layer, the tokens (by place) that have routes whose weights are not finite numbers."""
@@ -164,12 +178,21 @@ def parquet_options(table: Table) -> dict[str, Any]:
 
 
 def write_routing(path: Path, segment: TokenisedSegment, routing: RoutingBuffer, rollups: RollupCounter) -> int:
-    """Write the routing table sorted by layer, token_id, rank, and count it; row groups never span layers."""
+    """Write the routing table sorted by layer, token_id, rank, and count it; row groups never span layers.
+
+    While a layer is written, other threads rank the next one and count those before.
+    """
     table = schema.ROUTING
     token_id_T = segment.token_id_T
     rows = 0
-    with pq.ParquetWriter(path, table.arrow(), **parquet_options(table)) as writer:
-        for layer, ranked in routing.layers():
+    counting: deque[Future[None]] = deque()
+    with (
+        one_thread_a_product(),
+        ThreadPoolExecutor(_THREADS) as workers,
+        pq.ParquetWriter(path, table.arrow(), **parquet_options(table)) as writer,
+    ):
+        for layer, ranked in routing.layers(workers):
+            counting.append(rollups.add(layer, ranked, workers))
             ids_TK, weights_TK = ranked.expert_ids_TK[ranked.routed_T], ranked.weights_TK[ranked.routed_T]
             T, K = ids_TK.shape
             columns = {
@@ -181,7 +204,10 @@ def write_routing(path: Path, segment: TokenisedSegment, routing: RoutingBuffer,
             }
             writer.write_table(pa.table(columns, schema=table.arrow()), row_group_size=ROW_GROUP_ROWS)
             rows += T * K
-            rollups.add(layer, ranked)
+            while len(counting) > _THREADS:
+                counting.popleft().result()
+        for counted in counting:
+            counted.result()
     return rows
 
 

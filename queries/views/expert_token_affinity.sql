@@ -28,7 +28,7 @@ entry_tokens as (
         vocab_counts.run_id as run_id,
         vocab_counts.layer as layer,
         vocab_counts.vocab_id as vocab_id,
-        min(vocab_counts.token) as token,
+        any_value(vocab_counts.token) as token,
         sum(vocab_counts.tokens)::bigint as tokens
     from vocab_counts
     where vocab_counts.kind <> 'special'

@@ -11,7 +11,6 @@ with pair_tokens as (
     select
         transition_counts.run_id as run_id,
         transition_counts.layer as layer,
-        min(transition_counts.next_layer) as next_layer,
         transition_counts.expert as expert,
         transition_counts.next_expert as next_expert,
         sum(transition_counts.first_choice_tokens)::bigint as tokens
@@ -24,18 +23,32 @@ with pair_tokens as (
         transition_counts.expert,
         transition_counts.next_expert
 ),
-counted as (
+steps as (
     select
         run_id,
         layer,
-        next_layer,
-        expert,
-        next_expert,
-        tokens,
-        (sum(tokens) over (partition by run_id, layer, expert))::double as tokens_here,
-        (sum(tokens) over (partition by run_id, layer, next_expert))::double as tokens_there,
-        (sum(tokens) over (partition by run_id, layer))::double as tokens_all
+        lead(layer) over (partition by run_id order by layer) as next_layer
+    from layers
+),
+counted as (
+    select
+        pair_tokens.run_id as run_id,
+        pair_tokens.layer as layer,
+        steps.next_layer as next_layer,
+        pair_tokens.expert as expert,
+        pair_tokens.next_expert as next_expert,
+        pair_tokens.tokens as tokens,
+        (sum(pair_tokens.tokens) over (
+            partition by pair_tokens.run_id, pair_tokens.layer, pair_tokens.expert
+        ))::double as tokens_here,
+        (sum(pair_tokens.tokens) over (
+            partition by pair_tokens.run_id, pair_tokens.layer, pair_tokens.next_expert
+        ))::double as tokens_there,
+        (sum(pair_tokens.tokens) over (partition by pair_tokens.run_id, pair_tokens.layer))::double as tokens_all
     from pair_tokens
+    join steps
+        on steps.run_id = pair_tokens.run_id
+        and steps.layer = pair_tokens.layer
 )
 select
     run_id,
