@@ -9,6 +9,7 @@ in one plain line, such as the very line that is broken, is looked up again only
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 from collections.abc import Iterator
@@ -260,6 +261,9 @@ def _bad_json(path: Path) -> str | None:
     if not_utf8 := _bad_utf8(path):
         return not_utf8
     with path.open("rb") as lines:
+        if lines.read(3) == codecs.BOM_UTF8:
+            return "begins with a byte order mark, which JSON does not allow. Save it as UTF-8 without one."
+        lines.seek(0)
         for number, line in enumerate(lines, 1):
             try:
                 if line.strip():

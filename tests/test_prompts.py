@@ -145,6 +145,7 @@ def test_named_domain_column_must_be_there(suffix: str, tmp_path: Path) -> None:
     [
         ("p.jsonl", b'{"text":"x"}\n' * 6 + b'{"text": \n{"text":"y"}\n', "line 7 is not valid JSON"),
         ("p.jsonl", b'{"text":"x"}\n\xff\xfe\n', "line 2 is not UTF-8"),
+        ("p.jsonl", b'\xef\xbb\xbf{"text":"x"}\n', "begins with a byte order mark, which JSON does not allow"),
         ("p.jsonl", b'{"text":"x"}\n{"text":"\\ud800"}\n', "line 2 holds half of a surrogate pair"),
         ("p.jsonl", b'{"text":"x"}\n[1]\n', "record 2 is not a JSON object"),
         ("p.jsonl", b'{"text":"x"}\n{"body":"y"}\n', "record 2 has no 'text'"),
