@@ -3,7 +3,7 @@
     python -m benchmarks.costs
 
 At OLMoE's shape (16 layers, 64 experts, top-8; simulated routing), on one thread at a time; text and tokenizer
-are the demo's. All of it runs on background threads, beside the forward passes.
+are the demo's. On a GPU all of it is done beside the forward passes, on a CPU in between them.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ The unit is the segment: tokenise its prompts, run its batches, commit. A segmen
 is skipped, so that re-running a command resumes it and a finished one is left alone.
 
 Three threads keep a GPU busy: one tokenises the next segment, one waits for copies from the device and puts rows
-in their place, one writes. Each may be only so far ahead, so memory does not grow with the corpus. On a CPU the same
-is done in between the forward passes.
+in their place, one writes (a few more rank and count for it). Each may be only so far ahead, so memory does not grow
+with the corpus. On a CPU the same is done in between the forward passes.
 """
 
 from __future__ import annotations
