@@ -258,6 +258,8 @@ def _folder_digest(folder: Path) -> str:
 def load_failure(title: str, error: Exception) -> str:
     """Say in one line why a model or its configuration cannot be loaded, and what to do."""
     text = " ".join(str(error).split())
+    if title.startswith((".", "/", "~")) and not Path(title).exists():
+        return f"there is no folder {title}. Check the path given to --model."
     if "trust_remote_code" in text:
         return f"{title} needs code of its own. Read that code, then give --trust-remote-code."
     if "safetensors" in text and ("does not appear" in text or "no file named" in text):

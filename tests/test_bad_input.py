@@ -52,7 +52,7 @@ def one_line(result: Result, code: int) -> str:
 @pytest.mark.parametrize(
     ("model", "says"),
     [
-        ("missing", "cannot load the model"),
+        ("missing", "there is no folder"),
         ("nothing", "cannot load the model"),
         ("dense", "has no routed experts: it is a dense model"),
         ("pickled", "safetensors"),

@@ -183,6 +183,17 @@ def test_check_runs_the_users_own(layout: Layout, tmp_path: Path) -> None:
     assert check(layout, str(tmp_path / "mine" / "good.sql")).exit_code == 0
 
 
+def test_a_check_that_cannot_run_is_named_and_the_others_run(layout: Layout, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "broken.sql").write_text("select * from nope")
+    (tmp_path / "mine" / "faulty.sql").write_text("select 1 as n")
+    result = check(layout, str(tmp_path / "mine"))
+    assert result.exit_code == 2
+    assert result.stderr.startswith("moewh: broken: ")
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stdout.splitlines() == ["faulty: n = 1", "faulty: 1 fault"]
+
+
 @pytest.mark.parametrize("path", ["nothing.sql", "."])
 def test_check_without_a_file_is_wrong_use(
     path: str, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

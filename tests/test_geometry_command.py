@@ -329,7 +329,7 @@ def test_refusal_of_models_and_warehouses(made: Layout, tmp_path: Path) -> None:
         (nowhere, model, "there is no warehouse at"),
         (fresh, model, "no run in"),
         (made, dense, "no run in"),
-        (made, tmp_path / "nothing", "cannot load the model"),
+        (made, tmp_path / "nothing", "there is no folder"),
     ):
         done = moewh(layout, "geometry", "--model", str(name))
         assert (done.exit_code, done.stderr.count("\n")) == (1, 1), done.stderr

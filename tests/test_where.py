@@ -103,6 +103,17 @@ def test_where_of_one_run_and_layer(name: str, values: dict[str, Value], random:
     assert some
 
 
+@pytest.mark.parametrize("parameter", ["prompt_ids", "token_ids"])
+@pytest.mark.parametrize("listed", ["3,x17", "3;17", "[3]", ""])
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_where_refuses_what_is_no_list_of_ids(
+    name: str, parameter: str, listed: str, random: tuple[Layout, list[Run]]
+) -> None:
+    layout, _ = random
+    with pytest.raises(Exception, match="Could not convert string"):
+        answer(layout, name, {parameter: listed})
+
+
 def test_where_leaves_out_no_rollup_silently(tmp_path: Path) -> None:
     layout, _ = random_warehouse(tmp_path / "wh")
     (layout.segment("mixed", 1) / "pair_counts.parquet").unlink()

@@ -14,7 +14,7 @@ import click
 
 from warehouse import query as queries
 from warehouse.engine import Ask, engine_options, open_engine
-from warehouse.errors import UsageError
+from warehouse.errors import MoewhError, UsageError
 from warehouse.layout import Layout
 from warehouse.options import limit_options, warehouse_option
 from warehouse.query import Query
@@ -33,21 +33,32 @@ ROLLUPS = "rollups"
 def check(paths: tuple[Path, ...], warehouse: Layout, engine: str, master: str | None, **limits: Any) -> None:
     """Run the checks in FILE or DIR, or without any the shipped ones, and compare the rollups with the rows.
 
-    A check is a query whose rows are faults: they are printed, and the exit code is 1 if there are any.
+    A check is a query whose rows are faults: they are printed, and the exit code is 1 if there are any, and 2 if a
+    check cannot be run (the others are).
     SQL may read the warehouse and nothing else, and change nothing, unless --unsafe is given.
     """
+    import duckdb
+
+    from warehouse.cli import explain  # which has this command
     from warehouse.jail import Limits
 
     checks = find_checks(paths) if paths else shipped_checks()
-    failed = []
+    worst = 0
     with open_engine(engine, master, warehouse, Limits(**limits)) as ask:
-        for query in checks:
-            if not _report(query.source.removesuffix(".sql"), rows_of(ask, query)):
-                failed.append(query.source)
-        if not paths and not _report(ROLLUPS, rollup_faults(ask)):
-            failed.append(ROLLUPS)
-    if failed:
-        raise SystemExit(1)
+        parts = [(query.source.removesuffix(".sql"), rows_of(ask, query)) for query in checks]
+        if not paths:
+            parts.append((ROLLUPS, rollup_faults(ask)))
+        for name, faults in parts:
+            try:
+                worst = max(worst, 0 if _report(name, faults) else 1)
+            except (MoewhError, duckdb.Error) as error:
+                explained = explain(error)
+                if explained is None or isinstance(error, duckdb.InterruptException):  # time is up, or a signal came
+                    raise
+                click.echo(f"moewh: {name}: {' '.join(explained[0].split())}", err=True)
+                worst = 2
+    if worst:
+        raise SystemExit(worst)
 
 
 def shipped_checks() -> list[Query]:

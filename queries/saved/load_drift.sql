@@ -1,6 +1,6 @@
 -- load_drift: how far the load of the experts moves from checkpoint to checkpoint.
--- One row per series, layer and checkpoint, in order of training. Against the checkpoint before it (the run with the
--- greatest lower train_step of equal series and tokens_key), p and q the experts' shares of the layer's load:
+-- One row per series, layer and checkpoint; those of equal tokens together, in order of training. Against the checkpoint
+-- before it (the greatest lower train_step of equal series and tokens_key), p and q the experts' shares of the load:
 --   moved = sum over experts of |p_i - q_i| / 2    total variation: the share of choices that went elsewhere, 0 to 1
 -- NULL for the first. cv and dead_experts as in load_balance. A load that stands still can still hide tokens that
 -- trade places: router_saturation tells.

@@ -15,6 +15,13 @@ listed_ids as (
     select part::bigint as token_id
     from listed_parts
 ),
+listed_prompt_parts as (
+    select unnest(string_split(getvariable('prompt_ids')::varchar, ',')) as part
+),
+listed_prompts as (
+    select part::bigint as prompt_id
+    from listed_prompt_parts
+),
 chosen_tokens as (
     select
         tokens.run_id as run_id,
@@ -30,8 +37,7 @@ chosen_tokens as (
         and (getvariable('domain') is null or prompts.domain = getvariable('domain')::varchar)
         and (
             getvariable('prompt_ids') is null
-            or ',' || replace(getvariable('prompt_ids')::varchar, ' ', '') || ','
-            like '%,' || prompts.prompt_id::varchar || ',%'
+            or prompts.prompt_id in (select listed_prompts.prompt_id from listed_prompts)
         )
         and (getvariable('token') is null or tokens.token = getvariable('token')::varchar)
         and (
