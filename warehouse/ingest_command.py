@@ -96,13 +96,15 @@ def ingest(*, warehouse: Layout, no_special_tokens: bool, **chosen: Any) -> None
         click.echo(summary_line(run_ingest(options, warehouse)), err=True)
 
 
+_RESUME_ADVICE = "stopped; what is committed is kept. Run the same command again to go on from there."
+
+
 def run_ingest(options: IngestOptions, warehouse: Layout) -> Summary:
     """Ingest with progress on stderr: a bar on a terminal, one line per segment elsewhere.
 
-    Raises StoppedError when a signal comes: the segment being written is finished, the one being computed is dropped.
+    Raises StoppedError when a signal comes: committed segments stay, and the one being computed is dropped.
     """
-    committed: list[int] = []
-    with stoppable(lambda: _resume_advice(len(committed))) as check:
+    with stoppable(lambda: _RESUME_ADVICE) as check:
         from ingest.processes import this_process
         from ingest.run import Progress
         from ingest.run import ingest as run
@@ -112,19 +114,10 @@ def run_ingest(options: IngestOptions, warehouse: Layout) -> Summary:
             check()
             reporter.batch_done(tokens)
 
-        def segment_done(number: int, planned: int) -> None:
-            committed.append(number)
-            reporter.segment_done(number, planned)
-
         process = this_process()
         with Reporter(warehouse, process.rank, process.world) as reporter:
-            progress = Progress(reporter.started, batch_done, segment_done, reporter.warn, reporter.note)
+            progress = Progress(reporter.started, batch_done, reporter.segment_done, reporter.warn, reporter.note)
             return run(options, warehouse, progress)
-
-
-def _resume_advice(committed: int) -> str:
-    segments = "1 segment was" if committed == 1 else f"{committed} segments were"
-    return f"stopped; {segments} committed by this command. Run the same command again to go on from there."
 
 
 def summary_line(summary: Summary) -> str:
