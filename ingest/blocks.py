@@ -53,6 +53,10 @@ class Site:
     whole_layer: nn.Module
     """The transformer layer that the block is part of."""
     reader: Reader
+    visit: int = 0
+    """Which of the block's calls in a forward pass is this layer's, from 0."""
+    visits: int = 1
+    """Calls of the block in a forward pass: more than one where a model loops over its layers."""
 
     @property
     def num_experts(self) -> int:

@@ -7,6 +7,7 @@ what a batch gives is [T, K] per layer for its T real tokens, in the order of th
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,13 +88,15 @@ class Capture:
         self._ids: dict[int, torch.Tensor] = {}
         self._weights: dict[int, torch.Tensor] = {}
         self._vectors: dict[VectorKey, torch.Tensor] = {}
+        self._calls: Counter[tuple[str, int]] = Counter()
+        """By what is called (experts, or the router for a table) and layer: a block that loops is hooked per visit."""
 
     def record(self, site: Site, call: Call) -> None:
         """Take one block's call: [B*S, K] indices and weights."""
         B, S = self._shape
         _, ids_TK, weights_TK = call
-        if site.layer in self._ids:
-            raise MoewhError(f"{site.path} was called twice in one forward pass. moewh cannot tell which call counts.")
+        if not self._is_visit(site, "experts"):
+            return
         if ids_TK.dim() != 2 or len(ids_TK) != B * S or weights_TK.shape != ids_TK.shape:
             raise MoewhError(
                 f"{site.path} was called with indices {list(ids_TK.shape)} and weights {list(weights_TK.shape)} "
@@ -106,6 +109,8 @@ class Capture:
 
     def keep(self, table: Table, site: Site, vectors: Any) -> None:
         """Take one router's logits or input: [B*S, width] (or [B, S, width])."""
+        if not self._is_visit(site, table.name):
+            return
         B, S = self._shape
         flat = vectors.detach().reshape(-1, vectors.shape[-1])
         if len(flat) != B * S:
@@ -114,6 +119,15 @@ class Capture:
                 "which is not one row a token. Leave the option out."
             )
         self._vectors[table, site.layer] = flat.index_select(0, self._real_rows(flat.device))
+
+    def _is_visit(self, site: Site, called: str) -> bool:
+        """Count a call, and tell whether it is this layer's. Raises MoewhError for one too many."""
+        call = self._calls[called, site.layer]
+        self._calls[called, site.layer] += 1
+        if call >= site.visits:
+            times = "twice" if site.visits == 1 else f"{call + 1} times, not {site.visits},"
+            raise MoewhError(f"{site.path} was called {times} in one forward pass. moewh cannot tell which call counts.")
+        return call == site.visit
 
     def _real_rows(self, device: torch.device) -> torch.Tensor:
         if device not in self._rows_on:
@@ -125,7 +139,7 @@ class Capture:
 
         Raises MoewhError naming a container that was not called.
         """
-        missing = [site.path for site in self._sites if site.layer not in self._ids]
+        missing = list(dict.fromkeys(site.path for site in self._sites if site.layer not in self._ids))
         if missing:
             raise MoewhError(
                 f"{', '.join(missing[:3])} {'was' if len(missing) == 1 else 'were'} not called in a forward pass "
@@ -192,8 +206,9 @@ def run_stack(
     """Run every layer that sees a prompt over a right-padded batch, without cache and without the LM head.
 
     An encoder-decoder's prompt goes through its encoder alone; with `speaking`, for a run that generates, its decoder
-    is given the same tokens. Otherwise `model.base_model` when that is another module, else `logits_to_keep=1`
-    where the model takes it.
+    is given the same tokens. Otherwise `model.base_model` when that is another module, else its `language_model`
+    (Llama4ForConditionalGeneration, which has no other base; in transformers 5.24 it fails at putting its own output
+    together), else the model; with `logits_to_keep=1` where that has a head and takes it.
     """
     inputs: dict[str, Any] = {"input_ids": input_ids_BS, "attention_mask": attention_mask_BS}
     if model.config.is_encoder_decoder and not speaking:
@@ -202,6 +217,8 @@ def run_stack(
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = input_ids_BS
     base = getattr(model, "base_model", model)
-    if base is model and "logits_to_keep" in inspect.signature(type(model).forward).parameters:
-        inputs["logits_to_keep"] = 1
+    if base is model:
+        base = getattr(model, "language_model", model)
+        if "logits_to_keep" in inspect.signature(type(base).forward).parameters:
+            inputs["logits_to_keep"] = 1
     base(use_cache=False, **inputs)

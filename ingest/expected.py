@@ -22,9 +22,27 @@ def text_config(config: Any) -> Any:
 
 
 def num_layers(config: Any) -> int:
-    """Layers of the text stack; of an encoder-decoder, those of both."""
+    """Layers of the text stack; of an encoder-decoder, those of both; of a model that loops, each visit."""
     text = text_config(config)
-    return int(text.num_hidden_layers) + (_decoder_layers(text) if config.is_encoder_decoder else 0)
+    return visits(config, int(text.num_hidden_layers))[0] + (
+        _decoder_layers(text) if config.is_encoder_decoder else 0
+    )
+
+
+def visits(config: Any, layer: int) -> list[int]:
+    """The numbers of a layer's visits in one forward pass: its own, except in a model that loops over some layers.
+
+    Such a model is numbered as it runs, which is how transformers numbers its hidden states: a looped layer has one
+    number per pass over the loop, and the layers after the loop come after its last pass.
+    """
+    text = text_config(config)
+    passes = getattr(text, "loop_num_passes", None) or 1
+    start, end = (int(getattr(text, f"loop_layer_index_{edge}", None) or 0) for edge in ("start", "end"))
+    if layer < start:
+        return [layer]
+    if layer < end:
+        return [layer + loop * (end - start) for loop in range(passes)]
+    return [layer + (passes - 1) * (end - start)]
 
 
 def first_layer(config: Any, stack: Stack) -> int:
@@ -43,7 +61,8 @@ def expected_layers(config: Any) -> list[int]:
     if getattr(text, "num_layers", None) and text.model_type == "longcat_flash":
         # Two attention sublayers make one layer there; num_hidden_layers counts the sublayers.
         return list(range(text.num_layers))
-    return [layer for layer in range(text.num_hidden_layers) if not _is_dense(text, layer)]
+    routed = (layer for layer in range(text.num_hidden_layers) if not _is_dense(text, layer))
+    return sorted(visit for layer in routed for visit in visits(config, layer))
 
 
 def top_k(config: Any) -> int:

@@ -10,7 +10,7 @@ from torch import nn
 
 from ingest.adapters import REFUSED, reader_for
 from ingest.blocks import Reader, Site
-from ingest.expected import Stack, expected_layers, first_layer, text_config
+from ingest.expected import Stack, expected_layers, first_layer, text_config, visits
 from warehouse.errors import MoewhError
 
 _LAYER = re.compile(r"(?:.*\.)?(?:layers|blocks|block|h)\.(\d+)\.")
@@ -65,26 +65,33 @@ def locate_sites(model: nn.Module, config: Any) -> Sites:
     for path, module in reader.find(model):
         found = _LAYER.match(path + ".")
         if found and not _OTHER_MODALITY.search(path):
-            sites.append(_site(model, config, path, found, reader))
+            sites += _sites(model, config, path, found, reader)
         else:
             others.append((path, module))
-    return Sites(sites, others)
+    return Sites(sorted(sites, key=lambda site: site.layer), others)
 
 
-def _site(model: nn.Module, config: Any, path: str, found: re.Match[str], reader: Reader) -> Site:
+def _sites(model: nn.Module, config: Any, path: str, found: re.Match[str], reader: Reader) -> list[Site]:
+    """The layers that a container stands for: one, or one per visit in a model that loops."""
     stack: Stack = "encoder" if config.is_encoder_decoder and "encoder" in path.split(".") else "decoder"
     experts = model.get_submodule(path)
     block = experts if reader.block_is_container else model.get_submodule(path.rpartition(".")[0])
-    return Site(
-        layer=first_layer(config, stack) + int(found[1]),
-        stack=stack,
-        path=path,
-        experts=experts,
-        router=reader.router(block),
-        block=block,
-        whole_layer=model.get_submodule(found[0].rstrip(".")),
-        reader=reader,
-    )
+    layers = visits(config, int(found[1]))
+    return [
+        Site(
+            layer=first_layer(config, stack) + layer,
+            stack=stack,
+            path=path,
+            experts=experts,
+            router=reader.router(block),
+            block=block,
+            whole_layer=model.get_submodule(found[0].rstrip(".")),
+            reader=reader,
+            visit=visit,
+            visits=len(layers),
+        )
+        for visit, layer in enumerate(layers)
+    ]
 
 
 def _no_sites(model: nn.Module, model_type: str) -> str:
