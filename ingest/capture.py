@@ -222,7 +222,7 @@ def capture_routing(sites: Sites, mask_BS: npt.NDArray[np.int64], wanted: Wanted
 
 def _stranger(path: str) -> Any:
     def hook(*_: Any) -> None:
-        raise MoewhError(f"{path} was called, but a prompt should not reach the experts there. It is not recorded.")
+        raise MoewhError(f"{path} was called, but a prompt should not reach what is there. It is not recorded.")
 
     return hook
 

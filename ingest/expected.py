@@ -50,6 +50,16 @@ def first_layer(config: Any, stack: Stack) -> int:
 
 def expected_layers(config: Any) -> list[int]:
     """Layers that should hold routed experts, as the configuration tells, numbered as the model does."""
+    try:
+        return _expected_layers(config)
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        raise MoewhError(
+            f"the configuration of model type {text_config(config).model_type} does not say which layers have routed "
+            f"experts ({error}). Correct it, or fetch it again."
+        ) from error
+
+
+def _expected_layers(config: Any) -> list[int]:
     text = text_config(config)
     if config.is_encoder_decoder:
         first = first_layer(config, "decoder")
@@ -75,7 +85,24 @@ def top_k(config: Any) -> int:
         raise MoewhError(
             f"the configuration of model type {text.model_type} does not say how many experts a token gets."
         )
-    return max(found) if isinstance(found, (list, tuple)) else int(found)
+    counts = found if isinstance(found, (list, tuple)) else [found]
+    if not counts or any(type(count) is not int for count in counts):
+        raise MoewhError(f"the configuration gives a token {found!r} experts, which is no whole number. Correct it.")
+    return int(max(counts))
+
+
+def max_positions(config: Any) -> int | None:
+    """Longest context the model takes, in tokens, as the configuration says; None if it sets no limit.
+
+    Raises MoewhError for what is no number.
+    """
+    stated = getattr(text_config(config), "max_position_embeddings", None)
+    if stated is None:
+        return None
+    whole = isinstance(stated, (int, float)) and not isinstance(stated, bool) and stated == stated // 1
+    if not whole:
+        raise MoewhError(f"the configuration has max_position_embeddings = {stated!r}, which is no whole number.")
+    return int(stated) if stated > 0 else None
 
 
 def shared_count(config: Any) -> int:

@@ -14,12 +14,12 @@ from transformers.utils import logging as transformers_logging
 
 from ingest import demo
 from ingest.adapters import ADAPTERS
-from ingest.architecture import check_versions, empty_model, read_config
+from ingest.architecture import check_place, check_versions, empty_model, read_config
 from ingest.blocks import Site
 from ingest.declared import declared_renormalized, declared_scoring
 from ingest.expected import num_layers, text_config, top_k
 from ingest.measure import shared_experts
-from ingest.model import load_failure
+from ingest.model import explaining
 from ingest.options import DEMO
 from ingest.sites import find_sites, locate_sites
 from ingest.vectors import WantedVectors
@@ -119,17 +119,18 @@ def inspect_model(model: str, revision: str | None = None, trust_remote_code: bo
 
 
 def _build(model: str, revision: str | None, trust_remote_code: bool) -> tuple[Any, nn.Module]:
+    check_place(model)
     location = str(demo.checkpoint_path(revision)) if model == DEMO else model
     arguments = {"trust_remote_code": trust_remote_code}
     if not Path(location).exists():
         arguments["revision"] = revision or "main"  # type: ignore[assignment]
-    try:
+    with explaining(model):
         config = read_config(location, **arguments)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise MoewhError(load_failure(model, error)) from error
     try:
         return config, empty_model(config, trust_remote_code)
-    except (ValueError, TypeError, AttributeError, KeyError, ImportError, RuntimeError) as error:
+    except MoewhError:
+        raise
+    except Exception as error:
         text = " ".join(str(error).split())
         raise MoewhError(
             f"transformers cannot build {model} from its configuration: {text[:300]} "

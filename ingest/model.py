@@ -5,33 +5,48 @@ The model's own contract is checked here, once: a model moewh cannot record is r
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import transformers
 from huggingface_hub.utils import logging as hub_logging
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
 from ingest import demo
-from ingest.architecture import check_parallel, check_versions, loading_arguments, model_class, read_config
+from ingest.architecture import (
+    check_counts,
+    check_parallel,
+    check_place,
+    check_versions,
+    dequantizer,
+    empty_model,
+    loading_arguments,
+    model_class,
+    quantization_method,
+    read_config,
+)
 from ingest.blocks import Site
-from ingest.expected import text_config
+from ingest.expected import max_positions, text_config
+from ingest.loaded import check_loaded, check_stored, unloaded_modules
 from ingest.options import DEMO, IngestOptions
 from ingest.processes import Process
 from ingest.sites import Sites, find_sites, refuse_by_name
+from ingest.stored import stored_tensors, weight_files
 from warehouse.errors import MoewhError, UsageError
 from warehouse.manifest import file_sha256
+from warehouse.schema import POSITION_BITS
 
 _FALLBACK_MAX_LENGTH = 4_096
 _DTYPES = ("float32", "float16", "bfloat16")
@@ -86,7 +101,7 @@ class LoadedModel:
     @property
     def max_length(self) -> int:
         """Longest context the model takes, in tokens, as its configuration says."""
-        return int(getattr(self.text_config, "max_position_embeddings", None) or _FALLBACK_MAX_LENGTH)
+        return min(max_positions(self.config) or _FALLBACK_MAX_LENGTH, 1 << POSITION_BITS)
 
     @property
     def pad_id(self) -> int:
@@ -107,26 +122,27 @@ def load_model(options: IngestOptions, process: Process | None = None) -> Loaded
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     hub_logging.set_verbosity_error()
+    check_place(options.model)
     source = find_source(options.model, options.revision, options.series)
-    arguments = {"revision": source.revision, "trust_remote_code": options.trust_remote_code}
-    try:
+    arguments: dict[str, Any] = {"revision": source.revision, "trust_remote_code": options.trust_remote_code}
+    with explaining(source.title):
         # A branch may move while its files are being fetched: all come from the commit that it is at now.
         commit = commit_of(source)
         arguments["revision"] = commit or source.revision
         config = read_config(source.location, **arguments)
         refuse_by_name(config)
+        absent = check_files(source, config, arguments["revision"], options)
         tokenizer = AutoTokenizer.from_pretrained(source.location, **arguments)
-        model: Any = model_class(config, options.trust_remote_code).from_pretrained(
+        model, info = model_class(config, options.trust_remote_code).from_pretrained(
             source.location,
             config=config,
             dtype=options.dtype,
             use_safetensors=None if options.allow_pickle else True,
+            output_loading_info=True,
             **arguments,
             **({"device_map": "auto"} if device is None else {}),
             **loading_arguments(config),
         )
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError, UnpicklingError) as error:
-        raise MoewhError(load_failure(source.title, error)) from error
     check_parallel(model)
     if device is not None:
         model.to(device)
@@ -134,17 +150,54 @@ def load_model(options: IngestOptions, process: Process | None = None) -> Loaded
     folder = Path(source.location)
     fingerprint = weights_fingerprint(folder) if folder.is_dir() else None
     found = find_sites(model, model.config)
+    found = found if options.generate else found.of_prompts()
+    if absent is None:
+        check_loaded(source.title, model, found, info, head=bool(options.generate))
+    unloaded = unloaded_modules(model, found, absent or info["missing_keys"], head=bool(options.generate))
     step, tokens = training_progress(source.checkpoint)
     return LoadedModel(
         source,
         model,
         tokenizer,
-        found if options.generate else found.of_prompts(),
+        Sites(found.sites, found.others + unloaded),
         fingerprint,
         commit,
         train_step=step if options.train_step is None else options.train_step,
         train_tokens=tokens if options.train_tokens is None else options.train_tokens,
     )
+
+
+def check_files(source: Source, config: Any, revision: str | None, options: IngestOptions) -> list[str] | None:
+    """Refuse weights that are not the model's, before any is loaded; return the parameters that need none.
+
+    None if the files' headers do not tell: of weights in a format that is loaded as it is, or not of safetensors.
+    """
+    method = quantization_method(config)
+    files = weight_files(source.location, config, revision, pickled=options.allow_pickle)
+    if not files or (method is not None and dequantizer(config) is None):
+        return None
+    quantizer, config = dequantizer(config) or (None, copy.deepcopy(config))
+    empty: Any = empty_model(config, options.trust_remote_code)
+    if quantizer is not None:
+        quantizer.preprocess_model(model=empty, dtype=config.dtype, checkpoint_files=files)
+    found = find_sites(empty, config)
+    found = found if options.generate else found.of_prompts()
+    stored = stored_tensors(files)
+    return check_stored(source.title, empty, found, stored, quantizer=quantizer, head=bool(options.generate))
+
+
+@contextmanager
+def explaining(title: str) -> Iterator[None]:
+    """Turn whatever transformers raises while it reads a model's files into a MoewhError of one line.
+
+    A configuration may hold anything, and so there is no end of the kinds of errors.
+    """
+    try:
+        yield
+    except MoewhError:
+        raise
+    except Exception as error:
+        raise MoewhError(load_failure(title, error)) from error
 
 
 def choose_device(name: str | None, process: Process) -> torch.device | None:
@@ -249,6 +302,8 @@ def commit_of(source: Source) -> str | None:
 
 def _folder_digest(folder: Path) -> str:
     """Short digest of a folder's configuration, so that checkpoints of one model share a series."""
+    with explaining(str(folder)):
+        check_counts(PreTrainedConfig.get_config_dict(folder)[0])
     try:
         return config_sha256(AutoConfig.from_pretrained(folder))[:8]
     except (OSError, ValueError, KeyError):

@@ -20,7 +20,9 @@ from ingest.expected import Stack, expected_layers, first_layer, text_config, vi
 from warehouse.errors import MoewhError
 
 _LAYER = re.compile(r"(?:.*\.)?(?:layers|blocks|block|h)\.(\d+)\.")
-_OTHER_MODALITY = re.compile(r"(?:^|\.)(?:\w*(?:vision|visual|audio|image|speech)\w*|talker|mtp\w*|\w*_mtp)\.")
+OTHER_MODALITY = re.compile(
+    r"(?:^|\.)(?:\w*(?:vision|visual|audio|image|speech)\w*|\w*projector|connector|talker|\w*2wav|mtp\w*|\w*_mtp)\."
+)
 """Path of a module of another modality, or of the layers that predict tokens further ahead."""
 _EXPERTS_CLASS = re.compile(r"(?<!Shared)Experts?$")
 _SHARED = re.compile(r"(?:^|\.)\w*shared\w*(?:\.|$)")
@@ -32,7 +34,7 @@ class Sites:
 
     sites: list[Site]
     others: list[tuple[str, nn.Module]]
-    """Path and module of the experts that must not be called: those of vision or audio towers, for a start."""
+    """Path and module of what must not be called: the experts of vision or audio towers, and what was not loaded."""
 
     def of_prompts(self) -> Sites:
         """The layers that see a prompt: of an encoder-decoder the encoder's; its decoder sees what it generates."""
@@ -74,7 +76,7 @@ def locate_sites(model: nn.Module, config: Any) -> Sites:
     sites, others = [], []
     for path, module in reader.find(model):
         found = _LAYER.match(path + ".")
-        if found and not _OTHER_MODALITY.search(path):
+        if found and not OTHER_MODALITY.search(path):
             sites += _sites(model, config, path, found, reader)
         else:
             others.append((path, module))
