@@ -73,7 +73,7 @@ class _Observer:
         handles.append(self._keep_output(site.reader.observed(site), partial(setattr, seen, "output_NH")))
         handles.append(self._keep_output(site.block, partial(setattr, seen, "block_output_NH")))
         for part in site.block.children():
-            if part not in (site.router, site.experts):
+            if part not in (site.router, site.outermost):
                 handles.append(self._keep_output(part, seen.beside.append))
         if site.router is not None:
             handles.append(site.router.register_forward_hook(router, with_kwargs=True))

@@ -9,13 +9,17 @@ from typing import Any
 from torch import nn
 
 from ingest.adapters import REFUSED, reader_for
-from ingest.blocks import Reader, Site
+from ingest.blocks import Reader, Site, unwrapped
 from ingest.expected import Stack, expected_layers, first_layer, text_config
 from warehouse.errors import MoewhError
 
 _LAYER = re.compile(r"(?:.*\.)?(?:layers|blocks|block|h)\.(\d+)\.")
 _OTHER_MODALITY = re.compile(r"(?:^|\.)(?:\w*(?:vision|visual|audio|image|speech)\w*|talker|mtp\w*|\w*_mtp)\.")
 """Path of a module of another modality, or of the layers that predict tokens further ahead."""
+_WRAPPER = r"\.(?:base_layer|modules_to_save\.[^.]+)"
+"""How peft names a module inside of the wrapper in its place, or the copy of it that runs instead."""
+_REPLACED = "original_module"
+"""How peft names a module in whose place a copy of its own runs."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ def locate_sites(model: nn.Module, config: Any) -> Sites:
     sites, others = [], []
     for path, module in reader.find(model):
         found = _LAYER.match(path + ".")
-        if found and not _OTHER_MODALITY.search(path):
+        if found and not _OTHER_MODALITY.search(path) and _REPLACED not in path.split("."):
             sites.append(_site(model, config, path, found, reader))
         else:
             others.append((path, module))
@@ -73,13 +77,15 @@ def locate_sites(model: nn.Module, config: Any) -> Sites:
 
 def _site(model: nn.Module, config: Any, path: str, found: re.Match[str], reader: Reader) -> Site:
     stack: Stack = "encoder" if config.is_encoder_decoder and "encoder" in path.split(".") else "decoder"
-    experts = model.get_submodule(path)
-    block = experts if reader.block_is_container else model.get_submodule(path.rpartition(".")[0])
+    called = re.sub(f"(?:{_WRAPPER})+$", "", path)
+    outermost = model.get_submodule(called)
+    block = outermost if reader.block_is_container else model.get_submodule(called.rpartition(".")[0])
     return Site(
         layer=first_layer(config, stack) + int(found[1]),
         stack=stack,
-        path=path,
-        experts=experts,
+        path=re.sub(f"{_WRAPPER}(?=\\.|$)", "", path),
+        experts=unwrapped(model.get_submodule(path)),
+        outermost=outermost,
         router=reader.router(block),
         block=block,
         whole_layer=model.get_submodule(found[0].rstrip(".")),
