@@ -145,9 +145,14 @@ class Reader:
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """The module inside of an adapter's wrappers, whose attributes are the model's; any other module itself."""
-    while isinstance(inner := getattr(module, "base_layer", None), nn.Module):
+    while True:
+        copies = getattr(module, "modules_to_save", None)
+        inner = (
+            next(iter(copies.values())) if isinstance(copies, nn.ModuleDict) else getattr(module, "base_layer", None)
+        )
+        if not isinstance(inner, nn.Module):
+            return module
         module = inner
-    return module
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from ingest.blocks import Site
 from ingest.expected import text_config
 from ingest.generation_tokens import StatedTokens, read_generation_tokens
 from ingest.options import DEMO, IngestOptions
-from ingest.peft_adapter import BASE_ALONE, find_adapter
+from ingest.peft_adapter import BASE_ALONE, PeftAdapter, find_adapter
 from ingest.processes import Process
 from ingest.repository import Repository, hub_commit
 from ingest.sites import Sites, find_sites, refuse_by_name
@@ -69,6 +69,8 @@ class LoadedModel:
     """Commit of the hub's repository; None for a folder."""
     train_step: int | None = None
     train_tokens: int | None = None
+    adapter: PeftAdapter | None = None
+    """What is in the model's modules beside its own weights."""
     generation_tokens: StatedTokens | None = None
     """Where what it says starts and ends; None for a run that generates nothing."""
 
@@ -166,6 +168,7 @@ def load_model(options: IngestOptions, process: Process | None = None) -> Loaded
         commit,
         train_step=step if options.train_step is None else options.train_step,
         train_tokens=tokens if options.train_tokens is None else options.train_tokens,
+        adapter=adapter,
         generation_tokens=generation_tokens,
     )
 

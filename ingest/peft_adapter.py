@@ -10,11 +10,14 @@ import hashlib
 import importlib.metadata
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from transformers.utils import CONFIG_NAME
 from transformers.utils.peft_utils import (
@@ -28,6 +31,7 @@ from ingest.repository import Repository, hub_commit
 from warehouse.errors import MoewhError
 from warehouse.manifest import file_sha256
 
+_FAILURES = (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, EOFError)
 _OLDEST_PEFT = (0, 21)
 _NAME = "default"
 """What peft calls an adapter that is given no name."""
@@ -108,17 +112,8 @@ class PeftAdapter:
                 warnings.simplefilter("ignore")  # what peft warns of is refused below
                 adapted = PeftModel(model, PeftConfig.from_pretrained(folder), _NAME)
                 result = adapted.load_adapter(folder, _NAME, torch_device="cpu")
-        except (
-            OSError,
-            ValueError,
-            TypeError,
-            KeyError,
-            RuntimeError,
-            EOFError,
-            UnpicklingError,
-            SafetensorError,
-        ) as e:
-            raise MoewhError(f"{self.title}: the adapter does not fit its base: {_one_line(e)}") from e
+        except (*_FAILURES, UnpicklingError, SafetensorError) as error:
+            raise MoewhError(f"{self.title}: the adapter does not fit its base: {_one_line(error)}.") from error
         for problem, names in (("lacks", result.missing_keys), ("holds, unused,", result.unexpected_keys)):
             if names:
                 raise MoewhError(
@@ -126,6 +121,19 @@ class PeftAdapter:
                     f"The file {problem} {', '.join(names[:3])}{' …' if len(names) > 3 else ''} ({len(names)} tensors)."
                 )
         return adapted.get_base_model()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Turn what a pass of the adapted model raises into a MoewhError: peft also adapts what it cannot run."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except _FAILURES as error:
+            raise MoewhError(
+                f"{self.title}: the model does not run with this adapter, which targets a module that peft cannot "
+                f"adapt: {_one_line(error)}."
+            ) from error
 
     def _weights_file(self) -> Path:
         for name in (ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME):
@@ -139,6 +147,8 @@ class PeftAdapter:
 
 def adapter_settings_file(files: Repository) -> Path | None:
     """Return the path of the file that makes a folder or repository an adapter; None for an ordinary model."""
+    if Path(files.location).is_file():
+        return None
     file = find_adapter_config_file(files.location, revision=files.revision)
     return Path(file) if file else None
 
