@@ -36,7 +36,7 @@ _OLDEST_PEFT = (0, 21)
 _NAME = "default"
 """What peft calls an adapter that is given no name."""
 SUPPORTED_TYPES = frozenset(
-    {"ADALORA", "BOFT", "C3A", "FOURIERFT", "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR", "LORA", "OFT", "RANDLORA"}
+    {"ADALORA", "C3A", "FOURIERFT", "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR", "LORA", "OFT", "RANDLORA"}
     | {"SHIRA", "TRAINABLE_TOKENS", "VERA"}
 )
 """Types that change modules in place, so that the model's own forward is that of the adapted model."""

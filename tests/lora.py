@@ -60,7 +60,7 @@ Routes = dict[tuple[int, int, int], dict[int, float]]
 
 
 def routed(model: Any, ids: list[list[int]], call: Any = None) -> Routes:
-    """What the containers of experts are called with: {(prompt, position, layer): {expert: weight}}, by hooks of torch."""
+    """{(prompt, position, layer): {expert: weight}}: what the containers of experts are called with."""
     found: Routes = {}
     prompt = 0
 
