@@ -46,8 +46,11 @@ class Site:
     stack: Stack
     path: str
     experts: nn.Module
-    """The container of experts, at `path`."""
+    """The container of experts: what the model has at `path`, without an adapter's wrappers."""
+    outermost: nn.Module
+    """What the block calls: the outermost of an adapter's wrappers around the container, or the container itself."""
     router: nn.Module | None
+    """As the block calls it: with an adapter's wrappers."""
     block: Any
     """The module that holds both."""
     whole_layer: nn.Module
@@ -122,16 +125,16 @@ class Reader:
 
     def observed(self, site: Site) -> nn.Module:
         """The module whose output `rebuild` gives again."""
-        return site.experts
+        return site.outermost
 
     def run_experts(self, site: Site, hidden_MH: torch.Tensor, expert_ids_M: torch.Tensor) -> torch.Tensor:
-        """Run one expert on each of M rows, with weight one, through the container itself.
+        """Run one expert on each of M rows, with weight one, through the container as the block calls it.
 
         In two slots, the second with weight 0: some containers cannot take a single one.
         """
         ids_M2 = expert_ids_M[:, None].expand(-1, 2)
         weights_M2 = hidden_MH.new_tensor([1.0, 0.0]).expand(len(hidden_MH), 2)
-        output_MH: torch.Tensor = site.experts(hidden_MH, ids_M2, weights_M2)
+        output_MH: torch.Tensor = site.outermost(hidden_MH, ids_M2, weights_M2)
         return output_MH
 
     def rebuild(self, site: Site, call: Call) -> torch.Tensor:
@@ -145,6 +148,18 @@ class Reader:
     def logits(self, output: Any) -> Any:
         """The router's logits among what its forward returns."""
         return output[0] if isinstance(output, tuple) else output
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside of an adapter's wrappers, whose attributes are the model's; any other module itself."""
+    while True:
+        copies = getattr(module, "modules_to_save", None)
+        inner = (
+            next(iter(copies.values())) if isinstance(copies, nn.ModuleDict) else getattr(module, "base_layer", None)
+        )
+        if not isinstance(inner, nn.Module):
+            return module
+        module = inner
 
 
 @dataclass(frozen=True)

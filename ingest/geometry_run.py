@@ -32,7 +32,9 @@ from ingest.model import (
     find_source,
     weights_fingerprint,
 )
+from ingest.peft_adapter import adapter_settings_file
 from ingest.processes import Process
+from ingest.repository import Repository
 from ingest.segment import parquet_options
 from ingest.sites import refuse_by_name
 from ingest.weights import NO_SAFETENSORS, Checkpoint
@@ -90,6 +92,11 @@ def measure(
     device = _device(options.device)
     check_place(options.model)
     source = find_source(options.model, options.revision)
+    if adapter_settings_file(Repository(source.location, source.revision)) is not None:
+        raise MoewhError(
+            f"{source.title} is an adapter: its weights are changes of its base's, which a geometry does not measure. "
+            "Merge it into its base (peft's merge_and_unload), record that model, and measure it."
+        )
     config, commit_hash = _read(source, options.trust_remote_code)
     run = _find_run(layout, options, _identity(source, config, commit_hash))
     checkpoint = Checkpoint(source, config, commit_hash or source.revision, options.trust_remote_code)

@@ -74,7 +74,7 @@ class _Observer:
         handles.append(self._keep_output(site, site.reader.observed(site), partial(setattr, seen, "output_NH")))
         handles.append(self._keep_output(site, site.block, partial(setattr, seen, "block_output_NH")))
         for part in site.block.children():
-            if part not in (site.router, site.experts):
+            if part not in (site.router, site.outermost):
                 handles.append(self._keep_output(site, part, seen.beside.append))
         if site.router is not None:
             handles.append(site.router.register_forward_hook(_of_visit(site, router), with_kwargs=True))

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import torch
 import transformers
 
+from ingest.blocks import unwrapped
 from ingest.expected import num_layers
 from ingest.measure import LayerFacts
 from ingest.model import LoadedModel, config_sha256
@@ -80,6 +81,8 @@ def identify(loaded: LoadedModel, options: IngestOptions, rules: TokenRules, pla
         "router_logits": options.router_logits,
         "hidden_states": options.hidden_states,
     }
+    if loaded.generation_tokens is not None and loaded.commit is None:
+        shaping |= loaded.generation_tokens.shaping
     digest = Identity(shaping, "").sha256[:8]
     base = "".join(char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in loaded.source.name)
     run_id = options.run_id or f"{base.lstrip('._-')[:54] or 'model'}-{digest}"
@@ -172,7 +175,7 @@ def _layer_columns(loaded: LoadedModel, facts: dict[int, LayerFacts]) -> dict[st
         "layer": [site.layer for site in sites],
         "stack": [site.stack for site in sites],
         "module": [site.path for site in sites],
-        "router_class": [type(site.router).__name__ if site.router is not None else None for site in sites],
+        "router_class": [type(unwrapped(site.router)).__name__ if site.router is not None else None for site in sites],
         "num_experts": [site.num_experts for site in sites],
         "top_k": [facts[site.layer].top_k for site in sites],
         "scoring": [facts[site.layer].scoring for site in sites],

@@ -12,21 +12,18 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from huggingface_hub.utils import logging as hub_logging
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.utils import CONFIG_NAME
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
-from transformers.utils.hub import cached_file
 
 from ingest import demo
 from ingest.architecture import (
-    check_counts,
     check_parallel,
     check_place,
     check_versions,
@@ -39,9 +36,12 @@ from ingest.architecture import (
 )
 from ingest.blocks import Site
 from ingest.expected import max_positions, text_config
+from ingest.generation_tokens import StatedTokens, read_generation_tokens
 from ingest.loaded import check_loaded, check_stored, unloaded_modules
 from ingest.options import DEMO, IngestOptions
+from ingest.peft_adapter import BASE_ALONE, PeftAdapter, find_adapter
 from ingest.processes import Process
+from ingest.repository import Repository, hub_commit
 from ingest.sites import Sites, find_sites, refuse_by_name
 from ingest.stored import stored_tensors, weight_files
 from warehouse.errors import MoewhError, UsageError
@@ -65,7 +65,8 @@ class Source:
     """As the user named it."""
     checkpoint: str | None
     """Revision, or the folder's name: what says which checkpoint this is."""
-    series: str
+    series: str | None
+    """What checkpoints of one training run share; None for a folder until it is loaded."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,15 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     found: Sites
     weights_sha256: str | None
-    """Fingerprint of a local folder's weights; None for the hub, where the commit tells."""
+    """Fingerprint of a local folder's weights, and of an adapter with its base; None for the hub: the commit tells."""
     commit: str | None = None
     """Commit of the hub's repository; None for a folder."""
     train_step: int | None = None
     train_tokens: int | None = None
+    adapter: PeftAdapter | None = None
+    """What is in the model's modules beside its own weights."""
+    generation_tokens: StatedTokens | None = None
+    """Where what it says starts and ends; None for a run that generates nothing."""
 
     @property
     def config(self) -> Any:
@@ -124,36 +129,54 @@ def load_model(options: IngestOptions, process: Process | None = None) -> Loaded
     hub_logging.set_verbosity_error()
     check_place(options.model)
     source = find_source(options.model, options.revision, options.series)
-    arguments: dict[str, Any] = {"revision": source.revision, "trust_remote_code": options.trust_remote_code}
     with explaining(source.title):
         # A branch may move while its files are being fetched: all come from the commit that it is at now.
         commit = commit_of(source)
-        arguments["revision"] = commit or source.revision
-        config = read_config(source.location, **arguments)
+        files = Repository(source.location, commit or source.revision)
+        adapter = find_adapter(files, source.title)
+        if adapter is not None:
+            adapter.check(options.allow_pickle)
+        base, tokenizer_files = (files, files) if adapter is None else (adapter.base, adapter.tokenizer)
+        code = {"trust_remote_code": options.trust_remote_code}
+        config = read_config(base.location, revision=base.revision, **code)
         refuse_by_name(config)
-        absent = check_files(source, config, arguments["revision"], options)
-        tokenizer = AutoTokenizer.from_pretrained(source.location, **arguments)
+        absent = check_files(source.title, base, config, options)
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_files.location, revision=tokenizer_files.revision, **code)
         model, info = model_class(config, options.trust_remote_code).from_pretrained(
-            source.location,
+            base.location,
+            revision=base.revision,
             config=config,
             dtype=options.dtype,
             use_safetensors=None if options.allow_pickle else True,
+            generation_config=GenerationConfig(),  # its own settings shape nothing: see ingest.generation_tokens
             output_loading_info=True,
-            **arguments,
+            **code,
             **({"device_map": "auto"} if device is None else {}),
+            **({} if adapter is None else BASE_ALONE),
             **loading_arguments(config),
         )
+        generation_tokens = read_generation_tokens(base, tokenizer, config) if options.generate else None
+    if options.generate and not model.can_generate():
+        raise MoewhError(
+            f"{source.title}: {type(model).__name__} has no LM head to generate with. Leave --generate out."
+        )
+    found = observed_sites(model, options)
+    if absent is None:
+        check_loaded(source.title, model, found, info, head=bool(options.generate))
+    unloaded = unloaded_modules(model, found, absent or info["missing_keys"], head=bool(options.generate))
+    if adapter is not None:
+        model = adapter.apply(model)
+        found = observed_sites(model, options)
     check_parallel(model)
     if device is not None:
         model.to(device)
     model.eval().requires_grad_(False)
-    folder = Path(source.location)
+    folder = Path(base.location)
     fingerprint = weights_fingerprint(folder) if folder.is_dir() else None
-    found = find_sites(model, model.config)
-    found = found if options.generate else found.of_prompts()
-    if absent is None:
-        check_loaded(source.title, model, found, info, head=bool(options.generate))
-    unloaded = unloaded_modules(model, found, absent or info["missing_keys"], head=bool(options.generate))
+    if adapter is not None:
+        fingerprint = adapter.sha256(fingerprint)
+    if source.series is None:
+        source = replace(source, series=_series(source, base, fingerprint or ""))
     step, tokens = training_progress(source.checkpoint)
     return LoadedModel(
         source,
@@ -164,26 +187,33 @@ def load_model(options: IngestOptions, process: Process | None = None) -> Loaded
         commit,
         train_step=step if options.train_step is None else options.train_step,
         train_tokens=tokens if options.train_tokens is None else options.train_tokens,
+        adapter=adapter,
+        generation_tokens=generation_tokens,
     )
 
 
-def check_files(source: Source, config: Any, revision: str | None, options: IngestOptions) -> list[str] | None:
+def observed_sites(model: Any, options: IngestOptions) -> Sites:
+    """The MoE layers that a run observes: without generation, those that see a prompt. Raises MoewhError."""
+    found = find_sites(model, model.config)
+    return found if options.generate else found.of_prompts()
+
+
+def check_files(title: str, files: Repository, config: Any, options: IngestOptions) -> list[str] | None:
     """Refuse weights that are not the model's, before any is loaded; return the parameters that need none.
 
     None if the files' headers do not tell: of weights in a format that is loaded as it is, or not of safetensors.
     """
     method = quantization_method(config)
-    files = weight_files(source.location, config, revision, pickled=options.allow_pickle)
-    if not files or (method is not None and dequantizer(config) is None):
+    paths = weight_files(files.location, config, files.revision, pickled=options.allow_pickle)
+    if not paths or (method is not None and dequantizer(config) is None):
         return None
     quantizer, config = dequantizer(config) or (None, copy.deepcopy(config))
     empty: Any = empty_model(config, options.trust_remote_code)
     if quantizer is not None:
-        quantizer.preprocess_model(model=empty, dtype=config.dtype, checkpoint_files=files)
-    found = find_sites(empty, config)
-    found = found if options.generate else found.of_prompts()
-    stored = stored_tensors(files)
-    return check_stored(source.title, empty, found, stored, quantizer=quantizer, head=bool(options.generate))
+        quantizer.preprocess_model(model=empty, dtype=config.dtype, checkpoint_files=paths)
+    found = observed_sites(empty, options)
+    stored = stored_tensors(paths)
+    return check_stored(title, empty, found, stored, quantizer=quantizer, head=bool(options.generate))
 
 
 @contextmanager
@@ -256,8 +286,9 @@ def config_sha256(config: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-_STEP = re.compile(r"(?:step|checkpoint|iter)[-_]?(\d+)")
-_TOKENS = re.compile(r"tokens[-_]?(\d+(?:\.\d+)?)([KMBT]?)")
+_STEP = re.compile(r"(?:step|checkpoint|iter)[-_=]?(\d+)")
+_TOKENS = re.compile(r"tokens[-_=]?(\d+(?:\.\d+)?)([KMBT]?)")
+_EPOCH = re.compile(r"epoch[-_=]?\d+(?:\.\d+)?")
 _SCALE = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
@@ -284,28 +315,33 @@ def find_source(model: str, revision: str | None, series: str | None = None) -> 
         if revision is not None:
             raise UsageError(f"--revision {revision} goes with a hub id; {path} is a folder. Name its folder.")
         path = path.resolve()
-        return Source(
-            str(path), None, path.name, str(path), path.name, series or f"{path.parent.name}-{_folder_digest(path)}"
-        )
+        return Source(str(path), None, path.name, str(path), path.name, series)
     name = model.rstrip("/").rpartition("/")[2]
     return Source(model, revision or "main", name, model, revision, series or model)
 
 
 def commit_of(source: Source) -> str | None:
-    """Return the commit that a hub model's revision is at, which its files' place in the hub's cache tells."""
-    if source.revision is None:
-        return None
-    place = cached_file(source.location, CONFIG_NAME, revision=source.revision)
-    found = re.search(r"/snapshots/([0-9a-f]{40})/", Path(place).as_posix()) if place else None
-    return found[1] if found else None
+    """Return the commit that a hub model's revision is at; None for a folder."""
+    return None if source.revision is None else hub_commit(source.location, source.revision)
 
 
-def _folder_digest(folder: Path) -> str:
-    """Short digest of a folder's configuration, so that checkpoints of one model share a series."""
-    with explaining(str(folder)):
-        check_counts(PreTrainedConfig.get_config_dict(folder)[0])
+def _series(source: Source, base: Repository, weights_sha256: str) -> str:
+    """What a folder shares with the other checkpoints of its training run, and with no other model.
+
+    A checkpoint, whose name says a training step or tokens, has its parent's name, what else its own name says, and a
+    digest of the configuration. Any other folder is a series of its own: its name and a digest of its weights.
+    """
+    folder = Path(source.location)
+    if training_progress(folder.name) == (None, None):
+        return f"{folder.name}-{weights_sha256[:8]}"
+    rest = _EPOCH.sub("", _TOKENS.sub("", _STEP.sub("", folder.name))).strip("-_.")
+    return "-".join(part for part in (folder.parent.name, rest, _config_digest(base)) if part)
+
+
+def _config_digest(files: Repository) -> str:
+    """Short digest of a model's configuration."""
     try:
-        return config_sha256(AutoConfig.from_pretrained(folder))[:8]
+        return config_sha256(AutoConfig.from_pretrained(files.location, revision=files.revision))[:8]
     except (OSError, ValueError, KeyError):
         return "unknown"
 

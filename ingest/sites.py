@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from ingest.adapters import REFUSED, reader_for
-from ingest.blocks import INDEX_NAMES, WEIGHT_NAMES, Reader, Site
+from ingest.blocks import INDEX_NAMES, WEIGHT_NAMES, Reader, Site, unwrapped
 from ingest.expected import Stack, expected_layers, first_layer, text_config, visits
 from warehouse.errors import MoewhError
 
@@ -26,6 +26,10 @@ OTHER_MODALITY = re.compile(
 """Path of a module of another modality, or of the layers that predict tokens further ahead."""
 _EXPERTS_CLASS = re.compile(r"(?<!Shared)Experts?$")
 _SHARED = re.compile(r"(?:^|\.)\w*shared\w*(?:\.|$)")
+_WRAPPER = r"\.(?:base_layer|modules_to_save\.[^.]+)"
+"""How peft names a module inside of the wrapper in its place, or the copy of it that runs instead."""
+_REPLACED = "original_module"
+"""How peft names a module in whose place a copy of its own runs."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def locate_sites(model: nn.Module, config: Any) -> Sites:
     sites, others = [], []
     for path, module in reader.find(model):
         found = _LAYER.match(path + ".")
-        if found and not OTHER_MODALITY.search(path):
+        if found and not OTHER_MODALITY.search(path) and _REPLACED not in path.split("."):
             sites += _sites(model, config, path, found, reader)
         else:
             others.append((path, module))
@@ -86,15 +90,17 @@ def locate_sites(model: nn.Module, config: Any) -> Sites:
 def _sites(model: nn.Module, config: Any, path: str, found: re.Match[str], reader: Reader) -> list[Site]:
     """The layers that a container stands for: one, or one per visit in a model that loops."""
     stack: Stack = "encoder" if config.is_encoder_decoder and "encoder" in path.split(".") else "decoder"
-    experts = model.get_submodule(path)
-    block = experts if reader.block_is_container else model.get_submodule(path.rpartition(".")[0])
+    called = re.sub(f"(?:{_WRAPPER})+$", "", path)
+    outermost = model.get_submodule(called)
+    block = outermost if reader.block_is_container else model.get_submodule(called.rpartition(".")[0])
     layers = visits(config, int(found[1]))
     return [
         Site(
             layer=first_layer(config, stack) + layer,
             stack=stack,
-            path=path,
-            experts=experts,
+            path=re.sub(f"{_WRAPPER}(?=\\.|$)", "", path),
+            experts=unwrapped(model.get_submodule(path)),
+            outermost=outermost,
             router=reader.router(block),
             block=block,
             whole_layer=model.get_submodule(found[0].rstrip(".")),
@@ -116,7 +122,7 @@ def _unobserved(model: nn.Module, located: Sites) -> Iterator[tuple[str, nn.Modu
     known += [path for site in located.sites for path in site.reader.not_the_routing(site)]
     for path, module in model.named_modules():
         seen = any(f"{path}.".startswith(f"{other}.") or other.startswith(f"{path}.") for other in known)
-        if seen or _OTHER_MODALITY.search(path) or _SHARED.search(path):
+        if seen or OTHER_MODALITY.search(path) or _SHARED.search(path):
             continue
         stacked = [tensor for tensor in module.parameters(recurse=False) if tensor.dim() > 2]
         if path.endswith("experts") or _EXPERTS_CLASS.search(type(module).__name__) or len(stacked) > 1:

@@ -51,6 +51,7 @@ def describe(found: Inspection) -> list[tuple[str, str]]:
     norm = {True: ", renormalized", False: ", not renormalized", None: ""}[found.renormalized]
     lines = [
         ("model type", f"{found.model_type} ({found.model_class})"),
+        *((("adapter", found.peft_adapter),) if found.peft_adapter else ()),
         ("recorded", _status(found)),
         ("layers", f"{found.num_hidden_layers}, of which {found.num_moe_layers} MoE"),
         ("scoring", (found.scoring or "unknown until it runs") + norm if found.layers else "none"),
