@@ -18,7 +18,7 @@ import torch
 import transformers
 from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
@@ -30,6 +30,7 @@ from ingest.expected import text_config
 from ingest.options import DEMO, IngestOptions
 from ingest.processes import Process
 from ingest.sites import Sites, find_sites, refuse_by_name
+from ingest.tokenizer import TokenizerSource, load_tokenizer
 from warehouse.errors import MoewhError, UsageError
 from warehouse.manifest import file_sha256
 
@@ -92,7 +93,15 @@ class LoadedModel:
     def pad_id(self) -> int:
         """A token id to pad with; padded positions are masked, so any legal id does."""
         ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        return next(int(token) for token in ids if isinstance(token, int))
+        rows = self.vocabulary_rows
+        return next(int(token) for token in ids if isinstance(token, int) and 0 <= token < (rows or token + 1))
+
+    @property
+    def vocabulary_rows(self) -> int | None:
+        """Rows of the embedding, above every token id the model takes; None for one without a plain table."""
+        embedding = self.model.get_input_embeddings()
+        rows = getattr(embedding, "num_embeddings", None)
+        return int(rows) + int(getattr(embedding, "num_additional_embeddings", 0)) if isinstance(rows, int) else None
 
 
 def load_model(options: IngestOptions, process: Process | None = None) -> LoadedModel:
@@ -115,7 +124,7 @@ def load_model(options: IngestOptions, process: Process | None = None) -> Loaded
         arguments["revision"] = commit or source.revision
         config = read_config(source.location, **arguments)
         refuse_by_name(config)
-        tokenizer = AutoTokenizer.from_pretrained(source.location, **arguments)
+        tokenizer = load_tokenizer(_tokenizer_source(options, source, commit or source.revision), options.chat_template)
         model: Any = model_class(config, options.trust_remote_code).from_pretrained(
             source.location,
             config=config,
@@ -145,6 +154,14 @@ def load_model(options: IngestOptions, process: Process | None = None) -> Loaded
         train_step=step if options.train_step is None else options.train_step,
         train_tokens=tokens if options.train_tokens is None else options.train_tokens,
     )
+
+
+def _tokenizer_source(options: IngestOptions, source: Source, revision: str | None) -> TokenizerSource:
+    """Return where the tokenizer comes from: --tokenizer, else the model's own folder or commit."""
+    if options.tokenizer is None:
+        return TokenizerSource(source.location, source.title, revision, options.trust_remote_code)
+    named = find_source(options.tokenizer, None)
+    return TokenizerSource(named.location, named.title, named.revision, options.trust_remote_code, named=True)
 
 
 def choose_device(name: str | None, process: Process) -> torch.device | None:

@@ -1,0 +1,148 @@
+"""Loading a tokenizer: the model's own or the one that --tokenizer names, with the chat template that goes with it.
+
+transformers makes a tokenizer even where its files are missing: an empty stub, or one with a made-up vocabulary.
+Both give tokens that mean nothing, so the files are looked for before it is loaded, and once more for the class that
+it turned out to be.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, TokenizersBackend
+from transformers.models.auto.tokenization_auto import (
+    TOKENIZER_MAPPING_NAMES,
+    get_tokenizer_config,
+    tokenizer_class_from_name,
+)
+from transformers.utils import CONFIG_NAME
+from transformers.utils.hub import cached_file
+
+from warehouse.errors import MoewhError, UsageError
+
+_WHOLE = "tokenizer.json"
+_STAND_INS = (
+    "tokenizer.model",
+    "tekken.json",
+    "tiktoken.model",
+    *(f"tokenizer.model.v{version}" for version in (1, 2, 3, 7)),
+)
+"""Files that transformers takes for the vocabulary of any class."""
+
+
+@dataclass(frozen=True)
+class TokenizerSource:
+    """Where a tokenizer comes from: a folder or hub id, and how to fetch its files."""
+
+    location: str
+    title: str
+    """As the user named it."""
+    revision: str | None
+    """For the hub; None for a folder."""
+    trust_remote_code: bool
+    named: bool = False
+    """Whether --tokenizer names it; else it is the model's own."""
+
+    def has(self, file: str) -> bool:
+        """Tell whether this file is there."""
+        return self._path(file) is not None
+
+    def content(self, file: str) -> dict[str, Any]:
+        """Return what a JSON file holds; empty if it is not there."""
+        path = self._path(file)
+        return dict(json.loads(Path(path).read_text(encoding="utf-8"))) if path else {}
+
+    def _path(self, file: str) -> str | None:
+        found = cached_file(self.location, file, revision=self.revision, _raise_exceptions_for_missing_entries=False)
+        return str(found) if found else None
+
+
+def load_tokenizer(source: TokenizerSource, chat_template: str | None = None) -> PreTrainedTokenizerBase:
+    """Load a tokenizer; `chat_template` is a file whose content replaces its template.
+
+    Raises MoewhError for one without its files or with broken ones, UsageError for an unusable template.
+    """
+    template = read_template(Path(chat_template)) if chat_template is not None else None
+    if source.named and Path(source.location).is_file():
+        raise UsageError(f"--tokenizer {source.title} is a file. Name the folder that holds the tokenizer's files.")
+    if source.named and source.title.startswith((".", "/", "~")) and not Path(source.location).exists():
+        raise UsageError(f"there is no folder {source.title}. Check the path given to --tokenizer.")
+    arguments = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
+    try:
+        declared = _declared_classes(source)
+        if declared and not any(_has_files(source, kind) for kind in declared):
+            raise _no_files(source, declared[0])
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.location, **arguments)
+    except MoewhError:
+        raise
+    except Exception as error:  # parsers of every format that tokenizers come in, each with errors of its own
+        raise MoewhError(_load_failure(source, error)) from error
+    if not _has_files(source, type(tokenizer)):
+        raise _no_files(source, type(tokenizer))
+    if template is not None:
+        tokenizer.chat_template = template
+    return tokenizer
+
+
+def _declared_classes(source: TokenizerSource) -> list[type]:
+    """Return the classes that the files name for this tokenizer; none if code of its own defines it.
+
+    They are asked before loading: some classes end the whole process when their file is missing.
+    """
+    settings = get_tokenizer_config(source.location, revision=source.revision)
+    config = source.content(CONFIG_NAME)
+    if source.trust_remote_code and "auto_map" in settings:
+        return []
+    names = (
+        settings.get("tokenizer_class"),
+        config.get("tokenizer_class"),
+        TOKENIZER_MAPPING_NAMES.get(config.get("model_type") or ""),
+    )
+    classes = [tokenizer_class_from_name(name) for name in names if isinstance(name, str) and name]
+    return [kind for kind in classes if kind is not None] or [TokenizersBackend]
+
+
+def _has_files(source: TokenizerSource, kind: type) -> bool:
+    """Tell whether the files are there that a tokenizer class cannot do without; byte-level classes need none."""
+    names: dict[str, str] = getattr(kind, "vocab_files_names", {})
+    if not {key for key in names if key != "tokenizer_config_file"}:
+        return True
+    if issubclass(kind, TokenizersBackend) and source.has(_WHOLE):
+        return True
+    needed = [name for key, name in names.items() if key.endswith("vocab_file") or key == "merges_file"]
+    if needed and all(source.has(name) for name in needed):
+        return True
+    return issubclass(kind, TokenizersBackend) and any(source.has(name) for name in _STAND_INS)
+
+
+def _no_files(source: TokenizerSource, kind: type) -> MoewhError:
+    wanted = sorted({_WHOLE, *getattr(kind, "vocab_files_names", {}).values()} - {"tokenizer_config.json"})
+    advice = "Check --tokenizer." if source.named else "Name the model's tokenizer with --tokenizer ID_OR_PATH."
+    return MoewhError(
+        f"{source.title} lacks the files of its tokenizer ({kind.__name__}: {', '.join(wanted)}), and without them "
+        f"transformers makes up a vocabulary. {advice}"
+    )
+
+
+def _load_failure(source: TokenizerSource, error: Exception) -> str:
+    text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    if "trust_remote_code" in text:
+        return f"{source.title} needs code of its own. Read that code, then give --trust-remote-code."
+    advice = "Check --tokenizer." if source.named else "Mend the files, or name another tokenizer with --tokenizer."
+    return f"cannot load the tokenizer of {source.title}: {text.rstrip('.')}. {advice}"
+
+
+def read_template(path: Path) -> str:
+    """Return the chat template that a file holds. Raises UsageError for a file that is no template."""
+    try:
+        template = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UsageError(f"--chat-template {path} is not UTF-8. Convert it, or name the Jinja file.") from None
+    except OSError as error:
+        raise UsageError(f"--chat-template {path} cannot be read: {error.strerror or error}.") from None
+    if "messages" not in template:
+        raise UsageError(f"--chat-template {path} does not use messages: it is no chat template.")
+    return template
