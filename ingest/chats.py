@@ -15,7 +15,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from jinja2 import TemplateError, meta
+from jinja2 import TemplateError, meta, nodes
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
@@ -93,12 +93,13 @@ class ChatRenderer:
     def _best(self, chat: _Chat, name: str) -> str:
         """Render the chat as it was given; in another form only if the template refuses that or drops text of it."""
         texts, plain = _texts(chat.messages), _is_plain(chat)
-        kept, best, refusal = -1, "", _UnusableChatError()
+        kept, best = -1, ""
+        refusals: list[_UnusableChatError] = []
         for form in _forms(chat):
             try:
                 text = self._render(form, name)
             except _UnusableChatError as error:
-                refusal = error
+                refusals.append(error)
                 continue
             found = sum(part in text for part in texts)
             if found > kept:
@@ -106,7 +107,7 @@ class ChatRenderer:
             if found == len(texts) or (plain and found):
                 break
         if kept < 0:
-            raise refusal
+            raise refusals[0 if plain else -1]
         return best
 
     def _render(self, chat: _Chat, name: str) -> str:
@@ -298,9 +299,10 @@ def _strings(value: Any) -> Iterator[str]:
 
 @lru_cache(16)
 def _variables(template: str) -> frozenset[str]:
-    """Names that a template reads and does not set itself."""
-    environment = _compile_jinja_template(template).environment
-    return frozenset(meta.find_undeclared_variables(environment.parse(template)))
+    """Names that a template reads and does not set itself; of the functions it is given, the clock alone."""
+    tree = _compile_jinja_template(template).environment.parse(template)
+    asks = {CLOCK for name in tree.find_all(nodes.Name) if name.name == CLOCK and name.ctx == "load"}
+    return frozenset(meta.find_undeclared_variables(tree) | asks)
 
 
 def template_variables(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
@@ -333,7 +335,7 @@ def chat_arguments(given: tuple[str, ...]) -> dict[str, Any]:
         if name in reserved:
             raise UsageError(f"--chat-argument {name} is set by moewh or the prompts. Choose another name.")
         arguments[name] = _value(value)
-    return arguments
+    return dict(sorted(arguments.items()))
 
 
 def _reserved() -> frozenset[str]:

@@ -86,6 +86,7 @@ def ingest(options: IngestOptions, layout: Layout, progress: Progress | None = N
     process = this_process()
     if process.world > 1 and STDIN in options.prompts:
         raise UsageError("several processes cannot share standard input. Write the prompts to a file first.")
+    chat_arguments(options.chat_arguments)  # refused before anything is loaded
     with PromptStream(options, layout) as prompts:
         loaded = load_model(options, process)
         run = _Run(options, layout, prompts, loaded, progress or Progress())

@@ -1,36 +1,25 @@
 """Loading a tokenizer: the model's own or the one that --tokenizer names, with the chat template that goes with it.
 
 transformers makes a tokenizer even where its files are missing: an empty stub, or one with a made-up vocabulary.
-Both give tokens that mean nothing, so the files are looked for before it is loaded, and once more for the class that
-it turned out to be.
+The tokens of both mean nothing, so the files that its class needs must be there.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TokenizersBackend
-from transformers.models.auto.tokenization_auto import (
-    TOKENIZER_MAPPING_NAMES,
-    get_tokenizer_config,
-    tokenizer_class_from_name,
-)
-from transformers.utils import CONFIG_NAME
 from transformers.utils.hub import cached_file
 
 from warehouse.errors import MoewhError, UsageError
 
 _WHOLE = "tokenizer.json"
-_STAND_INS = (
-    "tokenizer.model",
-    "tekken.json",
-    "tiktoken.model",
-    *(f"tokenizer.model.v{version}" for version in (1, 2, 3, 7)),
-)
+_STAND_INS = ("tokenizer.model", "tekken.json", "tiktoken.model")
 """Files that transformers takes for the vocabulary of any class."""
+_USUAL = (_WHOLE, *_STAND_INS, "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+"""Files that most tokenizers are saved as."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +37,9 @@ class TokenizerSource:
 
     def has(self, file: str) -> bool:
         """Tell whether this file is there."""
-        return self._path(file) is not None
-
-    def content(self, file: str) -> dict[str, Any]:
-        """Return what a JSON file holds; empty if it is not there."""
-        path = self._path(file)
-        return dict(json.loads(Path(path).read_text(encoding="utf-8"))) if path else {}
-
-    def _path(self, file: str) -> str | None:
-        found = cached_file(self.location, file, revision=self.revision, _raise_exceptions_for_missing_entries=False)
-        return str(found) if found else None
+        return bool(
+            cached_file(self.location, file, revision=self.revision, _raise_exceptions_for_missing_entries=False)
+        )
 
 
 def load_tokenizer(source: TokenizerSource, chat_template: str | None = None) -> PreTrainedTokenizerBase:
@@ -72,37 +54,20 @@ def load_tokenizer(source: TokenizerSource, chat_template: str | None = None) ->
         raise UsageError(f"there is no folder {source.title}. Check the path given to --tokenizer.")
     arguments = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
     try:
-        declared = _declared_classes(source)
-        if declared and not any(_has_files(source, kind) for kind in declared):
-            raise _no_files(source, declared[0])
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.location, **arguments)
-    except MoewhError:
-        raise
+        usable = isinstance(tokenizer, PreTrainedTokenizerBase)
+        complete = _has_files(source, type(tokenizer))
     except Exception as error:  # parsers of every format that tokenizers come in, each with errors of its own
+        if Path(source.location).is_dir() and not any(map(source.has, _USUAL)):
+            raise MoewhError(_no_files(source, _USUAL)) from error
         raise MoewhError(_load_failure(source, error)) from error
-    if not _has_files(source, type(tokenizer)):
-        raise _no_files(source, type(tokenizer))
+    if not usable:
+        raise MoewhError(f"{source.title} has a {type(tokenizer).__name__}, which cannot tokenise texts by itself.")
+    if not complete:
+        raise MoewhError(_no_files(source, (_WHOLE, *type(tokenizer).vocab_files_names.values())))
     if template is not None:
         tokenizer.chat_template = template
     return tokenizer
-
-
-def _declared_classes(source: TokenizerSource) -> list[type]:
-    """Return the classes that the files name for this tokenizer; none if code of its own defines it.
-
-    They are asked before loading: some classes end the whole process when their file is missing.
-    """
-    settings = get_tokenizer_config(source.location, revision=source.revision)
-    config = source.content(CONFIG_NAME)
-    if source.trust_remote_code and "auto_map" in settings:
-        return []
-    names = (
-        settings.get("tokenizer_class"),
-        config.get("tokenizer_class"),
-        TOKENIZER_MAPPING_NAMES.get(config.get("model_type") or ""),
-    )
-    classes = [tokenizer_class_from_name(name) for name in names if isinstance(name, str) and name]
-    return [kind for kind in classes if kind is not None] or [TokenizersBackend]
 
 
 def _has_files(source: TokenizerSource, kind: type) -> bool:
@@ -118,12 +83,12 @@ def _has_files(source: TokenizerSource, kind: type) -> bool:
     return issubclass(kind, TokenizersBackend) and any(source.has(name) for name in _STAND_INS)
 
 
-def _no_files(source: TokenizerSource, kind: type) -> MoewhError:
-    wanted = sorted({_WHOLE, *getattr(kind, "vocab_files_names", {}).values()} - {"tokenizer_config.json"})
+def _no_files(source: TokenizerSource, wanted: Iterable[str]) -> str:
     advice = "Check --tokenizer." if source.named else "Name the model's tokenizer with --tokenizer ID_OR_PATH."
-    return MoewhError(
-        f"{source.title} lacks the files of its tokenizer ({kind.__name__}: {', '.join(wanted)}), and without them "
-        f"transformers makes up a vocabulary. {advice}"
+    names = ", ".join(name for name in dict.fromkeys(wanted) if name != "tokenizer_config.json")
+    return (
+        f"{source.title} lacks the files of its tokenizer ({names}); without them transformers makes up a vocabulary. "
+        f"{advice}"
     )
 
 
@@ -131,7 +96,7 @@ def _load_failure(source: TokenizerSource, error: Exception) -> str:
     text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     if "trust_remote_code" in text:
         return f"{source.title} needs code of its own. Read that code, then give --trust-remote-code."
-    advice = "Check --tokenizer." if source.named else "Mend the files, or name another tokenizer with --tokenizer."
+    advice = "Check --tokenizer." if source.named else "Check its files, or name another with --tokenizer ID_OR_PATH."
     return f"cannot load the tokenizer of {source.title}: {text.rstrip('.')}. {advice}"
 
 
