@@ -120,6 +120,8 @@ class _Run:
             generate=options.generate,
         )
         self.sampling = options.sampling
+        if options.generate:
+            _check_start(loaded)
         self.plan: Plan = prompts.plan(self.size)
         self.wanted = wanted_vectors(options, loaded.sites, loaded.text_config.model_type)
         self.rules = replace(self.rules, chats=_chat_rules(options, loaded, self.plan))
@@ -378,6 +380,16 @@ def _chat_rules(options: IngestOptions, loaded: LoadedModel, plan: Plan) -> Chat
         if name not in used:
             raise UsageError(f"--chat-argument {name}: the chat template does not use {name}.")
     return ChatRules(arguments, bool(options.generate) and GENERATION_PROMPT in used)
+
+
+def _check_start(loaded: LoadedModel) -> None:
+    """Raise MoewhError if an encoder-decoder's decoder would start from a token that the model does not have."""
+    start, rows = loaded.model.generation_config.decoder_start_token_id, loaded.vocabulary_rows
+    if loaded.config.is_encoder_decoder and isinstance(start, int) and rows is not None and not 0 <= start < rows:
+        raise MoewhError(
+            f"decoder_start_token_id {start} is outside the model's vocabulary ({rows:,} rows). Correct "
+            "generation_config.json."
+        )
 
 
 def _max_length(options: IngestOptions, loaded: LoadedModel) -> int:

@@ -109,6 +109,8 @@ class _Tokenizer:
         self._special_tokens = rules.special_tokens
         self._special_ids = frozenset(tokenizer.all_special_ids)
         self._chats = ChatRenderer(tokenizer, rules.chats, warn)
+        self._warn = warn
+        self._doubled = False
 
     def read(self, form: str, payload: str, name: str) -> _Prompt:
         """Return a prompt as the text or ids that become its tokens. Raises MoewhError, naming it, for neither."""
@@ -167,6 +169,16 @@ class _Tokenizer:
                 f"{prompts[0].name}{last}: the tokenizer ({type(self._tokenizer).__name__}) fails: {reason}. "
                 "Check its files, or name another with --tokenizer."
             ) from error
+
+    def warn_of_doubled(self, prompts: list[_Prompt], encoded: list[tuple[list[int], list[int]]]) -> None:
+        """Say once that a text brings the special token that the tokenizer puts in front of every text."""
+        for prompt, (ids, mask) in zip(prompts, encoded, strict=True):
+            if not self._doubled and prompt.form == "text" and ids[1:2] == ids[:1] != [] and mask[:2] == [1, 0]:
+                self._doubled = True
+                self._warn(
+                    f"{prompt.name} begins with {self._tokenizer.decode(ids[:1])}, and the tokenizer puts another in "
+                    "front. Give --no-special-tokens if the texts hold their special tokens already."
+                )
 
     def _mask(self, ids: list[int]) -> list[int]:
         return [int(token in self._special_ids) for token in ids]
@@ -227,6 +239,7 @@ def tokenise(
         part = read[start : start + _TEXTS_AT_ONCE]
         pairs = turn.encode(part)
         encoded += [_fit(ids, mask, rules, prompt) for (ids, mask), prompt in zip(pairs, part, strict=True)]
+        turn.warn_of_doubled(part, pairs)
     without_tokens = tuple(first_prompt + place for place, item in enumerate(encoded) if item is _NO_TOKENS)
     for place in too_large:
         encoded[place] = _Encoded("failed", [], [])
@@ -347,5 +360,7 @@ def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     rules = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     special = json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)
-    parts = (type(tokenizer).__name__, rules, special, json.dumps(tokenizer.chat_template))
+    parts = [type(tokenizer).__name__, rules, special, json.dumps(tokenizer.chat_template)]
+    if getattr(tokenizer, "split_special_tokens", False):
+        parts.append("split_special_tokens")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

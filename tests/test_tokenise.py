@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from ingest.options import Overflow
 from ingest.readers import CANONICAL
 from ingest.tokenise import TokenisedSegment, TokenRules, TokenTexts, tokenise, tokenizer_sha256
 from tests.models import BOS, byte_tokenizer
@@ -126,7 +127,8 @@ def test_masks_that_do_not_fit_are_refused_by_prompt(mask: Any, says: str) -> No
 
 def test_only_ids_that_reach_the_model_must_have_a_row() -> None:
     beyond = [5, 6, 255, 256]
-    for rule, kept in (("truncate", [5, 6]), ("skip", [])):
+    cases: tuple[tuple[Overflow, list[int]], ...] = (("truncate", [5, 6]), ("skip", []))
+    for rule, kept in cases:
         tokens = segment(("input_ids", beyond), rules=TokenRules(2, rule, True, vocabulary=255))
         assert ids_of(tokens, 7) == kept
     with pytest.raises(MoewhError, match=r"prompt 7: token id 255 is outside the model's vocabulary \(255 rows\)"):
@@ -165,3 +167,19 @@ def test_digest_of_a_tokenizer_sees_what_changes_its_ids() -> None:
     digests = {tokenizer_sha256(tokenizer) for tokenizer in (plain, templated, added)}
     assert len(digests) == 3
     assert tokenizer_sha256(byte_tokenizer()) in digests
+    split = byte_tokenizer()
+    split.split_special_tokens = True
+    assert split(BOS)["input_ids"] != byte_tokenizer()(BOS)["input_ids"]
+    assert tokenizer_sha256(split) not in digests
+
+
+def test_a_doubled_special_token_is_said() -> None:
+    warned: list[str] = []
+    rows = [{"text": text, "form": "text", "source": "s"} for text in ("plain", f"{BOS}a", f"{BOS}b", BOS)]
+    table = pa.Table.from_pylist(rows, schema=CANONICAL)
+    tokens = tokenise(table, 0, byte_tokenizer(), RULES, warn=warned.append)
+    assert ids_of(tokens, 1) == [0, *byte_tokenizer()("a")["input_ids"]]
+    assert len(warned) == 1
+    assert warned[0].startswith("prompt 1 begins with <s>, and the tokenizer puts another in front.")
+    tokenise(table, 0, byte_tokenizer(), TokenRules(32, "chunk", special_tokens=False), warn=warned.append)
+    assert len(warned) == 1

@@ -14,6 +14,7 @@ from transformers import PythonBackend
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
 
 from ingest.tokenizer import TokenizerSource, load_tokenizer
+from tests.families import FAMILIES, build
 from tests.models import byte_tokenizer, save_model
 from warehouse.cli import main
 from warehouse.errors import MoewhError
@@ -174,7 +175,7 @@ class Slow(PythonBackend):
     def __init__(self, **settings: Any) -> None:
         self._vocabulary = {"<s>": 0, **{chr(number): number for number in range(1, 128)}}
         settings = dict.fromkeys(("bos_token", "eos_token", "pad_token"), "<s>") | settings
-        super().__init__(**settings)
+        PythonBackend.__init__(self, **settings)
 
     @property
     def vocab_size(self) -> int:
@@ -313,3 +314,14 @@ def test_a_pad_token_without_a_row_pads_with_another(model: Path, prompts: Path,
     query = "select token_id, layer, rank, expert, weight from routing where run_id = ? order by all"
     connection = open_warehouse(Layout(tmp_path / "wh"))
     assert connection.execute(query, ["a"]).fetchall() == connection.execute(query, ["b"]).fetchall() != []
+
+
+def test_a_decoder_that_would_start_from_no_token_is_named(prompts: Path, tmp_path: Path) -> None:
+    family = next(family for family in FAMILIES if family.name == "switch_transformers")
+    model = build(family)
+    model.generation_config.decoder_start_token_id = 99_999
+    model.save_pretrained(tmp_path / "tiny")
+    byte_tokenizer().save_pretrained(tmp_path / "tiny")
+    says = line_of(run(tmp_path / "wh", tmp_path / "tiny", prompts, "--generate", "2"))
+    assert "decoder_start_token_id 99999 is outside the model's vocabulary" in says
+    assert not (tmp_path / "wh").exists()
