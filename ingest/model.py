@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub.utils import logging as hub_logging
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from ingest import demo
@@ -44,6 +44,7 @@ from ingest.processes import Process
 from ingest.repository import Repository, hub_commit
 from ingest.sites import Sites, find_sites, refuse_by_name
 from ingest.stored import stored_tensors, weight_files
+from ingest.tokenizer import TokenizerSource, load_tokenizer
 from warehouse.errors import MoewhError, UsageError
 from warehouse.manifest import file_sha256
 from warehouse.schema import POSITION_BITS
@@ -112,7 +113,15 @@ class LoadedModel:
     def pad_id(self) -> int:
         """A token id to pad with; padded positions are masked, so any legal id does."""
         ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        return next(int(token) for token in ids if isinstance(token, int))
+        rows = self.vocabulary_rows
+        return next(int(token) for token in ids if isinstance(token, int) and 0 <= token < (rows or token + 1))
+
+    @property
+    def vocabulary_rows(self) -> int | None:
+        """Rows of the embedding, above every token id the model takes; None for one without a plain table."""
+        embedding = self.model.get_input_embeddings()
+        rows = getattr(embedding, "num_embeddings", None)
+        return int(rows) + int(getattr(embedding, "num_additional_embeddings", 0)) if isinstance(rows, int) else None
 
 
 def load_model(options: IngestOptions, process: Process | None = None) -> LoadedModel:
@@ -141,7 +150,7 @@ def load_model(options: IngestOptions, process: Process | None = None) -> Loaded
         config = read_config(base.location, revision=base.revision, **code)
         refuse_by_name(config)
         absent = check_files(source.title, base, config, options)
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_files.location, revision=tokenizer_files.revision, **code)
+        tokenizer = load_tokenizer(_tokenizer_source(options, source.title, tokenizer_files), options.chat_template)
         model, info = model_class(config, options.trust_remote_code).from_pretrained(
             base.location,
             revision=base.revision,
@@ -228,6 +237,14 @@ def explaining(title: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise MoewhError(load_failure(title, error)) from error
+
+
+def _tokenizer_source(options: IngestOptions, title: str, files: Repository) -> TokenizerSource:
+    """Return where the tokenizer comes from: --tokenizer, else the model's own folder or commit."""
+    if options.tokenizer is None:
+        return TokenizerSource(files.location, title, files.revision, options.trust_remote_code)
+    named = find_source(options.tokenizer, None)
+    return TokenizerSource(named.location, named.title, named.revision, options.trust_remote_code, named=True)
 
 
 def choose_device(name: str | None, process: Process) -> torch.device | None:

@@ -67,6 +67,12 @@ class IngestOptions:
     router_logits: bool = False
     hidden_states: str | None = None
     """MoE layers separated by commas, or all."""
+    tokenizer: str | None = None
+    """Hub id or folder; None: the model's own."""
+    chat_template: str | None = None
+    """File whose content replaces the tokenizer's chat template."""
+    chat_arguments: tuple[str, ...] = ()
+    """name=value, for the chat template."""
     trust_remote_code: bool = False
     allow_pickle: bool = False
     """Load weights that are not safetensors."""

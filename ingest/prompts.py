@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from ingest import demo
 from ingest.options import DEMO, STDIN, IngestOptions, PromptFormat
-from ingest.readers import BATCH_ROWS, CANONICAL, PromptFile, read_prompts
+from ingest.readers import BATCH_ROWS, CANONICAL, MESSAGES, PromptFile, read_prompts
 from warehouse.errors import MoewhError, UsageError
 from warehouse.layout import Layout, exclusive
 
@@ -56,6 +56,8 @@ class Plan:
     prompts: int
     prompts_sha256: str
     starts: tuple[int, ...]
+    chats: bool = False
+    """Whether there are chat messages among the prompts."""
 
     @property
     def segments(self) -> int:
@@ -124,20 +126,21 @@ class PromptStream:
         if self._plan is None or not self._plan.is_file():
             return None
         saved = json.loads(self._plan.read_text())
-        if saved["rule"] != asdict(rule):
+        if saved["rule"] != asdict(rule) or "chats" not in saved:
             return None
-        return Plan(saved["prompts"], saved["prompts_sha256"], tuple(saved["starts"]))
+        return Plan(saved["prompts"], saved["prompts_sha256"], tuple(saved["starts"]), saved["chats"])
 
     def _make_plan(self, rule: SizeRule) -> Plan:
         digest = PromptDigest()
-        sizes = []
+        sizes, chats = [], False
         for batch in self._open().iter_batches(BATCH_ROWS):
             digest.update(batch)
             sizes.append(prompt_bytes(batch))
+            chats = chats or bool(pc.any(pc.equal(batch.column("form"), MESSAGES)).as_py())
         rows_P = estimated_rows(np.concatenate(sizes or [np.zeros(0, np.int64)]), rule)
         if not len(rows_P):
             raise MoewhError(f"there are no prompts in {', '.join(self._options.prompts)}. Give at least one.")
-        plan = Plan(len(rows_P), digest.hexdigest(), segment_starts(rows_P, rule.segment_rows))
+        plan = Plan(len(rows_P), digest.hexdigest(), segment_starts(rows_P, rule.segment_rows), chats)
         if self._plan is not None:
             self._plan_is_new = True
             _write_text(self._layout, self._plan, json.dumps({"rule": asdict(rule), **asdict(plan)}))

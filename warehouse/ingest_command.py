@@ -58,6 +58,17 @@ if TYPE_CHECKING:
     show_default=True,
     help="What to do with a longer prompt; chunk: consecutive windows, each a context of its own.",
 )
+@click.option(
+    "--tokenizer", metavar="ID_OR_PATH", help="Tokenizer of a model that was saved without one.  [default: the model's]"
+)
+@click.option("--chat-template", metavar="FILE", help="Jinja file used instead of the tokenizer's chat template.")
+@click.option(
+    "--chat-argument",
+    "chat_arguments",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Passed to the chat template: enable_thinking=false. VALUE is JSON, or else text. Repeat for more.",
+)
 @click.option("--no-special-tokens", is_flag=True, help="Do not let the tokenizer add its special tokens.")
 @click.option("--batch-tokens", type=int, default=8_192, show_default=True, metavar="N", help="Padded tokens a batch.")
 @click.option(

@@ -92,6 +92,10 @@ class Layout:
         """Folder of what the weights of a run's model say."""
         return self.root / "geometry" / f"run_id={run_id}"
 
+    def template_times(self, run_id: str) -> Path:
+        """Folder that keeps the time which the chat template of a run sees, from before the run is there."""
+        return self.staging / "template_time" / f"run_id={run_id}"
+
     def exists(self) -> bool:
         """Tell whether there is a warehouse here; one from before `moewh geometry` has no such folder."""
         return self.segment(SCHEMA_RUN, 0).is_dir() and self.run(SCHEMA_RUN).is_dir()
@@ -188,7 +192,7 @@ class Layout:
 
     def remove_empty(self) -> None:
         """Remove the folders of a warehouse that never came to be: only those that are empty."""
-        for path in (self.staging / "prompts", self.staging, self.root):
+        for path in (self.staging / "prompts", self.staging / "template_time", self.staging, self.root):
             with suppress(OSError):  # rmdir refuses a folder with anything in it, which is what keeps this safe
                 path.rmdir()
 

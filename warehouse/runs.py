@@ -59,6 +59,7 @@ def delete_run(layout: Layout, run_id: str) -> None:
         _take_out(layout.segments(run_id), folder / "segments")
         _take_out(layout.geometry(run_id), folder / "geometry")
         _take_out(layout.run(run_id), folder / "run")
+        _take_out(layout.template_times(run_id), folder / "template_time")
     layout.sweep()
 
 
