@@ -82,8 +82,15 @@ def ingest(options: IngestOptions, layout: Layout, progress: Progress | None = N
     if process.world > 1 and STDIN in options.prompts:
         raise UsageError("several processes cannot share standard input. Write the prompts to a file first.")
     with PromptStream(options, layout) as prompts:
+        if progress is not None and prompts.skipped:
+            progress.note(_skipped(prompts.skipped))
         loaded = load_model(options, process)
         return _Run(options, layout, prompts, loaded, progress or Progress()).execute()
+
+
+def _skipped(files: Sequence[str]) -> str:
+    named = ", ".join(files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
+    return f"skipped what is not a prompts file: {named}"
 
 
 class _Run:

@@ -1,0 +1,141 @@
+"""Arrow columns that DuckDB cannot read, or not as JSON: spelled here, value by value."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+_NO_NUMBER = "NaN|Infinity"
+
+
+def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column of texts as plain strings, whether dictionary-encoded, run-end encoded or UTF-8 bytes.
+
+    Any other column comes back as it is. Raises pa.ArrowInvalid for bytes that are not UTF-8.
+    """
+    if not _is_text(column.type):
+        return column
+    if isinstance(column.type, pa.BaseExtensionType):
+        return as_text(pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type))
+    if pa.types.is_dictionary(column.type):
+        return as_text(pa.chunked_array([chunk.dictionary_decode() for chunk in column.chunks], column.type.value_type))
+    if pa.types.is_run_end_encoded(column.type):
+        decoded = [pc.run_end_decode(chunk) for chunk in column.chunks]
+        return as_text(pa.chunked_array(decoded, column.type.value_type))
+    if pa.types.is_fixed_size_binary(column.type):
+        column = column.cast(pa.binary())
+    return column.cast(pa.large_string())
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = _content(kind)
+    strings = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    binaries = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
+    return any(test(kind) for test in strings + binaries)
+
+
+def _content(kind: pa.DataType) -> pa.DataType:
+    """Type of the values that an encoding or an extension type stands for."""
+    while True:
+        if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+            kind = kind.value_type
+        elif isinstance(kind, pa.BaseExtensionType) and pa.types.is_large_string(
+            kind.storage_type
+        ) | pa.types.is_string(kind.storage_type):
+            kind = kind.storage_type
+        else:
+            return kind
+
+
+def holds(kind: pa.DataType, form: str) -> bool:
+    """Tell whether a column of this type can hold prompts of a form: texts, or lists (perhaps as JSON text)."""
+    if _is_text(kind):
+        return True
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    views = (pa.types.is_list_view, pa.types.is_large_list_view)
+    if not any(test(_content(kind)) for test in lists + views):
+        return False
+    item = _content(_content(kind).value_type)
+    if form == "text":
+        return any(test(item) for test in (pa.types.is_struct, pa.types.is_map, pa.types.is_integer))
+    return True
+
+
+def spelled(table: pa.Table) -> tuple[pa.Table, frozenset[int]]:
+    """Return a table whose columns DuckDB reads, and the places of those that are JSON texts now."""
+    places = [place for place in range(table.num_columns) if not _is_read(table.column(place))]
+    for place in places:
+        texts = [json.dumps(_plain(value), separators=(",", ":"), ensure_ascii=False) for value in table.column(place)]
+        table = table.set_column(place, table.column_names[place], pa.array(texts, pa.string()))
+    return table, frozenset(places)
+
+
+def _is_read(column: pa.ChunkedArray) -> bool:
+    with duckdb.connect() as connection:
+        try:
+            connection.register("given", pa.table({"c": column}))
+            connection.sql("select to_json(c)::varchar, c::varchar from given").fetchall()
+        except duckdb.Error:
+            return False
+        return True
+
+
+def _plain(value: pa.Scalar) -> Any:
+    """What JSON says of a value: numbers that are finite, lists, objects, and texts for all else."""
+    kind = value.type
+    if not value.is_valid:
+        return None
+    if pa.types.is_map(kind):
+        return {_key(item["key"]): _plain(item["value"]) for item in value.values}
+    if pa.types.is_struct(kind):
+        return dict(zip((field.name for field in kind), map(_plain, value.values()), strict=True))
+    if pa.types.is_nested(kind) and not pa.types.is_union(kind):
+        return [_plain(item) for item in value.values]
+    if pa.types.is_union(kind) or isinstance(value, pa.ExtensionScalar | pa.DictionaryScalar | pa.RunEndEncodedScalar):
+        return _plain(value.value)
+    if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_string(kind):
+        return value.as_py()
+    if pa.types.is_floating(kind):
+        return value.as_py() if math.isfinite(value.as_py()) else None
+    if _is_text(kind):
+        return _text(value.as_py())
+    return _as_string(value)
+
+
+def _key(value: pa.Scalar) -> str:
+    plain = _plain(value)
+    return plain if isinstance(plain, str) else json.dumps(plain)
+
+
+def _text(value: str | bytes) -> str:
+    """A text as it is; bytes as DuckDB spells them."""
+    if isinstance(value, str):
+        return value
+    return "".join(chr(byte) if 32 <= byte < 127 and byte not in b"\\\"'" else f"\\x{byte:02X}" for byte in value)
+
+
+def _as_string(value: pa.Scalar) -> str:
+    """Arrow's own spelling of a value (times, decimals, durations); of what it has none for, the bare number."""
+    try:
+        return str(value.cast(pa.string()).as_py())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return str(getattr(value, "value", value))
+
+
+def strict_json(texts: pa.StringArray) -> pa.StringArray:
+    """Replace NaN and infinite numbers, which JSON does not know, by null."""
+    places = pc.indices_nonzero(pc.fill_null(pc.match_substring_regex(texts, _NO_NUMBER), False)).to_pylist()
+    if not places:
+        return texts
+    rows = texts.to_pylist()
+    for place in places:
+        found: list[str] = []
+        record = json.loads(rows[place], parse_constant=found.append)
+        if found:
+            rows[place] = json.dumps(record, separators=(",", ":"), ensure_ascii=False)
+    return pa.array(rows, pa.string())
