@@ -122,7 +122,7 @@ def _read_json(path: Path, file: PromptFile) -> Iterator[pa.RecordBatch]:
                   from {_json_records(connection, kind, path, file, bound)})
         """
         read = conventions(file.text_column)
-        query = prompts_sql(records, read, value, metadata, "json_keys(json)")
+        query = prompts_sql(records, read, value, lambda name: f"{value(name)} ->> '$'", metadata, "json_keys(json)")
         batches = connection.sql(query, params=bound.values).to_arrow_reader(BATCH_ROWS)
         yield from _canonical(batches, read, file, "record")
     except (duckdb.Error, pa.ArrowException) as error:
@@ -173,10 +173,11 @@ def _json_records(connection: duckdb.DuckDBPyConnection, kind: str, path: Path, 
     """SQL of the relation of a file's records, one `json` each."""
     form = {"jsonl": "newline_delimited", "array": "array", "document": "unstructured"}[kind]
     options = f"format = '{form}', compression = 'none', maximum_object_size = {_LONGEST_LINE}"
-    records = f"read_json_objects({bound(glob_literal(path))}, {options})"
+    place = glob_literal(path)
+    records = f"read_json_objects({bound(place)}, {options})"
     if file.format != "json" or kind == "array":
         return records
-    whole = connection.execute(f"select json from {records} limit 2", bound.values).fetchall()
+    whole = connection.execute(f"select json from read_json_objects($1, {options}) limit 2", [place]).fetchall()
     key = _list_of_records(json.loads(whole[0][0]), file) if len(whole) == 1 else None
     if key is None:
         return records
@@ -363,6 +364,8 @@ def _relabel(
     names = table.column_names
     empty_is_null = file.format in ("csv", "tsv")
     columns = {name: f"c{place}" + ("::json" if place in as_json else "") for place, name in enumerate(names)}
+    texts = {name for item in read if item.form == "text" for name in item.columns if name in names}
+    strings = {name for name in texts if pa.types.is_large_string(table.schema.field(name).type)}
 
     def value(name: str) -> str:
         root = _root(name, names)
@@ -371,8 +374,15 @@ def _relabel(
         if root != name:
             path = "$." + ".".join(f'"{key}"' for key in (nested_path(name) or [])[1:])
             return f"json_extract(to_json({columns[root]}), {bound(path)})"
+        if name in strings:  # only whether there is one counts: `text` says which
+            return f"case when {text(name)} is not null then '\"\"'::json else 'null'::json end"
         column = f"nullif({columns[name]}, '')" if empty_is_null else columns[name]
         return f"coalesce(to_json({column}), 'null'::json)"
+
+    def text(name: str) -> str:
+        if name not in strings:
+            return f"{value(name)} ->> '$'"
+        return f"nullif({columns[name]}, '')" if empty_is_null else columns[name]
 
     def label(name: str) -> str:
         if name not in columns or columns[name].endswith("json"):
@@ -400,7 +410,7 @@ def _relabel(
         from given
     """
     keys = f"[{', '.join(map(bound, names))}]"
-    query = prompts_sql(records, read, v.__getitem__, metadata, keys)
+    query = prompts_sql(records, read, v.__getitem__, text, metadata, keys)
     connection.register("given", table.rename_columns([f"c{place}" for place in range(len(names))]))
     batches: list[pa.RecordBatch] = connection.sql(query, params=bound.values).to_arrow_table().to_batches()
     return batches

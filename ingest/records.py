@@ -74,13 +74,14 @@ def prompts_sql(
     records: str,
     read: Sequence[Convention],
     value: Callable[[str], str],
+    text: Callable[[str], str],
     metadata: Callable[[Convention], str],
     keys: str,
 ) -> str:
     """Return the SQL that makes canonical columns of `records`, which has `record_kind`, `domain` and `source`.
 
-    `value` gives the JSON of a column ('null' where it is null, NULL where it is absent), `metadata` the JSON of all
-    columns except those a convention takes up, `keys` the names of a record's columns, for messages.
+    `value` gives the JSON of a column ('null' where it is null, NULL where it is absent), `text` its text, `metadata`
+    the JSON of all columns except those a convention takes up, `keys` the names of a record's columns, for messages.
     """
     heads = [_head(convention, read[:place], value) for place, convention in enumerate(read)]
     filled = [
@@ -109,7 +110,7 @@ def prompts_sql(
                     else {by_choice(lambda item: _joined_problem(item, value))} end as problem from formed)
         select problem, json_type(head) as head_kind, choice, filled, labelled, form,
                case when problem is not null then {keys} end as keys,
-               case form when 'text' then {by_choice(lambda item: _text(item, value))}
+               case form when 'text' then {by_choice(lambda item: _text(item, text))}
                          when 'messages' then {by_choice(lambda item: _messages(item, value))}
                          when 'input_ids' then {_input_ids(value)} end as text,
                domain, source,
@@ -182,8 +183,8 @@ def _joined_problem(convention: Convention, value: Callable[[str], str]) -> str:
     return f"case {' '.join(cases)} end" if cases else "null"
 
 
-def _text(convention: Convention, value: Callable[[str], str]) -> str:
-    parts = ["head ->> '$'", *(f"{value(name)} ->> '$'" for name in convention.joined)]
+def _text(convention: Convention, text: Callable[[str], str]) -> str:
+    parts = [text(name) for name in convention.columns]
     if len(parts) == 1:
         return f"coalesce({parts[0]}, '')"
     filled = [f"nullif({part}, '')" for part in parts]
@@ -206,7 +207,7 @@ def _input_ids(value: Callable[[str], str]) -> str:
     """JSON of a list of ids, or of an object that has a mask beside it; a mask that masks nothing is left out."""
     mask = f"coalesce({_listed(value(_MASK))}, {value(_MASK)})"
     masks = (
-        f"json_type({mask}) <> 'NULL' and not (regexp_full_match({mask}::varchar, '\\[(1,)*1\\]') "
+        f"json_type({mask}) <> 'NULL' and not (regexp_full_match({mask}::varchar, '\\[(1(,1)*)?\\]') "
         f"and json_array_length({mask}) = json_array_length(head))"
     )
     return (

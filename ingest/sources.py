@@ -137,7 +137,7 @@ def _is_prompts(name: str, given: PromptFormat | None) -> bool:
     if given is not None:
         return True
     kind = _known_format(name)
-    papers = kind == "txt" and name.split(".")[0].lower() in _PAPERS
+    papers = kind == "txt" and name.split(".", maxsplit=1)[0].lower() in _PAPERS
     return kind is not None and not papers and name not in _DESCRIPTIONS
 
 

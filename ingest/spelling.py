@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 _NO_NUMBER = "NaN|Infinity"
+_WRAPPED = (pa.ExtensionScalar, pa.DictionaryScalar, pa.RunEndEncodedScalar)
 
 
 def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -40,16 +41,12 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _content(kind: pa.DataType) -> pa.DataType:
-    """Type of the values that an encoding or an extension type stands for."""
-    while True:
-        if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
-            kind = kind.value_type
-        elif isinstance(kind, pa.BaseExtensionType) and pa.types.is_large_string(
-            kind.storage_type
-        ) | pa.types.is_string(kind.storage_type):
-            kind = kind.storage_type
-        else:
-            return kind
+    """Type of the values that an encoding, or an extension type over strings, stands for."""
+    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+        return _content(kind.value_type)
+    if isinstance(kind, pa.BaseExtensionType) and pa.types.is_string(kind.storage_type):
+        return kind.storage_type
+    return kind
 
 
 def holds(kind: pa.DataType, form: str) -> bool:
@@ -87,24 +84,27 @@ def _is_read(column: pa.ChunkedArray) -> bool:
 
 def _plain(value: pa.Scalar) -> Any:
     """What JSON says of a value: numbers that are finite, lists, objects, and texts for all else."""
-    kind = value.type
     if not value.is_valid:
         return None
-    if pa.types.is_map(kind):
-        return {_key(item["key"]): _plain(item["value"]) for item in value.values}
-    if pa.types.is_struct(kind):
-        return dict(zip((field.name for field in kind), map(_plain, value.values()), strict=True))
-    if pa.types.is_nested(kind) and not pa.types.is_union(kind):
-        return [_plain(item) for item in value.values]
-    if pa.types.is_union(kind) or isinstance(value, pa.ExtensionScalar | pa.DictionaryScalar | pa.RunEndEncodedScalar):
-        return _plain(value.value)
-    if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_string(kind):
-        return value.as_py()
-    if pa.types.is_floating(kind):
-        return value.as_py() if math.isfinite(value.as_py()) else None
-    if _is_text(kind):
-        return _text(value.as_py())
-    return _as_string(value)
+    plain: Any
+    if pa.types.is_map(value.type):
+        plain = {_key(item["key"]): _plain(item["value"]) for item in value.values}
+    elif pa.types.is_struct(value.type):
+        plain = dict(zip((field.name for field in value.type), map(_plain, value.values()), strict=True))
+    elif pa.types.is_union(value.type):
+        place = value.type.type_codes.index(value.type_code)
+        plain = {value.type.field(place).name: _plain(value.value)}  # as DuckDB spells the unions it knows
+    elif isinstance(value, _WRAPPED):
+        plain = _plain(value.value)
+    elif pa.types.is_nested(value.type):
+        plain = [_plain(item) for item in value.values]
+    elif pa.types.is_boolean(value.type) or pa.types.is_integer(value.type):
+        plain = value.as_py()
+    elif pa.types.is_floating(value.type):
+        plain = value.as_py() if math.isfinite(value.as_py()) else None
+    else:
+        plain = _text(value.as_py()) if _is_text(value.type) else _as_string(value)
+    return plain
 
 
 def _key(value: pa.Scalar) -> str:
@@ -127,6 +127,10 @@ def _as_string(value: pa.Scalar) -> str:
         return str(getattr(value, "value", value))
 
 
+def _finite(number: str) -> float | None:
+    return float(number) if math.isfinite(float(number)) else None
+
+
 def strict_json(texts: pa.StringArray) -> pa.StringArray:
     """Replace NaN and infinite numbers, which JSON does not know, by null."""
     places = pc.indices_nonzero(pc.fill_null(pc.match_substring_regex(texts, _NO_NUMBER), False)).to_pylist()
@@ -135,7 +139,7 @@ def strict_json(texts: pa.StringArray) -> pa.StringArray:
     rows = texts.to_pylist()
     for place in places:
         found: list[str] = []
-        record = json.loads(rows[place], parse_constant=found.append)
+        record = json.loads(rows[place], parse_constant=found.append, parse_float=_finite)
         if found:
             rows[place] = json.dumps(record, separators=(",", ":"), ensure_ascii=False)
     return pa.array(rows, pa.string())
