@@ -30,12 +30,13 @@ from ingest.records import (
     INPUT_IDS,
     MESSAGES,
     Convention,
+    RecordColumns,
     conventions,
     nested_path,
     problem_of,
     prompts_sql,
 )
-from ingest.spelling import as_text, holds, spelled, strict_json
+from ingest.spelling import as_text, holds, spelled, strict_json, unwrapped
 from warehouse.errors import MoewhError
 from warehouse.layout import glob_literal
 
@@ -106,6 +107,9 @@ def _read_json(path: Path, file: PromptFile) -> Iterator[pa.RecordBatch]:
     def value(name: str) -> str:
         return f"coalesce({', '.join(f'v[{place}]' for place in places[name])})"
 
+    def text(name: str) -> str:
+        return f"{value(name)} ->> '$'"
+
     def metadata(convention: Convention) -> str:
         used = dict.fromkeys((*convention.columns, file.domain_column, "source"))
         patches = [bound(json.dumps(used)), *(_nested_patch(name, places[name], bound) for name in used)]
@@ -122,7 +126,7 @@ def _read_json(path: Path, file: PromptFile) -> Iterator[pa.RecordBatch]:
                   from {_json_records(connection, kind, path, file, bound)})
         """
         read = conventions(file.text_column)
-        query = prompts_sql(records, read, value, lambda name: f"{value(name)} ->> '$'", metadata, "json_keys(json)")
+        query = prompts_sql(records, read, RecordColumns(value, text, metadata, "json_keys(json)"))
         batches = connection.sql(query, params=bound.values).to_arrow_reader(BATCH_ROWS)
         yield from _canonical(batches, read, file, "record")
     except (duckdb.Error, pa.ArrowException) as error:
@@ -326,7 +330,7 @@ def _relabelled(tables: Iterable[pa.Table], read: tuple[Convention, ...], file: 
     connection = database()
     try:
         for table in tables:
-            given = _with_texts(table, read, file)
+            given = _with_plain_columns(table, read, file)
             try:
                 batches = _relabel(connection, given, frozenset(), read, file)
             except duckdb.Error:
@@ -341,14 +345,15 @@ def _relabelled(tables: Iterable[pa.Table], read: tuple[Convention, ...], file: 
         connection.close()
 
 
-def _with_texts(table: pa.Table, read: tuple[Convention, ...], file: PromptFile) -> pa.Table:
-    """Return a table whose text columns are plain strings, however they are stored."""
-    for name in {name for item in read for name in item.columns}.intersection(table.column_names):
+def _with_plain_columns(table: pa.Table, read: tuple[Convention, ...], file: PromptFile) -> pa.Table:
+    """Return a table whose text columns are plain strings, and whose others DuckDB reads right if it reads them."""
+    texts = {name for item in read for name in item.columns}
+    for place, name in enumerate(table.column_names):
         try:
-            place = table.column_names.index(name)
-            table = table.set_column(place, name, as_text(table.column(place)))
+            column = as_text(table.column(place)) if name in texts else table.column(place)
         except pa.ArrowInvalid:
             raise file.error(f"column {name!r} holds bytes that are not UTF-8.") from None
+        table = table.set_column(place, name, unwrapped(column))
     return table
 
 
@@ -410,7 +415,7 @@ def _relabel(
         from given
     """
     keys = f"[{', '.join(map(bound, names))}]"
-    query = prompts_sql(records, read, v.__getitem__, text, metadata, keys)
+    query = prompts_sql(records, read, RecordColumns(v.__getitem__, text, metadata, keys))
     connection.register("given", table.rename_columns([f"c{place}" for place in range(len(names))]))
     batches: list[pa.RecordBatch] = connection.sql(query, params=bound.values).to_arrow_table().to_batches()
     return batches
@@ -447,7 +452,7 @@ def _canonical(
         columns = {name: batch.column(name).cast(pa.string()) for name in CANONICAL.names}
         if file.domain is not None:
             columns["domain"] = pa.array([file.domain] * batch.num_rows, pa.string())
-        columns["text"] = pc.fill_null(columns["text"], "")
+        columns["text"] = _strict_payloads(pc.fill_null(columns["text"], ""), columns["form"])
         columns["source"] = pc.fill_null(columns["source"], file.source)
         columns["metadata"] = strict_json(columns["metadata"])
         yield pa.RecordBatch.from_arrays(list(columns.values()), schema=CANONICAL)
@@ -455,6 +460,12 @@ def _canonical(
         labelled += pc.sum(batch.column("labelled")).as_py() or 0
     if not labelled and before and file.domain_column != "domain":
         raise file.error(f"no {word} has {file.domain_column!r}. Check --domain-column.")
+
+
+def _strict_payloads(texts: pa.StringArray, forms: pa.StringArray) -> pa.StringArray:
+    """Make messages and ids valid JSON; texts stay what they are."""
+    is_text = pc.equal(forms, "text")
+    return texts if pc.all(is_text).as_py() else pc.if_else(is_text, texts, strict_json(texts, pc.invert(is_text)))
 
 
 def database() -> duckdb.DuckDBPyConnection:

@@ -70,19 +70,26 @@ def nested_path(column: str) -> list[str] | None:
     return keys if len(keys) > 1 and all(keys) and not set(column) & set('"*\\') else None
 
 
-def prompts_sql(
-    records: str,
-    read: Sequence[Convention],
-    value: Callable[[str], str],
-    text: Callable[[str], str],
-    metadata: Callable[[Convention], str],
-    keys: str,
-) -> str:
-    """Return the SQL that makes canonical columns of `records`, which has `record_kind`, `domain` and `source`.
+@dataclass(frozen=True)
+class RecordColumns:
+    """How SQL says the columns of one kind of record."""
 
-    `value` gives the JSON of a column ('null' where it is null, NULL where it is absent), `text` its text, `metadata`
-    the JSON of all columns except those a convention takes up, `keys` the names of a record's columns, for messages.
+    value: Callable[[str], str]
+    """JSON of a column: 'null' where it is null, NULL where it is absent."""
+    text: Callable[[str], str]
+    """A column's text."""
+    metadata: Callable[[Convention], str]
+    """JSON of all columns except those a convention takes up."""
+    keys: str
+    """Names of a record's columns, for messages."""
+
+
+def prompts_sql(records: str, read: Sequence[Convention], columns: RecordColumns) -> str:
+    """Return the SQL that makes canonical columns of `records`.
+
+    That has `record_kind`, `labelled` (has it a domain?), `domain` and `source` besides.
     """
+    value = columns.value
     heads = [_head(convention, read[:place], value) for place, convention in enumerate(read)]
     filled = [
         f"(json_type(h{place}) <> 'NULL'" + ("" if item.form == "text" else _LONGER.format(f"h{place}")) + ")"
@@ -109,12 +116,12 @@ def prompts_sql(
                     when form is null then 'head'
                     else {by_choice(lambda item: _joined_problem(item, value))} end as problem from formed)
         select problem, json_type(head) as head_kind, choice, filled, labelled, form,
-               case when problem is not null then {keys} end as keys,
-               case form when 'text' then {by_choice(lambda item: _text(item, text))}
+               case when problem is not null then {columns.keys} end as keys,
+               case form when 'text' then {by_choice(lambda item: _text(item, columns.text))}
                          when 'messages' then {by_choice(lambda item: _messages(item, value))}
                          when 'input_ids' then {_input_ids(value)} end as text,
                domain, source,
-               {by_choice(metadata)} as metadata
+               {by_choice(columns.metadata)} as metadata
         from checked
     """
 

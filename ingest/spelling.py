@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 _NO_NUMBER = "NaN|Infinity"
+_VIEWS = (pa.types.is_list_view, pa.types.is_large_list_view)
 _WRAPPED = (pa.ExtensionScalar, pa.DictionaryScalar, pa.RunEndEncodedScalar)
 
 
@@ -33,6 +34,11 @@ def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(pa.large_string())
 
 
+def _is_list(kind: pa.DataType) -> bool:
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, *_VIEWS)
+    return any(test(kind) for test in lists)
+
+
 def _is_text(kind: pa.DataType) -> bool:
     kind = _content(kind)
     strings = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
@@ -53,9 +59,7 @@ def holds(kind: pa.DataType, form: str) -> bool:
     """Tell whether a column of this type can hold prompts of a form: texts, or lists (perhaps as JSON text)."""
     if _is_text(kind):
         return True
-    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    views = (pa.types.is_list_view, pa.types.is_large_list_view)
-    if not any(test(_content(kind)) for test in lists + views):
+    if not _is_list(_content(kind)):
         return False
     item = _content(_content(kind).value_type)
     if form == "text":
@@ -63,11 +67,56 @@ def holds(kind: pa.DataType, form: str) -> bool:
     return True
 
 
+def unwrapped(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column without the encodings that DuckDB reads wrongly or not at all, at whatever depth they are.
+
+    DuckDB 2.0 takes list views to lie in order, and dictionaries in lists of a fixed size for their indices.
+    """
+    if not _is_wrapped(column.type):
+        return column
+    chunks = [_unwrapped(chunk) for chunk in column.chunks]
+    return pa.chunked_array(chunks, None if chunks else pa.null())
+
+
+def _is_wrapped(kind: pa.DataType) -> bool:
+    wrapped = (pa.types.is_dictionary, pa.types.is_run_end_encoded, pa.types.is_float16, *_VIEWS)
+    if any(test(kind) for test in wrapped):
+        return True
+    if isinstance(kind, pa.BaseExtensionType):
+        return _is_wrapped(kind.storage_type)
+    return any(_is_wrapped(kind.field(place).type) for place in range(kind.num_fields))
+
+
+def _unwrapped(array: pa.Array) -> pa.Array:
+    kind = array.type
+    if not _is_wrapped(kind):
+        plain = array
+    elif isinstance(kind, pa.BaseExtensionType):
+        plain = _unwrapped(array.storage)
+    elif pa.types.is_dictionary(kind):
+        plain = _unwrapped(array.dictionary_decode())
+    elif pa.types.is_run_end_encoded(kind):
+        plain = _unwrapped(pc.run_end_decode(array))
+    elif pa.types.is_float16(kind):
+        plain = array.cast(pa.float32())
+    elif _is_list(kind):
+        lengths = pc.fill_null(pc.list_value_length(array), 0)
+        offsets = pa.concat_arrays([pa.array([0], pa.int64()), pc.cumulative_sum(lengths.cast(pa.int64()))])
+        plain = pa.LargeListArray.from_arrays(offsets, _unwrapped(array.flatten()), mask=array.is_null())
+    elif pa.types.is_struct(kind):
+        children = [_unwrapped(child) for child in array.flatten()]
+        plain = pa.StructArray.from_arrays(children, [field.name for field in kind], mask=array.is_null())
+    else:  # maps and unions are spelled value by value
+        texts = [_spelling(value) for value in array]
+        plain = pa.ExtensionArray.from_storage(pa.json_(), pa.array(texts, pa.string()))
+    return plain
+
+
 def spelled(table: pa.Table) -> tuple[pa.Table, frozenset[int]]:
     """Return a table whose columns DuckDB reads, and the places of those that are JSON texts now."""
     places = [place for place in range(table.num_columns) if not _is_read(table.column(place))]
     for place in places:
-        texts = [json.dumps(_plain(value), separators=(",", ":"), ensure_ascii=False) for value in table.column(place)]
+        texts = [_spelling(value) for value in table.column(place)]
         table = table.set_column(place, table.column_names[place], pa.array(texts, pa.string()))
     return table, frozenset(places)
 
@@ -80,6 +129,10 @@ def _is_read(column: pa.ChunkedArray) -> bool:
         except duckdb.Error:
             return False
         return True
+
+
+def _spelling(value: pa.Scalar) -> str:
+    return json.dumps(_plain(value), separators=(",", ":"), ensure_ascii=False)
 
 
 def _plain(value: pa.Scalar) -> Any:
@@ -131,9 +184,10 @@ def _finite(number: str) -> float | None:
     return float(number) if math.isfinite(float(number)) else None
 
 
-def strict_json(texts: pa.StringArray) -> pa.StringArray:
-    """Replace NaN and infinite numbers, which JSON does not know, by null."""
-    places = pc.indices_nonzero(pc.fill_null(pc.match_substring_regex(texts, _NO_NUMBER), False)).to_pylist()
+def strict_json(texts: pa.StringArray, which: pa.BooleanArray | None = None) -> pa.StringArray:
+    """Replace NaN and infinite numbers, which JSON does not know, by null, in all texts or those of `which`."""
+    suspect = pc.fill_null(pc.match_substring_regex(texts, _NO_NUMBER), False)
+    places = pc.indices_nonzero(suspect if which is None else pc.and_(suspect, which)).to_pylist()
     if not places:
         return texts
     rows = texts.to_pylist()
