@@ -85,7 +85,10 @@ CASES: dict[str, Case] = {
     "TIME32 out of range": (pa.array([-1], pa.time32("s")), ["<value out of range: -1>"]),
     "DURATION": (pa.array([dt.timedelta(hours=1, milliseconds=1), None], pa.duration("ms")), ["01:00:00.001", None]),
     "DURATION out of range": (pa.array([2**62], pa.duration("s")), [str(2**62)]),
-    "INTERVAL_MONTH_DAY_NANO": (pa.array([(14, 2, 3_000), None], pa.month_day_nano_interval()), ["1 year 2 months 2 days 00:00:00.000003", None]),
+    "INTERVAL_MONTH_DAY_NANO": (
+        pa.array([(14, 2, 3_000), None], pa.month_day_nano_interval()),
+        ["1 year 2 months 2 days 00:00:00.000003", None],
+    ),
     "LIST": (pa.array([[1.5, NAN], [], None]), [[1.5, None], [], None]),
     "LARGE_LIST": (pa.array([["a", None], None], pa.large_list(pa.string())), [["a", None], None]),
     "FIXED_SIZE_LIST": (pa.array([[1, 2], None], pa.list_(pa.int8(), 2)), [[1, 2], None]),
