@@ -18,6 +18,17 @@ _REVISIONS = ("main", "v1", COMMIT)
 def _handler(files: dict[str, bytes]) -> type[BaseHTTPRequestHandler]:
     listed = [{"type": "file", "path": path, "size": len(data), "oid": "0" * 40} for path, data in files.items()]
 
+    def _tree(folder: str, recursive: bool) -> list[dict[str, Any]]:
+        """Files below a folder and its folders; only what lies in it directly unless recursive."""
+        names = {path: item for path, item in zip(files, listed, strict=True)}
+        for path in files:
+            for place, character in enumerate(path):
+                if character == "/":
+                    names[path[:place]] = {"type": "directory", "path": path[:place], "oid": "1" * 40}
+        below = {path: item for path, item in names.items() if path.startswith(f"{folder}/" if folder else "")}
+        depth = folder.count("/") + 1 if folder else 0
+        return [item for path, item in below.items() if recursive or path.count("/") == depth]
+
     class Handler(BaseHTTPRequestHandler):
         """Answers by the path alone."""
 
@@ -31,10 +42,9 @@ def _handler(files: dict[str, bytes]) -> type[BaseHTTPRequestHandler]:
                 siblings = [{"rfilename": path} for path in files]
                 self._json({"id": REPO, "sha": COMMIT, "siblings": siblings, "private": False, "tags": []})
             elif api and parts[4] == "tree":
-                folder = "/".join(parts[6:])
-                below = [item for item in listed if str(item["path"]).startswith(f"{folder}/" if folder else "")]
+                below = _tree("/".join(parts[6:]), "recursive=true" in self.path.lower())
                 self._json(below) if below else self._answer(404, {"X-Error-Code": "EntryNotFound"})
-            elif parts[:2] == ["datasets", *REPO.split("/")][:2] and parts[3:4] == ["resolve"]:
+            elif parts[:4] == ["datasets", *REPO.split("/"), "resolve"]:
                 self._file("/".join(parts[5:]))
             else:
                 self._answer(404, {"X-Error-Code": "RepoNotFound"})

@@ -66,13 +66,8 @@ def endpoint() -> Iterator[str]:
 
 def read(folder: Path, endpoint: str, **options: Any) -> dict[str, Any]:
     """Read prompts in a process of its own, where the Hub is the stand-in."""
-    surroundings = {
-        **os.environ,
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(folder / "home"),
-        "PYTHONPATH": str(Path.cwd()),
-    }
-    surroundings |= options.pop("env", {})
+    online = {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "0"}
+    surroundings = {**os.environ, **online, "PYTHONPATH": str(Path.cwd()), **options.pop("env", {})}
     command = [sys.executable, "-c", READ, json.dumps(options)]
     done = subprocess.run(command, cwd=folder, env=surroundings, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
