@@ -96,6 +96,8 @@ def identify(loaded: LoadedModel, options: IngestOptions, rules: TokenRules, pla
         shaping["chat_arguments"] = rules.chats.arguments
     if rules.chats.generation_prompt:
         shaping["generation_prompt"] = True
+    if plan.pinned:
+        shaping["datasets"] = list(plan.pinned)
     digest = Identity(shaping, "").sha256[:8]
     base = "".join(char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in loaded.source.name)
     run_id = options.run_id or f"{base.lstrip('._-')[:54] or 'model'}-{digest}"

@@ -88,12 +88,19 @@ def ingest(options: IngestOptions, layout: Layout, progress: Progress | None = N
         raise UsageError("several processes cannot share standard input. Write the prompts to a file first.")
     chat_arguments(options.chat_arguments)  # refused before anything is loaded
     with PromptStream(options, layout) as prompts:
+        if progress is not None and prompts.skipped:
+            progress.note(_skipped(prompts.skipped))
         loaded = load_model(options, process)
         run = _Run(options, layout, prompts, loaded, progress or Progress())
         try:
             return run.execute()
         finally:
             run.leave()
+
+
+def _skipped(files: Sequence[str]) -> str:
+    named = ", ".join(files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
+    return f"skipped what is not a prompts file: {named}"
 
 
 class _Run:
