@@ -231,7 +231,7 @@ def _without_nulls(given: dict[str, Any]) -> dict[str, Any]:
 def _objects(value: Any, what: str) -> list[Any] | None:
     """Return tools or documents as a list of objects, from JSON text or nested values."""
     try:
-        value = json.loads(value) if isinstance(value, str) else value
+        value = json.loads(value or "null") if isinstance(value, str) else value
         if isinstance(value, list):
             value = [json.loads(item) if isinstance(item, str) else item for item in value]
     except ValueError as error:

@@ -119,7 +119,10 @@ class LoadedModel:
     @property
     def vocabulary_rows(self) -> int | None:
         """Rows of the embedding, above every token id the model takes; None for one without a plain table."""
-        embedding = self.model.get_input_embeddings()
+        try:
+            embedding = self.model.get_input_embeddings()
+        except (NotImplementedError, AttributeError):  # code of the model's own may not say
+            return None
         rows = getattr(embedding, "num_embeddings", None)
         return int(rows) + int(getattr(embedding, "num_additional_embeddings", 0)) if isinstance(rows, int) else None
 

@@ -169,8 +169,9 @@ class _Run:
         return self.summary
 
     def leave(self) -> None:
-        """Let a run that did not begin start at another time."""
-        if self.rules.chats.now is not None and not self.layout.run(self.identity.run_id).is_dir():
+        """Let a run that did not begin start at another time; of several processes another may be about to begin it."""
+        alone = this_process().world == 1
+        if alone and self.rules.chats.now is not None and not self.layout.run(self.identity.run_id).is_dir():
             forget_time(self.layout, self.identity.run_id)
 
     def _missing(self) -> list[int]:

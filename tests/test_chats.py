@@ -84,7 +84,9 @@ def test_tools_and_documents_may_be_json_text() -> None:
     for tools in ([TOOL], json.dumps([TOOL]), [json.dumps(TOOL)]):
         for documents in ([DOCUMENT], json.dumps([DOCUMENT])):
             assert texts(TOOLS, {"messages": CHATS[0], "tools": tools, "documents": documents}) == [expected]
-    assert texts(TOOLS, {"messages": CHATS[0], "tools": None}) == [applied(TOOLS, CHATS[0])]
+    for nothing in (None, "", "null"):
+        given = {"messages": CHATS[0], "tools": nothing, "documents": nothing}
+        assert texts(TOOLS, given) == [applied(TOOLS, CHATS[0])]
 
 
 def test_named_templates_are_chosen_as_transformers_does() -> None:
@@ -292,6 +294,28 @@ def test_a_run_that_is_killed_and_goes_on_another_day_holds_one_text(
     assert not start(tmp_path / "wh", model, prompts, generate=generate).written, "complete"
     times = {"dated": "2026-03-01", "timed": "2026-03-01T23:59:58"}
     assert options_of(tmp_path / "wh").get("template_time") == times.get(kind)
+
+
+def test_a_time_that_is_not_fixed_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ingest.run.fix_time", lambda *_: None)
+    model = save(tmp_path / "m", DATED)
+    prompts = write(tmp_path / "p.jsonl", *({"messages": chat} for chat in CHATS))
+    set_clocks(monkeypatch, FIRST, template_time)
+    with pytest.raises(Killed):
+        start(tmp_path / "wh", model, prompts, kill_after=1)
+    set_clocks(monkeypatch, LATER, template_time)
+    run_id = start(tmp_path / "wh", model, prompts).run_id
+    assert len({text.splitlines()[0] for text in stored(tmp_path / "wh", run_id)}) == 2
+
+
+def test_the_rest_of_a_run_without_its_time_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = save(tmp_path / "m", DATED)
+    prompts = write(tmp_path / "p.jsonl", *({"messages": chat} for chat in CHATS))
+    with monkeypatch.context() as older, pytest.raises(Killed):
+        older.setattr("ingest.run.fix_time", lambda *_: None)
+        start(tmp_path / "wh", model, prompts, kill_after=1)
+    with pytest.raises(MoewhError, match="begun without recording the time"):
+        start(tmp_path / "wh", model, prompts)
 
 
 def test_a_deleted_run_gets_a_new_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
