@@ -239,7 +239,7 @@ def weights_fingerprint(folder: Path) -> str:
         size = path.stat().st_size
         digest.update(f"{path.name}\0{size}\0".encode())
         with path.open("rb") as file:
-            digest.update(file.read(8 + int.from_bytes(file.read(8), "little")))
+            digest.update(file.read(min(8 + int.from_bytes(file.read(8), "little"), size)))
             for place in range(64):
                 file.seek(size * place // 64)
                 digest.update(file.read(4_096))
