@@ -174,6 +174,9 @@ def check_files(source: Source, config: Any, revision: str | None, options: Inge
     """
     method = quantization_method(config)
     files = weight_files(source.location, config, revision, pickled=options.allow_pickle)
+    folder = Path(source.location)
+    if not files and folder.is_dir() and not any(folder.glob("*.bin*")):
+        raise MoewhError(f"{source.title} has no safetensors weights beside its {CONFIG_NAME}. Fetch them too.")
     if not files or (method is not None and dequantizer(config) is None):
         return None
     quantizer, config = dequantizer(config) or (None, copy.deepcopy(config))
@@ -302,11 +305,11 @@ def commit_of(source: Source) -> str | None:
 
 def _folder_digest(folder: Path) -> str:
     """Short digest of a folder's configuration, so that checkpoints of one model share a series."""
-    with explaining(str(folder)):
-        check_counts(PreTrainedConfig.get_config_dict(folder)[0])
     try:
-        return config_sha256(AutoConfig.from_pretrained(folder))[:8]
-    except (OSError, ValueError, KeyError):
+        with explaining(str(folder)):
+            check_counts(PreTrainedConfig.get_config_dict(folder)[0])
+            return config_sha256(AutoConfig.from_pretrained(folder))[:8]
+    except MoewhError:
         return "unknown"
 
 
