@@ -31,7 +31,7 @@ OLDEST_TRANSFORMERS = (5, 19)
 _ADAPTER_CONFIG_NAME = "adapter_config.json"
 _MOST = 2**15 - 1
 """Layers or experts; a captured index has 16 bits."""
-_COUNT = re.compile(r"(?:^|_)(?:layers?|experts?|depth|blocks)$")
+_COUNT = re.compile(r"(?:^|_)(?:layers?|experts?|depth|blocks)(?:_num)?$")
 """Names of what a configuration counts them by."""
 DEQUANTIZED = {"mxfp4": Mxfp4Config, "fp8": FineGrainedFP8Config}
 """Ways to store weights in fewer bits that transformers can undo without a GPU."""

@@ -115,7 +115,12 @@ def shared_count(config: Any) -> int:
 
 def _decoder_layers(text: Any) -> int:
     names = ("num_decoder_layers", "decoder_layers")
-    return int(next(value for name in names if (value := getattr(text, name, None)) is not None))
+    stated = next((value for name in names if (value := getattr(text, name, None)) is not None), None)
+    if stated is None:
+        raise MoewhError(
+            f"the configuration of model type {text.model_type} does not say how many decoder layers it has."
+        )
+    return int(stated)
 
 
 def _every(step: int, layers: int, model_type: str) -> list[int]:

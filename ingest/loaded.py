@@ -73,19 +73,19 @@ def check_stored(
     known = model.state_dict()
     used = used_parameters(model, found, head)
     lacking = _not_stored(model, sources, known)
-    faults = Faults()
-    for name, parts in sources.parts.items():
-        if name in known:
-            if quantizer is None:
-                _check_dtypes(faults, known[name], parts)
-            _check_parts(faults, name, known[name], sources)
-    faults.missing += [name for name in known if name in lacking and name in used]
+    faults = _source_faults(model, known, sources, quantizer)
+    faults.missing += [_as_stored(name, sources) for name in known if name in lacking and name in used]
     faults.unexpected += _without_place(model, found, sources, known, quantizer)
     faults.others += _lacking_scales(stored)
     if not faults.missing and not faults.others and quantizer is None:
         faults.others += _shape_faults(model, stored)
     faults.raise_any(title)
     return [name for name in known if name in lacking]
+
+
+def check_sources(title: str, model: Any, names: Collection[str], sources: Sources, quantizer: Any) -> None:
+    """Raise MoewhError if some parameters are not made of what they should be: of every expert's tensor, once."""
+    _source_faults(model, names, sources, quantizer).raise_any(title)
 
 
 def check_loaded(title: str, model: Any, found: Sites, info: dict[str, Any], *, head: bool) -> None:
@@ -164,6 +164,26 @@ def _not_stored(model: Any, sources: Sources, known: dict[str, torch.Tensor]) ->
         if alike <= lacking:
             lacking -= alike
     return lacking
+
+
+def _as_stored(name: str, sources: Sources) -> str:
+    """What the files would call a parameter that they lack, as the same parameter of another layer is called."""
+    numbers = _NUMBER.findall(name)
+    for other, parts in sources.parts.items():
+        spaces = _NUMBER.split(parts[0].tensor.key)
+        if len(parts) == 1 and _NUMBER.split(other) == _NUMBER.split(name) and len(spaces) == len(numbers) + 1:
+            return "".join(part + number for part, number in zip(spaces, [*numbers, ""], strict=True))
+    return name
+
+
+def _source_faults(model: Any, names: Collection[str], sources: Sources, quantizer: Any) -> Faults:
+    known, faults = model.state_dict(), Faults()
+    for name, parts in sources.parts.items():
+        if name in known and name in names:
+            if quantizer is None:
+                _check_dtypes(faults, known[name], parts)
+            _check_parts(faults, name, known[name], sources)
+    return faults
 
 
 def _check_dtypes(faults: Faults, parameter: torch.Tensor, parts: list[Part]) -> None:

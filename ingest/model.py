@@ -20,6 +20,7 @@ import torch
 import transformers
 from huggingface_hub.utils import logging as hub_logging
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+from transformers.utils import CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 
 from ingest import demo
@@ -217,6 +218,9 @@ def check_files(title: str, files: Repository, config: Any, options: IngestOptio
     """
     method = quantization_method(config)
     paths = weight_files(files.location, config, files.revision, pickled=options.allow_pickle)
+    folder = Path(files.location)
+    if not paths and folder.is_dir() and not any(folder.glob("*.bin*")):
+        raise MoewhError(f"{title} has no safetensors weights beside its {CONFIG_NAME}. Fetch them too.")
     if not paths or (method is not None and dequantizer(config) is None):
         return None
     quantizer, config = dequantizer(config) or (None, copy.deepcopy(config))
@@ -289,7 +293,7 @@ def weights_fingerprint(folder: Path) -> str:
         size = path.stat().st_size
         digest.update(f"{path.name}\0{size}\0".encode())
         with path.open("rb") as file:
-            digest.update(file.read(8 + int.from_bytes(file.read(8), "little")))
+            digest.update(file.read(min(8 + int.from_bytes(file.read(8), "little"), size)))
             for place in range(64):
                 file.seek(size * place // 64)
                 digest.update(file.read(4_096))

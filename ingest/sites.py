@@ -16,7 +16,7 @@ from torch import nn
 
 from ingest.adapters import REFUSED, reader_for
 from ingest.blocks import INDEX_NAMES, WEIGHT_NAMES, Reader, Site, unwrapped
-from ingest.expected import Stack, expected_layers, first_layer, text_config, visits
+from ingest.expected import Stack, expected_layers, first_layer, text_config, top_k, visits
 from warehouse.errors import MoewhError
 
 _LAYER = re.compile(r"(?:.*\.)?(?:layers|blocks|block|h)\.(\d+)\.")
@@ -71,7 +71,18 @@ def find_sites(model: nn.Module, config: Any) -> Sites:
             f"{type(model).__name__}: its configuration has routed experts in layers {expected}, but containers "
             f"were found in layers {layers}. moewh cannot record this model whole, so it does not record it."
         )
+    check_top_k(located.sites, top_k(config))
     return located
+
+
+def check_top_k(sites: list[Site], chosen: int) -> None:
+    """Raise MoewhError for a configuration that gives a token no expert, or more than there are."""
+    for site in sites:
+        if not 1 <= chosen <= site.num_experts:
+            raise MoewhError(
+                f"{site.path}: the configuration gives a token {chosen} of {site.num_experts} experts. Correct it, or "
+                "fetch it again."
+            )
 
 
 def locate_sites(model: nn.Module, config: Any) -> Sites:

@@ -20,7 +20,7 @@ from transformers.modeling_utils import LoadStateDictConfig
 
 from ingest.architecture import DEQUANTIZED, dequantizer, empty_model, quantization_method
 from ingest.blocks import Site
-from ingest.loaded import check_stored
+from ingest.loaded import check_sources
 from ingest.model import Source, explaining
 from ingest.sites import find_sites
 from ingest.stored import conversion, parameter_sources, stored_tensors, weight_files
@@ -46,14 +46,11 @@ class Checkpoint:
             if not files:
                 raise MoewhError(NO_SAFETENSORS.format(title=source.title))
             self.model = self._empty(config, files, trust_remote_code)
-            stored = stored_tensors(files)
-            found = find_sites(self.model, self.model.config)
-            check_stored(source.title, self.model, found.of_prompts(), stored, quantizer=self._quantizer)
+            self._sources = parameter_sources(self.model, stored_tensors(files).values(), self._quantizer)
         self._stored = {
-            name: [(part.tensor.key, part.tensor.file) for part in parts]
-            for name, parts in parameter_sources(self.model, stored.values(), self._quantizer).parts.items()
+            name: [(part.tensor.key, part.tensor.file) for part in parts] for name, parts in self._sources.parts.items()
         }
-        self.sites = found.sites
+        self.sites = find_sites(self.model, self.model.config).sites
 
     def _empty(self, config: Any, files: list[str], trust_remote_code: bool) -> Any:
         model = empty_model(config, trust_remote_code)
@@ -68,6 +65,7 @@ class Checkpoint:
         Raises MoewhError if the files lack any of them.
         """
         wanted = _parameters(self.model, site)
+        check_sources(self.title, self.model, wanted, self._sources, self._quantizer)
         try:
             failures = self._load({name: self._stored[name] for name in wanted if name in self._stored})
             for name in wanted:
