@@ -20,7 +20,7 @@ def _handler(files: dict[str, bytes]) -> type[BaseHTTPRequestHandler]:
 
     def _tree(folder: str, recursive: bool) -> list[dict[str, Any]]:
         """Files below a folder and its folders; only what lies in it directly unless recursive."""
-        names = {path: item for path, item in zip(files, listed, strict=True)}
+        names: dict[str, dict[str, Any]] = dict(zip(files, listed, strict=True))
         for path in files:
             for place, character in enumerate(path):
                 if character == "/":

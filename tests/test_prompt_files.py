@@ -172,7 +172,7 @@ def test_what_is_no_file_is_named(tmp_path: Path) -> None:
                 read(tmp_path, tmp_path / name)
 
 
-CHOICES: list[tuple[dict[str, Any], str | None, tuple[str, str, Any]]] = [
+CHOICES: list[tuple[dict[str, Any], str | None, tuple[str, Any, Any]]] = [
     ({"prompt": "a ", "completion": "b", "k": 1}, None, ("text", "a b", {"k": 1})),
     ({"prompt": "a", "completion": None}, None, ("text", "a", None)),
     ({"prompt": "a", "completion": "b"}, "prompt", ("text", "a", {"completion": "b"})),
