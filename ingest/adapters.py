@@ -27,6 +27,10 @@ class JetMoe(Reader):
         """Yield the MLPs: the block holds its experts' matrices itself."""
         return ((path, module) for path, module in model.named_modules() if path.endswith(".mlp"))
 
+    def not_the_routing(self, site: Site) -> list[str]:
+        """The layer's other experts: those of its attention."""
+        return [f"{site.path.removesuffix('.mlp')}.self_attention.experts"]
+
     def num_experts(self, site: Site) -> int:
         """As the router says."""
         return int(_router(site).num_experts)  # type: ignore[arg-type]
@@ -218,7 +222,7 @@ ADAPTERS: dict[str, Reader] = {
 }
 
 REFUSED: dict[str, str] = {
-    # NllbMoeExperts one-hots a mask that is one-hot already (seen from transformers 5.0 to 5.23).
+    # NllbMoeExperts one-hots a mask that is one-hot already (seen from transformers 5.0 to 5.24).
     "nllb-moe": "transformers computes it wrongly: whatever the router chooses, only experts 0 and 1 run",
 }
 

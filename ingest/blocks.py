@@ -86,6 +86,11 @@ class Reader:
             if routed_call(module):
                 yield path, module
 
+    def not_the_routing(self, site: Site) -> list[str]:
+        """Paths of what looks like experts in a site's layer and is known to be no part of its routing."""
+        del site
+        return []
+
     def router(self, block: nn.Module) -> nn.Module | None:
         """The module of a block that makes the choice."""
         return next(
@@ -105,10 +110,8 @@ class Reader:
         parameters = routed_call(site.experts)
         assert parameters is not None
 
-        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given = parameters.signature.bind(module, *args, **kwargs).arguments
-            hidden = next(value for name, value in given.items() if name != "self")
-            ids, weights = given[parameters.index_name], given[parameters.weight_name]
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            hidden, ids, weights = _read(site, parameters, args, kwargs)
             record(site, Call(hidden, *self.rows(ids, weights)))
 
         return [site.experts.register_forward_pre_hook(before, with_kwargs=True)]
@@ -149,6 +152,25 @@ class _Parameters:
     signature: inspect.Signature
     index_name: str
     weight_name: str
+
+
+def _read(site: Site, parameters: _Parameters, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """What a container is called with. Raises MoewhError for a call that its class's forward does not take."""
+    try:
+        given = parameters.signature.bind(site.experts, *args, **kwargs).arguments
+    except TypeError as error:
+        raise MoewhError(
+            f"{site.path} was called with other arguments than the forward of {type(site.experts).__name__} takes "
+            f"({error}): something replaces it. It is not recorded."
+        ) from error
+    tensors = [value for name, value in given.items() if name != "self"][:1]
+    tensors += [given.get(name) for name in (parameters.index_name, parameters.weight_name)]
+    if not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
+        raise MoewhError(
+            f"{site.path} ({type(site.experts).__name__}) was called without a tensor of {parameters.index_name} or "
+            f"{parameters.weight_name}. It is not recorded."
+        )
+    return Call(*tensors)
 
 
 def routed_call(module: nn.Module) -> _Parameters | None:

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import transformers
 
-from ingest.blocks import Call, Site
+from ingest.blocks import NO_ROUTE, Call, Site
 from ingest.sites import Sites
 from ingest.vectors import VectorKey, WantedVectors, attach_vectors
 from warehouse.errors import MoewhError
@@ -39,21 +40,22 @@ class LayerRouting:
 class _Copy:
     """Part of a batch's routing on its way from one device to the host: layers end to end, row by row."""
 
-    layers: list[tuple[int, tuple[int, int]]]
-    """(layer, its [T, K])"""
+    layers: list[tuple[Site, tuple[int, int]]]
+    """(the layer's site, its [T, K])"""
     expert_ids: torch.Tensor
     weights: torch.Tensor
     arrived: torch.cuda.Event | None
 
     def wait(self) -> Iterator[tuple[int, LayerRouting]]:
-        """Wait until the copy is here and yield it layer by layer."""
+        """Wait until the copy is here and yield it layer by layer. Raises MoewhError for what is no expert's index."""
         if self.arrived is not None:
             self.arrived.synchronize()
         ids, weights = self.expert_ids.int().numpy(), self.weights.float().numpy()
         start = 0
-        for layer, (T, K) in self.layers:
+        for site, (T, K) in self.layers:
             part = slice(start, start + T * K)
-            yield layer, LayerRouting(ids[part].reshape(T, K), weights[part].reshape(T, K))
+            _check_experts(site, ids[part].reshape(T, K))
+            yield site.layer, LayerRouting(ids[part].reshape(T, K), weights[part].reshape(T, K))
             start += T * K
 
 
@@ -77,6 +79,22 @@ class PendingRouting:
         return {key: vectors.float().numpy() for key, vectors in self.vectors.items()}
 
 
+def _check_experts(site: Site, expert_ids_TK: npt.NDArray[np.int32]) -> None:
+    """Raise MoewhError unless each token has K experts of this layer, or NO_ROUTE in all slots."""
+    if not expert_ids_TK.size or (expert_ids_TK.min() >= 0 and expert_ids_TK.max() < site.num_experts):
+        return
+    none_TK = expert_ids_TK == NO_ROUTE
+    wrong_T = ((expert_ids_TK < NO_ROUTE) | (expert_ids_TK >= site.num_experts)).any(1) | (
+        none_TK.any(1) & ~none_TK.all(1)
+    )
+    if wrong_T.any():
+        raise MoewhError(
+            f"{site.path} ({type(site.experts).__name__}) was called with the indices "
+            f"{expert_ids_TK[wrong_T][0].tolist()} for a token, but it has experts 0 to {site.num_experts - 1}. "
+            "It is not recorded."
+        )
+
+
 class Capture:
     """The routing of one forward pass over B contexts of S positions; `capture_routing` feeds it."""
 
@@ -97,14 +115,20 @@ class Capture:
         _, ids_TK, weights_TK = call
         if not self._is_visit(site, "experts"):
             return
+        if ids_TK.is_floating_point() or ids_TK.dtype == torch.bool or not weights_TK.is_floating_point():
+            raise MoewhError(
+                f"{site.path} ({type(site.experts).__name__}) was called with indices of {ids_TK.dtype} and weights of "
+                f"{weights_TK.dtype}. moewh reads integers and floats, so it is not recorded."
+            )
         if ids_TK.dim() != 2 or len(ids_TK) != B * S or weights_TK.shape != ids_TK.shape:
             raise MoewhError(
                 f"{site.path} was called with indices {list(ids_TK.shape)} and weights {list(weights_TK.shape)} "
                 f"for a batch of {B} x {S} tokens. moewh cannot tell which row is which token."
             )
         rows = self._real_rows(ids_TK.device)
-        # int16 halves what travels; no layer has more experts than it can count.
-        self._ids[site.layer] = ids_TK.detach().index_select(0, rows).to(torch.int16)
+        # int16 halves what travels.
+        smallest = torch.int16 if site.num_experts <= torch.iinfo(torch.int16).max else torch.int32
+        self._ids[site.layer] = ids_TK.detach().index_select(0, rows).to(smallest)
         self._weights[site.layer] = weights_TK.detach().index_select(0, rows)
 
     def keep(self, table: Table, site: Site, vectors: Any) -> None:
@@ -126,7 +150,9 @@ class Capture:
         self._calls[called, site.layer] += 1
         if call >= site.visits:
             times = "twice" if site.visits == 1 else f"{call + 1} times, not {site.visits},"
-            raise MoewhError(f"{site.path} was called {times} in one forward pass. moewh cannot tell which call counts.")
+            raise MoewhError(
+                f"{site.path} was called {times} in one forward pass. moewh cannot tell which call counts."
+            )
         return call == site.visit
 
     def _real_rows(self, device: torch.device) -> torch.Tensor:
@@ -152,7 +178,8 @@ class Capture:
         return PendingRouting([self._copy(device, sorted(layers)) for device, layers in by_device.items()], vectors)
 
     def _copy(self, device: torch.device, layers: list[int]) -> _Copy:
-        shapes = [(layer, (self._ids[layer].shape[0], self._ids[layer].shape[1])) for layer in layers]
+        sites = {site.layer: site for site in self._sites}
+        shapes = [(sites[layer], (self._ids[layer].shape[0], self._ids[layer].shape[1])) for layer in layers]
         ids = torch.cat([self._ids[layer].flatten() for layer in layers])
         weights = torch.cat([self._weights[layer].flatten() for layer in layers])
         copied = _Copy(shapes, _to_host(ids), _to_host(weights), torch.cuda.Event() if device.type == "cuda" else None)
@@ -212,7 +239,8 @@ def run_stack(
     """
     inputs: dict[str, Any] = {"input_ids": input_ids_BS, "attention_mask": attention_mask_BS}
     if model.config.is_encoder_decoder and not speaking:
-        model.get_encoder()(**inputs)
+        with failures_named(model):
+            model.get_encoder()(**inputs)
         return
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = input_ids_BS
@@ -221,4 +249,20 @@ def run_stack(
         base = getattr(model, "language_model", model)
         if "logits_to_keep" in inspect.signature(type(base).forward).parameters:
             inputs["logits_to_keep"] = 1
-    base(use_cache=False, **inputs)
+    with failures_named(model):
+        base(use_cache=False, **inputs)
+
+
+@contextmanager
+def failures_named(model: Any) -> Iterator[None]:
+    """Turn what fails in a model's own code into a MoewhError that names it; being out of memory stays what it is."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise MoewhError(
+            f"{type(model).__name__} fails in its own forward pass, in transformers {transformers.__version__} with "
+            f"torch {torch.__version__}: {reason}. Try another version of transformers, or another --dtype or --device."
+        ) from error

@@ -24,9 +24,7 @@ def text_config(config: Any) -> Any:
 def num_layers(config: Any) -> int:
     """Layers of the text stack; of an encoder-decoder, those of both; of a model that loops, each visit."""
     text = text_config(config)
-    return visits(config, int(text.num_hidden_layers))[0] + (
-        _decoder_layers(text) if config.is_encoder_decoder else 0
-    )
+    return visits(config, int(text.num_hidden_layers))[0] + (_decoder_layers(text) if config.is_encoder_decoder else 0)
 
 
 def visits(config: Any, layer: int) -> list[int]:

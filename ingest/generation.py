@@ -18,7 +18,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ingest.blocks import Call, Site
-from ingest.capture import Capture, LayerRouting, PendingRouting
+from ingest.capture import Capture, LayerRouting, PendingRouting, failures_named
 from ingest.model import LoadedModel
 from ingest.options import Sampling
 from ingest.segment import RoutingBuffer
@@ -81,7 +81,7 @@ def generate_batch(
         decoder_start_token_id=loaded.model.generation_config.decoder_start_token_id,
     )
     choose = [_SeededSampling(sampling, prompt_ids)] if sampling.temperature else []
-    with _capture_passes(loaded, wanted) as passes:
+    with _capture_passes(loaded, wanted) as passes, failures_named(loaded.model):
         sequences = loaded.model.generate(
             input_ids,
             attention_mask=torch.ones_like(input_ids),

@@ -114,7 +114,8 @@ def observe_calls(sites: Sequence[Site], attention_mask_BS: torch.Tensor) -> Ite
 def verify_layers(sites: Sequence[Site], seen: dict[int, Observation]) -> None:
     """Check every layer's rebuilt output.
 
-    Raises MoewhError naming the module and the error if a layer's output is not Σ weight · expert(x).
+    Raises MoewhError naming the module and the error if a layer's output is not Σ weight · expert(x), or if its
+    experts cannot be run one by one.
     """
     for site in sites:
         call = seen[site.layer].call
@@ -125,9 +126,17 @@ def verify_layers(sites: Sequence[Site], seen: dict[int, Observation]) -> None:
             )
         some = slice(None, None, -(-len(call.hidden_TH) // CHECKED_TOKENS))
         output_NH = seen[site.layer].output_NH
-        error = rebuild_error(
-            site, Call(*(tensor[some] for tensor in call)), None if output_NH is None else output_NH[some]
-        )
+        try:
+            error = rebuild_error(
+                site, Call(*(tensor[some] for tensor in call)), None if output_NH is None else output_NH[some]
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except (LookupError, RuntimeError, TypeError, ValueError) as failed:
+            raise MoewhError(
+                f"{site.path} ({type(site.experts).__name__}): its experts cannot be run one by one to check what was "
+                f"captured ({' '.join(str(failed).split())[:200]}). It is not recorded."
+            ) from failed
         tolerance = TOLERANCE.get(call.hidden_TH.dtype, TOLERANCE[torch.bfloat16])
         if not error <= tolerance:
             raise MoewhError(

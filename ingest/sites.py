@@ -1,21 +1,29 @@
-"""Where a model's routing happens: its MoE layers, found and held against what the configuration promises."""
+"""Where a model's routing happens: its MoE layers, found and held against what the configuration promises.
+
+Whatever looks like routed experts and is not observed is refused by name: a container whose forward names its
+arguments otherwise, or hides them behind a decorator, must not pass for a dense layer.
+"""
 
 from __future__ import annotations
 
+import inspect
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from ingest.adapters import REFUSED, reader_for
-from ingest.blocks import Reader, Site
+from ingest.blocks import INDEX_NAMES, WEIGHT_NAMES, Reader, Site
 from ingest.expected import Stack, expected_layers, first_layer, text_config, visits
 from warehouse.errors import MoewhError
 
 _LAYER = re.compile(r"(?:.*\.)?(?:layers|blocks|block|h)\.(\d+)\.")
 _OTHER_MODALITY = re.compile(r"(?:^|\.)(?:\w*(?:vision|visual|audio|image|speech)\w*|talker|mtp\w*|\w*_mtp)\.")
 """Path of a module of another modality, or of the layers that predict tokens further ahead."""
+_EXPERTS_CLASS = re.compile(r"(?<!Shared)Experts?$")
+_SHARED = re.compile(r"(?:^|\.)\w*shared\w*(?:\.|$)")
 
 
 @dataclass(frozen=True)
@@ -42,13 +50,15 @@ def refuse_by_name(config: Any) -> None:
 def find_sites(model: nn.Module, config: Any) -> Sites:
     """Return the MoE layers of the model's text stacks.
 
-    `config` is the model's configuration. Raises MoewhError if there are none, or if the configuration
-    promises routed experts in other layers than those found.
+    `config` is the model's configuration. Raises MoewhError if there are none, if there are experts beside
+    them that nothing observes, or if the configuration promises routed experts in other layers.
     """
     refuse_by_name(config)
     located = locate_sites(model, config)
+    if unobserved := list(_unobserved(model, located)):
+        raise MoewhError(_cannot_observe(model, unobserved))
     if not located.sites:
-        raise MoewhError(_no_sites(model, text_config(config).model_type))
+        raise MoewhError(_no_sites(model, text_config(config).model_type, located))
     expected, layers = expected_layers(config), [site.layer for site in located.sites]
     if layers != expected:
         raise MoewhError(
@@ -94,16 +104,44 @@ def _sites(model: nn.Module, config: Any, path: str, found: re.Match[str], reade
     ]
 
 
-def _no_sites(model: nn.Module, model_type: str) -> str:
-    name = type(model).__name__
-    lists = {
-        type(module[0]).__name__
-        for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) and path.endswith("experts")
-    }
-    if lists:
+def _unobserved(model: nn.Module, located: Sites) -> Iterator[tuple[str, nn.Module]]:
+    """Yield what looks like routed experts of a text stack and is in no container that was found: outermost modules.
+
+    That is a module called `experts`, one whose class is called so, or one that holds several matrices per expert.
+    Experts that every token passes are not routed; what wraps a container that was found (LoRA) is no other.
+    """
+    known = [site.path for site in located.sites] + [path for path, _ in located.others]
+    known += [path for site in located.sites for path in site.reader.not_the_routing(site)]
+    for path, module in model.named_modules():
+        seen = any(f"{path}.".startswith(f"{other}.") or other.startswith(f"{path}.") for other in known)
+        if seen or _OTHER_MODALITY.search(path) or _SHARED.search(path):
+            continue
+        stacked = [tensor for tensor in module.parameters(recurse=False) if tensor.dim() > 2]
+        if path.endswith("experts") or _EXPERTS_CLASS.search(type(module).__name__) or len(stacked) > 1:
+            known.append(path)
+            yield path, module
+
+
+def _cannot_observe(model: nn.Module, unobserved: list[tuple[str, nn.Module]]) -> str:
+    path, module = unobserved[0]
+    more = f" (and {len(unobserved) - 1} more)" if len(unobserved) > 1 else ""
+    if isinstance(module, nn.ModuleList | nn.ModuleDict):
+        kinds = ", ".join(sorted({type(part).__name__ for part in module.children()}))
         return (
-            f"{name} ({model_type}) keeps its experts as a list of {', '.join(sorted(lists))}, which moewh cannot "
-            "observe. Use a model class that transformers 5 ships."
+            f"{type(model).__name__}: {path}{more} keeps its experts as a list of {kinds}, which moewh cannot observe. "
+            "Use a model class that transformers 5 ships."
         )
+    taken = ", ".join(list(inspect.signature(type(module).forward).parameters)[1:])
+    return (
+        f"{type(model).__name__}: {path}{more} looks like routed experts, but the forward of {type(module).__name__} "
+        f"takes ({taken}). moewh observes experts whose indices ({', '.join(sorted(INDEX_NAMES))}) and weights "
+        f"({', '.join(sorted(WEIGHT_NAMES))}) have these names. Use a version of transformers whose class has them."
+    )
+
+
+def _no_sites(model: nn.Module, model_type: str, located: Sites) -> str:
+    name = type(model).__name__
+    if located.others:
+        paths = ", ".join(path for path, _ in located.others[:3])
+        return f"{name} ({model_type}) has routed experts only outside the layers of its text stack: {paths}."
     return f"{name} ({model_type}) has no routed experts: it is a dense model. Give a Mixture-of-Experts model."

@@ -18,7 +18,8 @@ from torch import nn
 
 VOCABULARY = 257
 TINY: dict[str, Any] = {
-    **{"vocab_size": VOCABULARY, "unpadded_vocab_size": VOCABULARY - 7, "max_position_embeddings": 64, "initializer_range": 0.05, "num_hidden_layers": 4},
+    **{"vocab_size": VOCABULARY, "max_position_embeddings": 64, "initializer_range": 0.05, "num_hidden_layers": 4},
+    "unpadded_vocab_size": VOCABULARY - 7,  # the head's rows, in families whose checkpoints pad it to vocab_size
     **{"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0},
     **{"hidden_size": 32, "intermediate_size": 24, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
     **{"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8, "q_lora_rank": 16, "kv_lora_rank": 16},
@@ -163,8 +164,8 @@ FAMILIES: tuple[Family, ...] = (
            changes={"rope_parameters": _MROPE}),
     Family("inkling", "InklingForCausalLM", scoring="sigmoid", renormalized=False, shared=1),
     Family("inkling2", "Inkling2ForCausalLM", arithmetic="softcapped", scoring="sigmoid"),
-    Family("inkling2_loop", "Inkling2LoopForCausalLM", arithmetic="softcapped", scoring="sigmoid", layers=tuple(range(8)),
-           changes=_LOOP),
+    Family("inkling2_loop", "Inkling2LoopForCausalLM", arithmetic="softcapped", scoring="sigmoid",
+           layers=tuple(range(8)), changes=_LOOP),
     Family("jamba", "JambaForCausalLM", layers=(1, 3), renormalized=False),
     Family("jetmoe", "JetMoeForCausalLM", arithmetic="jetmoe", routed_part="output_linear"),
     Family("kimi_linear", "KimiLinearForCausalLM", layers=LATER, scoring="sigmoid", shared=1,
