@@ -81,7 +81,7 @@ def answer_columns(query: Query) -> tuple[ViewColumn, ...]:
     """
     from warehouse.jail import jailed_statement
 
-    with _empty_warehouse() as connection:
+    with empty_warehouse() as connection:
         connection.execute("set enable_external_access = false; set lock_configuration = true")
         single_statement(connection, query)
         statement = jailed_statement(connection, query.source, query.sql)
@@ -106,7 +106,7 @@ def _describe_table(table: schema.Table) -> ViewDescription:
     return ViewDescription(table.name, table.description, f"{table.name}: {table.description}", described)
 
 
-def _empty_warehouse() -> duckdb.DuckDBPyConnection:
+def empty_warehouse() -> duckdb.DuckDBPyConnection:
     """Every table, with no rows, and the canned views over them."""
     import duckdb
 
@@ -118,7 +118,7 @@ def _empty_warehouse() -> duckdb.DuckDBPyConnection:
 
 
 def _describe_canned() -> dict[str, ViewDescription]:
-    with _empty_warehouse() as connection:
+    with empty_warehouse() as connection:
         comments = dict(
             connection.execute(
                 "select view_name, coalesce(comment, '') from duckdb_views() where not internal"

@@ -53,7 +53,7 @@ class MoewhGroup(click.Group):
             if (explained := explain(error)) is None:
                 raise
             message, code = explained
-            click.echo(f"moewh: {' '.join(message.split())}", err=True)
+            click.echo(f"moewh: {one_line(message)}", err=True)
         sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -89,6 +89,11 @@ def explain(error: Exception) -> tuple[str, int] | None:
         case _:
             return None
     return explained
+
+
+def one_line(message: str) -> str:
+    """Join a message's lines; spaces within a line stay, since they may be those of a token."""
+    return " ".join(line for line in map(str.strip, message.splitlines()) if line)
 
 
 def _os_error(error: OSError) -> str:
@@ -155,7 +160,8 @@ def query(
     """Answer NAME (a view or a saved query), a FILE.sql, or the SQL of -c. Without any, list the names.
 
     A parameter sets the DuckDB variable of that name, which SQL reads with getvariable('name'), and binds
-    $name. Numbers, true and false are taken as such; quote a value to make it text: -p "run='7'".
+    $name. Its type comes from the parameter, not from how the value is spelled: run=2.10 is the run 2.10. Quotes
+    around a value are removed: -p "run='7'" is run 7. What a shipped query is asked for and does not exist is an error.
     SQL may read the warehouse and nothing else, and change nothing, unless --unsafe is given.
     """
     from warehouse import output as out
