@@ -27,7 +27,7 @@ from ingest.capture import PendingRouting
 from ingest.expected import top_k
 from ingest.forward import BatchRunner, Rows
 from ingest.generation import GeneratedBatch, generated_size, plan_equal_batches, with_generated
-from ingest.identity import Identity, identify, require_same, write_run
+from ingest.identity import Identity, identify, is_complete, require_same, write_run
 from ingest.measure import LayerFacts
 from ingest.model import LoadedModel, load_model
 from ingest.options import STDIN, IngestOptions, Sampling
@@ -81,6 +81,7 @@ def ingest(options: IngestOptions, layout: Layout, progress: Progress | None = N
     process = this_process()
     if process.world > 1 and STDIN in options.prompts:
         raise UsageError("several processes cannot share standard input. Write the prompts to a file first.")
+    layout.require_one_disk(options.run_id if options.run_id and not is_complete(layout, options.run_id) else None)
     with PromptStream(options, layout) as prompts:
         loaded = load_model(options, process)
         return _Run(options, layout, prompts, loaded, progress or Progress()).execute()
@@ -109,6 +110,8 @@ class _Run:
         self.identity: Identity = identify(loaded, options, self.rules, self.plan)
         self.recorded = require_same(layout, self.identity)
         self.missing = this_process().share(self._missing())
+        if self.missing:
+            layout.require_one_disk(self.identity.run_id)
         self.texts = TokenTexts(loaded.tokenizer)
         self.wanted = wanted_vectors(options, loaded.sites, loaded.text_config.model_type)
         self.batches = BatchRunner(loaded, self.wanted, self._begin)
