@@ -84,7 +84,7 @@ def measure(
 
     Raises UsageError or MoewhError; nothing half-written is left.
     """
-    layout.require()
+    layout.require().require_one_disk()
     check_versions()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()

@@ -124,6 +124,15 @@ def require_same(layout: Layout, identity: Identity) -> bool:
     )
 
 
+def is_complete(layout: Layout, run_id: str) -> bool:
+    """Tell whether a run has all its segments, as far as its own row says how many."""
+    path = layout.run(run_id) / schema.RUNS.file
+    if not path.is_file():
+        return False
+    (planned,) = pq.read_table(path, columns=["segments_planned"], partitioning=None).column(0).to_pylist()
+    return len(list(layout.segments(run_id).glob("segment=*"))) >= int(planned)
+
+
 def _require_same_segments(layout: Layout, identity: Identity) -> None:
     """Raise MoewhError if a run whose own files are gone has segments of another run."""
     for path in layout.segments(identity.run_id).glob(f"segment=*/{MANIFEST}"):

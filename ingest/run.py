@@ -28,7 +28,7 @@ from ingest.chats import CLOCK, GENERATION_PROMPT, ChatRenderer, ChatRules, chat
 from ingest.expected import top_k
 from ingest.forward import BatchRunner, Rows
 from ingest.generation import GeneratedBatch, generated_size, plan_equal_batches, with_generated
-from ingest.identity import Identity, identify, require_same, write_run
+from ingest.identity import Identity, identify, is_complete, require_same, write_run
 from ingest.measure import LayerFacts
 from ingest.model import LoadedModel, load_model
 from ingest.options import STDIN, IngestOptions, Sampling
@@ -87,6 +87,7 @@ def ingest(options: IngestOptions, layout: Layout, progress: Progress | None = N
     if process.world > 1 and STDIN in options.prompts:
         raise UsageError("several processes cannot share standard input. Write the prompts to a file first.")
     chat_arguments(options.chat_arguments)  # refused before anything is loaded
+    layout.require_one_disk(options.run_id if options.run_id and not is_complete(layout, options.run_id) else None)
     with PromptStream(options, layout) as prompts:
         if progress is not None and prompts.skipped:
             progress.note(_skipped(prompts.skipped))
@@ -137,6 +138,8 @@ class _Run:
             self._fix_time(options)
         self.recorded = require_same(layout, self.identity)
         self.missing = this_process().share(self._missing())
+        if self.missing:
+            layout.require_one_disk(self.identity.run_id)
         self.texts = TokenTexts(loaded.tokenizer)
         self.batches = BatchRunner(loaded, self.wanted, self._begin)
         self.summary = Summary(self.identity.run_id, self.plan.segments)

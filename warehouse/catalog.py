@@ -7,7 +7,7 @@ made over empty tables in memory, and DuckDB tells their types and comments.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -80,11 +80,15 @@ def answer_columns(query: Query) -> tuple[ViewColumn, ...]:
     The SQL may be anybody's: it is looked into as in the jail, and cannot reach a file. Raises UsageError as that does.
     """
     from warehouse.jail import jailed_statement
+    from warehouse.pivot import make_type, name_pivots
 
     with empty_warehouse() as connection:
         connection.execute("set enable_external_access = false; set lock_configuration = true")
-        single_statement(connection, query)
-        statement = jailed_statement(connection, query.source, query.sql)
+        pivots = name_pivots(connection, query.source, query.sql)
+        single_statement(connection, replace(query, sql=pivots.sql))
+        statement = jailed_statement(connection, query.source, pivots.sql)
+        for name in pivots.types:  # their columns are those of the rows, of which there are none here
+            make_type(connection, name, [])
         described = connection.execute(f"describe {statement}").fetchall()
     return tuple(ViewColumn(name, type_, "") for name, type_, *_ in described)
 

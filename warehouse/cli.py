@@ -221,27 +221,32 @@ def runs(delete: str | None, yes: bool, warehouse: Layout) -> None:
     library.check_known(warehouse, delete)
     if not yes and not click.confirm(f"Delete run {delete} and all its segments from {warehouse.root}?", err=True):
         raise MoewhError(f"run {delete} was not deleted.")
-    library.delete_run(warehouse, delete)
-    click.echo(f"Deleted run {delete}.")
+    kept = library.delete_run(warehouse, delete)
+    click.echo(
+        " ".join([f"Deleted run {delete}.", *(f"The link to {path} is gone, its files are not." for path in kept)])
+    )
 
 
 @main.command(
-    short_help="Open the DuckDB shell on the warehouse, read-only.",
+    short_help="Open the DuckDB shell on the warehouse.",
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @warehouse_option
 def shell(arguments: tuple[str, ...], warehouse: Layout) -> None:
-    """Open the `duckdb` program on the warehouse, read-only. ARGUMENTS after -- are passed on to it."""
+    """Open the `duckdb` program with the warehouse's views, made in its memory. ARGUMENTS after -- are passed on to it.
+
+    ATTACH 'other/warehouse.duckdb' adds another warehouse.
+    """
     from warehouse.shell import open_shell
 
-    open_shell(warehouse.require(), arguments)
+    open_shell(warehouse, arguments)
 
 
-@main.command(short_help="Write warehouse.duckdb anew, as after moving the warehouse.")
+@main.command(short_help="Write warehouse.duckdb anew, as after moving or copying the warehouse.")
 @warehouse_option
 def refresh(warehouse: Layout) -> None:
-    """Write warehouse.duckdb anew: after moving the warehouse, or when the file is missing or damaged.
+    """Write warehouse.duckdb anew: after moving or copying the warehouse, or when the file is missing or damaged.
 
     What an empty warehouse holds is added where it is missing, so this also makes a new one.
     """

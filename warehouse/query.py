@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -150,8 +150,13 @@ def prepare(
     import duckdb
 
     from warehouse.jail import jailed_statement
+    from warehouse.pivot import make_types, name_pivots
 
-    statement = single_statement(connection, query)
+    def look_into(sql: str) -> str:
+        return sql if unsafe else jailed_statement(connection, query.source, sql)
+
+    pivots = name_pivots(connection, query.source, query.sql, unsafe=unsafe)
+    statement = single_statement(connection, replace(query, sql=pivots.sql))
     bound = frozenset(statement.named_parameters)
     check_names(query, values, bound)
     for name in query.variables:
@@ -160,8 +165,10 @@ def prepare(
         else:  # what an earlier query on this connection was given is not meant for this one
             connection.execute(f'reset variable "{name}"')
     bindings = {name: values[name] for name in bound}
+    inside = look_into(pivots.sql)
+    make_types(connection, pivots, values, look_into)
     if not unsafe:
-        return Answer(connection, jailed_statement(connection, query.source, query.sql), bindings)
+        return Answer(connection, inside, bindings)
     answer = Answer(connection, statement, bindings)
     if list(statement.expected_result_type) == [duckdb.ExpectedResultType.QUERY_RESULT]:
         return answer

@@ -80,11 +80,11 @@ def open_warehouse(layout: Layout) -> duckdb.DuckDBPyConnection:
     """Return an in-memory DuckDB with every view of this warehouse.
 
     Whatever DuckDB must spill goes to the warehouse's `.staging/`. Raises MoewhError if there is no
-    warehouse.
+    warehouse, or a link in it leads nowhere.
     """
     import duckdb
 
-    layout.require()
+    layout.require().linked_folders()
     spill = layout.staging / f"duckdb.{os.getpid()}"
     connection = duckdb.connect(config={"temp_directory": str(spill)})
     create_views(connection, layout, comments=False)
@@ -92,22 +92,23 @@ def open_warehouse(layout: Layout) -> duckdb.DuckDBPyConnection:
 
 
 def create_views(connection: duckdb.DuckDBPyConnection, layout: Layout, *, comments: bool) -> None:
-    """Make every view in the connection's current schema, in one transaction.
+    """Make every view in the connection's current schema, in one transaction."""
+    connection.execute(";\n".join(["begin", *view_statements(layout, comments=comments), "commit"]))
+
+
+def view_statements(layout: Layout, *, comments: bool) -> Iterator[str]:
+    """Yield the statements that make every view, each after those it reads.
 
     DuckDB looks at the files of each view it makes. `moewh_root` points it to zero-row files meanwhile,
     so that it need not list all segments once per view.
     """
-    statements = [
-        statement
-        for view in (*base_views(layout.root), *canned_views())
-        for statement in (view.create, *(view.comments if comments else ()))
-    ]
-    connection.execute("begin")
     if layout.empty.is_dir():
-        connection.execute("set variable moewh_root = $root", {"root": glob_literal(layout.empty)})
-    connection.execute(";\n".join(statements))
-    connection.execute("reset variable moewh_root")
-    connection.execute("commit")
+        yield f"set variable moewh_root = {sql_string(glob_literal(layout.empty))}"
+    for view in (*base_views(layout.root), *canned_views()):
+        yield view.create
+        if comments:
+            yield from view.comments
+    yield "reset variable moewh_root"
 
 
 def sql_string(text: str) -> str:
