@@ -372,7 +372,7 @@ def _config_digest(files: Repository) -> str:
 
 def load_failure(title: str, error: Exception) -> str:
     """Say in one line why a model or its configuration cannot be loaded, and what to do."""
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()) or type(error).__name__
     if title.startswith((".", "/", "~")) and not Path(title).exists():
         return f"there is no folder {title}. Check the path given to --model."
     if "trust_remote_code" in text:
