@@ -18,6 +18,7 @@ from warehouse.errors import MoewhError, UsageError
 from warehouse.layout import Layout
 from warehouse.options import limit_options, warehouse_option
 from warehouse.query import Query
+from warehouse.texts import text_rows
 from warehouse.views import QUERIES
 
 _SHOWN = 20
@@ -82,11 +83,11 @@ def rows_of(ask: Ask, query: Query) -> Iterator[str]:
     answer = ask(query, {})
     if answer is None:
         return
-    cursor = answer.execute()
-    names = [name for name, *_ in cursor.description or ()]
-    while batch := cursor.fetchmany(1_000):
-        for row in batch:
-            yield ", ".join(f"{name} = {value}" for name, value in zip(names, row, strict=True))
+    columns, rows = text_rows(answer)
+    for row in rows:
+        yield ", ".join(
+            f"{column.name} = {'NULL' if value is None else value}" for column, value in zip(columns, row, strict=True)
+        )
 
 
 def rollup_faults(ask: Ask) -> Iterator[str]:
