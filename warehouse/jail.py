@@ -67,7 +67,7 @@ def open_jailed(layout: Layout, limits: Limits, output: Path | None = None) -> I
     """
     layout.require()
     with _scratch(layout) as scratch, open_warehouse(layout) as connection:
-        connection.execute(f"set temp_directory = {sql_string(str(scratch))}")
+        connection.execute(f"set temp_directory = {sql_string(str(scratch))}; set enable_progress_bar = false")
         _limit_memory(connection, limits)
         if not limits.unsafe:
             _close(connection, layout, output)
