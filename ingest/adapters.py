@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from ingest.blocks import NO_ROUTE, Call, Reader, Record, Site
+from ingest.blocks import NO_ROUTE, Call, Reader, Record, Site, unwrapped
 
 
 class JetMoe(Reader):
@@ -27,9 +27,13 @@ class JetMoe(Reader):
         """Yield the MLPs: the block holds its experts' matrices itself."""
         return ((path, module) for path, module in model.named_modules() if path.endswith(".mlp"))
 
+    def not_the_routing(self, site: Site) -> list[str]:
+        """The layer's other experts: those of its attention."""
+        return [f"{site.path.removesuffix('.mlp')}.self_attention.experts"]
+
     def num_experts(self, site: Site) -> int:
         """As the router says."""
-        return int(_router(site).num_experts)  # type: ignore[arg-type]
+        return int(unwrapped(_router(site)).num_experts)  # type: ignore[arg-type]
 
     def attach(self, site: Site, record: Record) -> list[RemovableHandle]:
         """Hook the router."""
@@ -83,7 +87,7 @@ class Llama4(Reader):
         def after(router: nn.Module, args: tuple[Any, ...], output: tuple[Any, ...]) -> None:
             scores_TE, logits_TE = output
             # The very topk of the router's forward, so that ties fall the same way.
-            ids_TK = torch.topk(logits_TE, router.top_k, dim=1).indices  # type: ignore[arg-type]
+            ids_TK = torch.topk(logits_TE, unwrapped(router).top_k, dim=1).indices  # type: ignore[arg-type]
             record(site, Call(args[0], ids_TK, scores_TE.gather(1, ids_TK)))
 
         return [_router(site).register_forward_hook(after)]
@@ -107,7 +111,7 @@ class Llama4(Reader):
         rows = torch.arange(M, device=hidden_MH.device)
         inputs_EMH = hidden_MH.new_zeros(self.num_experts(site), M, H)
         inputs_EMH[expert_ids_M, rows] = hidden_MH
-        outputs: torch.Tensor = site.experts(inputs_EMH.reshape(-1, H)).reshape(-1, M, H)
+        outputs: torch.Tensor = site.outermost(inputs_EMH.reshape(-1, H)).reshape(-1, M, H)
         return outputs[expert_ids_M, rows]
 
     def logits(self, output: Any) -> Any:
@@ -201,7 +205,7 @@ class SwitchTransformers(Reader):
         """Give the container a mask."""
         mask_M1E = nn.functional.one_hot(expert_ids_M, self.num_experts(site))[:, None]
         ones = torch.ones(len(hidden_MH), 1, dtype=hidden_MH.dtype, device=hidden_MH.device)
-        output_MH: torch.Tensor = site.experts(hidden_MH, mask_M1E, ones)
+        output_MH: torch.Tensor = site.outermost(hidden_MH, mask_M1E, ones)
         return output_MH
 
     def logits(self, output: Any) -> Any:
@@ -218,7 +222,7 @@ ADAPTERS: dict[str, Reader] = {
 }
 
 REFUSED: dict[str, str] = {
-    # NllbMoeExperts one-hots a mask that is one-hot already (seen from transformers 5.0 to 5.23).
+    # NllbMoeExperts one-hots a mask that is one-hot already (seen from transformers 5.0 to 5.24).
     "nllb-moe": "transformers computes it wrongly: whatever the router chooses, only experts 0 and 1 run",
 }
 

@@ -46,13 +46,20 @@ class Site:
     stack: Stack
     path: str
     experts: nn.Module
-    """The container of experts, at `path`."""
+    """The container of experts: what the model has at `path`, without an adapter's wrappers."""
+    outermost: nn.Module
+    """What the block calls: the outermost of an adapter's wrappers around the container, or the container itself."""
     router: nn.Module | None
+    """As the block calls it: with an adapter's wrappers."""
     block: Any
     """The module that holds both."""
     whole_layer: nn.Module
     """The transformer layer that the block is part of."""
     reader: Reader
+    visit: int = 0
+    """Which of the block's calls in a forward pass is this layer's, from 0."""
+    visits: int = 1
+    """Calls of the block in a forward pass: more than one where a model loops over its layers."""
 
     @property
     def num_experts(self) -> int:
@@ -82,6 +89,11 @@ class Reader:
             if routed_call(module):
                 yield path, module
 
+    def not_the_routing(self, site: Site) -> list[str]:
+        """Paths of what looks like experts in a site's layer and is known to be no part of its routing."""
+        del site
+        return []
+
     def router(self, block: nn.Module) -> nn.Module | None:
         """The module of a block that makes the choice."""
         return next(
@@ -101,10 +113,8 @@ class Reader:
         parameters = routed_call(site.experts)
         assert parameters is not None
 
-        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given = parameters.signature.bind(module, *args, **kwargs).arguments
-            hidden = next(value for name, value in given.items() if name != "self")
-            ids, weights = given[parameters.index_name], given[parameters.weight_name]
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            hidden, ids, weights = _read(site, parameters, args, kwargs)
             record(site, Call(hidden, *self.rows(ids, weights)))
 
         return [site.experts.register_forward_pre_hook(before, with_kwargs=True)]
@@ -115,16 +125,16 @@ class Reader:
 
     def observed(self, site: Site) -> nn.Module:
         """The module whose output `rebuild` gives again."""
-        return site.experts
+        return site.outermost
 
     def run_experts(self, site: Site, hidden_MH: torch.Tensor, expert_ids_M: torch.Tensor) -> torch.Tensor:
-        """Run one expert on each of M rows, with weight one, through the container itself.
+        """Run one expert on each of M rows, with weight one, through the container as the block calls it.
 
         In two slots, the second with weight 0: some containers cannot take a single one.
         """
         ids_M2 = expert_ids_M[:, None].expand(-1, 2)
         weights_M2 = hidden_MH.new_tensor([1.0, 0.0]).expand(len(hidden_MH), 2)
-        output_MH: torch.Tensor = site.experts(hidden_MH, ids_M2, weights_M2)
+        output_MH: torch.Tensor = site.outermost(hidden_MH, ids_M2, weights_M2)
         return output_MH
 
     def rebuild(self, site: Site, call: Call) -> torch.Tensor:
@@ -140,11 +150,42 @@ class Reader:
         return output[0] if isinstance(output, tuple) else output
 
 
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside of an adapter's wrappers, whose attributes are the model's; any other module itself."""
+    while True:
+        copies = getattr(module, "modules_to_save", None)
+        inner = (
+            next(iter(copies.values())) if isinstance(copies, nn.ModuleDict) else getattr(module, "base_layer", None)
+        )
+        if not isinstance(inner, nn.Module):
+            return module
+        module = inner
+
+
 @dataclass(frozen=True)
 class _Parameters:
     signature: inspect.Signature
     index_name: str
     weight_name: str
+
+
+def _read(site: Site, parameters: _Parameters, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """What a container is called with. Raises MoewhError for a call that its class's forward does not take."""
+    try:
+        given = parameters.signature.bind(site.experts, *args, **kwargs).arguments
+    except TypeError as error:
+        raise MoewhError(
+            f"{site.path} was called with other arguments than the forward of {type(site.experts).__name__} takes "
+            f"({error}): something replaces it. It is not recorded."
+        ) from error
+    tensors = [value for name, value in given.items() if name != "self"][:1]
+    tensors += [given.get(name) for name in (parameters.index_name, parameters.weight_name)]
+    if not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
+        raise MoewhError(
+            f"{site.path} ({type(site.experts).__name__}) was called without a tensor of {parameters.index_name} or "
+            f"{parameters.weight_name}. It is not recorded."
+        )
+    return Call(*tensors)
 
 
 def routed_call(module: nn.Module) -> _Parameters | None:

@@ -17,14 +17,15 @@ _FUNCTIONS = {
     "softmax": (
         "aria_text dbrx deepseek_ocr2_text deepseek_v2 diffusion_gemma_text doge ernie4_5_moe ernie4_5_vl_moe_text "
         "flex_olmo gemma4_text gpt_oss granitemoe granitemoe_swa granitemoehybrid granitemoeshared hunyuan_v1_moe "
-        "jamba jetmoe longcat_flash mellum minimax mistral4 mistral_large4_text mixtral olmoe openai_privacy_filter "
-        "qwen2_moe qwen3_5_moe_text qwen3_moe qwen3_next qwen3_omni_moe_text qwen3_vl_moe_text qwen4_exp_text "
-        "switch_transformers unlimited_ocr_text zaya"
+        "jamba jetmoe lara_mini longcat_flash mellum minimax mistral4 mistral_large4_text mixtral olmoe "
+        "openai_privacy_filter qwen2_moe qwen3_5_moe_text qwen3_moe qwen3_next qwen3_omni_moe_text qwen3_vl_moe_text "
+        "qwen4_exp_text switch_transformers unlimited_ocr_text zaya"
     ),
     "sigmoid": (
         "afmoe axk1 axk2 bailing_hybrid beam deepseek_v3 deepseek_v32 dots1 dots3_note_text exaone_moe flint glm4_moe "
-        "glm4_moe_lite glm4v_moe_text glm5_next_text glm_moe_dsa hy_v3 hy_v4 inkling_text kimi_linear kolibri1 laguna "
-        "lfm2_moe llama4_text mimo_v2_flash minimax_m2 minimax_m3_vl_text muse_spark_text nemotron_h solar_open step3p5"
+        "glm4_moe_lite glm4v_moe_text glm5_next_text glm_moe_dsa hy_v3 hy_v4 hy_v4_vl_text inkling_text kimi_linear "
+        "kolibri1 laguna lfm2_moe llama4_text mimo_v2_flash minimax_m2 minimax_m3_vl_text muse_spark_text nemotron_h "
+        "solar_open step3p5"
     ),
     "sparsemixer": "phimoe",
 }

@@ -22,9 +22,25 @@ def text_config(config: Any) -> Any:
 
 
 def num_layers(config: Any) -> int:
-    """Layers of the text stack; of an encoder-decoder, those of both."""
+    """Layers of the text stack; of an encoder-decoder, those of both; of a model that loops, each visit."""
     text = text_config(config)
-    return int(text.num_hidden_layers) + (_decoder_layers(text) if config.is_encoder_decoder else 0)
+    return visits(config, int(text.num_hidden_layers))[0] + (_decoder_layers(text) if config.is_encoder_decoder else 0)
+
+
+def visits(config: Any, layer: int) -> list[int]:
+    """The numbers of a layer's visits in one forward pass: its own, except in a model that loops over some layers.
+
+    Such a model is numbered as it runs, which is how transformers numbers its hidden states: a looped layer has one
+    number per pass over the loop, and the layers after the loop come after its last pass.
+    """
+    text = text_config(config)
+    passes = getattr(text, "loop_num_passes", None) or 1
+    start, end = (int(getattr(text, f"loop_layer_index_{edge}", None) or 0) for edge in ("start", "end"))
+    if layer < start:
+        return [layer]
+    if layer < end:
+        return [layer + loop * (end - start) for loop in range(passes)]
+    return [layer + (passes - 1) * (end - start)]
 
 
 def first_layer(config: Any, stack: Stack) -> int:
@@ -34,6 +50,16 @@ def first_layer(config: Any, stack: Stack) -> int:
 
 def expected_layers(config: Any) -> list[int]:
     """Layers that should hold routed experts, as the configuration tells, numbered as the model does."""
+    try:
+        return _expected_layers(config)
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        raise MoewhError(
+            f"the configuration of model type {text_config(config).model_type} does not say which layers have routed "
+            f"experts ({error}). Correct it, or fetch it again."
+        ) from error
+
+
+def _expected_layers(config: Any) -> list[int]:
     text = text_config(config)
     if config.is_encoder_decoder:
         first = first_layer(config, "decoder")
@@ -43,7 +69,8 @@ def expected_layers(config: Any) -> list[int]:
     if getattr(text, "num_layers", None) and text.model_type == "longcat_flash":
         # Two attention sublayers make one layer there; num_hidden_layers counts the sublayers.
         return list(range(text.num_layers))
-    return [layer for layer in range(text.num_hidden_layers) if not _is_dense(text, layer)]
+    routed = (layer for layer in range(text.num_hidden_layers) if not _is_dense(text, layer))
+    return sorted(visit for layer in routed for visit in visits(config, layer))
 
 
 def top_k(config: Any) -> int:
@@ -58,7 +85,24 @@ def top_k(config: Any) -> int:
         raise MoewhError(
             f"the configuration of model type {text.model_type} does not say how many experts a token gets."
         )
-    return max(found) if isinstance(found, (list, tuple)) else int(found)
+    counts = found if isinstance(found, (list, tuple)) else [found]
+    if not counts or any(type(count) is not int for count in counts):
+        raise MoewhError(f"the configuration gives a token {found!r} experts, which is no whole number. Correct it.")
+    return int(max(counts))
+
+
+def max_positions(config: Any) -> int | None:
+    """Longest context the model takes, in tokens, as the configuration says; None if it sets no limit.
+
+    Raises MoewhError for what is no number.
+    """
+    stated = getattr(text_config(config), "max_position_embeddings", None)
+    if stated is None:
+        return None
+    whole = isinstance(stated, (int, float)) and not isinstance(stated, bool) and stated == stated // 1
+    if not whole:
+        raise MoewhError(f"the configuration has max_position_embeddings = {stated!r}, which is no whole number.")
+    return int(stated) if stated > 0 else None
 
 
 def shared_count(config: Any) -> int:
@@ -71,7 +115,12 @@ def shared_count(config: Any) -> int:
 
 def _decoder_layers(text: Any) -> int:
     names = ("num_decoder_layers", "decoder_layers")
-    return int(next(value for name in names if (value := getattr(text, name, None)) is not None))
+    stated = next((value for name in names if (value := getattr(text, name, None)) is not None), None)
+    if stated is None:
+        raise MoewhError(
+            f"the configuration of model type {text.model_type} does not say how many decoder layers it has."
+        )
+    return int(stated)
 
 
 def _every(step: int, layers: int, model_type: str) -> list[int]:

@@ -124,7 +124,8 @@ class BatchRunner:
     def _launch(self, batch: Batch) -> PendingRouting:
         if self._verified:
             return run_batch(self._loaded, batch, self._wanted)
-        pending, facts = run_verified_batch(self._loaded, batch, self._wanted)
+        with contextlib.nullcontext() if self._loaded.adapter is None else self._loaded.adapter.running():
+            pending, facts = run_verified_batch(self._loaded, batch, self._wanted)
         self._first_batch(facts)
         self._verified = True
         return pending

@@ -18,7 +18,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ingest.blocks import Call, Site
-from ingest.capture import Capture, LayerRouting, PendingRouting
+from ingest.capture import Capture, LayerRouting, PendingRouting, failures_named
 from ingest.model import LoadedModel
 from ingest.options import Sampling
 from ingest.segment import RoutingBuffer
@@ -69,19 +69,19 @@ def generate_batch(
     ids_BS = segment.vocab_id_T[segment.start_C[contexts][:, None] + np.arange(S)].astype(np.int64)
     prompt_ids = segment.prompt_T[segment.start_C[contexts]]
     input_ids = torch.from_numpy(ids_BS).to(loaded.model.device)
-    ends = _end_ids(loaded)
-    # The model's own settings say where it starts and ends, and nothing else: no sampling, penalties or beams.
+    assert loaded.generation_tokens is not None
+    tokens = loaded.generation_tokens.used
+    # `generate` fills what is open from the model's own settings, which `load_model` has left empty.
     config = GenerationConfig(
         max_new_tokens=sampling.tokens,
         do_sample=False,
         num_beams=1,
-        eos_token_id=ends or None,
+        eos_token_id=list(tokens.end_ids) or None,
         pad_token_id=loaded.pad_id,
-        bos_token_id=loaded.model.generation_config.bos_token_id,
-        decoder_start_token_id=loaded.model.generation_config.decoder_start_token_id,
+        decoder_start_token_id=tokens.start_id,
     )
     choose = [_SeededSampling(sampling, prompt_ids)] if sampling.temperature else []
-    with _capture_passes(loaded, wanted) as passes:
+    with _capture_passes(loaded, wanted) as passes, failures_named(loaded.model):
         sequences = loaded.model.generate(
             input_ids,
             attention_mask=torch.ones_like(input_ids),
@@ -90,19 +90,11 @@ def generate_batch(
         )
     starts = int(loaded.config.is_encoder_decoder)
     new = sequences.tolist() if starts else sequences[:, S:].tolist()
-    generated = [tokens[:starts] + _until_end(tokens[starts:], ends) for tokens in new]
+    generated = [said[:starts] + _until_end(said[starts:], tokens.end_ids) for said in new]
     return GeneratedBatch(contexts, S, generated, starts, [one.take() for one in passes])
 
 
-def _end_ids(loaded: LoadedModel) -> list[int]:
-    """Tokens that end a sequence: the model's, else the tokenizer's."""
-    known = loaded.model.generation_config.eos_token_id
-    if known is None:
-        known = loaded.tokenizer.eos_token_id
-    return [] if known is None else [known] if isinstance(known, int) else list(known)
-
-
-def _until_end(tokens: list[int], ends: list[int]) -> list[int]:
+def _until_end(tokens: list[int], ends: tuple[int, ...]) -> list[int]:
     for place, token in enumerate(tokens):
         if token in ends:
             return tokens[: place + 1]

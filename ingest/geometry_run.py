@@ -19,7 +19,7 @@ import torch
 from huggingface_hub.utils import logging as hub_logging
 from transformers.utils import logging as transformers_logging
 
-from ingest.architecture import check_versions, read_config
+from ingest.architecture import check_place, check_versions, read_config
 from ingest.blocks import Site
 from ingest.experts import layer_weights
 from ingest.geometry import Columns, LayerGeometry, layer_geometry
@@ -28,11 +28,13 @@ from ingest.model import (
     choose_device,
     commit_of,
     config_sha256,
+    explaining,
     find_source,
-    load_failure,
     weights_fingerprint,
 )
+from ingest.peft_adapter import adapter_settings_file
 from ingest.processes import Process
+from ingest.repository import Repository
 from ingest.segment import parquet_options
 from ingest.sites import refuse_by_name
 from ingest.weights import NO_SAFETENSORS, Checkpoint
@@ -82,13 +84,19 @@ def measure(
 
     Raises UsageError or MoewhError; nothing half-written is left.
     """
-    layout.require()
+    layout.require().require_one_disk()
     check_versions()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     hub_logging.set_verbosity_error()
     device = _device(options.device)
+    check_place(options.model)
     source = find_source(options.model, options.revision)
+    if adapter_settings_file(Repository(source.location, source.revision)) is not None:
+        raise MoewhError(
+            f"{source.title} is an adapter: its weights are changes of its base's, which a geometry does not measure. "
+            "Merge it into its base (peft's merge_and_unload), record that model, and measure it."
+        )
     config, commit_hash = _read(source, options.trust_remote_code)
     run = _find_run(layout, options, _identity(source, config, commit_hash))
     checkpoint = Checkpoint(source, config, commit_hash or source.revision, options.trust_remote_code)
@@ -167,12 +175,10 @@ def _device(name: str | None) -> torch.device:
 
 def _read(source: Source, trust_remote_code: bool) -> tuple[Any, str | None]:
     """Return the model's configuration, and the commit of a hub model. Raises MoewhError."""
-    try:
+    with explaining(source.title):
         commit_hash = commit_of(source)
         arguments = {"revision": commit_hash or source.revision, "trust_remote_code": trust_remote_code}
         config = read_config(source.location, **arguments)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise MoewhError(load_failure(source.title, error)) from error
     refuse_by_name(config)
     return config, commit_hash
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
@@ -69,23 +70,33 @@ class _Observer:
             seen.router_state = len(given) > 1
             seen.router_logits_NE = self.few(site.reader.logits(output))
 
-        handles = site.reader.attach(site, self.record)
-        handles.append(self._keep_output(site.reader.observed(site), partial(setattr, seen, "output_NH")))
-        handles.append(self._keep_output(site.block, partial(setattr, seen, "block_output_NH")))
+        handles = site.reader.attach(site, _of_visit(site, self.record))
+        handles.append(self._keep_output(site, site.reader.observed(site), partial(setattr, seen, "output_NH")))
+        handles.append(self._keep_output(site, site.block, partial(setattr, seen, "block_output_NH")))
         for part in site.block.children():
-            if part not in (site.router, site.experts):
-                handles.append(self._keep_output(part, seen.beside.append))
+            if part not in (site.router, site.outermost):
+                handles.append(self._keep_output(site, part, seen.beside.append))
         if site.router is not None:
-            handles.append(site.router.register_forward_hook(router, with_kwargs=True))
+            handles.append(site.router.register_forward_hook(_of_visit(site, router), with_kwargs=True))
         return handles
 
-    def _keep_output(self, module: nn.Module, keep: Callable[[torch.Tensor | None], None]) -> RemovableHandle:
-        return module.register_forward_hook(lambda _, __, output: keep(self.few(output)))
+    def _keep_output(
+        self, site: Site, module: nn.Module, keep: Callable[[torch.Tensor | None], None]
+    ) -> RemovableHandle:
+        return module.register_forward_hook(_of_visit(site, lambda _, __, output: keep(self.few(output))))
 
     def record(self, site: Site, call: Call) -> None:
         """Take one block's call."""
         rows = [tensor.detach().reshape(-1, tensor.shape[-1])[self._rows.to(tensor.device)].clone() for tensor in call]
         self.seen[site.layer].call = Call(*rows)
+
+
+def _of_visit(site: Site, hook: Callable[..., None]) -> Callable[..., None]:
+    """A hook for the call that is this layer's, of a block that a model loops over."""
+    if site.visits == 1:
+        return hook
+    calls = count()
+    return lambda *call: hook(*call) if next(calls) == site.visit else None
 
 
 @contextmanager
@@ -103,7 +114,8 @@ def observe_calls(sites: Sequence[Site], attention_mask_BS: torch.Tensor) -> Ite
 def verify_layers(sites: Sequence[Site], seen: dict[int, Observation]) -> None:
     """Check every layer's rebuilt output.
 
-    Raises MoewhError naming the module and the error if a layer's output is not Σ weight · expert(x).
+    Raises MoewhError naming the module and the error if a layer's output is not Σ weight · expert(x), or if its
+    experts cannot be run one by one.
     """
     for site in sites:
         call = seen[site.layer].call
@@ -114,9 +126,17 @@ def verify_layers(sites: Sequence[Site], seen: dict[int, Observation]) -> None:
             )
         some = slice(None, None, -(-len(call.hidden_TH) // CHECKED_TOKENS))
         output_NH = seen[site.layer].output_NH
-        error = rebuild_error(
-            site, Call(*(tensor[some] for tensor in call)), None if output_NH is None else output_NH[some]
-        )
+        try:
+            error = rebuild_error(
+                site, Call(*(tensor[some] for tensor in call)), None if output_NH is None else output_NH[some]
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except (LookupError, RuntimeError, TypeError, ValueError) as failed:
+            raise MoewhError(
+                f"{site.path} ({type(site.experts).__name__}): its experts cannot be run one by one to check what was "
+                f"captured ({' '.join(str(failed).split())[:200]}). It is not recorded."
+            ) from failed
         tolerance = TOLERANCE.get(call.hidden_TH.dtype, TOLERANCE[torch.bfloat16])
         if not error <= tolerance:
             raise MoewhError(

@@ -16,17 +16,23 @@ import pyarrow.parquet as pq
 import torch
 import transformers
 
+from ingest.blocks import unwrapped
 from ingest.expected import num_layers
 from ingest.measure import LayerFacts
 from ingest.model import LoadedModel, config_sha256
 from ingest.options import IngestOptions
 from ingest.prompts import Plan
 from ingest.segment import write_table
+from ingest.template_time import KEY as TEMPLATE_TIME
+from ingest.template_time import as_seen
 from ingest.tokenise import TokenRules, tokenizer_sha256
 from warehouse import __version__, schema
 from warehouse.errors import MoewhError
 from warehouse.layout import Layout, check_run_id, commit
 from warehouse.manifest import MANIFEST, read_manifest, write_manifest
+
+_OF_CHATS = ("chat_arguments", TEMPLATE_TIME)
+"""What decides the text of chats, besides the tokenizer; in an identity only where it does."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +57,17 @@ class Identity:
         """Digest of what decides the tokens and their ids: prompts, tokenizer and tokenisation options."""
         names = ("prompts_sha256", "tokenizer_sha256", "max_length", "on_overflow", "special_tokens")
         deciding = [self.shaping[name] for name in names]
+        deciding += [[name, self.shaping[name]] for name in _OF_CHATS if name in self.shaping]
         if self.shaping["generate"]:  # then it is the model that decides
             deciding.append(self.sha256)
         return hashlib.sha256(json.dumps(deciding).encode()).hexdigest()
 
 
 def identify(loaded: LoadedModel, options: IngestOptions, rules: TokenRules, plan: Plan) -> Identity:
-    """Return the identity of the run that these options describe, and its run_id."""
+    """Return the identity of the run that these options describe, and its run_id.
+
+    The run_id does not depend on the time that a chat template sees: it finds the run that recorded the time.
+    """
     config = loaded.config
     shaping = {
         "model": loaded.source.name if loaded.weights_sha256 else loaded.source.title,
@@ -80,9 +90,19 @@ def identify(loaded: LoadedModel, options: IngestOptions, rules: TokenRules, pla
         "router_logits": options.router_logits,
         "hidden_states": options.hidden_states,
     }
+    if loaded.generation_tokens is not None and loaded.commit is None:
+        shaping |= loaded.generation_tokens.shaping
+    if rules.chats.arguments:
+        shaping["chat_arguments"] = rules.chats.arguments
+    if rules.chats.generation_prompt:
+        shaping["generation_prompt"] = True
+    if plan.pinned:
+        shaping["datasets"] = list(plan.pinned)
     digest = Identity(shaping, "").sha256[:8]
     base = "".join(char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in loaded.source.name)
     run_id = options.run_id or f"{base.lstrip('._-')[:54] or 'model'}-{digest}"
+    if rules.chats.now is not None:
+        shaping[TEMPLATE_TIME] = as_seen(rules.chats.now, loaded.tokenizer)
     return Identity(shaping, check_run_id(run_id))
 
 
@@ -102,6 +122,15 @@ def require_same(layout: Layout, identity: Identity) -> bool:
         f"run {identity.run_id!r} exists and is another run: {changes}. "
         f"Choose another --run-id, or delete it with `moewh runs --delete {identity.run_id}`."
     )
+
+
+def is_complete(layout: Layout, run_id: str) -> bool:
+    """Tell whether a run has all its segments, as far as its own row says how many."""
+    path = layout.run(run_id) / schema.RUNS.file
+    if not path.is_file():
+        return False
+    (planned,) = pq.read_table(path, columns=["segments_planned"], partitioning=None).column(0).to_pylist()
+    return len(list(layout.segments(run_id).glob("segment=*"))) >= int(planned)
 
 
 def _require_same_segments(layout: Layout, identity: Identity) -> None:
@@ -172,7 +201,7 @@ def _layer_columns(loaded: LoadedModel, facts: dict[int, LayerFacts]) -> dict[st
         "layer": [site.layer for site in sites],
         "stack": [site.stack for site in sites],
         "module": [site.path for site in sites],
-        "router_class": [type(site.router).__name__ if site.router is not None else None for site in sites],
+        "router_class": [type(unwrapped(site.router)).__name__ if site.router is not None else None for site in sites],
         "num_experts": [site.num_experts for site in sites],
         "top_k": [facts[site.layer].top_k for site in sites],
         "scoring": [facts[site.layer].scoring for site in sites],

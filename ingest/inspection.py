@@ -14,13 +14,15 @@ from transformers.utils import logging as transformers_logging
 
 from ingest import demo
 from ingest.adapters import ADAPTERS
-from ingest.architecture import check_versions, empty_model, read_config
+from ingest.architecture import check_place, check_versions, empty_model, read_config
 from ingest.blocks import Site
 from ingest.declared import declared_renormalized, declared_scoring
 from ingest.expected import num_layers, text_config, top_k
 from ingest.measure import shared_experts
-from ingest.model import load_failure
+from ingest.model import explaining
 from ingest.options import DEMO
+from ingest.peft_adapter import PeftAdapter, find_adapter
+from ingest.repository import Repository
 from ingest.sites import find_sites, locate_sites
 from ingest.vectors import WantedVectors
 from warehouse.errors import MoewhError
@@ -54,6 +56,8 @@ class Inspection:
     model: str
     model_type: str
     model_class: str
+    peft_adapter: str | None
+    """Type and base of the adapter that the model is; what follows describes the base."""
     status: Literal["captured", "refused"]
     reason: str | None
     """Why it is refused; or the adapter's reason, where one is used."""
@@ -82,9 +86,11 @@ def inspect_model(model: str, revision: str | None = None, trust_remote_code: bo
     """
     check_versions()
     transformers_logging.set_verbosity_error()
-    config, empty = _build(model, revision, trust_remote_code)
+    config, empty, peft_adapter = _build(model, revision, trust_remote_code)
     reason = None
     try:
+        if peft_adapter is not None:
+            peft_adapter.check(allow_pickle=True)
         find_sites(empty, config)
     except MoewhError as refusal:
         reason = str(refusal)
@@ -99,6 +105,7 @@ def inspect_model(model: str, revision: str | None = None, trust_remote_code: bo
         model=model,
         model_type=text.model_type,
         model_class=type(empty).__name__,
+        peft_adapter=None if peft_adapter is None else f"{peft_adapter.kind} on {peft_adapter.base.location}",
         status="captured" if reason is None else "refused",
         reason=reason or (_first_line(adapter) if adapter else None),
         adapter=type(adapter).__name__ if adapter else None,
@@ -118,18 +125,19 @@ def inspect_model(model: str, revision: str | None = None, trust_remote_code: bo
     )
 
 
-def _build(model: str, revision: str | None, trust_remote_code: bool) -> tuple[Any, nn.Module]:
+def _build(model: str, revision: str | None, trust_remote_code: bool) -> tuple[Any, nn.Module, PeftAdapter | None]:
+    check_place(model)
     location = str(demo.checkpoint_path(revision)) if model == DEMO else model
-    arguments = {"trust_remote_code": trust_remote_code}
-    if not Path(location).exists():
-        arguments["revision"] = revision or "main"  # type: ignore[assignment]
+    files = Repository(location, None if Path(location).exists() else revision or "main")
+    with explaining(model):
+        adapter = find_adapter(files, model)
+        base = files if adapter is None else adapter.base
+        config = read_config(base.location, revision=base.revision, trust_remote_code=trust_remote_code)
     try:
-        config = read_config(location, **arguments)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise MoewhError(load_failure(model, error)) from error
-    try:
-        return config, empty_model(config, trust_remote_code)
-    except (ValueError, TypeError, AttributeError, KeyError, ImportError, RuntimeError) as error:
+        return config, empty_model(config, trust_remote_code), adapter
+    except MoewhError:
+        raise
+    except Exception as error:
         text = " ".join(str(error).split())
         raise MoewhError(
             f"transformers cannot build {model} from its configuration: {text[:300]} "

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ingest.blocks import NO_ROUTE, Call, Site
+from ingest.blocks import NO_ROUTE, Call, Site, unwrapped
 from ingest.declared import can_be_measured, declared_renormalized, declared_scoring
 from ingest.expected import shared_count, text_config
 from ingest.guards import TOLERANCE, Observation
@@ -136,7 +136,7 @@ def _measure_selection_bias(
 
 def _correction_bias(site: Site, num_experts: int) -> torch.Tensor:
     """What the router or its block calls a correction bias [E], else zeros."""
-    for module in (site.router, site.block):
+    for module in (None if site.router is None else unwrapped(site.router), site.block):
         for name in _BIAS_NAMES:
             bias = getattr(module, name, None)
             if isinstance(bias, torch.Tensor) and bias.numel() == num_experts and not bias.is_meta:

@@ -10,7 +10,7 @@ from warehouse.errors import UsageError
 from warehouse.layout import check_run_id
 
 Overflow = Literal["truncate", "chunk", "skip", "error"]
-PromptFormat = Literal["jsonl", "csv", "parquet", "txt"]
+PromptFormat = Literal["jsonl", "json", "csv", "tsv", "parquet", "arrow", "txt"]
 
 SEGMENT_ROWS = 64_000_000
 BATCH_TOKENS = 8_192
@@ -36,12 +36,20 @@ class IngestOptions:
     """The options of one run. Lengths are in tokens, sizes in routing rows."""
 
     model: str
-    prompts: tuple[str, ...]
+    prompts: tuple[str, ...] = ()
+    """Files, folders, patterns, hf:// names, - or demo."""
+    dataset: str | None = None
+    """What the `datasets` library reads: a name on the Hub or a folder; read after `prompts`."""
+    config: str | None = None
+    split: str | None = None
     revision: str | None = None
     run_id: str | None = None
     prompts_format: PromptFormat | None = None
     """None: by each file's suffix; standard input is jsonl."""
-    text_column: str = "text"
+    text_column: str | None = None
+    """None: text, messages, input_ids or another of the conventions in `ingest.records`."""
+    delimiter: str | None = None
+    """Between the columns of CSV. None: a tab in .tsv, and in .csv what the header shows."""
     domain_column: str = "domain"
     domain: str | None = None
     """A label for every prompt, instead of a column."""
@@ -67,6 +75,12 @@ class IngestOptions:
     router_logits: bool = False
     hidden_states: str | None = None
     """MoE layers separated by commas, or all."""
+    tokenizer: str | None = None
+    """Hub id or folder; None: the model's own."""
+    chat_template: str | None = None
+    """File whose content replaces the tokenizer's chat template."""
+    chat_arguments: tuple[str, ...] = ()
+    """name=value, for the chat template."""
     trust_remote_code: bool = False
     allow_pickle: bool = False
     """Load weights that are not safetensors."""
@@ -75,8 +89,12 @@ class IngestOptions:
         """Raise UsageError for a value no run could have."""
         if self.run_id is not None:
             check_run_id(self.run_id)
-        if not self.prompts:
-            raise UsageError("no prompts were named. Give at least one file with --prompts, or --prompts demo.")
+        if not self.prompts and self.dataset is None:
+            raise UsageError("no prompts were named. Give a file with --prompts, a --dataset, or --prompts demo.")
+        if self.dataset is None and (self.config or self.split):
+            raise UsageError("--config and --split choose from a --dataset. Name one.")
+        if self.delimiter is not None and (len(self.delimiter.encode()) != 1 or self.delimiter in '"\r\n'):
+            raise UsageError(f"--delimiter is {self.delimiter!r}. Give one ASCII character, such as ';' or a tab.")
         for option in ("max_length", "batch_tokens", "segment_rows", "limit"):
             value = getattr(self, option)
             if value is not None and value < 1:
@@ -111,7 +129,7 @@ def each_checkpoint(
     for option in ("train_step", "train_tokens"):
         if others.get(option) is not None:
             raise UsageError(f"--{option.replace('_', '-')} is of one checkpoint. Ingest it by itself.")
-    if STDIN in others["prompts"]:
+    if STDIN in others.get("prompts", ()):
         raise UsageError("standard input can be read once only. Write the prompts to a file for several checkpoints.")
     names = [_checkpoint_name(*pair, several_models=len(models) > 1) for pair in pairs]
     if len(set(names)) < len(names):

@@ -11,8 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,19 +21,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ingest import demo
-from ingest.options import DEMO, STDIN, IngestOptions, PromptFormat
-from ingest.readers import BATCH_ROWS, CANONICAL, PromptFile, read_prompts
-from warehouse.errors import MoewhError, UsageError
+from ingest.options import IngestOptions
+from ingest.readers import BATCH_ROWS, CANONICAL, MESSAGES
+from ingest.sources import Input, find_inputs
+from warehouse.errors import MoewhError
 from warehouse.layout import Layout, exclusive
-
-_SUFFIXES: dict[str, PromptFormat] = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".csv": "csv",
-    ".parquet": "parquet",
-    ".txt": "txt",
-}
 
 
 @dataclass(frozen=True)
@@ -56,6 +46,10 @@ class Plan:
     prompts: int
     prompts_sha256: str
     starts: tuple[int, ...]
+    chats: bool = False
+    """Whether there are chat messages among the prompts."""
+    pinned: tuple[str, ...] = ()
+    """Data sets of the Hub that the prompts are from, each with its commit."""
 
     @property
     def segments(self) -> int:
@@ -76,8 +70,12 @@ class PromptStream:
 
     def __init__(self, options: IngestOptions, layout: Layout) -> None:
         self._options = options
-        self._files = [(name, _format(name, options.prompts_format)) for name in _paths(options)]
-        key = None if STDIN in options.prompts else _input_key(self._files, options)
+        found = find_inputs(options)
+        self._inputs = found.inputs
+        self.skipped = found.skipped
+        """Files of folders and patterns that are no prompts."""
+        self._pinned = tuple(dict.fromkeys(given.pinned for given in found.inputs if given.pinned))
+        key = _input_key(self._inputs, options)
         self._folder = layout.staging / "prompts"
         self._plan = self._folder / f"{key}.json" if key else None
         self._layout = layout
@@ -124,20 +122,23 @@ class PromptStream:
         if self._plan is None or not self._plan.is_file():
             return None
         saved = json.loads(self._plan.read_text())
-        if saved["rule"] != asdict(rule):
+        if saved["rule"] != asdict(rule) or "chats" not in saved:
             return None
-        return Plan(saved["prompts"], saved["prompts_sha256"], tuple(saved["starts"]))
+        return Plan(saved["prompts"], saved["prompts_sha256"], tuple(saved["starts"]), saved["chats"], self._pinned)
 
     def _make_plan(self, rule: SizeRule) -> Plan:
         digest = PromptDigest()
-        sizes = []
+        sizes, chats = [], False
         for batch in self._open().iter_batches(BATCH_ROWS):
             digest.update(batch)
             sizes.append(prompt_bytes(batch))
+            chats = chats or bool(pc.any(pc.equal(batch.column("form"), MESSAGES)).as_py())
         rows_P = estimated_rows(np.concatenate(sizes or [np.zeros(0, np.int64)]), rule)
         if not len(rows_P):
-            raise MoewhError(f"there are no prompts in {', '.join(self._options.prompts)}. Give at least one.")
-        plan = Plan(len(rows_P), digest.hexdigest(), segment_starts(rows_P, rule.segment_rows))
+            names = ", ".join(given.name for given in self._inputs)
+            raise MoewhError(f"there are no prompts in {names}. Give at least one.")
+        starts = segment_starts(rows_P, rule.segment_rows)
+        plan = Plan(len(rows_P), digest.hexdigest(), starts, chats, self._pinned)
         if self._plan is not None:
             self._plan_is_new = True
             _write_text(self._layout, self._plan, json.dumps({"rule": asdict(rule), **asdict(plan)}))
@@ -177,18 +178,9 @@ class PromptStream:
             (folder / "spool.parquet").replace(self._spool)
 
     def _batches(self, folder: Path) -> Iterator[pa.RecordBatch]:
-        """Yield the canonical batches of every file in turn; standard input is spooled into `folder` first."""
-        options = self._options
-        for name, kind in self._files:
-            path = Path(name)
-            if name == STDIN:
-                path = folder / "stdin"
-                with path.open("wb") as file:
-                    shutil.copyfileobj(sys.stdin.buffer, file)
-            title, source = ("standard input", STDIN) if name == STDIN else (name, path.name)
-            yield from read_prompts(
-                PromptFile(path, kind, title, source, options.text_column, options.domain_column, options.domain)
-            )
+        """Yield the canonical batches of every input in turn; what has to be copied first lies in `folder`."""
+        for given in self._inputs:
+            yield from given.batches(folder, self._options)
 
 
 class PromptDigest:
@@ -257,34 +249,12 @@ def segment_starts(rows_P: npt.NDArray[np.int64], segment_rows: int) -> tuple[in
         starts.append(start)
 
 
-def _paths(options: IngestOptions) -> list[str]:
-    names = [str(demo.PROMPTS) if name == DEMO else name for name in options.prompts]
-    if names.count(STDIN) > 1:
-        raise UsageError("standard input (-) can be read only once. Name it once among --prompts.")
-    for name in names:
-        if name != STDIN and not Path(name).is_file():
-            raise UsageError(f"there is no prompts file {name}. Check the path given to --prompts.")
-    return names
-
-
-def _format(name: str, given: PromptFormat | None) -> PromptFormat:
-    if given is not None:
-        return given
-    if name == STDIN:
-        return "jsonl"
-    try:
-        return _SUFFIXES[Path(name).suffix.lower()]
-    except KeyError:
-        raise UsageError(
-            f"the format of {name} is not known by its suffix. Use {', '.join(_SUFFIXES)} or give --prompts-format."
-        ) from None
-
-
-def _input_key(files: Sequence[tuple[str, PromptFormat]], options: IngestOptions) -> str:
-    """Name the input by its files' paths, sizes and times and by the options that read it."""
-    stats = [(str(Path(name).resolve()), kind, Path(name).stat()) for name, kind in files]
-    parts: list[object] = [(path, kind, stat.st_size, stat.st_mtime_ns) for path, kind, stat in stats]
-    parts += [options.text_column, options.domain_column, options.domain, options.limit]
+def _input_key(inputs: Sequence[Input], options: IngestOptions) -> str | None:
+    """Name the input by what its bytes are known by and by the options that read it; None if it cannot be known."""
+    if any(given.key is None for given in inputs):
+        return None
+    parts: list[object] = [given.key for given in inputs]
+    parts += [options.text_column, options.domain_column, options.domain, options.limit, options.delimiter]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 

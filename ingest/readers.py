@@ -1,20 +1,21 @@
 """Readers: from a file of any supported format to batches of (text, form, domain, source, metadata).
 
-A prompt is a text, or what stands in for one: chat messages or token ids, kept here as JSON under `text`, with
-`form` saying which.
-
-Compiled readers do the work (DuckDB for JSON lines, Arrow for CSV and Parquet); what they cannot say
-in one plain line, such as the very line that is broken, is looked up again only after they failed.
+Three steps. A file's bytes become plain ones (decompressed, UTF-8 without a byte order mark). Compiled readers make
+records of them: DuckDB reads JSON, Arrow everything else. `ingest.records` says which columns of a record are its
+prompt. What the compiled readers cannot say in one plain line, such as the very line that is broken, is looked up
+again only after they failed.
 """
 
 from __future__ import annotations
 
-import codecs
 import io
 import json
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -23,15 +24,30 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from ingest.options import PromptFormat
+from ingest.plain import bad_utf8, plain_file
+from ingest.records import (
+    BESIDE,
+    INPUT_IDS,
+    MESSAGES,
+    Convention,
+    RecordColumns,
+    conventions,
+    nested_path,
+    problem_of,
+    prompts_sql,
+)
+from ingest.spelling import as_text, holds, spelled, strict_json, unwrapped
 from warehouse.errors import MoewhError
 from warehouse.layout import glob_literal
 
+__all__ = ["BATCH_ROWS", "CANONICAL", "INPUT_IDS", "MESSAGES", "PromptFile", "read_prompts", "read_tables"]
+
 CANONICAL = pa.schema([(name, pa.string()) for name in ("text", "form", "domain", "source", "metadata")])
-MESSAGES, INPUT_IDS = "messages", "input_ids"
-"""The columns that may stand in for a text, and the values of `form` for them; else it is `text`."""
 BATCH_ROWS = 16_384
 _BLOCK_BYTES = 16 << 20
 _LONGEST_LINE = 256 << 20
+_DELIMITERS = ",\t;|"
+"""What may stand between the columns of a .csv file; the first that makes a prompt's column of the header is taken."""
 
 
 @dataclass(frozen=True)
@@ -44,234 +60,441 @@ class PromptFile:
     """As the user wrote it, for messages."""
     source: str
     """For prompts that name no source themselves."""
-    text_column: str
-    domain_column: str
-    domain: str | None
+    text_column: str | None = None
+    """None: by the conventions of `ingest.records`."""
+    domain_column: str = "domain"
+    domain: str | None = None
     """A label for every prompt, instead of a column."""
+    delimiter: str | None = None
+    """None: a tab in .tsv, and in .csv what the header shows."""
 
     def error(self, what: str) -> MoewhError:
         """Return the error to raise, with the file's name in front."""
         return MoewhError(f"{self.name}: {what}")
 
 
-def read_prompts(file: PromptFile) -> Iterator[pa.RecordBatch]:
-    """Yield the file's prompts as batches of the canonical schema. Raises MoewhError naming the file or bad line."""
-    with duckdb.connect() as connection:
+def read_prompts(file: PromptFile, scratch: Path | None = None) -> Iterator[pa.RecordBatch]:
+    """Yield the file's prompts as batches of the canonical schema. Raises MoewhError naming the file or bad line.
+
+    What has to be decompressed lies in `scratch` meanwhile.
+    """
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
         try:
-            yield from _READERS[file.format](connection, file)
+            path = plain_file(file.path, Path(folder) / "plain", file.error, text=file.format in _TEXT_FORMATS)
+            if file.format in ("json", "jsonl"):
+                yield from _read_json(path, file)
+            else:
+                yield from read_tables(_TABLES[file.format](path, file), file)
         except OSError as error:
             raise file.error(f"cannot be read: {error.strerror or error}.") from error
 
 
-def _read_txt(_: duckdb.DuckDBPyConnection, file: PromptFile) -> Iterator[pa.RecordBatch]:
-    """One prompt a line; only \\n and \\r\\n end a line, other Unicode separators stay in the text."""
-    with io.TextIOWrapper(file.path.open("rb"), encoding="utf-8-sig", newline="\n") as lines:
+# ------------------------------------------------------------------------------------------ JSON
+
+
+def _read_json(path: Path, file: PromptFile) -> Iterator[pa.RecordBatch]:
+    """JSON lines, or one document: an array of records, a record, or an object with one list of records."""
+    bound = _Bound()
+    names = {*(name for item in conventions(file.text_column) for name in item.columns), file.domain_column}
+    paths: list[str] = []
+    places: dict[str, list[int]] = {}
+    for name in sorted(names | {*BESIDE, "source"}):
+        keys = nested_path(name)
+        spellings = [_json_key(name), *(["$." + ".".join(f'"{key}"' for key in keys)] if keys else [])]
+        places[name] = [len(paths) + offset + 1 for offset in range(len(spellings))]
+        paths += spellings
+
+    def value(name: str) -> str:
+        return f"coalesce({', '.join(f'v[{place}]' for place in places[name])})"
+
+    def text(name: str) -> str:
+        return f"{value(name)} ->> '$'"
+
+    def metadata(convention: Convention) -> str:
+        used = dict.fromkeys((*convention.columns, file.domain_column, "source"))
+        patches = [bound(json.dumps(used)), *(_nested_patch(name, places[name], bound) for name in used)]
+        record = "case when record_kind = 'OBJECT' then json else '{}' end"
+        return f"nullif(json_merge_patch({', '.join([record, *filter(None, patches)])})::varchar, '{{}}')"
+
+    connection = database()
+    try:
+        kind = file.format if file.format == "jsonl" else _json_kind(path, file)
+        records = f"""
+            select json, json_type(json) as record_kind, v, {value(file.domain_column)} is not null as labelled,
+                   {value(file.domain_column)} ->> '$' as domain, {value("source")} ->> '$' as source
+            from (select json, json_extract(json, [{", ".join(map(bound, paths))}]) as v
+                  from {_json_records(connection, kind, path, file, bound)})
+        """
+        read = conventions(file.text_column)
+        query = prompts_sql(records, read, RecordColumns(value, text, metadata, "json_keys(json)"))
+        batches = connection.sql(query, params=bound.values).to_arrow_reader(BATCH_ROWS)
+        yield from _canonical(batches, read, file, "record")
+    except (duckdb.Error, pa.ArrowException) as error:
+        if "maximum_object_size" in str(error):
+            raise file.error(f"holds a record of more than {_LONGEST_LINE >> 20} MiB. Split it.") from None
+        raise file.error(_bad_json(path, kind) or f"not valid JSON: {_first_line(error)}") from None
+    finally:
+        connection.close()
+
+
+def _nested_patch(name: str, places: list[int], bound: _Bound) -> str | None:
+    """SQL of the merge patch that takes a nested column out of a record; None for a column that is not nested."""
+    keys = nested_path(name)
+    if keys is None:
+        return None
+    literal, nested = (f"v[{place}] is not null" for place in places)
+    return f"case when not {literal} and {nested} then {bound(_nested_null(keys))} else '{{}}' end"
+
+
+def _nested_null(keys: list[str]) -> str:
+    patch: Any = None
+    for key in reversed(keys):
+        patch = {key: patch}
+    return json.dumps(patch)
+
+
+def _json_kind(path: Path, file: PromptFile) -> str:
+    """Tell what a .json file is: an array, JSON lines (many are), or anything else. Raises for half an array."""
+    with path.open("rb") as lines:
+        first = next((line for line in lines if line.strip()), b"")
+        if not first.lstrip().startswith(b"["):
+            return "jsonl" if _is_json(first) else "document"
+        lines.seek(-min(lines.seek(0, io.SEEK_END), 4_096), io.SEEK_END)
+        if not lines.read().rstrip().endswith(b"]"):  # DuckDB takes an array that ends after a comma
+            raise file.error("is cut off: its array has no end. Get the file again.")
+    return "array"
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def _json_records(connection: duckdb.DuckDBPyConnection, kind: str, path: Path, file: PromptFile, bound: _Bound) -> str:
+    """SQL of the relation of a file's records, one `json` each."""
+    form = {"jsonl": "newline_delimited", "array": "array", "document": "unstructured"}[kind]
+    options = f"format = '{form}', compression = 'none', maximum_object_size = {_LONGEST_LINE}"
+    place = glob_literal(path)
+    records = f"read_json_objects({bound(place)}, {options})"
+    if file.format != "json" or kind == "array":
+        return records
+    whole = connection.execute(f"select json from read_json_objects($1, {options}) limit 2", [place]).fetchall()
+    key = _list_of_records(json.loads(whole[0][0]), file) if len(whole) == 1 else None
+    if key is None:
+        return records
+    return f"(select unnest(json_extract(json, {bound(_json_key(key))})::json[]) as json from {records})"
+
+
+def _list_of_records(document: Any, file: PromptFile) -> str | None:
+    """Return the one key of a document that holds a list of records; None if it is a record itself."""
+    if not isinstance(document, dict):
+        return None
+    heads = {name for item in conventions(file.text_column) for name in (item.head, item.head.split(".")[0])}
+    lists = [key for key, value in document.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    return lists[0] if len(lists) == 1 and not heads & document.keys() else None
+
+
+# ------------------------------------------------------------------------------------------ tables
+
+
+def _txt_tables(path: Path, file: PromptFile) -> Iterator[pa.Table]:
+    """One prompt per line; only \\n and \\r\\n end a line, other Unicode separators stay in the text."""
+    name = file.text_column or "text"
+    with io.TextIOWrapper(path.open("rb"), encoding="utf-8-sig", newline="\n") as lines:
         while True:
             try:
                 block = lines.readlines(_BLOCK_BYTES)
             except UnicodeDecodeError:
-                raise file.error(_bad_utf8(file.path) or "is not UTF-8") from None
+                raise file.error(bad_utf8(path) or "is not UTF-8.") from None
             if not block:
                 return
-            texts = [line.removesuffix("\n").removesuffix("\r") for line in block]
-            yield from _canonical(pa.table({"text": texts}), file)
+            yield pa.table({name: [line.removesuffix("\n").removesuffix("\r") for line in block]})
 
 
-def _read_csv(connection: duckdb.DuckDBPyConnection, file: PromptFile) -> Iterator[pa.RecordBatch]:
-    """Every column is read as text; only a prompt's own text may be an empty string, others become NULL."""
-    if not file.path.stat().st_size:
+def _csv_tables(path: Path, file: PromptFile) -> Iterator[pa.Table]:
+    """Every column is read as text. A row that does not fit into a block is read again in a larger one."""
+    if not path.stat().st_size:
         return
-    parse = pacsv.ParseOptions(newlines_in_values=True)
-    read = pacsv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False)
-    try:
-        with file.path.open("rb") as handle:
-            names = pacsv.open_csv(handle, read_options=read, parse_options=parse).schema.names
-        strings = pacsv.ConvertOptions(column_types={name: pa.string() for name in names})
-        with file.path.open("rb") as handle:
-            reader = pacsv.open_csv(handle, read_options=read, parse_options=parse, convert_options=strings)
-            for batch in reader:
-                yield from _relabel(connection, pa.Table.from_batches([batch]), file, empty_is_null=True)
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-        raise file.error(_bad_utf8(file.path) or f"not valid CSV: {_first_line(error)}") from None
+    parse = pacsv.ParseOptions(delimiter=_delimiter(path, file), newlines_in_values=True)
+    done = 0
+    for block_bytes in (_BLOCK_BYTES, _LONGEST_LINE):
+        read = pacsv.ReadOptions(block_size=block_bytes, use_threads=False)
+        try:
+            with path.open("rb") as handle:
+                names = pacsv.open_csv(handle, read_options=read, parse_options=parse).schema.names
+            strings = pacsv.ConvertOptions(column_types={name: pa.string() for name in names})
+            seen = 0
+            with path.open("rb") as handle:
+                for batch in pacsv.open_csv(handle, read_options=read, parse_options=parse, convert_options=strings):
+                    if seen + batch.num_rows > done:
+                        yield pa.Table.from_batches([batch.slice(done - seen)])
+                    seen += batch.num_rows
+                    done = max(done, seen)
+            return
+        except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+            too_long = "straddling" in str(error)
+            if too_long and block_bytes < _LONGEST_LINE:
+                continue
+            what = (
+                f"holds a row of more than {block_bytes >> 20} MiB, or a quote that never ends." if too_long else None
+            )
+            raise file.error(bad_utf8(path) or what or f"not valid CSV: {_first_line(error)}") from None
 
 
-def _read_parquet(connection: duckdb.DuckDBPyConnection, file: PromptFile) -> Iterator[pa.RecordBatch]:
+def _delimiter(path: Path, file: PromptFile) -> str:
+    """Return what stands between columns: what was asked for, else what makes a prompt's column of the header."""
+    if file.delimiter is not None:
+        return file.delimiter
+    if file.format == "tsv":
+        return "\t"
+    with path.open("rb") as handle:
+        header = handle.readline().decode("utf-8-sig", errors="replace").strip("\r\n")
+    heads = {item.head for item in conventions(file.text_column)}
+    for delimiter in _DELIMITERS:
+        if heads & {name.strip('"') for name in header.split(delimiter)}:
+            return delimiter
+    return ","
+
+
+def _parquet_tables(path: Path, file: PromptFile) -> Iterator[pa.Table]:
     try:
-        with pq.ParquetFile(file.path) as reader:
+        with pq.ParquetFile(path) as reader:
             for batch in reader.iter_batches(BATCH_ROWS):
                 batch.validate(full=True)
-                yield from _relabel(connection, pa.Table.from_batches([batch]), file, empty_is_null=False)
+                yield pa.Table.from_batches([batch])
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise file.error(f"not a readable Parquet file: {_first_line(error)}") from None
 
 
-def _read_jsonl(connection: duckdb.DuckDBPyConnection, file: PromptFile) -> Iterator[pa.RecordBatch]:
-    query = """
-        with records as (
-            select json_type(json) as kind,
-                   json_type(json, $text) as text_kind,
-                   json_type(json, $domain) as domain_kind,
-                   case when json_type(json, $text) is not null then 'text'
-                        when json_type(json, '$."messages"') = 'ARRAY' then 'messages'
-                        when json_type(json, '$."input_ids"') = 'ARRAY' then 'input_ids' end as form,
-                   json
-            from read_ndjson_objects($path, maximum_object_size = $longest)
-        )
-        select kind,
-               text_kind,
-               domain_kind,
-               form,
-               case form when 'text' then json ->> $text
-                         when 'messages' then (json -> '$."messages"')::varchar
-                         when 'input_ids' then (json -> '$."input_ids"')::varchar end as text,
-               json ->> $domain as domain,
-               json ->> '$."source"' as source,
-               nullif(json_merge_patch(case when kind = 'OBJECT' then json else '{}' end,
-                                       case form when 'messages' then $used_messages
-                                                 when 'input_ids' then $used_input_ids
-                                                 else $used end)::varchar, '{}') as metadata
-        from records
-    """
-
-    def used(column: str) -> str:
-        return json.dumps(dict.fromkeys((column, file.domain_column, "source")))
-
-    parameters = {
-        "text": _json_key(file.text_column),
-        "domain": _json_key(file.domain_column),
-        "used": used(file.text_column),
-        "used_messages": used(MESSAGES),
-        "used_input_ids": used(INPUT_IDS),
-        "path": glob_literal(file.path),
-        "longest": _LONGEST_LINE,
-    }
+def _arrow_tables(path: Path, file: PromptFile) -> Iterator[pa.Table]:
+    """Arrow's own format, of files (.feather) or of streams (what the `datasets` library keeps)."""
     try:
-        reader: pa.RecordBatchReader = connection.sql(query, params=parameters).to_arrow_reader(BATCH_ROWS)
-        before = labelled = 0
-        batch: pa.RecordBatch
-        for batch in reader:
-            _check_records(batch, before, file)
-            yield from _canonical(pa.Table.from_batches([batch]), file)
-            before += batch.num_rows
-            labelled += batch.num_rows - batch.column("domain_kind").null_count
-    except (duckdb.Error, pa.ArrowException) as error:
-        raise file.error(_bad_json(file.path) or f"not valid JSON lines: {_first_line(error)}") from None
-    if not labelled and before and file.domain_column != "domain":
-        raise file.error(f"no record has {file.domain_column!r}. Check --domain-column.")
+        with pa.memory_map(str(path)) as data:
+            try:
+                reader = pa.ipc.open_file(data)
+                batches = (reader.get_batch(place) for place in range(reader.num_record_batches))
+            except pa.ArrowInvalid:
+                data.seek(0)
+                batches = pa.ipc.open_stream(data)
+            for batch in batches:
+                batch.validate(full=True)
+                for start in range(0, batch.num_rows, BATCH_ROWS):
+                    yield pa.Table.from_batches([batch.slice(start, BATCH_ROWS)])
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise file.error(f"not a readable Arrow file: {_first_line(error)}") from None
 
 
-def _check_records(batch: pa.RecordBatch, before: int, file: PromptFile) -> None:
-    """Raise MoewhError for the first record that is no object with a prompt, named by its place."""
-    column = file.text_column
-    text, standing_in = pc.equal(batch.column("text_kind"), "VARCHAR"), pc.equal(batch.column("form"), "text")
-    good = pc.or_kleene(pc.fill_null(text, False), pc.invert(pc.fill_null(standing_in, True)))
-    bad = pc.index(good, pa.scalar(False)).as_py()
-    if bad < 0:
+def read_tables(tables: Iterable[pa.Table], file: PromptFile) -> Iterator[pa.RecordBatch]:
+    """Bring Arrow tables of one schema to canonical batches; what no prompt takes up becomes JSON metadata."""
+    tables = iter(tables)
+    first = next(tables, None)
+    if first is None:
         return
-    kind, text_kind = batch.column("kind")[bad].as_py(), batch.column("text_kind")[bad].as_py()
-    if kind != "OBJECT":
-        what = "is not a JSON object"
-    elif text_kind is None:
-        what = f"has no {column!r}, nor messages or input_ids. Name the column with --text-column"
-    else:
-        what = f"has a {column!r} that is no string ({text_kind.lower()})"
-    raise file.error(f"record {before + bad + 1} {what}.")
+    read = _table_conventions(first.schema, file)
+    yield from _canonical(_relabelled(chain([first], tables), read, file), read, file, "row")
 
 
-def _relabel(
-    connection: duckdb.DuckDBPyConnection, table: pa.Table, file: PromptFile, *, empty_is_null: bool
-) -> Iterator[pa.RecordBatch]:
-    """Bring a CSV or Parquet batch to the canonical columns; what is left becomes JSON metadata.
-
-    DuckDB knows the columns by their places: to it, `Text` and `text` are one name.
-    """
-    form, given = _prompt_column(table.schema, file)
-    places = {name: f"c{place}" for place, name in enumerate(table.column_names)}
-    rest = [name for name in places if name not in (given, file.domain_column, "source")]
-
-    def column(name: str) -> str:
-        if name not in places:
-            return "null"
-        value = f"{places[name]}::varchar"
-        return f"nullif({value}, '')" if empty_is_null and name != given else value
-
-    text = column(given) if form == "text" else f"to_json({places[given]})::varchar"
-    packed = ", ".join(f"${places[name]}, {places[name]}" for name in rest)
-    metadata = f"json_object({packed})::varchar" if rest else "null::varchar"
-    query = f"""
-        select {text} as text, '{form}' as form, {column(file.domain_column)} as domain,
-               {column("source")} as source, {metadata} as metadata
-        from given
-    """
-    try:
-        connection.register("given", table.rename_columns(list(places.values())))
-        relabelled = connection.sql(query, params={places[name]: name for name in rest}).to_arrow_table()
-    except duckdb.Error as error:
-        raise file.error(f"holds what DuckDB cannot read: {_first_line(error)}") from None
-    yield from _canonical(relabelled, file)
-
-
-def _prompt_column(columns: pa.Schema, file: PromptFile) -> tuple[str, str]:
-    """Return the form of a table's prompts and the column that holds them. Raises MoewhError for a table without."""
+def _table_conventions(columns: pa.Schema, file: PromptFile) -> tuple[Convention, ...]:
+    """Return what may be a prompt among the columns of a table. Raises MoewhError for a table without."""
     names = columns.names
     if len(set(names)) < len(names):
         raise file.error("has two columns of the same name. Rename one.")
-    if file.domain_column not in ("domain", *names):
-        raise file.error(f"has no column {file.domain_column!r}; it has {', '.join(names)}. Check --domain-column.")
-    if file.text_column in names:
-        kind = columns.field(file.text_column).type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            raise file.error(f"column {file.text_column!r} holds {kind}, not text.")
-        return "text", file.text_column
-    for form in (MESSAGES, INPUT_IDS):
-        if form in names and pa.types.is_list(columns.field(form).type):
-            return form, form
-    raise file.error(
-        f"has no column {file.text_column!r}; it has {', '.join(map(repr, names))}. Name it with --text-column."
-    )
+    listed = ", ".join(map(repr, names))
+    if file.domain_column != "domain" and _root(file.domain_column, names) is None:
+        raise file.error(f"has no column {file.domain_column!r}; it has {listed}. Check --domain-column.")
+    known = conventions(file.text_column)
+    there = [item for item in known if _root(item.head, names) is not None]
+    kinds = {item.head: columns.field(item.head).type for item in there if item.head in names}
+    read = [item for item in there if item.head not in kinds or holds(kinds[item.head], item.form)]
+    texts = [item for item in there if item.form == "text"]
+    if texts and texts[0] not in read and (len(there) == 1 or not pa.types.is_null(kinds[texts[0].head])):
+        raise file.error(f"column {texts[0].head!r} holds {kinds[texts[0].head]}, not text.")
+    if not read:
+        raise file.error(f"has no column {known[0].head!r}; it has {listed}. Name it with --text-column.")
+    return tuple(read)
 
 
-def _canonical(table: pa.Table, file: PromptFile) -> Iterator[pa.RecordBatch]:
-    """Fill in the file's own labels (domain, source) and yield batches of exactly the canonical schema."""
-    columns = {name: table.column(name) for name in table.column_names}
-    if file.domain is not None:
-        columns["domain"] = pa.array([file.domain] * table.num_rows, pa.string())
-    for name in CANONICAL.names:
-        columns.setdefault(name, pa.nulls(table.num_rows, pa.string()))
-    columns["form"] = pc.fill_null(columns["form"].cast(pa.string()), "text")
-    columns["text"] = pc.fill_null(columns["text"].cast(pa.string()), "")
-    columns["source"] = pc.fill_null(columns["source"].cast(pa.string()), file.source)
-    ordered = {name: columns[name].cast(pa.string()) for name in CANONICAL.names}
-    yield from pa.table(ordered, schema=CANONICAL).to_batches()
+def _root(name: str, names: list[str]) -> str | None:
+    """Return the column of a table that holds a column: itself, or what `a.b` is nested in; None if there is none."""
+    if name in names:
+        return name
+    keys = nested_path(name)
+    return keys[0] if keys and keys[0] in names else None
 
 
-def _bad_utf8(path: Path) -> str | None:
-    """Name the first line that is not UTF-8, if there is one."""
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
+def _relabelled(tables: Iterable[pa.Table], read: tuple[Convention, ...], file: PromptFile) -> Iterator[pa.RecordBatch]:
+    """Yield what `prompts_sql` makes of tables. A column that DuckDB cannot read is spelled as JSON first."""
+    connection = database()
+    try:
+        for table in tables:
+            given = _with_plain_columns(table, read, file)
             try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                return f"line {number} is not UTF-8 (byte {error.start + 1} of the line). Convert the file to UTF-8."
-    return None
+                batches = _relabel(connection, given, frozenset(), read, file)
+            except duckdb.Error:
+                connection.close()
+                connection = database()  # some errors leave the old one of no use
+                given, as_json = spelled(given)
+                batches = _relabel(connection, given, as_json, read, file)
+            yield from batches
+    except duckdb.Error as error:
+        raise file.error(f"holds what DuckDB cannot read: {_first_line(error)}") from None
+    finally:
+        connection.close()
 
 
-def _bad_json(path: Path) -> str | None:
+def _with_plain_columns(table: pa.Table, read: tuple[Convention, ...], file: PromptFile) -> pa.Table:
+    """Return a table whose text columns are plain strings, and whose others DuckDB reads right if it reads them."""
+    texts = {name for item in read for name in item.columns}
+    for place, name in enumerate(table.column_names):
+        try:
+            column = as_text(table.column(place)) if name in texts else table.column(place)
+        except pa.ArrowInvalid:
+            raise file.error(f"column {name!r} holds bytes that are not UTF-8.") from None
+        table = table.set_column(place, name, unwrapped(column))
+    return table
+
+
+def _relabel(
+    connection: duckdb.DuckDBPyConnection,
+    table: pa.Table,
+    as_json: frozenset[int],
+    read: tuple[Convention, ...],
+    file: PromptFile,
+) -> list[pa.RecordBatch]:
+    """Run `prompts_sql` on a table. DuckDB knows its columns by their places: to it, `Text` and `text` are one name."""
+    bound = _Bound()
+    names = table.column_names
+    empty_is_null = file.format in ("csv", "tsv")
+    columns = {name: f"c{place}" + ("::json" if place in as_json else "") for place, name in enumerate(names)}
+    texts = {name for item in read if item.form == "text" for name in item.columns if name in names}
+    strings = {name for name in texts if pa.types.is_large_string(table.schema.field(name).type)}
+
+    def value(name: str) -> str:
+        root = _root(name, names)
+        if root is None:
+            return "null::json"
+        if root != name:
+            path = "$." + ".".join(f'"{key}"' for key in (nested_path(name) or [])[1:])
+            return f"json_extract(to_json({columns[root]}), {bound(path)})"
+        if name in strings:  # only whether there is one counts: `text` says which
+            return f"case when {text(name)} is not null then '\"\"'::json else 'null'::json end"
+        column = f"nullif({columns[name]}, '')" if empty_is_null else columns[name]
+        return f"coalesce(to_json({column}), 'null'::json)"
+
+    def text(name: str) -> str:
+        if name not in strings:
+            return f"{value(name)} ->> '$'"
+        return f"nullif({columns[name]}, '')" if empty_is_null else columns[name]
+
+    def label(name: str) -> str:
+        if name not in columns or columns[name].endswith("json"):
+            return f"{value(name)} ->> '$'"
+        return f"nullif({columns[name]}::varchar, '')" if empty_is_null else f"{columns[name]}::varchar"
+
+    def metadata(convention: Convention) -> str:
+        used = (*convention.columns, file.domain_column, "source")
+        rest = ", ".join(f"{bound(name)}, {columns[name]}" for name in names if name not in used)
+        nested = [name for name in used if _root(name, names) not in (None, name)]
+        patches = [
+            f"case when {value(name)} is not null then {bound(_nested_null(nested_path(name) or []))} else '{{}}' end"
+            for name in nested
+        ]
+        packed = f"json_object({rest})" if rest else "null"
+        return f"json_merge_patch({', '.join([packed, *patches])})::varchar" if patches else f"{packed}::varchar"
+
+    needed = sorted({*(name for item in read for name in item.columns), *BESIDE})
+    values = {name: value(name) for name in needed}
+    v = {name: f"v{place}" for place, name in enumerate(needed)}
+    labelled = f"{value(file.domain_column)} is not null"
+    records = f"""
+        select *, 'OBJECT' as record_kind, {labelled} as labelled, {label(file.domain_column)} as domain,
+               {label("source")} as source, {", ".join(f"{values[name]} as {v[name]}" for name in needed)}
+        from given
+    """
+    keys = f"[{', '.join(map(bound, names))}]"
+    query = prompts_sql(records, read, RecordColumns(v.__getitem__, text, metadata, keys))
+    connection.register("given", table.rename_columns([f"c{place}" for place in range(len(names))]))
+    batches: list[pa.RecordBatch] = connection.sql(query, params=bound.values).to_arrow_table().to_batches()
+    return batches
+
+
+# ------------------------------------------------------------------------------------------ both
+
+
+class _Bound:
+    """Values of a query's parameters; calling it with one returns the SQL that stands for it."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+
+    def __call__(self, value: str) -> str:
+        name = f"p{len(self.values)}"
+        self.values[name] = value
+        return f"${name}"
+
+
+def _canonical(
+    batches: Iterable[pa.RecordBatch], read: Sequence[Convention], file: PromptFile, word: str
+) -> Iterator[pa.RecordBatch]:
+    """Check that every record is a prompt, fill in the file's own labels, and yield exactly the canonical schema.
+
+    Raises MoewhError for the first record that is no prompt, named by its place.
+    """
+    before = labelled = 0
+    for batch in batches:
+        bad = pc.index(pc.is_valid(batch.column("problem")), pa.scalar(True)).as_py()
+        if bad >= 0:
+            problem = problem_of(batch.slice(bad, 1).to_pylist()[0], read)
+            raise file.error(f"{word} {before + bad + 1} {problem}.")
+        columns = {name: batch.column(name).cast(pa.string()) for name in CANONICAL.names}
+        if file.domain is not None:
+            columns["domain"] = pa.array([file.domain] * batch.num_rows, pa.string())
+        columns["text"] = _strict_payloads(pc.fill_null(columns["text"], ""), columns["form"])
+        columns["source"] = pc.fill_null(columns["source"], file.source)
+        columns["metadata"] = strict_json(columns["metadata"])
+        yield pa.RecordBatch.from_arrays(list(columns.values()), schema=CANONICAL)
+        before += batch.num_rows
+        labelled += pc.sum(batch.column("labelled")).as_py() or 0
+    if not labelled and before and file.domain_column != "domain":
+        raise file.error(f"no {word} has {file.domain_column!r}. Check --domain-column.")
+
+
+def _strict_payloads(texts: pa.StringArray, forms: pa.StringArray) -> pa.StringArray:
+    """Make messages and ids valid JSON; texts stay what they are."""
+    is_text = pc.equal(forms, "text")
+    return texts if pc.all(is_text).as_py() else pc.if_else(is_text, texts, strict_json(texts, pc.invert(is_text)))
+
+
+def database() -> duckdb.DuckDBPyConnection:
+    """Return a DuckDB in memory whose answers do not depend on where in the world it runs."""
+    connection = duckdb.connect()
+    connection.execute("set TimeZone = 'UTC'")
+    return connection
+
+
+def _bad_json(path: Path, kind: str) -> str | None:
     """Name the first line that is not UTF-8 or not JSON, if Python's reader sees one."""
-    if not_utf8 := _bad_utf8(path):
+    if not_utf8 := bad_utf8(path):
         return not_utf8
+    if kind != "jsonl":
+        return _bad_json_text(path.read_bytes(), "")
     with path.open("rb") as lines:
-        if lines.read(3) == codecs.BOM_UTF8:
-            return "begins with a byte order mark, which JSON does not allow. Save it as UTF-8 without one."
-        lines.seek(0)
-        for number, line in enumerate(lines, 1):
-            try:
-                if line.strip():
-                    json.dumps(json.loads(line), ensure_ascii=False).encode()
-            except UnicodeEncodeError:
-                return f"line {number} holds half of a surrogate pair (\\ud800 to \\udfff), which is no character."
-            except ValueError as error:
-                return f"line {number} is not valid JSON: {error}."
+        found = (_bad_json_text(line, f"line {number} ") for number, line in enumerate(lines, 1) if line.strip())
+        return next((problem for problem in found if problem), None)
+
+
+def _bad_json_text(content: bytes, where: str) -> str | None:
+    try:
+        json.dumps(json.loads(content), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return f"{where}holds half of a surrogate pair (\\ud800 to \\udfff), which is no character."
+    except RecursionError:
+        return f"{where}is nested too deeply."
+    except ValueError as error:
+        return f"{where}is not valid JSON: {error}."
     return None
 
 
@@ -284,4 +507,11 @@ def _json_key(name: str) -> str:
     return "/" + name.replace("~", "~0").replace("/", "~1")
 
 
-_READERS = {"txt": _read_txt, "csv": _read_csv, "parquet": _read_parquet, "jsonl": _read_jsonl}
+_TABLES: dict[str, Callable[[Path, PromptFile], Iterator[pa.Table]]] = {
+    "txt": _txt_tables,
+    "csv": _csv_tables,
+    "tsv": _csv_tables,
+    "parquet": _parquet_tables,
+    "arrow": _arrow_tables,
+}
+_TEXT_FORMATS = ("json", "jsonl", "csv", "tsv", "txt")

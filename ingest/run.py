@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,21 +24,26 @@ import torch
 
 from ingest.batches import plan_batches
 from ingest.capture import PendingRouting
+from ingest.chats import CLOCK, GENERATION_PROMPT, ChatRenderer, ChatRules, chat_arguments, template_variables
 from ingest.expected import top_k
 from ingest.forward import BatchRunner, Rows
 from ingest.generation import GeneratedBatch, generated_size, plan_equal_batches, with_generated
-from ingest.identity import Identity, identify, require_same, write_run
+from ingest.identity import Identity, identify, is_complete, require_same, write_run
 from ingest.measure import LayerFacts
 from ingest.model import LoadedModel, load_model
 from ingest.options import STDIN, IngestOptions, Sampling
 from ingest.processes import this_process
 from ingest.prompts import Plan, PromptStream, SizeRule, estimated_rows, prompt_bytes
+from ingest.readers import MESSAGES
 from ingest.segment import Committed, RoutingBuffer, write_segment
+from ingest.template_time import fix_time, forget_time
 from ingest.tokenise import TokenisedSegment, TokenRules, TokenTexts, tokenise
 from ingest.vectors import VectorBuffer, wanted_vectors
-from warehouse.errors import UsageError
+from warehouse.errors import MoewhError, UsageError
 from warehouse.layout import Layout
 
+_PROMPTS_LOOKED_AT = 64
+"""Prompts that are tokenised at once before the run, to see that they give tokens."""
 _BATCHES_AHEAD = 16
 """Batches whose routing may be on its way from the device at once."""
 
@@ -81,9 +86,22 @@ def ingest(options: IngestOptions, layout: Layout, progress: Progress | None = N
     process = this_process()
     if process.world > 1 and STDIN in options.prompts:
         raise UsageError("several processes cannot share standard input. Write the prompts to a file first.")
+    chat_arguments(options.chat_arguments)  # refused before anything is loaded
+    layout.require_one_disk(options.run_id if options.run_id and not is_complete(layout, options.run_id) else None)
     with PromptStream(options, layout) as prompts:
+        if progress is not None and prompts.skipped:
+            progress.note(_skipped(prompts.skipped))
         loaded = load_model(options, process)
-        return _Run(options, layout, prompts, loaded, progress or Progress()).execute()
+        run = _Run(options, layout, prompts, loaded, progress or Progress())
+        try:
+            return run.execute()
+        finally:
+            run.leave()
+
+
+def _skipped(files: Sequence[str]) -> str:
+    named = ", ".join(files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
+    return f"skipped what is not a prompts file: {named}"
 
 
 class _Run:
@@ -96,7 +114,12 @@ class _Run:
         # A budget of one token puts every context into a batch of its own.
         alone = any(site.reader.one_context_a_batch for site in loaded.sites)
         self.batch_tokens = 1 if alone else options.batch_tokens
-        self.rules = TokenRules(_max_length(options, loaded), options.on_overflow, options.special_tokens)
+        self.rules = TokenRules(
+            _max_length(options, loaded),
+            options.on_overflow,
+            options.special_tokens,
+            vocabulary=loaded.vocabulary_rows,
+        )
         self.size = SizeRule(
             rows_per_token=top_k(loaded.config) * len(loaded.sites),
             max_length=self.rules.max_length,
@@ -105,18 +128,27 @@ class _Run:
             generate=options.generate,
         )
         self.sampling = options.sampling
+        if options.generate:
+            _check_start(loaded)
         self.plan: Plan = prompts.plan(self.size)
+        self.wanted = wanted_vectors(options, loaded.sites, loaded.text_config.model_type)
+        self.rules = replace(self.rules, chats=_chat_rules(options, loaded, self.plan))
         self.identity: Identity = identify(loaded, options, self.rules, self.plan)
+        if self.plan.chats and CLOCK in template_variables(loaded.tokenizer):
+            self._fix_time(options)
         self.recorded = require_same(layout, self.identity)
         self.missing = this_process().share(self._missing())
+        if self.missing:
+            layout.require_one_disk(self.identity.run_id)
         self.texts = TokenTexts(loaded.tokenizer)
-        self.wanted = wanted_vectors(options, loaded.sites, loaded.text_config.model_type)
         self.batches = BatchRunner(loaded, self.wanted, self._begin)
         self.summary = Summary(self.identity.run_id, self.plan.segments)
 
     def execute(self) -> Summary:
         """Commit every missing segment in order."""
         began = time.monotonic()
+        if self.missing and not self.recorded:
+            self._require_tokens()
         with _workers(in_background(self.loaded.model.device)) as (ahead, collector, writer):
             tokenised = [ahead.submit(self._tokenise, number) for number in self.missing[:1]]
             writing: list[Future[Committed]] = []
@@ -139,6 +171,12 @@ class _Run:
         self.summary.peak_memory = _peak_memory()
         return self.summary
 
+    def leave(self) -> None:
+        """Let a run that did not begin start at another time; of several processes another may be about to begin it."""
+        alone = this_process().world == 1
+        if alone and self.rules.chats.now is not None and not self.layout.run(self.identity.run_id).is_dir():
+            forget_time(self.layout, self.identity.run_id)
+
     def _missing(self) -> list[int]:
         segments = range(self.plan.segments)
         return [number for number in segments if not self.layout.segment(self.identity.run_id, number).is_dir()]
@@ -153,7 +191,56 @@ class _Run:
                 f"prompt {start} alone has more rows than a segment ({self.size.segment_rows}); it is marked failed. "
                 "Raise --segment-rows or lower --max-length."
             )
-        return tokenise(table, start, self.loaded.tokenizer, self.rules, too_large)
+        segment = tokenise(table, start, self.loaded.tokenizer, self.rules, too_large, warn=self.progress.warn)
+        if segment.without_tokens:
+            more = f" and {len(segment.without_tokens) - 5} more" if len(segment.without_tokens) > 5 else ""
+            self.progress.warn(
+                f"prompts that are not empty give no tokens and are marked failed: "
+                f"{', '.join(map(str, segment.without_tokens[:5]))}{more}."
+            )
+        return segment
+
+    def _fix_time(self, options: IngestOptions) -> None:
+        """Settle the time that the chat template sees; it is part of the run's identity."""
+        identity = self.identity
+        now = fix_time(self.layout, identity.run_id, identity.sha256, self._template_asks_for_time, not self._missing())
+        if now is not None:
+            self.rules = replace(self.rules, chats=replace(self.rules.chats, now=now))
+            self.identity = identify(self.loaded, options, self.rules, self.plan)
+
+    def _template_asks_for_time(self) -> bool:
+        """Render chats until one makes the template ask for the time."""
+        renderer = ChatRenderer(self.loaded.tokenizer, self.rules.chats)
+        for first_prompt, table in self._tables():
+            parts = zip(table.column("form").to_pylist(), table.column("text").to_pylist(), strict=True)
+            for place, (form, payload) in enumerate(parts):
+                if form == MESSAGES:
+                    renderer.text(payload, f"prompt {first_prompt + place}")
+                if renderer.saw_clock:
+                    return True
+        return False
+
+    def _require_tokens(self) -> None:
+        """Raise MoewhError if every prompt that is not empty gives no tokens: the tokenizer is not the model's."""
+        without: list[int] = []
+        for first_prompt, table in self._tables():
+            part = tokenise(table, first_prompt, self.loaded.tokenizer, self.rules)
+            without += part.without_tokens
+            if len(part.without_tokens) + part.status_P.count("empty") < len(part.status_P):
+                return
+        if without:
+            raise MoewhError(
+                f"none of the {len(without):,} prompts that are not empty gives a token (first: prompt {without[0]}). "
+                "Check the prompts, or name the model's tokenizer with --tokenizer."
+            )
+
+    def _tables(self) -> Iterator[tuple[int, Any]]:
+        """Yield the prompts of the run a few at a time: (first prompt_id, canonical table)."""
+        for number in range(self.plan.segments):
+            start, stop = self.plan.bounds(number)
+            table = self.prompts.read(start, stop)
+            for offset in range(0, table.num_rows, _PROMPTS_LOOKED_AT):
+                yield start + offset, table.slice(offset, _PROMPTS_LOOKED_AT)
 
     def _observe(self, segment: TokenisedSegment, collector: Executor) -> tuple[RoutingBuffer, list[Future[None]]]:
         """Launch every batch of a segment; the first of a command is proved right before anything is committed.
@@ -289,6 +376,31 @@ def _workers(background: bool) -> Iterator[tuple[Executor, Executor, Executor]]:
 def _peak_memory() -> int:
     """Most resident memory of this process, in bytes; Linux counts it in KiB, macOS in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _chat_rules(options: IngestOptions, loaded: LoadedModel, plan: Plan) -> ChatRules:
+    """Return how chats are rendered. Raises UsageError for options of chats that have no effect."""
+    arguments = chat_arguments(options.chat_arguments)
+    given = "--chat-argument" if arguments else "--chat-template" if options.chat_template else None
+    if not plan.chats:
+        if given:
+            raise UsageError(f"{given} has no effect: no prompt is chat messages. Leave it out.")
+        return ChatRules()
+    used = template_variables(loaded.tokenizer)
+    for name in arguments:
+        if name not in used:
+            raise UsageError(f"--chat-argument {name}: the chat template does not use {name}.")
+    return ChatRules(arguments, bool(options.generate) and GENERATION_PROMPT in used)
+
+
+def _check_start(loaded: LoadedModel) -> None:
+    """Raise MoewhError if an encoder-decoder's decoder would start from a token that the model does not have."""
+    start, rows = loaded.model.generation_config.decoder_start_token_id, loaded.vocabulary_rows
+    if loaded.config.is_encoder_decoder and isinstance(start, int) and rows is not None and not 0 <= start < rows:
+        raise MoewhError(
+            f"decoder_start_token_id {start} is outside the model's vocabulary ({rows:,} rows). Correct "
+            "generation_config.json."
+        )
 
 
 def _max_length(options: IngestOptions, loaded: LoadedModel) -> int:

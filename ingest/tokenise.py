@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from ingest.chats import ChatRenderer, ChatRules
 from ingest.options import Overflow
 from ingest.readers import INPUT_IDS, MESSAGES
 from warehouse.errors import MoewhError
@@ -35,6 +35,9 @@ class TokenRules:
     max_length: int
     on_overflow: Overflow
     special_tokens: bool
+    chats: ChatRules = field(default_factory=ChatRules)
+    vocabulary: int | None = None
+    """Rows of the model's embedding: a token id must be below it. None: any id will do."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ class TokenisedSegment:
     start_C: npt.NDArray[np.int64]
     """Where each context begins in the flat arrays."""
     length_C: npt.NDArray[np.int64]
+    without_tokens: tuple[int, ...] = ()
+    """prompt_id of the prompts that are not empty and give no tokens."""
     generated_T: npt.NDArray[np.bool_] | None = None
     """Tokens that the model itself said; None if it said nothing."""
 
@@ -83,30 +88,45 @@ class _Encoded:
     special: list[list[int]]
 
 
+@dataclass(frozen=True)
+class _Prompt:
+    """One prompt on its way to tokens: as text, or as ids that were given."""
+
+    name: str
+    form: str
+    text: str
+    """As tokenised: messages after the chat template, token ids decoded."""
+    blank: bool
+    """Whether there was nothing to tokenise."""
+    ids: list[int] | None = None
+
+
 class _Tokenizer:
     """Turns prompts of any form into ids and masks of special tokens."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, special_tokens: bool) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, rules: TokenRules, warn: Callable[[str], None]) -> None:
         self._tokenizer = tokenizer
-        self._special_tokens = special_tokens
+        self._special_tokens = rules.special_tokens
         self._special_ids = frozenset(tokenizer.all_special_ids)
+        self._chats = ChatRenderer(tokenizer, rules.chats, warn)
+        self._warn = warn
+        self._doubled = False
 
-    def as_text(self, form: str, payload: str, name: str) -> str:
-        """Return a prompt as the text that is tokenised. Raises MoewhError for messages without a template."""
+    def read(self, form: str, payload: str, name: str) -> _Prompt:
+        """Return a prompt as the text or ids that become its tokens. Raises MoewhError, naming it, for neither."""
         if form == MESSAGES:
-            if not self._tokenizer.chat_template:
-                raise MoewhError(
-                    f"{name} is chat messages, but the tokenizer has no chat template. Give a text column."
-                )
-            try:
-                return str(self._tokenizer.apply_chat_template(json.loads(payload), tokenize=False))
-            except (TemplateError, TypeError, KeyError, ValueError, AttributeError) as error:
-                raise MoewhError(f"{name}: the chat template refuses its messages: {error}") from error
+            text = self._chats.text(payload, name)
+            return _Prompt(name, form, text, blank=not text)
         if form == INPUT_IDS:
-            return str(self._tokenizer.decode(self._ids(payload, name), clean_up_tokenization_spaces=False))
-        return payload
+            given, ids = _given_ids(payload, name)
+            wrong = [token for token in ids if type(token) is not int or not 0 <= token < len(self._tokenizer)]
+            if wrong:
+                raise MoewhError(f"{name}: {wrong[0]} among its input_ids is no token of the tokenizer.")
+            text = str(self._tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+            return _Prompt(name, form, text, blank=bool(ids) or not given, ids=ids)
+        return _Prompt(name, form, payload, blank=not payload)
 
-    def encode(self, forms: list[str], payloads: list[str], texts: list[str]) -> list[tuple[list[int], list[int]]]:
+    def encode(self, prompts: list[_Prompt]) -> list[tuple[list[int], list[int]]]:
         """Return (ids, mask of special tokens) per prompt.
 
         The template has put its special tokens into a chat's text already, so none are added to it again. In chats
@@ -114,34 +134,85 @@ class _Tokenizer:
         """
         encoded: dict[int, tuple[list[int], list[int]]] = {}
         for form, special_tokens in (("text", self._special_tokens), (MESSAGES, False)):
-            places = [place for place, kind in enumerate(forms) if kind == form]
-            if not places:
-                continue
+            places = [place for place, prompt in enumerate(prompts) if prompt.form == form]
+            pairs = self._encode_texts([prompts[place] for place in places], special_tokens) if places else []
+            for place, (ids, mask) in zip(places, pairs, strict=True):
+                encoded[place] = (ids, mask if form == "text" and len(mask) == len(ids) else self._mask(ids))
+        for place, prompt in enumerate(prompts):
+            if prompt.ids is not None:
+                encoded[place] = (prompt.ids, self._mask(prompt.ids))
+        return [encoded[place] for place in range(len(prompts))]
+
+    def _encode_texts(self, prompts: list[_Prompt], special_tokens: bool) -> list[tuple[list[int], list[int]]]:
+        """Tokenise texts whole: a tokenizer's own settings to pad or truncate do not count.
+
+        A tokenizer in Python may give no mask, or one that leaves out the tokens it added.
+        """
+        try:
             output = self._tokenizer(
-                [texts[place] for place in places],
+                [prompt.text for prompt in prompts],
                 add_special_tokens=special_tokens,
+                padding=False,
+                truncation=False,
                 return_special_tokens_mask=True,
                 return_attention_mask=False,
                 verbose=False,
             )
-            pairs = zip(output["input_ids"], output["special_tokens_mask"], strict=True)
-            for place, (ids, mask) in zip(places, pairs, strict=True):
-                encoded[place] = (ids, mask if form == "text" else self._mask(ids))
-        for place, form in enumerate(forms):
-            if form == INPUT_IDS:
-                ids = json.loads(payloads[place])
-                encoded[place] = (ids, self._mask(ids))
-        return [encoded[place] for place in range(len(forms))]
+            ids = [_plain(tokens) for tokens in output["input_ids"]]
+            masks = output.get("special_tokens_mask")
+            masks = [[]] * len(ids) if masks is None else [_plain(mask) for mask in masks]
+            return [pair for pair, _ in zip(zip(ids, masks, strict=True), prompts, strict=True)]
+        except Exception as error:  # a tokenizer may be anyone's code
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            last = f" to {prompts[-1].name.removeprefix('prompt ')}" if len(prompts) > 1 else ""
+            raise MoewhError(
+                f"{prompts[0].name}{last}: the tokenizer ({type(self._tokenizer).__name__}) fails: {reason}. "
+                "Check its files, or name another with --tokenizer."
+            ) from error
+
+    def warn_of_doubled(self, prompts: list[_Prompt], encoded: list[tuple[list[int], list[int]]]) -> None:
+        """Say once that a text brings the special token that the tokenizer puts in front of every text."""
+        for prompt, (ids, mask) in zip(prompts, encoded, strict=True):
+            if not self._doubled and prompt.form == "text" and ids[1:2] == ids[:1] != [] and mask[:2] == [1, 0]:
+                self._doubled = True
+                self._warn(
+                    f"{prompt.name} begins with {self._tokenizer.decode(ids[:1])}, and the tokenizer puts another in "
+                    "front. Give --no-special-tokens if the texts hold their special tokens already."
+                )
 
     def _mask(self, ids: list[int]) -> list[int]:
         return [int(token in self._special_ids) for token in ids]
 
-    def _ids(self, payload: str, name: str) -> list[int]:
-        ids = json.loads(payload)
-        wrong = [token for token in ids if type(token) is not int or not 0 <= token < len(self._tokenizer)]
-        if wrong:
-            raise MoewhError(f"{name}: {wrong[0]} among its input_ids is no token of the tokenizer.")
-        return list(ids)
+
+def _plain(values: Any) -> list[int]:
+    """Return a list, from a list or from a tensor of one dimension."""
+    return list(values.tolist() if hasattr(values, "tolist") else values)
+
+
+def _given_ids(payload: str, name: str) -> tuple[int, list[Any]]:
+    """Return how many ids were given, and those that the attention mask, if there is one, does not cover.
+
+    Raises MoewhError for a mask that does not fit, or that has a gap: what lies in it would be neither seen nor absent.
+    """
+    given = json.loads(payload)
+    ids, mask = (given["input_ids"], given.get("attention_mask")) if isinstance(given, dict) else (given, None)
+    if mask is None:
+        return len(ids), list(ids)
+    if not isinstance(mask, list) or any(type(flag) not in (int, bool) or flag not in (0, 1) for flag in mask):
+        raise MoewhError(f"{name}: its attention_mask holds other values than 0 and 1.")
+    if len(mask) != len(ids):
+        raise MoewhError(f"{name}: its attention_mask has {len(mask)} values for {len(ids)} input_ids.")
+    real = [place for place, flag in enumerate(mask) if flag]
+    if not real:
+        return len(ids), []
+    first, last = real[0], real[-1] + 1
+    if len(real) < last - first:
+        gap = mask.index(0, first)
+        raise MoewhError(
+            f"{name}: its attention_mask masks position {gap}, between tokens. Only padding before or after the tokens "
+            "can be masked."
+        )
+    return len(ids), list(ids[first:last])
 
 
 def tokenise(
@@ -150,32 +221,55 @@ def tokenise(
     tokenizer: PreTrainedTokenizerBase,
     rules: TokenRules,
     too_large: Sequence[int] = (),
+    *,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> TokenisedSegment:
     """Tokenise the prompts of a segment.
 
     `too_large` lists prompts (by place in the segment) that are `failed` unread: their rows would not fit a
-    segment. Raises MoewhError, naming the prompt, for an overflow with the rule `error`.
+    segment. `warn` is told what a chat template leaves out. Raises MoewhError, naming the prompt, for one that cannot
+    be tokenised, for a token id the model does not have, and for an overflow with the rule `error`.
     """
-    turn = _Tokenizer(tokenizer, rules.special_tokens)
+    turn = _Tokenizer(tokenizer, rules, warn)
     payloads, forms = prompts.column("text").to_pylist(), prompts.column("form").to_pylist()
     names = [f"prompt {first_prompt + place}" for place in range(len(payloads))]
-    texts = [turn.as_text(*parts) for parts in zip(forms, payloads, names, strict=True)]
+    read = [turn.read(*parts) for parts in zip(forms, payloads, names, strict=True)]
     encoded: list[_Encoded] = []
-    for start in range(0, len(texts), _TEXTS_AT_ONCE):
-        part = slice(start, start + _TEXTS_AT_ONCE)
-        pairs = turn.encode(forms[part], payloads[part], texts[part])
-        encoded += [_fit(ids, mask, rules, name) for (ids, mask), name in zip(pairs, names[part], strict=True)]
+    for start in range(0, len(read), _TEXTS_AT_ONCE):
+        part = read[start : start + _TEXTS_AT_ONCE]
+        pairs = turn.encode(part)
+        encoded += [_fit(ids, mask, rules, prompt) for (ids, mask), prompt in zip(pairs, part, strict=True)]
+        turn.warn_of_doubled(part, pairs)
+    without_tokens = tuple(first_prompt + place for place, item in enumerate(encoded) if item is _NO_TOKENS)
     for place in too_large:
         encoded[place] = _Encoded("failed", [], [])
-    return _flatten(prompts, texts, first_prompt, encoded)
+    flat = _flatten(prompts, [prompt.text for prompt in read], first_prompt, encoded)
+    return replace(flat, without_tokens=without_tokens)
 
 
-def _fit(ids: list[int], special: list[int], rules: TokenRules, name: str) -> _Encoded:
-    """Apply the overflow rule to one prompt."""
+_NO_TOKENS = _Encoded("failed", [], [])
+"""What becomes of a prompt that is not empty and gives no tokens."""
+
+
+def _fit(ids: list[int], special: list[int], rules: TokenRules, prompt: _Prompt) -> _Encoded:
+    """Apply the overflow rule to one prompt. Raises MoewhError for an id that the model does not have."""
     if len(ids) == sum(special):
-        return _Encoded("empty", [], [])
-    if len(ids) <= rules.max_length:
-        return _Encoded("ok", [ids], [special])
+        return _Encoded("empty", [], []) if prompt.blank else _NO_TOKENS
+    fitted = _Encoded("ok", [ids], [special])
+    if len(ids) > rules.max_length:
+        fitted = _overflow(ids, special, rules, prompt.name)
+    if rules.vocabulary is not None:
+        wrong = [token for window in fitted.contexts for token in window if not 0 <= token < rules.vocabulary]
+        if wrong:
+            raise MoewhError(
+                f"{prompt.name}: token id {wrong[0]} is outside the model's vocabulary ({rules.vocabulary:,} rows). "
+                "Resize the embeddings or use the model's own tokenizer."
+            )
+    return fitted
+
+
+def _overflow(ids: list[int], special: list[int], rules: TokenRules, name: str) -> _Encoded:
+    """Return what becomes of a prompt that is too long. Raises MoewhError if nothing may."""
     if rules.on_overflow == "error":
         raise MoewhError(
             f"{name} has {len(ids)} tokens, over the maximum length {rules.max_length}. "
@@ -266,5 +360,7 @@ def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     rules = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     special = json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)
-    parts = (type(tokenizer).__name__, rules, special, json.dumps(tokenizer.chat_template))
+    parts = [type(tokenizer).__name__, rules, special, json.dumps(tokenizer.chat_template)]
+    if getattr(tokenizer, "split_special_tokens", False):
+        parts.append("split_special_tokens")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -8,41 +8,28 @@ runs here on the tensors of one layer.
 
 from __future__ import annotations
 
-import copy
-import importlib.util
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    WeightConverter,
-    WeightRenaming,
-    convert_and_load_state_dict_in_model,
-    dot_natural_key,
-    rename_source_key,
-)
+from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
-from transformers.quantizers.auto import get_hf_quantizer
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
-from transformers.utils.hub import cached_file, get_checkpoint_shard_files
-from transformers.utils.quantization_config import FineGrainedFP8Config, Mxfp4Config
 
-from ingest.architecture import empty_model
+from ingest.architecture import DEQUANTIZED, dequantizer, empty_model, quantization_method
 from ingest.blocks import Site
-from ingest.model import Source, load_failure
+from ingest.loaded import check_sources
+from ingest.model import Source, explaining
 from ingest.sites import find_sites
+from ingest.stored import conversion, parameter_sources, stored_tensors, weight_files
 from warehouse.errors import MoewhError
 
 NO_SAFETENSORS = "{title} has no safetensors weights, and `moewh geometry` reads no others. Convert the model first."
 Place = tuple[str, str]
 """A stored tensor: its key, and the file that it is in."""
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-_DEQUANTIZED = {"mxfp4": Mxfp4Config, "fp8": FineGrainedFP8Config}
-"""Ways to store weights in fewer bits that transformers can undo without a GPU."""
 
 
 class Checkpoint:
@@ -53,16 +40,23 @@ class Checkpoint:
 
     def __init__(self, source: Source, config: Any, revision: str | None, trust_remote_code: bool = False) -> None:
         self.title = source.title
-        self._quantizer, config = _quantizer(source.title, config)
-        try:
-            files = _files(source, config, revision)
-            self.model: Any = empty_model(config, trust_remote_code)
-            if self._quantizer is not None:
-                self._quantizer.preprocess_model(model=self.model, dtype=config.dtype, checkpoint_files=files)
-            self._stored = self._places(files)
-        except (OSError, ValueError, KeyError, ImportError, TypeError, RuntimeError, SafetensorError) as error:
-            raise MoewhError(load_failure(source.title, error)) from error
+        with explaining(source.title):
+            self._quantizer, config = _quantizer(source.title, config)
+            files = weight_files(source.location, config, revision)
+            if not files:
+                raise MoewhError(NO_SAFETENSORS.format(title=source.title))
+            self.model = self._empty(config, files, trust_remote_code)
+            self._sources = parameter_sources(self.model, stored_tensors(files).values(), self._quantizer)
+        self._stored = {
+            name: [(part.tensor.key, part.tensor.file) for part in parts] for name, parts in self._sources.parts.items()
+        }
         self.sites = find_sites(self.model, self.model.config).sites
+
+    def _empty(self, config: Any, files: list[str], trust_remote_code: bool) -> Any:
+        model = empty_model(config, trust_remote_code)
+        if self._quantizer is not None:
+            self._quantizer.preprocess_model(model=model, dtype=config.dtype, checkpoint_files=files)
+        return model
 
     @contextmanager
     def layer(self, site: Site) -> Iterator[None]:
@@ -71,6 +65,7 @@ class Checkpoint:
         Raises MoewhError if the files lack any of them.
         """
         wanted = _parameters(self.model, site)
+        check_sources(self.title, self.model, wanted, self._sources, self._quantizer)
         try:
             failures = self._load({name: self._stored[name] for name in wanted if name in self._stored})
             for name in wanted:
@@ -91,28 +86,6 @@ class Checkpoint:
                     total += torch.Size(part.get_shape()).numel() * _bits(part.get_dtype()) // 8
         return total
 
-    def _places(self, files: list[str]) -> dict[str, list[Place]]:
-        """Which tensors, as (key, file), each parameter is made of; in the order in which transformers takes them."""
-        keys: dict[str, str] = {}
-        for file in files:
-            with safe_open(file, framework="pt") as opened:
-                keys |= dict.fromkeys(opened.keys(), file)
-        mapping = self._mapping()
-        renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-        converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-        known, prefix = self.model.state_dict(), self.model.base_model_prefix
-        stored: dict[str, list[Place]] = {}
-        for key in sorted(keys, key=dot_natural_key):
-            name, _ = rename_source_key(key, renamings, converters, prefix, known)
-            if name not in known and key in known:  # as transformers does: it was in its final form already
-                name, _ = rename_source_key(key, [], [], prefix, known)
-            stored.setdefault(name, []).append((key, keys[key]))
-        return stored
-
-    def _mapping(self) -> list[Any]:
-        """The conversion from the files' tensors to the model's parameters; it keeps state, so each use has its own."""
-        return list(get_model_conversion_mapping(self.model, hf_quantizer=self._quantizer))
-
     def _load(self, stored: dict[str, list[Place]]) -> dict[str, str]:
         """Convert the tensors of some parameters; return what went wrong, by the parameter's name."""
         with ExitStack() as opened:
@@ -124,7 +97,8 @@ class Checkpoint:
             for name, places in stored.items():
                 slices |= {key: files[file].get_slice(key) for key, file in places}
                 _take_dtype(self.model, name, slices[places[0][0]].get_dtype())
-            config = LoadStateDictConfig(weight_mapping=self._mapping(), hf_quantizer=self._quantizer)
+            mapping = conversion(self.model, self._quantizer)
+            config = LoadStateDictConfig(weight_mapping=mapping, hf_quantizer=self._quantizer)
             info, _ = convert_and_load_state_dict_in_model(self.model, slices, config)
         return {name: " ".join(str(error).split())[:200] for name, error in info.conversion_errors.items()}
 
@@ -150,34 +124,17 @@ def _quantizer(title: str, config: Any) -> tuple[Any, Any]:
 
     Raises MoewhError for a way to quantise that is not undone here.
     """
-    stored = getattr(config, "quantization_config", None)
-    if stored is None:
+    method = quantization_method(config)
+    if method is None:
         return None, config
-    method = str(stored["quant_method"] if isinstance(stored, dict) else stored.quant_method.value)
-    if method not in _DEQUANTIZED:
+    if method not in DEQUANTIZED:
         raise MoewhError(
             f"{title}: its weights are quantised ({method}). `moewh geometry` reads weights as they are, "
-            f"{' and '.join(_DEQUANTIZED)}: give the model that it was made from."
+            f"{' and '.join(DEQUANTIZED)}: give the model that it was made from."
         )
-    if importlib.util.find_spec("accelerate") is None:
+    if (undone := dequantizer(config)) is None:
         raise MoewhError(f"{title}: weights in {method} need accelerate. Install it: pip install 'moewh[accelerate]'.")
-    quantizer, config, _ = get_hf_quantizer(
-        copy.deepcopy(config), _DEQUANTIZED[method](dequantize=True), None, True, {}
-    )
-    return quantizer, config
-
-
-def _files(source: Source, config: Any, revision: str | None) -> list[str]:
-    """Return the paths of a model's safetensors files, downloaded if need be. Raises MoewhError if there are none."""
-    single = getattr(config, "transformers_weights", None) or SAFE_WEIGHTS_NAME
-    optional = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
-    if not single.endswith(".index.json") and (file := cached_file(source.location, single, **optional)):
-        return [file]
-    index = single if single.endswith(".index.json") else SAFE_WEIGHTS_INDEX_NAME
-    if found := cached_file(source.location, index, **optional):
-        shards, _ = get_checkpoint_shard_files(source.location, found, revision=revision)
-        return list(shards)
-    raise MoewhError(NO_SAFETENSORS.format(title=source.title))
+    return undone
 
 
 def _bits(dtype: str) -> int:

@@ -19,6 +19,7 @@ from torch import nn
 VOCABULARY = 257
 TINY: dict[str, Any] = {
     **{"vocab_size": VOCABULARY, "max_position_embeddings": 64, "initializer_range": 0.05, "num_hidden_layers": 4},
+    "unpadded_vocab_size": VOCABULARY - 7,  # the head's rows, in families whose checkpoints pad it to vocab_size
     **{"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0},
     **{"hidden_size": 32, "intermediate_size": 24, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
     **{"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8, "q_lora_rank": 16, "kv_lora_rank": 16},
@@ -72,6 +73,11 @@ _MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2],
 _LINEAR = {
     **{"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
 }
+_LOOP = {
+    **{"n_layers_per_attn_res_block": 1, "loop_gate_rank": 8},
+    **{"loop_layer_index_start": 1, "loop_layer_index_end": 3, "loop_num_passes": 3},
+}
+"""Layers 1 and 2 run three times: 0, 1, 2, 1, 2, 1, 2, 3."""
 _DOTS3 = {
     **{"swa_num_attention_heads": 4, "swa_num_key_value_heads": 4, "swa_q_lora_rank": 16, "swa_kv_lora_rank": 16},
     **{"swa_qk_nope_head_dim": 8, "swa_qk_rope_head_dim": 8, "swa_head_dim": 16, "swa_v_head_dim": 8},
@@ -82,6 +88,7 @@ _VISION = {
     "num_position_embeddings": 16,
 }
 _VISION_HF = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
+_VISION_INKLING = {**_VISION_HF, "text_hidden_size": 32, "projection_hidden_dim": 16}
 _DOTS3_TOWERS = {
     "vision_config": {
         **{"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
@@ -153,8 +160,12 @@ FAMILIES: tuple[Family, ...] = (
     Family("hunyuan_v1_moe", "HunYuanMoEV1ForCausalLM", shared=1),
     Family("hy_v3", "HYV3ForCausalLM", layers=LATER, scoring="sigmoid", shared=1),
     Family("hy_v4", "HYV4ForCausalLM", layers=LATER, scoring="sigmoid", shared=1),
+    Family("hy_v4_vl", "HYV4VLTextModel", layers=LATER, scoring="sigmoid", shared=1,
+           changes={"rope_parameters": _MROPE}),
     Family("inkling", "InklingForCausalLM", scoring="sigmoid", renormalized=False, shared=1),
     Family("inkling2", "Inkling2ForCausalLM", arithmetic="softcapped", scoring="sigmoid"),
+    Family("inkling2_loop", "Inkling2LoopForCausalLM", arithmetic="softcapped", scoring="sigmoid",
+           layers=tuple(range(8)), changes=_LOOP),
     Family("jamba", "JambaForCausalLM", layers=(1, 3), renormalized=False),
     Family("jetmoe", "JetMoeForCausalLM", arithmetic="jetmoe", routed_part="output_linear"),
     Family("kimi_linear", "KimiLinearForCausalLM", layers=LATER, scoring="sigmoid", shared=1,
@@ -162,6 +173,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("kolibri1", "Kolibri1ForCausalLM", scoring="sigmoid", shared=1),
     Family("laguna", "LagunaForCausalLM", layers=LATER, scoring="sigmoid", post_scale=2.5, shared=1,
            changes={"moe_routed_scaling_factor": 2.5}),
+    Family("lara_mini", "LaraMiniForCausalLM", shared=1, changes=_LINEAR),
     Family("lfm2_moe", "Lfm2MoeForCausalLM", layers=(2, 3), scoring="sigmoid",
            changes={"layer_types": ["conv", "full_attention", "conv", "full_attention"]}),
     Family("llama4", "Llama4ForCausalLM", weight_on_input=True, arithmetic="swiglu_transposed", layers=(1, 3),
@@ -237,6 +249,13 @@ WRAPPERS: tuple[Family, ...] = (
            towers={"vision_config": {**_VISION, "hidden_size": 16}}),
     Family("dots3_note with images", "Dots3NoteForConditionalGeneration", layers=LATER, scoring="sigmoid", shared=1,
            changes=_DOTS3, towers=_DOTS3_TOWERS),
+    Family("hy_v4_vl with images", "HYV4VLForConditionalGeneration", layers=LATER, scoring="sigmoid", shared=1,
+           changes={"rope_parameters": _MROPE},
+           towers={"vision_config": {**_VISION_HF, "out_hidden_size": 32, "max_image_size": 64}}),
+    Family("inkling2 with images", "Inkling2ForConditionalGeneration", arithmetic="softcapped", scoring="sigmoid",
+           towers={"vision_config": _VISION_INKLING}),
+    Family("inkling2_loop with images", "Inkling2LoopForConditionalGeneration", arithmetic="softcapped",
+           scoring="sigmoid", layers=tuple(range(8)), changes=_LOOP, towers={"vision_config": _VISION_INKLING}),
 )
 """Models that also see or hear, given text: the experts of their towers must stay silent."""
 # fmt: on

@@ -23,7 +23,16 @@ import duckdb
 
 from warehouse.errors import MoewhError
 
-with atheris.instrument_imports(include=["ingest.readers", "warehouse.manifest", "warehouse.pages"]):
+with atheris.instrument_imports(
+    include=[
+        "ingest.readers",
+        "ingest.plain",
+        "ingest.records",
+        "ingest.spelling",
+        "warehouse.manifest",
+        "warehouse.pages",
+    ]
+):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -31,7 +40,7 @@ with atheris.instrument_imports(include=["ingest.readers", "warehouse.manifest",
     from ingest.readers import CANONICAL, PromptFile, read_prompts
     from warehouse import manifest, pages
 
-FORMATS: tuple[PromptFormat, ...] = ("jsonl", "csv", "txt", "parquet")
+FORMATS: tuple[PromptFormat, ...] = ("jsonl", "csv", "txt", "parquet", "json", "tsv", "arrow")
 WORDS = (
     *(
         '"format": 1',
@@ -67,7 +76,7 @@ def prompts(data: bytes) -> None:
     form = FORMATS[data[0] % len(FORMATS)]
     path = _FOLDER / f"input.{form}"
     path.write_bytes(data[1:])
-    file = PromptFile(path, form, "input", "input", "text", "domain", None)
+    file = PromptFile(path, form, "input", "input")
     try:
         batches = list(read_prompts(file))
     except MoewhError as error:
@@ -161,7 +170,7 @@ def read_faster() -> None:
     """Give all inputs one DuckDB, and no room for lines of megabytes: six times as many inputs a second."""
     database: Any = duckdb.connect(config={"threads": 1})
     readers: Any = sys.modules["ingest.readers"]
-    readers.duckdb.connect = database.cursor
+    readers.database = database.cursor
     readers._LONGEST_LINE = 1 << 20
 
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.synthetic import random_warehouse
+from tests.synthetic import Prompt, Run, Token, random_warehouse, write_run
 from warehouse import schema
 from warehouse.check import shipped_checks
 from warehouse.cli import main
 from warehouse.layout import Layout
+from warehouse.parameters import kinds_of
+from warehouse.query import Query
 from warehouse.views import QUERIES
 
 
@@ -45,7 +49,20 @@ def test_check_sound_warehouse(layout: Layout) -> None:
 def test_check_empty_warehouse(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "wh")
     layout.create()
-    assert check(layout).exit_code == 0
+    for arguments in ([], ["--format", "json"]):
+        result = check(layout, *arguments)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "has no runs with rows: nothing was checked" in result.stderr
+
+
+def test_check_of_a_run_without_rows_is_not_passed(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "wh")
+    layout.create()
+    write_run(layout, Run("none", {0: (2, 1)}, [[Prompt([Token(1, {})])]]))
+    (tmp_path / "mine.sql").write_text("select layer from expert_load where share > 0.9")
+    result = check(layout, str(tmp_path / "mine.sql"))
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "has no routing rows: nothing was checked" in result.stderr
 
 
 def test_check_names_the_wrong_count(layout: Layout) -> None:
@@ -206,6 +223,118 @@ def test_check_without_a_file_is_wrong_use(
 def test_shipped_checks_are_the_files() -> None:
     assert [query.source for query in shipped_checks()] == [path.name for path in _files()]
     assert all(query.header.startswith(query.source.removesuffix(".sql") + ": ") for query in shipped_checks())
+
+
+@pytest.mark.parametrize("query", shipped_checks(), ids=lambda query: query.source)
+def test_shipped_check_takes_a_run(query: Query) -> None:
+    assert (query.variables, kinds_of(query)) == ({"run"}, {"run": "run"})
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_check_of_one_run_looks_at_that_run_alone(name: str, layout: Layout) -> None:
+    for damage, _ in DAMAGE[name][:1]:
+        damage(layout)
+    file = str(QUERIES / "checks" / f"{name}.sql")
+    assert check(layout, file, "-p", "run=step-30").stdout == f"{name}: ok\n"
+    assert f"{name}: run_id = step-20" in check(layout, file, "-p", "run=step-20").stdout
+
+
+def test_rollups_of_one_run(layout: Layout) -> None:
+    rewrite(layout.segment("007", 1), schema.PAIR_COUNTS, lambda rows: rows[0].update(tokens=99))
+    assert "rollups: ok" in check(layout, "-p", "run=mixed").stdout
+    assert "rollups: 1 fault" in check(layout, "-p", "run=007").stdout
+
+
+WRONG_PARAMETERS = {
+    "a run that is not there": (["-p", "run=step-2"], 1, "there is no run 'step-2'. Did you mean 'step-20'"),
+    "a number like a run": (["-p", "run=7"], 1, "there is no run '7'. Runs: 007, mixed, step-1"),
+    "a name that no check uses": (["-p", "rnu=007"], 2, "no check uses the parameter 'rnu'. Their parameters: run."),
+    "no value": (["-p", "run"], 2, "write -p name=value"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_PARAMETERS)
+@pytest.mark.parametrize("form", ["text", "json", "junit"])
+def test_wrong_parameters_of_a_check(case: str, form: str, layout: Layout, tmp_path: Path) -> None:
+    arguments, code, says = WRONG_PARAMETERS[case]
+    (tmp_path / "report").write_text("old")
+    result = check(layout, *arguments, "--format", form, "-o", str(tmp_path / "report"))
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert says in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert (tmp_path / "report").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    "compared", ["run_id = getvariable('run')", "getvariable('run')::varchar = run_id", "run_id = $run"]
+)
+def test_the_users_check_of_a_run_that_is_not_there(compared: str, layout: Layout, tmp_path: Path) -> None:
+    file = tmp_path / "mine.sql"
+    file.write_text(f"select layer from load_balance where {compared} and max_over_mean > 1000")
+    assert check(layout, str(file), "-p", "run=007").stdout == "mine: ok\n"
+    result = check(layout, str(file), "-p", "run=nope")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert check(layout, str(file)).exit_code == 2
+
+
+HOSTILE = """
+select chr(0) || chr(27) || chr(13) || '<a b="c">&]]>\t' || chr(10) || 'é日' || chr(65535) as s, range as n
+from range(25)
+"""
+
+
+def test_check_reports_in_junit(layout: Layout, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for name, sql in (("a<&", HOSTILE), ("broken", "select * from nope"), ("good", "select 1 as x where false")):
+        (tmp_path / "mine" / f"{name}.sql").write_text(sql)
+    result = check(layout, str(tmp_path / "mine"), "--format", "junit", "-o", str(tmp_path / "r.xml"))
+    assert (result.exit_code, result.stdout) == (2, "")
+    suite = ElementTree.parse(tmp_path / "r.xml").getroot().find("testsuite")
+    assert suite is not None
+    assert [suite.get(name) for name in ("tests", "failures", "errors")] == ["3", "1", "1"]
+    cases = {case.get("name"): case for case in suite.findall("testcase")}
+    assert list(cases) == ["a<&", "broken", "good"]
+    assert [[child.tag for child in case] for case in cases.values()] == [["failure"], ["error"], []]
+    failure, error = cases["a<&"][0], cases["broken"][0]
+    assert failure.get("message") == "25 faults"
+    assert (failure.text or "").startswith('s = \\x00\\x1b\\r<a b="c">&]]>\t\né日\\uffff, n = 0\n')
+    assert (failure.text or "").endswith("n = 19\nand 5 more")
+    assert "nope" in (error.get("message") or "")
+    assert all(float(case.get("time", "")) >= 0 for case in cases.values())
+
+
+def test_check_reports_in_json(layout: Layout, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    hostile = "select range as n, 'nan'::float as f, [1, null] as l, null as e, chr(0) || '\"' as s from range(1200)"
+    for name, sql in (("a", hostile), ("broken", "select * from nope"), ("good", "select 1 as x where false")):
+        (tmp_path / "mine" / f"{name}.sql").write_text(sql)
+    result = check(layout, str(tmp_path / "mine"), "--format", "json")
+    assert result.exit_code == 2
+    bad, broken, good = json.loads(result.stdout)
+    assert [report["check"] for report in (bad, broken, good)] == ["a", "broken", "good"]
+    assert [report["status"] for report in (bad, broken, good)] == ["faults", "error", "ok"]
+    assert [report["faults"] for report in (bad, broken, good)] == [1200, 0, 0]
+    assert bad["rows"][3] == {"n": 3, "f": "nan", "l": [1, None], "e": None, "s": '\0"'}
+    assert len(bad["rows"]) == 1000
+    assert "nope" in broken["message"]
+
+
+def test_check_report_of_the_shipped_ones(layout: Layout) -> None:
+    reports = json.loads(check(layout, "--format", "json").stdout)
+    assert [report["check"] for report in reports] == [*(path.stem for path in _files()), "rollups"]
+    assert {report["status"] for report in reports} == {"ok"}
+    rewrite(layout.segment("007", 1), schema.PAIR_COUNTS, lambda rows: rows[0].update(tokens=99))
+    result = check(layout, "--format", "json")
+    assert result.exit_code == 1
+    (row,) = json.loads(result.stdout)[-1]["rows"]
+    assert (row["table"], row["run_id"], row["segment"], row["stored"]) == ("pair_counts", "007", 1, "tokens = 99")
+
+
+def test_check_writes_text_to_a_file(layout: Layout, tmp_path: Path) -> None:
+    result = check(layout, "-o", str(tmp_path / "report.txt"))
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert (tmp_path / "report.txt").read_text() == check(layout).stdout
+    assert check(layout, "-o", str(tmp_path)).exit_code == 2
 
 
 def _files() -> list[Path]:

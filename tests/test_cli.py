@@ -24,7 +24,7 @@ from warehouse.catalog import describe_views
 from warehouse.cli import explain, main
 from warehouse.errors import UsageError
 from warehouse.layout import Layout
-from warehouse.query import Query, Value, find_query, parse_value, saved_names
+from warehouse.query import Query, find_query, saved_names
 from warehouse.views import canned_names, open_warehouse, view_names
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -225,37 +225,6 @@ def test_saved_query_is_found_and_parametrised(layout: Layout, tmp_path: Path, m
 
 
 # ------------------------------------------------------------------------------------------ parameters
-
-VALUES: list[tuple[str, Value]] = [
-    ("1", 1),
-    ("-12", -12),
-    ("0", 0),
-    ("007", "007"),
-    ("1.5", 1.5),
-    ("-.5", -0.5),
-    ("1e-3", 0.001),
-    ("2.", 2.0),
-    ("true", True),
-    ("False", False),
-    ("'7'", "7"),
-    ("'it''s'", "it's"),
-    ("", ""),
-    ("nan", "nan"),
-    ("1.2.3", "1.2.3"),
-    ("v1", "v1"),
-    ("a=b", "a=b"),
-]
-
-
-@pytest.mark.parametrize(("text", "value"), VALUES, ids=[text or "empty" for text, _ in VALUES])
-def test_parameter_value_is_typed(text: str, value: Value, layout: Layout) -> None:
-    assert parse_value(text) == value
-    assert type(parse_value(text)) is type(value)
-    got = json.loads(
-        answer(layout, "-c", "select $x as bound, getvariable('x') as variable", "-p", f"x={text}", "--format", "json")
-    )
-    assert got == [{"bound": value, "variable": value}]
-
 
 REQUIRED: list[tuple[str, AbstractSet[str], AbstractSet[str]]] = [
     ("select getvariable('a')", {"a"}, {"a"}),

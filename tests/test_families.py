@@ -177,22 +177,27 @@ def watch(
         module if own else model.get_submodule(path.rpartition(".")[0])
         for module, path in zip(modules, paths, strict=True)
     ]
-    calls: dict[Any, tuple[tuple[Any, ...], dict[str, Any], Any]] = {}
+    calls: dict[Any, list[tuple[tuple[Any, ...], dict[str, Any], Any]]] = {}
 
     def keep(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        calls[module] = (args, kwargs, output)
+        calls.setdefault(module, []).append((args, kwargs, output))
 
     handles = [module.register_forward_hook(keep, with_kwargs=True) for module in {*blocks, *modules}]
-    run = model.get_encoder() if model.config.is_encoder_decoder else functools.partial(model, use_cache=False)
-    run(input_ids=input_ids)
+    if model.config.is_encoder_decoder:
+        model.get_encoder()(input_ids=input_ids)
+    else:  # the whole of Llama4 with images fails at its output in transformers 5.24, after its layers have run
+        getattr(model, "language_model", model)(input_ids=input_ids, use_cache=False)
     for handle in handles:
         handle.remove()
     seen = []
-    for block, module in zip(blocks, modules, strict=True):
+    for place, (block, module) in enumerate(zip(blocks, modules, strict=True)):
+        visit = modules[:place].count(module)  # of a model that loops: which of the module's calls is this layer's
+        assert len(calls[module]) == modules.count(module)
         source = block if family.weight_on_input or own else module
-        args, kwargs, _ = calls[source]
+        args, kwargs, _ = calls[source][visit]
         hidden = args[0] if args else kwargs["hidden_states"]
-        routed = calls[module][2] if not family.sum_is_seen else difference(block, family.routed_part, *calls[block])
+        whole = calls[block][visit]
+        routed = calls[module][visit][2] if not family.sum_is_seen else difference(block, family.routed_part, *whole)
         seen.append(
             (hidden.reshape(-1, hidden.shape[-1]), routed.reshape(hidden.numel() // hidden.shape[-1], -1).double())
         )

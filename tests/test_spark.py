@@ -22,7 +22,7 @@ from warehouse import query as queries
 from warehouse import schema
 from warehouse.check import shipped_checks
 from warehouse.cli import main
-from warehouse.engine import Ask, open_engine
+from warehouse.engine import Ask, Engine, open_engine
 from warehouse.errors import MoewhError, UsageError
 from warehouse.jail import Limits
 from warehouse.layout import Layout
@@ -73,7 +73,7 @@ def answered(ask: Ask, query: Query, values: dict[str, Value]) -> tuple[list[str
 
 def assert_same(layout: Layout, session: SparkSession, query: Query, values: dict[str, Value], ordered: bool) -> None:
     names, expected = on_duckdb(layout, query, values)
-    spark_names, rows = answered(lambda q, v: spark.answer(session, layout, q, v), query, values)
+    spark_names, rows = answered(Engine(lambda q, v: spark.answer(session, layout, q, v)), query, values)
     assert spark_names == names
     assert len(rows) == len(expected)
     if not ordered:
@@ -128,6 +128,78 @@ def test_spark_compares_rollups(tmp_path: Path, session: SparkSession) -> None:
 def test_spark_run_id_stays_text(layout: Layout, session: SparkSession) -> None:
     query = Query("test", "select distinct run_id from routing where run_id = $run", shipped=True)
     assert answered(lambda q, v: spark.answer(session, layout, q, v), query, {"run": "007"})[1] == [("007",)]
+
+
+TEXTS = (
+    "2.10",
+    "1e5",
+    "True",
+    "7318e52",
+    "007",
+    "+5",
+    "1_000",
+    " 5",
+    "nan",
+    "null",
+    "2024-01-15",
+    "it's",
+    "a\\b",
+    "\\",
+    "%",
+)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_spark_text_stays_text(text: str, layout: Layout, session: SparkSession) -> None:
+    ask = Engine(lambda query, values: spark.answer(session, layout, query, values, unsafe=True))
+    own = (
+        "select $x as bound, getvariable('x') as variable, count(*) as runs from runs where run_id = $x or $x <> '007'"
+    )
+    _, rows = answered(ask, Query("-c", own), {"x": text})
+    assert rows == [(text, text, 1 if text == "007" else 8)]
+
+
+@pytest.mark.parametrize(
+    ("sql", "values", "expected"),
+    [
+        ("select count(*) as n from experts where run_id = '007' and layer = $x", {"x": "2"}, 6),
+        ("select count(*) as n from experts where run_id = '007' and expert > $x", {"x": "3.5"}, 6),
+        ("select count(*) as n from (select expert from experts limit $x) as e", {"x": "5"}, 5),
+        ("select $x + 1 as n", {"x": "1"}, 2),
+        ("select count(*) as n from experts where layer + 0 = $x", {"x": "2.10"}, 0),
+    ],
+)
+def test_spark_numbers_in_own_sql(
+    sql: str, values: dict[str, Value], expected: int, layout: Layout, session: SparkSession
+) -> None:
+    ask = Engine(lambda query, values: spark.answer(session, layout, query, values, unsafe=True))
+    assert answered(ask, Query("-c", sql), values)[1] == [(expected,)]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "says"),
+    [
+        ("domain_experts", {"run": "7"}, "there is no run '7'"),
+        ("expert_paths", {"domain": "proze"}, "there is no domain 'proze'.* Did you mean 'prose'"),
+        (
+            "expert_top_tokens",
+            {"layer": "2", "expert": "6", "run": "007"},
+            "there is no expert 6 at layer 2 in run 007",
+        ),
+        ("token_experts", {"token": " quick"}, "there is no token ' quick'.* Did you mean 'quick'"),
+        ("co_routing_where", {"prompt_ids": "0,99"}, "there is no prompt 99"),
+        ("transitions_where", {"token_ids": "999"}, "there is no token 999"),
+        ("load_drift", {"series": "x"}, "there is no series 'x'"),
+        ("changed_tokens", {"run": "step-1", "other_run": "007"}, "do not have the same tokens"),
+        ("expert_top_tokens", {"layer": "two", "expert": "6"}, "layer is a whole number"),
+    ],
+)
+def test_spark_names_what_does_not_exist(
+    name: str, values: dict[str, Value], says: str, layout: Layout, session: SparkSession
+) -> None:
+    ask = Engine(lambda query, values: spark.answer(session, layout, query, values))
+    with pytest.raises(MoewhError, match=says):
+        ask(queries.find_query(name), values)
 
 
 def test_spark_refuses_a_segment_without_a_rollup(tmp_path: Path, session: SparkSession) -> None:

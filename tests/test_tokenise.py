@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from ingest.options import Overflow
 from ingest.readers import CANONICAL
 from ingest.tokenise import TokenisedSegment, TokenRules, TokenTexts, tokenise, tokenizer_sha256
 from tests.models import BOS, byte_tokenizer
@@ -71,6 +72,69 @@ def test_prompts_that_cannot_be_tokenised_are_named(form: str, prompt: Any, temp
     assert says in str(caught.value)
 
 
+PADDED = [
+    ([0, 0, 5, 6, 7], [0, 0, 1, 1, 1]),
+    ([5, 6, 7, 0, 0, 0], [1, 1, 1, 0, 0, 0]),
+    ([0, 5, 6, 7, 0], [0, 1, 1, 1, 0]),
+    ([9, 5, 6, 7, 256], [False, True, True, True, False]),
+    ([5, 6, 7], [1, 1, 1]),
+    ([5, 6, 7], None),
+]
+
+
+@pytest.mark.parametrize(("ids", "mask"), PADDED)
+def test_masked_positions_are_no_tokens(ids: list[int], mask: list[Any] | None) -> None:
+    given, plain = {"input_ids": ids, "attention_mask": mask}, [5, 6, 7]
+    tokens = segment(("input_ids", given), ("input_ids", plain))
+    assert ids_of(tokens, 7) == ids_of(tokens, 8) == plain
+    assert tokens.position_T.tolist() == [0, 1, 2] * 2
+    assert tokens.length_C.tolist() == [3, 3]
+    assert tokens.text_P[0] == tokens.text_P[1] == byte_tokenizer().decode(plain)
+
+
+def test_a_prompt_that_is_masked_whole_is_failed() -> None:
+    tokens = segment(
+        ("input_ids", {"input_ids": [0, 0], "attention_mask": [0, 0]}),
+        ("input_ids", {"input_ids": [], "attention_mask": []}),
+        ("input_ids", [0, 0]),
+    )
+    assert tokens.status_P == ["failed", "empty", "empty"]
+    assert tokens.without_tokens == (7,)
+
+
+@pytest.mark.parametrize(
+    ("mask", "says"),
+    [
+        ([1, 1], "attention_mask has 2 values for 3 input_ids"),
+        ([1, 1, 1, 0], "attention_mask has 4 values for 3 input_ids"),
+        ([], "attention_mask has 0 values for 3 input_ids"),
+        ([1, 0, 1], "attention_mask masks position 1, between tokens"),
+        ([1, 2, 1], "other values than 0 and 1"),
+        ([1, -1, 1], "other values than 0 and 1"),
+        ([0.0, 1.0, 1.0], "other values than 0 and 1"),
+        ([None, 1, 1], "other values than 0 and 1"),
+        (["0", "1", "1"], "other values than 0 and 1"),
+        ([[1], [1], [1]], "other values than 0 and 1"),
+        ("111", "other values than 0 and 1"),
+        (1, "other values than 0 and 1"),
+    ],
+)
+def test_masks_that_do_not_fit_are_refused_by_prompt(mask: Any, says: str) -> None:
+    with pytest.raises(MoewhError, match="prompt 8: its attention_mask ") as refused:
+        segment(("text", "x"), ("input_ids", {"input_ids": [1, 2, 3], "attention_mask": mask}))
+    assert says in str(refused.value)
+
+
+def test_only_ids_that_reach_the_model_must_have_a_row() -> None:
+    beyond = [5, 6, 255, 256]
+    cases: tuple[tuple[Overflow, list[int]], ...] = (("truncate", [5, 6]), ("skip", []))
+    for rule, kept in cases:
+        tokens = segment(("input_ids", beyond), rules=TokenRules(2, rule, True, vocabulary=255))
+        assert ids_of(tokens, 7) == kept
+    with pytest.raises(MoewhError, match=r"prompt 7: token id 255 is outside the model's vocabulary \(255 rows\)"):
+        segment(("input_ids", beyond), rules=TokenRules(2, "chunk", True, vocabulary=255))
+
+
 def test_chunks_keep_every_token_and_repeat_the_special_ones() -> None:
     text = "".join(chr(97 + n % 26) for n in range(100))
     tokens = segment(("text", text))
@@ -103,3 +167,19 @@ def test_digest_of_a_tokenizer_sees_what_changes_its_ids() -> None:
     digests = {tokenizer_sha256(tokenizer) for tokenizer in (plain, templated, added)}
     assert len(digests) == 3
     assert tokenizer_sha256(byte_tokenizer()) in digests
+    split = byte_tokenizer()
+    split.split_special_tokens = True
+    assert split(BOS)["input_ids"] != byte_tokenizer()(BOS)["input_ids"]
+    assert tokenizer_sha256(split) not in digests
+
+
+def test_a_doubled_special_token_is_said() -> None:
+    warned: list[str] = []
+    rows = [{"text": text, "form": "text", "source": "s"} for text in ("plain", f"{BOS}a", f"{BOS}b", BOS)]
+    table = pa.Table.from_pylist(rows, schema=CANONICAL)
+    tokens = tokenise(table, 0, byte_tokenizer(), RULES, warn=warned.append)
+    assert ids_of(tokens, 1) == [0, *byte_tokenizer()("a")["input_ids"]]
+    assert len(warned) == 1
+    assert warned[0].startswith("prompt 1 begins with <s>, and the tokenizer puts another in front.")
+    tokenise(table, 0, byte_tokenizer(), TokenRules(32, "chunk", special_tokens=False), warn=warned.append)
+    assert len(warned) == 1

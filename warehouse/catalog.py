@@ -7,7 +7,7 @@ made over empty tables in memory, and DuckDB tells their types and comments.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -80,11 +80,15 @@ def answer_columns(query: Query) -> tuple[ViewColumn, ...]:
     The SQL may be anybody's: it is looked into as in the jail, and cannot reach a file. Raises UsageError as that does.
     """
     from warehouse.jail import jailed_statement
+    from warehouse.pivot import make_type, name_pivots
 
-    with _empty_warehouse() as connection:
+    with empty_warehouse() as connection:
         connection.execute("set enable_external_access = false; set lock_configuration = true")
-        single_statement(connection, query)
-        statement = jailed_statement(connection, query.source, query.sql)
+        pivots = name_pivots(connection, query.source, query.sql)
+        single_statement(connection, replace(query, sql=pivots.sql))
+        statement = jailed_statement(connection, query.source, pivots.sql)
+        for name in pivots.types:  # their columns are those of the rows, of which there are none here
+            make_type(connection, name, [])
         described = connection.execute(f"describe {statement}").fetchall()
     return tuple(ViewColumn(name, type_, "") for name, type_, *_ in described)
 
@@ -106,7 +110,7 @@ def _describe_table(table: schema.Table) -> ViewDescription:
     return ViewDescription(table.name, table.description, f"{table.name}: {table.description}", described)
 
 
-def _empty_warehouse() -> duckdb.DuckDBPyConnection:
+def empty_warehouse() -> duckdb.DuckDBPyConnection:
     """Every table, with no rows, and the canned views over them."""
     import duckdb
 
@@ -118,7 +122,7 @@ def _empty_warehouse() -> duckdb.DuckDBPyConnection:
 
 
 def _describe_canned() -> dict[str, ViewDescription]:
-    with _empty_warehouse() as connection:
+    with empty_warehouse() as connection:
         comments = dict(
             connection.execute(
                 "select view_name, coalesce(comment, '') from duckdb_views() where not internal"

@@ -53,7 +53,7 @@ class MoewhGroup(click.Group):
             if (explained := explain(error)) is None:
                 raise
             message, code = explained
-            click.echo(f"moewh: {' '.join(message.split())}", err=True)
+            click.echo(f"moewh: {one_line(message)}", err=True)
         sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -89,6 +89,11 @@ def explain(error: Exception) -> tuple[str, int] | None:
         case _:
             return None
     return explained
+
+
+def one_line(message: str) -> str:
+    """Join a message's lines; spaces within a line stay, since they may be those of a token."""
+    return " ".join(line for line in map(str.strip, message.splitlines()) if line)
 
 
 def _os_error(error: OSError) -> str:
@@ -161,7 +166,8 @@ def query(
     """Answer NAME (a view or a saved query), a FILE.sql, or the SQL of -c. Without any, list the names.
 
     A parameter sets the DuckDB variable of that name, which SQL reads with getvariable('name'), and binds
-    $name. Numbers, true and false are taken as such; quote a value to make it text: -p "run='7'".
+    $name. Its type comes from the parameter, not from how the value is spelled: run=2.10 is the run 2.10. Quotes
+    around a value are removed: -p "run='7'" is run 7. What a shipped query is asked for and does not exist is an error.
     Every value reads back from csv, json, jsonl and parquet. A table is whole, except on a terminal, where a line
     says what was left out.
     SQL may read the warehouse and nothing else, and change nothing, unless --unsafe is given.
@@ -230,27 +236,32 @@ def runs(delete: str | None, yes: bool, form: str | None, output: Path | None, w
     library.check_known(warehouse, delete)
     if not yes and not click.confirm(f"Delete run {delete} and all its segments from {warehouse.root}?", err=True):
         raise MoewhError(f"run {delete} was not deleted.")
-    library.delete_run(warehouse, delete)
-    click.echo(f"Deleted run {delete}.")
+    kept = library.delete_run(warehouse, delete)
+    click.echo(
+        " ".join([f"Deleted run {delete}.", *(f"The link to {path} is gone, its files are not." for path in kept)])
+    )
 
 
 @main.command(
-    short_help="Open the DuckDB shell on the warehouse, read-only.",
+    short_help="Open the DuckDB shell on the warehouse.",
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @warehouse_option
 def shell(arguments: tuple[str, ...], warehouse: Layout) -> None:
-    """Open the `duckdb` program on the warehouse, read-only. ARGUMENTS after -- are passed on to it."""
+    """Open the `duckdb` program with the warehouse's views, made in its memory. ARGUMENTS after -- are passed on to it.
+
+    ATTACH 'other/warehouse.duckdb' adds another warehouse.
+    """
     from warehouse.shell import open_shell
 
-    open_shell(warehouse.require(), arguments)
+    open_shell(warehouse, arguments)
 
 
-@main.command(short_help="Write warehouse.duckdb anew, as after moving the warehouse.")
+@main.command(short_help="Write warehouse.duckdb anew, as after moving or copying the warehouse.")
 @warehouse_option
 def refresh(warehouse: Layout) -> None:
-    """Write warehouse.duckdb anew: after moving the warehouse, or when the file is missing or damaged.
+    """Write warehouse.duckdb anew: after moving or copying the warehouse, or when the file is missing or damaged.
 
     What an empty warehouse holds is added where it is missing, so this also makes a new one.
     """

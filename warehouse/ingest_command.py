@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from ingest.run import Summary
 
 
+def _delimiter(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    return "\t" if value in ("\\t", "tab") else value
+
+
 @click.command(short_help="Run prompts through a model and record its routing.")
 @click.option(
     "--model",
@@ -27,13 +31,36 @@ if TYPE_CHECKING:
 @click.option(
     "--prompts",
     multiple=True,
-    required=True,
     metavar="FILE",
-    help=".jsonl, .csv, .parquet or .txt (one prompt a line); - for standard input; demo. Repeat for more.",
+    help=".jsonl, .json, .csv, .tsv, .parquet, .arrow or .txt (one prompt per line), also .gz, .zst, .bz2 or .xz; a "
+    "folder; a quoted pattern; hf://datasets/ORG/NAME[@REVISION]/FILE; - for standard input; demo. Repeat for more.",
 )
-@click.option("--prompts-format", type=click.Choice(["jsonl", "csv", "parquet", "txt"]), help="Instead of the suffix.")
-@click.option("--text-column", default="text", show_default=True, metavar="NAME", help="Column of the prompts' text.")
-@click.option("--domain-column", default="domain", show_default=True, metavar="NAME", help="Column of their domain.")
+@click.option(
+    "--dataset",
+    metavar="NAME",
+    help="Read this data set of the Hub (ORG/NAME[@REVISION]) or folder with the `datasets` library.",
+)
+@click.option("--config", metavar="NAME", help="Configuration of the --dataset.")
+@click.option("--split", metavar="NAME", help="Split of the --dataset.  [default: the only one]")
+@click.option(
+    "--prompts-format",
+    type=click.Choice(["jsonl", "json", "csv", "tsv", "parquet", "arrow", "txt"]),
+    help="Instead of the suffix.",
+)
+@click.option("--delimiter", callback=_delimiter, metavar="CHAR", help="Of CSV.  [default: as the header shows]")
+@click.option(
+    "--text-column",
+    metavar="NAME",
+    help="Column of the prompts, a.b if nested.  [default: text, else prompt with completion appended, else "
+    "instruction, input and output joined by newlines; or one of messages, conversations, input_ids]",
+)
+@click.option(
+    "--domain-column",
+    default="domain",
+    show_default=True,
+    metavar="NAME",
+    help="Column of their domain, a.b if nested.",
+)
 @click.option("--domain", metavar="NAME", help="The domain of every prompt, instead of a column.")
 @click.option(
     "--revision",
@@ -57,6 +84,17 @@ if TYPE_CHECKING:
     default="truncate",
     show_default=True,
     help="What to do with a longer prompt; chunk: consecutive windows, each a context of its own.",
+)
+@click.option(
+    "--tokenizer", metavar="ID_OR_PATH", help="Tokenizer of a model that was saved without one.  [default: the model's]"
+)
+@click.option("--chat-template", metavar="FILE", help="Jinja file used instead of the tokenizer's chat template.")
+@click.option(
+    "--chat-argument",
+    "chat_arguments",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Passed to the chat template: enable_thinking=false. VALUE is JSON, or else text. Repeat for more.",
 )
 @click.option("--no-special-tokens", is_flag=True, help="Do not let the tokenizer add its special tokens.")
 @click.option("--batch-tokens", type=int, default=8_192, show_default=True, metavar="N", help="Padded tokens a batch.")

@@ -51,6 +51,7 @@ def describe(found: Inspection) -> list[tuple[str, str]]:
     norm = {True: ", renormalized", False: ", not renormalized", None: ""}[found.renormalized]
     lines = [
         ("model type", f"{found.model_type} ({found.model_class})"),
+        *((("adapter", found.peft_adapter),) if found.peft_adapter else ()),
         ("recorded", _status(found)),
         ("layers", f"{found.num_hidden_layers}, of which {found.num_moe_layers} MoE"),
         ("scoring", (found.scoring or "unknown until it runs") + norm if found.layers else "none"),
@@ -76,8 +77,10 @@ def _describe_layers(layers: list[LayerShape]) -> list[tuple[str, str]]:
     first = layers[0]
     identity = f", {first.num_identity_experts} of them identity" if first.num_identity_experts else ""
     shared = f"; {first.num_shared_experts} shared" if first.num_shared_experts else ""
+    modules = len({layer.module for layer in layers})
+    looped = f", visits of {modules} modules: the model loops" if modules < len(layers) else ""
     return [
-        (f"{first.stack} layers", _ranges([layer.layer for layer in layers])),
+        (f"{first.stack} layers", _ranges([layer.layer for layer in layers]) + looped),
         ("experts", f"{first.num_experts}{identity}; top-k {first.top_k}{shared}"),
         ("module", f"{_template(first.module)} ({first.module_class})"),
         ("router", "none" if first.router is None else f"{_template(first.router)} ({first.router_class})"),

@@ -70,14 +70,14 @@ def open_jailed(layout: Layout, limits: Limits, output: Path | None = None) -> I
         connection.execute(f"set temp_directory = {sql_string(str(scratch))}; set enable_progress_bar = false")
         _limit_memory(connection, limits)
         if not limits.unsafe:
-            _close(connection, layout, output)
+            _close(connection, [layout.root, scratch, *layout.linked_folders()], output)
         with _interruptible(connection, limits):
             yield connection
 
 
-def _close(connection: duckdb.DuckDBPyConnection, layout: Layout, output: Path | None) -> None:
-    """Lock the connection in. A root with `*`, `?` or `[` is a prefix in both its spellings, plain and as a pattern."""
-    roots = ", ".join(sql_string(root) for root in (str(layout.root), glob_literal(layout.root)))
+def _close(connection: duckdb.DuckDBPyConnection, folders: list[Path], output: Path | None) -> None:
+    """Lock the connection in. A path with `*`, `?` or `[` is a prefix in both its spellings, plain and as a pattern."""
+    roots = ", ".join(sql_string(text) for folder in folders for text in (str(folder), glob_literal(folder)))
     files = sql_string(str(output)) if output is not None else ""
     connection.execute(
         f"""
@@ -104,7 +104,7 @@ def jailed_statement(connection: duckdb.DuckDBPyConnection, source: str, sql: st
     if tree["error"] or len(tree["statements"]) != 1:
         raise UsageError(
             f"{source} is not a query that moewh can look into. It runs one SELECT (or FROM, WITH, VALUES, DESCRIBE, "
-            "SHOW, SUMMARIZE; PIVOT with an IN list); --unsafe runs anything."
+            "SHOW, SUMMARIZE, PIVOT); --unsafe runs anything."
         )
     if unknown := sorted(_table_functions(tree) - _READERS):
         raise UsageError(

@@ -12,13 +12,15 @@ Layout::
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from warehouse import schema
@@ -40,6 +42,13 @@ FOLDERS: dict[schema.Level, str] = {
 
 SEGMENT_FOLDER = "segment="
 """What the name of a segment's folder begins with, before its number."""
+
+_FIRST_FILES: dict[schema.Level, str] = {
+    "run": schema.RUNS.file,
+    "segment": schema.SEGMENTS.file,
+    "geometry": schema.EXPERT_GEOMETRY.file,
+}
+"""A file that every folder of a level holds."""
 
 _IN_FLIGHT = ".part"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -92,6 +101,10 @@ class Layout:
         """Folder of what the weights of a run's model say."""
         return self.root / "geometry" / f"run_id={run_id}"
 
+    def template_times(self, run_id: str) -> Path:
+        """Folder that keeps the time which the chat template of a run sees, from before the run is there."""
+        return self.staging / "template_time" / f"run_id={run_id}"
+
     def exists(self) -> bool:
         """Tell whether there is a warehouse here; one from before `moewh geometry` has no such folder."""
         return self.segment(SCHEMA_RUN, 0).is_dir() and self.run(SCHEMA_RUN).is_dir()
@@ -104,6 +117,7 @@ class Layout:
     def require(self) -> Layout:
         """Return self if there is a warehouse here, else raise MoewhError."""
         if not self.exists():
+            self.linked_folders()  # a link to a disk that is not mounted says more
             raise MoewhError(
                 f"there is no warehouse at {self.root}. Run `moewh ingest` or `moewh demo` to make one, "
                 "or name another with --warehouse."
@@ -121,6 +135,43 @@ class Layout:
                 self._add_empty_tables("run", layout.run(SCHEMA_RUN))
                 self._add_empty_tables("segment", layout.segment(SCHEMA_RUN, 0))
                 self._add_empty_tables("geometry", layout.geometry(SCHEMA_RUN))
+
+    def linked_folders(self) -> list[Path]:
+        """Return where the symbolic links lead that stand for a folder of moewh: `segments`, a run's, a segment's.
+
+        Raises MoewhError for a link to what is not there, whose rows would be left out of every answer, and for one to
+        a folder that moewh did not write.
+        """
+        found = []
+        for link, needed in self._links():
+            target = link.resolve()
+            if not target.is_dir():
+                raise MoewhError(
+                    f"{link} is a link to {target}, which is not there. Mount that disk, or remove the link."
+                )
+            if any(target.iterdir()) and not any(target.glob(needed)):
+                raise MoewhError(f"{link} is a link to {target}, which holds no {needed}. Remove the link.")
+            found.append(target)
+        return found
+
+    def _links(self) -> Iterator[tuple[Path, str]]:
+        """Yield the links among moewh's folders, each with a pattern of what must lie below its target."""
+        for level, file in _FIRST_FILES.items():
+            names = FOLDERS[level].split("/")
+            folders = [self.root]
+            for depth, name in enumerate(names, 1):
+                entries = [entry for folder in folders for entry in _scan(folder) if fnmatchcase(entry.name, name)]
+                yield from (
+                    (Path(entry.path), "/".join([*names[depth:], file])) for entry in entries if entry.is_symlink()
+                )
+                folders = [Path(entry.path) for entry in entries] if depth < len(names) else []
+
+    def require_one_disk(self, run_id: str | None = None) -> None:
+        """Raise MoewhError unless what is staged here can be renamed to its place: among all runs, and in `run_id`."""
+        folders = [self.root, *(self.root / pattern.partition("/")[0] for pattern in FOLDERS.values())]
+        if run_id is not None:
+            folders.append(self.segments(run_id))
+        require_renames(self.staging if self.staging.is_dir() else self.root, folders)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -141,6 +192,7 @@ class Layout:
 
         from warehouse.manifest import write_manifest
 
+        self.require_one_disk()
         with self.staged(SCHEMA_RUN) as folder:
             for table in missing:
                 pq.write_table(table.arrow().empty_table(), folder / table.file)
@@ -188,7 +240,7 @@ class Layout:
 
     def remove_empty(self) -> None:
         """Remove the folders of a warehouse that never came to be: only those that are empty."""
-        for path in (self.staging / "prompts", self.staging, self.root):
+        for path in (self.staging / "prompts", self.staging / "template_time", self.staging, self.root):
             with suppress(OSError):  # rmdir refuses a folder with anything in it, which is what keeps this safe
                 path.rmdir()
 
@@ -223,6 +275,41 @@ def commit(folder: Path, target: Path) -> bool:
         return False
     sync(target.parent)
     return True
+
+
+def require_renames(source: Path, folders: Iterable[Path]) -> None:
+    """Raise MoewhError for the first of the folders that nothing in `source` can be renamed into."""
+    for folder in folders:
+        if source.is_dir() and folder.is_dir() and not _one_disk(source, folder):
+            raise MoewhError(
+                f"{folder} is on another disk than {source}, and moewh commits by a rename, which cannot cross disks. "
+                "Keep the whole warehouse on one disk (its root may be a link) while it is written to; runs that are "
+                "complete may move."
+            )
+
+
+def _one_disk(source: Path, target: Path) -> bool:
+    """Tell whether a rename from one folder to another is possible: by their device, and by renaming what is not there.
+
+    The second finds a bind mount, which has the device of the disk that it shows.
+    """
+    if source.stat().st_dev != target.stat().st_dev:
+        return False
+    name = f"{os.urandom(8).hex()}{_IN_FLIGHT}"
+    try:
+        (source / name).rename(target / name)
+    except OSError as error:
+        return error.errno != errno.EXDEV
+    return True
+
+
+def _scan(folder: Path) -> list[os.DirEntry[str]]:
+    """Return what a folder holds, without asking the disk about each; nothing for what is no folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def make_folder(path: Path) -> None:

@@ -3,7 +3,7 @@
 A parameter is a DuckDB variable that the SQL reads with `getvariable('name')`, so that the same file
 runs in a plain shell after `set variable name = …`; a user's SQL may also bind `$name`. It is optional
 where the SQL says what its absence means: `coalesce(getvariable('name'), …)` or
-`getvariable('name') is null`.
+`getvariable('name') is null`. What type a value has is for `warehouse.parameters` to say.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,8 +27,6 @@ Value = int | float | bool | str
 
 # Patterns are compiled where they are first used: most queries need none of them, and start sooner.
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
-_INTEGER = r"[+-]?(0|[1-9][0-9]*)"
-_FLOAT = r"[+-]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][+-]?[0-9]+)?"
 _VARIABLE = r"getvariable\s*\(\s*'(\w+)'\s*\)"
 _OPTIONAL = rf"coalesce\s*\(\s*{_VARIABLE}|{_VARIABLE}\s+is\s+(?:not\s+)?null"
 _COMMENT = r"(?m)^\s*--.*$"
@@ -48,19 +46,19 @@ class Query:
     """True for what comes with moewh, not from a user."""
 
     @cached_property
-    def _code(self) -> str:
+    def code(self) -> str:
         """The SQL without its comment lines, which name variables too."""
         return re.sub(_COMMENT, "", self.sql)
 
     @cached_property
     def variables(self) -> AbstractSet[str]:
         """The names this SQL reads with `getvariable`."""
-        return frozenset(re.findall(_VARIABLE, self._code, re.IGNORECASE))
+        return frozenset(re.findall(_VARIABLE, self.code, re.IGNORECASE))
 
     @cached_property
     def required(self) -> AbstractSet[str]:
         """The variables whose absence the SQL says nothing about."""
-        optional = {name for pair in re.findall(_OPTIONAL, self._code, re.IGNORECASE) for name in pair}
+        optional = {name for pair in re.findall(_OPTIONAL, self.code, re.IGNORECASE) for name in pair}
         return self.variables - optional
 
     @cached_property
@@ -119,9 +117,9 @@ def unknown(kind: str, name: str, known: list[str]) -> str:
     return f"there is no {kind} {name!r}. {hint}Known: {', '.join(known) or 'none'}."
 
 
-def parse_parameters(assignments: tuple[str, ...]) -> dict[str, Value]:
-    """Return the values of `name=value` assignments. Raises UsageError for one that is none."""
-    values: dict[str, Value] = {}
+def parse_parameters(assignments: tuple[str, ...]) -> dict[str, str]:
+    """Return the values of `name=value` assignments, as text. Raises UsageError for one that is none."""
+    values: dict[str, str] = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals or not re.fullmatch(_NAME, name):
@@ -132,18 +130,11 @@ def parse_parameters(assignments: tuple[str, ...]) -> dict[str, Value]:
     return values
 
 
-def parse_value(text: str) -> Value:
-    """Return an integer, float or boolean where `text` is written like one, else the string.
-
-    Quotes make a string of anything: `'7'`. So do leading zeros: `007`.
-    """
+def parse_value(text: str) -> str:
+    """Return a value as it is meant: without quotes around it, where there are some, and those within undoubled."""
     if len(text) >= 2 and text[0] == text[-1] == "'":
         return text[1:-1].replace("''", "'")
-    if re.fullmatch(_INTEGER, text):
-        return int(text)
-    if re.fullmatch(_FLOAT, text):
-        return float(text)
-    return {"true": True, "false": False}.get(text.lower(), text)
+    return text
 
 
 def prepare(
@@ -159,8 +150,13 @@ def prepare(
     import duckdb
 
     from warehouse.jail import jailed_statement
+    from warehouse.pivot import make_types, name_pivots
 
-    statement = single_statement(connection, query)
+    def look_into(sql: str) -> str:
+        return sql if unsafe else jailed_statement(connection, query.source, sql)
+
+    pivots = name_pivots(connection, query.source, query.sql, unsafe=unsafe)
+    statement = single_statement(connection, replace(query, sql=pivots.sql))
     bound = frozenset(statement.named_parameters)
     check_names(query, values, bound)
     for name in query.variables:
@@ -169,8 +165,10 @@ def prepare(
         else:  # what an earlier query on this connection was given is not meant for this one
             connection.execute(f'reset variable "{name}"')
     bindings = {name: values[name] for name in bound}
+    inside = look_into(pivots.sql)
+    make_types(connection, pivots, values, look_into)
     if not unsafe:
-        return Answer(connection, jailed_statement(connection, query.source, query.sql), bindings)
+        return Answer(connection, inside, bindings)
     answer = Answer(connection, statement, bindings)
     if list(statement.expected_result_type) == [duckdb.ExpectedResultType.QUERY_RESULT]:
         return answer
@@ -184,6 +182,17 @@ def single_statement(connection: duckdb.DuckDBPyConnection, query: Query) -> duc
     if len(statements) != 1:
         raise UsageError(f"{query.source} holds {len(statements)} SQL statements. Give exactly one.")
     return statements[0]
+
+
+def bound_names(sql: str) -> AbstractSet[str] | None:
+    """Return the names that SQL binds as `$name`; None for what DuckDB cannot parse."""
+    import duckdb
+
+    try:
+        statements = duckdb.extract_statements(sql)
+    except duckdb.Error:
+        return None
+    return frozenset[str]().union(*(statement.named_parameters for statement in statements))
 
 
 def check_names(query: Query, values: Mapping[str, Value], bound: AbstractSet[str]) -> None:

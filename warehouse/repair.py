@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from warehouse import schema
-from warehouse.layout import SCHEMA_RUN, Layout, make_folder, sync
+from warehouse.layout import SCHEMA_RUN, Layout, make_folder, require_renames, sync
+from warehouse.publish import publish
 from warehouse.verify import RUN_FOLDER
 
 _FLAGS = {"router_logits": "--router-logits"}
@@ -33,11 +34,13 @@ _OPTIONS = {
 def quarantine(layout: Layout, folders: Iterable[Path]) -> dict[Path, Path]:
     """Move bad folders out of every view's sight, each by one rename; return where each went.
 
-    Raises MoewhError if the disk refuses.
+    `warehouse.duckdb` is written anew. Raises MoewhError if the disk refuses.
     """
     moved = {}
+    bad = sorted(set(folders))
+    require_renames(layout.root, [folder.parent for folder in bad])
     with layout.writing():
-        for folder in sorted(set(folders)):
+        for folder in bad:
             if not folder.exists():
                 continue
             target = _free_place(layout.root / "quarantine" / folder.relative_to(layout.root))
@@ -47,6 +50,7 @@ def quarantine(layout: Layout, folders: Iterable[Path]) -> dict[Path, Path]:
             sync(folder.parent)
             moved[folder] = target
     layout.create()
+    publish(layout)
     return moved
 
 
@@ -109,7 +113,8 @@ def run_of(layout: Layout, folder: Path) -> str | None:
     """Return the run that a folder belongs to; None for the zero-row files and for what is no run's folder."""
     if not folder.is_relative_to(layout.root) or folder.is_relative_to(layout.staging):
         return None
-    names = [part.removeprefix(RUN_FOLDER) for part in folder.parts if part.startswith(RUN_FOLDER)]
+    below = folder.relative_to(layout.root).parts
+    names = [part.removeprefix(RUN_FOLDER) for part in below if part.startswith(RUN_FOLDER)]
     return names[-1] if names and names[-1] != SCHEMA_RUN else None
 
 

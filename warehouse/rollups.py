@@ -41,9 +41,14 @@ def definition(table: schema.Table) -> str:
     return (QUERIES / "rollups" / f"{table.name}.sql").read_text(encoding="utf-8")
 
 
-def compare(ask: Ask) -> Iterator[Fault]:
-    """Yield every row in which a stored rollup differs from its definition, segment by segment, on any engine."""
+def compare(ask: Ask, only: Value | None = None) -> Iterator[Fault]:
+    """Yield every row in which a stored rollup differs from its definition, segment by segment, on any engine.
+
+    With `only`, those of that run alone.
+    """
     for run_id, segment in _rows(ask, "select run_id, segment from segments order by run_id, segment", {}):
+        if only is not None and run_id != only:
+            continue
         for table in schema.ROLLUPS:
             rows = _rows(ask, _difference(table), {"run": run_id, "segment": segment})
             yield from (Fault(table.name, run_id, segment, *row) for row in rows)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from warehouse.errors import MoewhError
-from warehouse.layout import SCHEMA_RUN, Layout, make_folder, sync
+from warehouse.layout import SCHEMA_RUN, SEGMENT_FOLDER, Layout, make_folder, sync
+from warehouse.publish import publish
 from warehouse.query import Answer
 
 if TYPE_CHECKING:
@@ -47,23 +48,30 @@ def check_known(layout: Layout, run_id: str) -> None:
         raise MoewhError(f"there is no run {run_id!r} in {layout.root}. Runs: {', '.join(known) or 'none'}.")
 
 
-def delete_run(layout: Layout, run_id: str) -> None:
-    """Delete a run, its segments and its geometry.
+def delete_run(layout: Layout, run_id: str) -> list[Path]:
+    """Delete a run, its segments and its geometry. Return where links among its folders led.
 
     All its segments leave in one rename, then the geometry, then the run itself; what a kill leaves is the whole
     run, a run without segments (which ingest fills again, or a second delete removes), or no run.
-    Files are removed after that, out of every view's sight. Raises MoewhError for an unknown run.
+    Files are removed after that, out of every view's sight; of a folder that is a link, the link alone is.
+    `warehouse.duckdb` is written anew. Raises MoewhError for an unknown run.
     """
     check_known(layout, run_id)
+    layout.require_one_disk()
+    folders = (layout.segments(run_id), layout.geometry(run_id), layout.run(run_id))
+    links = (link for folder in folders for link in (folder, *folder.glob(f"{SEGMENT_FOLDER}*")) if link.is_symlink())
+    kept = [link.resolve() for link in links]
     with layout.staged("deleted") as folder:
-        _take_out(layout.segments(run_id), folder / "segments")
-        _take_out(layout.geometry(run_id), folder / "geometry")
-        _take_out(layout.run(run_id), folder / "run")
+        for name, place in zip(("segments", "geometry", "run"), folders, strict=True):
+            _take_out(place, folder / name)
+        _take_out(layout.template_times(run_id), folder / "template_time")
     layout.sweep()
+    publish(layout)
+    return kept
 
 
 def _take_out(folder: Path, target: Path) -> None:
-    if folder.is_dir():
+    if folder.is_dir() or folder.is_symlink():
         make_folder(target.parent)
         folder.rename(target)
         sync(folder.parent)

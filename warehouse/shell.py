@@ -1,15 +1,26 @@
-"""`moewh shell`: the `duckdb` program, read-only, on the published file."""
+"""`moewh shell`: the `duckdb` program, with every view of a warehouse made in its memory.
+
+It does not open `warehouse.duckdb`: whoever holds that file read-write locks everyone else out, and its paths may be
+those of the place the warehouse was copied from. No variable stays set, so that other warehouses can be attached.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from warehouse.errors import MoewhError
-from warehouse.layout import Layout, glob_literal
-from warehouse.views import sql_string
+from warehouse.views import view_statements
+
+if TYPE_CHECKING:
+    from warehouse.layout import Layout
+
+_LONGEST = 25_000
+"""Characters of one command, of at most four bytes each."""
 
 
 def find_duckdb() -> str:
@@ -25,13 +36,20 @@ def find_duckdb() -> str:
 
 
 def open_shell(layout: Layout, arguments: tuple[str, ...]) -> None:
-    """Become the DuckDB shell. It is told where the warehouse is now, in case it has moved.
-
-    Read-only, since a shell that may write locks every other one out. Raises MoewhError.
-    """
-    if not layout.database.is_file():
-        raise MoewhError(f"there is no {layout.database}. Run `moewh refresh` to write it.")
+    """Become the DuckDB shell, on the warehouse as it is now. Raises MoewhError."""
+    layout.require().linked_folders()
     program = find_duckdb()
-    here = f"set variable moewh_root = {sql_string(glob_literal(layout.root))}"
+    commands = [part for command in _commands(layout) for part in ("-cmd", command)]
     sys.stdout.flush()
-    os.execv(program, [program, "-readonly", "-cmd", here, str(layout.database), *arguments])
+    os.execv(program, [program, *commands, ":memory:", *arguments])
+
+
+def _commands(layout: Layout) -> Iterator[str]:
+    """Yield the statements that make the views, several to a command: Linux takes no argument above 128 KiB."""
+    command = ""
+    for statement in view_statements(layout, comments=True):
+        if len(command) + len(statement) > _LONGEST:
+            yield command
+            command = ""
+        command += f"{statement};\n"
+    yield command

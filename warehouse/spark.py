@@ -170,7 +170,7 @@ def _definitions() -> dict[str, exp.Expr]:
     """Return the query of every view by name; a stored table's is over its files, as `files_of_<table>`."""
     import sqlglot
 
-    stored = {name: _parse(name, table_select(table, f"files_of_{name}")) for name, table in _TABLES.items()}
+    stored = {name: _parse(name, table_select(table, f"files_of_{name} as stored")) for name, table in _TABLES.items()}
     canned = {view.name: sqlglot.parse_one(view.create, read="duckdb").expression for view in canned_views()}
     return stored | canned
 

@@ -6,6 +6,7 @@ that Python lacks (TIMESTAMP WITH TIME ZONE, INTERVAL, years before 1) becomes a
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def converted(answer: Answer, columns: Sequence[Column], cast: Cast) -> Answer:
     )
 
 
-def rows_of(answer: Answer) -> Iterator[Row]:
+def rows_of(answer: Answer) -> Iterator[tuple[Any, ...]]:
     """Run an answer and yield its rows, a batch at a time in memory."""
     cursor = answer.execute()
     while batch := cursor.fetchmany(_BATCH):
@@ -87,21 +88,33 @@ def text_rows(answer: Answer) -> tuple[list[Column], Iterator[Row]]:
     """Return an answer's columns, and its rows as `as_text` has them; NULL is None."""
     answer = as_select(answer)
     columns = columns_of(answer)
-    nested = [number for number, column in enumerate(columns) if column.type.id in _NESTED]
-    return columns, _strict(rows_of(converted(answer, columns, as_text)), nested)
+    rows = rows_of(converted(answer, columns, as_text))
+    return columns, (_finished(row, columns) for row in rows) if any(map(_is_nested, columns)) else rows
 
 
-def _strict(rows: Iterator[Row], nested: Sequence[int]) -> Iterator[Row]:
-    """Make the columns that hold JSON text strict JSON."""
-    if not nested:
-        yield from rows
-        return
-    for row in rows:
-        cells = list(row)
-        for number in nested:
-            if (cell := cells[number]) is not None:
-                cells[number] = strict_json(cell)
-        yield tuple(cells)
+def told_rows(answer: Answer) -> Iterator[tuple[dict[str, str], dict[str, Any]]]:
+    """Yield an answer's rows twice, by column: as texts, with NULL as `NULL`, and as the values that JSON has."""
+    answer = as_select(answer)
+    columns = columns_of(answer)
+    names = [column.name for column in columns]
+    pairs = converted(answer, columns, lambda place, kind: f"[{as_text(place, kind)}, {as_json(place, kind)}]")
+    for row in rows_of(pairs):
+        texts, values = zip(*row, strict=True)
+        shown = ["NULL" if text is None else text for text in _finished(texts, columns)]
+        parsed = [None if value is None else json.loads(strict_json(value)) for value in values]
+        yield dict(zip(names, shown, strict=True)), dict(zip(names, parsed, strict=True))
+
+
+def _finished(row: Row, columns: Sequence[Column]) -> Row:
+    """Make the cells that hold JSON text strict JSON."""
+    return tuple(
+        strict_json(cell) if cell is not None and _is_nested(column) else cell
+        for cell, column in zip(row, columns, strict=True)
+    )
+
+
+def _is_nested(column: Column) -> bool:
+    return column.type.id in _NESTED
 
 
 def as_text(place: str, kind: Any) -> str:
@@ -130,7 +143,7 @@ def as_json(place: str, kind: Any) -> str:
 
 
 def strict_json(text: str) -> str:
-    """Return JSON text on one line, NaN and infinities in it as strings."""
+    """Return JSON text on one line, with NaN and infinities in it as the strings "nan", "inf" and "-inf"."""
     return _BARE.sub(_mended, text) if _MAYBE_BARE.search(text) else text
 
 
@@ -138,7 +151,7 @@ def _mended(match: re.Match[str]) -> str:
     found = match[0]
     if found[0] == '"':
         return found
-    return f'"{found}"' if found.strip() else " "
+    return f'"{found.lower().replace("inity", "")}"' if found.strip() else " "
 
 
 def as_parquet(integers: str) -> Cast:

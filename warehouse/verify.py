@@ -175,7 +175,7 @@ def _list_level(layout: Layout, level: schema.Level, found: Plan) -> None:
     for run in _entries(layout.root / FOLDERS[level].partition("/")[0]):
         run_id = run.name.removeprefix(RUN_FOLDER)
         if not run.is_dir() or run.name == run_id or not _is_legal(run_id):
-            found.faults.append(Fault(run, "", "is not the folder of a run"))
+            found.faults.append(Fault(run, "", _lost_link(run) or "is not the folder of a run"))
         elif level == "segment":
             _list_segments(run, run_id, found)
         else:
@@ -188,7 +188,12 @@ def _list_segments(run: Path, run_id: str, found: Plan) -> None:
         if path.is_dir() and number.isascii() and number.isdigit() and path.name == f"{SEGMENT_FOLDER}{int(number)}":
             found.folders.append(Folder(path, "segment", run_id, int(number)))
         else:
-            found.faults.append(Fault(path, "", "is not the folder of a segment"))
+            found.faults.append(Fault(path, "", _lost_link(path) or "is not the folder of a segment"))
+
+
+def _lost_link(path: Path) -> str | None:
+    """Say where a link leads that leads to nothing; None for whatever else."""
+    return f"is a link to {path.resolve()}, which is not there" if path.is_symlink() and not path.exists() else None
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -8,6 +8,7 @@ files as they are made, so opening costs the same however many segments there ar
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,7 +30,7 @@ _DERIVED_RUN_COLUMNS = """
     coalesce(done.segments, 0)::bigint as segments,
     coalesce(done.prompts, 0)::bigint as prompts,
     coalesce(done.tokens, 0)::bigint as tokens
-from {files} as stored
+from {files}
 left join (
     select
         run_id,
@@ -79,11 +80,11 @@ def open_warehouse(layout: Layout) -> duckdb.DuckDBPyConnection:
     """Return an in-memory DuckDB with every view of this warehouse.
 
     Whatever DuckDB must spill goes to the warehouse's `.staging/`. Raises MoewhError if there is no
-    warehouse.
+    warehouse, or a link in it leads nowhere.
     """
     import duckdb
 
-    layout.require()
+    layout.require().linked_folders()
     spill = layout.staging / f"duckdb.{os.getpid()}"
     connection = duckdb.connect(config={"temp_directory": str(spill)})
     create_views(connection, layout, comments=False)
@@ -91,22 +92,23 @@ def open_warehouse(layout: Layout) -> duckdb.DuckDBPyConnection:
 
 
 def create_views(connection: duckdb.DuckDBPyConnection, layout: Layout, *, comments: bool) -> None:
-    """Make every view in the connection's current schema, in one transaction.
+    """Make every view in the connection's current schema, in one transaction."""
+    connection.execute(";\n".join(["begin", *view_statements(layout, comments=comments), "commit"]))
+
+
+def view_statements(layout: Layout, *, comments: bool) -> Iterator[str]:
+    """Yield the statements that make every view, each after those it reads.
 
     DuckDB looks at the files of each view it makes. `moewh_root` points it to zero-row files meanwhile,
     so that it need not list all segments once per view.
     """
-    statements = [
-        statement
-        for view in (*base_views(layout.root), *canned_views())
-        for statement in (view.create, *(view.comments if comments else ()))
-    ]
-    connection.execute("begin")
     if layout.empty.is_dir():
-        connection.execute("set variable moewh_root = $root", {"root": glob_literal(layout.empty)})
-    connection.execute(";\n".join(statements))
-    connection.execute("reset variable moewh_root")
-    connection.execute("commit")
+        yield f"set variable moewh_root = {sql_string(glob_literal(layout.empty))}"
+    for view in (*base_views(layout.root), *canned_views()):
+        yield view.create
+        if comments:
+            yield from view.comments
+    yield "reset variable moewh_root"
 
 
 def sql_string(text: str) -> str:
@@ -122,12 +124,14 @@ def _base_view(table: schema.Table, root: Path) -> View:
             for column in (*table.path_columns, *table.columns)
         ),
     )
-    body = table_select(table, _files(table, root)) + (_unless_missing(table, root) if table.rollup else "")
+    body = table_select(table, f"{_files(table, root)} as stored")
+    if table.rollup:
+        body += _unless_missing(table, root)
     return View(table.name, f"create or replace view {table.name} as\n{body}", comments, table.description)
 
 
 def table_select(table: schema.Table, files: str) -> str:
-    """Return the query of a stored table's view, over `files`: whatever gives the rows of all its files."""
+    """Return the query of a stored table's view, over `files`: what gives the rows of all its files, as `stored`."""
     if table is not schema.RUNS:
         columns = ",\n    ".join(column.name for column in (*table.path_columns, *table.columns))
         return f"select\n    {columns}\nfrom {files}"
@@ -136,15 +140,26 @@ def table_select(table: schema.Table, files: str) -> str:
 
 
 def _files(table: schema.Table, root: Path) -> str:
-    """Return the `read_parquet` call over every file of a table, its path columns typed.
+    """Return a subquery over every file of a table: its columns, those of the path first.
 
     A warehouse from before `moewh geometry` has no such files, which `read_parquet` would refuse.
     """
     if table.level == "geometry" and not (Layout(root).geometry(SCHEMA_RUN) / table.file).is_file():
         nothing = ", ".join(f"null::{column.type} as {column.name}" for column in (*table.path_columns, *table.stored))
-        return f"(select {nothing} where false) as nothing"
-    types = ", ".join(f"'{column.name}': {column.type}" for column in table.path_columns)
-    return f"read_parquet({_pattern(table, root)}, hive_partitioning = true, hive_types = {{{types}}})"
+        return f"(select {nothing} where false)"
+    columns = ", ".join([*_path_values(table), *(column.name for column in table.stored)])
+    return f"(select {columns} from read_parquet({_pattern(table, root)}, hive_partitioning = false, filename = true))"
+
+
+def _path_values(table: schema.Table) -> Iterator[str]:
+    """Yield SQL for each column that the path holds, read from the path's end: what lies above the root says nothing.
+
+    DuckDB's own partitions would be every `name=value` of the whole path, and would hide columns of the file. These
+    values are constant within a file, so a filter on them still leaves out files before they are opened.
+    """
+    for number, column in enumerate(table.path_columns, 1):
+        below = "".join(f"/{inner.name}=[^/]*" for inner in table.path_columns[number:])
+        yield f"regexp_extract(filename, '/{column.name}=([^/]*){below}/[^/]*$', 1)::{column.type} as {column.name}"
 
 
 def _pattern(table: schema.Table, root: Path) -> str:
@@ -160,7 +175,7 @@ def _unless_missing(table: schema.Table, root: Path) -> str:
     the error, so that no filter can take the row away before it is raised.
     """
     columns = ",\n    ".join(f"failure::{column.type}" for column in (*table.path_columns, *table.columns))
-    folder = f"replace(segment.file, '/{schema.SEGMENTS.file}', '')"
+    folder, counted = (f"regexp_replace({alias}.file, '/[^/]*$', '')" for alias in ("segment", "counts"))
     return f"""
 union all
 select
@@ -169,7 +184,7 @@ from (
     select error('segment ' || {folder} || {sql_string(LACKS.format(file=table.file))}) as failure
     from glob({_pattern(schema.SEGMENTS, root)}) as segment
     anti join glob({_pattern(table, root)}) as counts
-        on replace(counts.file, '/{table.file}', '') = {folder}
+        on {counted} = {folder}
 ) as missing
 where failure is not null"""
 

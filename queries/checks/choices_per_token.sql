@@ -1,5 +1,7 @@
 -- choices_per_token: a token has exactly top_k rows at a layer, or none.
 -- One row per run, segment, layer and token that has another number of rows.
+-- Parameters:
+--   run (run): default every run.
 select
     routing.run_id as run_id,
     routing.segment as segment,
@@ -11,6 +13,7 @@ from routing
 join layers
     on layers.run_id = routing.run_id
     and layers.layer = routing.layer
+where (getvariable('run') is null or routing.run_id = getvariable('run')::varchar)
 group by
     routing.run_id,
     routing.segment,

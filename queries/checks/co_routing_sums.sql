@@ -1,6 +1,8 @@
 -- co_routing_sums: each of an expert's tokens has top_k - 1 other experts, so that over all expert_b conditional sums
 -- to top_k - 1. The pairs are counted apart from the load: here one is held against the other.
 -- One row per run, layer and expert whose pairs are not top_k - 1 times its tokens.
+-- Parameters:
+--   run (run): default every run.
 with pairs_of as (
     select
         run_id,
@@ -8,6 +10,7 @@ with pairs_of as (
         expert_a as expert,
         sum(tokens)::bigint as pairs
     from co_routing
+    where (getvariable('run') is null or run_id = getvariable('run')::varchar)
     group by
         run_id,
         layer,
@@ -28,5 +31,6 @@ left join pairs_of
     on pairs_of.run_id = expert_load.run_id
     and pairs_of.layer = expert_load.layer
     and pairs_of.expert = expert_load.expert
-where coalesce(pairs_of.pairs, 0) <> expert_load.tokens * (layers.top_k - 1)
+where (getvariable('run') is null or expert_load.run_id = getvariable('run')::varchar)
+    and coalesce(pairs_of.pairs, 0) <> expert_load.tokens * (layers.top_k - 1)
 order by run_id, layer, expert

@@ -1,5 +1,7 @@
 -- experts_in_range: every expert of routing is one of its layer's, and every layer is one of its run's.
 -- One row per run, segment, layer and expert that is not, with the rows that have it.
+-- Parameters:
+--   run (run): default every run.
 select
     routing.run_id as run_id,
     routing.segment as segment,
@@ -12,6 +14,7 @@ left join experts
     and experts.layer = routing.layer
     and experts.expert = routing.expert
 where experts.expert is null
+    and (getvariable('run') is null or routing.run_id = getvariable('run')::varchar)
 group by
     routing.run_id,
     routing.segment,

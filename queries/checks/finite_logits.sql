@@ -1,5 +1,7 @@
 -- finite_logits: no raw logit of the routers is infinite or not a number (runs ingested with --router-logits).
 -- One row per run, segment, layer and token with such logits, with how many.
+-- Parameters:
+--   run (run): default every run.
 with all_logits as (
     select
         run_id,
@@ -8,6 +10,7 @@ with all_logits as (
         token_id,
         unnest(logits) as logit
     from router_logits
+    where (getvariable('run') is null or run_id = getvariable('run')::varchar)
 )
 select
     run_id,

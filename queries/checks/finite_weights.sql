@@ -1,5 +1,7 @@
 -- finite_weights: no weight is infinite or not a number. NULL is no fault: imported traces have ids alone.
 -- One row per run, segment, layer and expert with such weights, with the rows that have them.
+-- Parameters:
+--   run (run): default every run.
 select
     run_id,
     segment,
@@ -8,6 +10,7 @@ select
     count(*)::bigint as routing_rows
 from routing
 where not abs(weight) < 'infinity'::float
+    and (getvariable('run') is null or run_id = getvariable('run')::varchar)
 group by
     run_id,
     segment,

@@ -1,11 +1,14 @@
 -- known_tokens: every routed token is in tokens, and every token's prompt is in prompts, in the same segment.
 -- One row per run, segment and token that is not, and what it lacks.
+-- Parameters:
+--   run (run): default every run.
 with routed as (
     select distinct
         run_id,
         segment,
         token_id
     from routing
+    where (getvariable('run') is null or run_id = getvariable('run')::varchar)
 )
 select
     routed.run_id as run_id,
@@ -30,4 +33,5 @@ left join prompts
     and prompts.segment = tokens.segment
     and prompts.prompt_id = tokens.prompt_id
 where prompts.prompt_id is null
+    and (getvariable('run') is null or tokens.run_id = getvariable('run')::varchar)
 order by run_id, segment, token_id, lacks

@@ -1,6 +1,8 @@
 -- load_sums: a token has top_k experts and one first choice, so that over all experts tokens sums to top_k times
 -- first_choice_tokens.
 -- One row per run and layer where it does not.
+-- Parameters:
+--   run (run): default every run.
 select
     expert_load.run_id as run_id,
     expert_load.layer as layer,
@@ -10,6 +12,7 @@ from expert_load
 join layers
     on layers.run_id = expert_load.run_id
     and layers.layer = expert_load.layer
+where (getvariable('run') is null or expert_load.run_id = getvariable('run')::varchar)
 group by
     expert_load.run_id,
     expert_load.layer

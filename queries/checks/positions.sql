@@ -1,5 +1,7 @@
 -- positions: a prompt's tokens have the positions 0 to n - 1, each once, and token_id = prompt_id * 2^24 + position.
 -- One row per run, segment and prompt whose tokens do not.
+-- Parameters:
+--   run (run): default every run.
 select
     run_id,
     segment,
@@ -10,6 +12,7 @@ select
     count(distinct position)::bigint as positions,
     sum(case when token_id = prompt_id * 16777216 + position then 0 else 1 end)::bigint as wrong_ids
 from tokens
+where (getvariable('run') is null or run_id = getvariable('run')::varchar)
 group by
     run_id,
     segment,

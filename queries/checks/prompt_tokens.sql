@@ -1,5 +1,7 @@
 -- prompt_tokens: prompts.num_tokens is the number of the prompt's rows in tokens.
 -- One row per run, segment and prompt where it is not.
+-- Parameters:
+--   run (run): default every run.
 with token_counts as (
     select
         run_id,
@@ -7,6 +9,7 @@ with token_counts as (
         prompt_id,
         count(*)::bigint as tokens
     from tokens
+    where (getvariable('run') is null or run_id = getvariable('run')::varchar)
     group by
         run_id,
         segment,
@@ -24,4 +27,5 @@ left join token_counts
     and token_counts.segment = prompts.segment
     and token_counts.prompt_id = prompts.prompt_id
 where prompts.num_tokens is distinct from coalesce(token_counts.tokens, 0)
+    and (getvariable('run') is null or prompts.run_id = getvariable('run')::varchar)
 order by run_id, segment, prompt_id

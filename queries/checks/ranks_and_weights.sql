@@ -1,5 +1,7 @@
 -- ranks_and_weights: ranks are 0 to k - 1, each once, by descending weight; ties by expert; no expert twice.
 -- One row per run, segment, layer and token where they are not: the rank and expert that follow another.
+-- Parameters:
+--   run (run): default every run.
 with ordered_choices as (
     select
         run_id,
@@ -13,6 +15,7 @@ with ordered_choices as (
         lag(expert) over (partition by run_id, segment, layer, token_id order by rank) as previous_expert,
         lag(weight) over (partition by run_id, segment, layer, token_id order by rank) as previous_weight
     from routing
+    where (getvariable('run') is null or run_id = getvariable('run')::varchar)
 )
 select
     run_id,

@@ -1,11 +1,14 @@
 -- segment_totals: a segment holds as many prompts, tokens and routing rows as its segment.parquet says.
 -- One row per run and segment that does not.
+-- Parameters:
+--   run (run): default every run.
 with prompt_counts as (
     select
         run_id,
         segment,
         count(*)::bigint as prompts
     from prompts
+    where (getvariable('run') is null or run_id = getvariable('run')::varchar)
     group by
         run_id,
         segment
@@ -16,6 +19,7 @@ token_counts as (
         segment,
         count(*)::bigint as tokens
     from tokens
+    where (getvariable('run') is null or run_id = getvariable('run')::varchar)
     group by
         run_id,
         segment
@@ -26,6 +30,7 @@ routing_counts as (
         segment,
         count(*)::bigint as routing_rows
     from routing
+    where (getvariable('run') is null or run_id = getvariable('run')::varchar)
     group by
         run_id,
         segment
@@ -49,7 +54,10 @@ left join token_counts
 left join routing_counts
     on routing_counts.run_id = segments.run_id
     and routing_counts.segment = segments.segment
-where segments.prompts is distinct from coalesce(prompt_counts.prompts, 0)
-    or segments.tokens is distinct from coalesce(token_counts.tokens, 0)
-    or segments.routing_rows is distinct from coalesce(routing_counts.routing_rows, 0)
+where (getvariable('run') is null or segments.run_id = getvariable('run')::varchar)
+    and (
+        segments.prompts is distinct from coalesce(prompt_counts.prompts, 0)
+        or segments.tokens is distinct from coalesce(token_counts.tokens, 0)
+        or segments.routing_rows is distinct from coalesce(routing_counts.routing_rows, 0)
+    )
 order by run_id, segment

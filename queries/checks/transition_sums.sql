@@ -2,6 +2,8 @@
 -- one, so that over all next experts conditional sums to k'. All pairs and first choices are counted apart: here one is
 -- held against the other. No expert sends on more tokens than it has.
 -- One row per run and layer where all pairs are not k * k' times the first choices, or an expert sends on too many.
+-- Parameters:
+--   run (run): default every run.
 with sent as (
     select
         run_id,
@@ -10,6 +12,7 @@ with sent as (
         expert,
         sum(tokens)::bigint as pairs
     from layer_transitions
+    where (getvariable('run') is null or run_id = getvariable('run')::varchar)
     group by
         run_id,
         layer,
@@ -44,6 +47,7 @@ firsts as (
         layer,
         sum(tokens)::bigint as tokens
     from first_choice_transitions
+    where (getvariable('run') is null or run_id = getvariable('run')::varchar)
     group by
         run_id,
         layer

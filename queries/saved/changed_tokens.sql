@@ -4,7 +4,11 @@
 --   layers = MoE layers compared
 -- Meant for checkpoints of one model (equal tokens_key); with other tokens the runs have no token_id in common that
 -- means anything, so nothing is returned. Tokens of kind prompt and generated.
--- Parameters: run, other_run; layer (default: every layer), most (rows, default 50).
+-- Parameters:
+--   run (run): one run.
+--   other_run (run of the same tokens): the other.
+--   layer (layer): default every layer.
+--   most (count): rows at most; default 50.
 with same_tokens as (
     select
         here.run_id as run_id,

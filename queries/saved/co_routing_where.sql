@@ -1,13 +1,15 @@
 -- co_routing_where: which experts are chosen together by some of the tokens only.
 -- One row per run, layer and ordered pair of different experts that share one of these tokens (both orders).
--- Which tokens: those that meet every condition given, of kind prompt and generated:
---   domain      the domain of their prompt
---   prompt_ids  prompt ids, as text: '3,17,256'
---   token       the token's text
---   token_ids   token ids, as text; from a table: set variable token_ids = (select string_agg(token_id, ',') from mine)
+-- Which tokens: those that meet every condition given, of kind prompt and generated.
 -- Columns and formulas as in co_routing, over these tokens.
 -- Asked of a domain alone (or of all tokens), rollups answer at once. Else the rows of these tokens are read.
--- Parameters: domain, prompt_ids, token, token_ids (each optional), run (default: every run), layer (default: all).
+-- Parameters (the first four are conditions, each optional):
+--   domain (domain): the domain of their prompt.
+--   prompt_ids (prompt ids): such as 3,17,256; in a shell as text: '3,17,256'.
+--   token (token): the token's text, spaces included.
+--   token_ids (token ids): from a table: set variable token_ids = (select string_agg(token_id, ',') from mine).
+--   run (run): default every run.
+--   layer (layer): default every layer.
 with listed_parts as (
     select unnest(string_split(getvariable('token_ids')::varchar, ',')) as part
 ),

@@ -1,7 +1,9 @@
 -- confidence_by_domain: how sure the router is of each domain's tokens.
 -- One row per run, domain and layer, over tokens of kind prompt and generated with raw logits (runs ingested with
 -- --router-logits). Means of router_confidence: entropy (bits), top_k_mass, margin. NULL is a domain of its own.
--- Parameters: run (default: every run), layer (default: every layer).
+-- Parameters:
+--   run (run): default every run.
+--   layer (layer): default every layer.
 select
     router_confidence.run_id as run_id,
     prompts.domain as domain,

@@ -2,7 +2,9 @@
 -- One row per run, layer and expert chosen at least once, over tokens of kind prompt and generated with raw logits
 -- (runs ingested with --router-logits). Means of router_confidence over the expert's tokens: entropy (bits),
 -- top_k_mass, margin.
--- Parameters: run (default: every run), layer (default: every layer).
+-- Parameters:
+--   run (run): default every run.
+--   layer (layer): default every layer.
 select
     routing.run_id as run_id,
     routing.layer as layer,

@@ -3,7 +3,11 @@
 -- the expert (domain_specialization: over the layer's experts each sums to top_k):
 --   difference = share - other_share
 --   ratio      = share / other_share, NULL where other_share is 0
--- Parameters: domain, other_domain; run (default: every run), layer (default: every layer).
+-- Parameters:
+--   domain (domain): one domain.
+--   other_domain (domain): the other.
+--   run (run): default every run.
+--   layer (layer): default every layer.
 select
     here.run_id as run_id,
     here.layer as layer,

@@ -4,7 +4,10 @@
 --   difference = share - other_share
 --   ratio      = share / other_share, NULL where other_share is 0
 -- The runs may have other prompts; whether a token's experts changed, changed_tokens tells for equal ones.
--- Parameters: run, other_run; layer (default: every layer).
+-- Parameters:
+--   run (run): one run.
+--   other_run (run): the other.
+--   layer (layer): default every layer.
 select
     here.layer as layer,
     here.expert as expert,

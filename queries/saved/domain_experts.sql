@@ -1,7 +1,9 @@
 -- domain_experts: which experts each domain prefers, strongest preference first.
 -- One row per run, domain, layer and expert that is chosen for at least min_share of the domain's tokens.
 -- share, overall_share and lift as in domain_specialization.
--- Parameters: run (default: every run), min_share (default 0.1).
+-- Parameters:
+--   run (run): default every run.
+--   min_share (share): default 0.1.
 select
     run_id,
     domain,

@@ -2,7 +2,12 @@
 -- One row per run and token routed to the expert at the layer, the strongest first. before and after are the texts of
 -- the tokens next to it in the same prompt and context, width of them on each side.
 -- Tokens of kind prompt and generated; the weights of different runs are not on one scale, so each run is ranked alone.
--- Parameters: layer, expert; run (default: every run), strongest (rows a run, default 20), width (default 10).
+-- Parameters:
+--   layer (layer): the expert's layer.
+--   expert (expert): the expert.
+--   run (run): default every run.
+--   strongest (count): rows per run at most; default 20.
+--   width (count): tokens shown on each side; default 10.
 with ranked as (
     select
         routing.run_id as run_id,

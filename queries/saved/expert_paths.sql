@@ -3,7 +3,10 @@
 --   share            = N_path / N
 --   cumulative_share = the share of this path and all before it
 -- expert_path_coverage tells how many paths cover how much.
--- Parameters: run (default: every run), domain (default: all), most (paths a run, default 20).
+-- Parameters:
+--   run (run): default every run.
+--   domain (domain): default all tokens.
+--   most (count): paths per run at most; default 20.
 with path_tokens as (
     select
         run_id,

@@ -2,7 +2,11 @@
 -- One row per run and token of the vocabulary that is routed to the expert at least min_tokens times.
 --   share_of_token = N_xi / N_x              how often this token goes to the expert
 --   lift           = N_xi * N / (N_x * N_i)  1 where the expert does not care about the token
--- Parameters: layer, expert; run (default: every run), min_tokens (default 10: rarer tokens have a high lift by chance).
+-- Parameters:
+--   layer (layer): the expert's layer.
+--   expert (expert): the expert.
+--   run (run): default every run.
+--   min_tokens (count): default 10; rarer tokens have a high lift by chance.
 select
     run_id,
     vocab_id,

@@ -8,7 +8,8 @@
 -- Ties get the mean of their ranks. A pair that never shares a token has lift 0. An expert that no token went to has
 -- no lift: its pairs are left out; pairs counts the others. NULL where one side of the comparison does not vary (top-1
 -- layers have no pairs that share a token) or is not defined (a router without rows).
--- Parameters: run (default: every run).
+-- Parameters:
+--   run (run): default every run.
 with chosen_experts as (
     select
         run_id,

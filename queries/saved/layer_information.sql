@@ -8,7 +8,8 @@
 -- with I and J the experts that are some token's first choice at each layer. Chance: Miller (1955) and Madow's first
 -- correction of an entropy estimated from N samples, which for mutual information adds up to that much.
 -- Counts come from first_choice_transitions, so the cost does not grow with tokens.
--- Parameters: run (default: every run).
+-- Parameters:
+--   run (run): default every run.
 with pairs_of as (
     select
         run_id,

@@ -4,7 +4,10 @@
 --   jaccard = N_ij / (N_i + N_j - N_ij)
 --   lift    = N_ij * N / (N_i * N_j)     1 where the two choices are independent
 -- For neighbouring layers layer_transitions answers from rollups; this reads the rows of the two layers.
--- Parameters: layer, other_layer (another layer); run (default: every run).
+-- Parameters:
+--   layer (layer): one layer.
+--   other_layer (layer): another layer.
+--   run (run): default every run.
 with both_layers as (
     select
         here.run_id as run_id,

@@ -1,53 +1,98 @@
 -- load_drift: how far the load of the experts moves from checkpoint to checkpoint.
--- One row per series, layer and checkpoint; those of equal tokens together, in order of training. Against the checkpoint
--- before it (the greatest lower train_step of equal series and tokens_key), p and q the experts' shares of the load:
+-- One row per series, reference run, layer, checkpoint and checkpoint before it, in order of training. Checkpoints are
+-- the complete runs of a series that have a train_step. Only those of equal tokens_key are compared: each reference run,
+-- the last checkpoint over the same tokens as in router_saturation, is a curve of its own. Against the checkpoint before
+-- it (the greatest lower train_step of the curve), p and q the experts' shares of the load:
 --   moved = sum over experts of |p_i - q_i| / 2    total variation: the share of choices that went elsewhere, 0 to 1
--- NULL for the first. cv and dead_experts as in load_balance. A load that stands still can still hide tokens that
--- trade places: router_saturation tells.
--- Parameters: series (default: every series), layer (default: every layer).
+-- NULL for the first. Several runs at one train_step are never averaged: each has its rows, and what comes after is
+-- compared with each. cv and dead_experts as in load_balance. A load that stands still can still hide tokens that
+-- trade places: router_saturation shows them.
+-- Parameters:
+--   series (series): default every series.
+--   layer (layer): default every layer.
 with checkpoints as (
     select
         run_id,
         series,
         tokens_key,
         train_step,
-        lag(run_id) over (partition by series, tokens_key order by train_step, run_id) as previous_run_id
+        first_value(run_id) over (
+            partition by series, tokens_key
+            order by train_step desc, run_id
+        ) as reference_run_id
     from runs
     where series is not null
         and tokens_key is not null
         and train_step is not null
+        and status = 'complete'
         and (getvariable('series') is null or series = getvariable('series')::varchar)
+),
+steps as (
+    select distinct
+        series,
+        tokens_key,
+        train_step
+    from checkpoints
+),
+ordered_steps as (
+    select
+        series,
+        tokens_key,
+        train_step,
+        lag(train_step) over (partition by series, tokens_key order by train_step) as previous_step
+    from steps
+),
+neighbours as (
+    select
+        here.run_id as run_id,
+        here.series as series,
+        here.reference_run_id as reference_run_id,
+        here.train_step as train_step,
+        there.run_id as previous_run_id
+    from checkpoints as here
+    join ordered_steps
+        on ordered_steps.series = here.series
+        and ordered_steps.tokens_key = here.tokens_key
+        and ordered_steps.train_step = here.train_step
+    left join checkpoints as there
+        on there.series = ordered_steps.series
+        and there.tokens_key = ordered_steps.tokens_key
+        and there.train_step = ordered_steps.previous_step
 ),
 moves as (
     select
-        checkpoints.run_id as run_id,
+        neighbours.run_id as run_id,
+        neighbours.previous_run_id as previous_run_id,
         here.layer as layer,
         sum(abs(here.share - there.share)) / 2 as moved
-    from checkpoints
+    from neighbours
     join expert_load as here
-        on here.run_id = checkpoints.run_id
+        on here.run_id = neighbours.run_id
     join expert_load as there
-        on there.run_id = checkpoints.previous_run_id
+        on there.run_id = neighbours.previous_run_id
         and there.layer = here.layer
         and there.expert = here.expert
     group by
-        checkpoints.run_id,
+        neighbours.run_id,
+        neighbours.previous_run_id,
         here.layer
 )
 select
-    checkpoints.series as series,
+    neighbours.series as series,
+    neighbours.reference_run_id as reference_run_id,
     load_balance.layer as layer,
-    checkpoints.train_step as train_step,
-    checkpoints.run_id as run_id,
-    checkpoints.previous_run_id as previous_run_id,
+    neighbours.train_step as train_step,
+    neighbours.run_id as run_id,
+    neighbours.previous_run_id as previous_run_id,
     moves.moved as moved,
     load_balance.cv as cv,
     load_balance.dead_experts as dead_experts
-from checkpoints
+from neighbours
 join load_balance
-    on load_balance.run_id = checkpoints.run_id
+    on load_balance.run_id = neighbours.run_id
 left join moves
-    on moves.run_id = load_balance.run_id
+    on moves.run_id = neighbours.run_id
+    and moves.previous_run_id = neighbours.previous_run_id
     and moves.layer = load_balance.layer
 where (getvariable('layer') is null or load_balance.layer = getvariable('layer'))
-order by series, checkpoints.tokens_key, layer, train_step, run_id
+order by series, reference_run_id, layer, train_step, run_id, previous_run_id

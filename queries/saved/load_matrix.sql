@@ -3,7 +3,8 @@
 -- in order of layer are the matrix (layers x experts) that DeepSeek's EPLB (github.com/deepseek-ai/EPLB) takes as
 -- `weight`: torch.tensor([json.loads(row["tokens"]) for row in rows]).
 -- Tokens of kind prompt and generated. Layers with different numbers of experts give rows of different lengths.
--- Parameters: run (default: every run).
+-- Parameters:
+--   run (run): default every run.
 select
     run_id,
     layer,

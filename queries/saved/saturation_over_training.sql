@@ -1,7 +1,11 @@
 -- saturation_over_training: how the routing settles over the checkpoints of a training run.
--- One row per series, reference run, layer and checkpoint, in order of training. Columns as in router_saturation;
+-- One row per series, reference run, layer and checkpoint, in order of training. Each reference run is a curve of its own:
+-- the last checkpoint over the same tokens (equal tokens_key), so that runs of the series over other prompts are never
+-- mixed. Several runs at one train_step are never averaged: each has its rows. Columns as in router_saturation;
 -- train_tokens as runs has it.
--- Parameters: series (default: every series), layer (default: every layer).
+-- Parameters:
+--   series (series): default every series.
+--   layer (layer): default every layer.
 select
     runs.series as series,
     router_saturation.reference_run_id as reference_run_id,

@@ -2,9 +2,24 @@
 -- One row per domain, layer and expert that is special to the domain in one run and not in the other; special: lift of
 -- at least min_lift at a share of at least min_share (domain_specialization).
 --   change = appeared (special in run, not in other_run) or vanished (the other way round)
--- Give the later checkpoint as run. Largest change of lift first.
--- Parameters: run, other_run; min_lift (default 1.5), min_share (default 0.1).
-with compared as (
+-- Give the later checkpoint as run. Largest change of lift first. The runs must have the same tokens (equal tokens_key):
+-- over other prompts the domains themselves differ.
+-- Parameters:
+--   run (run): the later checkpoint.
+--   other_run (run of the same tokens): the earlier checkpoint.
+--   min_lift (ratio): default 1.5.
+--   min_share (share): default 0.1.
+with same_tokens as (
+    select
+        here.run_id as run_id,
+        there.run_id as other_run_id
+    from runs as here
+    join runs as there
+        on there.tokens_key = here.tokens_key
+    where here.run_id = getvariable('run')::varchar
+        and there.run_id = getvariable('other_run')::varchar
+),
+compared as (
     select
         here.domain as domain,
         here.layer as layer,
@@ -23,9 +38,12 @@ with compared as (
                 and there.share >= coalesce(getvariable('min_share'), 0.1) then 1
             else 0
         end as other_special
-    from domain_specialization as here
+    from same_tokens
+    join domain_specialization as here
+        on here.run_id = same_tokens.run_id
     join domain_specialization as there
-        on there.domain is not distinct from here.domain
+        on there.run_id = same_tokens.other_run_id
+        and there.domain is not distinct from here.domain
         and there.layer = here.layer
         and there.expert = here.expert
     where here.run_id = getvariable('run')::varchar

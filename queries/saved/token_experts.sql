@@ -2,7 +2,10 @@
 -- One row per run, layer, expert and vocabulary entry whose text is the token.
 --   share_of_token = N_xi / N_x              how often this token goes to the expert
 --   lift           = N_xi * N / (N_x * N_i)  1 where the expert does not care about the token
--- Parameters: token (its text, spaces included); run (default: every run), layer (default: every layer).
+-- Parameters:
+--   token (token): the token's text, spaces included.
+--   run (run): default every run.
+--   layer (layer): default every layer.
 select
     run_id,
     layer,

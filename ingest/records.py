@@ -1,0 +1,223 @@
+"""Records to prompts: which columns of a record are its prompt, and what becomes of the others.
+
+In: a relation of records, as SQL, with one JSON value per column that matters here (readers make it of JSON and of
+Arrow tables alike). Out: the SQL of the canonical columns (text, form, domain, source, metadata), beside what
+`problem_of` needs to name a record that is no prompt.
+
+A prompt is a text, or what stands in for one: chat messages or token ids, kept as JSON under `text`, with `form`
+saying which. See CONVENTIONS for the columns that are read without being named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+MESSAGES, INPUT_IDS = "messages", "input_ids"
+"""The values of `form` for a prompt that is no text; else it is `text`."""
+
+
+@dataclass(frozen=True)
+class Convention:
+    """A column that is read as a prompt, with the columns that belong to it."""
+
+    head: str
+    form: str = "text"
+    """What the head holds: a text (or, by what it holds, messages or ids), or a list of that form."""
+    joined: tuple[str, ...] = ()
+    """Columns whose texts follow the head's."""
+    joint: str = ""
+    """What stands between them; empty texts are left out."""
+    named: bool = False
+    """Named by --text-column, so that a text in a column called `messages` is a text."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Every column that the prompt takes up, and metadata leaves out."""
+        return (self.head, *self.joined)
+
+
+CONVENTIONS = (
+    Convention("text"),
+    Convention("prompt", joined=("completion",)),
+    Convention("instruction", joined=("input", "output"), joint="\n"),
+    Convention("messages", MESSAGES),
+    Convention("conversations", MESSAGES),
+    Convention("input_ids", INPUT_IDS),
+)
+"""What is read when --text-column names nothing. Of those for texts, the first that is there counts."""
+_LIST_FORMS = {convention.head: convention.form for convention in CONVENTIONS if convention.form != "text"}
+_FOR_TEMPLATE = ("tools", "documents")
+_MASK = "attention_mask"
+BESIDE = (*_FOR_TEMPLATE, _MASK)
+"""Columns that go with messages and ids to the tokenizer; metadata keeps them too."""
+
+
+def conventions(text_column: str | None) -> tuple[Convention, ...]:
+    """Return what may be a prompt: the column that --text-column names and no other, else every convention."""
+    if text_column is None:
+        return CONVENTIONS
+    return (Convention(text_column, _LIST_FORMS.get(text_column.rsplit(".", 1)[-1], "text"), named=True),)
+
+
+def nested_path(column: str) -> list[str] | None:
+    """Return the keys of a column named `a.b`; None if it can only be the name of a column as it stands.
+
+    DuckDB's JSON paths cannot quote these characters.
+    """
+    keys = column.split(".")
+    return keys if len(keys) > 1 and all(keys) and not set(column) & set('"*\\') else None
+
+
+@dataclass(frozen=True)
+class RecordColumns:
+    """How SQL says the columns of one kind of record."""
+
+    value: Callable[[str], str]
+    """JSON of a column: 'null' where it is null, NULL where it is absent."""
+    text: Callable[[str], str]
+    """A column's text."""
+    metadata: Callable[[Convention], str]
+    """JSON of all columns except those a convention takes up."""
+    keys: str
+    """Names of a record's columns, for messages."""
+
+
+def prompts_sql(records: str, read: Sequence[Convention], columns: RecordColumns) -> str:
+    """Return the SQL that makes canonical columns of `records`.
+
+    That has `record_kind`, `labelled` (has it a domain?), `domain` and `source` besides.
+    """
+    value = columns.value
+    heads = [_head(convention, read[:place], value) for place, convention in enumerate(read)]
+    filled = [
+        f"(json_type(h{place}) <> 'NULL'" + ("" if item.form == "text" else _LONGER.format(f"h{place}")) + ")"
+        for place, item in enumerate(read)
+    ]
+    choice = [f"when {test} then {place}" for place, test in enumerate(filled)]
+    choice += [f"when h{place} is not null then {place}" for place in range(len(read))]
+    names = ", ".join(f"case when {test} then {place} end" for place, test in enumerate(filled))
+
+    def by_choice(expression: Callable[[Convention], str]) -> str:
+        cases = " ".join(f"when {place} then {expression(item)}" for place, item in enumerate(read))
+        return f"case choice {cases} end"
+
+    head = f"case choice {' '.join(f'when {place} then h{place}' for place in range(len(read)))} end"
+    return f"""
+        with records as ({records}),
+        heads as (select *, {", ".join(f"{sql} as h{place}" for place, sql in enumerate(heads))} from records),
+        chosen as (select *, case {" ".join(choice)} end as choice, concat_ws(' ', {names}) as filled from heads),
+        headed as (select *, {head} as head from chosen),
+        formed as (select *, {_FORM.format(wants=by_choice(_wants))} as form from headed),
+        checked as (select *, case when record_kind <> 'OBJECT' then 'object'
+                    when choice is null then 'none'
+                    when contains(filled, ' ') then 'several'
+                    when form is null then 'head'
+                    else {by_choice(lambda item: _joined_problem(item, value))} end as problem from formed)
+        select problem, json_type(head) as head_kind, choice, filled, labelled, form,
+               case when problem is not null then {columns.keys} end as keys,
+               case form when 'text' then {by_choice(lambda item: _text(item, columns.text))}
+                         when 'messages' then {by_choice(lambda item: _messages(item, value))}
+                         when 'input_ids' then {_input_ids(value)} end as text,
+               domain, source,
+               {by_choice(columns.metadata)} as metadata
+        from checked
+    """
+
+
+def problem_of(row: dict[str, Any], read: Sequence[Convention]) -> str:
+    """Say what is wrong with a record that `prompts_sql` found no prompt in."""
+    found = [read[int(place)].head for place in (row["filled"] or "").split()]
+    keys = ", ".join(map(repr, row["keys"] or [])) or "no keys"
+    if row["problem"] == "object":
+        return "is not a JSON object"
+    if row["problem"] == "none":
+        others = "" if read[0].named else ", nor messages or input_ids, nor another column that --help names"
+        return f"has no {read[0].head!r}{others}; it has {keys}. Name the column with --text-column"
+    if row["problem"] == "several":
+        return f"has both {found[0]!r} and {found[1]!r}. Choose one with --text-column"
+    convention = read[row["choice"]]
+    kind = str(row["head_kind"]).lower()
+    if row["problem"] == "head" and convention.form == "text":
+        return f"has a {convention.head!r} that is no string ({kind})"
+    if row["problem"] == "head":
+        return f"has {convention.head!r} that are no list of {convention.form} ({kind})"
+    return f"has a {row['problem']!r} that does not go on after its {convention.head!r}. Name one with --text-column"
+
+
+_LONGER = " and json_array_length({0}) > 0"
+_FORM = """
+    case when json_type(head) in ('VARCHAR', 'NULL') then 'text'
+         when json_type(head) <> 'ARRAY' then null
+         when {wants} = 'input_ids' then 'input_ids'
+         when {wants} = 'messages' and json_array_length(head) = 0 then 'messages'
+         when json_type(head, '/0') = 'OBJECT' then 'messages'
+         when {wants} = 'text' and json_type(head, '/0') in ('UBIGINT', 'BIGINT') then 'input_ids' end
+"""
+
+
+def _wants(convention: Convention) -> str:
+    return f"'{convention.form}'"
+
+
+def _head(convention: Convention, before: Sequence[Convention], value: Callable[[str], str]) -> str:
+    """JSON of a convention's own column where it counts, else NULL."""
+    own = value(convention.head)
+    if convention.form == "text":
+        earlier = [value(other.head) for other in before if other.form == "text"]
+        return f"case when {' and '.join([f'{other} is null' for other in earlier])} then {own} end" if earlier else own
+    listed = _listed(own)
+    return f"coalesce({listed}, {own})" if convention.named else listed
+
+
+def _listed(value: str) -> str:
+    """SQL of a list, be it JSON or JSON within a string; JSON's null stays, and what is no list becomes NULL."""
+    parsed = f"try_cast({value} ->> '$' as json)"
+    return (
+        f"case when json_type({value}) in ('ARRAY', 'NULL') then {value} "
+        f"when json_type({value}) = 'VARCHAR' and json_type({parsed}) = 'ARRAY' then {parsed} -> '$' end"
+    )
+
+
+def _joined_problem(convention: Convention, value: Callable[[str], str]) -> str:
+    """Name the first joined column that is not of the head's form."""
+    cases = [
+        f"when json_type({value(name)}) not in ('NULL', case form when 'text' then 'VARCHAR' "
+        f"when '{MESSAGES}' then 'ARRAY' else '' end) then '{name}'"
+        for name in convention.joined
+    ]
+    return f"case {' '.join(cases)} end" if cases else "null"
+
+
+def _text(convention: Convention, text: Callable[[str], str]) -> str:
+    parts = [text(name) for name in convention.columns]
+    if len(parts) == 1:
+        return f"coalesce({parts[0]}, '')"
+    filled = [f"nullif({part}, '')" for part in parts]
+    return f"concat_ws('{convention.joint}', {', '.join(filled)})"
+
+
+def _messages(convention: Convention, value: Callable[[str], str]) -> str:
+    """JSON of a list of messages, or of an object that has tools or documents beside it."""
+    lists = ["head::json[]", *(f"coalesce(nullif({value(name)}, 'null')::json[], [])" for name in convention.joined)]
+    messages = f"to_json({' || '.join(lists)})::varchar" if len(lists) > 1 else "head::varchar"
+    beside = " || ".join(
+        f"""case when json_type({value(name)}) <> 'NULL' then ',"{name}":' || {value(name)}::varchar else '' end"""
+        for name in _FOR_TEMPLATE
+    )
+    any_beside = " or ".join(f"json_type({value(name)}) <> 'NULL'" for name in _FOR_TEMPLATE)
+    return f"""case when {any_beside} then '{{"messages":' || {messages} || {beside} || '}}' else {messages} end"""
+
+
+def _input_ids(value: Callable[[str], str]) -> str:
+    """JSON of a list of ids, or of an object that has a mask beside it; a mask that masks nothing is left out."""
+    mask = f"coalesce({_listed(value(_MASK))}, {value(_MASK)})"
+    masks = (
+        f"json_type({mask}) <> 'NULL' and not (regexp_full_match({mask}::varchar, '\\[(1(,1)*)?\\]') "
+        f"and json_array_length({mask}) = json_array_length(head))"
+    )
+    return (
+        f"""case when {masks} then '{{"input_ids":' || head::varchar || ',"{_MASK}":' || {mask}::varchar || '}}' """
+        "else head::varchar end"
+    )

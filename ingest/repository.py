@@ -1,0 +1,44 @@
+"""A model's files: a local folder, or a hub repository at one commit."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import is_offline_mode
+from transformers.utils import CONFIG_NAME
+from transformers.utils.hub import cached_file
+from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
+
+
+@dataclass(frozen=True)
+class Repository:
+    """Where files lie: what transformers is handed as a model's name and revision."""
+
+    location: str
+    revision: str | None
+    """Of a hub id, the commit where it is known; None for a folder."""
+
+    def optional_file(self, name: str) -> Path | None:
+        """Return a file's path, downloaded if need be; None if there is none. Raises OSError if it is out of reach."""
+        path = cached_file(
+            self.location,
+            name,
+            revision=self.revision,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=not is_offline_mode(),
+        )
+        return Path(path) if path else None
+
+
+def hub_commit(location: str, revision: str) -> str | None:
+    """Return the commit that a hub id's revision is at, which its files' path in the hub's cache shows.
+
+    Of an adapter without a configuration of its own, its settings' path. Raises OSError if there is no such file.
+    """
+    path = Repository(location, revision).optional_file(CONFIG_NAME)
+    if path is None:
+        path = Repository(location, revision).optional_file(ADAPTER_CONFIG_NAME)
+    found = re.search(r"/snapshots/([0-9a-f]{40})/", path.as_posix()) if path else None
+    return found[1] if found else None

@@ -1,0 +1,127 @@
+"""What checks found, as lines of text, as JSON, or as the JUnit XML that continuous integration reads.
+
+In: one `Result` per check, as it is done. Out: the report, and the exit code that goes with it. In XML, characters
+that XML 1.0 cannot hold are written as Python writes them, such as `\\x00`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, TextIO
+from xml.etree import ElementTree
+
+FORMATS = ("text", "json", "junit")
+SHOWN = 20
+"""Faults that text and JUnit show for each check; all are counted."""
+KEPT = 1_000
+"""Faults that JSON holds for each check; all are counted."""
+_NOT_IN_XML = re.compile(r"[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One row of a check: as a line, and by column."""
+
+    text: str
+    row: dict[str, Any]
+
+
+@dataclass
+class Result:
+    """What one check found: the first KEPT faults, how many there are, and how long it took."""
+
+    name: str
+    status: Literal["ok", "faults", "error"] = "ok"
+    faults: int = 0
+    kept: list[Fault] = field(default_factory=list)
+    seconds: float = 0.0
+    message: str = ""
+    """Why the check could not be run."""
+
+    @property
+    def summary(self) -> str:
+        """The result in a few words."""
+        if self.status == "error":
+            return self.message
+        return f"{self.faults:,} fault{'' if self.faults == 1 else 's'}" if self.faults else "ok"
+
+    @property
+    def lines(self) -> list[str]:
+        """The faults that are shown, and how many more there are."""
+        more = [f"and {self.faults - SHOWN:,} more"] if self.faults > SHOWN else []
+        return [fault.text for fault in self.kept[:SHOWN]] + more
+
+
+def report(results: Iterable[Result], form: str, stream: TextIO) -> int:
+    """Write the results in one of FORMATS; return 0, 1 if there are faults, or 2 if a check could not be run."""
+    worst = 0
+
+    def watched() -> Iterator[Result]:
+        nonlocal worst
+        for result in results:
+            worst = max(worst, {"ok": 0, "faults": 1, "error": 2}[result.status])
+            yield result
+
+    {"text": _write_text, "json": _write_json, "junit": _write_junit}[form](watched(), stream)
+    stream.flush()
+    return worst
+
+
+def _write_text(results: Iterable[Result], stream: TextIO) -> None:
+    """Each check's faults and its summary, as soon as it is done; what could not be run is on stderr alone."""
+    for result in results:
+        if result.status != "error":
+            stream.writelines(f"{result.name}: {line}\n" for line in [*result.lines, result.summary])
+            stream.flush()
+
+
+def _write_json(results: Iterable[Result], stream: TextIO) -> None:
+    written = [
+        {"check": result.name, "status": result.status, "faults": result.faults, "seconds": round(result.seconds, 3)}
+        | ({"message": result.message} if result.message else {})
+        | {"rows": [_plain(fault.row) for fault in result.kept]}
+        for result in results
+    ]
+    stream.write(json.dumps(written, ensure_ascii=False, indent=1) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON has it: what JSON lacks is text, NaN and infinity too."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return str(value)
+
+
+def _write_junit(results: Iterable[Result], stream: TextIO) -> None:
+    """One test suite; each check is a test case: with a failure if it has faults, an error if it could not be run."""
+    done = list(results)
+    suite = {
+        "name": "moewh check",
+        "tests": str(len(done)),
+        "failures": str(sum(result.status == "faults" for result in done)),
+        "errors": str(sum(result.status == "error" for result in done)),
+        "skipped": "0",
+        "time": f"{sum(result.seconds for result in done):.3f}",
+    }
+    root = ElementTree.Element("testsuites", suite)
+    cases = ElementTree.SubElement(root, "testsuite", suite)
+    for result in done:
+        about = {"classname": "moewh.check", "name": _xml(result.name), "time": f"{result.seconds:.3f}"}
+        case = ElementTree.SubElement(cases, "testcase", about)
+        if result.status != "ok":
+            outcome = "failure" if result.status == "faults" else "error"
+            ElementTree.SubElement(case, outcome, message=_xml(result.summary)).text = _xml("\n".join(result.lines))
+    ElementTree.indent(root)
+    stream.write('<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n")
+
+
+def _xml(text: str) -> str:
+    return _NOT_IN_XML.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
