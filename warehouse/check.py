@@ -24,6 +24,7 @@ from warehouse.layout import Layout, sync
 from warehouse.options import limit_options, warehouse_option
 from warehouse.query import Query, Value
 from warehouse.reports import FORMATS, KEPT, Fault, Result, report
+from warehouse.texts import told_rows
 from warehouse.views import QUERIES
 
 ROLLUPS = "rollups"
@@ -109,12 +110,8 @@ def rows_of(ask: Ask, query: Query, values: Mapping[str, Value]) -> Iterator[Fau
     answer = ask(query, values)
     if answer is None:
         return
-    cursor = answer.execute()
-    names = [name for name, *_ in cursor.description or ()]
-    while batch := cursor.fetchmany(1_000):
-        for row in batch:
-            text = ", ".join(f"{name} = {value}" for name, value in zip(names, row, strict=True))
-            yield Fault(text, dict(zip(names, row, strict=True)))
+    for texts, values_by_name in told_rows(answer):
+        yield Fault(", ".join(f"{name} = {text}" for name, text in texts.items()), values_by_name)
 
 
 def rollup_faults(ask: Ask, run_id: Value | None) -> Iterator[Fault]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,12 +132,18 @@ def main(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
+def format_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command that prints rows `--format` and `-o`."""
+    file = click.option("-o", "output", type=click.Path(path_type=Path), metavar="FILE", help="Write to a file.")
+    form = click.option("--format", "form", type=click.Choice(FORMATS), help="Default: table, or as FILE is named.")
+    return form(file(command))
+
+
 @main.command(short_help="Answer a view, a saved query or SQL of your own.")
 @click.argument("name", required=False)
 @click.option("-c", "sql", metavar="SQL", help="SQL to run instead of a NAME.")
 @click.option("-p", "parameters", metavar="NAME=VALUE", multiple=True, help="Set a parameter; repeat for more.")
-@click.option("--format", "form", type=click.Choice(FORMATS), help="Default: table, or as FILE is named.")
-@click.option("-o", "output", type=click.Path(path_type=Path), metavar="FILE", help="Write to a file.")
+@format_options
 @click.option("--describe", "described", is_flag=True, help="Say what it answers, and its parameters and columns.")
 @engine_options
 @click.option("--verify", "verified", is_flag=True, help="Read every file and compare it with its manifest first.")
@@ -162,6 +168,8 @@ def query(
     A parameter sets the DuckDB variable of that name, which SQL reads with getvariable('name'), and binds
     $name. Its type comes from the parameter, not from how the value is spelled: run=2.10 is the run 2.10. Quotes
     around a value are removed: -p "run='7'" is run 7. What a shipped query is asked for and does not exist is an error.
+    Every value reads back from csv, json, jsonl and parquet. A table is whole, except on a terminal, where a line
+    says what was left out.
     SQL may read the warehouse and nothing else, and change nothing, unless --unsafe is given.
     """
     from warehouse import output as out
@@ -207,16 +215,23 @@ def views(name: str | None, warehouse: Layout) -> None:  # noqa: ARG001 - the vi
 @main.command(short_help="List the runs, or delete one.")
 @click.option("--delete", metavar="RUN", help="Delete this run and its segments.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@format_options
 @warehouse_option
-def runs(delete: str | None, yes: bool, warehouse: Layout) -> None:
+def runs(delete: str | None, yes: bool, form: str | None, output: Path | None, warehouse: Layout) -> None:
     """List the runs of the warehouse, complete or not; with --delete, remove one."""
-    from warehouse import output
+    from warehouse import output as out
     from warehouse import runs as library
     from warehouse.views import open_warehouse
 
+    if delete is not None and (form or output):
+        raise UsageError("--format and -o are for the list of runs. Leave them out with --delete.")
     warehouse.require()
     if delete is None:
-        output.write(library.list_runs(open_warehouse(warehouse)), "table", None)
+        chosen = out.choose_format(form, output)
+        if output is not None:
+            out.written_path(output)  # refuses what cannot be written
+        with open_warehouse(warehouse) as connection:
+            out.write(library.list_runs(connection), chosen, output)
         return
     library.check_known(warehouse, delete)
     if not yes and not click.confirm(f"Delete run {delete} and all its segments from {warehouse.root}?", err=True):

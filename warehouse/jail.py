@@ -67,7 +67,7 @@ def open_jailed(layout: Layout, limits: Limits, output: Path | None = None) -> I
     """
     layout.require()
     with _scratch(layout) as scratch, open_warehouse(layout) as connection:
-        connection.execute(f"set temp_directory = {sql_string(str(scratch))}")
+        connection.execute(f"set temp_directory = {sql_string(str(scratch))}; set enable_progress_bar = false")
         _limit_memory(connection, limits)
         if not limits.unsafe:
             _close(connection, [layout.root, scratch, *layout.linked_folders()], output)
@@ -99,7 +99,7 @@ def jailed_statement(connection: duckdb.DuckDBPyConnection, source: str, sql: st
     What is returned is what was looked into. Raises UsageError, naming `source`, for a statement that is no query
     and for a table function that is not known to do nothing but read.
     """
-    inside = f"select * from ({_without_semicolon(sql)}\n)"
+    inside = f"select * from ({without_semicolon(sql)}\n)"
     tree = json.loads(connection.execute("select json_serialize_sql($sql)", {"sql": inside}).fetchall()[0][0])
     if tree["error"] or len(tree["statements"]) != 1:
         raise UsageError(
@@ -113,7 +113,7 @@ def jailed_statement(connection: duckdb.DuckDBPyConnection, source: str, sql: st
     return inside
 
 
-def _without_semicolon(sql: str) -> str:
+def without_semicolon(sql: str) -> str:
     """Cut a single statement before the semicolon that ends it; one in a string or a comment ends nothing."""
     import duckdb
 

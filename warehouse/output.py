@@ -1,36 +1,44 @@
 """The result of a query as a table, CSV, JSON, Markdown or Parquet, on stdout or in a file.
 
-Text formats are written as rows arrive. CSV and JSON carry every number in full precision. A file
-appears under its name only when it is whole.
+Text formats are written as rows arrive. CSV, JSON and Parquet hold every value of every DuckDB type so that it reads
+back (see `warehouse.texts`). A table is whole, except on a terminal. A file appears under its name only when it is
+whole.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import json
-import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from decimal import Decimal
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
+from warehouse import texts
 from warehouse.errors import UsageError
 from warehouse.layout import sync
+from warehouse.views import sql_string
 
 if TYPE_CHECKING:
-    import duckdb
-
     from warehouse.query import Answer
 
-FORMATS = ("table", "csv", "json", "parquet", "markdown")
-_SUFFIXES = {".csv": "csv", ".json": "json", ".parquet": "parquet", ".md": "markdown", ".txt": "table"}
-_BATCH = 10_000
-_TABLE_ROWS = 40
-_NUMBERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "FLOAT", "DOUBLE", "DECIMAL", "U")
+FORMATS = ("table", "csv", "json", "jsonl", "parquet", "markdown")
+_SUFFIXES = {
+    ".csv": "csv",
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".md": "markdown",
+    ".txt": "table",
+}
+_MARKDOWN = re.compile(r"[\\|`*~]|<(?=[A-Za-z/!?])|&(?=#?\w+;)|\](?=[(\[])|(?<![^\W_])_|_(?![^\W_])")
+"""What Markdown would take for something else than text."""
+_LINE_END = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 
 
 def choose_format(name: str | None, output: Path | None) -> str:
@@ -51,10 +59,30 @@ def write(answer: Answer, form: str, output: Path | None) -> None:
         return
     with _replaced(output) as path:
         if form == "parquet":
-            answer.relation().write_parquet(str(path), compression="zstd")
+            _write_parquet(answer, path)
         else:
             with path.open("w", encoding="utf-8", newline="") as stream:
                 _TEXT_WRITERS[form](answer, stream)
+
+
+def _write_parquet(answer: Answer, path: Path) -> None:
+    """Integers of 128 bits, which Parquet lacks, are DECIMAL(38, 0); a column with longer ones is text."""
+    import duckdb
+
+    answer = texts.as_select(answer)
+    columns = texts.columns_of(answer)
+    try:
+        _copy_parquet(texts.converted(answer, columns, texts.as_parquet("DECIMAL(38, 0)")), path)
+    except duckdb.ConversionException:
+        if not any(texts.holds_large_integers(column.type) for column in columns):
+            raise
+        _copy_parquet(texts.converted(answer, columns, texts.as_parquet("VARCHAR")), path)
+
+
+def _copy_parquet(answer: Answer, path: Path) -> None:
+    answer.connection.execute(
+        f"copy ({answer.statement}) to {sql_string(str(path))} (format parquet, compression zstd)", dict(answer.values)
+    )
 
 
 def written_path(output: Path) -> Path:
@@ -88,86 +116,77 @@ def _replaced(output: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def _rows(cursor: duckdb.DuckDBPyConnection) -> Iterator[tuple[Any, ...]]:
-    while batch := cursor.fetchmany(_BATCH):
-        yield from batch
-
-
 def _write_table(answer: Answer, stream: TextIO) -> None:
-    """DuckDB's own box, as wide as the terminal ($COLUMNS, else 120); of many rows the first and last."""
-    box = io.StringIO()
-    with contextlib.redirect_stdout(box):
-        answer.relation().show(max_width=shutil.get_terminal_size((120, 40)).columns, max_rows=_TABLE_ROWS)
-    stream.write(box.getvalue().rstrip("\n") + "\n")
+    """A box like DuckDB's: whole, except on a terminal, where a line says what is left out."""
+    from warehouse import box
+
+    answer = texts.as_select(answer)
+    columns = texts.columns_of(answer)
+    shown = texts.converted(answer, columns, texts.as_shown)
+    if stream is not sys.stdout or not stream.isatty():
+        box.write_whole(columns, texts.rows_of(shown), stream)
+        return
+    head = replace(shown, statement=f"select * from ({shown.statement}) limit {box.LIMIT + 1}")
+    room = shutil.get_terminal_size((120, 40)).columns
+    box.write_cut(columns, list(texts.rows_of(head)), room, stream)
 
 
 def _write_csv(answer: Answer, stream: TextIO) -> None:
-    cursor = answer.execute()
-    stream.write(",".join(_csv_field(name) for name, *_ in cursor.description or ()) + "\n")
-    for row in _rows(cursor):
-        stream.write(",".join(_csv_field(value) for value in row) + "\n")
+    """NULL is nothing and an empty text is `""`, so that they differ; nested values are JSON."""
+    columns, rows = texts.text_rows(answer)
+    stream.write(",".join(_csv_field(column.name) for column in columns) + "\n")
+    for row in rows:
+        stream.write(",".join("" if cell is None else _csv_field(cell) for cell in row) + "\n")
 
 
-def _csv_field(value: object) -> str:
-    """NULL is nothing, an empty string is `""`."""
-    text = _text(value)
-    if isinstance(value, str) and (not text or text != text.strip() or any(mark in text for mark in ',"\r\n')):
-        return '"' + text.replace('"', '""') + '"'
-    return f'"{text}"' if "," in text else text
+def _csv_field(text: str) -> str:
+    if text and text == text.strip() and not any(mark in text for mark in ',"\r\n'):
+        return text
+    return '"' + text.replace('"', '""') + '"'
 
 
 def _write_json(answer: Answer, stream: TextIO) -> None:
-    """An array with one object a line; NaN and infinity, which JSON lacks, are null."""
-    cursor = answer.execute()
-    names = [name for name, *_ in cursor.description or ()]
+    """An array with one object a line."""
     separator = "["
-    for row in _rows(cursor):
-        values = {name: _jsonable(value) for name, value in zip(names, row, strict=True)}
-        stream.write(f"{separator}\n{json.dumps(values, ensure_ascii=False, default=_text)}")
+    for line in _json_lines(answer):
+        stream.write(f"{separator}\n{line}")
         separator = ","
     stream.write("[]\n" if separator == "[" else "\n]\n")
 
 
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Decimal):
-        return int(value) if value == value.to_integral_value() else float(value)
-    if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    return value
+def _write_jsonl(answer: Answer, stream: TextIO) -> None:
+    for line in _json_lines(answer):
+        stream.write(f"{line}\n")
+
+
+def _json_lines(answer: Answer) -> Iterator[str]:
+    """Yield each row as a JSON object; NULL is null."""
+    answer = texts.as_select(answer)
+    columns = texts.columns_of(answer)
+    keys = [json.dumps(column.name, ensure_ascii=False) for column in columns]
+    for row in texts.rows_of(texts.converted(answer, columns, texts.as_json)):
+        pairs = (f"{key}: {'null' if value is None else value}" for key, value in zip(keys, row, strict=True))
+        yield texts.strict_json("{" + ", ".join(pairs) + "}")
 
 
 def _write_markdown(answer: Answer, stream: TextIO) -> None:
-    cursor = answer.execute()
-    columns = cursor.description or []
-    heads = " | ".join(_markdown_cell(name) for name, *_ in columns)
-    marks = " | ".join("---:" if str(kind).startswith(_NUMBERS) else "---" for _, kind, *_ in columns)
+    columns, rows = texts.text_rows(answer)
+    heads = " | ".join(_markdown_cell(column.name) for column in columns)
+    marks = " | ".join("---:" if column.type.id in texts.NUMBERS else "---" for column in columns)
     stream.write(f"| {heads} |\n| {marks} |\n")
-    for row in _rows(cursor):
-        stream.write(f"| {' | '.join(_markdown_cell(value) for value in row)} |\n")
+    for row in rows:
+        stream.write(f"| {' | '.join(_markdown_cell(cell or '') for cell in row)} |\n")
 
 
-def _markdown_cell(value: object) -> str:
-    return _text(value).replace("\\", "\\\\").replace("|", "\\|").replace("\r", " ").replace("\n", " ")
-
-
-def _text(value: object) -> str:
-    """Return a value as text: NULL is nothing, booleans as in SQL, nested values as JSON."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list | tuple | dict):
-        return json.dumps(_jsonable(value), ensure_ascii=False, default=_text)
-    return str(value)
+def _markdown_cell(text: str) -> str:
+    """A text that Markdown shows as it is, in one cell; a line end is `<br>`."""
+    return _LINE_END.sub("<br>", _MARKDOWN.sub(r"\\\g<0>", text))
 
 
 _TEXT_WRITERS: dict[str, Callable[[Answer, TextIO], None]] = {
     "table": _write_table,
     "csv": _write_csv,
     "json": _write_json,
+    "jsonl": _write_jsonl,
     "markdown": _write_markdown,
 }
