@@ -32,11 +32,11 @@ bench: $(VENV)/.installed
 # The fault tests at length, and ten minutes of fuzzing: about forty minutes.
 soak: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[soak]'
-	$(BIN)/python -m tests.soak --results benchmarks/results/soak.md
+	$(BIN)/python -m tools.soak --results benchmarks/results/soak.md
 
 # Writes the README's outputs and the generated pages anew.
 docs: $(VENV)/.installed
-	$(BIN)/python -m tests.documents
+	$(BIN)/python -m tools.documents
 
 clean:
 	rm -rf $(VENV) wh

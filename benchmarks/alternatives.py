@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from benchmarks.simulated import EXPERTS, RUN, TOP_K
-from warehouse.layout import Layout
+from moewh.warehouse.files.layout import Layout
 
 PAIRS = """
 select a.layer, a.expert as expert_a, b.expert as expert_b, count(*) as tokens

@@ -21,13 +21,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from benchmarks.simulated import LAYERS, SEGMENT_TOKENS, Router, Vocabulary, simulated_tokens
 from benchmarks.timing import best, machine
-from ingest import demo
-from ingest.readers import CANONICAL
-from ingest.rollups import RollupCounter, one_thread_a_product
-from ingest.segment import RoutingBuffer, parquet_options, write_routing
-from ingest.tokenise import TokenRules, TokenTexts, tokenise
-from warehouse import schema
-from warehouse.manifest import file_sha256
+from moewh.ingest import demo
+from moewh.ingest.prompts.readers import CANONICAL
+from moewh.ingest.prompts.tokenise import TokenRules, TokenTexts, tokenise
+from moewh.ingest.write.rollups import RollupCounter, one_thread_a_product
+from moewh.ingest.write.segment import RoutingBuffer, parquet_options, write_routing
+from moewh.warehouse.files import schema
+from moewh.warehouse.files.manifest import file_sha256
 
 
 def main() -> None:

@@ -23,11 +23,11 @@ from transformers import OlmoeConfig
 _MEASURED = """
 import json, resource, sys, time
 import torch
-from ingest.architecture import read_config
-from ingest.experts import layer_weights
-from ingest.geometry import layer_geometry
-from ingest.model import find_source
-from ingest.weights import Checkpoint
+from moewh.ingest.model.architecture import read_config
+from moewh.ingest.geometry.matrices import layer_weights
+from moewh.ingest.geometry.subspaces import layer_geometry
+from moewh.ingest.model.loading import find_source
+from moewh.ingest.geometry.checkpoint import Checkpoint
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -40,19 +40,19 @@ import torch
 import transformers
 from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedTokenizerFast
 
-from ingest.batches import Batch, make_batch, plan_batches
-from ingest.capture import run_stack, to_device
-from ingest.forward import run_batch
-from ingest.model import LoadedModel, Source
-from ingest.options import IngestOptions
-from ingest.readers import CANONICAL
-from ingest.run import Progress, ingest
-from ingest.sites import find_sites
-from ingest.tokenise import TokenRules, tokenise
-from ingest.vectors import WantedVectors
-from tests.models import byte_tokenizer
-from warehouse import schema
-from warehouse.layout import Layout
+from moewh.ingest.capture.forward import run_batch
+from moewh.ingest.capture.hooks import run_stack, to_device
+from moewh.ingest.capture.vectors import WantedVectors
+from moewh.ingest.model.layers import find_sites
+from moewh.ingest.model.loading import LoadedModel, Source
+from moewh.ingest.options import IngestOptions
+from moewh.ingest.prompts.batches import Batch, make_batch, plan_batches
+from moewh.ingest.prompts.readers import CANONICAL
+from moewh.ingest.prompts.tokenise import TokenRules, tokenise
+from moewh.ingest.run import Progress, ingest
+from moewh.warehouse.files import schema
+from moewh.warehouse.files.layout import Layout
+from tests.support.models import byte_tokenizer
 
 CPU_SHAPE: dict[str, Any] = {
     "num_hidden_layers": 4,

@@ -37,7 +37,7 @@ def main() -> None:
         for turn in range(TURNS):
             for size in SIZES:
                 prompts = write_prompts(Path(folder) / f"{size}.jsonl", tokens * size, LONGEST, ragged=True)
-                command = [sys.executable, "-c", "from warehouse.cli import main; main()", "ingest"]
+                command = [sys.executable, "-c", "from moewh.cli.main import main; main()", "ingest"]
                 command += ["--model", f"{folder}/model", "--prompts", str(prompts), "--batch-tokens", "4096"]
                 command += ["--segment-rows", str(rows), "--warehouse", f"{folder}/wh{turn}.{size}"]
                 done = subprocess.run(

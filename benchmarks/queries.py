@@ -38,11 +38,11 @@ from benchmarks.timing import (
     shell_process,
     spent,
 )
-from warehouse import schema
-from warehouse.layout import Layout
-from warehouse.publish import publish
-from warehouse.rollups import definition
-from warehouse.views import open_warehouse
+from moewh.warehouse.files import schema
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.trust.rollups import definition
+from moewh.warehouse.views.base import open_warehouse
+from moewh.warehouse.views.publishing import publish
 
 MATRICES = ("co_routing", "layer_transitions", "expert_load", "load_balance", "domain_specialization")
 TOP_TOKENS = """select vocab_id, token, tokens, lift from expert_token_affinity
@@ -188,7 +188,7 @@ def _subsets(made: list[Size], _: argparse.Namespace) -> Iterator[str]:
 
 
 def _saved(layout: Layout, name: str, prompts: list[int]) -> float:
-    from warehouse.query import find_query, prepare
+    from moewh.warehouse.answer.query import find_query, prepare
 
     with open_warehouse(layout) as connection:
         answer = prepare(connection, find_query(name), {"prompt_ids": ",".join(map(str, prompts))}, unsafe=True)

@@ -20,13 +20,13 @@ import pyarrow as pa
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ingest.capture import LayerRouting
-from ingest.readers import CANONICAL
-from ingest.segment import RoutingBuffer, write_segment
-from ingest.tokenise import TokenisedSegment, TokenTexts
-from tests.synthetic import write_table
-from warehouse import schema
-from warehouse.layout import Layout, make_folder
+from moewh.ingest.capture.hooks import LayerRouting
+from moewh.ingest.prompts.readers import CANONICAL
+from moewh.ingest.prompts.tokenise import TokenisedSegment, TokenTexts
+from moewh.ingest.write.segment import RoutingBuffer, write_segment
+from moewh.warehouse.files import schema
+from moewh.warehouse.files.layout import Layout, make_folder
+from tests.support.synthetic import write_table
 
 LAYERS, EXPERTS, TOP_K = 16, 64, 8
 ROWS_PER_TOKEN = LAYERS * TOP_K

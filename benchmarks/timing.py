@@ -17,9 +17,9 @@ from typing import TypeVar
 
 import pyarrow.parquet as pq
 
-from warehouse.layout import Layout
-from warehouse.shell import find_duckdb
-from warehouse.views import open_warehouse
+from moewh.warehouse.answer.shell import find_duckdb
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.views.base import open_warehouse
 
 T = TypeVar("T")
 
@@ -54,7 +54,7 @@ def in_connection(layout: Layout, sql: str, times: int = 7) -> Spent:
 def moewh_process(layout: Layout, *arguments: str, cold: bool = False, times: int = 3) -> float:
     """Median wall time of a whole `moewh query`, from start to exit, its answer in a Parquet file."""
     output = layout.staging / "benchmark.parquet"
-    command = [sys.executable, "-c", "from warehouse.cli import main; main()", "query", *arguments]
+    command = [sys.executable, "-c", "from moewh.cli.main import main; main()", "query", *arguments]
     command += ["--warehouse", str(layout.root), "-o", str(output)]
     taken = _processes(layout, command, cold, times)
     output.unlink()

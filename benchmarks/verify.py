@@ -18,10 +18,11 @@ from pathlib import Path
 
 from benchmarks.simulated import RUN, SEGMENT_TOKENS, build
 from benchmarks.timing import machine
-from tests.synthetic import write_table
-from warehouse import schema, verify
-from warehouse.layout import Layout
-from warehouse.manifest import file_sha256, write_manifest
+from moewh.warehouse.files import schema
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.files.manifest import file_sha256, write_manifest
+from moewh.warehouse.trust import verify
+from tests.support.synthetic import write_table
 
 
 def warehouse_of(root: Path, size: int, tokens: int) -> Layout:

@@ -16,20 +16,21 @@ import pyarrow.parquet as pq
 import torch
 import transformers
 
-from ingest.blocks import unwrapped
-from ingest.expected import num_layers
-from ingest.measure import LayerFacts
-from ingest.model import LoadedModel, config_sha256
-from ingest.options import IngestOptions
-from ingest.prompts import Plan
-from ingest.segment import write_table
-from ingest.template_time import KEY as TEMPLATE_TIME
-from ingest.template_time import as_seen
-from ingest.tokenise import TokenRules, tokenizer_sha256
-from warehouse import __version__, schema
-from warehouse.errors import MoewhError
-from warehouse.layout import Layout, check_run_id, commit
-from warehouse.manifest import MANIFEST, read_manifest, write_manifest
+from moewh.ingest.families.rule import unwrapped
+from moewh.ingest.model.expected import num_layers
+from moewh.ingest.model.loading import LoadedModel, config_sha256
+from moewh.ingest.options import IngestOptions
+from moewh.ingest.prompts.stream import Plan
+from moewh.ingest.prompts.template_time import KEY as TEMPLATE_TIME
+from moewh.ingest.prompts.template_time import as_seen
+from moewh.ingest.prompts.tokenise import TokenRules, tokenizer_sha256
+from moewh.ingest.proof.measure import LayerFacts
+from moewh.ingest.write.segment import write_table
+from moewh.warehouse import __version__
+from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.files import schema
+from moewh.warehouse.files.layout import Layout, check_run_id, commit
+from moewh.warehouse.files.manifest import MANIFEST, read_manifest, write_manifest
 
 _OF_CHATS = ("chat_arguments", TEMPLATE_TIME)
 """What decides the text of chats, besides the tokenizer; in an identity only where it does."""

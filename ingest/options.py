@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from warehouse.errors import UsageError
-from warehouse.layout import check_run_id
+from moewh.warehouse.errors import UsageError
+from moewh.warehouse.files.layout import check_run_id
 
 Overflow = Literal["truncate", "chunk", "skip", "error"]
 PromptFormat = Literal["jsonl", "json", "csv", "tsv", "parquet", "arrow", "txt"]
@@ -47,7 +47,7 @@ class IngestOptions:
     prompts_format: PromptFormat | None = None
     """None: by each file's suffix; standard input is jsonl."""
     text_column: str | None = None
-    """None: text, messages, input_ids or another of the conventions in `ingest.records`."""
+    """None: text, messages, input_ids or another of the conventions in `moewh.ingest.prompts.records`."""
     delimiter: str | None = None
     """Between the columns of CSV. None: a tab in .tsv, and in .csv what the header shows."""
     domain_column: str = "domain"

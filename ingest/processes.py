@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from warehouse.errors import UsageError
+from moewh.warehouse.errors import UsageError
 
 _NAMES = (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"))
 """SLURM_STEP_NUM_TASKS and not SLURM_NTASKS: a batch script that starts one process by hand has the latter too."""

@@ -22,25 +22,32 @@ from typing import Any
 import numpy as np
 import torch
 
-from ingest.batches import plan_batches
-from ingest.capture import PendingRouting
-from ingest.chats import CLOCK, GENERATION_PROMPT, ChatRenderer, ChatRules, chat_arguments, template_variables
-from ingest.expected import top_k
-from ingest.forward import BatchRunner, Rows
-from ingest.generation import GeneratedBatch, generated_size, plan_equal_batches, with_generated
-from ingest.identity import Identity, identify, is_complete, require_same, write_run
-from ingest.measure import LayerFacts
-from ingest.model import LoadedModel, load_model
-from ingest.options import STDIN, IngestOptions, Sampling
-from ingest.processes import this_process
-from ingest.prompts import Plan, PromptStream, SizeRule, estimated_rows, prompt_bytes
-from ingest.readers import MESSAGES
-from ingest.segment import Committed, RoutingBuffer, write_segment
-from ingest.template_time import fix_time, forget_time
-from ingest.tokenise import TokenisedSegment, TokenRules, TokenTexts, tokenise
-from ingest.vectors import VectorBuffer, wanted_vectors
-from warehouse.errors import MoewhError, UsageError
-from warehouse.layout import Layout
+from moewh.ingest.capture.forward import BatchRunner, Rows
+from moewh.ingest.capture.generation import GeneratedBatch, generated_size, plan_equal_batches, with_generated
+from moewh.ingest.capture.hooks import PendingRouting
+from moewh.ingest.capture.vectors import VectorBuffer, wanted_vectors
+from moewh.ingest.identity import Identity, identify, is_complete, require_same, write_run
+from moewh.ingest.model.expected import top_k
+from moewh.ingest.model.loading import LoadedModel, load_model
+from moewh.ingest.options import STDIN, IngestOptions, Sampling
+from moewh.ingest.processes import this_process
+from moewh.ingest.prompts.batches import plan_batches
+from moewh.ingest.prompts.chats import (
+    CLOCK,
+    GENERATION_PROMPT,
+    ChatRenderer,
+    ChatRules,
+    chat_arguments,
+    template_variables,
+)
+from moewh.ingest.prompts.readers import MESSAGES
+from moewh.ingest.prompts.stream import Plan, PromptStream, SizeRule, estimated_rows, prompt_bytes
+from moewh.ingest.prompts.template_time import fix_time, forget_time
+from moewh.ingest.prompts.tokenise import TokenisedSegment, TokenRules, TokenTexts, tokenise
+from moewh.ingest.proof.measure import LayerFacts
+from moewh.ingest.write.segment import Committed, RoutingBuffer, write_segment
+from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.files.layout import Layout
 
 _PROMPTS_LOOKED_AT = 64
 """Prompts that are tokenised at once before the run, to see that they give tokens."""

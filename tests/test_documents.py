@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.documents import (
+from moewh.warehouse.views.base import canned_names
+from tests.warehouse.test_jail import ESCAPES
+from tools.documents import (
     README,
     SCHEMA_PAGE,
     VIEWS_PAGE,
@@ -18,8 +20,6 @@ from tests.documents import (
     schema_page,
     views_page,
 )
-from tests.test_jail import ESCAPES
-from warehouse.views import canned_names
 
 _NUMBER = re.compile(r"(?<![\w.-])\d[\d,]*(?:\.\d+)?")
 _MACHINE = re.compile(r"[\d,.]+(?= tokens/s|% of the time| GiB at most)")

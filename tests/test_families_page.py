@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import transformers
 
-from tests.families_page import PAGE, families_page, pinned_transformers
+from tools.families_page import PAGE, families_page, pinned_transformers
 
 
 def test_page_says_what_was_found() -> None:

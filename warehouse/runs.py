@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from warehouse.errors import MoewhError
-from warehouse.layout import SCHEMA_RUN, SEGMENT_FOLDER, Layout, make_folder, sync
-from warehouse.publish import publish
-from warehouse.query import Answer
+from moewh.warehouse.answer.query import Answer
+from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.files.layout import SCHEMA_RUN, SEGMENT_FOLDER, Layout, make_folder, sync
+from moewh.warehouse.views.publishing import publish
 
 if TYPE_CHECKING:
     import duckdb

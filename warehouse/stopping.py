@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from warehouse.errors import MoewhError
+from moewh.warehouse.errors import MoewhError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _caught: list[list[int]] = []

@@ -1,6 +1,6 @@
-"""The embedded demo: a small OLMoE trained by `ingest.demo.train`, its checkpoints and its prompts.
+"""The embedded demo: a small OLMoE trained by `moewh.ingest.demo.train`, its checkpoints and its prompts.
 
-In: nothing but the files of this folder, which `python -m ingest.demo.train` regenerates
+In: nothing but the files of this folder, which `python -m moewh.ingest.demo.train` regenerates
 (`prompts.jsonl` is written by hand). Out: paths and facts, so that `--model demo` and
 `--prompts demo` work without a network. Nothing here imports torch.
 """
@@ -29,7 +29,7 @@ def checkpoint_path(revision: str | None = None) -> Path:
     known = checkpoints()
     name = revision if revision is not None else (known[-1] if known else "")
     if name not in known:
-        listed = ", ".join(known) or "none: run python -m ingest.demo.train"
+        listed = ", ".join(known) or "none: run python -m moewh.ingest.demo.train"
         raise LookupError(f"the demo model has no revision {name!r}; known: {listed}")
     return MODEL / name
 

@@ -25,8 +25,8 @@ from itertools import groupby
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from ingest.demo.mathematics import math_document
-from ingest.demo.records import json_document
+from moewh.ingest.demo.mathematics import math_document
+from moewh.ingest.demo.records import json_document
 
 DOMAINS: tuple[str, ...] = ("code", "prose", "math", "json")
 

@@ -10,8 +10,8 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from ingest.demo.corpus import DOMAINS, Document
-from ingest.demo.heldout import Tokens
+from moewh.ingest.demo.corpus import DOMAINS, Document
+from moewh.ingest.demo.heldout import Tokens
 
 END = "<|endoftext|>"  # begins, ends and pads
 CONTEXT = 1024  # tokens

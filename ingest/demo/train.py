@@ -1,6 +1,6 @@
-"""Trains the embedded demo model: `python -m ingest.demo.train [--out DIR] [--steps N]`.
+"""Trains the embedded demo model: `python -m moewh.ingest.demo.train [--out DIR] [--steps N]`.
 
-In: the text of `ingest.demo.corpus`. Out, in DIR (default: this folder): `model/step-NNNNNN/`, three
+In: the text of `moewh.ingest.demo.corpus`. Out, in DIR (default: this folder): `model/step-NNNNNN/`, three
 checkpoints of one small OLMoE, each a Hugging Face folder in bf16 with its tokenizer, and
 `training.json`, what was trained on what and how well it does on held-out text. About ten minutes
 on two CPU cores. The same machine, Python and versions give the same bytes.
@@ -27,10 +27,10 @@ import transformers
 from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedTokenizerFast
 from transformers.models.olmoe.modeling_olmoe import load_balancing_loss_func
 
-from ingest.demo import FOLDER
-from ingest.demo.corpus import DOMAINS, Document, digests, documents, split
-from ingest.demo.heldout import Tokens, bigram_loss, model_loss, windows
-from ingest.demo.tokenizer import CONTEXT, encode, train_tokenizer
+from moewh.ingest.demo import FOLDER
+from moewh.ingest.demo.corpus import DOMAINS, Document, digests, documents, split
+from moewh.ingest.demo.heldout import Tokens, bigram_loss, model_loss, windows
+from moewh.ingest.demo.tokenizer import CONTEXT, encode, train_tokenizer
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Capture: forward passes and what the experts were called with in them."""

@@ -1,0 +1,268 @@
+"""Capture: the very indices and weights the experts are called with, taken as the model runs.
+
+Hooks only copy on the device; nothing in them waits for it. Rows of padding are dropped right there, so
+what a batch gives is [T, K] per layer for its T real tokens, in the order of the attention mask.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import transformers
+
+from moewh.ingest.capture.vectors import VectorKey, WantedVectors, attach_vectors
+from moewh.ingest.families.rule import NO_ROUTE, Call, Site
+from moewh.ingest.model.layers import Sites
+from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.files.schema import Table
+
+
+@dataclass(frozen=True)
+class LayerRouting:
+    """What one layer did with one batch's T real tokens. On the host, in slot order as the model chose.
+
+    A token without a route has NO_ROUTE for its experts.
+    """
+
+    expert_ids_TK: npt.NDArray[np.int32]
+    weights_TK: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """Part of a batch's routing on its way from one device to the host: layers end to end, row by row."""
+
+    layers: list[tuple[Site, tuple[int, int]]]
+    """(the layer's site, its [T, K])"""
+    expert_ids: torch.Tensor
+    weights: torch.Tensor
+    arrived: torch.cuda.Event | None
+
+    def wait(self) -> Iterator[tuple[int, LayerRouting]]:
+        """Wait until the copy is here and yield it layer by layer. Raises MoewhError for what is no expert's index."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        ids, weights = self.expert_ids.int().numpy(), self.weights.float().numpy()
+        start = 0
+        for site, (T, K) in self.layers:
+            part = slice(start, start + T * K)
+            _check_experts(site, ids[part].reshape(T, K))
+            yield site.layer, LayerRouting(ids[part].reshape(T, K), weights[part].reshape(T, K))
+            start += T * K
+
+
+@dataclass(frozen=True)
+class PendingRouting:
+    """The routing of a forward pass that has been launched; any thread may wait for it."""
+
+    copies: list[_Copy]
+    vectors: dict[VectorKey, torch.Tensor]
+    """On the host, as complete as the copies: they were launched before these."""
+
+    def wait(self) -> dict[int, LayerRouting]:
+        """Return the routing by layer, once the device has done its work."""
+        return {layer: routing for copy in self.copies for layer, routing in copy.wait()}
+
+    def wait_for_vectors(self) -> dict[VectorKey, npt.NDArray[np.float32]]:
+        """Return the opt-in vectors [T, width], once the device has done its work."""
+        for copy in self.copies:
+            if copy.arrived is not None:
+                copy.arrived.synchronize()
+        return {key: vectors.float().numpy() for key, vectors in self.vectors.items()}
+
+
+def _check_experts(site: Site, expert_ids_TK: npt.NDArray[np.int32]) -> None:
+    """Raise MoewhError unless each token has K experts of this layer, or NO_ROUTE in all slots."""
+    if not expert_ids_TK.size or (expert_ids_TK.min() >= 0 and expert_ids_TK.max() < site.num_experts):
+        return
+    none_TK = expert_ids_TK == NO_ROUTE
+    wrong_T = ((expert_ids_TK < NO_ROUTE) | (expert_ids_TK >= site.num_experts)).any(1) | (
+        none_TK.any(1) & ~none_TK.all(1)
+    )
+    if wrong_T.any():
+        raise MoewhError(
+            f"{site.path} ({type(site.experts).__name__}) was called with the indices "
+            f"{expert_ids_TK[wrong_T][0].tolist()} for a token, but it has experts 0 to {site.num_experts - 1}. "
+            "It is not recorded."
+        )
+
+
+class Capture:
+    """The routing of one forward pass over B contexts of S positions; `capture_routing` feeds it."""
+
+    def __init__(self, sites: Sequence[Site], mask_BS: npt.NDArray[np.int64]) -> None:
+        self._sites = sites
+        self._shape = mask_BS.shape
+        self._rows = np.flatnonzero(mask_BS)
+        self._rows_on: dict[torch.device, torch.Tensor] = {}
+        self._ids: dict[int, torch.Tensor] = {}
+        self._weights: dict[int, torch.Tensor] = {}
+        self._vectors: dict[VectorKey, torch.Tensor] = {}
+        self._calls: Counter[tuple[str, int]] = Counter()
+        """By what is called (experts, or the router for a table) and layer: a block that loops is hooked per visit."""
+
+    def record(self, site: Site, call: Call) -> None:
+        """Take one block's call: [B*S, K] indices and weights."""
+        B, S = self._shape
+        _, ids_TK, weights_TK = call
+        if not self._is_visit(site, "experts"):
+            return
+        if ids_TK.is_floating_point() or ids_TK.dtype == torch.bool or not weights_TK.is_floating_point():
+            raise MoewhError(
+                f"{site.path} ({type(site.experts).__name__}) was called with indices of {ids_TK.dtype} and weights of "
+                f"{weights_TK.dtype}. moewh reads integers and floats, so it is not recorded."
+            )
+        if ids_TK.dim() != 2 or len(ids_TK) != B * S or weights_TK.shape != ids_TK.shape:
+            raise MoewhError(
+                f"{site.path} was called with indices {list(ids_TK.shape)} and weights {list(weights_TK.shape)} "
+                f"for a batch of {B} x {S} tokens. moewh cannot tell which row is which token."
+            )
+        rows = self._real_rows(ids_TK.device)
+        # int16 halves what travels.
+        smallest = torch.int16 if site.num_experts <= torch.iinfo(torch.int16).max else torch.int32
+        self._ids[site.layer] = ids_TK.detach().index_select(0, rows).to(smallest)
+        self._weights[site.layer] = weights_TK.detach().index_select(0, rows)
+
+    def keep(self, table: Table, site: Site, vectors: Any) -> None:
+        """Take one router's logits or input: [B*S, width] (or [B, S, width])."""
+        if not self._is_visit(site, table.name):
+            return
+        B, S = self._shape
+        flat = vectors.detach().reshape(-1, vectors.shape[-1])
+        if len(flat) != B * S:
+            raise MoewhError(
+                f"{table.name}: the router of {site.path} gives {list(vectors.shape)} for a batch of {B} x {S} tokens, "
+                "which is not one row a token. Leave the option out."
+            )
+        self._vectors[table, site.layer] = flat.index_select(0, self._real_rows(flat.device))
+
+    def _is_visit(self, site: Site, called: str) -> bool:
+        """Count a call, and tell whether it is this layer's. Raises MoewhError for one too many."""
+        call = self._calls[called, site.layer]
+        self._calls[called, site.layer] += 1
+        if call >= site.visits:
+            times = "twice" if site.visits == 1 else f"{call + 1} times, not {site.visits},"
+            raise MoewhError(
+                f"{site.path} was called {times} in one forward pass. moewh cannot tell which call counts."
+            )
+        return call == site.visit
+
+    def _real_rows(self, device: torch.device) -> torch.Tensor:
+        if device not in self._rows_on:
+            self._rows_on[device] = to_device(self._rows, device)
+        return self._rows_on[device]
+
+    def take(self) -> PendingRouting:
+        """Launch the copy of everything captured to the host; nothing here waits for the device.
+
+        Raises MoewhError naming a container that was not called.
+        """
+        missing = list(dict.fromkeys(site.path for site in self._sites if site.layer not in self._ids))
+        if missing:
+            raise MoewhError(
+                f"{', '.join(missing[:3])} {'was' if len(missing) == 1 else 'were'} not called in a forward pass "
+                "of the model: something replaces the experts' forward (kernels, compilation). Turn it off."
+            )
+        by_device: dict[torch.device, list[int]] = {}
+        for layer, ids in self._ids.items():
+            by_device.setdefault(ids.device, []).append(layer)
+        vectors = {key: _to_host(tensor) for key, tensor in self._vectors.items()}
+        return PendingRouting([self._copy(device, sorted(layers)) for device, layers in by_device.items()], vectors)
+
+    def _copy(self, device: torch.device, layers: list[int]) -> _Copy:
+        sites = {site.layer: site for site in self._sites}
+        shapes = [(sites[layer], (self._ids[layer].shape[0], self._ids[layer].shape[1])) for layer in layers]
+        ids = torch.cat([self._ids[layer].flatten() for layer in layers])
+        weights = torch.cat([self._weights[layer].flatten() for layer in layers])
+        copied = _Copy(shapes, _to_host(ids), _to_host(weights), torch.cuda.Event() if device.type == "cuda" else None)
+        if copied.arrived is not None:
+            copied.arrived.record(torch.cuda.current_stream(device))
+        return copied
+
+
+def to_device(array: npt.NDArray[np.int64], device: torch.device) -> torch.Tensor:
+    """Copy to the device; to a GPU from pinned memory, since any other copy waits for all that was launched."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """Copy to the host; from a GPU into pinned memory and without waiting."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu()
+    pinned = torch.empty_like(tensor, device="cpu", pin_memory=True)
+    return pinned.copy_(tensor, non_blocking=True)
+
+
+@contextmanager
+def capture_routing(sites: Sites, mask_BS: npt.NDArray[np.int64], wanted: WantedVectors) -> Iterator[Capture]:
+    """Observe every block during one forward pass; the hooks are removed in the end, come what may.
+
+    `mask_BS` is the attention mask on the host, so that finding the real rows waits for no device. Experts
+    elsewhere that are called raise MoewhError.
+    """
+    capture = Capture(sites.sites, mask_BS)
+    handles = [handle for site in sites.sites for handle in site.reader.attach(site, capture.record)]
+    handles += [handle for site in sites.sites for handle in attach_vectors(site, wanted, capture.keep)]
+    handles += [module.register_forward_pre_hook(_stranger(path)) for path, module in sites.others]
+    try:
+        yield capture
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _stranger(path: str) -> Any:
+    def hook(*_: Any) -> None:
+        raise MoewhError(f"{path} was called, but a prompt should not reach what is there. It is not recorded.")
+
+    return hook
+
+
+def run_stack(
+    model: Any, input_ids_BS: torch.Tensor, attention_mask_BS: torch.Tensor, *, speaking: bool = False
+) -> None:
+    """Run every layer that sees a prompt over a right-padded batch, without cache and without the LM head.
+
+    An encoder-decoder's prompt goes through its encoder alone; with `speaking`, for a run that generates, its decoder
+    is given the same tokens. Otherwise `model.base_model` when that is another module, else its `language_model`
+    (Llama4ForConditionalGeneration, which has no other base; in transformers 5.24 it fails at putting its own output
+    together), else the model; with `logits_to_keep=1` where that has a head and takes it.
+    """
+    inputs: dict[str, Any] = {"input_ids": input_ids_BS, "attention_mask": attention_mask_BS}
+    if model.config.is_encoder_decoder and not speaking:
+        with failures_named(model):
+            model.get_encoder()(**inputs)
+        return
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = input_ids_BS
+    base = getattr(model, "base_model", model)
+    if base is model:
+        base = getattr(model, "language_model", model)
+        if "logits_to_keep" in inspect.signature(type(base).forward).parameters:
+            inputs["logits_to_keep"] = 1
+    with failures_named(model):
+        base(use_cache=False, **inputs)
+
+
+@contextmanager
+def failures_named(model: Any) -> Iterator[None]:
+    """Turn what fails in a model's own code into a MoewhError that names it; being out of memory stays what it is."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise MoewhError(
+            f"{type(model).__name__} fails in its own forward pass, in transformers {transformers.__version__} with "
+            f"torch {torch.__version__}: {reason}. Try another version of transformers, or another --dtype or --device."
+        ) from error

@@ -1,0 +1,121 @@
+"""The opt-in tables: the router's raw logits, and the vectors it is given.
+
+They are far larger than the routing (E or H numbers a token and layer instead of K), so a segment's are kept in
+files without a name, which vanish with the process, and written from there in the order of the tokens.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from moewh.ingest.families.rule import Site
+from moewh.ingest.options import IngestOptions
+from moewh.warehouse.errors import UsageError
+from moewh.warehouse.files import schema
+from moewh.warehouse.files.schema import Table
+
+_PROBABILITIES = frozenset({"gemma4_text", "diffusion_gemma_text"})
+"""Families whose routers return probabilities where others return logits."""
+
+VectorKey = tuple[Table, int]
+"""(table, layer)"""
+
+
+@dataclass(frozen=True)
+class WantedVectors:
+    """Which opt-in vectors a run stores: for each, the layers."""
+
+    router_logits: frozenset[int] = frozenset()
+    hidden_states: frozenset[int] = frozenset()
+
+    @property
+    def tables(self) -> list[Table]:
+        """The opt-in tables the run has."""
+        wanted = ((schema.ROUTER_LOGITS, self.router_logits), (schema.HIDDEN_STATES, self.hidden_states))
+        return [table for table, layers in wanted if layers]
+
+    def bytes_per_token(self, sites: list[Site], hidden_size: int) -> int:
+        """What the vectors of one token take, in bytes, before compression."""
+        logits = sum(site.num_experts for site in sites if site.layer in self.router_logits)
+        return 4 * (logits + hidden_size * len(self.hidden_states))
+
+
+def wanted_vectors(options: IngestOptions, sites: list[Site], model_type: str) -> WantedVectors:
+    """Read `--router-logits` and `--hidden-states`. Raises UsageError for what this model cannot give."""
+    layers = frozenset(site.layer for site in sites)
+    if options.router_logits and model_type in _PROBABILITIES:
+        raise UsageError(f"--router-logits: routers of {model_type} return probabilities, no logits. Leave it out.")
+    if (options.router_logits or options.hidden_states is not None) and any(site.router is None for site in sites):
+        raise UsageError(
+            f"{model_type} has no router module to observe. Leave out --router-logits and --hidden-states."
+        )
+    hidden = _layers(options.hidden_states, layers) if options.hidden_states is not None else frozenset()
+    return WantedVectors(layers if options.router_logits else frozenset(), hidden)
+
+
+def _layers(text: str, known: frozenset[int]) -> frozenset[int]:
+    if text == "all":
+        return known
+    parts = [part.strip() for part in text.split(",")]
+    chosen = frozenset(int(part) for part in parts if part.isdecimal())
+    if not all(part.isdecimal() for part in parts) or not chosen <= known:
+        listed = ",".join(map(str, sorted(known)))
+        raise UsageError(f"--hidden-states {text}: give MoE layers separated by commas, or all. They are {listed}.")
+    return chosen
+
+
+def attach_vectors(site: Site, wanted: WantedVectors, keep: Any) -> list[RemovableHandle]:
+    """Hook a layer's router: `keep(table, layer, tensor)` is told of each vector [B*S, E or H]."""
+    router, handles = site.router, []
+    if router is not None and site.layer in wanted.hidden_states:
+
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given = next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
+            keep(schema.HIDDEN_STATES, site, given)
+
+        handles.append(router.register_forward_pre_hook(before, with_kwargs=True))
+    if router is not None and site.layer in wanted.router_logits:
+
+        def after(_: nn.Module, __: Any, output: Any) -> None:
+            keep(schema.ROUTER_LOGITS, site, site.reader.logits(output))
+
+        handles.append(router.register_forward_hook(after))
+    return handles
+
+
+class VectorBuffer:
+    """A segment's opt-in vectors, filled batch by batch in any order: per table and layer [T, width]."""
+
+    def __init__(self, tokens: int, tables: list[Table], folder: Path) -> None:
+        """Files lie in `folder` and have no name: nothing is left of them, whatever happens."""
+        self.tables = tables
+        """The opt-in tables of the run."""
+        self._tokens = tokens
+        self._folder = folder
+        self._arrays: dict[VectorKey, npt.NDArray[np.float32]] = {}
+        self._filled: dict[VectorKey, npt.NDArray[np.bool_]] = {}
+
+    def add(self, rows_T: npt.NDArray[np.int64], vectors: dict[VectorKey, npt.NDArray[np.float32]]) -> None:
+        """Put the vectors of one batch's tokens where those tokens lie in the segment."""
+        for key, part in vectors.items():
+            if key not in self._arrays:
+                with tempfile.TemporaryFile(dir=self._folder) as file:
+                    self._arrays[key] = np.memmap(file, np.float32, "w+", shape=(self._tokens, part.shape[1]))
+                self._filled[key] = np.zeros(self._tokens, np.bool_)
+            self._arrays[key][rows_T] = part
+            self._filled[key][rows_T] = True
+
+    def of(self, table: Table) -> Iterator[tuple[int, npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
+        """Yield (layer, vectors [T, width], places of the tokens that have one) of a table, by layer."""
+        for key in sorted((key for key in self._arrays if key[0] is table), key=lambda key: key[1]):
+            yield key[1], self._arrays[key], np.flatnonzero(self._filled[key])

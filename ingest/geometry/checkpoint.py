@@ -1,0 +1,143 @@
+"""A model's checkpoint, of which one layer's router and experts are in memory at a time.
+
+In: a hub id, a folder or the demo. Out: the model on the meta device, and its MoE layers, each filled with its
+numbers while it is looked at. Which tensors of the files become which parameter, and how (experts stored one by one
+are fused, some are transposed, MXFP4 and FP8 are turned into floats), is transformers' own business: its conversion
+runs here on the tensors of one layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers.core_model_loading import convert_and_load_state_dict_in_model
+from transformers.modeling_utils import LoadStateDictConfig
+
+from moewh.ingest.families.rule import Site
+from moewh.ingest.model.architecture import DEQUANTIZED, dequantizer, empty_model, quantization_method
+from moewh.ingest.model.layers import find_sites
+from moewh.ingest.model.loaded import check_sources
+from moewh.ingest.model.loading import Source, explaining
+from moewh.ingest.model.stored import conversion, parameter_sources, stored_tensors, weight_files
+from moewh.warehouse.errors import MoewhError
+
+NO_SAFETENSORS = "{title} has no safetensors weights, and `moewh geometry` reads no others. Convert the model first."
+Place = tuple[str, str]
+"""A stored tensor: its key, and the file that it is in."""
+_FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+class Checkpoint:
+    """A model without numbers, and the files that hold them.
+
+    Raises MoewhError for a model that moewh cannot record, and for weights that it cannot read.
+    """
+
+    def __init__(self, source: Source, config: Any, revision: str | None, trust_remote_code: bool = False) -> None:
+        self.title = source.title
+        with explaining(source.title):
+            self._quantizer, config = _quantizer(source.title, config)
+            files = weight_files(source.location, config, revision)
+            if not files:
+                raise MoewhError(NO_SAFETENSORS.format(title=source.title))
+            self.model = self._empty(config, files, trust_remote_code)
+            self._sources = parameter_sources(self.model, stored_tensors(files).values(), self._quantizer)
+        self._stored = {
+            name: [(part.tensor.key, part.tensor.file) for part in parts] for name, parts in self._sources.parts.items()
+        }
+        self.sites = find_sites(self.model, self.model.config).sites
+
+    def _empty(self, config: Any, files: list[str], trust_remote_code: bool) -> Any:
+        model = empty_model(config, trust_remote_code)
+        if self._quantizer is not None:
+            self._quantizer.preprocess_model(model=model, dtype=config.dtype, checkpoint_files=files)
+        return model
+
+    @contextmanager
+    def layer(self, site: Site) -> Iterator[None]:
+        """Fill a layer's router and experts with their numbers; afterwards they are empty again.
+
+        Raises MoewhError if the files lack any of them.
+        """
+        wanted = _parameters(self.model, site)
+        check_sources(self.title, self.model, wanted, self._sources, self._quantizer)
+        try:
+            failures = self._load({name: self._stored[name] for name in wanted if name in self._stored})
+            for name in wanted:
+                if self.model.get_parameter(name).is_meta:
+                    reason = failures.get(name) or "the checkpoint holds nothing of it, or of another shape"
+                    raise MoewhError(f"{self.title}: {name} cannot be read: {reason}. Check the model's files.")
+            yield
+        finally:
+            site.whole_layer.to("meta")
+
+    def bytes_of(self, site: Site) -> int:
+        """Bytes that a layer's router and experts take in the files."""
+        total = 0
+        for name in _parameters(self.model, site):
+            for key, file in self._stored.get(name, []):
+                with safe_open(file, framework="pt") as opened:
+                    part = opened.get_slice(key)
+                    total += torch.Size(part.get_shape()).numel() * _bits(part.get_dtype()) // 8
+        return total
+
+    def _load(self, stored: dict[str, list[Place]]) -> dict[str, str]:
+        """Convert the tensors of some parameters; return what went wrong, by the parameter's name."""
+        with ExitStack() as opened:
+            files = {
+                file: opened.enter_context(safe_open(file, framework="pt"))
+                for file in {file for places in stored.values() for _, file in places}
+            }
+            slices: dict[str, Any] = {}
+            for name, places in stored.items():
+                slices |= {key: files[file].get_slice(key) for key, file in places}
+                _take_dtype(self.model, name, slices[places[0][0]].get_dtype())
+            mapping = conversion(self.model, self._quantizer)
+            config = LoadStateDictConfig(weight_mapping=mapping, hf_quantizer=self._quantizer)
+            info, _ = convert_and_load_state_dict_in_model(self.model, slices, config)
+        return {name: " ".join(str(error).split())[:200] for name, error in info.conversion_errors.items()}
+
+
+def _parameters(model: nn.Module, site: Site) -> list[str]:
+    """Names of the parameters of a layer's experts and router."""
+    modules = (site.experts, site.router) if site.router is not None else (site.experts,)
+    of_layer = {id(parameter) for module in modules for parameter in module.parameters()}
+    return [name for name, parameter in model.named_parameters() if id(parameter) in of_layer]
+
+
+def _take_dtype(model: nn.Module, name: str, stored: str) -> None:
+    """Let an empty parameter have the dtype of what is stored, so that nothing is rounded; 8-bit floats become 32."""
+    dtype = _FLOATS.get(stored) or (torch.float32 if stored.startswith("F8") else None)
+    path, _, last = name.rpartition(".")
+    module = model.get_submodule(path)
+    if dtype is not None and (parameter := module._parameters.get(last)) is not None:
+        module._parameters[last] = nn.Parameter(torch.empty_like(parameter, dtype=dtype), requires_grad=False)
+
+
+def _quantizer(title: str, config: Any) -> tuple[Any, Any]:
+    """Return what turns quantised weights into floats, and the configuration it leaves; None for weights as they are.
+
+    Raises MoewhError for a way to quantise that is not undone here.
+    """
+    method = quantization_method(config)
+    if method is None:
+        return None, config
+    if method not in DEQUANTIZED:
+        raise MoewhError(
+            f"{title}: its weights are quantised ({method}). `moewh geometry` reads weights as they are, "
+            f"{' and '.join(DEQUANTIZED)}: give the model that it was made from."
+        )
+    if (undone := dequantizer(config)) is None:
+        raise MoewhError(f"{title}: weights in {method} need accelerate. Install it: pip install 'moewh[accelerate]'.")
+    return undone
+
+
+def _bits(dtype: str) -> int:
+    """Bits of one number of a safetensors dtype, such as 16 of BF16."""
+    digits = "".join(char for char in dtype.partition("_")[0] if char.isdigit())
+    return int(digits) if digits else 8

@@ -1,0 +1,267 @@
+"""A run's geometry: its model's weights are measured layer by layer, and the three tables are committed as one.
+
+In: a model and a run of it that the warehouse holds. Out: the folder `geometry/run_id=<run>/`. The model must be the
+run's own, which its recorded identity tells: weights that are not the ones that routed would explain nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from huggingface_hub.utils import logging as hub_logging
+from transformers.utils import logging as transformers_logging
+
+from moewh.ingest.families.rule import Site
+from moewh.ingest.geometry.checkpoint import NO_SAFETENSORS, Checkpoint
+from moewh.ingest.geometry.matrices import layer_weights
+from moewh.ingest.geometry.subspaces import Columns, LayerGeometry, layer_geometry
+from moewh.ingest.model.architecture import check_place, check_versions, read_config
+from moewh.ingest.model.layers import refuse_by_name
+from moewh.ingest.model.loading import (
+    Source,
+    choose_device,
+    commit_of,
+    config_sha256,
+    explaining,
+    find_source,
+    weights_fingerprint,
+)
+from moewh.ingest.model.peft_adapter import adapter_settings_file
+from moewh.ingest.model.repository import Repository
+from moewh.ingest.processes import Process
+from moewh.ingest.write.segment import parquet_options
+from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.files import schema
+from moewh.warehouse.files.layout import Layout, commit, sync
+from moewh.warehouse.files.manifest import write_manifest
+from moewh.warehouse.runs import check_known, run_ids
+from moewh.warehouse.trust.repair import geometry_rank
+
+_LARGEST_DEFAULT = 16
+_DEFAULT_PART = 16
+"""The default rank is a 16th of the hidden size, at most 16."""
+
+
+@dataclass(frozen=True)
+class GeometryOptions:
+    """What a user asks of `moewh geometry`."""
+
+    model: str
+    revision: str | None = None
+    run_id: str | None = None
+    """None: the only run of this model."""
+    rank: int | None = None
+    """r; None: chosen by the hidden size."""
+    device: str | None = None
+    overwrite: bool = False
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a command did, for its closing line."""
+
+    run_id: str
+    rank: int
+    layers: int = 0
+    """0 if the geometry was there already."""
+    experts: int = 0
+    pairs: int = 0
+
+
+def measure(
+    options: GeometryOptions, layout: Layout, layer_done: Callable[[int, int], None] = lambda *_: None
+) -> Measured:
+    """Measure the weights of a run's model and commit what was found; `layer_done` is told (done, of how many).
+
+    Raises UsageError or MoewhError; nothing half-written is left.
+    """
+    layout.require().require_one_disk()
+    check_versions()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
+    device = _device(options.device)
+    check_place(options.model)
+    source = find_source(options.model, options.revision)
+    if adapter_settings_file(Repository(source.location, source.revision)) is not None:
+        raise MoewhError(
+            f"{source.title} is an adapter: its weights are changes of its base's, which a geometry does not measure. "
+            "Merge it into its base (peft's merge_and_unload), record that model, and measure it."
+        )
+    config, commit_hash = _read(source, options.trust_remote_code)
+    run = _find_run(layout, options, _identity(source, config, commit_hash))
+    checkpoint = Checkpoint(source, config, commit_hash or source.revision, options.trust_remote_code)
+    sites = _recorded(layout, run, checkpoint.sites)
+    rank = _rank(options.rank, sites)
+    if layout.geometry(run["run_id"]).is_dir() and not options.overwrite:
+        _require_same(layout, run["run_id"], rank)
+        return Measured(run["run_id"], rank)
+    layers = _measured_layers(checkpoint, sites, rank, device, layer_done)
+    experts, pairs = _write(layout, run, layers)
+    return Measured(run["run_id"], rank, len(sites), experts, pairs)
+
+
+def _measured_layers(
+    checkpoint: Checkpoint, sites: list[Site], rank: int, device: torch.device, layer_done: Callable[[int, int], None]
+) -> Iterator[LayerGeometry]:
+    """Yield each layer's geometry; its weights are gone by then."""
+    for done, site in enumerate(sites, 1):
+        with checkpoint.layer(site):
+            found = layer_geometry(layer_weights(site), site.layer, site.num_experts, rank, device)
+        yield found
+        layer_done(done, len(sites))
+
+
+def _write(layout: Layout, run: dict[str, Any], layers: Iterable[LayerGeometry]) -> tuple[int, int]:
+    """Write every layer's rows and commit them with one rename; return how many of experts and of pairs.
+
+    A geometry that is there goes first: killed between the two renames, a run has none, and is measured again.
+    """
+    layout.create()
+    experts = pairs = 0
+    target = layout.geometry(run["run_id"])
+    with layout.writing(), layout.staged(f"geometry.{run['run_id']}") as folder:
+        (new := folder / "new").mkdir()
+        with _writers(new) as write:
+            for found in layers:
+                write(found.experts, found.router_pairs, found.expert_pairs)
+                experts += len(found.experts["layer"])
+                pairs += len(found.expert_pairs["layer"])
+        write_manifest(new, run["identity"], None)
+        if target.is_dir():
+            target.rename(folder / "old")
+            sync(target.parent)
+        commit(new, target)
+    return experts, pairs
+
+
+@contextmanager
+def _writers(folder: Path) -> Iterator[Callable[[Columns, Columns, Columns], None]]:
+    """Yield a function that appends a layer's rows to the three tables; NaN becomes NULL."""
+    tables = (schema.EXPERT_GEOMETRY, schema.ROUTER_SIMILARITY, schema.EXPERT_SIMILARITY)
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(pq.ParquetWriter(folder / table.file, table.arrow(), **parquet_options(table)))
+            for table in tables
+        ]
+
+        def write(*found: Columns) -> None:
+            for table, writer, columns in zip(tables, writers, found, strict=True):
+                arrays = [pa.array(columns[column.name], from_pandas=True) for column in table.stored]
+                writer.write_table(pa.table(arrays, schema=table.arrow()))
+
+        yield write
+
+
+# ------------------------------------------------------------------------------------------ the model and its run
+
+
+def _device(name: str | None) -> torch.device:
+    """Return the device to compute on; Apple's GPUs know no float64."""
+    device = choose_device(name, Process())
+    if device is None:
+        raise UsageError("--device auto spreads a whole model; a geometry takes one layer at a time. Name one device.")
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def _read(source: Source, trust_remote_code: bool) -> tuple[Any, str | None]:
+    """Return the model's configuration, and the commit of a hub model. Raises MoewhError."""
+    with explaining(source.title):
+        commit_hash = commit_of(source)
+        arguments = {"revision": commit_hash or source.revision, "trust_remote_code": trust_remote_code}
+        config = read_config(source.location, **arguments)
+    refuse_by_name(config)
+    return config, commit_hash
+
+
+def _identity(source: Source, config: Any, commit_hash: str | None) -> dict[str, Any]:
+    """What a run of this model has recorded of it: digests of a folder's files, or a hub id and its commit.
+
+    Raises MoewhError for a folder without safetensors.
+    """
+    if source.revision is not None:
+        revision = commit_hash or source.checkpoint
+        return {"model": source.title, "revision": revision, "weights_sha256": None}
+    folder = Path(source.location)
+    if not any(folder.glob("*.safetensors")):
+        raise MoewhError(NO_SAFETENSORS.format(title=source.title))
+    identity = {"weights_sha256": weights_fingerprint(folder)}
+    if getattr(config, "quantization_config", None) is None:  # loading changes that part of a configuration
+        identity["config_sha256"] = config_sha256(config)
+    return identity
+
+
+def _find_run(layout: Layout, options: GeometryOptions, identity: dict[str, Any]) -> dict[str, Any]:
+    """Return the row of the run that the geometry belongs to. Raises MoewhError, or UsageError if several fit."""
+    if options.run_id is not None:
+        check_known(layout, options.run_id)
+        run = _run_row(layout, options.run_id)
+        if differing := _differences(run, identity):
+            raise MoewhError(
+                f"run {options.run_id!r} is not of the model {options.model}: {'; '.join(differing)}. "
+                "Give the model that it was recorded from, or another --run-id."
+            )
+        return run
+    fitting = [run for run_id in run_ids(layout) if not _differences(run := _run_row(layout, run_id), identity)]
+    if not fitting:
+        raise MoewhError(
+            f"no run in {layout.root} is of the model {options.model} as it is now. Record one with "
+            "`moewh ingest`, or name another --model or --revision."
+        )
+    if len(fitting) > 1:
+        names = ", ".join(run["run_id"] for run in fitting)
+        raise UsageError(f"{len(fitting)} runs are of this model: {names}. Choose one with --run-id.")
+    return fitting[0]
+
+
+def _run_row(layout: Layout, run_id: str) -> dict[str, Any]:
+    try:
+        rows = pq.read_table(layout.run(run_id) / schema.RUNS.file, partitioning=None).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise MoewhError(f"run {run_id} cannot be read: {error}. See `moewh verify`.") from error
+    return {"run_id": run_id, **rows[0]}
+
+
+def _differences(run: dict[str, Any], identity: dict[str, Any]) -> list[str]:
+    """Say what a run recorded of its model that is not so of this one."""
+    recorded = json.loads(run["options"] or "{}")
+    return [
+        f"{name} was {recorded.get(name)}, is {value}"
+        for name, value in identity.items()
+        if recorded.get(name) != value
+    ]
+
+
+def _recorded(layout: Layout, run: dict[str, Any], sites: list[Site]) -> list[Site]:
+    """The layers that the run has: of an encoder-decoder that generated nothing, the encoder's."""
+    path = layout.run(run["run_id"]) / schema.LAYERS.file
+    layers = set(pq.read_table(path, columns=["layer"], partitioning=None).column("layer").to_pylist())
+    return [site for site in sites if site.layer in layers]
+
+
+def _rank(asked: int | None, sites: list[Site]) -> int:
+    """Return r, which every layer's matrices must have. Raises UsageError, and MoewhError for an unknown layout."""
+    layers = [layer_weights(site) for site in sites]
+    most = min(weights.largest_rank for weights in layers)
+    hidden = min(weights.hidden_size for weights in layers)
+    rank = asked or max(1, min(_LARGEST_DEFAULT, hidden // _DEFAULT_PART, most))
+    if rank > most:
+        raise UsageError(f"--rank {rank} is more than the experts' matrices have: give at most {most}.")
+    return rank
+
+
+def _require_same(layout: Layout, run_id: str, rank: int) -> None:
+    """Raise MoewhError unless the geometry that is there is of this rank."""
+    stored = geometry_rank(layout, run_id)
+    if stored != rank:
+        was = "cannot be read (see `moewh verify`)" if stored is None else f"is of rank {stored}, not {rank}"
+        raise MoewhError(f"the geometry of run {run_id} {was}. Add --overwrite to write it anew.")

@@ -1,0 +1,175 @@
+"""What moewh can say of a model without its weights: its MoE layers, their shapes, and whether it is recorded.
+
+The model is built from its configuration on the meta device, where tensors have shapes and no numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+from transformers.utils import logging as transformers_logging
+
+from moewh.ingest import demo
+from moewh.ingest.capture.vectors import WantedVectors
+from moewh.ingest.families.adapters import ADAPTERS
+from moewh.ingest.families.declared import declared_renormalized, declared_scoring
+from moewh.ingest.families.rule import Site
+from moewh.ingest.model.architecture import check_place, check_versions, empty_model, read_config
+from moewh.ingest.model.expected import num_layers, text_config, top_k
+from moewh.ingest.model.layers import find_sites, locate_sites
+from moewh.ingest.model.loading import explaining
+from moewh.ingest.model.peft_adapter import PeftAdapter, find_adapter
+from moewh.ingest.model.repository import Repository
+from moewh.ingest.options import DEMO
+from moewh.ingest.proof.measure import shared_experts
+from moewh.warehouse.errors import MoewhError
+
+_BYTES_PER_ROW = {"bfloat16": 2.0, "float16": 2.5, "float32": 4.0}
+"""Measured on stored routing, index and weight together: most of it is the weight's mantissa."""
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """One MoE layer: where it is, and the shapes of its weights."""
+
+    layer: int
+    stack: str
+    module: str
+    module_class: str
+    router: str | None
+    router_class: str | None
+    num_experts: int
+    num_identity_experts: int
+    num_shared_experts: int
+    top_k: int
+    router_weights: dict[str, list[int]]
+    expert_weights: dict[str, list[int]]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `moewh inspect` prints. Sizes in elements, bytes as written to disk."""
+
+    model: str
+    model_type: str
+    model_class: str
+    peft_adapter: str | None
+    """Type and base of the adapter that the model is; what follows describes the base."""
+    status: Literal["captured", "refused"]
+    reason: str | None
+    """Why it is refused; or the adapter's reason, where one is used."""
+    adapter: str | None
+    num_hidden_layers: int
+    num_moe_layers: int
+    scoring: str | None
+    renormalized: bool | None
+    hidden_size: int | None
+    intermediate_size: int | None
+    moe_intermediate_size: int | None
+    routing_rows_per_token: int
+    bytes_per_token: int
+    router_logits_bytes_per_token: int
+    """More with --router-logits, before compression."""
+    hidden_states_bytes_per_token: int
+    """More with --hidden-states all, before compression; a share of it for some layers."""
+    one_prompt_a_batch: bool
+    layers: list[LayerShape]
+
+
+def inspect_model(model: str, revision: str | None = None, trust_remote_code: bool = False) -> Inspection:
+    """Build a hub id, folder or configuration file on the meta device and describe it.
+
+    Raises MoewhError if there is no configuration, or no model can be built from it.
+    """
+    check_versions()
+    transformers_logging.set_verbosity_error()
+    config, empty, peft_adapter = _build(model, revision, trust_remote_code)
+    reason = None
+    try:
+        if peft_adapter is not None:
+            peft_adapter.check(allow_pickle=True)
+        find_sites(empty, config)
+    except MoewhError as refusal:
+        reason = str(refusal)
+    text = text_config(config)
+    sites = locate_sites(empty, config).sites
+    layers = [_shape(site, config) for site in sites]
+    every = frozenset(site.layer for site in sites)
+    hidden_size = getattr(text, "hidden_size", None)
+    adapter = ADAPTERS.get(text.model_type)
+    rows = sum(layer.top_k for layer in layers)
+    return Inspection(
+        model=model,
+        model_type=text.model_type,
+        model_class=type(empty).__name__,
+        peft_adapter=None if peft_adapter is None else f"{peft_adapter.kind} on {peft_adapter.base.location}",
+        status="captured" if reason is None else "refused",
+        reason=reason or (_first_line(adapter) if adapter else None),
+        adapter=type(adapter).__name__ if adapter else None,
+        num_hidden_layers=num_layers(config),
+        num_moe_layers=len(layers),
+        scoring=declared_scoring(config) if layers else None,
+        renormalized=declared_renormalized(config) if layers else None,
+        hidden_size=hidden_size,
+        intermediate_size=getattr(text, "intermediate_size", None),
+        moe_intermediate_size=getattr(text, "moe_intermediate_size", None),
+        routing_rows_per_token=rows,
+        bytes_per_token=round(rows * _BYTES_PER_ROW.get(str(config.dtype).removeprefix("torch."), 2.0)),
+        router_logits_bytes_per_token=WantedVectors(router_logits=every).bytes_per_token(sites, 0),
+        hidden_states_bytes_per_token=WantedVectors(hidden_states=every).bytes_per_token(sites, hidden_size or 0),
+        one_prompt_a_batch=bool(adapter and adapter.one_context_a_batch),
+        layers=layers,
+    )
+
+
+def _build(model: str, revision: str | None, trust_remote_code: bool) -> tuple[Any, nn.Module, PeftAdapter | None]:
+    check_place(model)
+    location = str(demo.checkpoint_path(revision)) if model == DEMO else model
+    files = Repository(location, None if Path(location).exists() else revision or "main")
+    with explaining(model):
+        adapter = find_adapter(files, model)
+        base = files if adapter is None else adapter.base
+        config = read_config(base.location, revision=base.revision, trust_remote_code=trust_remote_code)
+    try:
+        return config, empty_model(config, trust_remote_code), adapter
+    except MoewhError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise MoewhError(
+            f"transformers cannot build {model} from its configuration: {text[:300]} "
+            "Something is missing or wrong there; complete it, or name the model it belongs to."
+        ) from error
+
+
+def _shape(site: Site, config: Any) -> LayerShape:
+    router = site.router
+    names = (path for path, module in site.block.named_children() if module is router)
+    parent = site.path if site.reader.block_is_container else site.path.rpartition(".")[0]
+    return LayerShape(
+        layer=site.layer,
+        stack=site.stack,
+        module=site.path,
+        module_class=type(site.experts).__name__,
+        router=None if router is None else ".".join(part for part in (parent, next(names)) if part),
+        router_class=None if router is None else type(router).__name__,
+        num_experts=site.num_experts,
+        num_identity_experts=site.kinds.count("identity"),
+        num_shared_experts=shared_experts(site, config),
+        top_k=top_k(config),
+        router_weights={} if router is None else _shapes(router),
+        expert_weights=_shapes(site.experts, leave_out=router),
+    )
+
+
+def _shapes(module: nn.Module, leave_out: nn.Module | None = None) -> dict[str, list[int]]:
+    left_out = set() if leave_out is None else {id(parameter) for parameter in leave_out.parameters()}
+    named = module.state_dict(keep_vars=True).items()
+    return {name: list(tensor.shape) for name, tensor in named if id(tensor) not in left_out}
+
+
+def _first_line(adapter: object) -> str:
+    return (type(adapter).__doc__ or "").splitlines()[0]

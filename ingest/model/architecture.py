@@ -1,0 +1,186 @@
+"""From a configuration to the model class that holds its layers, loaded or empty; and what is refused on sight."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+    AutoModelForTokenClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.quantizers.auto import get_hf_quantizer
+from transformers.utils import CONFIG_NAME
+from transformers.utils.quantization_config import FineGrainedFP8Config, Mxfp4Config
+
+from moewh.warehouse.errors import MoewhError
+
+OLDEST_TRANSFORMERS = (5, 19)
+_ADAPTER_CONFIG_NAME = "adapter_config.json"
+_MOST = {"experts": 1 << 20, "layers": 1 << 15}
+_COUNT = re.compile(r"(?:^|_)(?:(?P<experts>experts?)|(?P<layers>layers?|depth|blocks))(?:_num)?$")
+"""Names of what a configuration counts them by."""
+DEQUANTIZED = {"mxfp4": Mxfp4Config, "fp8": FineGrainedFP8Config}
+"""Ways to store weights in fewer bits that transformers can undo without a GPU."""
+_AUTO_CLASSES: tuple[Any, ...] = (
+    # With images first: for such a configuration, the causal class would be the text stack alone.
+    AutoModelForImageTextToText,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForTokenClassification,
+    AutoModel,
+)
+
+
+def check_versions() -> None:
+    """Raise MoewhError if transformers is too old."""
+    version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    if version < OLDEST_TRANSFORMERS:
+        oldest = ".".join(map(str, OLDEST_TRANSFORMERS))
+        raise MoewhError(
+            f"transformers {transformers.__version__} is too old: experts cannot be observed as they run. "
+            f"Install transformers {oldest} or newer."
+        )
+
+
+def read_config(location: str, **arguments: Any) -> Any:
+    """Read a model's configuration; of a model of several stages (Qwen-Omni), that of the stage which reads text.
+
+    Raises what transformers raises, and MoewhError for a configuration that no model can have.
+    """
+    stored, _ = PreTrainedConfig.get_config_dict(location, **arguments)
+    check_counts(stored)
+    config = AutoConfig.from_pretrained(location, **arguments)
+    return getattr(config, "thinker_config", None) or config
+
+
+def check_place(model: str) -> None:
+    """Raise MoewhError for a path that is no model: a file of weights, or a folder without a configuration.
+
+    A hub id passes, and so does a configuration file, which is all that `inspect` needs.
+    """
+    path = Path(model)
+    if path.is_file() and path.suffix != ".json":
+        kind = "a GGUF file, which moewh does not read" if path.suffix == ".gguf" else "a file"
+        raise MoewhError(
+            f"cannot load the model {path}: it is {kind}. Give the folder that holds {CONFIG_NAME} and the weights as "
+            "safetensors."
+        )
+    if not path.is_dir() or any((path / name).is_file() for name in (CONFIG_NAME, _ADAPTER_CONFIG_NAME)):
+        return
+    checkpoints = sorted(found.parent.name for found in path.glob(f"*/{CONFIG_NAME}"))
+    if checkpoints:
+        several = (
+            f"its sub-folders are checkpoints: {', '.join(checkpoints[:5])}{', …' if len(checkpoints) > 5 else ''}"
+        )
+        raise MoewhError(f"cannot load the model {path}: it has no {CONFIG_NAME}; {several}. Give one of them.")
+    files = sorted(found.name for found in path.iterdir() if not found.name.startswith("."))
+    holds = f"it holds {', '.join(files[:3])}{', …' if len(files) > 3 else ''} and no {CONFIG_NAME}"
+    raise MoewhError(
+        f"cannot load the model {path}: {holds if files else 'the folder is empty'}. Give a model's folder."
+    )
+
+
+def check_counts(stored: Any, path: str = "") -> None:
+    """Raise MoewhError for what is no configuration, or counts more layers or experts than anything could hold.
+
+    transformers makes lists of as many entries, which would fill the memory.
+    """
+    if not isinstance(stored, dict):
+        raise MoewhError(f"{path or CONFIG_NAME} holds no JSON object. Fetch the model's configuration again.")
+    for name, value in stored.items():
+        if isinstance(value, dict):
+            check_counts(value, f"{path}{name}.")
+        elif (counted := _COUNT.search(name)) and isinstance(value, (int, float)):
+            most = _MOST[str(counted.lastgroup)]
+            if value > most:
+                raise MoewhError(
+                    f"the configuration has {path}{name} = {value}, and moewh takes at most {most:,}. "
+                    f"Correct {CONFIG_NAME}, or fetch it again."
+                )
+
+
+def model_class(config: Any, trust_remote_code: bool = False) -> Any:
+    """Return the class to load a model with: the one its checkpoint names, else the first that takes the configuration.
+
+    Raises MoewhError if there is none.
+    """
+    if trust_remote_code and getattr(config, "auto_map", None):
+        named = (auto for auto in _AUTO_CLASSES if auto.__name__ in config.auto_map)
+        return next(named, AutoModelForCausalLM)
+    for name in config.architectures or ():
+        known = getattr(transformers, name, None)
+        if isinstance(known, type) and issubclass(known, PreTrainedModel):
+            return known
+    for auto in _AUTO_CLASSES:
+        if type(config) in auto._model_mapping:
+            return auto._model_mapping[type(config)]
+    raise MoewhError(
+        f"transformers {transformers.__version__} has no language model for model type {config.model_type}. "
+        "Install a newer transformers, or use another model."
+    )
+
+
+def loading_arguments(config: Any) -> dict[str, Any]:
+    """Return what from_pretrained needs so that every expert's call can be observed.
+
+    Native MXFP4 kernels call neither routers nor experts, so such weights are turned into bfloat16 on loading.
+    """
+    if quantization_method(config) == "mxfp4":
+        return {"quantization_config": Mxfp4Config(dequantize=True)}
+    return {}
+
+
+def quantization_method(config: Any) -> str | None:
+    """How the configuration says that the weights are quantised; None for weights as they are."""
+    places = (config, config.get_text_config(decoder=True))
+    stored = next((found for place in places if (found := getattr(place, "quantization_config", None))), None)
+    if stored is None:
+        return None
+    method = stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method
+    return str(getattr(method, "value", method))
+
+
+def dequantizer(config: Any) -> tuple[Any, Any] | None:
+    """Return what turns quantised weights into floats without a GPU, and the configuration that it leaves.
+
+    None for weights that are not quantised, for a way to quantise that cannot be undone, and without accelerate.
+    """
+    method = quantization_method(config)
+    if method not in DEQUANTIZED or importlib.util.find_spec("accelerate") is None:
+        return None
+    undone = DEQUANTIZED[method](dequantize=True)
+    quantizer, config, _ = get_hf_quantizer(copy.deepcopy(config), undone, None, True, {})
+    return quantizer, config
+
+
+def empty_model(config: Any, trust_remote_code: bool = False) -> nn.Module:
+    """Build the model on the meta device: every shape, and not one number."""
+    kind = model_class(config, trust_remote_code)
+    with torch.device("meta"):
+        model: nn.Module = (
+            kind.from_config(config, trust_remote_code=True) if kind in _AUTO_CLASSES else kind._from_config(config)
+        )
+    return model
+
+
+def check_parallel(model: nn.Module) -> None:
+    """Raise MoewhError if the model's tensors are spread over processes: indices would be local ones."""
+    for name, parameter in model.named_parameters():
+        if type(parameter).__name__ == "DTensor":
+            raise MoewhError(
+                f"{name} is spread over several processes (tensor or expert parallel), where expert indices are "
+                "local. Load the model whole: one process a model, or --device auto."
+            )

@@ -1,0 +1,93 @@
+"""The tokens that end what a model says and, of an encoder-decoder, the one that its decoder starts from.
+
+They are all that is taken from generation_config.json. Its other settings (penalties, suppressed tokens, beams,
+sampling) shape nothing: `--temperature` alone does.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
+
+from moewh.ingest.model.repository import Repository
+from moewh.warehouse.errors import MoewhError
+
+_REMEDY = "Correct it, or leave --generate out."
+_START_NAMES = ("decoder_start_token_id", "bos_token_id")
+_INNER_CONFIGS = ("decoder", "generator", "text_config")
+"""Where transformers looks for what the outer configuration leaves open."""
+
+
+@dataclass(frozen=True)
+class GenerationTokens:
+    """Token ids that end and start what a model says."""
+
+    end_ids: tuple[int, ...]
+    """A sequence is over after any of these; with none, it goes on to its full length."""
+    start_id: int | None
+    """What a decoder is given first; None for a model without an encoder."""
+
+
+@dataclass(frozen=True)
+class StatedTokens:
+    """What a model's files say of these tokens."""
+
+    used: GenerationTokens
+    otherwise: GenerationTokens
+    """What they would be without generation_config.json, which no other digest of a local model covers."""
+
+    @property
+    def shaping(self) -> dict[str, Any]:
+        """What generation_config.json alone decides, as part of a run's identity; nothing where it decides nothing."""
+        named = {
+            "end_tokens": (list(self.used.end_ids), list(self.otherwise.end_ids)),
+            "decoder_start_token": (self.used.start_id, self.otherwise.start_id),
+        }
+        return {name: used for name, (used, otherwise) in named.items() if used != otherwise}
+
+
+def read_generation_tokens(files: Repository, tokenizer: PreTrainedTokenizerBase, config: Any) -> StatedTokens:
+    """Read them from generation_config.json, else from config.json; a missing end token is the tokenizer's.
+
+    Raises MoewhError if a file is no JSON object or names something that is no token id.
+    """
+    settings = _read(files, CONFIG_NAME) or {}
+    inner = next((part for name in _INNER_CONFIGS if isinstance(part := settings.get(name), dict)), {})
+    configured = {**inner, **{name: value for name, value in settings.items() if value is not None}}
+    otherwise = _tokens(files, CONFIG_NAME, configured, tokenizer, config)
+    stated = _read(files, GENERATION_CONFIG_NAME)
+    used = otherwise if stated is None else _tokens(files, GENERATION_CONFIG_NAME, stated, tokenizer, config)
+    return StatedTokens(used, otherwise)
+
+
+def _tokens(
+    files: Repository, name: str, settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase, config: Any
+) -> GenerationTokens:
+    ends = settings.get("eos_token_id")
+    ends = tokenizer.eos_token_id if ends is None else ends
+    ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
+    start = next((settings[name] for name in _START_NAMES if settings.get(name) is not None), None)
+    if not config.is_encoder_decoder:
+        start = None
+    for setting, ids in (("eos_token_id", ends), ("decoder_start_token_id", [0 if start is None else start])):
+        if not all(type(token) is int for token in ids):
+            raise MoewhError(f"{files.location}: {setting} in {name} is no token id: {ids}. {_REMEDY}")
+    # A negative id stands for none.
+    return GenerationTokens(tuple(dict.fromkeys(token for token in ends if token >= 0)), start)
+
+
+def _read(files: Repository, name: str) -> dict[str, Any] | None:
+    path = files.optional_file(name)
+    if path is None:
+        return None
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise MoewhError(f"{files.location}: {name} is no valid JSON: {error}. {_REMEDY}") from error
+    if not isinstance(settings, dict):
+        raise MoewhError(f"{files.location}: {name} is no JSON object. {_REMEDY}")
+    return settings

@@ -1,0 +1,166 @@
+"""Where a model's routing happens: its MoE layers, found and held against what the configuration promises.
+
+Whatever looks like routed experts and is not observed is refused by name: a container whose forward names its
+arguments otherwise, or hides them behind a decorator, must not pass for a dense layer.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from moewh.ingest.families.adapters import REFUSED, reader_for
+from moewh.ingest.families.rule import INDEX_NAMES, WEIGHT_NAMES, Reader, Site, unwrapped
+from moewh.ingest.model.expected import Stack, expected_layers, first_layer, text_config, top_k, visits
+from moewh.warehouse.errors import MoewhError
+
+_LAYER = re.compile(r"(?:.*\.)?(?:layers|blocks|block|h)\.(\d+)\.")
+OTHER_MODALITY = re.compile(
+    r"(?:^|\.)(?:\w*(?:vision|visual|audio|image|speech)\w*|\w*projector|connector|talker|\w*2wav|mtp\w*|\w*_mtp)\."
+)
+"""Path of a module of another modality, or of the layers that predict tokens further ahead."""
+_EXPERTS_CLASS = re.compile(r"(?<!Shared)Experts?$")
+_SHARED = re.compile(r"(?:^|\.)\w*shared\w*(?:\.|$)")
+_WRAPPER = r"\.(?:base_layer|modules_to_save\.[^.]+)"
+"""How peft names a module inside of the wrapper in its place, or the copy of it that runs instead."""
+_REPLACED = "original_module"
+"""How peft names a module in whose place a copy of its own runs."""
+
+
+@dataclass(frozen=True)
+class Sites:
+    """MoE layers to observe, in order, and the containers of experts that are none of them."""
+
+    sites: list[Site]
+    others: list[tuple[str, nn.Module]]
+    """Path and module of what must not be called: the experts of vision or audio towers, and what was not loaded."""
+
+    def of_prompts(self) -> Sites:
+        """The layers that see a prompt: of an encoder-decoder the encoder's; its decoder sees what it generates."""
+        seeing = [site for site in self.sites if site.stack == "encoder"] or self.sites
+        return Sites(seeing, self.others + [(site.path, site.experts) for site in self.sites if site not in seeing])
+
+
+def refuse_by_name(config: Any) -> None:
+    """Raise MoewhError for a family that moewh refuses whatever its weights are."""
+    model_type = text_config(config).model_type
+    if reason := REFUSED.get(model_type):
+        raise MoewhError(f"model type {model_type} is not recorded: {reason}. Use another model.")
+
+
+def find_sites(model: nn.Module, config: Any) -> Sites:
+    """Return the MoE layers of the model's text stacks.
+
+    `config` is the model's configuration. Raises MoewhError if there are none, if there are experts beside
+    them that nothing observes, or if the configuration promises routed experts in other layers.
+    """
+    refuse_by_name(config)
+    located = locate_sites(model, config)
+    if unobserved := list(_unobserved(model, located)):
+        raise MoewhError(_cannot_observe(model, unobserved))
+    if not located.sites:
+        raise MoewhError(_no_sites(model, text_config(config).model_type, located))
+    expected, layers = expected_layers(config), [site.layer for site in located.sites]
+    if layers != expected:
+        raise MoewhError(
+            f"{type(model).__name__}: its configuration has routed experts in layers {expected}, but containers "
+            f"were found in layers {layers}. moewh cannot record this model whole, so it does not record it."
+        )
+    check_top_k(located.sites, top_k(config))
+    return located
+
+
+def check_top_k(sites: list[Site], chosen: int) -> None:
+    """Raise MoewhError for a configuration that gives a token no expert, or more than there are."""
+    for site in sites:
+        if not 1 <= chosen <= site.num_experts:
+            raise MoewhError(
+                f"{site.path}: the configuration gives a token {chosen} of {site.num_experts} experts. Correct it, or "
+                "fetch it again."
+            )
+
+
+def locate_sites(model: nn.Module, config: Any) -> Sites:
+    """Return whatever MoE layers there are, whether or not they can be recorded."""
+    reader = reader_for(text_config(config).model_type)
+    sites, others = [], []
+    for path, module in reader.find(model):
+        found = _LAYER.match(path + ".")
+        if found and not OTHER_MODALITY.search(path) and _REPLACED not in path.split("."):
+            sites += _sites(model, config, path, found, reader)
+        else:
+            others.append((path, module))
+    return Sites(sorted(sites, key=lambda site: site.layer), others)
+
+
+def _sites(model: nn.Module, config: Any, path: str, found: re.Match[str], reader: Reader) -> list[Site]:
+    """The layers that a container stands for: one, or one per visit in a model that loops."""
+    stack: Stack = "encoder" if config.is_encoder_decoder and "encoder" in path.split(".") else "decoder"
+    called = re.sub(f"(?:{_WRAPPER})+$", "", path)
+    outermost = model.get_submodule(called)
+    block = outermost if reader.block_is_container else model.get_submodule(called.rpartition(".")[0])
+    layers = visits(config, int(found[1]))
+    return [
+        Site(
+            layer=first_layer(config, stack) + layer,
+            stack=stack,
+            path=re.sub(f"{_WRAPPER}(?=\\.|$)", "", path),
+            experts=unwrapped(model.get_submodule(path)),
+            outermost=outermost,
+            router=reader.router(block),
+            block=block,
+            whole_layer=model.get_submodule(found[0].rstrip(".")),
+            reader=reader,
+            visit=visit,
+            visits=len(layers),
+        )
+        for visit, layer in enumerate(layers)
+    ]
+
+
+def _unobserved(model: nn.Module, located: Sites) -> Iterator[tuple[str, nn.Module]]:
+    """Yield what looks like routed experts of a text stack and is in no container that was found: outermost modules.
+
+    That is a module called `experts`, one whose class is called so, or one that holds several matrices per expert.
+    Experts that every token passes are not routed; what wraps a container that was found (LoRA) is no other.
+    """
+    known = [site.path for site in located.sites] + [path for path, _ in located.others]
+    known += [path for site in located.sites for path in site.reader.not_the_routing(site)]
+    for path, module in model.named_modules():
+        seen = any(f"{path}.".startswith(f"{other}.") or other.startswith(f"{path}.") for other in known)
+        if seen or OTHER_MODALITY.search(path) or _SHARED.search(path):
+            continue
+        stacked = [tensor for tensor in module.parameters(recurse=False) if tensor.dim() > 2]
+        if path.endswith("experts") or _EXPERTS_CLASS.search(type(module).__name__) or len(stacked) > 1:
+            known.append(path)
+            yield path, module
+
+
+def _cannot_observe(model: nn.Module, unobserved: list[tuple[str, nn.Module]]) -> str:
+    path, module = unobserved[0]
+    more = f" (and {len(unobserved) - 1} more)" if len(unobserved) > 1 else ""
+    if isinstance(module, nn.ModuleList | nn.ModuleDict):
+        kinds = ", ".join(sorted({type(part).__name__ for part in module.children()}))
+        return (
+            f"{type(model).__name__}: {path}{more} keeps its experts as a list of {kinds}, which moewh cannot observe. "
+            "Use a model class that transformers 5 ships."
+        )
+    taken = ", ".join(list(inspect.signature(type(module).forward).parameters)[1:])
+    return (
+        f"{type(model).__name__}: {path}{more} looks like routed experts, but the forward of {type(module).__name__} "
+        f"takes ({taken}). moewh observes experts whose indices ({', '.join(sorted(INDEX_NAMES))}) and weights "
+        f"({', '.join(sorted(WEIGHT_NAMES))}) have these names. Use a version of transformers whose class has them."
+    )
+
+
+def _no_sites(model: nn.Module, model_type: str, located: Sites) -> str:
+    name = type(model).__name__
+    if located.others:
+        paths = ", ".join(path for path, _ in located.others[:3])
+        return f"{name} ({model_type}) has routed experts only outside the layers of its text stack: {paths}."
+    return f"{name} ({model_type}) has no routed experts: it is a dense model. Give a Mixture-of-Experts model."

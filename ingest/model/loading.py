@@ -1,0 +1,392 @@
+"""Loading a model and its tokenizer, from the hub, a local folder or the embedded demo, and naming them.
+
+The model's own contract is checked here, once: a model moewh cannot record is refused before any work.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub.utils import logging as hub_logging
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+from transformers.utils import CONFIG_NAME
+from transformers.utils import logging as transformers_logging
+
+from moewh.ingest import demo
+from moewh.ingest.families.rule import Site
+from moewh.ingest.model.architecture import (
+    check_parallel,
+    check_place,
+    check_versions,
+    dequantizer,
+    empty_model,
+    loading_arguments,
+    model_class,
+    quantization_method,
+    read_config,
+)
+from moewh.ingest.model.expected import max_positions, text_config
+from moewh.ingest.model.generation_tokens import StatedTokens, read_generation_tokens
+from moewh.ingest.model.layers import Sites, find_sites, refuse_by_name
+from moewh.ingest.model.loaded import check_loaded, check_stored, unloaded_modules
+from moewh.ingest.model.peft_adapter import BASE_ALONE, PeftAdapter, find_adapter
+from moewh.ingest.model.repository import Repository, hub_commit
+from moewh.ingest.model.stored import stored_tensors, weight_files
+from moewh.ingest.model.tokenizer import TokenizerSource, load_tokenizer
+from moewh.ingest.options import DEMO, IngestOptions
+from moewh.ingest.processes import Process
+from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.files.manifest import file_sha256
+from moewh.warehouse.files.schema import POSITION_BITS
+
+_FALLBACK_MAX_LENGTH = 4_096
+_DTYPES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from: what to hand transformers, and what to call it."""
+
+    location: str
+    revision: str | None
+    """For the hub; None for a folder."""
+    name: str
+    """Base name: the last part of a hub id or folder."""
+    title: str
+    """As the user named it."""
+    checkpoint: str | None
+    """Revision, or the folder's name: what says which checkpoint this is."""
+    series: str | None
+    """What checkpoints of one training run share; None for a folder until it is loaded."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be observed, with its tokenizer and its MoE layers."""
+
+    source: Source
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    found: Sites
+    weights_sha256: str | None
+    """Fingerprint of a local folder's weights, and of an adapter with its base; None for the hub: the commit tells."""
+    commit: str | None = None
+    """Commit of the hub's repository; None for a folder."""
+    train_step: int | None = None
+    train_tokens: int | None = None
+    adapter: PeftAdapter | None = None
+    """What is in the model's modules beside its own weights."""
+    generation_tokens: StatedTokens | None = None
+    """Where what it says starts and ends; None for a run that generates nothing."""
+
+    @property
+    def config(self) -> Any:
+        """The model's configuration."""
+        return self.model.config
+
+    @property
+    def sites(self) -> list[Site]:
+        """The MoE layers that are observed."""
+        return self.found.sites
+
+    @property
+    def text_config(self) -> Any:
+        """The configuration of the text stack."""
+        return text_config(self.config)
+
+    @property
+    def max_length(self) -> int:
+        """Longest context the model takes, in tokens, as its configuration says."""
+        return min(max_positions(self.config) or _FALLBACK_MAX_LENGTH, 1 << POSITION_BITS)
+
+    @property
+    def pad_id(self) -> int:
+        """A token id to pad with; padded positions are masked, so any legal id does."""
+        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        rows = self.vocabulary_rows
+        return next(int(token) for token in ids if isinstance(token, int) and 0 <= token < (rows or token + 1))
+
+    @property
+    def vocabulary_rows(self) -> int | None:
+        """Rows of the embedding, above every token id the model takes; None for one without a plain table."""
+        try:
+            embedding = self.model.get_input_embeddings()
+        except (NotImplementedError, AttributeError):  # code of the model's own may not say
+            return None
+        rows = getattr(embedding, "num_embeddings", None)
+        return int(rows) + int(getattr(embedding, "num_additional_embeddings", 0)) if isinstance(rows, int) else None
+
+
+def load_model(options: IngestOptions, process: Process | None = None) -> LoadedModel:
+    """Load the model that the options name, on this process's device.
+
+    Raises MoewhError or UsageError with the reason and a remedy.
+    """
+    if options.dtype not in ("auto", *_DTYPES):
+        raise UsageError(f"--dtype {options.dtype} is not known. Use auto, {', '.join(_DTYPES)}.")
+    check_versions()
+    device = choose_device(options.device, process or Process())
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
+    check_place(options.model)
+    source = find_source(options.model, options.revision, options.series)
+    with explaining(source.title):
+        # A branch may move while its files are being fetched: all come from the commit that it is at now.
+        commit = commit_of(source)
+        files = Repository(source.location, commit or source.revision)
+        adapter = find_adapter(files, source.title)
+        if adapter is not None:
+            adapter.check(options.allow_pickle)
+        base, tokenizer_files = (files, files) if adapter is None else (adapter.base, adapter.tokenizer)
+        code = {"trust_remote_code": options.trust_remote_code}
+        config = read_config(base.location, revision=base.revision, **code)
+        refuse_by_name(config)
+        absent = check_files(source.title, base, config, options)
+        tokenizer = load_tokenizer(_tokenizer_source(options, source.title, tokenizer_files), options.chat_template)
+        model, info = model_class(config, options.trust_remote_code).from_pretrained(
+            base.location,
+            revision=base.revision,
+            config=config,
+            dtype=options.dtype,
+            use_safetensors=None if options.allow_pickle else True,
+            generation_config=GenerationConfig(),  # its own settings shape nothing: see moewh.ingest.model.generation_tokens
+            output_loading_info=True,
+            **code,
+            **({"device_map": "auto"} if device is None else {}),
+            **({} if adapter is None else BASE_ALONE),
+            **loading_arguments(config),
+        )
+        generation_tokens = read_generation_tokens(base, tokenizer, config) if options.generate else None
+    if options.generate and not model.can_generate():
+        raise MoewhError(
+            f"{source.title}: {type(model).__name__} has no LM head to generate with. Leave --generate out."
+        )
+    found = observed_sites(model, options)
+    if absent is None:
+        check_loaded(source.title, model, found, info, head=bool(options.generate))
+    unloaded = unloaded_modules(model, found, absent or info["missing_keys"], head=bool(options.generate))
+    if adapter is not None:
+        model = adapter.apply(model)
+        found = observed_sites(model, options)
+    check_parallel(model)
+    if device is not None:
+        model.to(device)
+    model.eval().requires_grad_(False)
+    folder = Path(base.location)
+    fingerprint = weights_fingerprint(folder) if folder.is_dir() else None
+    if adapter is not None:
+        fingerprint = adapter.sha256(fingerprint)
+    if source.series is None:
+        source = replace(source, series=_series(source, base, fingerprint or ""))
+    step, tokens = training_progress(source.checkpoint)
+    return LoadedModel(
+        source,
+        model,
+        tokenizer,
+        Sites(found.sites, found.others + unloaded),
+        fingerprint,
+        commit,
+        train_step=step if options.train_step is None else options.train_step,
+        train_tokens=tokens if options.train_tokens is None else options.train_tokens,
+        adapter=adapter,
+        generation_tokens=generation_tokens,
+    )
+
+
+def observed_sites(model: Any, options: IngestOptions) -> Sites:
+    """The MoE layers that a run observes: without generation, those that see a prompt. Raises MoewhError."""
+    found = find_sites(model, model.config)
+    return found if options.generate else found.of_prompts()
+
+
+def check_files(title: str, files: Repository, config: Any, options: IngestOptions) -> list[str] | None:
+    """Refuse weights that are not the model's, before any is loaded; return the parameters that need none.
+
+    None if the files' headers do not tell: of weights in a format that is loaded as it is, or not of safetensors.
+    """
+    method = quantization_method(config)
+    paths = weight_files(files.location, config, files.revision, pickled=options.allow_pickle)
+    folder = Path(files.location)
+    if not paths and folder.is_dir() and not any(folder.glob("*.bin*")):
+        raise MoewhError(f"{title} has no safetensors weights beside its {CONFIG_NAME}. Fetch them too.")
+    if not paths or (method is not None and dequantizer(config) is None):
+        return None
+    quantizer, config = dequantizer(config) or (None, copy.deepcopy(config))
+    empty: Any = empty_model(config, options.trust_remote_code)
+    if quantizer is not None:
+        quantizer.preprocess_model(model=empty, dtype=config.dtype, checkpoint_files=paths)
+    found = observed_sites(empty, options)
+    stored = stored_tensors(paths)
+    return check_stored(title, empty, found, stored, quantizer=quantizer, head=bool(options.generate))
+
+
+@contextmanager
+def explaining(title: str) -> Iterator[None]:
+    """Turn whatever transformers raises while it reads a model's files into a MoewhError of one line.
+
+    A configuration may hold anything, and so there is no end of the kinds of errors.
+    """
+    try:
+        yield
+    except MoewhError:
+        raise
+    except Exception as error:
+        raise MoewhError(load_failure(title, error)) from error
+
+
+def _tokenizer_source(options: IngestOptions, title: str, files: Repository) -> TokenizerSource:
+    """Return where the tokenizer comes from: --tokenizer, else the model's own folder or commit."""
+    if options.tokenizer is None:
+        return TokenizerSource(files.location, title, files.revision, options.trust_remote_code)
+    named = find_source(options.tokenizer, None)
+    return TokenizerSource(named.location, named.title, named.revision, options.trust_remote_code, named=True)
+
+
+def choose_device(name: str | None, process: Process) -> torch.device | None:
+    """Return the device to run on: the named one, else cuda, mps or cpu, whichever there is first.
+
+    Of several GPUs a process takes the one of its local number. None for `auto`: the model is spread over all.
+    Raises UsageError for a device that cannot be used.
+    """
+    if name == "auto":
+        if importlib.util.find_spec("accelerate") is None:
+            raise UsageError("--device auto needs accelerate. Install it: pip install 'moewh[accelerate]'.")
+        return None
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", process.local % max(torch.cuda.device_count(), 1))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """Digest of a folder's safetensors files: names, sizes, headers, and 4 KiB at 64 places in each.
+
+    Of pickled weights, where there are no others: the whole files.
+
+    Training changes every tensor, so two checkpoints differ at these places; reading them costs no more
+    for a large model than for a small one.
+    """
+    digest = hashlib.sha256()
+    paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
+        for path in sorted(folder.glob("*.bin")):
+            digest.update(f"{path.name}\0{file_sha256(path)}\0".encode())
+    for path in paths:
+        size = path.stat().st_size
+        digest.update(f"{path.name}\0{size}\0".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(min(8 + int.from_bytes(file.read(8), "little"), size)))
+            for place in range(64):
+                file.seek(size * place // 64)
+                digest.update(file.read(4_096))
+    return digest.hexdigest()
+
+
+def config_sha256(config: Any) -> str:
+    """Digest of a configuration's content, without the names and versions that moving a model changes."""
+    content = {
+        key: value
+        for key, value in config.to_dict().items()
+        if not key.startswith("_") and key not in ("transformers_version", "dtype", "torch_dtype")
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+_STEP = re.compile(r"(?:step|checkpoint|iter)[-_=]?(\d+)")
+_TOKENS = re.compile(r"tokens[-_=]?(\d+(?:\.\d+)?)([KMBT]?)")
+_EPOCH = re.compile(r"epoch[-_=]?\d+(?:\.\d+)?")
+_SCALE = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+
+
+def training_progress(checkpoint: str | None) -> tuple[int | None, int | None]:
+    """Read (steps, tokens) from a checkpoint's name; None where it does not say.
+
+    Names such as step5000-tokens20B (OLMoE's branches), checkpoint-500 (the folders of transformers' Trainer) or
+    iter_0005000 (Megatron's).
+    """
+    step, tokens = _STEP.search(checkpoint or ""), _TOKENS.search(checkpoint or "")
+    return int(step[1]) if step else None, round(float(tokens[1]) * _SCALE[tokens[2]]) if tokens else None
+
+
+def find_source(model: str, revision: str | None, series: str | None = None) -> Source:
+    """Return where a model comes from: the demo, a folder, or else the hub. Raises UsageError."""
+    if model == DEMO:
+        try:
+            folder = demo.checkpoint_path(revision)
+        except LookupError as error:
+            raise UsageError(str(error.args[0])) from None
+        return Source(str(folder), None, DEMO, DEMO, folder.name, series or DEMO)
+    path = Path(model)
+    if path.is_dir():
+        if revision is not None:
+            raise UsageError(f"--revision {revision} goes with a hub id; {path} is a folder. Name its folder.")
+        path = path.resolve()
+        return Source(str(path), None, path.name, str(path), path.name, series)
+    name = model.rstrip("/").rpartition("/")[2]
+    return Source(model, revision or "main", name, model, revision, series or model)
+
+
+def commit_of(source: Source) -> str | None:
+    """Return the commit that a hub model's revision is at; None for a folder."""
+    return None if source.revision is None else hub_commit(source.location, source.revision)
+
+
+def _series(source: Source, base: Repository, weights_sha256: str) -> str:
+    """What a folder shares with the other checkpoints of its training run, and with no other model.
+
+    A checkpoint, whose name says a training step or tokens, has its parent's name, what else its own name says, and a
+    digest of the configuration. Any other folder is a series of its own: its name and a digest of its weights.
+    """
+    folder = Path(source.location)
+    if training_progress(folder.name) == (None, None):
+        return f"{folder.name}-{weights_sha256[:8]}"
+    rest = _EPOCH.sub("", _TOKENS.sub("", _STEP.sub("", folder.name))).strip("-_.")
+    return "-".join(part for part in (folder.parent.name, rest, _config_digest(base)) if part)
+
+
+def _config_digest(files: Repository) -> str:
+    """Short digest of a model's configuration."""
+    try:
+        return config_sha256(AutoConfig.from_pretrained(files.location, revision=files.revision))[:8]
+    except (OSError, ValueError, KeyError):
+        return "unknown"
+
+
+def load_failure(title: str, error: Exception) -> str:
+    """Say in one line why a model or its configuration cannot be loaded, and what to do."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if title.startswith((".", "/", "~")) and not Path(title).exists():
+        return f"there is no folder {title}. Check the path given to --model."
+    if "trust_remote_code" in text:
+        return f"{title} needs code of its own. Read that code, then give --trust-remote-code."
+    if "safetensors" in text and ("does not appear" in text or "no file named" in text):
+        return (
+            f"{title} has no safetensors weights, and pickled ones can run code of their own. Convert the model, or "
+            "give --allow-pickle if you trust it."
+        )
+    if "does not recognize this architecture" in text:
+        return (
+            f"{title}: transformers {transformers.__version__} does not know this kind of model. Install a newer one."
+        )
+    return (
+        f"cannot load the model {title}: {text[:300]} "
+        "Check the name or path, the revision, and (for a hub id) the network or HF_HUB_OFFLINE."
+    )

@@ -1,0 +1,1 @@
+"""Prompts: from files as people have them to tokens in batches."""

@@ -1,0 +1,102 @@
+"""Bytes that readers take: decompressed, and UTF-8 without a byte order mark."""
+
+from __future__ import annotations
+
+import codecs
+import lzma
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from moewh.warehouse.errors import MoewhError
+
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
+"""Suffixes of compressed files. What a file is, its first bytes say, whatever it is called."""
+_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz"}
+_BZ2_BLOCKS = (b"1AY&SY", b"\x17\x72\x45\x38\x50\x90")
+_WIDE = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16"} | {
+    codecs.BOM_UTF16_BE: "utf-16"
+}
+_CHUNK = 1 << 20
+
+
+def plain_file(path: Path, target: Path, error: Callable[[str], MoewhError], *, text: bool) -> Path:
+    """Return a path with a file's plain bytes: its own, or `target` if they had to be written there.
+
+    Raises what `error` makes of a sentence for data that cannot be decompressed or decoded.
+    """
+    with path.open("rb") as file:
+        codec = _compression(file.read(16))
+    if codec is not None:
+        with target.open("wb") as out, _decompressed(path, codec) as data:
+            for chunk in _chunks(data, codec, error):
+                out.write(chunk)
+        path = target
+    return _as_utf8(path, target.with_suffix(".utf8"), error) if text else path
+
+
+def _compression(begin: bytes) -> str | None:
+    codec = next((name for magic, name in _MAGIC.items() if begin.startswith(magic)), None)
+    return None if codec == "bz2" and not begin[4:].startswith(_BZ2_BLOCKS) else codec
+
+
+@contextmanager
+def _decompressed(path: Path, codec: str) -> Iterator[Any]:
+    if codec == "xz":
+        with lzma.open(path) as data:
+            yield data
+    else:
+        with pa.OSFile(str(path)) as file, pa.CompressedInputStream(file, codec) as data:
+            yield data
+
+
+def _chunks(data: Any, codec: str, error: Callable[[str], MoewhError]) -> Iterator[bytes]:
+    while True:
+        try:
+            chunk = data.read(_CHUNK)
+        except (OSError, EOFError, lzma.LZMAError) as problem:
+            raise error(f"is damaged or cut off: {problem} ({codec}). Get the file again.") from None
+        if not chunk:
+            return
+        yield chunk
+
+
+def _as_utf8(path: Path, target: Path, error: Callable[[str], MoewhError]) -> Path:
+    """Return the path of a text in UTF-8 without a byte order mark."""
+    with path.open("rb") as file:
+        begin = file.read(16)
+    wide = next((encoding for mark, encoding in _WIDE.items() if begin.startswith(mark)), None)
+    if wide is not None:
+        try:
+            with path.open(encoding=wide, newline="") as text, target.open("w", encoding="utf-8", newline="") as out:
+                shutil.copyfileobj(text, out, _CHUNK)
+        except UnicodeError as problem:
+            raise error(f"is not valid {wide.upper()}: {problem}.") from None
+        return target
+    if len(begin) >= 8 and (_is_wide(begin[1::2], begin[::2]) or _is_wide(begin[::2], begin[1::2])):
+        raise error("is UTF-16 without a byte order mark. Convert it to UTF-8.")
+    if not begin.startswith(codecs.BOM_UTF8):
+        return path
+    with path.open("rb") as file, target.open("wb") as out:
+        file.seek(len(codecs.BOM_UTF8))
+        shutil.copyfileobj(file, out, _CHUNK)
+    return target
+
+
+def _is_wide(zeros: bytes, others: bytes) -> bool:
+    return not any(zeros) and all(others)
+
+
+def bad_utf8(path: Path) -> str | None:
+    """Name the first line that is not UTF-8, if there is one."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return f"line {number} is not UTF-8 (byte {error.start + 1} of the line). Convert the file to UTF-8."
+    return None

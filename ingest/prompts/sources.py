@@ -1,0 +1,218 @@
+"""What --prompts and --dataset name: files, folders, patterns, standard input, data sets; each with its format.
+
+Everything is looked up here before anything is read, so that a wrong name costs nothing.
+"""
+
+from __future__ import annotations
+
+import glob
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import pyarrow as pa
+
+from moewh.ingest import demo
+from moewh.ingest.options import DEMO, STDIN, IngestOptions, PromptFormat
+from moewh.ingest.prompts.hub import HUB, Dataset, HubName, open_dataset, pin
+from moewh.ingest.prompts.plain import COMPRESSIONS
+from moewh.ingest.prompts.readers import BATCH_ROWS, PromptFile, read_prompts, read_tables
+from moewh.warehouse.errors import UsageError
+
+_SUFFIXES: dict[str, PromptFormat] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".txt": "txt",
+}
+_DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+"""Files of the `datasets` library that lie beside the data."""
+_PAPERS = {"readme", "license", "licence", "notice", "changelog", "requirements", "citation"}
+"""Names of .txt files that lie beside the data."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """One file, wherever it is, or one data set."""
+
+    name: str
+    """As the user wrote it, for messages."""
+    source: str
+    """For prompts that name no source themselves."""
+    key: tuple[object, ...] | None
+    """What stays the same as long as its bytes do; None if that cannot be told."""
+    batches: Callable[[Path, IngestOptions], Iterator[pa.RecordBatch]]
+    """(scratch folder, options) → canonical batches"""
+    pinned: str | None = None
+    """Its data set on the Hub, with the commit."""
+
+
+@dataclass
+class Found:
+    """All that was named, in order."""
+
+    inputs: list[Input] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    """Files of folders and patterns that are no prompts, for a note."""
+
+
+def find_inputs(options: IngestOptions) -> Found:
+    """Look up everything the options name. Raises UsageError or MoewhError for what is not there."""
+    if options.prompts.count(STDIN) > 1:
+        raise UsageError("standard input (-) can be read only once. Name it once among --prompts.")
+    found = Found()
+    for name in options.prompts:
+        if name == STDIN:
+            found.inputs.append(_standard_input(options.prompts_format or "jsonl"))
+        elif name.startswith(HUB):
+            _find_on_hub(name, options, found)
+        else:
+            _find_local(str(demo.PROMPTS) if name == DEMO else name, options, found)
+    if options.dataset is not None:
+        dataset = open_dataset(options.dataset, options.config, options.split)
+        found.inputs.append(_dataset_input(dataset, options))
+    return found
+
+
+# ------------------------------------------------------------------------------------------ files
+
+
+def _find_local(name: str, options: IngestOptions, found: Found) -> None:
+    """Add a file, the files of a folder, or those that a pattern matches."""
+    path = Path(name)
+    try:
+        if path.is_file():
+            found.inputs.append(_local_file(path, name, path.name, _format(name, options.prompts_format)))
+        elif path.is_dir():
+            _add_some(name, path, _files_below(path), options, found)
+        elif path.exists():
+            raise UsageError(f"{name} is no regular file. Pipe it in: moewh ingest --prompts - < {name}")
+        elif glob.has_magic(name):
+            root = Path(*_before_wildcard(path.parts))
+            matches = sorted(Path(match) for match in glob.glob(name, recursive=True))  # noqa: PTH207 - absolute patterns
+            files = [file for match in matches for file in (_files_below(match) if match.is_dir() else [match])]
+            _add_some(name, root, sorted(set(files)), options, found)
+        else:
+            raise UsageError(f"there is no prompts file {name}. Check the path given to --prompts.")
+    except OSError as error:
+        raise UsageError(f"{name}: cannot be read: {error.strerror or error}.") from error
+
+
+def _before_wildcard(parts: tuple[str, ...]) -> tuple[str, ...]:
+    first = next(place for place, part in enumerate(parts) if glob.has_magic(part))
+    return parts[:first]
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """All files of a folder and its folders, in order; hidden ones are left out."""
+    files = [path for path in folder.rglob("*") if not path.is_dir()]
+    return sorted(path for path in files if not _is_hidden(path.relative_to(folder).parts))
+
+
+def _is_hidden(parts: tuple[str, ...]) -> bool:
+    return any(part.startswith(".") for part in parts)
+
+
+def _add_some(name: str, root: Path, files: list[Path], options: IngestOptions, found: Found) -> None:
+    """Add those of many files that are prompts. Raises UsageError if none is."""
+    good = [path for path in files if path.is_file() and _is_prompts(path.name, options.prompts_format)]
+    found.skipped += [str(path) for path in files if path not in set(good)]
+    if not good:
+        what = "matches no file" if not files else f"has no file with prompts, only {', '.join(map(str, files[:3]))}"
+        raise UsageError(f"{name} {what}. Use {', '.join(_SUFFIXES)} or give --prompts-format.")
+    for path in good:
+        source = path.relative_to(root).as_posix()
+        found.inputs.append(_local_file(path, str(path), source, _format(str(path), options.prompts_format)))
+
+
+def _is_prompts(name: str, given: PromptFormat | None) -> bool:
+    """Tell whether a file that no one named alone is prompts, by its name."""
+    if given is not None:
+        return True
+    kind = _known_format(name)
+    papers = kind == "txt" and name.split(".", maxsplit=1)[0].lower() in _PAPERS
+    return kind is not None and not papers and name not in _DESCRIPTIONS
+
+
+def _format(name: str, given: PromptFormat | None) -> PromptFormat:
+    kind = given or _known_format(name)
+    if kind is None:
+        raise UsageError(
+            f"the format of {name} is not known by its suffix. Use {', '.join(_SUFFIXES)} "
+            f"(each also with {', '.join(COMPRESSIONS)}) or give --prompts-format."
+        )
+    return kind
+
+
+def _known_format(name: str) -> PromptFormat | None:
+    path = PurePosixPath(name.lower())
+    return _SUFFIXES.get(path.with_suffix("").suffix if path.suffix in COMPRESSIONS else path.suffix)
+
+
+def _local_file(path: Path, name: str, source: str, kind: PromptFormat) -> Input:
+    stat = path.stat()
+
+    def batches(scratch: Path, options: IngestOptions) -> Iterator[pa.RecordBatch]:
+        return read_prompts(_prompt_file(path, kind, name, source, options), scratch)
+
+    return Input(name, source, (str(path.resolve()), kind, stat.st_size, stat.st_mtime_ns), batches)
+
+
+def _standard_input(kind: PromptFormat) -> Input:
+    def batches(scratch: Path, options: IngestOptions) -> Iterator[pa.RecordBatch]:
+        path = scratch / "stdin"
+        with path.open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        yield from read_prompts(_prompt_file(path, kind, "standard input", STDIN, options), scratch)
+
+    return Input(STDIN, STDIN, None, batches)
+
+
+def _prompt_file(path: Path, kind: PromptFormat, name: str, source: str, options: IngestOptions) -> PromptFile:
+    columns = (options.text_column, options.domain_column, options.domain)
+    return PromptFile(path, kind, name, source, *columns, options.delimiter)
+
+
+# ------------------------------------------------------------------------------------------ the Hub
+
+
+def _find_on_hub(name: str, options: IngestOptions, found: Found) -> None:
+    """Add a file of the Hub, or those of a folder or pattern there."""
+    hub = pin(name.removeprefix(HUB))
+    if _known_format(hub.path) and not glob.has_magic(hub.path):
+        paths = [hub.path]
+    else:
+        paths = [path for path in hub.files() if not _is_hidden(PurePosixPath(path).parts)]
+        good = [path for path in paths if _is_prompts(PurePosixPath(path).name, options.prompts_format)]
+        found.skipped += [hub.at(path).pinned for path in paths if path not in good]
+        if not good:
+            raise UsageError(f"{name} has no file with prompts. Use {', '.join(_SUFFIXES)} or give --prompts-format.")
+        paths = good
+    found.inputs += [_hub_file(hub.at(path), _format(path, options.prompts_format)) for path in paths]
+
+
+def _hub_file(hub: HubName, kind: PromptFormat) -> Input:
+    def batches(scratch: Path, options: IngestOptions) -> Iterator[pa.RecordBatch]:
+        yield from read_prompts(_prompt_file(hub.download(), kind, hub.pinned, hub.pinned, options), scratch)
+
+    return Input(hub.pinned, hub.pinned, (hub.pinned, kind), batches, hub.at("").pinned)
+
+
+def _dataset_input(dataset: Dataset, options: IngestOptions) -> Input:
+    def batches(scratch: Path, options: IngestOptions) -> Iterator[pa.RecordBatch]:
+        file = _prompt_file(scratch, "arrow", dataset.name, dataset.source, options)
+        return read_tables(dataset.tables(BATCH_ROWS), file)
+
+    pinned = dataset.hub.pinned if dataset.hub else None
+    key: tuple[object, ...] = (dataset.source, options.config, dataset.split)
+    if dataset.hub is None:
+        files = [(str(path.resolve()), path.stat()) for path in _files_below(Path(dataset.name))]
+        key += tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in files)
+    return Input(dataset.name, dataset.source, key, batches, pinned)

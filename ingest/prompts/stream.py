@@ -1,0 +1,264 @@
+"""Prompts, from any supported file to one canonical stream of (text, domain, source, metadata).
+
+The planning pass reads the input once, in compiled readers, and leaves three things in `.staging/`: a
+spool (the canonical columns as Parquet, which any process can seek), the digest of the whole stream,
+and the segment cuts. The spool goes when its run is complete; the small plan stays, so that re-running
+a finished command reads and writes nothing but that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from moewh.ingest.options import IngestOptions
+from moewh.ingest.prompts.readers import BATCH_ROWS, CANONICAL, MESSAGES
+from moewh.ingest.prompts.sources import Input, find_inputs
+from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.files.layout import Layout, exclusive
+
+
+@dataclass(frozen=True)
+class SizeRule:
+    """How large a prompt is taken to be before it is tokenised: see `estimated_rows`."""
+
+    rows_per_token: int
+    max_length: int
+    chunked: bool
+    segment_rows: int
+    generate: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the planning pass found: digest of all prompts, and the first prompt of each segment."""
+
+    prompts: int
+    prompts_sha256: str
+    starts: tuple[int, ...]
+    chats: bool = False
+    """Whether there are chat messages among the prompts."""
+    pinned: tuple[str, ...] = ()
+    """Data sets of the Hub that the prompts are from, each with its commit."""
+
+    @property
+    def segments(self) -> int:
+        """Number of segments of the run."""
+        return len(self.starts)
+
+    def bounds(self, segment: int) -> tuple[int, int]:
+        """First prompt of `segment`, and the first prompt after it."""
+        return (*self.starts, self.prompts)[segment], (*self.starts, self.prompts)[segment + 1]
+
+
+class PromptStream:
+    """The prompts of one command: planned once, then read segment by segment.
+
+    A context manager: leaving it removes the spool, and unless `finished` was called the plan too. Only a
+    killed process leaves them, for the command that resumes it.
+    """
+
+    def __init__(self, options: IngestOptions, layout: Layout) -> None:
+        self._options = options
+        found = find_inputs(options)
+        self._inputs = found.inputs
+        self.skipped = found.skipped
+        """Files of folders and patterns that are no prompts."""
+        self._pinned = tuple(dict.fromkeys(given.pinned for given in found.inputs if given.pinned))
+        key = _input_key(self._inputs, options)
+        self._folder = layout.staging / "prompts"
+        self._plan = self._folder / f"{key}.json" if key else None
+        self._layout = layout
+        self._spool = self._folder / f"{key or f'stdin.{os.getpid()}'}.parquet"
+        self._reader: pq.ParquetFile | None = None
+        self._plan_is_new = False
+        self._finished = False
+        self._spool_is_needed = False
+
+    def __enter__(self) -> PromptStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._reader is not None:
+            self._reader.close()
+        if not self._spool_is_needed and self._spool.is_file():
+            self._spool.unlink()
+        if not self._finished:
+            if self._plan is not None and self._plan_is_new and self._plan.is_file():
+                self._plan.unlink()
+            self._layout.remove_empty()
+
+    def finished(self, *, complete: bool) -> None:
+        """Say that this command did its share; if the run is complete, no other needs the spool."""
+        self._finished = True
+        self._spool_is_needed = not complete
+
+    def plan(self, rule: SizeRule) -> Plan:
+        """Digest the prompts and cut them into segments. Raises MoewhError for unreadable input.
+
+        Of several processes one does it, and the others wait for what it found.
+        """
+        if self._plan is None:
+            return self._make_plan(rule)
+        found = self._cached_plan(rule)
+        if found is None:
+            with self._layout.writing():
+                self._folder.mkdir(parents=True, exist_ok=True)
+            with exclusive(self._folder):
+                found = self._cached_plan(rule) or self._make_plan(rule)
+        return found
+
+    def _cached_plan(self, rule: SizeRule) -> Plan | None:
+        if self._plan is None or not self._plan.is_file():
+            return None
+        saved = json.loads(self._plan.read_text())
+        if saved["rule"] != asdict(rule) or "chats" not in saved:
+            return None
+        return Plan(saved["prompts"], saved["prompts_sha256"], tuple(saved["starts"]), saved["chats"], self._pinned)
+
+    def _make_plan(self, rule: SizeRule) -> Plan:
+        digest = PromptDigest()
+        sizes, chats = [], False
+        for batch in self._open().iter_batches(BATCH_ROWS):
+            digest.update(batch)
+            sizes.append(prompt_bytes(batch))
+            chats = chats or bool(pc.any(pc.equal(batch.column("form"), MESSAGES)).as_py())
+        rows_P = estimated_rows(np.concatenate(sizes or [np.zeros(0, np.int64)]), rule)
+        if not len(rows_P):
+            names = ", ".join(given.name for given in self._inputs)
+            raise MoewhError(f"there are no prompts in {names}. Give at least one.")
+        starts = segment_starts(rows_P, rule.segment_rows)
+        plan = Plan(len(rows_P), digest.hexdigest(), starts, chats, self._pinned)
+        if self._plan is not None:
+            self._plan_is_new = True
+            _write_text(self._layout, self._plan, json.dumps({"rule": asdict(rule), **asdict(plan)}))
+        return plan
+
+    def read(self, start: int, stop: int) -> pa.Table:
+        """Return prompts `start` to `stop` (exclusive) with the canonical columns."""
+        reader = self._open()
+        first, parts = 0, []
+        for group in range(reader.num_row_groups):
+            rows = reader.metadata.row_group(group).num_rows
+            if first < stop and first + rows > start:
+                table = reader.read_row_group(group)
+                parts.append(table.slice(max(0, start - first), min(rows, stop - first) - max(0, start - first)))
+            first += rows
+        return pa.concat_tables(parts)
+
+    def _open(self) -> pq.ParquetFile:
+        if self._reader is None:
+            if not self._spool.is_file():
+                with self._layout.writing():
+                    self._folder.mkdir(parents=True, exist_ok=True)
+                self._write_spool()
+            self._reader = pq.ParquetFile(self._spool)
+        return self._reader
+
+    def _write_spool(self) -> None:
+        """Read the whole input into the spool; a half-written one never gets its name."""
+        with self._layout.writing(), self._layout.staged("prompts") as folder:
+            left = self._options.limit
+            with pq.ParquetWriter(folder / "spool.parquet", CANONICAL, compression="zstd") as writer:
+                for batch in self._batches(folder):
+                    writer.write_batch(batch.slice(0, left))
+                    left = left if left is None else left - min(left, batch.num_rows)
+                    if left == 0:
+                        break
+            (folder / "spool.parquet").replace(self._spool)
+
+    def _batches(self, folder: Path) -> Iterator[pa.RecordBatch]:
+        """Yield the canonical batches of every input in turn; what has to be copied first lies in `folder`."""
+        for given in self._inputs:
+            yield from given.batches(folder, self._options)
+
+
+class PromptDigest:
+    """sha256 over a stream of prompts; equal streams have equal digests however they are batched.
+
+    Each canonical column is hashed as its lengths in bytes (-1 for NULL) and its bytes.
+    """
+
+    def __init__(self) -> None:
+        self._hashes = [(hashlib.sha256(), hashlib.sha256()) for _ in CANONICAL]
+
+    def update(self, batch: pa.RecordBatch) -> None:
+        """Take in a batch of canonical rows."""
+        for (lengths, content), name in zip(self._hashes, CANONICAL.names, strict=True):
+            column = batch.column(name)
+            sizes = pc.fill_null(pc.binary_length(column), -1).to_numpy(zero_copy_only=False)
+            lengths.update(sizes.astype("<i8").tobytes())
+            content.update(_content(column))
+
+    def hexdigest(self) -> str:
+        """Return the digest of everything taken in so far."""
+        whole = hashlib.sha256()
+        for lengths, content in self._hashes:
+            whole.update(lengths.digest() + content.digest())
+        return whole.hexdigest()
+
+
+def _content(column: pa.StringArray) -> memoryview | bytes:
+    """The bytes of all strings of an array, one after the other; NULL has none."""
+    filled = pc.fill_null(column, "")
+    _, offsets, data = filled.buffers()
+    if data is None:
+        return b""
+    ends = np.frombuffer(offsets, np.int32)[filled.offset : filled.offset + len(filled) + 1]
+    return memoryview(data)[int(ends[0]) : int(ends[-1])]
+
+
+def prompt_bytes(prompts: pa.RecordBatch | pa.Table) -> npt.NDArray[np.int64]:
+    """Length in bytes of each prompt's text."""
+    return np.asarray(pc.binary_length(prompts.column("text")), np.int64)
+
+
+def estimated_rows(bytes_P: npt.NDArray[np.int64], rule: SizeRule) -> npt.NDArray[np.int64]:
+    """Routing rows each prompt is taken to need: 1 + min(⌈bytes/4⌉, max_length) + generated tokens.
+
+    There is no cap if chunked.
+    """
+    tokens_P = -(-bytes_P // 4)
+    if not rule.chunked:
+        tokens_P = np.minimum(tokens_P, rule.max_length)
+    return (1 + tokens_P + rule.generate) * rule.rows_per_token
+
+
+def segment_starts(rows_P: npt.NDArray[np.int64], segment_rows: int) -> tuple[int, ...]:
+    """First prompt of each segment: the cut falls before the prompt that would overfill it.
+
+    A prompt larger than a whole segment stands alone (and is refused later, by name).
+    """
+    ends_P = np.cumsum(rows_P)
+    starts, start = [0], 0
+    while True:
+        used = ends_P[start - 1] if start else 0
+        start = max(start + 1, int(np.searchsorted(ends_P, used + segment_rows, side="right")))
+        if start >= len(rows_P):
+            return tuple(starts)
+        starts.append(start)
+
+
+def _input_key(inputs: Sequence[Input], options: IngestOptions) -> str | None:
+    """Name the input by what its bytes are known by and by the options that read it; None if it cannot be known."""
+    if any(given.key is None for given in inputs):
+        return None
+    parts: list[object] = [given.key for given in inputs]
+    parts += [options.text_column, options.domain_column, options.domain, options.limit, options.delimiter]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _write_text(layout: Layout, target: Path, text: str) -> None:
+    with layout.writing(), layout.staged("plan") as folder:
+        (folder / target.name).write_text(text)
+        (folder / target.name).replace(target)

@@ -1,0 +1,106 @@
+"""The time that a chat template sees: fixed when a run first starts, for all its processes and after every kill.
+
+It is recorded with the run. Until there is a run, a small file in `.staging/` keeps it for the command that goes on
+after a kill, and for the other processes of one command.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from datetime import datetime
+
+import pyarrow.parquet as pq
+from jinja2 import nodes
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import _compile_jinja_template
+
+from moewh.ingest.prompts.chats import CLOCK
+from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.files import schema
+from moewh.warehouse.files.layout import Layout, exclusive
+
+KEY = "template_time"
+"""The time's name in a run's identity."""
+_OF_DAYS = set("aAbBCdDeFgGhjmuUVwWxyY%")
+"""Directives of strftime that are the same all day long."""
+
+
+def fix_time(layout: Layout, run_id: str, sha256: str, needed: Callable[[], bool], complete: bool) -> datetime | None:
+    """Return the time that a run's template sees; None if it asks for none.
+
+    `sha256` is the run's identity without the time, `needed` finds out whether the template asks, and `complete` says
+    that no segment is missing. Raises MoewhError for the rest of a run whose time was not recorded.
+    """
+    if (recorded := _recorded(layout, run_id)) is not None:
+        return _of_recorded(recorded, run_id, sha256, needed, complete)
+    folder = layout.template_times(run_id)
+    file = folder / f"{sha256[:16]}.json"
+    if not file.is_file() and not needed():
+        return None
+    with layout.writing():
+        folder.mkdir(parents=True, exist_ok=True)
+        with exclusive(folder):
+            if (recorded := _recorded(layout, run_id)) is not None:
+                return _of_recorded(recorded, run_id, sha256, needed, complete)
+            if not file.is_file():
+                with layout.staged(KEY) as staged:
+                    (staged / file.name).write_text(json.dumps(datetime.now().isoformat(timespec="seconds")))
+                    (staged / file.name).replace(file)
+            return datetime.fromisoformat(json.loads(file.read_text()))
+
+
+def _of_recorded(
+    row: dict[str, str], run_id: str, sha256: str, needed: Callable[[], bool], complete: bool
+) -> datetime | None:
+    options = json.loads(row["options"])
+    if KEY in options:
+        return datetime.fromisoformat(options[KEY])
+    if row["identity"] == sha256 and not complete and needed():
+        raise MoewhError(
+            f"run {run_id!r} was begun without recording the time that its chat template writes, so it cannot be "
+            f"completed. Choose another --run-id, or delete it with `moewh runs --delete {run_id}`."
+        )
+    return None
+
+
+def forget_time(layout: Layout, run_id: str) -> None:
+    """Let a run that never began, or was deleted, get a new time when it starts."""
+    shutil.rmtree(layout.template_times(run_id), ignore_errors=True)
+    layout.remove_empty()
+
+
+def _recorded(layout: Layout, run_id: str) -> dict[str, str] | None:
+    """Return the identity and options of a run that has begun."""
+    path = layout.run(run_id) / schema.RUNS.file
+    if not path.is_file():
+        return None
+    row: dict[str, str] = pq.read_table(path, columns=["identity", "options"], partitioning=None).to_pylist()[0]
+    return row
+
+
+def as_seen(now: datetime, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the time as precisely as the templates write it: a day if they write dates alone, else a second.
+
+    So checkpoints that are ingested on one day share their tokens.
+    """
+    templates = tokenizer.chat_template or {}
+    texts = [templates] if isinstance(templates, str) else list(templates.values())
+    return now.date().isoformat() if all(map(_writes_dates_alone, texts)) else now.isoformat()
+
+
+def _writes_dates_alone(template: str) -> bool:
+    tree = _compile_jinja_template(template).environment.parse(template)
+    asked = [node for node in tree.find_all(nodes.Name) if node.name == CLOCK]
+    tested = [node for node in tree.find_all(nodes.Test) if node.name in ("defined", "undefined")]
+    known = [node.node for node in tested]
+    for call in tree.find_all(nodes.Call):
+        if len(call.args) == 1 and isinstance(call.args[0], nodes.Const) and _is_date(call.args[0].value):
+            known.append(call.node)
+    return all(any(name is node for node in known) for name in asked)
+
+
+def _is_date(form: object) -> bool:
+    return isinstance(form, str) and set(re.findall(r"%[-_0^#]*(.)", form)) <= _OF_DAYS

@@ -1,0 +1,181 @@
+"""What a layer is seen to do, on the few tokens the guard keeps: the columns of `layers` no configuration states.
+
+Which function turns the router's logits into weights, whether these are renormalised, which factor is
+applied to the routed sum afterwards: each is measured, and left open (None) where it cannot be.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from moewh.ingest.families.declared import can_be_measured, declared_renormalized, declared_scoring
+from moewh.ingest.families.rule import NO_ROUTE, Call, Site, unwrapped
+from moewh.ingest.model.expected import shared_count, text_config
+from moewh.ingest.proof.rebuild import TOLERANCE, Observation
+
+_SCORING = {
+    "softmax": torch.exp,
+    "sigmoid": torch.sigmoid,
+    "sqrtsoftplus": lambda logits: torch.nn.functional.softplus(logits).sqrt(),
+}
+"""Each up to a factor that is the same for all experts of a token."""
+
+_SHARED = re.compile(r"(?:^|[._])shared?_(?:expert|mlp)")
+_BIAS_NAMES = ("e_score_correction_bias", "expert_bias")
+_SCALE_NAMES = (
+    "routed_scaling_factor",
+    "moe_routed_scaling_factor",
+    "moe_router_scaling_factor",
+    "num_experts_per_tok",
+)
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """What a layer was seen to do: see the columns of the table `layers`."""
+
+    top_k: int
+    scoring: str | None
+    renormalized: bool | None
+    post_scale: float
+    num_shared_experts: int
+    router_input: str | None
+    selection_bias: tuple[float, ...] | None
+    """Of each expert, added to its score for the choice alone; None where the choice is not explained by one."""
+
+
+def measure_layers(sites: list[Site], seen: dict[int, Observation], config: Any) -> dict[int, LayerFacts]:
+    """Return what was measured of each layer."""
+    return {site.layer: _measure(site, seen[site.layer], config) for site in sites}
+
+
+def _measure(site: Site, seen: Observation, config: Any) -> LayerFacts:
+    call = seen.call
+    assert call is not None
+    scoring, renormalized = _measure_scoring(call, seen)
+    if scoring is None or not can_be_measured(config):
+        stated = declared_renormalized(config)
+        scoring, renormalized = declared_scoring(config), renormalized if stated is None else stated
+    router_input = None
+    if seen.router_input_NH is not None:
+        same = torch.equal(seen.router_input_NH, call.hidden_TH) and not seen.router_state
+        router_input = "experts" if same else "own"
+    return LayerFacts(
+        top_k=call.expert_ids_TK.shape[-1],
+        scoring=scoring,
+        renormalized=renormalized,
+        post_scale=_measure_post_scale(seen, config),
+        num_shared_experts=shared_experts(site, config),
+        router_input=router_input,
+        selection_bias=_measure_selection_bias(site, seen, scoring, config),
+    )
+
+
+def _measure_scoring(call: Call, seen: Observation) -> tuple[str | None, bool | None]:
+    """Find the function whose values at the router's logits are proportional to the weights, token by token."""
+    usable_N = call.weights_TK.isfinite().all(-1) & (call.expert_ids_TK != NO_ROUTE).all(-1)
+    weights_NK, expert_ids_NK = call.weights_TK[usable_N].double(), call.expert_ids_TK[usable_N].long()
+    sums_N = weights_NK.sum(-1)
+    tolerance = 10 * TOLERANCE.get(call.weights_TK.dtype, 1e-2)
+    N, K = weights_NK.shape
+    if N < 2:
+        return None, None
+    renormalized = bool(((sums_N / sums_N.mean() - 1).abs() <= max(1e-3, tolerance / 10)).all())
+    logits_NE = seen.router_logits_NE
+    if logits_NE is None or int(expert_ids_NK.max()) >= logits_NE.shape[1]:
+        return None, renormalized
+    tolerance = max(tolerance, 10 * TOLERANCE.get(logits_NE.dtype, 1e-2))
+    logits_NE = logits_NE[usable_N].double()
+    fitting = [name for name in _SCORING if _spread(name, logits_NE, expert_ids_NK, weights_NK) <= tolerance]
+    # Logits that hardly differ, or a single weight that is always the same, fit more than one function.
+    return (fitting[0] if len(fitting) == 1 and not (K == 1 and renormalized) else None), renormalized
+
+
+def _spread(name: str, logits_NE: torch.Tensor, expert_ids_NK: torch.Tensor, weights_NK: torch.Tensor) -> float:
+    """Largest relative deviation from proportionality: within each token, or over all where a token has one expert."""
+    shifted_NE = logits_NE - logits_NE.max(-1, keepdim=True).values if name == "softmax" else logits_NE
+    scores_NE = _SCORING[name](shifted_NE)
+    if weights_NK.shape[1] == 1 and name == "softmax":
+        scores_NE = scores_NE / scores_NE.sum(-1, keepdim=True)
+    ratios_NK = weights_NK / scores_NE.gather(1, expert_ids_NK)
+    mean = ratios_NK.mean() if weights_NK.shape[1] == 1 else ratios_NK.mean(-1, keepdim=True)
+    return float((ratios_NK / mean - 1).abs().max())
+
+
+def _measure_selection_bias(
+    site: Site, seen: Observation, scoring: str | None, config: Any
+) -> tuple[float, ...] | None:
+    """The bias that makes the chosen experts those of the K greatest score + bias, or zeros if none is needed.
+
+    Scores are softmax or sigmoid of the logits. A family that first chooses among groups of experts is held to it
+    within the groups that a token chose from.
+    """
+    call, logits_NE = seen.call, seen.router_logits_NE
+    E = site.num_experts
+    if call is None or logits_NE is None or logits_NE.shape[1] != E or scoring not in ("softmax", "sigmoid"):
+        return None
+    logits_NE = logits_NE.double()
+    scores_NE = logits_NE.softmax(-1) if scoring == "softmax" else logits_NE.sigmoid()
+    bias_E = _correction_bias(site, E)
+    selection_NE = scores_NE + bias_E.to(scores_NE)
+    usable_N = (call.expert_ids_TK != NO_ROUTE).all(-1) & selection_NE.isfinite().all(-1)
+    selection_NE, expert_ids_NK = selection_NE[usable_N], call.expert_ids_TK[usable_N].long()
+    chosen_NE = torch.zeros_like(selection_NE, dtype=torch.bool).scatter_(1, expert_ids_NK, True)
+    groups = int(getattr(text_config(config), "n_group", None) or 1)
+    of_chosen_group_NE = chosen_NE.unflatten(1, (groups, -1)).any(-1, keepdim=True).expand(-1, -1, E // groups)
+    rivals_NE = of_chosen_group_NE.flatten(1) & ~chosen_NE
+    least_N = selection_NE.masked_fill(~chosen_NE, torch.inf).min(-1).values
+    greatest_N = selection_NE.masked_fill(~rivals_NE, -torch.inf).max(-1).values
+    explained = bool((greatest_N <= least_N + TOLERANCE.get(call.weights_TK.dtype, 1e-2)).all())
+    return tuple(bias_E.tolist()) if explained else None
+
+
+def _correction_bias(site: Site, num_experts: int) -> torch.Tensor:
+    """What the router or its block calls a correction bias [E], else zeros."""
+    for module in (None if site.router is None else unwrapped(site.router), site.block):
+        for name in _BIAS_NAMES:
+            bias = getattr(module, name, None)
+            if isinstance(bias, torch.Tensor) and bias.numel() == num_experts and not bias.is_meta:
+                return bias.detach().flatten().float()
+    return torch.zeros(num_experts)
+
+
+def _measure_post_scale(seen: Observation, config: Any) -> float:
+    """Solve block output = a · routed + Σ b_j · part_j for a, token by token.
+
+    Where no such sum explains the output (a norm or projection follows, or the block is the whole layer), there
+    is no factor to speak of: 1. A factor that the configuration states is taken from there, free of rounding.
+    """
+    routed_NH, block_NH = seen.output_NH, seen.block_output_NH
+    if routed_NH is None or block_NH is None or block_NH.shape != routed_NH.shape:
+        return 1.0
+    parts = [
+        part.double().cpu() for part in (routed_NH, *seen.beside) if part is not None and part.shape == block_NH.shape
+    ]
+    basis_NHJ, target_NH1 = torch.stack(parts, dim=-1), block_NH.double().cpu()[..., None]
+    usable_N = target_NH1.isfinite().all(1)[:, 0] & (basis_NHJ[:, :, 0].norm(dim=1) > 0)
+    basis_NHJ, target_NH1 = basis_NHJ[usable_N], target_NH1[usable_N]
+    if not len(target_NH1):
+        return 1.0
+    factors_NJ1 = torch.linalg.lstsq(basis_NHJ, target_NH1).solution
+    rest_N = (basis_NHJ @ factors_NJ1 - target_NH1).norm(dim=(1, 2)) / target_NH1.norm(dim=(1, 2))
+    factor_N = factors_NJ1[:, 0, 0]
+    tolerance = 10 * TOLERANCE.get(routed_NH.dtype, 1e-2)
+    measured = float(factor_N.mean())
+    if rest_N.max() > tolerance or (factor_N - measured).abs().max() > tolerance * abs(measured):
+        return 1.0
+    stated = [1.0, 0.5, *(float(getattr(text_config(config), name, None) or 1.0) for name in _SCALE_NAMES)]
+    nearest = min(stated, key=lambda value: abs(value - measured))
+    return nearest if abs(nearest - measured) <= tolerance * abs(measured) else measured
+
+
+def shared_experts(site: Site, config: Any) -> int:
+    """Count a layer's shared experts: as the configuration says, if the layer holds any module of them."""
+    named = any(
+        _SHARED.search(name) and any(True for _ in part.parameters()) for name, part in site.whole_layer.named_modules()
+    )
+    return shared_count(config) if named else site.reader.shared_experts

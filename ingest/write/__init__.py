@@ -1,0 +1,1 @@
+"""Writing: arrays in, committed Parquet out."""

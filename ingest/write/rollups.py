@@ -1,0 +1,408 @@
+"""Rollups: the counts a segment carries beside its rows, taken from its ranked arrays while they are at hand.
+
+In: the segment's tokens and, layer by layer, its ranked routing. Out: one Parquet file per rollup table,
+sorted by all its columns. `queries/rollups/` says what each counts; this computes the same some ten times
+faster, with one-hot products and bincounts. Counts are exact integers; sums add in row order in one thread.
+
+Tokens are put in groups, one per kind and domain: G groups, sorted like the rows of the files. Further
+suffixes: V distinct vocabulary entries, N rows of a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from threadpoolctl import ThreadpoolController
+
+from moewh.ingest.prompts.tokenise import KINDS, TokenisedSegment, TokenTexts
+from moewh.warehouse.files import schema
+from moewh.warehouse.files.schema import Table
+
+if TYPE_CHECKING:
+    from moewh.ingest.write.segment import Ranked
+
+Ints = npt.NDArray[np.int64]
+_COUNTED = ("prompt", "generated")
+"""The kinds that repetition is counted over."""
+_ROW_GROUP_ROWS = 1 << 17
+_BLOCK = 4_096
+"""Tokens of one one-hot product: small enough for the cache, and for float32 to count exactly."""
+_PRODUCT_WORK = 64
+"""One-hot products pay while E * E' is at most this many times K * K'; beyond it, counting each pair is faster."""
+
+
+@dataclass(frozen=True)
+class TokenGroups:
+    """A segment's tokens ordered by group (kind and domain), in row order within each."""
+
+    labels: list[tuple[str, str | None]]
+    """(kind, domain) of each group, in the order of the files: by code point, NULL last."""
+    order_T: Ints
+    """Places of the tokens, group after group."""
+    start_G: Ints
+    """Where each group begins in `order_T`; one more for the end."""
+
+    @classmethod
+    def of(cls, kind_T: npt.NDArray[np.str_], domain_T: Ints, domains: list[str | None]) -> TokenGroups:
+        """Group tokens by kind and by domain, given as places in `domains`, which are in order."""
+        kinds, kind_code_T = np.unique(kind_T, return_inverse=True)
+        group_T = kind_code_T * len(domains) + domain_T
+        groups, start_G = np.unique(np.sort(group_T), return_index=True)
+        labels = [(str(kinds[group // len(domains)]), domains[group % len(domains)]) for group in groups]
+        return cls(labels, np.argsort(group_T, kind="stable"), np.append(start_G, len(group_T)))
+
+    def slices(self) -> Iterator[tuple[int, slice]]:
+        """Yield each group with its tokens, as a slice of what is ordered by `order_T`."""
+        for group in range(len(self.labels)):
+            yield group, slice(int(self.start_G[group]), int(self.start_G[group + 1]))
+
+    def kinds(self) -> Iterator[tuple[str, slice]]:
+        """Yield each kind with its tokens, as a slice of what is ordered by `order_T`."""
+        names = [kind for kind, _ in self.labels]
+        for kind in sorted(set(names)):
+            first, count = names.index(kind), names.count(kind)
+            yield kind, slice(int(self.start_G[first]), int(self.start_G[first + count]))
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """One layer's choices, tokens in the order of the groups; rows of a token that is not routed mean nothing."""
+
+    layer: int
+    experts: int
+    """E: one more than the greatest index chosen."""
+    ids_TK: Ints
+    routed_T: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class _Vocabulary:
+    """The V distinct vocabulary entries among some tokens."""
+
+    id_V: npt.NDArray[np.int32]
+    text_V: pa.Array
+    entry_T: Ints
+    """Each token's place among them."""
+
+    @classmethod
+    def of(cls, vocab_id_T: npt.NDArray[np.int32], texts: TokenTexts) -> _Vocabulary:
+        id_V, entry_T = np.unique(vocab_id_T, return_inverse=True)
+        return cls(id_V, texts(id_V).cast(pa.string()), entry_T)
+
+
+class RollupCounter:
+    """Counts one segment: `add` every layer in order, then, once all are counted, `write`."""
+
+    def __init__(self, segment: TokenisedSegment, texts: TokenTexts) -> None:
+        self._domains, domain_T = _domains(segment)
+        kind_T = _kinds(segment)
+        self._groups = TokenGroups.of(kind_T, domain_T, self._domains)
+        self._domain_T = domain_T
+        self._adjacent_T = _adjacent(segment, kind_T)
+        vocab_id_T = segment.vocab_id_T[self._groups.order_T]
+        self._vocabulary = {kind: _Vocabulary.of(vocab_id_T[place], texts) for kind, place in self._groups.kinds()}
+        self._previous: _Chosen | None = None
+        self._chunks: dict[Table, list[tuple[Any, dict[str, Any]]]] = {table: [] for table in schema.ROLLUPS}
+
+    def add(self, layer: int, ranked: Ranked, workers: Executor) -> Future[None]:
+        """Have the workers count one layer, greater than those before it; the future is done when they have."""
+        order_T = self._groups.order_T
+        ids_TK = ranked.expert_ids_TK[order_T].astype(np.int64)
+        chosen = _Chosen(layer, int(ids_TK.max(initial=-1)) + 1, ids_TK, ranked.routed_T[order_T])
+        previous, self._previous = self._previous, chosen
+        return workers.submit(self._count, previous, chosen, ranked)
+
+    def _count(self, previous: _Chosen | None, chosen: _Chosen, ranked: Ranked) -> None:
+        weights_TK = ranked.weights_TK[self._groups.order_T]
+        for group, place in self._groups.slices():
+            self._add_experts(group, chosen, place, weights_TK)
+            self._add_pairs(group, previous, chosen, place)
+        for kind, place in self._groups.kinds():
+            self._add_vocabulary(kind, chosen, place)
+        self._add_repetition(chosen.layer, ranked)
+
+    def write(self, folder: Path, options: Callable[[Table], dict[str, Any]]) -> None:
+        """Write every rollup's file; `options` gives those of the Parquet writer."""
+        for table in schema.ROLLUPS:
+            chunks = sorted(self._chunks.pop(table), key=lambda chunk: chunk[0])
+            arrow = (_arrow(table, columns) for _, columns in chunks)
+            _write_chunks(folder / table.file, table, arrow, options(table))
+
+    def _keep(self, table: Table, key: tuple[Any, ...], **columns: Any) -> None:
+        """Keep rows until the file is written; `key` puts them in order, a scalar column holds for all of them."""
+        self._chunks[table].append((key, columns))
+
+    def _add_experts(self, group: int, chosen: _Chosen, place: slice, weights_TK: npt.NDArray[np.float32]) -> None:
+        routed_T = chosen.routed_T[place]
+        ids_TK = chosen.ids_TK[place][routed_T]
+        tokens_E = np.bincount(ids_TK.ravel(), minlength=chosen.experts)
+        first_E = np.bincount(ids_TK[:, 0], minlength=chosen.experts)
+        sum_E = np.bincount(ids_TK.ravel(), weights=weights_TK[place][routed_T].ravel(), minlength=chosen.experts)
+        expert = np.flatnonzero(tokens_E)
+        self._keep(
+            schema.EXPERT_COUNTS,
+            (group, chosen.layer),
+            **self._label(group),
+            layer=chosen.layer,
+            expert=expert,
+            tokens=tokens_E[expert],
+            first_choice_tokens=first_E[expert],
+            weight_sum=sum_E[expert],
+        )
+
+    def _add_pairs(self, group: int, previous: _Chosen | None, chosen: _Chosen, place: slice) -> None:
+        pairs_EE, transitions_EE = count_pairs(previous, chosen, place)
+        expert_a, expert_b = np.nonzero(pairs_EE)
+        tokens = pairs_EE[expert_a, expert_b]
+        label = self._label(group)
+        found = {"expert_a": expert_a, "expert_b": expert_b, "tokens": tokens}
+        self._keep(schema.PAIR_COUNTS, (group, chosen.layer), **label, layer=chosen.layer, **found)
+        if previous is None:
+            return
+        first_EE = _count_first_choices(previous, chosen, place)
+        expert, next_expert = np.nonzero(transitions_EE)
+        self._keep(
+            schema.TRANSITION_COUNTS,
+            (group, previous.layer),
+            **label,
+            layer=previous.layer,
+            next_layer=chosen.layer,
+            expert=expert,
+            next_expert=next_expert,
+            tokens=transitions_EE[expert, next_expert],
+            first_choice_tokens=first_EE[expert, next_expert],
+        )
+
+    def _add_vocabulary(self, kind: str, chosen: _Chosen, place: slice) -> None:
+        vocabulary = self._vocabulary[kind]
+        routed_T = chosen.routed_T[place]
+        entry_T = vocabulary.entry_T[routed_T]
+        V = len(vocabulary.id_V)
+        flat, tokens = _count((chosen.ids_TK[place][routed_T] * V + entry_T[:, None]).ravel())
+        expert, entry = np.divmod(flat, V)
+        self._keep(
+            schema.AFFINITY_COUNTS,
+            (kind, chosen.layer),
+            kind=kind,
+            layer=chosen.layer,
+            expert=expert.astype(np.int32),
+            vocab_id=vocabulary.id_V[entry],
+            tokens=tokens.astype(np.int32),
+        )
+        entry, tokens = _count(entry_T)
+        self._keep(
+            schema.VOCAB_COUNTS,
+            (kind, chosen.layer),
+            kind=kind,
+            layer=chosen.layer,
+            vocab_id=vocabulary.id_V[entry],
+            token=vocabulary.text_V.take(pa.array(entry)),
+            tokens=tokens,
+        )
+
+    def _add_repetition(self, layer: int, ranked: Ranked) -> None:
+        """Count adjacent tokens in row order, by domain."""
+        pair = np.flatnonzero(self._adjacent_T & ranked.routed_T[:-1] & ranked.routed_T[1:])
+        ids_TK = ranked.expert_ids_TK
+        domain = self._domain_T[pair]
+        domains = len(self._domains)
+        same_first = ids_TK[pair, 0] == ids_TK[pair + 1, 0]
+        pairs_D = np.bincount(domain, minlength=domains)
+        first_D = np.bincount(domain[same_first], minlength=domains)
+        any_D = np.bincount(domain[_share_any(ids_TK, pair)], minlength=domains)
+        for place in np.flatnonzero(pairs_D):
+            self._keep(
+                schema.REPETITION_COUNTS,
+                (int(place), layer),
+                domain=self._domains[place],
+                layer=layer,
+                pairs=pairs_D[[place]],
+                first_choice_pairs=first_D[[place]],
+                any_choice_pairs=any_D[[place]],
+            )
+
+    def _label(self, group: int) -> dict[str, str | None]:
+        kind, domain = self._groups.labels[group]
+        return {"kind": kind, "domain": domain}
+
+
+# ------------------------------------------------------------------------------------------ counting
+
+
+def count_pairs(previous: _Chosen | None, chosen: _Chosen, place: slice) -> tuple[Ints, Ints]:
+    """Count, over the tokens of `place`, those that share two experts.
+
+    Returns [E, E] for expert_a < expert_b of the layer (zero elsewhere), and [E', E] for an expert of the
+    previous layer and one of this (of no rows without a previous layer).
+    """
+    pairs_EE = np.zeros((chosen.experts, chosen.experts), np.int64)
+    before = previous.experts if previous is not None else 0
+    transitions_EE = np.zeros((before, chosen.experts), np.int64)
+    if not (_product_pays(chosen, chosen) and (previous is None or _product_pays(previous, chosen))):
+        _scatter_pairs(chosen, place, pairs_EE)
+        if previous is not None:
+            _scatter_transitions(previous, chosen, place, transitions_EE)
+        return pairs_EE, transitions_EE
+    here, there = _scratch(chosen), None if previous is None else _scratch(previous)
+    for block in _blocks(place):
+        one_hot_TE = _one_hot(chosen, block, here)
+        pairs_EE += (one_hot_TE.T @ one_hot_TE).astype(np.int64)
+        if previous is not None and there is not None:
+            transitions_EE += (_one_hot(previous, block, there).T @ one_hot_TE).astype(np.int64)
+    return np.triu(pairs_EE, 1), transitions_EE
+
+
+def one_thread_a_product() -> AbstractContextManager[object]:
+    """Keep numpy's matrix products (not torch's) to the thread that asks for them, in all threads, meanwhile.
+
+    More would only wait for each other over products as small as these, and keep cores from the forward pass.
+    """
+    limited: AbstractContextManager[object] = _blas().limit(limits=1)
+    return limited
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController().select(internal_api="openblas")
+
+
+def _product_pays(a: _Chosen, b: _Chosen) -> bool:
+    return a.experts * b.experts <= _PRODUCT_WORK * int(a.ids_TK.shape[1]) * int(b.ids_TK.shape[1])
+
+
+def _scratch(chosen: _Chosen) -> npt.NDArray[np.float32]:
+    return np.empty((_BLOCK, chosen.experts), np.float32)
+
+
+def _one_hot(chosen: _Chosen, block: slice, scratch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return [block, E] of 0 and 1, all 0 where a token is not routed, in the memory of `scratch`."""
+    ids_TK, routed_T = chosen.ids_TK[block], chosen.routed_T[block]
+    one_hot_TE = scratch[: len(ids_TK)]
+    one_hot_TE.fill(0)
+    flat_TK = (np.arange(len(ids_TK)) * chosen.experts)[:, None] + ids_TK
+    one_hot_TE.ravel()[flat_TK if routed_T.all() else flat_TK[routed_T]] = 1
+    return one_hot_TE
+
+
+def _scatter_pairs(chosen: _Chosen, place: slice, pairs_EE: Ints) -> None:
+    """Add every token's K * (K - 1) / 2 pairs one by one, the lower expert first."""
+    first, second = np.triu_indices(chosen.ids_TK.shape[1], 1)
+    for block in _blocks(place):
+        ids_TK = np.sort(chosen.ids_TK[block][chosen.routed_T[block]], axis=1)
+        flat = ids_TK[:, first] * chosen.experts + ids_TK[:, second]
+        pairs_EE += np.bincount(flat.ravel(), minlength=pairs_EE.size).reshape(pairs_EE.shape)
+
+
+def _scatter_transitions(previous: _Chosen, chosen: _Chosen, place: slice, transitions_EE: Ints) -> None:
+    """Add every token's K' * K pairs one by one."""
+    for block in _blocks(place):
+        both_T = previous.routed_T[block] & chosen.routed_T[block]
+        before_TK, ids_TK = previous.ids_TK[block][both_T], chosen.ids_TK[block][both_T]
+        flat = (before_TK * chosen.experts)[:, :, None] + ids_TK[:, None, :]
+        transitions_EE += np.bincount(flat.ravel(), minlength=transitions_EE.size).reshape(transitions_EE.shape)
+
+
+def _count_first_choices(previous: _Chosen, chosen: _Chosen, place: slice) -> Ints:
+    """Count [E', E]: first choice at the previous layer, first choice at this."""
+    both_T = previous.routed_T[place] & chosen.routed_T[place]
+    flat_T = previous.ids_TK[place][both_T, 0] * chosen.experts + chosen.ids_TK[place][both_T, 0]
+    counts = np.bincount(flat_T, minlength=previous.experts * chosen.experts)
+    return counts.reshape(previous.experts, chosen.experts)
+
+
+def _share_any(ids_TK: npt.NDArray[np.int32], pair: Ints) -> npt.NDArray[np.bool_]:
+    """Tell for each place of `pair` whether that token and the next share an expert: sets as bits, 64 at a time."""
+    shared = np.zeros(len(pair), np.bool_)
+    one = np.uint64(1)
+    for word in range(int(ids_TK.max(initial=0)) // 64 + 1):
+        bit_TK = np.where(ids_TK >> 6 == word, one << (ids_TK & 63).astype(np.uint64), np.uint64(0))
+        set_T = np.bitwise_or.reduce(bit_TK, axis=1)
+        shared |= (set_T[pair] & set_T[pair + 1]) != 0
+    return shared
+
+
+def _count(values: Ints) -> tuple[Ints, Ints]:
+    """Return the distinct values in order and how often each occurs; by sorting where they are few and far apart."""
+    if values.max(initial=0) > 8 * len(values):
+        return np.unique(values, return_counts=True)
+    counts = np.bincount(values)
+    distinct = np.flatnonzero(counts)
+    return distinct, counts[distinct]
+
+
+def _blocks(place: slice) -> Iterator[slice]:
+    for start in range(place.start, place.stop, _BLOCK):
+        yield slice(start, min(start + _BLOCK, place.stop))
+
+
+# ------------------------------------------------------------------------------------------ tokens and files
+
+
+def _domains(segment: TokenisedSegment) -> tuple[list[str | None], Ints]:
+    """Return the segment's domains in order, NULL last, and each token's place among them."""
+    domain_P = segment.prompts.column("domain").to_pylist()
+    domains: list[str | None] = [*sorted({domain for domain in domain_P if domain is not None}), None]
+    place = {domain: number for number, domain in enumerate(domains)}
+    place_P = np.array([place[domain] for domain in domain_P], np.int64)
+    return domains, place_P[segment.prompt_T - segment.first_prompt]
+
+
+def _kinds(segment: TokenisedSegment) -> npt.NDArray[np.str_]:
+    return np.array(KINDS)[segment.kind_T]
+
+
+def _adjacent(segment: TokenisedSegment, kind_T: npt.NDArray[np.str_]) -> npt.NDArray[np.bool_]:
+    """Tell for each token but the last whether the next one follows it in the same context, both counted."""
+    counted_T = np.isin(kind_T, _COUNTED)
+    same = (segment.prompt_T[1:] == segment.prompt_T[:-1]) & (segment.context_T[1:] == segment.context_T[:-1])
+    follows = segment.position_T[1:] == segment.position_T[:-1] + 1
+    return np.asarray(same & follows & counted_T[1:] & counted_T[:-1])
+
+
+def _arrow(table: Table, columns: dict[str, Any]) -> pa.Table:
+    """Make an Arrow table of N rows; a column that is a scalar is the same in all of them."""
+    arrow_schema = table.arrow()
+    rows = max(len(value) for value in columns.values() if not isinstance(value, str | int | None))
+    arrays = []
+    for field in arrow_schema:
+        value = columns[field.name]
+        if isinstance(value, str | int | None):
+            arrays.append(pa.repeat(pa.scalar(value, field.type), rows))
+        else:
+            arrays.append(pa.array(value).cast(field.type))
+    return pa.table(arrays, schema=arrow_schema)
+
+
+def _write_chunks(path: Path, table: Table, chunks: Iterator[pa.Table], options: dict[str, Any]) -> None:
+    """Write chunks as they come, small ones of one kind together.
+
+    A row group never spans kinds, and those of a large layer never span layers: a reader leaves out what it does not
+    ask for. Special tokens are few, but choose nearly as many different pairs of experts as all others.
+    """
+    with pq.ParquetWriter(path, table.arrow(), **options) as writer:
+        waiting: list[pa.Table] = []
+        for chunk in chunks:
+            if waiting and (
+                sum(map(len, waiting)) >= _ROW_GROUP_ROWS or (len(chunk) and _kind(chunk) != _kind(waiting[0]))
+            ):
+                writer.write_table(pa.concat_tables(waiting), row_group_size=_ROW_GROUP_ROWS)
+                waiting = []
+            if len(chunk):
+                waiting.append(chunk)
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting), row_group_size=_ROW_GROUP_ROWS)
+
+
+def _kind(chunk: pa.Table) -> str | None:
+    """The kind of a chunk of at least one row, all of one kind; None for a table without kinds."""
+    return chunk["kind"][0].as_py() if "kind" in chunk.column_names else None

@@ -1,0 +1,262 @@
+"""The segment writer: one segment's tokens and routing as sorted, checksummed Parquet, committed at once.
+
+Nothing in a segment depends on the clock or the host, so equal inputs give byte-identical files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from moewh.ingest.capture.hooks import LayerRouting
+from moewh.ingest.capture.vectors import VectorBuffer
+from moewh.ingest.families.rule import NO_ROUTE
+from moewh.ingest.prompts.stream import PromptDigest
+from moewh.ingest.prompts.tokenise import KINDS, TokenisedSegment, TokenTexts
+from moewh.ingest.write.rollups import RollupCounter, one_thread_a_product
+from moewh.warehouse.files import schema
+from moewh.warehouse.files.layout import SEGMENT_FOLDER, Layout, commit
+from moewh.warehouse.files.manifest import write_manifest
+from moewh.warehouse.files.schema import Table
+
+ROW_GROUP_ROWS = 1 << 20
+_VECTOR_NUMBERS = 1 << 22
+"""Numbers of an opt-in table in one row group."""
+_THREADS = min(4, os.cpu_count() or 1)
+"""Threads that rank and count a segment's layers, beside the one that writes its rows."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One layer's rows in rank order: [T, K], and which of the T tokens have rows there."""
+
+    expert_ids_TK: npt.NDArray[np.int32]
+    weights_TK: npt.NDArray[np.float32]
+    routed_T: npt.NDArray[np.bool_]
+
+
+class RoutingBuffer:
+    """A segment's routing, filled batch by batch in any order: per layer [T, K]."""
+
+    def __init__(self, tokens: int, vectors: VectorBuffer | None = None) -> None:
+        self._tokens = tokens
+        self.vectors = vectors
+        """The opt-in vectors of the same tokens."""
+        self._layers: dict[int, LayerRouting] = {}
+        self.failed_prompts: set[int] = set()
+        """prompt_id of prompts that could not be run."""
+
+    def add(self, rows_T: npt.NDArray[np.int64], routing: dict[int, LayerRouting]) -> None:
+        """Put the routing of one batch's tokens where those tokens lie in the segment."""
+        for layer, part in routing.items():
+            if layer not in self._layers:
+                shape = (self._tokens, part.expert_ids_TK.shape[1])
+                self._layers[layer] = LayerRouting(
+                    np.full(shape, NO_ROUTE, np.int32), np.full(shape, np.nan, np.float32)
+                )
+            whole = self._layers[layer]
+            whole.expert_ids_TK[rows_T] = part.expert_ids_TK
+            whole.weights_TK[rows_T] = part.weights_TK
+
+    def layers(self, workers: Executor) -> Iterator[tuple[int, Ranked]]:
+        """Yield each layer's rows in rank order, ranked ahead by the workers.
+
+        A token with invalid numbers or no route has no rows.
+        """
+        ahead: deque[tuple[int, Future[Ranked]]] = deque()
+        for layer in sorted(self._layers):
+            ahead.append((layer, workers.submit(rank, self._layers[layer])))
+            if len(ahead) > 1:
+                first, ranked = ahead.popleft()
+                yield first, ranked.result()
+        for layer, ranked in ahead:
+            yield layer, ranked.result()
+
+    def invalid(self) -> dict[int, npt.NDArray[np.int64]]:
+        """Return, by layer, the tokens (by place) that have routes whose weights are not finite numbers."""
+        bad = {
+            layer: np.flatnonzero(((part.expert_ids_TK != NO_ROUTE) & ~np.isfinite(part.weights_TK)).any(1))
+            for layer, part in self._layers.items()
+        }
+        return {layer: places for layer, places in bad.items() if len(places)}
+
+
+def rank(routing: LayerRouting) -> Ranked:
+    """Order each token's experts by descending weight, ties by expert index.
+
+    Weight and expert are packed into one integer per row, so that one in-place sort does both: the bits of a
+    float, read as an integer, have the float's order once those of negative numbers are flipped.
+    """
+    bits_TK = (routing.weights_TK + 0.0).view(np.int32)  # + 0.0 makes -0.0 equal to 0.0 in bits too
+    keys_TK = ~_flip_negative(bits_TK).astype(np.int64) << 32 | routing.expert_ids_TK
+    keys_TK.sort(axis=1)
+    return Ranked(
+        (keys_TK & 0xFFFF_FFFF).astype(np.int32),
+        _flip_negative((~(keys_TK >> 32)).astype(np.int32)).view(np.float32),
+        np.asarray((np.isfinite(routing.weights_TK) & (routing.expert_ids_TK != NO_ROUTE)).all(1)),
+    )
+
+
+def _flip_negative(bits: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Turn float bits into integers of the same order, and back."""
+    return np.where(bits < 0, bits ^ 0x7FFF_FFFF, bits).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class Committed:
+    """What a committed segment holds."""
+
+    prompts: int
+    tokens: int
+    routing_rows: int
+    bytes: int
+
+
+def write_segment(
+    layout: Layout,
+    target: Path,
+    segment: TokenisedSegment,
+    routing: RoutingBuffer,
+    *,
+    identity: str,
+    texts: TokenTexts,
+    last: bool,
+) -> Committed:
+    """Write all tables of one segment and commit them as the folder `target` with one rename.
+
+    `identity` is the run's, a sha256. Losing a race for the segment to another process is success. Raises
+    MoewhError if the disk refuses.
+    """
+    with layout.writing(), layout.staged(f"{target.parent.name}.{target.name}") as folder:
+        rollups = RollupCounter(segment, texts)
+        rows = write_routing(folder / schema.ROUTING.file, segment, routing, rollups)
+        rollups.write(folder, parquet_options)
+        if routing.vectors is not None:
+            for opt_in in routing.vectors.tables:
+                _write_vectors(folder, opt_in, segment, routing.vectors)
+        write_table(folder, schema.PROMPTS, _prompt_columns(segment, routing))
+        write_table(folder, schema.TOKENS, _token_columns(segment, texts))
+        counts = {"prompts": len(segment.status_P), "tokens": len(segment.vocab_id_T), "routing_rows": rows}
+        summary = {**counts, "prompts_sha256": _prompts_sha256(segment), "last": last}
+        write_table(folder, schema.SEGMENTS, {name: [value] for name, value in summary.items()})
+        size = write_manifest(folder, identity, int(target.name.removeprefix(SEGMENT_FOLDER)))
+        commit(folder, target)
+    return Committed(**counts, bytes=size)
+
+
+def write_table(folder: Path, table: Table, columns: dict[str, Any]) -> None:
+    """Write one table's columns (in any order) as its Parquet file in `folder`."""
+    arrow = pa.table({column.name: columns[column.name] for column in table.stored}, schema=table.arrow())
+    pq.write_table(arrow, folder / table.file, row_group_size=ROW_GROUP_ROWS, **parquet_options(table))
+
+
+def parquet_options(table: Table) -> dict[str, Any]:
+    """Return how pyarrow writes a table's file: compression, page checksums, and each column's encoding."""
+    encodings = {"delta": "DELTA_BINARY_PACKED", "byte_stream_split": "BYTE_STREAM_SPLIT"}
+    named = {
+        column.name + (".list.element" if column.type.endswith("[]") else ""): column.encoding
+        for column in table.stored
+    }
+    return {
+        "compression": "zstd",
+        "write_page_checksum": True,
+        # Pages end by size alone: rows that take a tenth of a bit would else make thousands of them.
+        "max_rows_per_page": ROW_GROUP_ROWS,
+        "use_dictionary": [name for name, encoding in named.items() if encoding == "dictionary"],
+        "column_encoding": {name: encodings[kind] for name, kind in named.items() if kind in encodings},
+    }
+
+
+def write_routing(path: Path, segment: TokenisedSegment, routing: RoutingBuffer, rollups: RollupCounter) -> int:
+    """Write the routing table sorted by layer, token_id, rank, and count it; row groups never span layers.
+
+    While a layer is written, other threads rank the next one and count those before.
+    """
+    table = schema.ROUTING
+    token_id_T = segment.token_id_T
+    rows = 0
+    counting: deque[Future[None]] = deque()
+    with (
+        one_thread_a_product(),
+        ThreadPoolExecutor(_THREADS) as workers,
+        pq.ParquetWriter(path, table.arrow(), **parquet_options(table)) as writer,
+    ):
+        for layer, ranked in routing.layers(workers):
+            counting.append(rollups.add(layer, ranked, workers))
+            ids_TK, weights_TK = ranked.expert_ids_TK[ranked.routed_T], ranked.weights_TK[ranked.routed_T]
+            T, K = ids_TK.shape
+            columns = {
+                "token_id": np.repeat(token_id_T[ranked.routed_T], K),
+                "layer": np.full(T * K, layer, np.int32),
+                "rank": np.tile(np.arange(K, dtype=np.int32), T),
+                "expert": ids_TK.ravel(),
+                "weight": weights_TK.ravel(),
+            }
+            writer.write_table(pa.table(columns, schema=table.arrow()), row_group_size=ROW_GROUP_ROWS)
+            rows += T * K
+            while len(counting) > _THREADS:
+                counting.popleft().result()
+        for counted in counting:
+            counted.result()
+    return rows
+
+
+def _write_vectors(folder: Path, table: Table, segment: TokenisedSegment, vectors: VectorBuffer) -> None:
+    """Write an opt-in table sorted by layer and token_id, some tokens at a time."""
+    token_id_T = segment.token_id_T
+    with pq.ParquetWriter(folder / table.file, table.arrow(), **parquet_options(table)) as writer:
+        for layer, array, places in vectors.of(table):
+            width = array.shape[1]
+            at_once = max(1, _VECTOR_NUMBERS // width)
+            for start in range(0, len(places), at_once):
+                part = places[start : start + at_once]
+                offsets = pa.array(np.arange(0, (len(part) + 1) * width, width, dtype=np.int32))
+                lists = pa.ListArray.from_arrays(offsets, pa.array(array[part].reshape(-1)))
+                columns = [pa.array(token_id_T[part]), pa.array(np.full(len(part), layer, np.int32)), lists]
+                writer.write_table(pa.table(columns, schema=table.arrow()))
+
+
+def _prompt_columns(segment: TokenisedSegment, routing: RoutingBuffer) -> dict[str, Any]:
+    status_P = list(segment.status_P)
+    failed = routing.failed_prompts.union(*(segment.prompt_T[places].tolist() for places in routing.invalid().values()))
+    for prompt in failed:
+        status_P[prompt - segment.first_prompt] = "failed"
+    columns = {name: segment.prompts.column(name) for name in ("domain", "source", "metadata")}
+    prompt_id_P = np.arange(segment.first_prompt, segment.first_prompt + len(status_P), dtype=np.int64)
+    return {
+        **columns,
+        "text": segment.text_P,
+        "prompt_id": prompt_id_P,
+        "num_tokens": segment.num_tokens_P,
+        "status": status_P,
+    }
+
+
+def _prompts_sha256(segment: TokenisedSegment) -> str:
+    digest = PromptDigest()
+    for batch in segment.prompts.to_batches():
+        digest.update(batch)
+    return digest.hexdigest()
+
+
+def _token_columns(segment: TokenisedSegment, texts: TokenTexts) -> dict[str, Any]:
+    kinds = pa.DictionaryArray.from_arrays(pa.array(segment.kind_T), list(KINDS))
+    return {
+        "token_id": segment.token_id_T,
+        "prompt_id": segment.prompt_T,
+        "position": segment.position_T,
+        "context": segment.context_T,
+        "vocab_id": segment.vocab_id_T,
+        "token": texts(segment.vocab_id_T).cast(pa.string()),
+        "kind": kinds.cast(pa.string()),
+    }

@@ -1,0 +1,1 @@
+"""The `moewh` command: one file per command."""

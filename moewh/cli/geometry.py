@@ -1,0 +1,71 @@
+"""`moewh geometry`: the options of measuring a model's weights, handed to `moewh.ingest.geometry.run`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from moewh.cli.options import warehouse_option
+from moewh.warehouse.files.layout import Layout, check_run_id
+
+if TYPE_CHECKING:
+    from moewh.ingest.geometry.run import Measured
+
+
+@click.command(short_help="Measure the router and expert weights of a run's model.")
+@click.option("--model", required=True, metavar="ID_OR_PATH", help="Hub id, folder, or demo: the run's own model.")
+@click.option("--revision", metavar="NAME", help="Branch, tag or commit of the hub id; checkpoint of the demo.")
+@click.option("--run-id", metavar="ID", help="The run it is for.  [default: the only run of this model]")
+@click.option(
+    "--rank",
+    type=click.IntRange(min=1),
+    metavar="R",
+    help="Dimensions of the subspaces compared.  [default: a 16th of the hidden size, at most 16]",
+)
+@click.option("--device", metavar="NAME", help="cuda, cpu, …: where to compute.  [default: the best there is]")
+@click.option("--overwrite", is_flag=True, help="Write it anew if the run has a geometry of another rank.")
+@click.option("--trust-remote-code", is_flag=True, help="Run code that the model's repository holds.")
+@warehouse_option
+def geometry(*, warehouse: Layout, run_id: str | None, **chosen: Any) -> None:
+    """Measure what a model's router and expert weights say by themselves, and store it beside a run of the model.
+
+    Norms, effective ranks and kurtosis of each expert, how much of its router row lies where it reads and writes, and
+    how alike every two experts are: the tables expert_geometry, router_similarity and expert_similarity. One layer
+    of the safetensors files is in memory at a time. `moewh query geometry_predicts_co_routing` compares it with the
+    routing.
+    """
+    from moewh.ingest.geometry.run import GeometryOptions, measure
+    from moewh.warehouse.views.publishing import publish
+
+    options = GeometryOptions(run_id=run_id and check_run_id(run_id), **chosen)
+    with _progress() as layer_done:
+        measured = measure(options, warehouse, layer_done)
+    if measured.layers:
+        publish(warehouse)
+    click.echo(summary_line(measured), err=True)
+
+
+def summary_line(measured: Measured) -> str:
+    """Say in one line what a command did."""
+    if not measured.layers:
+        return f"the geometry of run {measured.run_id} is complete already; nothing was written."
+    return (
+        f"geometry of run {measured.run_id}: {measured.layers:,} layers, {measured.experts:,} experts, "
+        f"{measured.pairs:,} pairs, subspaces of rank {measured.rank}"
+    )
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """Show the layers done as a bar on a terminal, on stderr; elsewhere the summary says enough."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("layers", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,95 @@
+"""What a person sees while `moewh ingest` runs: a bar on a terminal, plain lines elsewhere, on stderr."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from moewh.warehouse.views.publishing import publish
+
+if TYPE_CHECKING:
+    from moewh.ingest.identity import Identity
+    from moewh.warehouse.files.layout import Layout
+
+
+class Reporter:
+    """Shows one run's progress; a context manager. The warehouse's views are published as the run starts.
+
+    Of several processes the first draws the bar, and each logs its own lines.
+    """
+
+    def __init__(self, warehouse: Layout, rank: int = 0, world: int = 1) -> None:
+        self._warehouse = warehouse
+        self._console = Console(stderr=True)
+        self._name = "moewh" if world == 1 else f"moewh[{rank}]"
+        self._draws = self._console.is_terminal and rank == 0
+        self._logs = not self._console.is_terminal or world > 1
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("segments · {task.fields[speed]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._draws,
+        )
+        self._task: TaskID | None = None
+        self._tokens = 0
+        self._began = time.monotonic()
+
+    def __enter__(self) -> Reporter:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def started(self, identity: Identity, segments: int) -> None:
+        """Publish the views, so that a shell can read along, and say how much there is to do."""
+        publish(self._warehouse)
+        self._began = time.monotonic()
+        self._task = self._bar.add_task(identity.run_id, total=segments, speed="")
+        self._line(f"run {identity.run_id}: {segments} segment{'s'[: segments != 1]} to write")
+
+    def batch_done(self, tokens: int) -> None:
+        """Count a batch's tokens."""
+        self._tokens += tokens
+        if self._task is not None:
+            self._bar.update(self._task, speed=self._speed())
+
+    def segment_done(self, number: int, planned: int) -> None:
+        """Count a committed segment."""
+        if self._task is not None:
+            self._bar.advance(self._task)
+        self._line(f"segment {number + 1} of {planned} committed; {self._speed()}")
+
+    def note(self, message: str) -> None:
+        """Say what a person may want to know before it happens."""
+        self._console.print(f"{self._name}: {message}", highlight=False, markup=False, soft_wrap=True)
+
+    def warn(self, message: str) -> None:
+        """Say what is not as it should be, without stopping."""
+        self._console.print(f"{self._name}: warning: {message}", highlight=False, markup=False, soft_wrap=True)
+
+    def _speed(self) -> str:
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        return f"{self._tokens:,} tokens, {self._tokens / seconds:,.0f} tokens/s"
+
+    def _line(self, message: str) -> None:
+        if self._logs:
+            self._console.print(f"{self._name}: {message}", highlight=False, markup=False, soft_wrap=True)

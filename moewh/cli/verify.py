@@ -1,0 +1,124 @@
+"""`moewh verify`: what a person or a script sees of a verification, and of a repair."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from moewh.cli.options import warehouse_option
+from moewh.warehouse.files.layout import Layout
+
+if TYPE_CHECKING:
+    from moewh.warehouse.trust.verify import Fault, Plan
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A fault as it is shown."""
+
+    run_id: str | None
+    path: str
+    """Relative to the warehouse."""
+    why: str
+    quarantined: str | None
+    """Where the folder went; None if it stayed."""
+    restore: str | None
+    """The command that writes it again."""
+
+
+@click.command(short_help="Check every file against what was committed; exit with 1 if any is bad.")
+@click.option("--repair", is_flag=True, help="Move bad folders to quarantine/, so that ingest writes them again.")
+@click.option("--rollups", is_flag=True, help="Also count every rollup again from the rows: slower.")
+@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Files read at once.  [default: one a core]")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@warehouse_option
+def verify(*, warehouse: Layout, repair: bool, rollups: bool, jobs: int | None, form: str) -> None:
+    """Read every file and compare it with its manifest: presence, size, sha256, columns, rows, page checksums.
+
+    Each bad file is named, with the reason. What dead processes left in .staging/ is removed. The exit code is 1 if
+    anything was bad, even if --repair took it out.
+    """
+    from moewh.warehouse.trust import repair as repairing
+    from moewh.warehouse.trust import verify as library
+
+    began = time.monotonic()
+    planned = library.plan(warehouse)
+    with _progress(planned.bytes) as done:
+        faults = library.check(planned, jobs, done)
+        if rollups and not faults:
+            faults = library.check_rollups(warehouse)
+    seconds = max(time.monotonic() - began, 1e-9)
+    moved = repairing.quarantine(warehouse, (fault.folder for fault in faults)) if repair and faults else {}
+    warehouse.sweep()
+    reported = [_reported(warehouse, fault, moved) for fault in faults]
+    if form == "json":
+        click.echo(_json(planned, seconds, reported))
+    else:
+        click.echo(_text(planned, seconds, reported, repair=repair))
+    if faults:
+        raise SystemExit(1)
+
+
+def _reported(warehouse: Layout, fault: Fault, moved: dict[Path, Path]) -> Reported:
+    from moewh.warehouse.trust import repair
+
+    run_id = repair.run_of(warehouse, fault.folder)
+    went = moved.get(fault.folder)
+    return Reported(
+        run_id,
+        str(fault.path.relative_to(warehouse.root)),
+        fault.why,
+        str(went.relative_to(warehouse.root)) if went else None,
+        repair.remedy(warehouse, fault.folder),
+    )
+
+
+def _json(planned: Plan, seconds: float, reported: list[Reported]) -> str:
+    counts = {"runs": planned.runs, "segments": planned.segments, "files": planned.files, "bytes": planned.bytes}
+    return json.dumps(
+        {**counts, "seconds": round(seconds, 3), "faults": [asdict(fault) for fault in reported]}, indent=1
+    )
+
+
+def _text(planned: Plan, seconds: float, reported: list[Reported], *, repair: bool) -> str:
+    """One line for each fault, then what was moved, how to restore it, and a summary."""
+    lines = [f"{fault.path}: {fault.why}" for fault in reported]
+    places = {fault.quarantined for fault in reported if fault.quarantined}
+    lines += [f"moved to {place}" for place in sorted(places)]
+    commands = {fault.restore for fault in reported if fault.restore}
+    if commands and not repair:
+        lines.append("`moewh verify --repair` takes bad folders out; then this writes them again:")
+    elif commands:
+        lines.append("this writes them again:")
+    lines += [f"  {command}" for command in sorted(commands)]
+    size = planned.bytes / 1e9
+    found = f"{len(reported):,} fault{'s'[: len(reported) != 1]}" if reported else "all as committed"
+    lines.append(
+        f"{_many(planned.runs, 'run')}, {_many(planned.segments, 'segment')}, {_many(planned.files, 'file')}, "
+        f"{size:,.2f} GB in {seconds:,.1f} s ({size / seconds:,.2f} GB/s): {found}"
+    )
+    return "\n".join(lines)
+
+
+def _many(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s'[: number != 1]}"
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """Show the bytes read as a bar on a terminal, on stderr; elsewhere the summary says enough."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("verify", total=total)
+        yield lambda size: bar.advance(task, size)

@@ -1,0 +1,153 @@
+"""`moewh ingest` with bad input: one clear line, the right exit code, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from moewh.cli.main import main
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.views.base import open_warehouse
+from tests.support.models import save_model
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    save_model(folder / "tiny")
+    save_model(folder / "other", "mixtral")
+    save_model(folder / "dense", "qwen3-dense")
+    (folder / "nothing").mkdir()
+    pickled = save_model(folder / "pickled")
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    return folder
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"text": "one"}\n{"text": "two"}\n')
+    return path
+
+
+def run(warehouse: Path, model: Path | str, prompts: Path | str, *more: str) -> Result:
+    arguments = ["ingest", "--model", str(model), "--prompts", str(prompts), "--warehouse", str(warehouse), *more]
+    return CliRunner().invoke(main, arguments)
+
+
+def one_line(result: Result, code: int) -> str:
+    assert result.exit_code == code, result.stderr
+    assert result.stdout == ""
+    line, *rest = result.stderr.splitlines()
+    assert rest == []
+    assert line.startswith("moewh: ")
+    return line
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ("missing", "there is no folder"),
+        ("nothing", "cannot load the model"),
+        ("dense", "has no routed experts: it is a dense model"),
+        ("pickled", "safetensors"),
+    ],
+)
+def test_unusable_model(model: str, says: str, models: Path, prompts: Path, tmp_path: Path) -> None:
+    assert says in one_line(run(tmp_path / "wh", models / model, prompts), 1)
+    assert not (tmp_path / "wh").exists()
+
+
+def test_model_that_the_hub_does_not_have(prompts: Path, tmp_path: Path) -> None:
+    line = one_line(run(tmp_path / "wh", "nobody/no-such-model", prompts), 1)
+    assert "cannot load the model nobody/no-such-model" in line
+    assert not (tmp_path / "wh").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--run-id", "../up"], "run id '../up' is not allowed"),
+        (["--run-id", "~schema"], "run id '~schema' is not allowed"),
+        (["--run-id", "a" * 65], "is not allowed"),
+        (["--max-length", "0"], "--max-length is 0"),
+        (["--max-length", "9999"], "more than"),
+        (["--batch-tokens", "-1"], "--batch-tokens is -1"),
+        (["--device", "abacus"], "--device abacus cannot be used"),
+        (["--dtype", "int3"], "--dtype int3 is not known"),
+        (["--revision", "main"], "--revision main goes with a hub id"),
+        (["--on-overflow", "wrap"], "'wrap' is not one of"),
+        (["--nonsense"], "No such option"),
+    ],
+)
+def test_wrong_use(arguments: list[str], says: str, models: Path, prompts: Path, tmp_path: Path) -> None:
+    assert says in one_line(run(tmp_path / "wh", models / "tiny", prompts, *arguments), 2)
+    assert not (tmp_path / "wh").exists()
+
+
+def test_no_such_file_and_no_prompts(models: Path, tmp_path: Path) -> None:
+    assert "there is no prompts file" in one_line(run(tmp_path / "wh", models / "tiny", tmp_path / "none.txt"), 2)
+    (tmp_path / "empty.jsonl").write_text("\n")
+    assert "there are no prompts" in one_line(run(tmp_path / "wh", models / "tiny", tmp_path / "empty.jsonl"), 1)
+    assert not (tmp_path / "wh").exists()
+
+
+def test_invalid_json_is_named_by_its_line(models: Path, tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"text": "x"}\n' * 6 + "{oops\n")
+    line = one_line(run(tmp_path / "wh", models / "tiny", path), 1)
+    assert f"{path}: line 7 is not valid JSON" in line
+    assert not (tmp_path / "wh").exists()
+
+
+def test_error_on_overflow_leaves_nothing(models: Path, tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps({"text": "x" * 500}))
+    line = one_line(run(tmp_path / "wh", models / "tiny", path, "--on-overflow", "error"), 1)
+    assert "prompt 0 has 501 tokens, over the maximum length 64" in line
+    assert not (tmp_path / "wh").exists()
+
+
+def test_run_id_of_another_model_is_refused_and_untouched(models: Path, prompts: Path, tmp_path: Path) -> None:
+    warehouse = tmp_path / "wh"
+    assert run(warehouse, models / "tiny", prompts, "--run-id", "mine").exit_code == 0
+    before = {path: path.stat().st_mtime_ns for path in warehouse.rglob("*") if path.is_file()}
+    line = one_line(run(warehouse, models / "other", prompts, "--run-id", "mine"), 1)
+    assert "run 'mine' exists and is another run: " in line
+    assert "model was tiny, now other" in line
+    assert "moewh runs --delete mine" in line
+    assert {path: path.stat().st_mtime_ns for path in warehouse.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_unwritable_folder(models: Path, prompts: Path, tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    assert "cannot write" in one_line(run(tmp_path / "locked" / "wh", models / "tiny", prompts), 1)
+
+
+@pytest.mark.parametrize("place", ["/proc/wh", "file/wh"])
+def test_unwritable_warehouse(place: str, models: Path, prompts: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert "cannot write" in one_line(run(tmp_path / place, models / "tiny", prompts), 1)
+
+
+def test_fresh_segments_are_visible_and_the_file_published(models: Path, prompts: Path, tmp_path: Path) -> None:
+    result = run(tmp_path / "wh", models / "tiny", prompts, "--run-id", "007")
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    assert "run 007: 2 prompts, 8 tokens, 72 routing rows" in result.stderr
+    assert (tmp_path / "wh" / "warehouse.duckdb").is_file()
+    assert open_warehouse(Layout(tmp_path / "wh")).execute("select run_id from runs").fetchall() == [("007",)]
+    again = run(tmp_path / "wh", models / "tiny", prompts, "--run-id", "007")
+    assert "complete already" in again.stderr
+
+
+def test_broken_weights(models: Path, prompts: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(models / "tiny", tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0not a header")
+    assert "cannot load the model" in one_line(run(tmp_path / "wh", broken, prompts), 1)

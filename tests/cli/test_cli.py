@@ -1,0 +1,481 @@
+"""The `moewh` command as a user meets it: formats, parameters, errors of one line, exit codes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+
+import click
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+
+from moewh.cli.main import explain, main
+from moewh.warehouse import __version__
+from moewh.warehouse.answer import query as queries
+from moewh.warehouse.answer.catalog import describe_views
+from moewh.warehouse.answer.query import Query, find_query, saved_names
+from moewh.warehouse.errors import UsageError
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.views.base import canned_names, open_warehouse, view_names
+from tests.support.synthetic import random_warehouse
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+ODD = """
+select 1 as i, 0.1::double as d, 'a,"b"\n|' as s, null as n, '' as e, true as b, [1.5, null] as l, 'nan'::float as f
+"""
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    return random_warehouse(tmp_path_factory.mktemp("cli") / "wh")[0]
+
+
+def moewh(layout: Layout, *arguments: str, stdin: str = "") -> Result:
+    return CliRunner().invoke(main, arguments, input=stdin, env={"MOEWH_WAREHOUSE": str(layout.root)})
+
+
+def answer(layout: Layout, *arguments: str) -> str:
+    result = moewh(layout, "query", *arguments)
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
+def subprocess_moewh(*arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-c", f"{code}\nfrom moewh.cli.main import explain, main; main()", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    return subprocess.run(program, capture_output=True, text=True, check=False, env=environment, timeout=60)
+
+
+# ------------------------------------------------------------------------------------------ start-up and help
+
+HEAVY = ("torch", "pyarrow", "numpy", "rich", "transformers")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["query"],
+        ["query", "-c", "select 1"],
+        ["query", "co_routing", "--format", "csv"],
+        ["query", "routes"],
+        ["views", "routes"],
+        ["runs"],
+        ["ingest", "--help"],
+        ["demo", "--help"],
+    ],
+    ids=" ".join,
+)
+def test_light_commands_import_nothing_heavy(arguments: list[str], layout: Layout) -> None:
+    code = (
+        f"import atexit, os, sys\nos.environ['MOEWH_WAREHOUSE'] = {str(layout.root)!r}\n"
+        f"atexit.register(lambda: print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr))"
+    )
+    done = subprocess_moewh(*arguments, code=code)
+    assert (done.returncode, done.stderr.strip()) == (0, "[]")
+    assert done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], []], ids=["--help", "-h", "nothing"])
+def test_help_lists_the_commands(arguments: list[str], layout: Layout) -> None:
+    result = moewh(layout, *arguments)
+    assert result.exit_code == 0
+    for name in ("demo", "ingest", "query", "refresh", "runs", "shell", "views"):
+        assert f"\n  {name} " in result.stdout
+
+
+@pytest.mark.parametrize("name", sorted(main.commands))
+def test_every_command_takes_help_and_warehouse(name: str, layout: Layout) -> None:
+    result = moewh(layout, name, "-h")
+    assert result.exit_code == 0
+    assert "--warehouse DIR" in result.stdout
+
+
+def test_version(layout: Layout) -> None:
+    assert moewh(layout, "--version").stdout == f"moewh {__version__}\n"
+
+
+# ------------------------------------------------------------------------------------------ query and its formats
+
+
+def test_query_csv_has_full_precision_and_tells_null_from_empty(layout: Layout) -> None:
+    text = answer(layout, "-c", ODD, "--format", "csv")
+    assert text == 'i,d,s,n,e,b,l,f\n1,0.1,"a,""b""\n|",,"",true,"[1.5, null]",nan\n'
+    assert next(csv.DictReader(text.splitlines(keepends=True)))["s"] == 'a,"b"\n|'
+
+
+def test_query_json_is_an_array_of_objects(layout: Layout) -> None:
+    rows = json.loads(answer(layout, "-c", ODD, "--format", "json"))
+    assert rows == [
+        {"i": 1, "d": 0.1, "s": 'a,"b"\n|', "n": None, "e": "", "b": True, "l": [1.5, None], "f": None},
+    ]
+    assert json.loads(answer(layout, "-c", "select 1 as x where false", "--format", "json")) == []
+
+
+def test_query_json_of_uncommon_types(layout: Layout) -> None:
+    sql = """
+    select 2.50 as d, 3.0::decimal(9, 2) as w, 36893488147419103232::hugeint as h,
+        timestamp '2026-01-02 03:04:05' as t, {'a': 1.5} as s, 'x'::blob as z
+    """
+    assert json.loads(answer(layout, "-c", sql, "--format", "json")) == [
+        {"d": 2.5, "w": 3, "h": 2**65, "t": "2026-01-02 03:04:05", "s": {"a": 1.5}, "z": "b'x'"}
+    ]
+
+
+def test_query_markdown_escapes(layout: Layout) -> None:
+    text = answer(layout, "-c", "select 1 as i, 'a|b' as s, null as n", "--format", "markdown")
+    assert text.splitlines()[0] == "| i | s | n |"
+    assert text.splitlines()[1].startswith("| ---: | --- |")
+    assert text.splitlines()[2] == "| 1 | a\\|b |  |"
+
+
+def test_query_table_is_duckdbs_box(layout: Layout) -> None:
+    text = answer(layout, "-c", "select 1 as first, 'x' as second")
+    assert text.splitlines()[0].startswith("┌─")
+    assert "│ first │ second  │" in text
+    assert "│     1 │ x       │" in text
+
+
+@pytest.mark.parametrize("name", view_names())
+def test_query_every_view_in_csv_equals_duckdb(name: str, layout: Layout) -> None:
+    with open_warehouse(layout) as connection:
+        expected = connection.execute(f"select count(*) from {name}").fetchall()[0][0]
+    rows = list(csv.reader(answer(layout, name, "--format", "csv").splitlines(keepends=True)))
+    assert len(rows) - 1 == expected
+
+
+@pytest.mark.parametrize("name", view_names())
+def test_query_every_view_of_an_empty_warehouse(name: str, tmp_path: Path) -> None:
+    empty = Layout(tmp_path / "new")
+    assert moewh(empty, "refresh").exit_code == 0
+    assert len(answer(empty, name, "--format", "csv").splitlines()) == 1
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json", ".md", ".txt", ".parquet"])
+def test_query_output_file_format_by_suffix(suffix: str, layout: Layout, tmp_path: Path) -> None:
+    file = tmp_path / f"out{suffix}"
+    file.write_text("old")
+    assert answer(layout, "expert_load", "-o", str(file)) == ""
+    if suffix == ".parquet":
+        assert pq.read_table(file).column_names[:4] == ["run_id", "layer", "expert", "tokens"]
+    else:
+        form = {".md": "markdown", ".txt": "table"}.get(suffix, suffix[1:])
+        assert file.read_text(encoding="utf-8") == answer(layout, "expert_load", "--format", form)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_query_failing_midway_leaves_the_old_file(layout: Layout, tmp_path: Path) -> None:
+    file = tmp_path / "out.csv"
+    file.write_text("old")
+    sql = "select case when range < 90000 then range else error('late') end as x from range(100000)"
+    result = moewh(layout, "query", "-c", sql, "-o", str(file))
+    assert result.exit_code == 1
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_query_to_a_device_keeps_the_device(layout: Layout) -> None:
+    assert answer(layout, "-c", "select 1", "-o", "/dev/null", "--format", "csv") == ""
+    assert not Path("/dev/null").is_file()
+
+
+def test_unsafe_statement_without_rows_prints_nothing(layout: Layout, tmp_path: Path) -> None:
+    assert answer(layout, "--unsafe", "-c", f"copy (select 1 as x) to '{tmp_path / 'x.csv'}'") == ""
+    assert (tmp_path / "x.csv").read_text() == "x\n1\n"
+
+
+def test_query_own_file(layout: Layout, tmp_path: Path) -> None:
+    file = tmp_path / "mine.sql"
+    file.write_text("-- mine: a question\nselect count(*) as n from routes where layer = $layer;\n", encoding="utf-8")
+    with open_warehouse(layout) as connection:
+        expected = connection.execute("select count(*) from routes where layer = 2").fetchall()[0][0]
+    assert answer(layout, str(file), "-p", "layer=2", "--format", "csv") == f"n\n{expected}\n"
+
+
+def test_query_lists_names(layout: Layout) -> None:
+    lines = answer(layout).splitlines()
+    assert {line.split()[0] for line in lines} == {*canned_names(), *queries.saved_names()}
+    assert all(len(line.split()) > 3 for line in lines)
+
+
+def test_saved_query_is_found_and_parametrised(layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "load_of.sql").write_text(
+        "-- load_of: how many tokens an expert gets.\n-- expert: which; least: leave out smaller counts, default 0\n"
+        "select run_id, tokens from expert_load\n"
+        "where expert = getvariable('expert') and tokens >= coalesce(getvariable('least'), 0)\norder by all\n"
+    )
+    monkeypatch.setattr(queries, "QUERIES", tmp_path)
+    assert "load_of how many tokens an expert gets." in [" ".join(line.split()) for line in answer(layout).splitlines()]
+    every = answer(layout, "load_of", "-p", "expert=3", "--format", "csv").splitlines()
+    some = answer(layout, "load_of", "-p", "expert=3", "-p", "least=25", "--format", "csv").splitlines()
+    assert 1 < len(some) < len(every)
+    assert one_line(moewh(layout, "query", "load_of"), 2) == (
+        "load_of.sql needs the parameter expert. Add -p expert=VALUE."
+    )
+    assert "Its parameters: expert, least." in one_line(moewh(layout, "query", "load_of", "-p", "exprt=1"), 2)
+
+
+# ------------------------------------------------------------------------------------------ parameters
+
+REQUIRED: list[tuple[str, AbstractSet[str], AbstractSet[str]]] = [
+    ("select getvariable('a')", {"a"}, {"a"}),
+    ("select coalesce(getvariable('a'), 1)", {"a"}, set()),
+    ("select COALESCE( GetVariable( 'a' ), getvariable('b'))", {"a", "b"}, {"b"}),
+    ("select 1 where getvariable('a') is null or x = getvariable('a')", {"a"}, set()),
+    ("-- getvariable('z')\nselect 1", set(), set()),
+]
+
+
+@pytest.mark.parametrize(("sql", "variables", "required"), REQUIRED)
+def test_parameters_of_sql(sql: str, variables: AbstractSet[str], required: AbstractSet[str]) -> None:
+    query = Query("test", sql)
+    assert (query.variables, query.required) == (variables, required)
+
+
+# ------------------------------------------------------------------------------------------ errors
+
+
+def one_line(result: Result, code: int) -> str:
+    """Check the exit code and that stderr is one `moewh:` line; return it without the prefix."""
+    assert result.exit_code == code, result.stderr
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("moewh: ")
+    return result.stderr.removeprefix("moewh: ").strip()
+
+
+WRONG_USE: list[tuple[list[str], str]] = [
+    (["query", "co_routng"], "Did you mean co_routing? Known: co_routing, domain_specialization"),
+    (["query", "nothing_like_it"], "there is no query 'nothing_like_it'. Known: co_routing"),
+    (["query", "missing.sql"], "there is no SQL file missing.sql"),
+    (["query", "routes", "-c", "select 1"], "not both"),
+    (["query", "routes", "-p", "run=x"], "routes does not use the parameter 'run'. It takes no parameters."),
+    (["query", "-c", "select $a", "-p", "b=1", "-p", "a=1"], "does not use the parameter 'b'. Its parameters: a."),
+    (["query", "-c", "select $a + $b", "-p", "a=1"], "needs the parameter b. Add -p b=VALUE."),
+    (["query", "-c", "select getvariable('a')"], "needs the parameter a. Add -p a=VALUE."),
+    (["query", "-c", "select ?"], "Give it a name"),
+    (["query", "-c", "select 1", "-p", "a"], "write -p name=value"),
+    (["query", "-c", "select 1", "-p", "a b=1"], "write -p name=value"),
+    (["query", "-c", "select $a", "-p", "a=1", "-p", "a=2"], "-p a is given twice"),
+    (["query", "-c", "select 1; select 2"], "holds 2 SQL statements. Give exactly one."),
+    (["query", "-c", "-- nothing"], "holds 0 SQL statements"),
+    (["query", "-c", "select 1", "--format", "xml"], "'xml' is not one of 'table', 'csv'"),
+    (["query", "-c", "select 1", "--format", "parquet"], "Name a file with -o"),
+    (["query", "-c", "select 1", "-o", "x.what"], "Add --format table|csv|json|parquet|markdown"),
+    (["query", "-c", "select 1", "-o", "/no/such/place/x.csv"], "there is no directory /no/such/place"),
+    (["query", "-c", "select 1", "-o", "/", "--format", "csv"], "is a directory"),
+    (["query", "--nope"], "No such option '--nope'. Try `moewh query --help`."),
+    (["views", "route"], "there is no view 'route'. Did you mean routes?"),
+    (["nope"], "No such command 'nope'."),
+    (["refresh", "--warehouse", str(REPOSITORY / "queries")], "holds something else than a warehouse"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "says"), WRONG_USE, ids=[" ".join(arguments) for arguments, _ in WRONG_USE])
+def test_wrong_use_is_one_line_and_2(arguments: list[str], says: str, layout: Layout) -> None:
+    assert says in one_line(moewh(layout, *arguments), 2)
+
+
+FAILURES: list[tuple[list[str], str]] = [
+    (["query", "-c", "selec 1"], 'Parser Error: syntax error at or near "selec" (line 1)'),
+    (["query", "-c", "select nothing\nfrom routes"], 'Referenced column "nothing" not found'),
+    (["query", "-c", "from routed"], "Table with name routed does not exist! Did you mean"),
+    (["query", "-c", "select error('late') from range(3)"], "late"),
+    (["query", "routes", "--warehouse", "/no/such/warehouse"], "there is no warehouse at /no/such/warehouse. Run"),
+    (["runs", "--warehouse", "/no/such/warehouse"], "there is no warehouse"),
+    (["shell", "--warehouse", "/no/such/warehouse"], "there is no warehouse"),
+    (["runs", "--delete", "unknown"], "there is no run 'unknown'"),
+    (["runs", "--delete", "../007"], "there is no run '../007'"),
+    (["runs", "--delete", "~schema"], "Runs: 007, mixed, step-1, step-20, step-30, wide.v-1."),
+]
+
+
+@pytest.mark.parametrize(("arguments", "says"), FAILURES, ids=[" ".join(arguments) for arguments, _ in FAILURES])
+def test_failed_work_is_one_line_and_1(arguments: list[str], says: str, layout: Layout) -> None:
+    assert says in one_line(moewh(layout, *arguments), 1)
+
+
+def test_unreadable_sql_file(layout: Layout, tmp_path: Path) -> None:
+    (tmp_path / "latin.sql").write_bytes(b"select 'caf\xe9'")
+    assert "UTF-8" in one_line(moewh(layout, "query", str(tmp_path / "latin.sql")), 2)
+    assert "Is a directory" in one_line(moewh(layout, "query", f"{tmp_path}/"), 1)
+
+
+def test_missing_file_in_the_warehouse(tmp_path: Path) -> None:
+    layout, _ = random_warehouse(tmp_path / "wh")
+    (layout.segment("007", 0) / "tokens.parquet").write_bytes(b"not Parquet")
+    assert "tokens.parquet" in one_line(moewh(layout, "query", "routes", "--format", "csv"), 1)
+
+
+def test_refresh_adds_missing_schema_files(tmp_path: Path) -> None:
+    layout, _ = random_warehouse(tmp_path / "wh")
+    (layout.segment("~schema", 0) / "hidden_states.parquet").unlink()
+    assert "Run `moewh refresh`" in one_line(moewh(layout, "query", "hidden_states"), 1)
+    assert moewh(layout, "refresh").stdout == f"Wrote {layout.database}.\n"
+    assert answer(layout, "hidden_states", "--format", "csv") == "run_id,segment,token_id,layer,vector\n"
+
+
+def test_an_answer_not_given_is_one_line_and_1() -> None:
+    assert explain(click.Abort()) == ("stopped before it was done.", 1)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("sql", ["select count(*) from range(10000000000000)", "from range(10000000000000)"])
+def test_a_query_told_to_stop_is_one_line(number: signal.Signals, code: int, sql: str, layout: Layout) -> None:
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), number))
+    timer.start()
+    result = moewh(layout, "query", "-c", sql, "-o", os.devnull, "--format", "csv", "--timeout", "90")
+    timer.join()
+    assert (result.exit_code, result.stderr.strip()) == (code, "moewh: stopped before it was done.")
+    assert [path.name for path in layout.staging.iterdir()] == ["empty"]
+
+
+def test_bug_of_ours_is_not_explained_away() -> None:
+    assert explain(RuntimeError("something else")) is None
+    assert explain(KeyError("x")) is None
+
+
+def test_full_disk_is_one_line(layout: Layout) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", "from moewh.cli.main import explain, main; main()", "query", "-c", "select 1"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY), "MOEWH_WAREHOUSE": str(layout.root)},
+        )
+    assert (done.returncode, done.stderr) == (1, "moewh: No space left on device.\n")
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "markdown"])
+def test_closed_pipe_is_quiet(form: str, layout: Layout) -> None:
+    query = [
+        sys.executable,
+        "-c",
+        "from moewh.cli.main import explain, main; main()",
+        "query",
+        "-c",
+        "from range(300000)",
+    ]
+    with subprocess.Popen(
+        [*query, "--format", form],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "MOEWH_WAREHOUSE": str(layout.root)},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait(timeout=60)) == (b"", 0)
+
+
+# ------------------------------------------------------------------------------------------ views and runs
+
+
+def test_views_lists_every_view_with_one_line(layout: Layout) -> None:
+    lines = moewh(layout, "views").stdout.splitlines()
+    assert tuple(line.split()[0] for line in lines) == view_names()
+
+
+def test_views_describes_columns_without_a_warehouse(tmp_path: Path) -> None:
+    text = moewh(Layout(tmp_path / "none"), "views", "co_routing").stdout
+    assert "conditional = N_ab / N_a" in text
+    assert "\nconditional  DOUBLE     N_ab / N_a: share of" in text
+
+
+@pytest.mark.parametrize("name", [*canned_names(), *saved_names()])
+def test_query_describes_itself_without_a_warehouse(name: str, tmp_path: Path) -> None:
+    text = moewh(Layout(tmp_path / "none"), "query", name, "--describe").stdout
+    header, _, columns = text.partition("\n\n")
+    assert header == (find_query(name).header if name in saved_names() else describe_views()[name].header)
+    assert columns.strip()
+    assert all(len(line.split()) >= 2 for line in columns.strip().splitlines())
+
+
+def test_query_describes_a_users_own(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "none")
+    (tmp_path / "mine.sql").write_text("-- mine: what I ask\nselect layer, count(*) as n from routing group by layer\n")
+    assert moewh(layout, "query", str(tmp_path / "mine.sql"), "--describe").stdout == (
+        "mine: what I ask\n\nlayer  INTEGER\nn      BIGINT\n"
+    )
+    wrong = moewh(layout, "query", "-c", "select nothing from routing", "--describe")
+    assert wrong.exit_code == 1
+    assert "nothing" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "select 1; copy (select 1) to '{target}'",
+        "with a as (copy (select 1) to '{target}') select 1",
+        "select * from read_csv('{secret}')",
+        "select * from '{secret}'",
+    ],
+)
+def test_query_describe_stays_in_the_jail(sql: str, tmp_path: Path) -> None:
+    (tmp_path / "secret.csv").write_text("secret\n1\n")
+    filled = sql.format(target=tmp_path / "written", secret=tmp_path / "secret.csv")
+    done = moewh(Layout(tmp_path / "none"), "query", "-c", filled, "--describe")
+    assert done.exit_code != 0
+    assert done.stdout == ""
+    assert not (tmp_path / "written").exists()
+
+
+def test_runs_lists_and_deletes(tmp_path: Path) -> None:
+    layout, _ = random_warehouse(tmp_path / "wh")
+    listed = moewh(layout, "runs").stdout
+    assert all(name in listed for name in ("007", "mixed", "wide.v-1", "complete", "2/2"))
+
+    refused = moewh(layout, "runs", "--delete", "007", stdin="n\n")
+    assert (refused.exit_code, refused.stderr.splitlines()[-1]) == (1, "moewh: run 007 was not deleted.")
+    assert "[y/N]" in refused.output
+    assert "007" in moewh(layout, "runs").stdout
+
+    assert moewh(layout, "runs", "--delete", "007", stdin="y\n").exit_code == 0
+    assert moewh(layout, "runs", "--delete", "mixed", "--yes").stdout == "Deleted run mixed.\n"
+    assert answer(
+        layout,
+        "-c",
+        "select min(run_id), count(distinct run_id) as n from routes where run_id not like 'step%'",
+        "--format",
+        "csv",
+    ) == ("min(run_id),n\nwide.v-1,1\n")
+    assert not [path for path in layout.root.rglob("*") if "007" in path.name or "mixed" in path.name]
+    assert [path.name for path in layout.staging.iterdir()] == ["empty"]
+
+
+def test_runs_delete_killed_between_its_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever step fails, the run is whole, or has no segments at all; a second delete finishes."""
+    layout, _ = random_warehouse(tmp_path / "wh")
+    real_rename = Path.rename
+
+    def rename(path: Path, target: Path) -> Path:
+        if path == layout.run("007"):
+            raise OSError(5, "Input/output error", str(path))
+        return real_rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    assert "Input/output error" in one_line(moewh(layout, "runs", "--delete", "007", "--yes"), 1)
+    assert answer(layout, "-c", "select status, segments from runs where run_id = '007'", "--format", "csv") == (
+        "status,segments\nrunning,0\n"
+    )
+    assert "007" not in answer(layout, "-c", "select distinct run_id from tokens", "--format", "csv")
+    monkeypatch.undo()
+    assert moewh(layout, "runs", "--delete", "007", "--yes").exit_code == 0
+    assert not layout.run("007").exists()
+
+
+def test_prepare_refuses_positional_parameters(layout: Layout) -> None:
+    with open_warehouse(layout) as connection, pytest.raises(UsageError, match="Give it a name"):
+        queries.prepare(connection, Query("test", "select $1"), {})

@@ -1,0 +1,81 @@
+"""What the embedded model must show: specialised experts, far beyond chance, and routing that settles in training."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moewh.cli.demo import lifts_by_chance
+from moewh.ingest import demo
+from moewh.ingest.options import IngestOptions
+from moewh.ingest.run import ingest
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.views.base import open_warehouse
+from tests.support.synthetic import Prompt, Run, Token, write_run
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    made = Layout(tmp_path_factory.mktemp("demo") / "wh")
+    for revision in demo.checkpoints():
+        ingest(
+            IngestOptions(model="demo", prompts=("demo",), revision=revision, run_id=revision, dtype="float32"), made
+        )
+    return made
+
+
+def test_each_domain_has_an_expert_beyond_chance(layout: Layout) -> None:
+    """Recounted from the rows: share at least 10 %, lift at least 1.5, above the 99th percentile by chance."""
+    last = demo.checkpoints()[-1]
+    with open_warehouse(layout) as connection:
+        chance = lifts_by_chance(connection, last)
+        rows = connection.execute(
+            f"select domain, token_id, layer, expert from routes where run_id = '{last}' and kind <> 'special'"
+        ).fetchall()
+    tokens = Counter(domain for domain, _ in {(domain, token) for domain, token, *_ in rows})
+    chosen = Counter((domain, layer, expert) for domain, _, layer, expert in rows)
+    overall = Counter((layer, expert) for _, _, layer, expert in rows)
+    assert sorted(chance) == sorted(tokens) == ["code", "json", "math", "prose"]
+    for domain, number in tokens.items():
+        shares = {place[1:]: count / number for place, count in chosen.items() if place[0] == domain}
+        lifts = [share / (overall[place] / tokens.total()) for place, share in shares.items() if share >= 0.1]
+        assert max(lifts) >= 1.5
+        assert max(lifts) > chance[domain] > 1.0
+
+
+def test_saturation_rises_to_one(layout: Layout) -> None:
+    with open_warehouse(layout) as connection:
+        rows = connection.execute(
+            "select layer, saturation, random from router_saturation order by layer, train_step"
+        ).fetchall()
+    for layer in range(4):
+        shares = [share for found, share, _ in rows if found == layer]
+        assert len(shares) == len(demo.checkpoints())
+        assert rows[0][2] == 4 / 16 < shares[0] < shares[1] < shares[-1] == 1.0
+
+
+def test_lifts_by_chance_are_those_of_every_labelling(tmp_path: Path) -> None:
+    """Six prompts of two domains, each with its own share of expert 0: the 20 labellings tell the quantile."""
+    made = Layout(tmp_path / "wh")
+    made.create()
+    to_first = (0, 1, 2, 5, 8, 10)
+    prompts = [
+        Prompt([Token(1, {0: [(int(n >= first), 1.0)]}) for n in range(10)], "ab"[place % 2])
+        for place, first in enumerate(to_first)
+    ]
+    write_run(made, Run("r", {0: (2, 1)}, [prompts]))
+    best = []
+    for labelling in range(2**6):
+        mine = [first for place, first in enumerate(to_first) if labelling >> place & 1]
+        if len(mine) == 3:
+            shares = (sum(mine) / 30, 1 - sum(mine) / 30)
+            overall = (sum(to_first) / 60, 1 - sum(to_first) / 60)
+            best.append(max(s / o for s, o in zip(shares, overall, strict=True) if s >= 0.1))
+    with open_warehouse(made) as connection:
+        for quantile in (0.25, 0.5, 1.0):
+            found = lifts_by_chance(connection, "r", quantile)
+            near = [np.quantile(best, q) for q in (max(0, quantile - 0.1), min(1, quantile + 0.1))]
+            assert all(near[0] <= lift <= near[1] for lift in found.values()), (quantile, found, near)

@@ -1,0 +1,1 @@
+"""What kills, damages and deceives."""

@@ -1,0 +1,1 @@
+"""From prompts and a model to committed segments."""

@@ -1,0 +1,259 @@
+"""A layer's geometry against numpy on the model's own float32 weights, for every family that transformers ships."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from moewh.ingest.families.rule import Site
+from moewh.ingest.geometry.checkpoint import Checkpoint
+from moewh.ingest.geometry.matrices import LayerWeights, layer_weights
+from moewh.ingest.geometry.subspaces import layer_geometry
+from moewh.ingest.model.architecture import read_config
+from moewh.ingest.model.loading import find_source
+from moewh.warehouse.errors import MoewhError
+from tests.support.families import FAMILIES, Family, build, present
+from tests.support.geometries import Expert, Matrix, Row, direct_expert_pairs, direct_experts, direct_router_pairs
+from tests.support.models import save_model
+
+PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "geometry.md"
+RANK = 3
+REFUSED = {"doge": "layout that `moewh geometry` does not know", "nllb_moe": "transformers computes it wrongly"}
+"""Families without a geometry, and what the line says."""
+WITHOUT_ROWS = {"zaya"}
+"""Families whose router is no matrix with a row for each expert."""
+OTHER_SPACE = {"muse_spark", "nemotron_h"}
+"""Families whose experts read a projection of what the router reads."""
+
+
+def numbers(tensor: torch.Tensor) -> Matrix:
+    return tensor.detach().double().numpy()
+
+
+def fused(experts: Any, place: int) -> Expert:
+    """Gate above up, (out, in)."""
+    gate, up = np.split(numbers(experts.gate_up_proj[place]), 2)
+    return Expert(gate, up, numbers(experts.down_proj[place]))
+
+
+def transposed(experts: Any, place: int) -> Expert:
+    """The same stored as (in, out)."""
+    gate, up = np.split(numbers(experts.gate_up_proj[place]).T, 2)
+    return Expert(gate, up, numbers(experts.down_proj[place]).T)
+
+
+def in_turns(experts: Any, place: int) -> Expert:
+    """Stored as (in, out), gate and up in turns."""
+    both = numbers(experts.gate_up_proj[place]).T
+    return Expert(both[0::2], both[1::2], numbers(experts.down_proj[place]).T)
+
+
+def ungated(experts: Any, place: int) -> Expert:
+    return Expert(None, numbers(experts.up_proj[place]), numbers(experts.down_proj[place]))
+
+
+def rows_of_one_matrix(experts: Any, place: int) -> Expert:
+    """DBRX: all experts' neurons below each other."""
+    size = experts.ffn_hidden_size
+    gate, up, down = (numbers(getattr(experts.mlp, name))[place * size :][:size] for name in ("w1", "v1", "w2"))
+    return Expert(gate, up, down.T)
+
+
+def modules(experts: Any, place: int) -> Expert:
+    """Switch: a module each."""
+    module = experts[f"expert_{place}"]
+    return Expert(None, numbers(module.wi.weight), numbers(module.wo.weight))
+
+
+def jetmoe(block: Any, place: int) -> Expert:
+    gate, up = np.split(numbers(block.input_linear.weight[place]), 2)
+    return Expert(gate, up, numbers(block.output_linear.weight[place]))
+
+
+MATRICES = {
+    "swiglu_transposed": transposed,
+    "swiglu_concatenated": transposed,
+    "swiglu_interleaved": in_turns,
+    "ungated": ungated,
+    "dbrx": rows_of_one_matrix,
+    "dense": modules,
+    "jetmoe": jetmoe,
+}
+"""By `Family.arithmetic`, which the families' tests hold against the models' forward passes; the others are `fused`."""
+
+
+def expected(family: Family, model: Any, site: Site, router: str | None, rank: int) -> list[list[Row]]:
+    """What the three tables must hold of a layer, by numpy on the loaded `model`; `site` tells the modules' paths."""
+    kind = MATRICES.get(family.arithmetic, fused)
+    experts = [kind(model.get_submodule(site.path), place) for place in range(site.kinds.count("mlp"))]
+    router_EH = None
+    if router is not None and family.name not in WITHOUT_ROWS:
+        stored = model.get_submodule(router).named_parameters()
+        matrices = [matrix for name, matrix in stored if matrix.dim() == 2 and not name.endswith("bias")]
+        assert len(matrices) == 1
+        router_EH = numbers(matrices[0])[: site.num_experts]
+    return [
+        direct_experts(experts, router_EH, rank),
+        direct_router_pairs(router_EH, site.num_experts),
+        direct_expert_pairs(experts, rank),
+    ]
+
+
+def assert_rows(got: list[Row], wanted: list[Row], *, beyond: int = 0) -> None:
+    """The rows of a layer, `layer` aside, to 1e-9; the experts from `beyond` on have no weights."""
+    kept = [row for row in got if not beyond or max(row.get("expert", 0), row.get("expert_b", 0)) < beyond]
+    assert len(kept) == len(wanted)
+    for row, target in zip(kept, wanted, strict=True):
+        assert set(row) - {"layer", "run_id"} == set(target)
+        for name, value in target.items():
+            assert same(row[name], value), (name, row[name], value)
+
+
+def same(value: Any, target: Any) -> bool:
+    undefined = value is None or (isinstance(value, float) and math.isnan(value))
+    return undefined if target is None else not undefined and math.isclose(value, target, rel_tol=1e-9, abs_tol=1e-12)
+
+
+def as_rows(columns: dict[str, Any]) -> list[Row]:
+    return [
+        dict(zip(columns, values, strict=True)) for values in zip(*(c.tolist() for c in columns.values()), strict=True)
+    ]
+
+
+def path_of(checkpoint: Checkpoint, module: Any) -> str | None:
+    return next((path for path, found in checkpoint.model.named_modules() if found is module), None)
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    source = find_source(str(folder), None)
+    return Checkpoint(source, read_config(source.location), None)
+
+
+def named(name: str) -> Family:
+    return next(family for family in FAMILIES if family.name == name)
+
+
+# ------------------------------------------------------------------------------------------ every family
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_family_equals_numpy(family: Family, tmp_path: Path) -> None:
+    """From the files that transformers saves (the hub's layout, mostly) to the numbers of the model it saved."""
+    if not present(family):
+        pytest.skip(f"transformers has no {family.model}")
+    model = build(family)
+    model.save_pretrained(tmp_path)
+    if family.name in REFUSED:
+        with pytest.raises(MoewhError, match=REFUSED[family.name]):
+            for site in open_checkpoint(tmp_path).sites:
+                layer_weights(site)
+        return
+    checkpoint = open_checkpoint(tmp_path)
+    assert len(checkpoint.sites) >= 2
+    for site in checkpoint.sites:
+        router = path_of(checkpoint, site.router)
+        with checkpoint.layer(site):
+            weights = layer_weights(site)
+            found = layer_geometry(weights, site.layer, site.num_experts, RANK, torch.device("cpu"))
+        assert all(parameter.is_meta for parameter in checkpoint.model.parameters())
+        of_experts, of_router, of_pairs = expected(family, model, site, router, RANK)
+        mlp = site.kinds.count("mlp")
+        assert_rows(as_rows(found.experts), of_experts, beyond=mlp)
+        assert_rows(as_rows(found.router_pairs), of_router)
+        assert_rows(as_rows(found.expert_pairs), of_pairs, beyond=mlp)
+        defined = of_experts[0]["input_share"] is not None
+        assert defined == (family.name not in WITHOUT_ROWS | OTHER_SPACE)
+
+
+NOT_LINEAR = {
+    **{"gemma4": "a norm first", "diffusion_gemma": "a norm first", "zaya": "an MLP", "jetmoe": "takes no zeros"},
+    **{"muse_spark": "scaled", "laguna": "soft cap", "deepseek_v4": "its first layers choose by token id"},
+}
+"""Routers whose logits are not just the products of their input with the rows."""
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@torch.no_grad()
+def test_router_rows_are_what_logits_are_products_with(family: Family, tmp_path: Path) -> None:
+    """Row i belongs to expert i: the router's own forward, given unit vectors, puts out the rows."""
+    if not present(family) or family.name in NOT_LINEAR.keys() | REFUSED.keys():
+        pytest.skip("its logits are something else")
+    model = build(family)
+    model.save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    site = checkpoint.sites[-1]
+    router = model.get_submodule(path_of(checkpoint, site.router))
+    with checkpoint.layer(site):
+        rows_EH = layer_weights(site).router_EH
+    assert rows_EH is not None
+    H = rows_EH.shape[1]
+    units = torch.cat([torch.eye(H), torch.zeros(1, H)])[None]
+    takes = [name for name in inspect.signature(router.forward).parameters if name.endswith("bias")]
+    logits = site.reader.logits(router(units, *(torch.zeros(len(rows_EH)) for _ in takes))).reshape(H + 1, -1)
+    if not logits.is_floating_point():
+        pytest.skip("this version of transformers puts out its choice first")
+    assert torch.allclose((logits[:-1] - logits[-1]).T, rows_EH, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------ what is not defined
+
+
+def alike_layer(down: torch.Tensor) -> LayerWeights:
+    """Two experts with the same `up` [4, 6] and `down` [6, 4], without a gate or a router."""
+    up = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    return LayerWeights(None, [up, up], [down, down], None)
+
+
+def test_what_is_not_defined_is_nan() -> None:
+    """Zeros have no spectrum; a matrix of rank 1 has one, and no subspace of two dimensions; there is no router."""
+    one_dimension = torch.outer(torch.arange(1.0, 7.0), torch.arange(1.0, 5.0))
+    for down, rank_of_down in ((torch.zeros(6, 4), math.nan), (one_dimension, 1.0)):
+        found = layer_geometry(alike_layer(down), 0, 3, 2, torch.device("cpu"))
+        first, _, identity = as_rows(found.experts)
+        names = ("router_norm", "gate_norm", "input_share", "output_share")
+        assert all(math.isnan(first[name]) for name in names)
+        assert first["output_effective_rank"] == pytest.approx(rank_of_down, rel=1e-6, nan_ok=True)
+        assert 3 < first["input_effective_rank"] < 4
+        defined = {name for name, value in identity.items() if not math.isnan(value)}
+        assert defined == {"layer", "expert", "subspace_rank", "random_share"}
+        pair = as_rows(found.expert_pairs)[0]
+        assert same(pair["input_cosine"], 1.0)
+        assert same(pair["input_overlap"], 1.0)
+        assert math.isnan(pair["output_overlap"])
+        assert len(as_rows(found.router_pairs)) == len(as_rows(found.expert_pairs)) == 3
+
+
+def test_weights_that_are_not_finite_are_refused() -> None:
+    weights = alike_layer(torch.ones(6, 4))
+    weights.down[1][2, 3] = math.nan
+    with pytest.raises(MoewhError, match="layer 7: the weights of expert 0 are not all finite"):
+        layer_geometry(weights, 7, 2, 2, torch.device("cpu"))
+
+
+def test_unknown_layout_is_refused(tmp_path: Path) -> None:
+    """One more matrix, or shapes that fit no layout: named, never guessed."""
+    save_model(tmp_path)
+    site = open_checkpoint(tmp_path).sites[0]
+    layer_weights(site)
+    site.experts.adapter = torch.nn.Parameter(torch.zeros(2, 2))
+    with pytest.raises(MoewhError, match=r"model.layers.0.mlp.experts \(OlmoeExperts\) .* adapter 2 x 2"):
+        layer_weights(site)
+    del site.experts.adapter
+    site.experts.down_proj = torch.nn.Parameter(torch.zeros(8, 32, 47))
+    with pytest.raises(MoewhError, match=r"gate_up_proj 8 x 96 x 32, down_proj 8 x 32 x 47"):
+        layer_weights(site)
+
+
+def test_page_names_the_families() -> None:
+    page = PAGE.read_text()
+    assert f"{len(FAMILIES) - len(REFUSED)} of {len(FAMILIES)} families have a geometry" in page
+    (refused,) = (line for line in page.splitlines() if line.startswith("- Refused: "))
+    assert set(re.findall(r"`(\w+)`", refused.partition("refused by")[0])) == REFUSED.keys()
+    assert all(f"`{name}`" in page for name in WITHOUT_ROWS | OTHER_SPACE)

@@ -1,0 +1,130 @@
+"""A model that loops over some of its layers: each visit is a layer of its own, numbered as the model runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from click.testing import CliRunner, Result
+
+from moewh.cli.main import main
+from moewh.ingest.model.expected import visits
+from moewh.ingest.model.layers import find_sites
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.views.base import open_warehouse
+from tests.support.families import FAMILIES, build, present
+from tests.support.models import byte_tokenizer
+
+LOOPING = next(family for family in FAMILIES if family.name == "inkling2_loop")
+TEXT = "around and around"
+ORDERS = {1: [0, 1, 2, 3], 2: [0, 1, 2, 1, 2, 3], 3: [0, 1, 2, 1, 2, 1, 2, 3]}
+"""By passes over the layers 1 and 2: the layers in the order in which they run."""
+
+if not present(LOOPING):
+    pytest.skip(f"transformers {transformers.__version__} has no model that loops", allow_module_level=True)
+
+
+@pytest.fixture
+def moewh(tmp_path: Path) -> Callable[..., Result]:
+    return lambda *arguments: CliRunner().invoke(main, [*arguments, "--warehouse", str(tmp_path / "wh")])
+
+
+def saved(folder: Path, passes: int) -> Any:
+    """Save a model of so many passes, and return it."""
+    family = dataclasses.replace(LOOPING, changes={**LOOPING.changes, "loop_num_passes": passes})
+    build(family).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return getattr(transformers, family.model).from_pretrained(folder).eval()
+
+
+@torch.inference_mode()
+def routers_seen(model: Any, input_ids: torch.Tensor) -> list[tuple[int, torch.Tensor, Any]]:
+    """Every call of a router in one forward pass, in order: its layer in the model, its input and its output."""
+    seen: list[tuple[int, torch.Tensor, Any]] = []
+
+    def keep(layer: int) -> Callable[..., None]:
+        return lambda _, args, output: seen.append((layer, args[0].reshape(-1, args[0].shape[-1]), output))
+
+    for layer, module in enumerate(model.model.layers):
+        module.mlp.gate.register_forward_hook(keep(layer))
+    model(input_ids=input_ids, use_cache=False)
+    return seen
+
+
+@pytest.mark.parametrize("generate", [False, True], ids=["prompts", "generation"])
+@pytest.mark.parametrize("passes", ORDERS)
+def test_each_visit_has_the_rows_of_its_own_call(
+    passes: int, generate: bool, tmp_path: Path, moewh: Callable[..., Result]
+) -> None:
+    model = saved(tmp_path / "model", passes)
+    (tmp_path / "p.txt").write_text(TEXT + "\n")
+    more = ["--router-logits", "--hidden-states", "all", *(["--generate", "5"] if generate else [])]
+    result = moewh("ingest", "--model", str(tmp_path / "model"), "--prompts", str(tmp_path / "p.txt"), *more)
+    assert result.exit_code == 0, result.output
+    connection = open_warehouse(Layout(tmp_path / "wh"))
+
+    def fetch(sql: str) -> list[tuple[Any, ...]]:
+        return connection.sql(sql).fetchall()
+
+    assert fetch("select layer, module from layers order by layer") == [
+        (visit, f"model.layers.{layer}.mlp.experts") for visit, layer in enumerate(ORDERS[passes])
+    ]
+    assert fetch("select num_hidden_layers, num_moe_layers from runs") == [(len(ORDERS[passes]),) * 2]
+
+    ids = [token for (token,) in fetch("select vocab_id from tokens order by token_id")]
+    seen = routers_seen(model, torch.tensor([ids]))
+    assert [layer for layer, _, _ in seen] == ORDERS[passes]
+    for visit, (_, hidden_TH, (logits_TE, weights_TK, ids_TK)) in enumerate(seen):
+        stored = fetch(f"select list(expert order by expert), list(weight order by expert) from routing "
+                       f"where layer = {visit} group by token_id order by token_id")  # fmt: skip
+        of_token = zip(ids_TK.tolist(), weights_TK.tolist(), strict=True)
+        expected = [sorted(zip(experts, weights, strict=True)) for experts, weights in of_token]
+        expected = expected[: len(stored)]  # the last generated token is not fed to the model
+        assert len(stored) >= len(TEXT)
+        assert [row[0] for row in stored] == [[expert for expert, _ in pairs] for pairs in expected]
+        assert_close([row[1] for row in stored], [[weight for _, weight in pairs] for pairs in expected])
+        for table, column, right in (("router_logits", "logits", logits_TE), ("hidden_states", "vector", hidden_TH)):
+            found = fetch(f"select {column} from {table} where layer = {visit} order by token_id")
+            assert_close([row[0] for row in found], right[: len(stored)].tolist())
+
+    for command in ("check", "verify"):
+        assert moewh(command).exit_code == 0
+    measured = moewh("geometry", "--model", str(tmp_path / "model"))
+    assert measured.exit_code == 0, measured.output
+    assert moewh("check").exit_code == 0
+
+
+def assert_close(found: Any, expected: Any) -> None:
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("claimed", [1, 2, 4])
+def test_another_number_of_passes_than_promised_is_refused_by_name(
+    claimed: int, tmp_path: Path, moewh: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path / "model", 3)
+    (tmp_path / "p.txt").write_text(TEXT + "\n")
+
+    def claim(config: Any, layer: int) -> list[int]:
+        config = type(config)(**{**config.to_dict(), "loop_num_passes": claimed})
+        return visits(config, layer)
+
+    monkeypatch.setattr("moewh.ingest.model.layers.visits", claim)
+    monkeypatch.setattr("moewh.ingest.model.expected.visits", claim)
+    result = moewh("ingest", "--model", str(tmp_path / "model"), "--prompts", str(tmp_path / "p.txt"))
+    assert result.exit_code == 1
+    assert "model.layers.1.mlp.experts" in result.stderr
+    assert "in one forward pass" in result.stderr or "not called in a forward pass" in result.stderr
+    assert not (tmp_path / "wh").exists()
+
+
+def test_inspect_says_that_layers_run_more_than_once(tmp_path: Path) -> None:
+    model = saved(tmp_path / "model", 3)
+    assert [site.visit for site in find_sites(model, model.config).sites] == [0, 0, 0, 1, 1, 2, 2, 0]
+    shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "model")]).stdout
+    assert "0-7, visits of 4 modules" in shown

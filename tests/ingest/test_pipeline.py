@@ -1,0 +1,227 @@
+"""The pipeline: several processes, memory that runs out, errors in any stage; always the same rows."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from moewh.ingest import run as pipeline
+from moewh.ingest.capture.forward import BatchRunner
+from moewh.ingest.options import IngestOptions
+from moewh.ingest.processes import Process, this_process
+from moewh.ingest.run import Progress, Summary, ingest
+from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.views.base import open_warehouse
+from tests.ingest.test_ingest import contents, write_prompts
+from tests.support.models import save_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_prompts(tmp_path_factory.mktemp("prompts") / "p.jsonl", 100)
+
+
+def run(warehouse: Path, model: Path, prompts: Path, progress: Progress | None = None, **options: Any) -> Summary:
+    chosen = {"segment_rows": 600, **options}
+    return ingest(IngestOptions(model=str(model), prompts=(str(prompts),), **chosen), Layout(warehouse), progress)
+
+
+def rows(warehouse: Path) -> dict[tuple[int, ...], float]:
+    """{(token_id, layer, expert): weight}"""
+    connection = open_warehouse(Layout(warehouse))
+    stored = connection.execute("select token_id, layer, expert, weight from routing").fetchall()
+    return {(token, layer, expert): weight for token, layer, expert, weight in stored}
+
+
+# ------------------------------------------------------------------------------------------- several processes
+
+
+@pytest.mark.parametrize(
+    ("environment", "process"),
+    [
+        ({}, Process(0, 1, 0)),
+        ({"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, Process(2, 4, 1)),
+        ({"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "3"}, Process(3, 8, 3)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, Process(0, 1, 0)),
+        ({"RANK": "0"}, Process(0, 1, 0)),
+    ],
+)
+def test_process_is_read_from_the_environment(environment: Mapping[str, str], process: Process) -> None:
+    assert this_process(environment) == process
+
+
+@pytest.mark.parametrize("environment", [{"RANK": "4", "WORLD_SIZE": "4"}, {"RANK": "x", "WORLD_SIZE": "4"}])
+def test_senseless_environment_is_refused(environment: Mapping[str, str]) -> None:
+    with pytest.raises(UsageError, match="name no process"):
+        this_process(environment)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_shares_of_any_world_add_up_to_the_same_files(
+    world: int, tmp_path: Path, model: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = run(tmp_path / "one", model, prompts).segments
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    written = []
+    for rank in reversed(range(world)):
+        monkeypatch.setenv("RANK", str(rank))
+        written.append(len(run(tmp_path / "many", model, prompts).written))
+    assert sum(written) == planned
+    assert max(written) - min(written) <= 1
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+
+
+def test_another_world_size_completes_the_rest(
+    tmp_path: Path, model: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "one", model, prompts)
+    for rank, world in ((1, 3), (0, 2), (0, 1)):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", str(world))
+        run(tmp_path / "many", model, prompts)
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+    assert not list((tmp_path / "many" / ".staging" / "prompts").glob("*.parquet"))
+
+
+def test_torchrun_with_one_process_killed_and_all_restarted(tmp_path: Path, model: Path) -> None:
+    prompts = write_prompts(tmp_path / "p.jsonl", 600)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["--no-python", str(Path(sys.executable).with_name("moewh")), "ingest", "--model", str(model)]
+    command += ["--prompts", str(prompts), "--segment-rows", "600", "--warehouse", str(tmp_path / "many")]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    first = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+    def committed() -> int:
+        return len(list((tmp_path / "many").glob("segments/run_id=tiny*/segment=*")))
+
+    deadline = time.monotonic() + 90
+    while committed() < 3 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    workers = subprocess.run(["pgrep", "-P", str(first.pid)], capture_output=True, text=True, check=True)
+    os.kill(int(workers.stdout.split()[0]), signal.SIGKILL)
+    assert first.wait(60) != 0
+    left = committed()
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "moewh[0]: " in again.stderr
+    assert "moewh[1]: " in again.stderr
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    planned = run(tmp_path / "one", model, prompts).segments
+    torch.set_num_threads(threads)
+    assert 3 <= left < planned
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+
+
+# ------------------------------------------------------------------------------------------------------ memory
+
+
+def short_of_memory(monkeypatch: pytest.MonkeyPatch, most_tokens: int) -> list[int]:
+    """Let forward passes over more padded tokens than this run out of memory; return the sizes tried."""
+    tried = []
+    real = BatchRunner._launch
+
+    def launch(self: Any, batch: Any) -> Any:
+        tried.append(batch.input_ids_BS.size)
+        if batch.input_ids_BS.size > most_tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+        return real(self, batch)
+
+    monkeypatch.setattr(BatchRunner, "_launch", launch)
+    return tried
+
+
+def test_out_of_memory_halves_the_batch_and_keeps_the_rows(
+    tmp_path: Path, model: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "quiet", model, prompts, segment_rows=10**6)
+    tried = short_of_memory(monkeypatch, 1_000)
+    run(tmp_path / "short", model, prompts, segment_rows=10**6)
+    assert tried[0] > 1_000
+    quiet, short = rows(tmp_path / "quiet"), rows(tmp_path / "short")
+    assert quiet.keys() == short.keys()
+    assert max(abs(quiet[key] - short[key]) for key in quiet) <= 1e-6
+
+
+def test_size_that_failed_is_not_tried_again(
+    tmp_path: Path, model: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = short_of_memory(monkeypatch, 400)
+    run(tmp_path, model, prompts, segment_rows=6_000, batch_tokens=600)
+    assert 1 <= sum(size > 400 for size in tried) <= 2
+
+
+def test_prompt_too_large_even_alone_is_failed_and_the_rest_goes_on(
+    tmp_path: Path, model: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short_of_memory(monkeypatch, 50)
+    warnings: list[str] = []
+    run(tmp_path, model, prompts, Progress(warn=warnings.append), segment_rows=10**6)
+    connection = open_warehouse(Layout(tmp_path))
+    statuses = connection.execute(
+        "select status, min(num_tokens), max(num_tokens) from prompts group by all"
+    ).fetchall()
+    assert {status: (least, most) for status, least, most in statuses} == {"ok": (10, 50), "failed": (51, 51)}
+    failed = connection.execute("""
+        select count(*) from routing join tokens using (run_id, segment, token_id)
+        join prompts using (run_id, segment, prompt_id) where status = 'failed'
+    """)
+    assert failed.fetchone() == (0,)
+    assert all("does not fit in the device's memory even alone" in warning for warning in warnings)
+    assert connection.execute("select count(*) from prompts where status = 'failed'").fetchone() == (len(warnings),)
+
+
+# ------------------------------------------------------------------------------------------------------ errors
+
+
+def test_background_threads_as_on_a_gpu_write_the_same_files(
+    tmp_path: Path, model: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not pipeline.in_background(torch.device("cpu"))
+    assert pipeline.in_background(torch.device("cuda"))
+    run(tmp_path / "between", model, prompts, batch_tokens=200)
+    monkeypatch.setattr(pipeline, "in_background", lambda _: True)
+    run(tmp_path / "beside", model, prompts, batch_tokens=200)
+    assert contents(tmp_path / "beside") == contents(tmp_path / "between")
+
+
+@pytest.mark.parametrize("background", [True, False])
+@pytest.mark.parametrize("stage", ["tokenise", "_collect", "write_segment"])
+def test_error_in_any_stage_stops_the_run_and_keeps_whole_segments(
+    stage: str, background: bool, *, tmp_path: Path, model: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "in_background", lambda _: background)
+    planned = run(tmp_path / "quiet", model, prompts).segments
+    real, calls = getattr(pipeline, stage), [0]
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 4:
+            raise MoewhError(f"{stage} broke")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(pipeline, stage, failing)
+    with pytest.raises(MoewhError, match=f"{stage} broke"):
+        run(tmp_path / "broken", model, prompts)
+    done = len(list((tmp_path / "broken").glob("segments/run_id=tiny*/segment=*")))
+    assert 1 <= done <= 3
+    assert not list((tmp_path / "broken" / ".staging").glob("*.part"))
+    monkeypatch.setattr(pipeline, stage, real)
+    assert len(run(tmp_path / "broken", model, prompts).written) == planned - done
+    assert contents(tmp_path / "broken") == contents(tmp_path / "quiet")

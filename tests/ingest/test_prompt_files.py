@@ -1,0 +1,362 @@
+"""Files as people have them: the same records in every format, compression and place give the same prompts."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from moewh.ingest.options import IngestOptions
+from moewh.ingest.prompts.stream import PromptStream, SizeRule
+from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.files.layout import Layout
+
+RULE = SizeRule(rows_per_token=4, max_length=100, chunked=False, segment_rows=1_000)
+Rows = list[dict[str, Any]]
+RECORDS: Rows = [
+    {"text": 'é "quoted", it\tsaid', "domain": "a", "source": "s", "note": "1"},
+    {"text": "NaN", "domain": "b", "source": "s", "note": "[1,2]"},
+    {"text": "two\nlines; | more", "domain": "a", "source": "t", "note": "漢"},
+]
+EXPECTED = [
+    {
+        **{name: row[name] for name in ("text", "domain", "source")},
+        "form": "text",
+        "metadata": json.dumps({"note": row["note"]}, ensure_ascii=False, separators=(",", ":")),
+    }
+    for row in RECORDS
+]
+CHAT = [{"role": "user", "content": "hi"}]
+SHARED = [{"from": "human", "value": "hi"}]
+
+
+def stream(folder: Path, *prompts: str | Path, **options: Any) -> PromptStream:
+    return PromptStream(IngestOptions("m", tuple(map(str, prompts)), **options), Layout(folder / "wh"))
+
+
+def read(folder: Path, *prompts: str | Path, **options: Any) -> Rows:
+    with stream(folder, *prompts, **options) as opened:
+        rows: Rows = opened.read(0, opened.plan(RULE).prompts).to_pylist()
+        return rows
+
+
+def written(write: Callable[[io.BytesIO], Any]) -> bytes:
+    buffer = io.BytesIO()
+    write(buffer)
+    return buffer.getvalue()
+
+
+def delimited(delimiter: str, rows: Rows = RECORDS) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), delimiter=delimiter)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def streamed() -> bytes:
+    table = pa.Table.from_pylist(RECORDS)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+CATEGORIES = pd.DataFrame(RECORDS).astype("category")
+JSONL = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in RECORDS).encode()
+FILES: dict[str, bytes] = {
+    "lines.jsonl": JSONL,
+    "lines.ndjson": JSONL.replace(b"\n", b"\r\n"),
+    "lines.json": JSONL,
+    "array.json": json.dumps(RECORDS).encode(),
+    "indented.json": json.dumps(RECORDS, indent=2).encode() + b"\n",
+    "one-after-another.json": "\n".join(json.dumps(row, indent=1) for row in RECORDS).encode(),
+    "under-a-key.json": json.dumps({"version": "1", "tags": ["x"], "data": RECORDS}).encode(),
+    "under-a-key-indented.json": json.dumps({"rows": RECORDS}, indent=4).encode(),
+    "commas.csv": delimited(","),
+    "semicolons.csv": delimited(";"),
+    "pipes.csv": delimited("|"),
+    "tabs.csv": delimited("\t"),
+    "tabs.tsv": delimited("\t"),
+    "arrow.parquet": written(lambda out: pq.write_table(pa.Table.from_pylist(RECORDS), out)),
+    "pandas.parquet": written(lambda out: pd.DataFrame(RECORDS).to_parquet(out, index=False)),
+    "categories.parquet": written(lambda out: CATEGORIES.to_parquet(out, index=False)),
+    "categories.feather": written(CATEGORIES.to_feather),
+    "polars.parquet": written(lambda out: pl.DataFrame(RECORDS).write_parquet(out)),
+    "categorical.parquet": written(
+        lambda out: pl.DataFrame(RECORDS).with_columns(pl.all().cast(pl.Categorical)).write_parquet(out)
+    ),
+    "polars.arrow": written(lambda out: pl.DataFrame(RECORDS).write_ipc(out)),
+    "polars-zstd.feather": written(lambda out: pl.DataFrame(RECORDS).write_ipc(out, compression="zstd")),
+    "polars.csv": pl.DataFrame(RECORDS).write_csv().encode(),
+    "polars.ndjson": pl.DataFrame(RECORDS).write_ndjson().encode(),
+    "stream.arrow": streamed(),
+}
+COMPRESSED: dict[str, Callable[[bytes], bytes]] = {
+    "": lambda data: data,
+    ".gz": lambda data: gzip.compress(data[:20]) + gzip.compress(data[20:]),
+    ".zst": lambda data: pa.compress(data, "zstd", asbytes=True),
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+}
+
+
+@pytest.mark.parametrize("suffix", COMPRESSED)
+@pytest.mark.parametrize("name", FILES)
+def test_the_same_records_are_the_same_prompts(name: str, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / (name + suffix)
+    path.write_bytes(COMPRESSED[suffix](FILES[name]))
+    assert read(tmp_path, path) == EXPECTED
+
+
+@pytest.mark.parametrize("codec", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("name", [name for name in FILES if name.endswith(("json", "jsonl", "csv", "tsv"))])
+def test_byte_order_marks(name: str, codec: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(FILES[name].decode().encode(codec))
+    assert read(tmp_path, tmp_path / name) == EXPECTED
+
+
+@pytest.mark.parametrize("suffix", COMPRESSED)
+@pytest.mark.parametrize("name", ["lines.jsonl", "array.json", "tabs.tsv", "polars.parquet", "stream.arrow"])
+def test_standard_input_of_every_format(name: str, suffix: str, tmp_path: Path, monkeypatch: Any) -> None:
+    data = COMPRESSED[suffix](FILES[name])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    assert read(tmp_path, "-", prompts_format=name.split(".")[1]) == EXPECTED
+
+
+def test_a_name_that_promises_another_compression_is_not_believed(tmp_path: Path) -> None:
+    (tmp_path / "plain.jsonl.gz").write_bytes(JSONL)
+    (tmp_path / "gzip.jsonl").write_bytes(gzip.compress(JSONL))
+    assert read(tmp_path, tmp_path / "plain.jsonl.gz", tmp_path / "gzip.jsonl") == EXPECTED * 2
+
+
+def test_folders_and_patterns(tmp_path: Path) -> None:
+    folder = tmp_path / "data [v1]"
+    for place in ("b/x.jsonl", "a.csv.gz", "b/.hidden.jsonl", ".git/x.jsonl", "README.md", "LICENSE.txt", "state.json"):
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        (folder / place).write_bytes(b'{"text":"x"}\n' if place.endswith("jsonl") else b"text\na\n")
+    with stream(tmp_path, folder) as opened:
+        assert opened.read(0, opened.plan(RULE).prompts).column("source").to_pylist() == ["a.csv.gz", "b/x.jsonl"]
+        assert [Path(path).name for path in opened.skipped] == ["LICENSE.txt", "README.md", "state.json"]
+    for pattern, sources in ((f"{tmp_path}/data*/*.gz", ["data [v1]/a.csv.gz"]), (f"{tmp_path}/d*/b/*", None)):
+        rows = read(tmp_path, pattern)
+        assert [row["source"] for row in rows] == (sources or ["data [v1]/b/x.jsonl"])
+    with pytest.raises(UsageError, match=r"/\*\.parquet matches no file"):
+        read(tmp_path, f"{tmp_path}/*.parquet")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="empty matches no file"):
+        read(tmp_path, tmp_path / "empty")
+
+
+def test_what_is_no_file_is_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+        for name in ("pipe.jsonl", "socket"):
+            with pytest.raises(UsageError, match=f"{name} is no regular file"):
+                read(tmp_path, tmp_path / name)
+
+
+CHOICES: list[tuple[dict[str, Any], str | None, tuple[str, Any, Any]]] = [
+    ({"prompt": "a ", "completion": "b", "k": 1}, None, ("text", "a b", {"k": 1})),
+    ({"prompt": "a", "completion": None}, None, ("text", "a", None)),
+    ({"prompt": "a", "completion": "b"}, "prompt", ("text", "a", {"completion": "b"})),
+    ({"prompt": CHAT, "completion": CHAT}, None, ("messages", CHAT + CHAT, None)),
+    ({"prompt": CHAT, "chosen": CHAT}, None, ("messages", CHAT, {"chosen": CHAT})),
+    ({"prompt": "a", "chosen": CHAT}, "chosen", ("messages", CHAT, {"prompt": "a"})),
+    ({"text": "t", "prompt": "a"}, None, ("text", "t", {"prompt": "a"})),
+    ({"instruction": "i", "input": "", "output": "o"}, None, ("text", "i\no", None)),
+    ({"instruction": "i", "input": "x", "output": "o", "text": "t"}, "text", ("text", "t", "rest")),
+    ({"instruction": "i", "input": "x", "output": "o"}, None, ("text", "i\nx\no", None)),
+    (
+        {"conversations": [{"from": "human", "value": "hi"}]},
+        None,
+        ("messages", [{"from": "human", "value": "hi"}], None),
+    ),
+    ({"messages": CHAT, "tools": None}, None, ("messages", CHAT, {"tools": None})),
+    ({"messages": CHAT, "tools": [{"a": 1}]}, None, ("messages", {"messages": CHAT, "tools": [{"a": 1}]}, "rest")),
+    ({"messages": CHAT, "tools": "[]"}, None, ("messages", {"messages": CHAT, "tools": "[]"}, "rest")),
+    (
+        {"messages": CHAT, "documents": [{"t": "d"}], "tools": "x"},
+        None,
+        ("messages", {"messages": CHAT, "tools": "x", "documents": [{"t": "d"}]}, "rest"),
+    ),
+    ({"messages": json.dumps(CHAT)}, None, ("messages", CHAT, None)),
+    ({"input_ids": [1, 2], "attention_mask": [1, 1]}, None, ("input_ids", [1, 2], "rest")),
+    (
+        {"input_ids": [0, 2], "attention_mask": [0, 1]},
+        None,
+        ("input_ids", {"input_ids": [0, 2], "attention_mask": [0, 1]}, "rest"),
+    ),
+    ({"text": "t", "messages": CHAT}, "messages", ("messages", CHAT, {"text": "t"})),
+    ({"text": "t", "messages": CHAT}, "text", ("text", "t", {"messages": CHAT})),
+    ({"text": "t", "input_ids": [3]}, "input_ids", ("input_ids", [3], {"text": "t"})),
+    ({"ids": [3, 4]}, "ids", ("input_ids", [3, 4], None)),
+    ({"messages": "just a text"}, "messages", ("text", "just a text", None)),
+    ({"a": {"b": "t", "c": 1}}, "a.b", ("text", "t", {"a": {"c": 1}})),
+    ({"a": {"b": {"messages": CHAT}, "c": 1}}, "a.b.messages", ("messages", CHAT, {"a": {"c": 1, "b": {}}})),
+    ({"a.b": "t", "a": {"b": "u"}}, "a.b", ("text", "t", {"a": {"b": "u"}})),
+    ({"text": None, "k": 1}, None, ("text", "", {"k": 1})),
+    ({"messages": None, "k": 1}, None, ("text", "", {"k": 1})),
+]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet", "json"])
+@pytest.mark.parametrize(("record", "column", "expected"), CHOICES)
+def test_which_columns_are_the_prompt(record: Any, column: Any, expected: Any, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"p.{suffix}"
+    if suffix == "parquet":
+        table = pa.Table.from_pylist([record])
+        table = table.cast(
+            pa.schema([(f.name, pa.string() if pa.types.is_null(f.type) else f.type) for f in table.schema])
+        )
+        pq.write_table(table, path)
+    else:
+        path.write_text(json.dumps([record] if suffix == "json" else record))
+    (row,) = read(tmp_path, path, text_column=column)
+    form, text, metadata = expected
+    if metadata == "rest":
+        metadata = {name: value for name, value in record.items() if name not in (column or form, "text")}
+    assert row["form"] == form
+    assert (row["text"] if form == "text" else json.loads(row["text"])) == text
+    assert json.loads(row["metadata"] or "null") == metadata
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("record", "column", "says"),
+    [
+        ({"text": "t", "messages": CHAT}, None, "1 has both 'text' and 'messages'. Choose one with --text-column."),
+        ({"prompt": "t", "messages": CHAT}, None, "1 has both 'prompt' and 'messages'"),
+        ({"text": "t", "input_ids": [1]}, None, "1 has both 'text' and 'input_ids'"),
+        ({"messages": CHAT, "conversations": CHAT}, None, "1 has both 'messages' and 'conversations'"),
+        ({"text": "t", "messages": json.dumps(CHAT)}, None, "1 has both 'text' and 'messages'"),
+        ({"prompt": "t", "completion": CHAT}, None, "1 has a 'completion' that does not go on after its 'prompt'"),
+        ({"question": "q", "answer": "a"}, None, "it has 'question', 'answer'"),
+        ({"question": "q"}, "body", "has no"),
+        ({"a": {"c": "q"}}, "a.b", "1 has no 'a.b'; it has 'a'"),
+        ({"messages": CHAT}, "text", "has no"),
+        ({"text": ["a", "b"]}, None, "text"),
+    ],
+)
+def test_records_without_one_prompt_are_named(record: Any, column: Any, says: str, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"p.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist([record]), path)
+    else:
+        path.write_text(json.dumps(record))
+    with pytest.raises(MoewhError) as caught:
+        read(tmp_path, path, text_column=column)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_tables_choose_per_row(tmp_path: Path) -> None:
+    rows = [{"text": "t", "messages": None, "n": 1}, {"text": None, "messages": CHAT, "n": 2}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    parquet, lines = (read(tmp_path, tmp_path / f"p.{suffix}") for suffix in ("parquet", "jsonl"))
+    assert [{**row, "source": ""} for row in parquet] == [{**row, "source": ""} for row in lines]
+    assert [row["form"] for row in parquet] == ["text", "messages"]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_nested_domain(suffix: str, tmp_path: Path) -> None:
+    record = {"text": "t", "meta": {"set": {"name": "web"}, "k": 1}}
+    if suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist([record]), tmp_path / "p.parquet")
+    else:
+        (tmp_path / "p.jsonl").write_text(json.dumps(record))
+    (row,) = read(tmp_path, tmp_path / f"p.{suffix}", domain_column="meta.set.name")
+    assert (row["domain"], json.loads(row["metadata"])) == ("web", {"meta": {"k": 1, "set": {}}})
+    with pytest.raises(MoewhError, match=r"meta\.name.*Check --domain-column"):
+        read(tmp_path, tmp_path / f"p.{suffix}", domain_column="meta.name")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("p.jsonl.gz", gzip.compress(JSONL)[:-9], "damaged or cut off"),
+        ("p.csv.zst", pa.compress(JSONL, "zstd", asbytes=True)[:-5], "damaged or cut off"),
+        ("p.txt.bz2", bz2.compress(JSONL)[:-5], "damaged or cut off"),
+        ("p.json.xz", lzma.compress(JSONL)[:-5], "damaged or cut off"),
+        ("p.json", b'[{"text": "a"},\n', "is cut off"),
+        ("p.json", b'[{"text": "a"},\n{"text" "b"}]', "line 2"),
+        ("p.json", b'{"a": [{"x": 1}], "b": [{"x": 1}]}', "it has 'a', 'b'"),
+        ("p.json", b"[1]", "record 1 is not a JSON object"),
+        ("p.json", b"", "there are no prompts in"),
+        ("p.json", b"[]", "there are no prompts in"),
+        ("p.json", b"[" * 100_000 + b"]", "p.json"),
+        ("p.csv", b"text,d\n" + b"x,y\n" * 5 + b"a,b,c\n", "Row #7: Expected 2 columns, got 3"),
+        ("p.csv", "text,d\nx,y\n".encode("utf-16-le"), "is UTF-16 without a byte order mark"),
+        ("p.csv", b"text;d\nx;y\n\xff;z\n", "line 3 is not UTF-8"),
+        ("p.tsv", b"body\td\nx\ty\n", "has no column 'text'; it has 'body', 'd'"),
+        ("p.arrow", b"ARROW1 but not really", "not a readable Arrow file"),
+        ("p.arrow", streamed()[:-40], "not a readable Arrow file"),
+        ("p.parquet", FILES["arrow.parquet"][:-40], "not a readable Parquet file"),
+    ],
+)
+def test_damaged_files_are_named(name: str, content: bytes, says: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(MoewhError) as caught:
+        read(tmp_path, tmp_path / name)
+    assert says in str(caught.value)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "wh").exists()
+
+
+def test_a_row_longer_than_a_block(tmp_path: Path) -> None:
+    rows = [{"text": "a", "n": "1"}, {"text": "é" * 12_000_000, "n": "2"}, {"text": "b", "n": "3"}]
+    (tmp_path / "p.csv").write_bytes(delimited(",", rows))
+    assert [(row["text"], row["metadata"]) for row in read(tmp_path, tmp_path / "p.csv")] == [
+        (row["text"], json.dumps({"n": row["n"]}, separators=(",", ":"))) for row in rows
+    ]
+
+
+def test_delimiter_can_be_given(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_bytes(delimited("~"))
+    assert read(tmp_path, tmp_path / "p.csv", delimiter="~") == EXPECTED
+    with pytest.raises(UsageError, match="--delimiter is 'ab'"):
+        read(tmp_path, tmp_path / "p.csv", delimiter="ab")
+
+
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York"])
+def test_metadata_does_not_depend_on_the_time_zone(zone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", zone)
+    table = pa.table({"text": ["t"], "at": pa.array([0], pa.timestamp("us", "Europe/Berlin"))})
+    pq.write_table(table, tmp_path / "p.parquet")
+    assert read(tmp_path, tmp_path / "p.parquet")[0]["metadata"] == '{"at":"1970-01-01 00:00:00+00"}'
+
+
+def test_json_lines_with_numbers_json_does_not_know(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"text": "NaN", "n": NaN, "deep": [{"x": -Infinity}], "say": "NaN, Infinity"}')
+    (row,) = read(tmp_path, tmp_path / "p.jsonl")
+    assert row["text"] == "NaN"
+    assert row["metadata"] == '{"n":null,"deep":[{"x":null}],"say":"NaN, Infinity"}'
+
+
+def test_plans_of_other_options_are_not_taken(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    path.write_bytes(b"text;d,prompt\na;b,c\n")
+    layout = Layout(tmp_path / "wh")
+    seen = set()
+    for options in ({}, {"delimiter": ";"}, {"delimiter": ","}, {"text_column": "prompt"}):
+        with PromptStream(IngestOptions("m", (str(path),), **options), layout) as opened:  # type: ignore[arg-type]
+            seen.add((opened._plan, json.dumps(opened.read(0, opened.plan(RULE).prompts).to_pylist())))
+    assert len(seen) == 4

@@ -1,0 +1,329 @@
+"""Rollups: what the segment writer counts equals the SQL that defines it, and the SQL equals counting by hand."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from datetime import datetime
+from itertools import combinations, pairwise
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from moewh.ingest.capture.hooks import LayerRouting
+from moewh.ingest.families.rule import NO_ROUTE
+from moewh.ingest.prompts.readers import CANONICAL
+from moewh.ingest.prompts.tokenise import TokenisedSegment, TokenTexts
+from moewh.ingest.write.segment import RoutingBuffer, write_segment
+from moewh.warehouse.answer.engine import open_engine
+from moewh.warehouse.answer.jail import Limits
+from moewh.warehouse.answer.shell import find_duckdb
+from moewh.warehouse.files import schema
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.trust.rollups import compare
+from moewh.warehouse.views.base import QUERIES, open_warehouse
+from moewh.warehouse.views.publishing import publish
+from tests.support.models import byte_tokenizer
+from tests.support.synthetic import Run, Token, random_warehouse, word, write_table
+
+Rows = list[tuple[Any, ...]]
+ROLLUPS = [table.name for table in schema.ROLLUPS]
+
+# layer → (experts, top-k): dense layers between, different shapes, one expert per token, over 64 experts, and a
+# layer so wide that pairs are counted one by one instead of by one-hot products.
+SHAPES: dict[str, dict[int, tuple[int, int]]] = {
+    "plain": {0: (8, 2), 1: (8, 2), 2: (8, 2)},
+    "mixed": {1: (4, 1), 3: (96, 3), 4: (300, 2), 9: (8, 8)},
+    "one layer": {5: (16, 4)},
+}
+
+
+def random_segment(layers: dict[int, tuple[int, int]], seed: int, prompts: int = 30) -> tuple[TokenisedSegment, Any]:
+    """Tokens in prompts of up to two contexts with a special token each, and routing with one token in ten dropped."""
+    rng = np.random.default_rng(seed)
+    length_C = rng.integers(1, 40, 2 * prompts)
+    length_P = length_C.reshape(prompts, 2).sum(1)
+    start_C = np.cumsum(length_C) - length_C
+    tokens = int(length_C.sum())
+    special_T = np.zeros(tokens, np.bool_)
+    special_T[start_C] = True
+    domains = pa.array([["code", None, "prose", "Ünï"][n % 4] for n in range(prompts)], pa.string())
+    text = pa.array(["x"] * prompts)
+    nothing = pa.nulls(prompts, pa.string())
+    columns = {"text": text, "domain": domains}
+    segment = TokenisedSegment(
+        prompts=pa.table([columns.get(name, nothing) for name in CANONICAL.names], schema=CANONICAL),
+        text_P=text,
+        first_prompt=7,
+        status_P=["ok"] * prompts,
+        num_tokens_P=length_P,
+        prompt_T=np.repeat(np.arange(7, 7 + prompts), length_P),
+        position_T=np.concatenate([np.arange(n, dtype=np.int32) for n in length_P]),
+        context_T=np.repeat(np.tile(np.array([0, 1], np.int32), prompts), length_C),
+        vocab_id_T=(rng.zipf(1.5, tokens) % 250 + 1).astype(np.int32),
+        special_T=special_T,
+        start_C=start_C,
+        length_C=length_C,
+    )
+    return segment, {layer: random_routing(rng, tokens, *shape) for layer, shape in layers.items()}
+
+
+def random_routing(rng: np.random.Generator, tokens: int, experts: int, top_k: int) -> LayerRouting:
+    preference_E = rng.normal(size=experts)
+    ids_TK = np.argsort(rng.normal(size=(tokens, experts)) + preference_E, axis=1)[:, :top_k].astype(np.int32)
+    weights_TK = rng.random((tokens, top_k)).astype(np.float32)
+    dropped = rng.random(tokens) < 0.1
+    ids_TK[dropped], weights_TK[dropped] = NO_ROUTE, np.nan
+    return LayerRouting(ids_TK, weights_TK)
+
+
+def write_random_run(layout: Layout, layers: dict[int, tuple[int, int]], seed: int) -> Path:
+    """Write a run of one segment with the real segment writer; return the segment's folder."""
+    layout.create()
+    folder = layout.run("r")
+    write_table(folder, schema.RUNS, [{"segments_planned": 1, "created_at": datetime(2026, 1, 1)}])
+    write_table(folder, schema.LAYERS, [{"layer": n, "num_experts": e, "top_k": k} for n, (e, k) in layers.items()])
+    segment, routing = random_segment(layers, seed)
+    buffer = RoutingBuffer(len(segment.vocab_id_T))
+    buffer.add(np.arange(len(segment.vocab_id_T)), routing)
+    target = layout.segment("r", 0)
+    write_segment(layout, target, segment, buffer, identity="0" * 64, texts=TokenTexts(byte_tokenizer()), last=True)
+    return target
+
+
+def defined(folder: Path, name: str, layers: dict[int, tuple[int, int]]) -> Rows:
+    """Run a rollup's SQL file over nothing but a segment's own tables."""
+    with duckdb.connect() as connection:
+        for table in ("prompts", "tokens", "routing"):
+            source = f"read_parquet('{folder / table}.parquet', hive_partitioning = false)"
+            connection.execute(f"create table {table} as select 'r' as run_id, 0 as segment, * from {source}")
+        connection.execute("create table layers (run_id varchar, layer integer)")
+        connection.executemany("insert into layers values ('r', ?)", [[layer] for layer in layers])
+        sql = (QUERIES / "rollups" / f"{name}.sql").read_text()
+        return connection.execute(f"select * exclude (run_id, segment) from ({sql}) order by all").fetchall()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", ROLLUPS)
+def test_written_rollup_equals_its_sql(name: str, shape: str, tmp_path: Path) -> None:
+    folder = write_random_run(Layout(tmp_path), SHAPES[shape], seed=1)
+    file = pq.read_table(folder / f"{name}.parquet", partitioning=None)
+    stored = [tuple(row.values()) for row in file.to_pylist()]
+    expected = defined(folder, name, SHAPES[shape])
+    if name == "expert_counts":
+        assert [row[-1] for row in stored] == pytest.approx([row[-1] for row in expected], rel=1e-9)
+        stored, expected = [row[:-1] for row in stored], [row[:-1] for row in expected]
+    assert stored == expected  # in this order too: the file is sorted by all its columns
+    assert stored or (name == "transition_counts" and len(SHAPES[shape]) == 1)
+
+
+def test_random_segment_has_the_awkward_cases(tmp_path: Path) -> None:
+    folder = write_random_run(Layout(tmp_path), SHAPES["mixed"], seed=1)
+    kinds = pq.read_table(folder / "expert_counts.parquet", partitioning=None)
+    assert set(kinds["kind"].to_pylist()) == {"prompt", "special"}
+    assert set(kinds["domain"].to_pylist()) == {"Ünï", "code", "prose", None}
+    tokens = pq.read_table(folder / "tokens.parquet", partitioning=None)
+    routed = pq.read_table(folder / "routing.parquet", partitioning=None)
+    per_layer = Counter(routed.filter(pa.compute.equal(routed["rank"], 0))["layer"].to_pylist())
+    assert all(0.8 * len(tokens) < count < len(tokens) for count in per_layer.values())
+
+
+def test_weights_add_up_in_row_order(tmp_path: Path) -> None:
+    """Not to a tolerance: the very sum that one thread gets, one row after the other."""
+    folder = write_random_run(Layout(tmp_path), SHAPES["plain"], seed=3)
+    with open_warehouse(Layout(tmp_path)) as connection:
+        rows = connection.execute("""
+            select kind, domain, layer, expert, weight from routes order by layer, token_id, "rank"
+        """).fetchall()
+    sums: dict[tuple[Any, ...], float] = {}
+    for *key, weight in rows:
+        sums[tuple(key)] = sums.get(tuple(key), 0.0) + weight
+    stored = pq.read_table(folder / "expert_counts.parquet", partitioning=None).to_pylist()
+    assert {tuple(row[c] for c in ("kind", "domain", "layer", "expert")): row["weight_sum"] for row in stored} == sums
+
+
+# ------------------------------------------------------------------------------------------ the SQL, by hand
+
+
+@pytest.fixture(scope="module")
+def random(tmp_path_factory: pytest.TempPathFactory) -> tuple[Layout, list[Run]]:
+    return random_warehouse(tmp_path_factory.mktemp("rollups") / "wh")
+
+
+def each_token(run: Run) -> Iterator[tuple[int, str | None, Token]]:
+    """Every token with its segment and domain."""
+    for number, prompts in enumerate(run.segments):
+        for prompt in prompts:
+            for token in prompt.tokens:
+                yield number, prompt.domain, token
+
+
+def counted(rows: Iterator[tuple[Any, ...]]) -> Rows:
+    return [(*key, n) for key, n in Counter(rows).items()]
+
+
+def brute_expert_counts(run: Run) -> Rows:
+    found: dict[tuple[Any, ...], list[Any]] = {}
+    for segment, domain, token in each_token(run):
+        for layer, chosen in token.choices.items():
+            for rank, (expert, weight) in enumerate(chosen):
+                entry = found.setdefault((segment, token.kind, domain, layer, expert), [0, 0, 0.0])
+                entry[0] += 1
+                entry[1] += rank == 0
+                entry[2] += weight
+    return [(*key, *entry) for key, entry in found.items()]
+
+
+def brute_pair_counts(run: Run) -> Rows:
+    return counted(
+        (segment, token.kind, domain, layer, a, b)
+        for segment, domain, token in each_token(run)
+        for layer in token.choices
+        for a, b in combinations(sorted(token.experts(layer)), 2)
+    )
+
+
+def brute_transition_counts(run: Run) -> Rows:
+    both: Counter[tuple[Any, ...]] = Counter()
+    first: Counter[tuple[Any, ...]] = Counter()
+    for segment, domain, token in each_token(run):
+        for layer, following in pairwise(sorted(run.layers)):
+            here, there = token.experts(layer), token.experts(following)
+            key = (segment, token.kind, domain, layer, following)
+            both.update((*key, i, j) for i in here for j in there)
+            first.update((*key, i, j) for i, j in zip(here[:1], there[:1], strict=False))
+    return [(*key, n, first[key]) for key, n in both.items()]
+
+
+def brute_affinity_counts(run: Run) -> Rows:
+    return counted(
+        (segment, token.kind, layer, expert, token.vocab_id)
+        for segment, _, token in each_token(run)
+        for layer in token.choices
+        for expert in token.experts(layer)
+    )
+
+
+def brute_vocab_counts(run: Run) -> Rows:
+    return counted(
+        (segment, token.kind, layer, token.vocab_id, word(token.vocab_id))
+        for segment, _, token in each_token(run)
+        for layer in token.choices
+    )
+
+
+def brute_repetition_counts(run: Run) -> Rows:
+    found: dict[tuple[Any, ...], list[int]] = {}
+    for number, prompts in enumerate(run.segments):
+        for prompt in prompts:
+            for a, b in pairwise(prompt.tokens):
+                for layer in a.choices.keys() & b.choices.keys():
+                    if a.counted and b.counted:
+                        entry = found.setdefault((number, prompt.domain, layer), [0, 0, 0])
+                        entry[0] += 1
+                        entry[1] += a.experts(layer)[0] == b.experts(layer)[0]
+                        entry[2] += bool({*a.experts(layer)} & {*b.experts(layer)})
+    return [(*key, *entry) for key, entry in found.items()]
+
+
+@pytest.mark.parametrize("name", ROLLUPS)
+def test_rollup_sql_equals_brute_force(name: str, random: tuple[Layout, list[Run]]) -> None:
+    layout, runs = random
+    brute = globals()[f"brute_{name}"]
+    with open_warehouse(layout) as connection:
+        rows = connection.execute((QUERIES / "rollups" / f"{name}.sql").read_text()).fetchall()
+    expected = sorted(((run.run_id, *row) for run in runs for row in brute(run)), key=repr)
+    got = sorted(rows, key=repr)
+    if name == "expert_counts":
+        assert [row[-1] for row in got] == pytest.approx([row[-1] for row in expected], rel=1e-12)
+        got, expected = [row[:-1] for row in got], [row[:-1] for row in expected]
+    assert got == expected
+
+
+def test_rollup_files_are_the_tables() -> None:
+    assert sorted(path.stem for path in (QUERIES / "rollups").glob("*.sql")) == sorted(ROLLUPS)
+
+
+@pytest.mark.parametrize("name", ROLLUPS)
+def test_rollup_columns_are_those_of_the_table(name: str, random: tuple[Layout, list[Run]]) -> None:
+    with open_warehouse(random[0]) as connection:
+        sql = (QUERIES / "rollups" / f"{name}.sql").read_text()
+        defined_columns = connection.execute(f"describe ({sql})").fetchall()
+        stored_columns = connection.execute(f"describe {name}").fetchall()
+    assert [row[:2] for row in defined_columns] == [row[:2] for row in stored_columns]
+
+
+# ------------------------------------------------------------------------------------------ a file that is not there
+
+READERS = {
+    "expert_counts": ("expert_load", "load_balance", "domain_specialization", "expert_token_affinity"),
+    "pair_counts": ("co_routing",),
+    "transition_counts": ("layer_transitions",),
+    "affinity_counts": ("expert_token_affinity",),
+    "vocab_counts": ("expert_token_affinity",),
+    "repetition_counts": (),
+}
+NARROW = ("", "where layer = 2", "where run_id = '007'", "where run_id = 'no such run'")
+
+
+@pytest.mark.parametrize("name", ROLLUPS)
+def test_segment_that_lacks_a_rollup_is_named(name: str, tmp_path: Path) -> None:
+    """Whatever is asked of whatever view over it, never an answer that leaves the segment out."""
+    layout, _ = random_warehouse(tmp_path / "wh")
+    folder = layout.segment("mixed", 1)
+    (folder / f"{name}.parquet").unlink()
+    with open_warehouse(layout) as connection:
+        for view in (name, *READERS[name]):
+            for narrow in NARROW if view == name else ("",):
+                with pytest.raises(duckdb.Error, match=re.escape(f"segment {folder} lacks {name}.parquet")):
+                    connection.execute(f"select count(*) from {view} {narrow}").fetchall()
+        assert connection.execute("select count(*) > 0 from routes").fetchall() == [(True,)]
+
+
+def test_shell_names_a_segment_that_lacks_a_rollup(tmp_path: Path) -> None:
+    layout, _ = random_warehouse(tmp_path / "wh")
+    (layout.segment("mixed", 1) / "pair_counts.parquet").unlink()
+    publish(layout)
+    command = [find_duckdb(), "-readonly", str(layout.database), "-c", "select max(lift) from co_routing"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "segment=1 lacks pair_counts.parquet" in done.stderr
+
+
+# ------------------------------------------------------------------------------------------ the comparison
+
+
+def test_compare_finds_nothing_in_what_was_written(tmp_path: Path) -> None:
+    write_random_run(Layout(tmp_path), SHAPES["mixed"], seed=2)
+    with open_engine("duckdb", None, Layout(tmp_path), Limits()) as ask:
+        assert list(compare(ask)) == []
+
+
+@pytest.mark.parametrize("change", ["changed", "missing", "added"])
+@pytest.mark.parametrize("name", ROLLUPS)
+def test_compare_finds_one_wrong_row(name: str, change: str, tmp_path: Path) -> None:
+    folder = write_random_run(Layout(tmp_path), SHAPES["plain"], seed=2)
+    table = next(table for table in schema.ROLLUPS if table.name == name)
+    file = folder / table.file
+    rows = pq.read_table(file, partitioning=None).to_pylist()
+    last = table.columns[-1].name
+    if change == "changed":
+        rows[3][last] += 1
+    elif change == "missing":
+        del rows[3]
+    else:
+        rows.append({**rows[3], "layer": 99})
+    pq.write_table(pa.Table.from_pylist(rows, table.arrow()), file)
+    with open_engine("duckdb", None, Layout(tmp_path), Limits()) as ask:
+        (fault,) = compare(ask)
+    assert (fault.table, fault.run_id, fault.segment) == (name, "r", 0)
+    assert {"changed": fault.stored and fault.expected, "missing": fault.expected, "added": fault.stored}[change]
+    assert (fault.stored is None, fault.expected is None) == (change == "missing", change == "added")
+    assert "layer = " in fault.key

@@ -1,0 +1,1 @@
+"""Files, views, answers and trust."""

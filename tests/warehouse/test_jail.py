@@ -1,0 +1,325 @@
+"""The jail: SQL from outside reads the warehouse and nothing else, and changes nothing; all that ships still runs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import duckdb
+import pytest
+from click.testing import CliRunner, Result
+
+from moewh.cli.main import main
+from moewh.warehouse.answer import jail, query
+from moewh.warehouse.answer.jail import Limits, open_jailed
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.views.base import view_names
+from tests.support.synthetic import random_warehouse
+
+SECRET = "the secret outside"
+ODD_NAMES = ["plain", "a b", "a'b", 'a"b', "[ab]", "a*", "a?b", "ünï日本", "-rf", "$HOME", "%41", "a;b", "a\nb"]
+
+# {secret}: a file outside; {out}: a path outside; {root}: the warehouse; {pattern}: the same as a glob pattern.
+ESCAPES: dict[str, str] = {
+    "read_text": "select content from read_text('{secret}')",
+    "read_blob": "select * from read_blob('{secret}')",
+    "read_csv": "select * from read_csv('{secret}', header = false, columns = {{'x': 'varchar'}})",
+    "read_json": "select * from read_json('{secret}')",
+    "read_parquet": "select * from read_parquet('{outside}/secret.parquet')",
+    "from file name": "from '{outside}/secret.parquet'",
+    "file uri": "select content from read_text('file://{secret}')",
+    "relative path": "select content from read_text('secret.txt')",
+    "sniff_csv": "from sniff_csv('{secret}')",
+    "parquet_metadata": "from parquet_metadata('{outside}/secret.parquet')",
+    "parquet_schema of a list": "from parquet_schema(['{outside}/secret.parquet'])",
+    "list of files": "select content from read_text(['{root}/inside.txt', '{secret}'])",
+    "dot dot": "select content from read_text('{root}/../outside/secret.txt')",
+    "dot dot after a pattern": "select content from read_text('{pattern}/*/../../outside/secret.txt')",
+    "dot dot in glob": "from glob('{pattern}/../outside/*')",
+    "glob": "from glob('{outside}/*')",
+    "glob of home": "from glob('~/*')",
+    "home": "select content from read_text('~/.bashrc')",
+    "sibling with the same beginning": "select content from read_text('{root}-copy/secret.txt')",
+    "proc": "select content from read_text('/proc/self/environ')",
+    "dev": "from read_blob('/dev/stdin')",
+    "moewh_root": "from routes where getvariable('moewh_root') is not null",
+    "getenv": "select getenv('HOME')",
+    "http": "from read_csv('http://127.0.0.1:9/x.csv')",
+    "https": "from 'https://127.0.0.1:9/x.parquet'",
+    "s3": "from read_parquet('s3://bucket/x.parquet')",
+    "hf": "from read_parquet('hf://datasets/a/b/x.parquet')",
+    "attach": "attach '{outside}/other.duckdb'",
+    "attach the published file": "attach '{root}/warehouse.duckdb'",
+    "read_duckdb": "from read_duckdb('{outside}/other.duckdb')",
+    "detach": "detach memory",
+    "use": "use memory",
+    "copy out": "copy (select 1) to '{out}'",
+    "copy into the warehouse": "copy (select 1) to '{root}/x1.csv'",
+    "copy over a segment": "copy (select 1 as x) to '{root}/segments/run_id=007/segment=0/tokens.parquet'",
+    "copy in": "copy runs from '{secret}'",
+    "copy in a CTE": "with c as (copy (select 1) to '{root}/x2.csv') select 1",
+    "copy in a nested CTE": "select * from (with c as materialized (copy (select 1) to '{root}/x3.csv') select 1)",
+    "copy, explained": "explain analyze copy (select 1) to '{root}/x4.csv'",
+    "copy, explained in parentheses": "(explain analyze copy (select 1) to '{root}/x5.csv')",
+    "insert in a CTE": "with c as (insert into runs values (1) returning *) select * from c",
+    "delete in a CTE": "with c as (delete from runs returning *) select * from c",
+    "export": "export database '{out}'",
+    "import": "import database '{outside}'",
+    "install": "install httpfs",
+    "force install": "force install httpfs from community",
+    "load": "load httpfs",
+    "load a file": "load '{outside}/x.duckdb_extension'",
+    "set": "set enable_external_access = true",
+    "set the lock": "set lock_configuration = false",
+    "set the temporary directory": "set temp_directory = '{outside}'",
+    "set home": "set home_directory = '{outside}'",
+    "reset": "reset allowed_directories",
+    "pragma": "pragma enable_profiling",
+    "pragma with a value": "pragma profiling_output = '{out}'",
+    "call": "call enable_logging('QueryLog', storage = 'file', storage_path = '{root}/logs')",
+    "logging to a file": "from enable_logging('QueryLog', storage = 'file', storage_path = '{root}/logs')",
+    "logging, upper case": "from System.Main.ENABLE_LOGGING('QueryLog', storage = 'file', storage_path = '{root}/l')",
+    "logging in a subquery": "select (select 1 from enable_logging(storage = 'file', storage_path = '{root}/l'))",
+    "logging in a string": "from query('from enable_logging(storage = ''file'', storage_path = ''{root}/l'')')",
+    "logging, serialised": "from json_execute_serialized_sql(json_serialize_sql("
+    "'from enable_logging(storage = ''file'', storage_path = ''{root}/l'')'))",
+    "logging, described": "describe (from enable_logging(storage = 'file', storage_path = '{root}/l'))",
+    "query_table": "from query_table('{outside}/secret.parquet')",
+    "checkpoint": "from checkpoint()",
+    "secrets": "from duckdb_secrets()",
+    "create secret": "create secret s (type s3, key_id 'a', secret 'b')",
+    "create table": "create table t as select 1",
+    "create view": "create or replace view routes as select 1",
+    "create macro": "create macro f() as 1",
+    "drop": "drop view routes",
+    "set variable": "set variable moewh_root = '{outside}'",
+    "prepare": "prepare p as select 1",
+    "transaction": "begin",
+    "vacuum": "vacuum",
+    "two statements": "select 1; copy (select 1) to '{root}/x6.csv'",
+    "closing the parenthesis": "select 1) union all (select content from read_text('{secret}')",
+    "closing it, then a statement": "select 1); copy (select 1) to '{root}/x7.csv'; (select 1",
+    "comment that swallows it": "select 1 /*",
+    "python variable": "from secret_frame",
+}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    """One warehouse for the tests that only read it."""
+    return random_warehouse(tmp_path_factory.mktemp("jail") / "wh")[0]
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    """A warehouse with a secret beside it."""
+    layout = random_warehouse(tmp_path / "wh")[0]
+    for folder in (tmp_path / "outside", tmp_path / "wh-copy"):
+        folder.mkdir()
+        (folder / "secret.txt").write_text(SECRET)
+        duckdb.execute(f"copy (select '{SECRET}' as x) to '{folder / 'secret.parquet'}'")
+    (layout.root / "inside.txt").write_text("what may be read")
+    with duckdb.connect(str(tmp_path / "outside" / "other.duckdb")) as connection:
+        connection.execute(f"create table t as select '{SECRET}' as x")
+    return layout
+
+
+def moewh(layout: Layout, *arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments, env={"MOEWH_WAREHOUSE": str(layout.root)})
+
+
+def everything(folder: Path) -> dict[Path, str]:
+    """Every path below a folder, with its content's digest."""
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "" for path in folder.rglob("*")}
+
+
+def fill(sql: str, layout: Layout) -> str:
+    outside = layout.root.parent / "outside"
+    return sql.format(
+        root=layout.root, pattern=layout.root, outside=outside, secret=outside / "secret.txt", out=outside / "out"
+    )
+
+
+# One warehouse for all of them: that nothing changed is part of what each one shows.
+def test_no_escape_succeeds(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(layout.root.parent / "outside")
+    before = everything(layout.root.parent)
+    for name, sql in ESCAPES.items():
+        parameters = ["-p", f"moewh_root={layout.root.parent}/outside"] if name == "moewh_root" else []
+        result = moewh(layout, "query", "-c", fill(sql, layout), "--format", "csv", *parameters)
+        assert (name, result.exit_code) in ((name, 1), (name, 2)), result.output
+        assert SECRET not in result.output, name
+        assert len(result.stderr.splitlines()) == 1, result.stderr
+        assert everything(layout.root.parent) == before, name
+    assert len(ESCAPES) >= 30
+
+
+@pytest.mark.parametrize("name", ["read_text", "copy into the warehouse", "logging to a file", "two statements"])
+def test_checks_run_in_it_too(name: str, layout: Layout) -> None:
+    file = layout.root.parent / "mine.sql"
+    file.write_text(fill(ESCAPES[name], layout))
+    before = everything(layout.root.parent)
+    result = moewh(layout, "check", str(file))
+    assert result.exit_code in (1, 2)
+    assert SECRET not in result.output
+    assert everything(layout.root.parent) == before
+
+
+def gets_out(name: str, layout: Layout) -> bool:
+    """Tell whether an escape shows the secret or changes a file."""
+    before = everything(layout.root.parent)
+    result = moewh(layout, "query", "-c", fill(ESCAPES[name], layout), "--format", "csv")
+    return SECRET in result.output or everything(layout.root.parent) != before
+
+
+@pytest.mark.parametrize("name", ["read_text", "read_parquet", "from file name", "dot dot", "list of files"])
+def test_without_the_closed_directories_files_are_read(
+    name: str, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not gets_out(name, layout)
+    monkeypatch.setattr(jail, "_close", lambda *_: None)
+    assert gets_out(name, layout)
+
+
+@pytest.mark.parametrize("name", ["copy into the warehouse", "copy over a segment", "copy, explained"])
+def test_without_the_subquery_files_are_written(name: str, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not gets_out(name, layout)
+    monkeypatch.setattr(jail, "jailed_statement", lambda _connection, _source, sql: sql)
+    assert gets_out(name, layout)
+
+
+@pytest.mark.skipif(duckdb.__version__ >= "2", reason="since 2.0 the lock stops it")
+@pytest.mark.parametrize("name", ["logging to a file", "logging in a string", "logging, serialised"])
+def test_without_the_list_of_readers_logging_passes_the_lock(
+    name: str, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["query", "-c", fill(ESCAPES[name], layout)]
+    assert moewh(layout, *arguments).exit_code == 2
+    monkeypatch.setattr(jail, "_table_functions", lambda _tree: set())
+    assert moewh(layout, *arguments).exit_code == 0
+
+
+def test_unsafe_lifts_it_by_name(layout: Layout) -> None:
+    secret = layout.root.parent / "outside" / "secret.txt"
+    sql = f"select content from read_text('{secret}')"
+    refused = moewh(layout, "query", "-c", sql)
+    assert "--unsafe" in refused.stderr
+    assert SECRET in moewh(layout, "query", "--unsafe", "-c", sql).output
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "select 1 as x;",
+        "select 1 as x -- said;\n;",
+        "-- a; header\nselect 1 as x /* ; */ ; -- the end;",
+        "from (select 1 as x)",
+        "with a as (select 1 as x) from a",
+        "values (1)",
+        "(select 1 as x) order by 1",
+        "select ';' as s, $$a;b$$ as t, 1 as \"x;\"",
+        "describe routes",
+        "show tables",
+        "summarize runs",
+        "pivot (select 1 as a, 2 as b) on a in (1) using sum(b)",
+        "from range(3)",
+        "from duckdb_columns()",
+        "from read_parquet('{root}/segments/run_id=007/segment=*/tokens.parquet')",
+        "from parquet_metadata('{root}/segments/run_id=007/segment=0/tokens.parquet')",
+        "from glob('{root}/segments/*')",
+        "select count(*) over () from routes limit 3",
+    ],
+)
+def test_what_reads_the_warehouse_is_allowed(sql: str, shared: Layout) -> None:
+    result = moewh(shared, "query", "-c", sql.format(root=shared.root), "--format", "csv")
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
+def test_everything_shipped_runs(shared: Layout) -> None:
+    values = {"layer": 2, "other_layer": 3, "expert": 1, "run": "007", "other_run": "mixed"}
+    for name in (*view_names(), *query.saved_names()):
+        needed = query.find_query(name).required
+        parameters = [part for key in sorted(needed) for part in ("-p", f"{key}={values.get(key, 'x')}")]
+        for form in ("csv", "table"):
+            result = moewh(shared, "query", name, "--format", form, *parameters)
+            assert (result.exit_code, result.stderr) == (0, ""), name
+    assert moewh(shared, "check").exit_code == 0
+
+
+def test_the_published_file_is_not_opened(layout: Layout) -> None:
+    """Whoever hands on a warehouse may have put any view into it; moewh makes its own."""
+    with duckdb.connect(str(layout.database)) as connection:
+        connection.execute("create view expert_load as select 'hostile' as x")
+    assert "hostile" not in moewh(layout, "query", "expert_load").output
+    layout.database.write_text("no database")
+    assert moewh(layout, "query", "expert_load").exit_code == 0
+
+
+def test_answers_keep_their_order_inside(shared: Layout) -> None:
+    rows = moewh(shared, "query", "-c", "select range as x from range(5000) order by hash(range)", "--format", "csv")
+    expected = duckdb.execute("select range from range(5000) order by hash(range)").fetchall()
+    assert rows.stdout.split()[1:] == [str(row[0]) for row in expected]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_roots_of_any_name(name: str, tmp_path: Path) -> None:
+    layout, _ = random_warehouse(tmp_path / name)
+    (tmp_path / name / "a.txt").write_text("inside")
+    (tmp_path / "b.txt").write_text("outside")
+    for form in ("csv", "table"):
+        assert moewh(layout, "query", "expert_load", "--format", form).exit_code == 0
+    output = tmp_path / f"{name}.parquet"
+    assert moewh(layout, "query", "expert_load", "-o", str(output)).exit_code == 0
+    assert output.is_file()
+    outside = str(tmp_path / "b.txt").replace("'", "''")
+    assert moewh(layout, "query", "-c", f"select content from read_text('{outside}')").exit_code == 1
+
+
+@pytest.mark.parametrize("name", ["a\\b", "a\udcffb"])
+def test_roots_that_duckdb_cannot_name_are_refused(name: str, tmp_path: Path) -> None:
+    result = moewh(Layout(tmp_path / name), "refresh")
+    assert (result.exit_code, "DuckDB cannot" in result.stderr) == (2, True), result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_root_through_a_link_or_dots(layout: Layout, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(layout.root)
+    for root in (tmp_path / "link", tmp_path / "outside" / ".." / "wh"):
+        result = moewh(layout, "query", "expert_load", "--format", "csv", "--warehouse", str(root))
+        assert (result.exit_code, result.stderr) == (0, "")
+
+
+# ------------------------------------------------------------------------------------------ limits
+
+
+@pytest.mark.parametrize(
+    "sql",
+    ["select count(*) from range(1000000000000)", "select sleep_ms(60000)", "from range(1000000000000)"],
+)
+def test_timeout_stops_a_query(sql: str, shared: Layout) -> None:
+    result = moewh(shared, "query", "-c", sql, "--timeout", "0.3", "-o", os.devnull, "--format", "csv")
+    assert (result.exit_code, result.stderr) == (1, "moewh: the query took longer than --timeout 0.3 seconds.\n")
+
+
+def test_timeout_lets_a_quick_query_be(shared: Layout) -> None:
+    assert moewh(shared, "query", "-c", "select 1", "--timeout", "60").exit_code == 0
+    assert moewh(shared, "query", "-c", "select 1", "--timeout", "0").exit_code == 2
+
+
+def test_memory_limit(shared: Layout) -> None:
+    heavy = "select count(distinct hash(range)), max(md5(range::varchar)) from range(30000000)"
+    result = moewh(shared, "query", "-c", heavy, "--memory-limit", "1MB", "--timeout", "60")
+    assert (result.exit_code, "Out of Memory" in result.stderr) == (1, True), result.output
+    assert "is no size" in moewh(shared, "query", "-c", "select 1", "--memory-limit", "much").stderr
+
+
+def test_spill_is_private_and_removed(shared: Layout) -> None:
+    with open_jailed(shared, Limits(memory="50MB")) as connection:
+        (scratch,) = shared.staging.glob("query.*")
+        assert scratch.stat().st_mode & 0o077 == 0
+        rows = connection.execute(
+            "select count(*) from (select range, md5(range::varchar) as m from range(2000000) order by m)"
+        ).fetchall()
+        assert rows == [(2_000_000,)]
+    assert list(shared.staging.glob("query.*")) == []

@@ -1,0 +1,343 @@
+"""A parameter's type is its own, whatever its value looks like; and what a value names must exist, on every query."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from moewh.cli.main import main
+from moewh.warehouse.answer import query as queries
+from moewh.warehouse.answer.engine import Engine, open_engine
+from moewh.warehouse.answer.existence import nearest
+from moewh.warehouse.answer.jail import Limits
+from moewh.warehouse.answer.parameters import KINDS, kinds_of, numeric_parameters
+from moewh.warehouse.answer.query import Query, Value, saved_names
+from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.trust.check import shipped_checks
+from tests.support.synthetic import Prompt, Run, Token, random_run, random_warehouse, word, write_run
+
+TEXTS = (
+    *("2.10", "2.1", "1e5", "100000", "True", "true", "7318e52", "007", "7", "+5", "5", "0x10", "16", "1_000", "1000"),
+    *(
+        " 5",
+        "nan",
+        "inf",
+        "null",
+        "NULL",
+        "2024-01-15",
+        "20240115",
+        "it's",
+        'a"b',
+        "a\\b",
+        "\\",
+        "é",
+        "",
+        "-0",
+        "1.",
+        "x",
+    ),
+    *("$run", "getvariable('run')", "--", "%", "a,b", "'"),
+)
+"""Texts of which many are equal once they are taken for numbers, booleans or dates."""
+RUN_IDS = [
+    text for text in TEXTS if text.replace(".", "").replace("_", "").replace("-", "").isalnum() and text[0] not in "-é"
+]
+SHIPPED = [*map(queries.find_query, saved_names()), *shipped_checks()]
+
+
+def name_of(query: Query) -> str:
+    return query.source
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    return random_warehouse(tmp_path_factory.mktemp("parameters") / "wh")[0]
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    """A run for each text that can be a run's name, and one with a domain for each text."""
+    made = Layout(tmp_path_factory.mktemp("texts") / "wh")
+    made.create()
+    token = Token(3, {0: [(1, 0.5)]})
+    for run_id in RUN_IDS:
+        write_run(made, Run(run_id, {0: (2, 1)}, [[Prompt([token], run_id)]], {"series": run_id}))
+    write_run(made, Run("domains", {0: (2, 1)}, [[Prompt([token], text) for text in TEXTS]]))
+    return made
+
+
+@pytest.fixture(scope="module")
+def ask(layout: Layout) -> Iterator[Engine]:
+    with open_engine("duckdb", None, layout, Limits()) as opened:
+        yield opened
+
+
+def rows(ask: Engine, query: Query, values: Mapping[str, Value]) -> list[tuple[Any, ...]]:
+    found = ask(query, values)
+    assert found is not None
+    return found.execute().fetchall()
+
+
+def moewh(layout: Layout, *arguments: str) -> Result:
+    return CliRunner().invoke(main, [*arguments], env={"MOEWH_WAREHOUSE": str(layout.root)})
+
+
+def answer(layout: Layout, *arguments: str) -> list[dict[str, Any]]:
+    result = moewh(layout, "query", *arguments, "--format", "json")
+    assert result.exit_code == 0, result.stderr
+    return list(json.loads(result.stdout))
+
+
+def quoted(text: str) -> str:
+    """A value as one gives it whatever it is: in quotes."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+# ------------------------------------------------------------------------------------------ text stays text
+
+
+OWN = [
+    "select run_id, domain from prompts where run_id = $run",
+    "select run_id from routes where run_id = getvariable('run')",
+    "select run_id from routes where getvariable('run') is null or run_id = getvariable('run')",
+    "select run_id from routes where run_id in ($run, 'x~')",
+    "select r as run_id from (select run_id as r from routes) where r = $run",
+    "select run_id from routes where lower(run_id) = lower($run) and run_id = $run",
+    "select run_id from routes where run_id = coalesce($run, run_id)",
+    "select run_id from routes where starts_with(run_id, $run) and length(run_id) = length($run)",
+]
+
+
+@pytest.mark.parametrize("sql", ["domain_experts", "load_matrix", *OWN])
+def test_a_run_is_its_name(sql: str, texts: Layout) -> None:
+    query = Query("-c", sql) if sql in OWN else queries.find_query(sql)
+    with open_engine("duckdb", None, texts, Limits()) as ask:
+        for run_id in RUN_IDS:
+            for value in (run_id, quoted(run_id)):
+                found = rows(ask, query, dict(queries.parse_parameters((f"run={value}",))))
+                assert {row[0] for row in found} == {run_id}
+
+
+def test_a_domain_is_its_name(texts: Layout) -> None:
+    own = "select domain from domain_specialization where domain = $domain and run_id = 'domains' and tokens > 0"
+    with open_engine("duckdb", None, texts, Limits()) as ask:
+        for domain in TEXTS:
+            values = dict(queries.parse_parameters((f"domain={quoted(domain)}",)))
+            assert rows(ask, Query("-c", own), values) == [(domain,)]
+            paths = rows(ask, queries.find_query("expert_paths"), {**values, "run": "domains"})
+            assert [row[2] for row in paths] == [1]
+
+
+@pytest.mark.parametrize("sql", ["select $x as x", "select getvariable('x') as x", "select $x || '' as x"])
+def test_a_value_without_a_type_is_text(sql: str, ask: Engine) -> None:
+    for text in TEXTS:
+        assert rows(ask, Query("-c", sql), {"x": text}) == [(text,)]
+
+
+@pytest.mark.parametrize("text", ["2.10", "True", "'007'", "it's", " 5"])
+def test_the_command_takes_a_value_as_it_is(text: str, layout: Layout) -> None:
+    assert answer(layout, "-c", "select $x as x", "-p", f"x={text}") == [
+        {"x": text.strip("'") if text[0] == "'" else text}
+    ]
+
+
+NUMBERS = [
+    ("select count(*) as n from experts where run_id = '007' and layer = $x", "2", 6),
+    ("select count(*) as n from experts where run_id = '007' and layer = getvariable('x')", "2", 6),
+    ("select count(*) as n from experts where run_id = '007' and expert > $x", "3.5", 6),
+    ("select count(*) as n from experts where run_id = '007' and expert > coalesce($x, 0)", "4", 3),
+    ("select count(*) as n from experts where run_id = '007' and expert between $x and 9", "1e0", 15),
+    ("select count(*) as n from (select 1 from experts limit $x)", "5", 5),
+    ("select $x + 1 as n", "1", 2),
+    ("select 7 % getvariable('x') as n", "4", 3),
+    ("select count(*) as n from range($x)", "12", 12),
+    ("select round(2.345, $x)::double as n", "1", 2.3),
+    ("select sum(expert) > $x as n from experts", "0.5", True),
+    ("select case when $x then 1 else 2 end as n", "true", 1),
+    ("select count(*) as n from runs where created_at > $x", "2025-12-31", 6),
+]
+
+
+@pytest.mark.parametrize(("sql", "text", "expected"), NUMBERS, ids=[sql for sql, *_ in NUMBERS])
+def test_numbers_in_own_sql_work(sql: str, text: str, expected: Any, layout: Layout) -> None:
+    assert answer(layout, "-c", sql, "-p", f"x={text}") == [{"n": expected}]
+
+
+@pytest.mark.parametrize("number", ["2.10", "2.5", "1.9"])
+def test_a_fraction_is_not_rounded_to_a_layer(number: str, layout: Layout) -> None:
+    for compared in ("layer in ($x, -1)", "layer + 0 = $x", "layer >= $x and layer <= $x"):
+        assert answer(layout, "-c", f"select * from experts where {compared}", "-p", f"x={number}") == []
+
+
+def test_a_parameter_of_both_texts_and_numbers_is_text() -> None:
+    assert numeric_parameters(Query("-c", "select $a from experts where layer = $a or run_id = $a"), {"a"}) == set()
+
+
+def test_a_header_of_ones_own_declares_types(layout: Layout, tmp_path: Path) -> None:
+    file = tmp_path / "mine.sql"
+    file.write_text(
+        "-- mine: a question.\n-- Parameters:\n--   like (text): a pattern.\n--   at (layer): where.\n"
+        "select distinct run_id from experts where run_id like $like and layer >= $at order by run_id\n"
+    )
+    assert [row["run_id"] for row in answer(layout, str(file), "-p", "like=step%", "-p", "at=3")][:1] == ["step-1"]
+    assert "at is a whole number" in moewh(layout, "query", str(file), "-p", "like=x", "-p", "at=x").stderr
+    assert "no MoE layer 9" in moewh(layout, "query", str(file), "-p", "like=x", "-p", "at=9").stderr
+
+
+# ------------------------------------------------------------------------------------------ types of shipped queries
+
+WRONG = {
+    "INTEGER": ["abc", "2.0", "2.10", "1e1", "0x10", "1_000", " 1", "1 ", "", "true", "nan", "inf", "9" * 50, "\uff11"],
+    "DOUBLE": ["abc", "0x10", "1_0", " 1", "", "true", "nan", "inf", "-inf", "1e999", "1,5", "\uff11"],
+    "ids": ["", "x", "3,x", "3;17", "[3]", "3,,4", ",", "1.0", "-1", "9" * 30],
+}
+
+
+def wrong_values(kind: str) -> list[str]:
+    if KINDS[kind].ids:
+        return WRONG["ids"]
+    below = ["-1"] if KINDS[kind].least == 0 else []
+    return [*WRONG.get(KINDS[kind].type, []), *below, *(["1.5"] if kind == "share" else [])]
+
+
+@pytest.mark.parametrize("query", SHIPPED, ids=name_of)
+def test_what_is_not_of_its_type_is_refused(query: Query, ask: Engine) -> None:
+    values = existing(query)
+    for name, kind in kinds_of(query).items():
+        for text in wrong_values(kind):
+            with pytest.raises(UsageError, match=f"{name} is a "):
+                ask(query, {**values, name: text})
+
+
+# ------------------------------------------------------------------------------------------ what does not exist
+
+EXISTING: dict[str, Value] = {
+    "run": "step-30",
+    "run of the same tokens": "step-1",
+    "series": "trained",
+    "domain": "code",
+    "token": word(4),
+    "layer": "3",
+    "expert": "4",
+    "prompt ids": "0,3",
+    "token ids": "1,2",
+    "count": "5",
+    "share": "0.01",
+    "ratio": "1.01",
+}
+MISSING: dict[str, tuple[str, str]] = {
+    "run": ("step-3", r"there is no run 'step-3'\. Did you mean 'step-30'.* Runs: 007, mixed, step-1, step-20"),
+    "run of the same tokens": ("mixed", r"runs step-30 and mixed do not have the same tokens.*: step-1, step-20\."),
+    "series": ("Trained", r"there is no series 'Trained' in any run\. Did you mean 'trained'\? Series: 'trained'\."),
+    "domain": (
+        "proze",
+        r"there is no domain 'proze'.* Did you mean 'prose'\? Domains: 'code', 'prose'\. Some .* no domain",
+    ),
+    "token": (" quick", r"there is no token ' quick'.* Did you mean 'quick'"),
+    "layer": ("1", r"there is no MoE layer 1 in .*MoE layers: 0, 3, 4\."),
+    "expert": ("5", r"there is no expert 5 at layer 3 in .*Experts: 0 to 4\."),
+    "prompt ids": ("0,99", r"there is no prompt 99 in .*Prompts: 0 to 31\."),
+    "token ids": ("1,2,999", r"there is no token 999 in .*A token_id is prompt_id \* 16777216"),
+}
+"""Kind → a value of its type that is not in the warehouse, and what is said. Layers and experts are those of a run."""
+
+
+def existing(query: Query) -> dict[str, Value]:
+    return {name: EXISTING[kind] for name, kind in kinds_of(query).items()}
+
+
+@pytest.mark.parametrize("query", SHIPPED, ids=name_of)
+def test_what_does_not_exist_is_named_with_what_does(query: Query, ask: Engine) -> None:
+    values, kinds = existing(query), kinds_of(query)
+    assert kinds.keys() == query.variables
+    if "series" in kinds.values() or "run" in kinds.values():
+        rows(ask, query, values)
+    for name, kind in kinds.items():
+        if kind in MISSING:
+            value, says = MISSING[kind]
+            with pytest.raises(MoewhError, match=says) as caught:
+                ask(query, {**values, name: value})
+            assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize("query", [*map(queries.find_query, saved_names())], ids=name_of)
+def test_what_does_not_exist_leaves_the_file_alone(query: Query, layout: Layout, tmp_path: Path) -> None:
+    kinds = kinds_of(query)
+    name = next(name for name, kind in kinds.items() if kind in MISSING)
+    given = {**existing(query), name: MISSING[kinds[name]][0]}
+    file = tmp_path / "out.csv"
+    file.write_text("old")
+    arguments = [part for key, value in given.items() for part in ("-p", f"{key}={value}")]
+    result = moewh(layout, "query", query.source.removesuffix(".sql"), *arguments, "-o", str(file))
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert len(result.stderr.splitlines()) == 1
+    assert file.read_text() == "old"
+
+
+def test_every_kind_that_names_something_is_looked_up() -> None:
+    used = {kind for query in SHIPPED for kind in kinds_of(query).values()}
+    assert used <= EXISTING.keys()
+    assert {*MISSING, "count", "share", "ratio"} == used
+
+
+def test_without_a_run_some_run_must_have_all_that_is_named(tmp_path: Path) -> None:
+    """Each of the two is there, in runs apart: together they would give an empty answer."""
+    made = Layout(tmp_path / "wh")
+    made.create()
+    token = Token(3, {0: [(1, 0.5)]})
+    write_run(made, Run("one", {0: (2, 1)}, [[Prompt([token], "a"), Prompt([token], "b")]]))
+    write_run(made, Run("two", {0: (2, 1), 1: (9, 1)}, [[Prompt([token], "c")]]))
+    contrast, tokens = queries.find_query("contrast_domains"), queries.find_query("expert_top_tokens")
+    with open_engine("duckdb", None, made, Limits()) as ask:
+        assert rows(ask, contrast, {"domain": "a", "other_domain": "b"})
+        with pytest.raises(MoewhError, match=r"no domain 'c' in run one\. Domains: 'a', 'b'\."):
+            ask(contrast, {"domain": "a", "other_domain": "c"})
+        with pytest.raises(MoewhError, match=r"no expert 5 at layer 0 in any run\. Experts: 0, 1\."):
+            ask(tokens, {"layer": "0", "expert": "5"})
+        with pytest.raises(MoewhError, match=r"no MoE layer 1 in run one\. MoE layers: 0\."):
+            ask(tokens, {"layer": "1", "expert": "0", "run": "one"})
+
+
+def test_what_exists_and_does_not_match_is_an_empty_answer(ask: Engine) -> None:
+    asked: dict[str, Value] = {"run": "step-30", "other_run": "step-1", "min_lift": "1e6"}
+    assert rows(ask, queries.find_query("specialization_changes"), asked) == []
+    assert rows(ask, queries.find_query("confidence_by_domain"), {"run": "007"}) == []
+
+
+def test_long_lists_are_cut(tmp_path: Path) -> None:
+    made = Layout(tmp_path / "wh")
+    made.create()
+    run = random_run("r", 1, {0: (2, 1)}, 2)
+    for number in range(30):
+        write_run(made, replace(run, run_id=f"r-{number:02}"))
+    error = moewh(made, "query", "domain_experts", "-p", "run=zzz").stderr
+    assert error.endswith("r-19 and 10 more.\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "known", "expected"),
+    [
+        ("the", [" The", " the", "then", "x"], [" the", " The", "then"]),
+        ("Ġthe", [" the"], [" the"]),
+        ("▁the", ["the"], ["the"]),
+        (" the", ["the", "there"], ["the", "there"]),
+        ("zzz", ["the"], []),
+    ],
+)
+def test_nearest_tokens(text: str, known: list[str], expected: list[str]) -> None:
+    assert nearest(text, known)[: len(expected) or None] == expected
+
+
+def test_spaces_of_a_token_are_shown_as_they_are(tmp_path: Path) -> None:
+    made = Layout(tmp_path / "wh")
+    made.create()
+    write_run(made, Run("r", {0: (2, 1)}, [[Prompt([Token(5, {0: [(1, 0.5)]})])]]))
+    error = moewh(made, "query", "token_experts", "-p", "token=   lead").stderr
+    assert "there is no token '   lead' in run r. Did you mean ' lead'?" in error

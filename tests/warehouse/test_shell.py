@@ -1,0 +1,271 @@
+"""The published file in the real DuckDB shell: wherever it is opened, moved, or written anew meanwhile."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from moewh.warehouse.answer.shell import find_duckdb
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.views.base import QUERIES, canned_names, open_warehouse, sql_string, view_names
+from moewh.warehouse.views.publishing import publish
+from tests.queries.test_saved import VALUES
+from tests.support.synthetic import Prompt, Run, Token, random_run, random_warehouse, write_run, write_segment
+
+MOEWH = [sys.executable, "-c", "from moewh.cli.main import main; main()"]
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+AWKWARD = ("plain", "with space", 'it\'s "quoted"', "a[b]c", "st*r", "wh?t", "ünï码", "semi;--colon")
+
+
+@pytest.fixture(scope="module")
+def duckdb_program() -> str:
+    return find_duckdb()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    """A warehouse that no test changes."""
+    made, _ = random_warehouse(tmp_path_factory.mktemp("shared") / "wh")
+    publish(made)
+    return made
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    made, _ = random_warehouse(tmp_path / "wh")
+    publish(made)
+    return made
+
+
+def shell(program: str, *arguments: str, cwd: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    command = [program, "-readonly", "-csv", "-noheader", *arguments]
+    return subprocess.run(command, cwd=cwd, input=stdin, capture_output=True, text=True, timeout=60, check=False)
+
+
+def read_write_shell(program: str, stdin: str, cwd: Path) -> str:
+    """Run SQL in a shell on an empty database in memory; return what it prints, errors included."""
+    done = subprocess.run(
+        [program, "-csv", "-noheader"],
+        cwd=cwd,
+        input=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.stdout.strip()
+
+
+def ask(program: str, layout: Layout, sql: str, before: str = "") -> str:
+    """Run SQL in a shell started somewhere else; return what it prints."""
+    done = shell(program, str(layout.database), cwd=Path("/"), stdin=f"{before}{sql};")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def moewh(*arguments: str, cwd: Path = REPOSITORY, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*MOEWH, *arguments],
+        cwd=cwd,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+    )
+
+
+def test_shell_every_view_answers_as_moewh_does(duckdb_program: str, layout: Layout) -> None:
+    names = view_names()
+    counts = "union all ".join(f"select '{name}' as view_name, count(*) as n from {name} " for name in names)
+    with open_warehouse(layout) as connection:
+        expected = [f"{name},{n}" for name, n in connection.execute(counts).fetchall()]
+    assert ask(duckdb_program, layout, counts).splitlines() == expected
+    assert all(not line.endswith(",0") for line in expected if line.split(",")[0] in canned_names())
+
+
+def test_shell_tells_every_comment(duckdb_program: str, layout: Layout) -> None:
+    without = (
+        "select view_name from duckdb_views() where not internal and comment is null union all "
+        "select table_name || '.' || column_name from duckdb_columns() where not internal and comment is null"
+    )
+    assert ask(duckdb_program, layout, without) == ""
+    assert "0-based" in ask(
+        duckdb_program,
+        layout,
+        "select comment from duckdb_columns() where table_name = 'routes' and column_name = 'rank'",
+    )
+
+
+def test_shell_attached_beside_another_database(duckdb_program: str, layout: Layout) -> None:
+    attach = f"attach '{layout.database}' as wh (read_only);\nselect count(*) > 0 from wh.routes;\n"
+    assert read_write_shell(duckdb_program, attach, layout.root) == "true"
+
+
+def test_shell_after_move_needs_variable_or_refresh(duckdb_program: str, layout: Layout) -> None:
+    sql = "select count(*) from co_routing"
+    expected = ask(duckdb_program, layout, sql)
+    moved = Layout(layout.root.rename(layout.root.parent / "elsewhere"))
+    lost = shell(duckdb_program, str(moved.database), cwd=Path("/"), stdin=f"{sql};")
+    assert lost.returncode == 1
+    assert "No files found" in lost.stderr
+    assert ask(duckdb_program, moved, sql, before=f"set variable moewh_root = '{moved.root}';") == expected
+    through_moewh = moewh("shell", "--warehouse", str(moved.root), "--", "-csv", "-noheader", "-c", sql)
+    assert through_moewh.stdout.strip() == expected
+    refreshed = moewh("refresh", "--warehouse", str(moved.root))
+    assert refreshed.returncode == 0, refreshed.stderr
+    assert ask(duckdb_program, moved, sql) == expected
+
+
+def test_shell_saved_file_on_stdin(duckdb_program: str, layout: Layout, tmp_path: Path) -> None:
+    good = "set variable run = '007';\nselect count(*) > 0 from routes where run_id = getvariable('run');\n"
+    done = shell(duckdb_program, str(layout.database), cwd=tmp_path, stdin=good)
+    assert (done.returncode, done.stdout.strip()) == (0, "true")
+    bad = shell(duckdb_program, str(layout.database), cwd=tmp_path, stdin="select nothing from routes;\nselect 1;\n")
+    assert bad.returncode == 1
+    assert "nothing" in bad.stderr
+
+
+SHIPPED = [path for folder in ("saved", "checks") for path in sorted((QUERIES / folder).glob("*.sql"))]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shell_runs_every_shipped_file(path: Path, duckdb_program: str, shared: Layout) -> None:
+    """As CI does: `duckdb -readonly -cmd "set variable layer=7" wh/warehouse.duckdb < file.sql`."""
+    values = VALUES.get(path.stem, {})
+    settings = [f"set variable {name} = {sql_string(v) if isinstance(v, str) else v}" for name, v in values.items()]
+    commands = [argument for setting in settings for argument in ("-cmd", setting)]
+    done = shell(duckdb_program, *commands, str(shared.database), cwd=Path("/"), stdin=f"{path.read_text()};")
+    assert done.returncode == 0, done.stderr
+    with open_warehouse(shared) as connection:
+        for setting in settings:
+            connection.execute(setting)
+        rows = connection.execute(path.read_text()).fetchall()
+    found = list(csv.reader(io.StringIO(done.stdout, newline="")))
+    assert len(found) == len(rows)
+    for shown, row in zip(found, rows, strict=True):
+        for text, value in zip(shown, row, strict=True):
+            if isinstance(value, float):
+                assert math.isclose(float(text), value, rel_tol=1e-6, abs_tol=1e-9)
+            else:
+                assert text == ("NULL" if value is None else str(value))
+
+
+def test_shell_view_files_run_by_themselves(duckdb_program: str, layout: Layout, tmp_path: Path) -> None:
+    """A view's file is ordinary SQL: it can be read into any session that has the base views."""
+    setup = f"attach '{layout.database}' as wh (read_only);\nset search_path = 'memory,wh';\n"
+    sources = "".join(f".read {REPOSITORY}/queries/views/{name}.sql\n" for name in canned_names())
+    sql = f"{setup}{sources}select count(*) > 0 from memory.co_routing;\n"
+    assert read_write_shell(duckdb_program, sql, tmp_path) == "true"
+
+
+def test_refresh_removes_stale_wal(duckdb_program: str, layout: Layout, tmp_path: Path) -> None:
+    """A killed shell leaves a log; DuckDB would replay it over the new file, and bring its table back."""
+    left_behind = killed_shell_log(duckdb_program, layout, tmp_path / "other")
+    wal = layout.database.with_name("warehouse.duckdb.wal")
+    shutil.copy(left_behind, wal)
+    assert moewh("refresh", "--warehouse", str(layout.root)).returncode == 0
+    assert not wal.exists()
+    assert ask(duckdb_program, layout, "select count(*) from duckdb_tables() where not internal") == "0"
+    assert ask(duckdb_program, layout, "select count(*) > 0 from routes") == "true"
+
+
+def killed_shell_log(program: str, layout: Layout, folder: Path) -> Path:
+    """Kill a shell that has written to a copy of the published file; return the log it leaves."""
+    folder.mkdir()
+    shutil.copy(layout.database, folder)
+    log = folder / "warehouse.duckdb.wal"
+    # Of a session of its own: the program on the PATH may start the real one, which is to be killed with it.
+    command = [program, str(folder / "warehouse.duckdb")]
+    writer = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
+    assert writer.stdin is not None
+    writer.stdin.write("create table stale (i int);\n")
+    writer.stdin.flush()
+    deadline = time.monotonic() + 30
+    while not (log.is_file() and log.stat().st_size > 0) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(writer.pid, signal.SIGKILL)
+    writer.wait()
+    assert log.stat().st_size > 0
+    return log
+
+
+def test_two_shells_stay_open_while_segments_arrive(duckdb_program: str, layout: Layout) -> None:
+    command = [duckdb_program, "-readonly", "-csv", "-noheader", str(layout.database)]
+    shells = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) for _ in range(2)
+    ]
+    count = "select count(*) from tokens where run_id = 'growing';\n"
+    prompts = [Prompt([Token(1, {0: [(1, 1.0)]})])]
+    try:
+        assert [converse(one, count) for one in shells] == ["0", "0"]
+        write_run(layout, Run("growing", {0: (2, 1)}, [prompts], {"segments_planned": 3}))
+        publish(layout)
+        assert [converse(one, count) for one in shells] == ["1", "1"]
+        staged = layout.staging / "made-by-hand"
+        for number in (1, 2):
+            write_segment(staged, prompts, number, layers=[0], last=number == 2)
+            staged.rename(layout.segment("growing", number))
+            publish(layout)
+            assert [converse(one, count) for one in shells] == [str(number + 1)] * 2
+    finally:
+        for one in shells:
+            one.communicate(timeout=30)
+    assert ask(duckdb_program, layout, "select status from runs where run_id = 'growing'") == "complete"
+
+
+def converse(process: subprocess.Popen[str], sql: str) -> str:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(sql)
+    process.stdin.flush()
+    return process.stdout.readline().strip()
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_paths_with_special_characters(name: str, duckdb_program: str, tmp_path: Path) -> None:
+    """Beside each warehouse lies one that its path would match as a pattern."""
+    for decoy in ("abc", "star", "what"):
+        write_run(Layout(tmp_path / decoy), random_run("decoy", 1, {0: (2, 1)}, prompts=1))
+    layout = Layout(tmp_path / name)
+    layout.create()
+    write_run(layout, random_run("mine", 2, {0: (4, 2), 1: (4, 2)}))
+    publish(layout)
+    sql = "select distinct run_id from layer_transitions"
+    assert ask(duckdb_program, layout, sql) == "mine"
+    with open_warehouse(layout) as connection:
+        assert connection.execute(sql).fetchall() == [("mine",)]
+    through_moewh = moewh("shell", "--warehouse", str(layout.root), "--", "-csv", "-noheader", "-c", sql)
+    assert through_moewh.stdout.strip() == "mine", through_moewh.stderr
+
+
+def test_shell_is_read_only_and_passes_exit_code(layout: Layout) -> None:
+    done = moewh("shell", "--warehouse", str(layout.root), stdin="create table t (i int);\n")
+    assert done.returncode == 1
+    assert "read-only" in done.stderr
+
+
+def test_shell_without_program_says_how_to_get_it(layout: Layout, tmp_path: Path) -> None:
+    code = f"import sys; sys.executable = {str(tmp_path / 'python')!r}; from moewh.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "shell", "--warehouse", str(layout.root)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": str(tmp_path), "PYTHONPATH": str(REPOSITORY)},
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("moewh: there is no duckdb program")
+    assert "duckdb-cli" in done.stderr

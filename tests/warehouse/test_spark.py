@@ -1,0 +1,321 @@
+"""Every shipped query on Spark gives the rows that DuckDB gives, over the same files. One session for them all."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from moewh.cli.main import main
+from moewh.warehouse.answer import query as queries
+from moewh.warehouse.answer.engine import Ask, Engine, open_engine
+from moewh.warehouse.answer.jail import Limits
+from moewh.warehouse.answer.query import Query, Value
+from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.files import schema
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.trust.check import shipped_checks
+from moewh.warehouse.trust.rollups import compare, definition
+from moewh.warehouse.views.base import QUERIES, view_names
+from tests.queries.test_saved import VALUES
+from tests.support.synthetic import Prompt, Run, Token, random_run, random_warehouse, write_run
+
+pyspark = pytest.importorskip("pyspark", reason="pyspark is not installed")
+pytest.importorskip("sqlglot", reason="sqlglot is not installed")
+if not (shutil.which("java") or os.environ.get("JAVA_HOME")):
+    pytest.skip("there is no Java", allow_module_level=True)
+
+from moewh.warehouse.answer import spark  # noqa: E402
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+Rows = list[tuple[Any, ...]]
+AWKWARD = "sp ace [x] {y} ü"
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    """In a folder whose name Hadoop would take for a pattern; with a run of no segments and one without weights."""
+    made, _ = random_warehouse(tmp_path_factory.mktemp("spark") / AWKWARD / "wh")
+    write_run(made, Run("none", {0: (2, 1)}, [], {"segments_planned": 2}))
+    write_run(made, Run("ids-only", {0: (2, 1)}, [[Prompt([Token(1, {0: [(1, None)]})])]]))
+    return made
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[SparkSession]:
+    with spark.open_spark("local[2]") as opened:
+        yield opened
+
+
+def on_duckdb(layout: Layout, query: Query, values: dict[str, Value]) -> tuple[list[str], Rows]:
+    with open_engine("duckdb", None, layout, Limits()) as ask:
+        return answered(ask, query, values)
+
+
+def answered(ask: Ask, query: Query, values: dict[str, Value]) -> tuple[list[str], Rows]:
+    found = ask(query, values)
+    assert found is not None
+    cursor = found.execute()
+    return [f"{name} {kind}" for name, kind, *_ in cursor.description or ()], cursor.fetchall()
+
+
+def assert_same(layout: Layout, session: SparkSession, query: Query, values: dict[str, Value], ordered: bool) -> None:
+    names, expected = on_duckdb(layout, query, values)
+    spark_names, rows = answered(Engine(lambda q, v: spark.answer(session, layout, q, v)), query, values)
+    assert spark_names == names
+    assert len(rows) == len(expected)
+    if not ordered:
+        rows, expected = sorted(rows, key=repr_without_floats), sorted(expected, key=repr_without_floats)
+    for row, wanted in zip(rows, expected, strict=True):
+        assert all(same(value, target) for value, target in zip(row, wanted, strict=True)), (row, wanted)
+
+
+def same(value: Any, target: Any) -> bool:
+    if isinstance(value, float) and isinstance(target, float):
+        return math.isclose(value, target, rel_tol=1e-9, abs_tol=1e-12)
+    return type(value) is type(target) and bool(value == target)
+
+
+def repr_without_floats(row: tuple[Any, ...]) -> str:
+    return repr([None if isinstance(value, float) else value for value in row])
+
+
+@pytest.mark.parametrize("name", view_names())
+def test_spark_view_equals_duckdb(name: str, layout: Layout, session: SparkSession) -> None:
+    query = queries.find_query(name)
+    assert_same(layout, session, query, {}, ordered="order by" in query.sql)
+
+
+@pytest.mark.parametrize("name", queries.saved_names())
+def test_spark_saved_query_equals_duckdb(name: str, layout: Layout, session: SparkSession) -> None:
+    query, values = queries.find_query(name), VALUES.get(name, {})
+    assert on_duckdb(layout, query, values)[1] or name not in VALUES
+    assert_same(layout, session, query, values, ordered=True)
+
+
+@pytest.mark.parametrize("query", shipped_checks(), ids=lambda query: query.source)
+def test_spark_check_equals_duckdb(query: Query, layout: Layout, session: SparkSession) -> None:
+    assert_same(layout, session, query, {}, ordered=True)
+
+
+@pytest.mark.parametrize("table", schema.ROLLUPS, ids=lambda table: table.name)
+def test_spark_rollup_definition_equals_duckdb(table: schema.Table, layout: Layout, session: SparkSession) -> None:
+    assert_same(layout, session, Query(table.name, definition(table), shipped=True), {}, ordered=False)
+
+
+def test_spark_compares_rollups(tmp_path: Path, session: SparkSession) -> None:
+    small = Layout(tmp_path)
+    small.create()
+    write_run(small, Run("r", {0: (2, 1)}, [[Prompt([Token(1, {0: [(1, 0.5)]})])]]))
+    wrong = pa.table([["prompt"], [0], [1], [1], [7]], schema=schema.AFFINITY_COUNTS.arrow())
+    pq.write_table(wrong, small.segment("r", 0) / schema.AFFINITY_COUNTS.file)
+    (fault,) = compare(lambda query, values: spark.answer(session, small, query, values))
+    assert (fault.table, fault.stored, fault.expected) == ("affinity_counts", "tokens = 7", "tokens = 1")
+
+
+def test_spark_run_id_stays_text(layout: Layout, session: SparkSession) -> None:
+    query = Query("test", "select distinct run_id from routing where run_id = $run", shipped=True)
+    assert answered(lambda q, v: spark.answer(session, layout, q, v), query, {"run": "007"})[1] == [("007",)]
+
+
+TEXTS = (
+    "2.10",
+    "1e5",
+    "True",
+    "7318e52",
+    "007",
+    "+5",
+    "1_000",
+    " 5",
+    "nan",
+    "null",
+    "2024-01-15",
+    "it's",
+    "a\\b",
+    "\\",
+    "%",
+)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_spark_text_stays_text(text: str, layout: Layout, session: SparkSession) -> None:
+    ask = Engine(lambda query, values: spark.answer(session, layout, query, values, unsafe=True))
+    own = (
+        "select $x as bound, getvariable('x') as variable, count(*) as runs from runs where run_id = $x or $x <> '007'"
+    )
+    _, rows = answered(ask, Query("-c", own), {"x": text})
+    assert rows == [(text, text, 1 if text == "007" else 8)]
+
+
+@pytest.mark.parametrize(
+    ("sql", "values", "expected"),
+    [
+        ("select count(*) as n from experts where run_id = '007' and layer = $x", {"x": "2"}, 6),
+        ("select count(*) as n from experts where run_id = '007' and expert > $x", {"x": "3.5"}, 6),
+        ("select count(*) as n from (select expert from experts limit $x) as e", {"x": "5"}, 5),
+        ("select $x + 1 as n", {"x": "1"}, 2),
+        ("select count(*) as n from experts where layer + 0 = $x", {"x": "2.10"}, 0),
+    ],
+)
+def test_spark_numbers_in_own_sql(
+    sql: str, values: dict[str, Value], expected: int, layout: Layout, session: SparkSession
+) -> None:
+    ask = Engine(lambda query, values: spark.answer(session, layout, query, values, unsafe=True))
+    assert answered(ask, Query("-c", sql), values)[1] == [(expected,)]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "says"),
+    [
+        ("domain_experts", {"run": "7"}, "there is no run '7'"),
+        ("expert_paths", {"domain": "proze"}, "there is no domain 'proze'.* Did you mean 'prose'"),
+        (
+            "expert_top_tokens",
+            {"layer": "2", "expert": "6", "run": "007"},
+            "there is no expert 6 at layer 2 in run 007",
+        ),
+        ("token_experts", {"token": " quick"}, "there is no token ' quick'.* Did you mean 'quick'"),
+        ("co_routing_where", {"prompt_ids": "0,99"}, "there is no prompt 99"),
+        ("transitions_where", {"token_ids": "999"}, "there is no token 999"),
+        ("load_drift", {"series": "x"}, "there is no series 'x'"),
+        ("changed_tokens", {"run": "step-1", "other_run": "007"}, "do not have the same tokens"),
+        ("expert_top_tokens", {"layer": "two", "expert": "6"}, "layer is a whole number"),
+    ],
+)
+def test_spark_names_what_does_not_exist(
+    name: str, values: dict[str, Value], says: str, layout: Layout, session: SparkSession
+) -> None:
+    ask = Engine(lambda query, values: spark.answer(session, layout, query, values))
+    with pytest.raises(MoewhError, match=says):
+        ask(queries.find_query(name), values)
+
+
+def test_spark_refuses_a_segment_without_a_rollup(tmp_path: Path, session: SparkSession) -> None:
+    small = Layout(tmp_path)
+    small.create()
+    write_run(small, random_run("r", 1, {0: (4, 2)}))
+    (small.segment("r", 1) / "pair_counts.parquet").unlink()
+    with pytest.raises(MoewhError, match=r"segment=1 lacks pair_counts.parquet"):
+        spark.answer(session, small, queries.find_query("co_routing"), {})
+    spark.answer(session, small, queries.find_query("expert_load"), {})
+
+
+WRONG: list[tuple[str, dict[str, Value], str]] = [
+    ("select getvariable('layer')", {}, "needs the parameter layer"),
+    ("select 1", {"layer": 1}, "does not use the parameter 'layer'"),
+    ("select 1; select 2", {}, "holds 2 SQL statements"),
+    ("create table t as select 1", {}, "is not a query"),
+    ("select from where", {}, "cannot read this SQL"),
+]
+
+
+@pytest.mark.parametrize(("sql", "values", "says"), WRONG)
+def test_spark_wrong_use(sql: str, values: dict[str, Value], says: str, layout: Layout, session: SparkSession) -> None:
+    with pytest.raises(UsageError, match=says):
+        spark.answer(session, layout, Query("test", sql), values, unsafe=True)
+
+
+def test_spark_own_sql_needs_unsafe(layout: Layout, session: SparkSession) -> None:
+    query = Query("mine.sql", "select java_method('java.lang.System', 'getProperty', 'user.home') as home")
+    with pytest.raises(UsageError, match=r"outside the jail in Spark. Add --unsafe"):
+        spark.answer(session, layout, query, {})
+    with pytest.raises(MoewhError, match=r"Spark: .*nothing_here"):
+        spark.answer(session, layout, Query("mine.sql", "select nothing_here from routes"), {}, unsafe=True)
+
+
+# Traps: SQL that means something else in Spark, or nothing, when it is not written or translated with care.
+TRAPS = {
+    "two unnest, one a SELECT": (
+        "with a as (select token_id, list(expert) as e from routing where layer = 0 group by token_id), "
+        "b as (select token_id, e, unnest(e) as x from a), c as (select token_id, x, unnest(e) as y from b) "
+        "select x, y, count(*)::bigint as n from c group by x, y"
+    ),
+    "log2 and ln, never log": "select log2(8.0::double) as a, ln(8.0::double) as b",
+    "integer division": "select 7::bigint::double / 2 as half",
+    "nulls last": "select domain from prompts group by domain order by domain desc",
+    "list_extract counts from 1": (
+        "select token_id, list_extract(logits, 1)::double as one, list_extract(logits, 99)::double as none "
+        "from router_logits"
+    ),
+    "text in order": (
+        "select token_id, string_agg(expert::varchar, '-' order by layer, rank) as path from routing "
+        "where run_id = '007' group by token_id order by token_id"
+    ),
+    "booleans and null": "select getvariable('x') is null as missing, coalesce(getvariable('x'), 0.1)::double as x",
+}
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_spark_trap(trap: str, layout: Layout, session: SparkSession) -> None:
+    assert_same(layout, session, Query("trap", TRAPS[trap], shipped=True), {}, ordered="order by" in TRAPS[trap])
+
+
+@pytest.mark.parametrize("word", ["log(", "unnest(", "macro", "list_", "isinf(", "isfinite("])
+def test_shipped_sql_avoids_what_engines_read_differently(word: str) -> None:
+    """log(x) is to base 10 in DuckDB and to base e in Spark; two unnest in one SELECT go in step or make all pairs."""
+    for path in sorted(QUERIES.rglob("*.sql")):
+        code = "\n".join(line for line in path.read_text().splitlines() if not line.lstrip().startswith("--"))
+        code = code.replace("list_extract(", "")  # translated
+        for select in code.split("select"):
+            assert select.count(word) <= (1 if word == "unnest(" else 0), path
+
+
+@pytest.mark.usefixtures("session")
+def test_moewh_query_on_spark(layout: Layout) -> None:
+    arguments = ["query", "load_balance", "--engine", "spark", "--format", "csv", "--warehouse", str(layout.root)]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "run_id,layer,entropy,normalized_entropy,cv,gini,max_over_mean,dead_experts"
+    assert lines[1].startswith("007,0,")
+    assert len(lines) == 1 + 3 + 3 + 2 + 3 * 3 + 1 + 1
+
+
+@pytest.mark.usefixtures("session")
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--engine", "spark", "--timeout", "3"], "for --engine duckdb"),
+        (["--master", "local[2]"], "for --engine spark"),
+    ],
+)
+def test_moewh_query_options_of_the_other_engine(arguments: list[str], says: str, layout: Layout) -> None:
+    done = CliRunner().invoke(main, ["query", "load_balance", *arguments, "--warehouse", str(layout.root)])
+    assert done.exit_code == 2
+    assert says in done.stderr
+
+
+CLUSTER = """
+import sys
+from pathlib import Path
+from tests.warehouse.test_spark import assert_same
+from warehouse import query, spark
+from moewh.warehouse.files.layout import Layout
+with spark.open_spark("local-cluster[2,1,1024]") as session:
+    for name in sys.argv[2:]:
+        assert_same(Layout(Path(sys.argv[1])), session, query.find_query(name), {}, ordered=False)
+        print(name)
+    hosts = session.sparkContext._jsc.sc().statusTracker().getExecutorInfos()
+    print("executors", len(hosts) - 1)
+"""
+
+
+def test_spark_cluster_of_two_workers_equals_duckdb(layout: Layout) -> None:
+    """Two workers in processes of their own, as on a cluster with a shared file system."""
+    names = ["co_routing", "layer_transitions", "domain_experts"]
+    environment = os.environ | {"SPARK_HOME": str(Path(pyspark.__file__).parent)}
+    command = [sys.executable, "-c", CLUSTER, str(layout.root), *names]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
+    assert done.stdout.splitlines() == [*names, "executors 2"], done.stderr

@@ -1,0 +1,197 @@
+"""Coverage-guided fuzzing of what reads bytes that others wrote: `python -m tools.fuzz TARGET SECONDS`.
+
+Targets: `prompts` (a prompts file of any format), `manifests` and `pages` (Parquet page headers). Whatever the
+bytes are, they are read or refused with the one error that the reader promises; anything else ends the run with an
+exit code other than 0. Needs atheris, which comes with the extra `soak`. Prints libFuzzer's lines on stderr.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import json.decoder
+import json.scanner
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import atheris
+import duckdb
+
+from moewh.warehouse.errors import MoewhError
+
+with atheris.instrument_imports(
+    include=[
+        "moewh.ingest.prompts.readers",
+        "moewh.ingest.prompts.plain",
+        "moewh.ingest.prompts.records",
+        "moewh.ingest.prompts.spelling",
+        "moewh.warehouse.files.manifest",
+        "moewh.warehouse.files.pages",
+    ]
+):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from moewh.ingest.options import PromptFormat
+    from moewh.ingest.prompts.readers import CANONICAL, PromptFile, read_prompts
+    from moewh.warehouse.files import manifest, pages
+
+FORMATS: tuple[PromptFormat, ...] = ("jsonl", "csv", "txt", "parquet", "json", "tsv", "arrow")
+WORDS = (
+    *(
+        '"format": 1',
+        '"schema": 1',
+        '"identity": ',
+        '"segment": ',
+        '"files": {',
+        '"rows": ',
+        '"bytes": ',
+        '"sha256": "',
+    ),
+    *(
+        '"text": "',
+        '"domain"',
+        '"source"',
+        '"messages": [',
+        '"input_ids": [',
+        '"role"',
+        '"content"',
+        "\\ud83d",
+        "\\ud800",
+    ),
+    *("null", "true", "NaN", "1e999", "-0", '""', "\r\n", ".parquet", "PAR1", "\ufeff"),
+)
+"""What the inputs are made of, for the fuzzer to put together."""
+_FOLDER = Path(tempfile.mkdtemp(prefix="moewh-fuzz-"))
+
+
+def prompts(data: bytes) -> None:
+    """Read a prompts file: the first byte says the format, the rest is the file."""
+    if not data:
+        return
+    form = FORMATS[data[0] % len(FORMATS)]
+    path = _FOLDER / f"input.{form}"
+    path.write_bytes(data[1:])
+    file = PromptFile(path, form, "input", "input")
+    try:
+        batches = list(read_prompts(file))
+    except MoewhError as error:
+        if not str(error).startswith("input: "):
+            raise AssertionError("the error does not name the file") from error
+        return
+    for batch in batches:
+        batch.validate(full=True)
+        assert batch.schema.equals(CANONICAL)
+        assert batch.column("text").null_count == 0
+
+
+def manifests(data: bytes) -> None:
+    """Read a manifest: what is accepted is what moewh would write of it, to the letter."""
+    try:
+        read = manifest.parse_manifest(data)
+    except manifest.ManifestError:
+        return
+    assert manifest.manifest_text(read) == data
+
+
+def page_headers(data: bytes) -> None:
+    """Walk through the pages of a column."""
+    try:
+        pages._check_chunk(data)
+    except pages.PageError:
+        return
+
+
+def prompt_seeds() -> list[bytes]:
+    """One small file of each format, with every kind of column."""
+    rows = [
+        {"text": 'a "quoted", text', "domain": "d", "source": "s", "n": 1},
+        {"text": "é\n\u2028", "domain": None, "source": None, "n": None},
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    chat = json.dumps({"messages": [{"role": "user", "content": "hi"}], "x": {"y": [1, None]}})
+    parquet = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), parquet, compression="none")
+    files = {
+        "jsonl": [lines.encode(), f'{chat}\n{{"input_ids": [1, 2]}}\n'.encode(), b'{"text": "\\ud83d\\ude00"}'],
+        "csv": [b'text,domain,n\n"a, ""b""\nc",d,1\ne,,\n', b"\xef\xbb\xbftext\r\na\r\n"],
+        "txt": ["one\r\ntwo \u2028\n\n".encode()],
+        "parquet": [parquet.getvalue()],
+    }
+    return [bytes([FORMATS.index(form)]) + content for form in FORMATS for content in files[form]]
+
+
+def manifest_seeds() -> list[bytes]:
+    """A run's manifest and a segment's."""
+    entry = manifest.Entry(rows=3, bytes=120, sha256="0" * 64)
+    written = [
+        manifest.Manifest("a" * 64, 7, {"tokens.parquet": entry, "routing.parquet": entry}),
+        manifest.Manifest(None, None, {}),
+    ]
+    return [manifest.manifest_text(one) for one in written]
+
+
+def page_seeds() -> list[bytes]:
+    """The pages of two columns."""
+    path = _FOLDER / "pages.parquet"
+    pq.write_table(pa.table({"x": [1, 2, 3], "y": ["a", "b", "a"]}), path, write_page_checksum=True)
+    row_group = pq.read_metadata(path).row_group(0)
+    data, seeds = path.read_bytes(), []
+    for place in range(row_group.num_columns):
+        column = row_group.column(place)
+        first = column.dictionary_page_offset or column.data_page_offset
+        seeds.append(data[first : first + column.total_compressed_size])
+    return seeds
+
+
+TARGETS: dict[str, tuple[Callable[[bytes], None], Callable[[], list[bytes]]]] = {
+    "prompts": (prompts, prompt_seeds),
+    "manifests": (manifests, manifest_seeds),
+    "pages": (page_headers, page_seeds),
+}
+
+
+def see_into_json() -> None:
+    """Read JSON with Python's own Python code, which the fuzzer can see into, instead of its C code."""
+    scanner: Any = json.scanner
+    decoder: Any = json.decoder
+    whole: Any = json
+    for function in (scanner.py_make_scanner, decoder.JSONObject, decoder.JSONArray):
+        atheris.instrument_func(function)
+    scanner.make_scanner = scanner.py_make_scanner
+    whole._default_decoder = json.JSONDecoder()
+
+
+def read_faster() -> None:
+    """Give all inputs one DuckDB, and no room for lines of megabytes: six times as many inputs a second."""
+    database: Any = duckdb.connect(config={"threads": 1})
+    readers: Any = sys.modules["moewh.ingest.prompts.readers"]
+    readers.database = database.cursor
+    readers._LONGEST_LINE = 1 << 20
+
+
+def main() -> None:
+    """Fuzz one target for some seconds, starting from its seeds; libFuzzer ends the process."""
+    name, seconds = sys.argv[1:]
+    see_into_json()
+    read_faster()
+    target, seeds = TARGETS[name]
+    corpus = _FOLDER / "corpus"
+    corpus.mkdir()
+    for number, seed in enumerate(seeds()):
+        target(seed)
+        (corpus / str(number)).write_bytes(seed)
+    spelled = ["".join(f"\\x{byte:02x}" for byte in word.encode()) for word in WORDS]
+    (_FOLDER / "words").write_text("".join(f'"{word}"\n' for word in spelled))
+    os.chdir(_FOLDER)  # a crash's input is written here
+    limits = [f"-max_total_time={seconds}", "-timeout=30", "-rss_limit_mb=6000", "-max_len=4096", "-dict=words"]
+    atheris.Setup(["moewh-fuzz", *limits, "-print_final_stats=1", str(corpus)], target)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

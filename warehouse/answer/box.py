@@ -1,0 +1,201 @@
+"""Tables in the style of DuckDB's box: whole, or cut to what a terminal shows.
+
+DuckDB's own box stops at 10,000 rows and does not say how many it left out. Here a whole table is drawn in two passes
+over its rows, which wait in a file when they are many; the first finds the widths.
+"""
+
+from __future__ import annotations
+
+import marshal
+import re
+import tempfile
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import IO, TextIO
+
+from moewh.warehouse.answer.texts import NUMBERS, Column, Row
+
+_IN_MEMORY = 64 << 20
+"""Bytes of rows that wait in memory; more wait in a file."""
+_BATCH = 10_000
+SHOWN = 40
+"""The rows that a terminal shows."""
+LIMIT = 10_000
+"""A terminal's table counts rows up to this many."""
+_LEAST = 20
+"""A terminal's columns are narrowed to this many characters before any is left out."""
+_INTEGER_NAMES = {
+    f"{sign}{size}INT": f"{'u' if sign else ''}int{bits}"
+    for sign in ("", "U")
+    for size, bits in {"TINY": 8, "SMALL": 16, "BIG": 64, "HUGE": 128}.items()
+} | {"INTEGER": "int32", "UINTEGER": "uint32"}
+_LISTS = re.compile(r"(?:\[\d*\])+$")
+_ESCAPES = {
+    code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+    for code in (*range(32), *range(127, 160), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+} | {ord(mark): f"\\{letter}" for mark, letter in zip("\a\b\t\n\v\f\r\x1b\0", "abtnvfre0", strict=True)}
+
+
+def write_whole(columns: Sequence[Column], rows: Iterable[Row], stream: TextIO) -> None:
+    """Write every row and column, no cell cut."""
+    heads = _heads(columns)
+    widths = [max(map(_width, head)) for head in heads]
+    with tempfile.SpooledTemporaryFile(_IN_MEMORY) as spool:
+        count = 0
+        waiting = iter(rows)
+        while batch := [[_cell(value) for value in row] for row in islice(waiting, _BATCH)]:
+            widths = [
+                max(width, *map(_width, cells)) for width, cells in zip(widths, zip(*batch, strict=True), strict=True)
+            ]
+            marshal.dump(batch, spool)
+            count += len(batch)
+        spool.seek(0)
+        for line in _drawn(heads, _rights(columns), widths, _loaded(spool, count)):
+            stream.write(f"{line}\n")
+    if not count or count >= 10:
+        stream.write(f"  {_count(count, 'row')}; {_count(len(columns), 'column')}\n")
+
+
+def write_cut(columns: Sequence[Column], rows: Sequence[Row], room: int, stream: TextIO) -> None:
+    """Write what fits in `room` characters a line and SHOWN rows, and a line on what is left out.
+
+    `rows` are all, or LIMIT + 1 of more.
+    """
+    head, tail, said = _cut_rows(len(rows))
+    heads = _heads(columns)
+    body = [[_cell(value) for value in row] for row in (*rows[:head], *rows[len(rows) - tail :])]
+    full = [max(map(_width, texts)) for texts in zip(*zip(*heads, strict=True), *body, strict=True)]
+    kept, widest = _fit(full, room)
+    heads = [(_shortened(heads[place][0], widest), _shortened(heads[place][1], widest)) for place in kept]
+    body = [[_shortened(cells[place], widest) for place in kept] for cells in body]
+    widths = [min(full[place], widest) for place in kept]
+    rights = [_rights(columns)[place] for place in kept]
+    if len(kept) < len(columns):
+        said.append(f"{len(kept)} of {len(columns)} columns")
+        gap = (len(kept) + 1) // 2  # where they are left out
+        for row in body:
+            row.insert(gap, "…")
+        heads.insert(gap, ("…", "…"))
+        widths.insert(gap, 1)
+        rights.insert(gap, False)
+    if any(full[place] > widest for place in kept):
+        said.append(f"cells cut to {widest} characters")
+    if head < len(rows):
+        body[head:head] = [["·"] * len(widths)] * 3
+    for line in _drawn(heads, rights, widths, body):
+        stream.write(f"{line}\n")
+    if said:
+        stream.write(f"  {'; '.join(said)}. A pipe or -o FILE gets all.\n")
+    elif not rows:
+        stream.write("  0 rows\n")
+
+
+def _cut_rows(count: int) -> tuple[int, int, list[str]]:
+    """Return how many first and last rows are shown, and what is said of the others."""
+    if count <= SHOWN:
+        return count, 0, []
+    if count <= LIMIT:
+        return SHOWN // 2, SHOWN // 2, [f"{SHOWN} of {count:,} rows"]
+    return SHOWN, 0, [f"{SHOWN} of more than {LIMIT:,} rows"]
+
+
+def _fit(widths: Sequence[int], room: int) -> tuple[list[int], int]:
+    """Return which columns are shown in a line of `room` characters, and how wide a cell may be."""
+    kept = list(range(len(widths)))
+    while True:
+        gap = 4 if len(kept) < len(widths) else 0  # the column that stands for those left out
+        free = room - 1 - gap - 3 * len(kept)
+        widest = _level([widths[place] for place in kept], free)
+        if widest >= _LEAST or len(kept) == 1:
+            return kept, max(widest, 2)
+        del kept[len(kept) // 2]
+
+
+def _level(widths: Sequence[int], free: int) -> int:
+    """Return the largest width of a cell with which the columns fit in `free` characters."""
+    rest = sorted(widths)
+    for number, width in enumerate(rest):
+        if width * (len(rest) - number) > free:
+            return free // (len(rest) - number)
+        free -= width
+    return max(*widths, _LEAST)
+
+
+def _heads(columns: Sequence[Column]) -> list[tuple[str, str]]:
+    return [(_cell(column.name), _cell(_type_name(column.type))) for column in columns]
+
+
+def _rights(columns: Sequence[Column]) -> list[bool]:
+    return [column.type.id in NUMBERS for column in columns]
+
+
+def _drawn(
+    heads: Sequence[tuple[str, str]], rights: Sequence[bool], widths: Sequence[int], rows: Iterable[Sequence[str]]
+) -> Iterator[str]:
+    """Yield the lines of a box."""
+    bars = ["─" * (width + 2) for width in widths]
+    yield f"┌{'┬'.join(bars)}┐"
+    for texts in zip(*heads, strict=True):
+        yield f"│{'│'.join(f' {_centred(text, width)} ' for text, width in zip(texts, widths, strict=True))}│"
+    first = True
+    for row in rows:
+        if first:
+            yield f"├{'┼'.join(bars)}┤"
+            first = False
+        yield f"│{'│'.join(f' {_padded(*cell)} ' for cell in zip(row, widths, rights, strict=True))}│"
+    yield f"└{'┴'.join(bars)}┘"
+
+
+def _loaded(spool: IO[bytes], count: int) -> Iterator[list[str]]:
+    for _ in range(0, count, _BATCH):
+        yield from marshal.load(spool)
+
+
+def _padded(text: str, width: int, right: bool) -> str:
+    gap = " " * (width - _width(text))
+    return gap + text if right else text + gap
+
+
+def _centred(text: str, width: int) -> str:
+    gap = width - _width(text)
+    return f"{' ' * (gap // 2)}{text}{' ' * (gap - gap // 2)}"
+
+
+def _shortened(text: str, width: int) -> str:
+    if _width(text) <= width:
+        return text
+    while _width(text) > width - 1:
+        text = text[: max(width - 1, 0)] if len(text) > width - 1 else text[:-1]
+    return f"{text}…"
+
+
+def _cell(value: str | None) -> str:
+    return "NULL" if value is None else value.translate(_ESCAPES)
+
+
+def _width(text: str) -> int:
+    """How many places of a terminal a text takes."""
+    if text.isascii():
+        return len(text)
+    return sum(_places(mark) for mark in text)
+
+
+def _places(mark: str) -> int:
+    if unicodedata.category(mark) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(mark) in "WF" else 1
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _type_name(kind: object) -> str:
+    """A type as DuckDB's box has it, int32 for INTEGER, without the values of an enum."""
+    name = str(kind)
+    lists = "".join(_LISTS.findall(name))
+    name = name.removesuffix(lists)
+    if name.startswith("ENUM("):
+        return f"enum{lists}"
+    return _INTEGER_NAMES.get(name, name.lower().strip('"')) + lists

@@ -1,0 +1,234 @@
+"""Whether what a query is asked for exists: an answer about a run, a domain or an expert that is not there is refused.
+
+Driven by the kinds of a query's parameters (`moewh.warehouse.answer.parameters`), with a few small queries of its own, so that it
+is the same for every query and on both engines. A layer, expert, domain, token or prompt must be in every run that is
+given; where none is given, some run must have all that is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from moewh.warehouse.answer.parameters import id_list
+from moewh.warehouse.answer.query import Value
+from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.files import schema
+
+Rows = list[tuple[Any, ...]]
+Look = Callable[[str, Mapping[str, Value]], Rows]
+"""Gives the rows of SQL of moewh's own."""
+RUNS = "select run_id, series, tokens_key from runs order by run_id"
+LAYERS = "select run_id, layer, num_experts from layers order by run_id, layer"
+DOMAINS = "select distinct run_id, domain from prompts order by run_id, domain"
+TOKENS = "select distinct run_id, token from vocab_counts where kind <> 'special' order by token"
+TOKEN = "select distinct run_id from vocab_counts where kind <> 'special' and token = getvariable('token')::varchar"
+PROMPTS = "select distinct run_id, prompt_id from prompts where prompt_id in ({ids})"
+PROMPT_RANGES = "select run_id, min(prompt_id), max(prompt_id) from prompts group by run_id order by run_id"
+TOKEN_IDS = "select distinct run_id, token_id from tokens where token_id in ({ids})"
+
+_LISTED = 20
+"""Names that a message lists; of more it gives the number."""
+_RUN_KINDS = ("run", "run of the same tokens")
+
+
+@dataclass
+class Scope:
+    """The runs that a query is about, as far as its parameters have told."""
+
+    look: Look
+    runs: list[str]
+    given: bool
+    """True if the runs are named: then each must have what is asked for; else one is enough."""
+    everything: bool
+    """True if these are all runs of the warehouse."""
+
+    def narrow(self, holders: Collection[str], absent: Callable[[Sequence[str], str], str]) -> None:
+        """Keep the runs that have something. Raises MoewhError, worded by `absent`, where they must and do not."""
+        lacking = [run_id for run_id in self.runs if run_id not in holders]
+        if lacking and (self.given or len(lacking) == len(self.runs)):
+            raise MoewhError(absent(lacking, self._where(lacking)))
+        self.everything = self.everything and not lacking
+        self.runs = [run_id for run_id in self.runs if run_id in holders]
+
+    def _where(self, runs: Sequence[str]) -> str:
+        if len(runs) == 1:
+            return f"in run {runs[0]}"
+        return "in any run" if self.everything and len(runs) == len(self.runs) else f"in the runs {_listed(runs)}"
+
+
+def require_existing(look: Look, kinds: Mapping[str, str], values: Mapping[str, Value]) -> None:
+    """Raise MoewhError for a value that names what is not in the warehouse, saying what is."""
+    asked = {name: kind for name, kind in kinds.items() if name in values and kind in (*_RUN_KINDS, *_FINDERS)}
+    if not asked:
+        return
+    runs = {run_id: (series, key) for run_id, series, key in look(RUNS, {})}
+    given = [str(values[name]) for name, kind in asked.items() if kind in _RUN_KINDS]
+    for run_id in given:
+        if run_id not in runs:
+            raise MoewhError(_absent(f"run {run_id!r}", "", nearest(run_id, runs), f"Runs: {_listed(runs)}."))
+    if not runs:
+        name, kind = next(iter(asked.items()))
+        raise MoewhError(f"there is no {kind} {values[name]!r}: the warehouse is empty. Runs: none.")
+    _require_same_tokens(asked, values, {run_id: key for run_id, (_, key) in runs.items()})
+    scope = Scope(look, given or list(runs), bool(given), not given)
+    for kind, find in _FINDERS.items():
+        for name in (name for name in asked if asked[name] == kind):
+            find(scope, values[name], values.get(name.replace("expert", "layer")))
+
+
+def nearest(text: str, known: Iterable[str]) -> list[str]:
+    """Return up to three names that are most like a text: first those that differ in case and white space only."""
+    import difflib
+
+    names = list(known)
+    alike = sorted((name for name in names if _bare(name) == _bare(text)), key=lambda name: text.strip() not in name)
+    return list(dict.fromkeys([*alike, *difflib.get_close_matches(text, names, 3)]))[:3]
+
+
+def _bare(text: str) -> str:
+    """A token without the mark that tokenizers write for a space, as users copy it from them."""
+    return text.replace("\u0120", " ").replace("\u2581", " ").strip().casefold()
+
+
+def _require_same_tokens(asked: Mapping[str, str], values: Mapping[str, Value], keys: Mapping[str, str | None]) -> None:
+    """Raise MoewhError for runs that are compared token by token and do not have the same ones."""
+    first = [str(values[name]) for name, kind in asked.items() if kind == "run"]
+    for other in (str(values[name]) for name, kind in asked.items() if kind == "run of the same tokens"):
+        for run_id in first:
+            if keys[run_id] is None or keys[run_id] != keys[other]:
+                same = [
+                    name for name, key in keys.items() if key is not None and key == keys[run_id] and name != run_id
+                ]
+                raise MoewhError(
+                    f"runs {run_id} and {other} do not have the same tokens (their tokens_key differs), so that they "
+                    f"cannot be compared. Runs with the tokens of {run_id}: {_listed(same)}."
+                )
+
+
+def _find_series(scope: Scope, value: Value, _: Value | None) -> None:
+    series = {run_id: name for run_id, name, _ in scope.look(RUNS, {})}
+
+    def absent(runs: Sequence[str], where: str) -> str:
+        known = sorted({series[run_id] for run_id in runs if series[run_id] is not None})
+        return _absent(f"series {value!r}", where, nearest(str(value), known), f"Series: {_listed(map(repr, known))}.")
+
+    scope.narrow({run_id for run_id, name in series.items() if name == value}, absent)
+
+
+def _find_layer(scope: Scope, value: Value, _: Value | None) -> None:
+    rows = scope.look(LAYERS, {})
+
+    def absent(runs: Sequence[str], where: str) -> str:
+        known = {layer for run_id, layer, _ in rows if run_id in runs}
+        return _absent(f"MoE layer {value}", where, [], f"MoE layers: {_numbers(known)}.")
+
+    scope.narrow({run_id for run_id, layer, _ in rows if layer == value}, absent)
+
+
+def _find_expert(scope: Scope, value: Value, layer: Value | None) -> None:
+    """An expert is looked up at the layer that is given beside it, else at any."""
+    rows = [row for row in scope.look(LAYERS, {}) if layer is None or row[1] == layer]
+
+    def absent(runs: Sequence[str], where: str) -> str:
+        most = max(experts for run_id, _, experts in rows if run_id in runs)
+        at = "" if layer is None else f"at layer {layer} "
+        return _absent(f"expert {value}", at + where, [], f"Experts: {_numbers(range(most))}.")
+
+    scope.narrow({run_id for run_id, _, experts in rows if 0 <= int(value) < experts}, absent)
+
+
+def _find_domain(scope: Scope, value: Value, _: Value | None) -> None:
+    rows = scope.look(DOMAINS, {})
+
+    def absent(runs: Sequence[str], where: str) -> str:
+        known = {domain for run_id, domain in rows if run_id in runs}
+        names = sorted(domain for domain in known if domain is not None)
+        none = " Some prompts have no domain: in SQL, `domain is null`." if None in known else ""
+        return _absent(
+            f"domain {value!r}", where, nearest(str(value), names), f"Domains: {_listed(map(repr, names))}.{none}"
+        )
+
+    scope.narrow({run_id for run_id, domain in rows if domain == value}, absent)
+
+
+def _find_token(scope: Scope, value: Value, _: Value | None) -> None:
+    def absent(runs: Sequence[str], where: str) -> str:
+        known = {token for run_id, token in scope.look(TOKENS, {}) if run_id in runs}
+        return _absent(f"token {value!r}", where, nearest(str(value), sorted(known)), f"{len(known):,} others occur.")
+
+    scope.narrow({run_id for (run_id,) in scope.look(TOKEN, {"token": value})}, absent)
+
+
+def _find_prompts(scope: Scope, value: Value, _: Value | None) -> None:
+    ranges = scope.look(PROMPT_RANGES, {})
+
+    def known(runs: Sequence[str]) -> str:
+        found = [(first, last) for run_id, first, last in ranges if run_id in runs]
+        return (
+            f"Prompts: {min(first for first, _ in found)} to {max(last for _, last in found)}."
+            if found
+            else "Prompts: none."
+        )
+
+    _find_ids(scope, "prompt", PROMPTS, value, known)
+
+
+def _find_token_ids(scope: Scope, value: Value, _: Value | None) -> None:
+    how = f"A token_id is prompt_id * {1 << schema.POSITION_BITS} + position."
+    _find_ids(scope, "token", TOKEN_IDS, value, lambda _: how)
+
+
+def _find_ids(scope: Scope, what: str, sql: str, value: Value, known: Callable[[Sequence[str]], str]) -> None:
+    """Each id must be in every run that is given; where none is, in one of them."""
+    ids = sorted(set(id_list(str(value))))
+    runs = set(scope.runs)
+    found = {row for row in scope.look(sql.format(ids=", ".join(map(str, ids))), {}) if row[0] in runs}
+
+    def missing(runs: Sequence[str]) -> list[int]:
+        return [number for number in ids if not any((run_id, number) in found for run_id in runs)]
+
+    if scope.given:
+        holders = {run_id for run_id in scope.runs if not missing([run_id])}
+    else:
+        holders = set() if missing(scope.runs) else {run_id for run_id, _ in found}
+    scope.narrow(
+        holders,
+        lambda lacking, where: _absent(
+            f"{what} {_numbers(missing(lacking[:1] if scope.given else lacking))}", where, [], known(lacking)
+        ),
+    )
+
+
+_FINDERS: dict[str, Callable[[Scope, Value, Value | None], None]] = {
+    "series": _find_series,
+    "layer": _find_layer,
+    "expert": _find_expert,
+    "domain": _find_domain,
+    "token": _find_token,
+    "prompt ids": _find_prompts,
+    "token ids": _find_token_ids,
+}
+"""Kind → what looks it up: given the value, and for an expert the value of the layer beside it."""
+
+
+def _absent(what: str, where: str, near: Sequence[str], known: str) -> str:
+    """Word what is not there, and where; what is most like it; and what there is."""
+    quoted = what.endswith("'") or what.endswith('"')
+    hint = f" Did you mean {' or '.join(map(repr, near) if quoted else near)}?" if near else ""
+    return f"there is no {what}{where and ' '}{where}.{hint} {known}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    listed = list(names)
+    more = f" and {len(listed) - _LISTED:,} more" if len(listed) > _LISTED else ""
+    return ", ".join(listed[:_LISTED]) + more or "none"
+
+
+def _numbers(numbers: Iterable[int]) -> str:
+    """List numbers in order; those that follow one another as `0 to 15`."""
+    listed = sorted(numbers)
+    if len(listed) > 2 and listed[-1] - listed[0] == len(listed) - 1:
+        return f"{listed[0]} to {listed[-1]}"
+    return _listed(map(str, listed))

@@ -1,0 +1,208 @@
+"""The jail that SQL from outside runs in: it may read the warehouse and nothing else, and change nothing.
+
+Layers, each enough against what it is for: DuckDB may touch the warehouse's directory only, and its settings are
+locked; a statement runs as `select * from (<statement>)`, where no COPY, DDL or data-modifying CTE can stand; and
+table functions must be known to do nothing but read. The last is for what passes the lock: DuckDB 1.5's
+`enable_logging` writes files, and `query` runs SQL that is hidden in a string.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.files.layout import glob_literal
+from moewh.warehouse.stopping import told_to_stop
+from moewh.warehouse.views.base import open_warehouse, sql_string
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from moewh.warehouse.files.layout import Layout
+
+_READERS = frozenset(
+    """
+    duckdb_columns duckdb_constraints duckdb_databases duckdb_dependencies duckdb_functions duckdb_indexes
+    duckdb_keywords duckdb_memory duckdb_optimizers duckdb_schemas duckdb_sequences duckdb_settings duckdb_tables
+    duckdb_temporary_files duckdb_types duckdb_variables duckdb_views generate_series glob histogram histogram_values
+    icu_calendar_names json_each json_tree parquet_bloom_probe parquet_file_metadata parquet_full_metadata
+    parquet_kv_metadata parquet_metadata parquet_scan parquet_schema pg_timezone_names pragma_collations
+    pragma_database_size pragma_platform pragma_show pragma_table_info pragma_version range read_blob read_csv
+    read_csv_auto read_json read_json_auto read_json_objects read_json_objects_auto read_ndjson read_ndjson_auto
+    read_ndjson_objects read_parquet read_text repeat repeat_row show show_databases show_tables show_tables_expanded
+    summary table_info test_all_types test_vector_types unnest version
+    """.split()  # noqa: SIM905 - sixty quoted names hide what is in the list
+)
+"""The table functions of DuckDB 1.5 and 2.0 that only read, and only what `allowed_directories` lets them."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long and how much a query may take, and whether the jail is open."""
+
+    unsafe: bool = False
+    """True: any statement, any file, as the user's own DuckDB would."""
+    timeout: float | None = None
+    """Seconds."""
+    memory: str | None = None
+    """As DuckDB writes sizes: 4GB."""
+
+
+@contextmanager
+def open_jailed(layout: Layout, limits: Limits, output: Path | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Yield the warehouse in memory, closed to everything but itself and the one file `output`.
+
+    What DuckDB must spill goes to a directory of this query's own, which is removed at the end. Raises UsageError
+    for a memory limit that is none, and MoewhError when the time is up.
+    """
+    layout.require()
+    with _scratch(layout) as scratch, open_warehouse(layout) as connection:
+        connection.execute(f"set temp_directory = {sql_string(str(scratch))}; set enable_progress_bar = false")
+        _limit_memory(connection, limits)
+        if not limits.unsafe:
+            _close(connection, [layout.root, scratch, *layout.linked_folders()], output)
+        with _interruptible(connection, limits):
+            yield connection
+
+
+def _close(connection: duckdb.DuckDBPyConnection, folders: list[Path], output: Path | None) -> None:
+    """Lock the connection in. A path with `*`, `?` or `[` is a prefix in both its spellings, plain and as a pattern."""
+    roots = ", ".join(sql_string(text) for folder in folders for text in (str(folder), glob_literal(folder)))
+    files = sql_string(str(output)) if output is not None else ""
+    connection.execute(
+        f"""
+        set allowed_directories = [{roots}];
+        set allowed_paths = [{files}];
+        set python_enable_replacements = false;
+        set autoinstall_known_extensions = false;
+        set autoload_known_extensions = false;
+        set allow_community_extensions = false;
+        set enable_external_access = false;
+        set lock_configuration = true;
+        """
+    )
+
+
+def jailed_statement(connection: duckdb.DuckDBPyConnection, source: str, sql: str) -> str:
+    """Return the one statement of `sql` as a subquery, where only what reads can stand.
+
+    What is returned is what was looked into. Raises UsageError, naming `source`, for a statement that is no query
+    and for a table function that is not known to do nothing but read.
+    """
+    inside = f"select * from ({without_semicolon(sql)}\n)"
+    tree = json.loads(connection.execute("select json_serialize_sql($sql)", {"sql": inside}).fetchall()[0][0])
+    if tree["error"] or len(tree["statements"]) != 1:
+        raise UsageError(
+            f"{source} is not a query that moewh can look into. It runs one SELECT (or FROM, WITH, VALUES, DESCRIBE, "
+            "SHOW, SUMMARIZE, PIVOT); --unsafe runs anything."
+        )
+    if unknown := sorted(_table_functions(tree) - _READERS):
+        raise UsageError(
+            f"{source} calls {unknown[0]}(), which may do more than read the warehouse. --unsafe runs anything."
+        )
+    return inside
+
+
+def without_semicolon(sql: str) -> str:
+    """Cut a single statement before the semicolon that ends it; one in a string or a comment ends nothing."""
+    import duckdb
+
+    text = sql.encode()
+    ends = (
+        place
+        for place, kind in duckdb.tokenize(sql)
+        if kind == duckdb.token_type.operator and text[place : place + 1] == b";"
+    )
+    return text[: next(ends, None)].decode()
+
+
+def _table_functions(node: Any) -> set[str]:
+    """Names of all table functions in a serialised statement, in lower case."""
+    found: set[str] = set()
+    if isinstance(node, dict):
+        if node.get("type") == "TABLE_FUNCTION":
+            found.add(str(node["function"]["function_name"]).lower())
+        node = list(node.values())
+    if isinstance(node, list):
+        found = found.union(*(_table_functions(child) for child in node))
+    return found
+
+
+def _limit_memory(connection: duckdb.DuckDBPyConnection, limits: Limits) -> None:
+    import duckdb
+
+    if limits.memory is None:
+        return
+    try:
+        connection.execute(f"set memory_limit = {sql_string(limits.memory)}")
+    except duckdb.Error as error:
+        raise UsageError(f"--memory-limit {limits.memory} is no size. Write it like 512MB or 4GB.") from error
+
+
+@contextmanager
+def _interruptible(connection: duckdb.DuckDBPyConnection, limits: Limits) -> Iterator[None]:
+    """End the query when its time is up or a signal has come, and say which.
+
+    While DuckDB waits for its own threads it looks at no signal, and Python's handlers wait for DuckDB. What does
+    get through is the byte that Python's C handler writes to the wake-up descriptor: a thread waits for it.
+    """
+    wake, waker = os.pipe()
+    os.set_blocking(waker, False)
+    done, late = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        began = time.monotonic()
+        # A signal may have come before this began, while no exception could be raised for it.
+        while not select.select([wake], [], [], 0.2)[0] and not told_to_stop():
+            if limits.timeout is not None and time.monotonic() - began > limits.timeout:
+                late.set()
+                break
+        while not done.wait(0.05):  # again and again: between two statements an interrupt is lost
+            connection.interrupt()
+
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.set_wakeup_fd(waker, warn_on_full_buffer=False) if main else -1
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    except Exception as error:
+        if late.is_set():
+            raise MoewhError(f"the query took longer than --timeout {limits.timeout:g} seconds.") from error
+        raise
+    finally:
+        done.set()
+        os.write(waker, b"\0")
+        watcher.join()
+        if main:
+            signal.set_wakeup_fd(before)
+        os.close(wake)
+        os.close(waker)
+
+
+@contextmanager
+def _scratch(layout: Layout) -> Iterator[Path]:
+    """Yield a folder for what DuckDB must spill, which nobody else may read; it is removed at the end.
+
+    In the warehouse's `.staging/`, where there is room for what the warehouse holds; for one that is read-only,
+    where temporary files go.
+    """
+    if os.access(layout.staging, os.W_OK):
+        with layout.staged("query") as folder:
+            folder.chmod(0o700)
+            yield folder
+    else:
+        import tempfile
+
+        with tempfile.TemporaryDirectory(prefix="moewh-query.") as name:
+            yield Path(name)

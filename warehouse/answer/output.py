@@ -1,0 +1,192 @@
+"""The result of a query as a table, CSV, JSON, Markdown or Parquet, on stdout or in a file.
+
+Text formats are written as rows arrive. CSV, JSON and Parquet hold every value of every DuckDB type so that it reads
+back (see `moewh.warehouse.answer.texts`). A table is whole, except on a terminal. A file appears under its name only when it is
+whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from moewh.warehouse.answer import texts
+from moewh.warehouse.errors import UsageError
+from moewh.warehouse.files.layout import sync
+from moewh.warehouse.views.base import sql_string
+
+if TYPE_CHECKING:
+    from moewh.warehouse.answer.query import Answer
+
+FORMATS = ("table", "csv", "json", "jsonl", "parquet", "markdown")
+_SUFFIXES = {
+    ".csv": "csv",
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".md": "markdown",
+    ".txt": "table",
+}
+_MARKDOWN = re.compile(r"[\\|`*~]|<(?=[A-Za-z/!?])|&(?=#?\w+;)|\](?=[(\[])|(?<![^\W_])_|_(?![^\W_])")
+"""What Markdown would take for something else than text."""
+_LINE_END = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+
+
+def choose_format(name: str | None, output: Path | None) -> str:
+    """Return the format asked for, else the one of the file's suffix, else `table`. Raises UsageError."""
+    chosen = name or (_SUFFIXES.get(output.suffix.lower()) if output else "table")
+    if chosen is None:
+        raise UsageError(f"cannot tell the format of {output} from its name. Add --format {'|'.join(FORMATS)}.")
+    if chosen == "parquet" and output is None:
+        raise UsageError("Parquet cannot be printed. Name a file with -o.")
+    return chosen
+
+
+def write(answer: Answer, form: str, output: Path | None) -> None:
+    """Write a result in one of FORMATS to a file, or to stdout without one. Raises OSError."""
+    if output is None:
+        _TEXT_WRITERS[form](answer, sys.stdout)
+        sys.stdout.flush()
+        return
+    with _replaced(output) as path:
+        if form == "parquet":
+            _write_parquet(answer, path)
+        else:
+            with path.open("w", encoding="utf-8", newline="") as stream:
+                _TEXT_WRITERS[form](answer, stream)
+
+
+def _write_parquet(answer: Answer, path: Path) -> None:
+    """Integers of 128 bits, which Parquet lacks, are DECIMAL(38, 0); a column with longer ones is text."""
+    import duckdb
+
+    answer = texts.as_select(answer)
+    columns = texts.columns_of(answer)
+    try:
+        _copy_parquet(texts.converted(answer, columns, texts.as_parquet("DECIMAL(38, 0)")), path)
+    except duckdb.ConversionException:
+        if not any(texts.holds_large_integers(column.type) for column in columns):
+            raise
+        _copy_parquet(texts.converted(answer, columns, texts.as_parquet("VARCHAR")), path)
+
+
+def _copy_parquet(answer: Answer, path: Path) -> None:
+    answer.connection.execute(
+        f"copy ({answer.statement}) to {sql_string(str(path))} (format parquet, compression zstd)", dict(answer.values)
+    )
+
+
+def written_path(output: Path) -> Path:
+    """Return the path that `write` will write to: beside `output`, unless that is no regular file (a pipe, a device).
+
+    Raises UsageError for a directory and for a file in no directory.
+    """
+    if output.is_dir():
+        raise UsageError(f"{output} is a directory. Name a file with -o.")
+    if output.exists() and not output.is_file():
+        return output
+    output = output.resolve()
+    if not output.parent.is_dir():
+        raise UsageError(f"there is no directory {output.parent}.")
+    return output.with_name(f".{output.name}.{os.getpid()}")
+
+
+@contextlib.contextmanager
+def _replaced(output: Path) -> Iterator[Path]:
+    """Yield a path to write to; afterwards it becomes `output` in one step, or nothing does."""
+    partial = written_path(output)
+    if partial == output:
+        yield output
+        return
+    output = output.resolve()
+    try:
+        yield partial
+        sync(partial)
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_table(answer: Answer, stream: TextIO) -> None:
+    """A box like DuckDB's: whole, except on a terminal, where a line says what is left out."""
+    from moewh.warehouse.answer import box
+
+    answer = texts.as_select(answer)
+    columns = texts.columns_of(answer)
+    shown = texts.converted(answer, columns, texts.as_shown)
+    if stream is not sys.stdout or not stream.isatty():
+        box.write_whole(columns, texts.rows_of(shown), stream)
+        return
+    head = replace(shown, statement=f"select * from ({shown.statement}) limit {box.LIMIT + 1}")
+    room = shutil.get_terminal_size((120, 40)).columns
+    box.write_cut(columns, list(texts.rows_of(head)), room, stream)
+
+
+def _write_csv(answer: Answer, stream: TextIO) -> None:
+    """NULL is nothing and an empty text is `""`, so that they differ; nested values are JSON."""
+    columns, rows = texts.text_rows(answer)
+    stream.write(",".join(_csv_field(column.name) for column in columns) + "\n")
+    for row in rows:
+        stream.write(",".join("" if cell is None else _csv_field(cell) for cell in row) + "\n")
+
+
+def _csv_field(text: str) -> str:
+    if text and text == text.strip() and not any(mark in text for mark in ',"\r\n'):
+        return text
+    return '"' + text.replace('"', '""') + '"'
+
+
+def _write_json(answer: Answer, stream: TextIO) -> None:
+    """An array with one object a line."""
+    separator = "["
+    for line in _json_lines(answer):
+        stream.write(f"{separator}\n{line}")
+        separator = ","
+    stream.write("[]\n" if separator == "[" else "\n]\n")
+
+
+def _write_jsonl(answer: Answer, stream: TextIO) -> None:
+    for line in _json_lines(answer):
+        stream.write(f"{line}\n")
+
+
+def _json_lines(answer: Answer) -> Iterator[str]:
+    """Yield each row as a JSON object; NULL is null."""
+    answer = texts.as_select(answer)
+    columns = texts.columns_of(answer)
+    keys = [json.dumps(column.name, ensure_ascii=False) for column in columns]
+    for row in texts.rows_of(texts.converted(answer, columns, texts.as_json)):
+        pairs = (f"{key}: {'null' if value is None else value}" for key, value in zip(keys, row, strict=True))
+        yield texts.strict_json("{" + ", ".join(pairs) + "}")
+
+
+def _write_markdown(answer: Answer, stream: TextIO) -> None:
+    columns, rows = texts.text_rows(answer)
+    heads = " | ".join(_markdown_cell(column.name) for column in columns)
+    marks = " | ".join("---:" if column.type.id in texts.NUMBERS else "---" for column in columns)
+    stream.write(f"| {heads} |\n| {marks} |\n")
+    for row in rows:
+        stream.write(f"| {' | '.join(_markdown_cell(cell or '') for cell in row)} |\n")
+
+
+def _markdown_cell(text: str) -> str:
+    """A text that Markdown shows as it is, in one cell; a line end is `<br>`."""
+    return _LINE_END.sub("<br>", _MARKDOWN.sub(r"\\\g<0>", text))
+
+
+_TEXT_WRITERS: dict[str, Callable[[Answer, TextIO], None]] = {
+    "table": _write_table,
+    "csv": _write_csv,
+    "json": _write_json,
+    "jsonl": _write_jsonl,
+    "markdown": _write_markdown,
+}

@@ -1,0 +1,186 @@
+"""What the values of a query's parameters are: the type comes from the parameter, never from how a value is spelled.
+
+A query declares its parameters in its header, `name (kind): meaning`, one a line; every shipped one does. In a user's
+own SQL, one that is only ever compared with a run_id, series, domain, layer or expert is of that kind. Any other is
+a number where DuckDB makes one of it, and text everywhere else: 2.10 is never 2.1 where it meets a text.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from moewh.warehouse.answer.query import Query, Value
+from moewh.warehouse.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a parameter names or measures: the type of its values, and what they must look like."""
+
+    type: Literal["VARCHAR", "INTEGER", "DOUBLE"]
+    wants: str = "a text"
+    least: float = -math.inf
+    most: float = math.inf
+    ids: bool = False
+    """True for whole numbers in a text, with commas between them."""
+
+
+_INT32 = 2**31 - 1
+KINDS = {
+    "run": Kind("VARCHAR"),
+    "run of the same tokens": Kind("VARCHAR"),
+    "series": Kind("VARCHAR"),
+    "domain": Kind("VARCHAR"),
+    "token": Kind("VARCHAR"),
+    "text": Kind("VARCHAR"),
+    "prompt ids": Kind("VARCHAR", "a list of whole numbers such as 3,17,256", ids=True),
+    "token ids": Kind("VARCHAR", "a list of whole numbers such as 3,17,256", ids=True),
+    "layer": Kind("INTEGER", "a whole number", -_INT32, _INT32),
+    "expert": Kind("INTEGER", "a whole number", -_INT32, _INT32),
+    "count": Kind("INTEGER", f"a whole number from 0 to {_INT32}", 0, _INT32),
+    "whole number": Kind("INTEGER", f"a whole number from {-_INT32} to {_INT32}", -_INT32, _INT32),
+    "share": Kind("DOUBLE", "a number from 0 to 1", 0, 1),
+    "ratio": Kind("DOUBLE", "a number from 0", 0),
+    "number": Kind("DOUBLE", "a number"),
+}
+COLUMNS = {"run_id": "run", "series": "series", "domain": "domain", "layer": "layer", "expert": "expert"}
+"""Columns of the views, and the kind of what a user's own SQL compares with them."""
+
+_DECLARED = rf"(?m)^(\w+) \(({'|'.join(KINDS)})\): "
+_WHOLE = r"[+-]?[0-9]{1,38}"
+_NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
+_IDS = r"\s*[0-9]{1,18}\s*(,\s*[0-9]{1,18}\s*)*"
+_NUMERIC = re.compile(r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|FLOAT|DOUBLE|DECIMAL")
+_MARK = "moewh:a value"
+
+
+def kinds_of(query: Query) -> dict[str, str]:
+    """Return the kind of each parameter that the header declares; for a user's own SQL also of those it shows."""
+    declared = dict(re.findall(_DECLARED, query.header.partition("Parameters")[2]))
+    if query.shipped:
+        return declared
+    return {**shown_kinds(query), **declared}
+
+
+def shown_kinds(query: Query) -> dict[str, str]:
+    """Return the kind of each parameter that is compared with one of COLUMNS by `=` wherever it stands.
+
+    Asking whether it is null takes nothing from that.
+    """
+    found = {}
+    for name in {*query.variables, *re.findall(r"\$(\w+)", query.code)}:
+        value = _reference(name)
+        for column, kind in COLUMNS.items():
+            equal = rf"\b{column}\s*=\s*{value}|{value}\s*=\s*(?:\w+\.)?{column}\b"
+            without = re.sub(rf"(?i){value}\s+is\s+(?:not\s+)?null", "", query.code)
+            others = re.sub(rf"(?i){equal}", "", without)
+            if others != without and not re.search(rf"(?i){value}", others):
+                found[name] = kind
+    return found
+
+
+def typed(query: Query, kinds: Mapping[str, str], values: Mapping[str, Value]) -> dict[str, Value]:
+    """Return the values in the types of their parameters. Raises UsageError for one that is none of its type.
+
+    Those of a shipped query's parameters without a kind are taken as they are: moewh's own code gives them.
+    """
+    unknown = {name for name, value in values.items() if name not in kinds and isinstance(value, str)}
+    numbers = numeric_parameters(query, unknown) if unknown and not query.shipped else frozenset()
+    made: dict[str, Value] = {}
+    for name, value in values.items():
+        if name in kinds:
+            made[name] = _of_kind(name, KINDS[kinds[name]], value)
+        else:
+            made[name] = _number(value) if name in numbers and isinstance(value, str) else value
+    return made
+
+
+def id_list(text: str) -> list[int]:
+    """Return the numbers that a value of kind `prompt ids` or `token ids` lists."""
+    return [int(part) for part in text.split(",")]
+
+
+def _of_kind(name: str, kind: Kind, value: Value) -> Value:
+    text = str(value)
+    if kind.type == "VARCHAR":
+        fits = not kind.ids or re.fullmatch(_IDS, text) is not None
+    else:
+        fits = re.fullmatch(_WHOLE if kind.type == "INTEGER" else _NUMBER, text) is not None
+        fits = fits and kind.least <= float(text) <= kind.most and math.isfinite(float(text))
+    if not fits:
+        raise UsageError(f"-p {name}={text}: {name} is {kind.wants}.")
+    if kind.type == "VARCHAR":
+        return text
+    return int(text) if kind.type == "INTEGER" else float(text)
+
+
+def _number(text: str) -> Value:
+    """Return the number that a text spells; else the text, of which DuckDB then says what it does not like."""
+    if re.fullmatch(_WHOLE, text):
+        return int(text)
+    return float(text) if re.fullmatch(_NUMBER, text) else text
+
+
+def _reference(name: str) -> str:
+    """Return a pattern of what reads the parameter in SQL, cast to text or not."""
+    return rf"(?:getvariable\s*\(\s*'{name}'\s*\)|\${name}\b)(?:\s*::\s*(?:varchar|text)\b)?"
+
+
+def numeric_parameters(query: Query, names: AbstractSet[str]) -> AbstractSet[str]:
+    """Return those of a user's parameters that DuckDB makes numbers of wherever they stand.
+
+    DuckDB is asked: it plans the SQL over empty tables, with a text for the parameter, and the plan shows what that
+    text is cast to. Where a text cannot stand (after LIMIT, in `layer + $n`), a number is tried.
+    """
+    from moewh.warehouse.answer.catalog import empty_warehouse
+
+    numeric = set()
+    with empty_warehouse() as connection:
+        connection.execute("set enable_external_access = false; set lock_configuration = true")
+        for name in names:
+
+            def plan(literal: str, name: str = name) -> Any:
+                sql = _with_literal(query, name, literal)
+                rows = connection.execute("select json_serialize_plan($sql, optimize := false)", {"sql": sql})
+                return json.loads(rows.fetchall()[0][0])
+
+            planned = plan(f"'{_MARK}'")
+            if planned["error"]:
+                if not plan("1")["error"]:
+                    numeric.add(name)
+            elif (met := set(_meets(planned))) and all(_NUMERIC.fullmatch(type_) for type_ in met):
+                numeric.add(name)
+    return numeric
+
+
+def _with_literal(query: Query, name: str, literal: str) -> str:
+    """Return the SQL with a literal for one parameter and null for all others."""
+
+    def replaced(match: re.Match[str]) -> str:
+        return literal if name in (match["variable"], match["bound"]) else "null"
+
+    pattern = r"(?i)getvariable\s*\(\s*'(?P<variable>\w+)'\s*\)|\$(?P<bound>[a-z_]\w*)\b"
+    return re.sub(pattern, replaced, query.code)
+
+
+def _meets(node: Any, parent: str = "", cast: str = "VARCHAR") -> Iterator[str]:
+    """Yield the type of everything that the marked text meets in a serialised plan."""
+    if isinstance(node, list):
+        for child in node:
+            yield from _meets(child, parent, cast)
+    elif isinstance(node, dict):
+        value = node.get("value")
+        if isinstance(value, dict) and value.get("value") == _MARK:
+            if parent not in ("OPERATOR_IS_NULL", "OPERATOR_IS_NOT_NULL"):
+                yield cast
+            return
+        kind = str(node.get("type"))
+        inner = node["return_type"]["id"] if kind == "OPERATOR_CAST" else "VARCHAR"
+        for child in node.values():
+            yield from _meets(child, kind if isinstance(node.get("expression_class"), str) else parent, inner)

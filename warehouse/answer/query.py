@@ -1,0 +1,219 @@
+"""The query runner: finds a view, a saved query or the user's own SQL, and sets its parameters.
+
+A parameter is a DuckDB variable that the SQL reads with `getvariable('name')`, so that the same file
+runs in a plain shell after `set variable name = …`; a user's SQL may also bind `$name`. It is optional
+where the SQL says what its absence means: `coalesce(getvariable('name'), …)` or
+`getvariable('name') is null`. What type a value has is for `moewh.warehouse.answer.parameters` to say.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moewh.warehouse.errors import UsageError
+from moewh.warehouse.files import schema
+from moewh.warehouse.views.base import QUERIES, canned_views, view_names
+
+if TYPE_CHECKING:
+    import duckdb
+
+Value = int | float | bool | str
+
+# Patterns are compiled where they are first used: most queries need none of them, and start sooner.
+_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
+_VARIABLE = r"getvariable\s*\(\s*'(\w+)'\s*\)"
+_OPTIONAL = rf"coalesce\s*\(\s*{_VARIABLE}|{_VARIABLE}\s+is\s+(?:not\s+)?null"
+_COMMENT = r"(?m)^\s*--.*$"
+
+_SEGMENT_TABLES = (table.name for table in schema.TABLES if table.level == "segment")
+_ROW_LEVEL = frozenset({"routes", "router_confidence", *_SEGMENT_TABLES})
+"""Views that grow with the corpus: given as they come. All others are sorted, so an answer is the same each time."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """One piece of SQL and where it came from, as messages name it."""
+
+    source: str
+    sql: str
+    shipped: bool = False
+    """True for what comes with moewh, not from a user."""
+
+    @cached_property
+    def code(self) -> str:
+        """The SQL without its comment lines, which name variables too."""
+        return re.sub(_COMMENT, "", self.sql)
+
+    @cached_property
+    def variables(self) -> AbstractSet[str]:
+        """The names this SQL reads with `getvariable`."""
+        return frozenset(re.findall(_VARIABLE, self.code, re.IGNORECASE))
+
+    @cached_property
+    def required(self) -> AbstractSet[str]:
+        """The variables whose absence the SQL says nothing about."""
+        optional = {name for pair in re.findall(_OPTIONAL, self.code, re.IGNORECASE) for name in pair}
+        return self.variables - optional
+
+    @cached_property
+    def header(self) -> str:
+        """The leading comment."""
+        lines = []
+        for line in self.sql.strip().splitlines():
+            if not line.startswith("--"):
+                break
+            lines.append(line.removeprefix("--").strip())
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A statement ready to run, with the values it binds. Every call runs it."""
+
+    connection: duckdb.DuckDBPyConnection
+    statement: str | duckdb.Statement
+    values: Mapping[str, Value]
+
+    def relation(self) -> duckdb.DuckDBPyRelation:
+        """Return the result as a relation, for DuckDB's own table and Parquet."""
+        return self.connection.sql(self.statement, params=dict(self.values))
+
+    def execute(self) -> duckdb.DuckDBPyConnection:
+        """Run it; rows are then fetched from the connection returned."""
+        return self.connection.execute(self.statement, dict(self.values))
+
+
+def saved_names() -> tuple[str, ...]:
+    """Return the names of the saved queries, which are the stems of the files in `queries/saved/`."""
+    return tuple(sorted(path.stem for path in (QUERIES / "saved").glob("*.sql")))
+
+
+def find_query(name: str) -> Query:
+    """Return the view, the saved query or the `.sql` file of that name.
+
+    A name with a slash or ending in `.sql` is a file. Raises UsageError if there is none.
+    """
+    if "/" in name or name.endswith(".sql"):
+        return read_file(Path(name))
+    if name in view_names():
+        return Query(name, f"from {name}" if name in _ROW_LEVEL else f"from {name} order by all", shipped=True)
+    if name in saved_names():
+        return read_file(QUERIES / "saved" / f"{name}.sql", shipped=True)
+    raise UsageError(unknown("query", name, [*(view.name for view in canned_views()), *saved_names()]))
+
+
+def unknown(kind: str, name: str, known: list[str]) -> str:
+    """Return the message for a name that does not exist: the nearest one, or all of them."""
+    import difflib
+
+    nearest = difflib.get_close_matches(name, known, 1)
+    hint = f"Did you mean {nearest[0]}? " if nearest else ""
+    return f"there is no {kind} {name!r}. {hint}Known: {', '.join(known) or 'none'}."
+
+
+def parse_parameters(assignments: tuple[str, ...]) -> dict[str, str]:
+    """Return the values of `name=value` assignments, as text. Raises UsageError for one that is none."""
+    values: dict[str, str] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals or not re.fullmatch(_NAME, name):
+            raise UsageError(f"-p {assignment}: write -p name=value.")
+        if name in values:
+            raise UsageError(f"-p {name} is given twice.")
+        values[name] = parse_value(text)
+    return values
+
+
+def parse_value(text: str) -> str:
+    """Return a value as it is meant: without quotes around it, where there are some, and those within undoubled."""
+    if len(text) >= 2 and text[0] == text[-1] == "'":
+        return text[1:-1].replace("''", "'")
+    return text
+
+
+def prepare(
+    connection: duckdb.DuckDBPyConnection, query: Query, values: Mapping[str, Value], *, unsafe: bool = False
+) -> Answer | None:
+    """Set the query's variables, unset those without a value, and return its answer.
+
+    The statement runs as a subquery, which only reads (see `moewh.warehouse.answer.jail`); with `unsafe` as it stands, and one
+    without an answer, such as COPY, is done at once: then None is returned.
+    Raises UsageError for more or fewer statements than one, for one that does more than read, for a name that the
+    SQL does not use and for one that it needs and that has no value.
+    """
+    import duckdb
+
+    from moewh.warehouse.answer.jail import jailed_statement
+    from moewh.warehouse.answer.pivot import make_types, name_pivots
+
+    def look_into(sql: str) -> str:
+        return sql if unsafe else jailed_statement(connection, query.source, sql)
+
+    pivots = name_pivots(connection, query.source, query.sql, unsafe=unsafe)
+    statement = single_statement(connection, replace(query, sql=pivots.sql))
+    bound = frozenset(statement.named_parameters)
+    check_names(query, values, bound)
+    for name in query.variables:
+        if name in values:
+            connection.execute(f'set variable "{name}" = $value', {"value": values[name]})
+        else:  # what an earlier query on this connection was given is not meant for this one
+            connection.execute(f'reset variable "{name}"')
+    bindings = {name: values[name] for name in bound}
+    inside = look_into(pivots.sql)
+    make_types(connection, pivots, values, look_into)
+    if not unsafe:
+        return Answer(connection, inside, bindings)
+    answer = Answer(connection, statement, bindings)
+    if list(statement.expected_result_type) == [duckdb.ExpectedResultType.QUERY_RESULT]:
+        return answer
+    answer.execute()
+    return None
+
+
+def single_statement(connection: duckdb.DuckDBPyConnection, query: Query) -> duckdb.Statement:
+    """Return the one statement that a query's SQL holds. Raises UsageError for more or fewer."""
+    statements = connection.extract_statements(query.sql)
+    if len(statements) != 1:
+        raise UsageError(f"{query.source} holds {len(statements)} SQL statements. Give exactly one.")
+    return statements[0]
+
+
+def bound_names(sql: str) -> AbstractSet[str] | None:
+    """Return the names that SQL binds as `$name`; None for what DuckDB cannot parse."""
+    import duckdb
+
+    try:
+        statements = duckdb.extract_statements(sql)
+    except duckdb.Error:
+        return None
+    return frozenset[str]().union(*(statement.named_parameters for statement in statements))
+
+
+def check_names(query: Query, values: Mapping[str, Value], bound: AbstractSet[str]) -> None:
+    """Raise UsageError for a value that the query does not use, or a name it reads or binds and that has none."""
+    if positional := sorted(name for name in bound if not re.fullmatch(_NAME, name)):
+        raise UsageError(f"{query.source} uses the parameter {positional[0]!r}. Give it a name, such as $layer.")
+    known = query.variables | bound
+    for name in values:
+        if name not in known:
+            wants = f"Its parameters: {', '.join(sorted(known))}." if known else "It takes no parameters."
+            raise UsageError(f"{query.source} does not use the parameter {name!r}. {wants}")
+    if missing := sorted((query.required | bound) - values.keys()):
+        gives = " ".join(f"-p {name}=VALUE" for name in missing)
+        raise UsageError(f"{query.source} needs the parameter {', '.join(missing)}. Add {gives}.")
+
+
+def read_file(path: Path, *, shipped: bool = False) -> Query:
+    """Return the query in a `.sql` file. Raises UsageError if it cannot be read."""
+    try:
+        return Query(path.name, path.read_text(encoding="utf-8"), shipped)
+    except FileNotFoundError as error:
+        raise UsageError(f"there is no SQL file {path}.") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not a text file in UTF-8.") from error

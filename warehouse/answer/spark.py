@@ -1,0 +1,231 @@
+"""The same queries on Spark: the shipped `.sql` translated, over the same files.
+
+In: a warehouse, a query and its values. Out: the answer, as one DuckDB reads. sqlglot translates each
+statement from DuckDB's SQL; `getvariable` and `$name` become literals. The files are read with the schema
+of `moewh.warehouse.files.schema`, so that a run called `007` stays text. Only the views that a query reads are made.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from moewh.warehouse.answer.query import Answer, Query, Value, check_names
+from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.files import schema
+from moewh.warehouse.files.layout import FOLDERS
+from moewh.warehouse.views.base import LACKS, canned_views, table_select
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pyspark.sql import SparkSession
+    from sqlglot import exp
+
+    from moewh.warehouse.files.layout import Layout
+
+DEFAULT_MASTER = "local[*]"
+_TYPES = {
+    "VARCHAR": "string",
+    "BIGINT": "bigint",
+    "INTEGER": "int",
+    "FLOAT": "float",
+    "DOUBLE": "double",
+    "BOOLEAN": "boolean",
+    "TIMESTAMP": "timestamp_ntz",
+    "FLOAT[]": "array<float>",
+}
+_TABLES = {table.name: table for table in schema.TABLES}
+
+
+class SparkError(MoewhError):
+    """Spark refused a query or gave up on it."""
+
+
+@contextmanager
+def open_spark(master: str | None) -> Iterator[SparkSession]:
+    """Yield the Spark session there is, else a new one that is stopped at the end.
+
+    Raises MoewhError where pyspark, sqlglot or Java is missing.
+    """
+    try:
+        import sqlglot  # noqa: F401 - said here, before Java is started
+        from pyspark.sql import SparkSession
+    except ImportError as error:
+        raise MoewhError(f"--engine spark needs {error.name}. Install moewh with its extra: moewh[spark].") from error
+    if (active := SparkSession.getActiveSession()) is not None:
+        yield active
+        return
+    builder = SparkSession.builder.appName("moewh")
+    for name, value in _settings(master).items():
+        builder = builder.config(name, value)
+    with _errors():
+        session = builder.getOrCreate()
+    try:
+        yield session
+    finally:
+        session.stop()
+
+
+def _settings(master: str | None) -> dict[str, str]:
+    """What moewh needs of a session."""
+    master = master or DEFAULT_MASTER
+    settings = {
+        "spark.master": master,
+        "spark.sql.session.timeZone": "UTC",
+        "spark.sql.sources.partitionColumnTypeInference.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.log.level": "ERROR",
+    }
+    if master.startswith("local"):
+        here = {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1", "spark.ui.enabled": "false"}
+        settings |= {**here, "spark.sql.shuffle.partitions": str(os.cpu_count() or 1)}
+    return settings
+
+
+def answer(
+    session: SparkSession, layout: Layout, query: Query, values: Mapping[str, Value], *, unsafe: bool = False
+) -> Answer:
+    """Run a query on Spark and return its rows, collected, as an answer like DuckDB's.
+
+    Raises UsageError for what is no single query, for a user's own without `unsafe` (there is no jail in Spark, whose
+    functions run any Java method), and for names as `moewh query` does; MoewhError for a segment that lacks a
+    rollup; SparkError for what Spark refuses.
+    """
+    import duckdb
+
+    if not query.shipped and not unsafe:
+        raise UsageError(f"{query.source} would run outside the jail in Spark. Add --unsafe if you trust it.")
+    tree = _parse(query.source, query.sql)
+    check_names(query, values, _bound_names(tree))
+    with _errors():
+        create_views(session, layout, tree)
+        rows = session.sql(to_spark(tree, values)).toArrow()
+    connection = duckdb.connect()
+    connection.register("answer", rows)
+    return Answer(connection, "from answer", {})
+
+
+def create_views(session: SparkSession, layout: Layout, tree: exp.Expr) -> None:
+    """Make the views that a query reads, and those that they read, in the session. Raises as `answer` does."""
+    for name in _needed(tree):
+        if name in _TABLES:
+            _read_files(session, layout.require(), _TABLES[name])
+        session.sql(to_spark(_definitions()[name], {})).createOrReplaceTempView(name)
+
+
+def to_spark(tree: exp.Expr, values: Mapping[str, Value]) -> str:
+    """Return a parsed DuckDB query as Spark SQL, its variables replaced by their values."""
+    from sqlglot import exp
+
+    def replaced(node: exp.Expr) -> exp.Expr:
+        if isinstance(node, exp.Anonymous) and node.name.lower() == "getvariable":
+            return _literal(values.get(node.expressions[0].name))
+        if isinstance(node, exp.Anonymous) and node.name.lower() == "list_extract":
+            return exp.Anonymous(this="try_element_at", expressions=node.expressions)  # both count from 1
+        if isinstance(node, exp.Parameter | exp.Placeholder):
+            return _literal(values[node.name])
+        return node
+
+    return str(tree.transform(replaced).sql(dialect="spark"))
+
+
+def _literal(value: Value | None) -> exp.Expr:
+    """Return a value as a literal of DuckDB's type for it: Spark takes 0.1 for a decimal."""
+    from sqlglot import exp
+
+    if isinstance(value, float):
+        return exp.cast(exp.Literal.string(repr(value)), "double")
+    return exp.convert(value)
+
+
+def _parse(source: str, sql: str) -> exp.Expr:
+    """Return the one query that SQL holds."""
+    import sqlglot
+    from sqlglot import exp
+
+    try:
+        trees = [tree for tree in sqlglot.parse(sql, read="duckdb") if tree is not None]
+    except sqlglot.errors.ParseError as error:
+        raise UsageError(f"{source}: sqlglot cannot read this SQL: {str(error).splitlines()[0]}") from error
+    if len(trees) != 1:
+        raise UsageError(f"{source} holds {len(trees)} SQL statements. Give exactly one.")
+    if not isinstance(trees[0], exp.Query):
+        raise UsageError(f"{source} is not a query; --engine spark runs nothing else.")
+    return trees[0]
+
+
+def _bound_names(tree: exp.Expr) -> frozenset[str]:
+    from sqlglot import exp
+
+    return frozenset(node.name for node in tree.find_all(exp.Parameter, exp.Placeholder))
+
+
+@cache
+def _definitions() -> dict[str, exp.Expr]:
+    """Return the query of every view by name; a stored table's is over its files, as `files_of_<table>`."""
+    import sqlglot
+
+    stored = {name: _parse(name, table_select(table, f"files_of_{name} as stored")) for name, table in _TABLES.items()}
+    canned = {view.name: sqlglot.parse_one(view.create, read="duckdb").expression for view in canned_views()}
+    return stored | canned
+
+
+def _needed(tree: exp.Expr) -> list[str]:
+    """Return the views that a query reads, each after those that it reads itself."""
+    from sqlglot import exp
+
+    names: list[str] = []
+    for table in tree.find_all(exp.Table):
+        if table.name in _definitions() and table.name not in names:
+            names += [name for name in _needed(_definitions()[table.name]) if name not in names]
+            names.append(table.name)
+    return names
+
+
+def _read_files(session: SparkSession, layout: Layout, table: schema.Table) -> None:
+    """Make `files_of_<table>`: every file of a table, with the types of the schema."""
+    top, _, pattern = FOLDERS[table.level].partition("/")
+    base = layout.root / top
+    if table.rollup:
+        _require_in_every_segment(base, table)
+    columns = ", ".join(f"`{column.name}` {_TYPES[column.type]}" for column in (*table.stored, *table.path_columns))
+    if not base.is_dir():  # a warehouse from before this table
+        session.createDataFrame([], columns).createOrReplaceTempView(f"files_of_{table.name}")
+        return
+    read = session.read.schema(columns)
+    files = read.option("basePath", str(base)).parquet(f"{_escaped(base)}/{pattern}/{table.file}")
+    files.createOrReplaceTempView(f"files_of_{table.name}")
+
+
+def _require_in_every_segment(base: Path, table: schema.Table) -> None:
+    """Refuse a segment that lacks a rollup's file, as the views do in DuckDB."""
+    for segment in sorted(base.glob("run_id=*/segment=*")):
+        if (segment / schema.SEGMENTS.file).is_file() and not (segment / table.file).is_file():
+            raise MoewhError(f"segment {segment}{LACKS.format(file=table.file)}")
+
+
+def _escaped(path: Path) -> str:
+    """Return a path as a Hadoop pattern that matches it alone."""
+    return re.sub(r"([{}\[\]*?\\])", r"\\\1", str(path))
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Turn what Spark and Java raise into one line."""
+    from py4j.protocol import Py4JError
+    from pyspark.errors import PySparkException
+
+    try:
+        yield
+    except (PySparkException, Py4JError) as error:
+        raise SparkError(f"Spark: {_first_line(error)}") from error
+
+
+def _first_line(error: Any) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0].strip() if lines else type(error).__name__

@@ -1,0 +1,1 @@
+"""Files: what is stored, where it lies, and how it is committed."""

@@ -1,0 +1,334 @@
+"""Where everything lies in a warehouse directory, and how an empty one comes to be.
+
+Layout::
+
+    wh/warehouse.duckdb                       views only (moewh.warehouse.views.publishing)
+       runs/run_id=<run>/run.parquet …        what a run is
+       segments/run_id=<run>/segment=<n>/     committed rows
+       geometry/run_id=<run>/                 what the model's weights alone say (moewh geometry)
+       quarantine/                            damaged segments taken out
+       .staging/                              work in flight; no view's glob matches it
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.files import schema
+
+SCHEMA_RUN = "~schema"
+"""The run_id of the zero-row files that let every view answer before the first ingest.
+
+It sorts after every legal run_id: DuckDB takes the first file's rows for typical when it plans a join, and an
+empty file first makes it build hash tables of the larger side.
+"""
+
+FOLDERS: dict[schema.Level, str] = {
+    "run": "runs/run_id=*",
+    "segment": "segments/run_id=*/segment=*",
+    "geometry": "geometry/run_id=*",
+}
+"""The folders that hold the files of each level's tables, as a pattern below the root."""
+
+SEGMENT_FOLDER = "segment="
+"""What the name of a segment's folder begins with, before its number."""
+
+_FIRST_FILES: dict[schema.Level, str] = {
+    "run": schema.RUNS.file,
+    "segment": schema.SEGMENTS.file,
+    "geometry": schema.EXPERT_GEOMETRY.file,
+}
+"""A file that every folder of a level holds."""
+
+_IN_FLIGHT = ".part"
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def check_run_id(run_id: str) -> str:
+    """Return `run_id` if it is legal, else raise UsageError."""
+    if not _RUN_ID.fullmatch(run_id):
+        raise UsageError(
+            f"run id {run_id!r} is not allowed. "
+            "Use 1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit."
+        )
+    return run_id
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The paths of one warehouse; nothing here touches the disk but `create` and `staged`."""
+
+    root: Path
+
+    @property
+    def database(self) -> Path:
+        """The published DuckDB file."""
+        return self.root / "warehouse.duckdb"
+
+    @property
+    def staging(self) -> Path:
+        """Work in flight and caches."""
+        return self.root / ".staging"
+
+    @property
+    def empty(self) -> Path:
+        """The zero-row files once more, alone: views are bound to them without listing any segment."""
+        return self.staging / "empty"
+
+    def run(self, run_id: str) -> Path:
+        """Folder of a run's own files."""
+        return self.root / "runs" / f"run_id={run_id}"
+
+    def segments(self, run_id: str) -> Path:
+        """Folder of a run's segments."""
+        return self.root / "segments" / f"run_id={run_id}"
+
+    def segment(self, run_id: str, number: int) -> Path:
+        """Folder of one committed segment."""
+        return self.segments(run_id) / f"{SEGMENT_FOLDER}{number}"
+
+    def geometry(self, run_id: str) -> Path:
+        """Folder of what the weights of a run's model say."""
+        return self.root / "geometry" / f"run_id={run_id}"
+
+    def template_times(self, run_id: str) -> Path:
+        """Folder that keeps the time which the chat template of a run sees, from before the run is there."""
+        return self.staging / "template_time" / f"run_id={run_id}"
+
+    def exists(self) -> bool:
+        """Tell whether there is a warehouse here; one from before `moewh geometry` has no such folder."""
+        return self.segment(SCHEMA_RUN, 0).is_dir() and self.run(SCHEMA_RUN).is_dir()
+
+    def looks_like_one(self) -> bool:
+        """Tell whether this folder is empty or holds a warehouse, even a damaged one."""
+        names = {path.name for path in self.root.iterdir()}
+        return not names or bool(names & {"runs", "segments"})
+
+    def require(self) -> Layout:
+        """Return self if there is a warehouse here, else raise MoewhError."""
+        if not self.exists():
+            self.linked_folders()  # a link to a disk that is not mounted says more
+            raise MoewhError(
+                f"there is no warehouse at {self.root}. Run `moewh ingest` or `moewh demo` to make one, "
+                "or name another with --warehouse."
+            )
+        return self
+
+    def create(self) -> None:
+        """Make an empty warehouse: zero-row files of every table. In an existing one, add those that are missing.
+
+        Raises MoewhError if the directory cannot be written.
+        """
+        with self.writing():
+            self.staging.mkdir(parents=True, exist_ok=True)
+            for layout in (Layout(self.empty), self):
+                self._add_empty_tables("run", layout.run(SCHEMA_RUN))
+                self._add_empty_tables("segment", layout.segment(SCHEMA_RUN, 0))
+                self._add_empty_tables("geometry", layout.geometry(SCHEMA_RUN))
+
+    def linked_folders(self) -> list[Path]:
+        """Return where the symbolic links lead that stand for a folder of moewh: `segments`, a run's, a segment's.
+
+        Raises MoewhError for a link to what is not there, whose rows would be left out of every answer, and for one to
+        a folder that moewh did not write.
+        """
+        found = []
+        for link, needed in self._links():
+            target = link.resolve()
+            if not target.is_dir():
+                raise MoewhError(
+                    f"{link} is a link to {target}, which is not there. Mount that disk, or remove the link."
+                )
+            if any(target.iterdir()) and not any(target.glob(needed)):
+                raise MoewhError(f"{link} is a link to {target}, which holds no {needed}. Remove the link.")
+            found.append(target)
+        return found
+
+    def _links(self) -> Iterator[tuple[Path, str]]:
+        """Yield the links among moewh's folders, each with a pattern of what must lie below its target."""
+        for level, file in _FIRST_FILES.items():
+            names = FOLDERS[level].split("/")
+            folders = [self.root]
+            for depth, name in enumerate(names, 1):
+                entries = [entry for folder in folders for entry in _scan(folder) if fnmatchcase(entry.name, name)]
+                yield from (
+                    (Path(entry.path), "/".join([*names[depth:], file])) for entry in entries if entry.is_symlink()
+                )
+                folders = [Path(entry.path) for entry in entries] if depth < len(names) else []
+
+    def require_one_disk(self, run_id: str | None = None) -> None:
+        """Raise MoewhError unless what is staged here can be renamed to its place: among all runs, and in `run_id`."""
+        folders = [self.root, *(self.root / pattern.partition("/")[0] for pattern in FOLDERS.values())]
+        if run_id is not None:
+            folders.append(self.segments(run_id))
+        require_renames(self.staging if self.staging.is_dir() else self.root, folders)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Turn what the disk refuses into a MoewhError that names the warehouse."""
+        try:
+            yield
+        except OSError as error:
+            raise MoewhError(
+                f"cannot write the warehouse at {self.root}: {error.strerror or error}. What was committed before "
+                "is safe. Make room there, or choose a writable directory with --warehouse; then run the same again."
+            ) from error
+
+    def _add_empty_tables(self, level: schema.Level, target: Path) -> None:
+        missing = [table for table in schema.TABLES if table.level == level and not (target / table.file).is_file()]
+        if not missing:
+            return
+        import pyarrow.parquet as pq
+
+        from moewh.warehouse.files.manifest import write_manifest
+
+        self.require_one_disk()
+        with self.staged(SCHEMA_RUN) as folder:
+            for table in missing:
+                pq.write_table(table.arrow().empty_table(), folder / table.file)
+            write_manifest(folder, None, None)
+            if not commit(folder, target):
+                for table in missing:
+                    (folder / table.file).replace(target / table.file)
+                write_manifest(target, None, None)
+
+    @contextmanager
+    def staged(self, name: str) -> Iterator[Path]:
+        """Yield a fresh folder in `.staging/`, removed afterwards if it is still there.
+
+        It is locked while in use, so that `sweep` can tell what a dead process left.
+        """
+        while True:
+            folder = self.staging / f"{name}.{os.urandom(8).hex()}{_IN_FLIGHT}"
+            folder.mkdir(parents=True)
+            descriptor = os.open(folder, os.O_RDONLY)
+            with suppress(OSError):  # on a file system without locks nothing is swept either
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if folder.is_dir():  # else a sweep came between the two lines above
+                break
+            os.close(descriptor)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(descriptor)
+
+    def sweep(self) -> None:
+        """Remove what dead processes left in `.staging/`; a folder that is in use is locked and stays."""
+        for folder in self.staging.glob(f"*{_IN_FLIGHT}"):
+            try:
+                descriptor = os.open(folder, os.O_RDONLY)
+            except FileNotFoundError:
+                continue
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            except OSError:
+                continue  # in use, or on a file system that cannot tell
+            finally:
+                os.close(descriptor)
+
+    def remove_empty(self) -> None:
+        """Remove the folders of a warehouse that never came to be: only those that are empty."""
+        for path in (self.staging / "prompts", self.staging / "template_time", self.staging, self.root):
+            with suppress(OSError):  # rmdir refuses a folder with anything in it, which is what keeps this safe
+                path.rmdir()
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask for the same folder waiting; on a file system that cannot, go on at once."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def commit(folder: Path, target: Path) -> bool:
+    """Make a staged folder visible at `target`: fsync its files and itself, rename it, fsync the parent.
+
+    The rename commits everything at once. Returns False, leaving `target` as it is, if another
+    process committed there first.
+    """
+    for file in sorted(folder.iterdir()):
+        sync(file)
+    sync(folder)
+    make_folder(target.parent)
+    try:
+        folder.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        return False
+    sync(target.parent)
+    return True
+
+
+def require_renames(source: Path, folders: Iterable[Path]) -> None:
+    """Raise MoewhError for the first of the folders that nothing in `source` can be renamed into."""
+    for folder in folders:
+        if source.is_dir() and folder.is_dir() and not _one_disk(source, folder):
+            raise MoewhError(
+                f"{folder} is on another disk than {source}, and moewh commits by a rename, which cannot cross disks. "
+                "Keep the whole warehouse on one disk (its root may be a link) while it is written to; runs that are "
+                "complete may move."
+            )
+
+
+def _one_disk(source: Path, target: Path) -> bool:
+    """Tell whether a rename from one folder to another is possible: by their device, and by renaming what is not there.
+
+    The second finds a bind mount, which has the device of the disk that it shows.
+    """
+    if source.stat().st_dev != target.stat().st_dev:
+        return False
+    name = f"{os.urandom(8).hex()}{_IN_FLIGHT}"
+    try:
+        (source / name).rename(target / name)
+    except OSError as error:
+        return error.errno != errno.EXDEV
+    return True
+
+
+def _scan(folder: Path) -> list[os.DirEntry[str]]:
+    """Return what a folder holds, without asking the disk about each; nothing for what is no folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its missing parents, each durably."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def glob_literal(path: Path) -> str:
+    """Return a path as a pattern that matches it alone: `*`, `?` and `[` each become a class of one character."""
+    return "".join(f"[{character}]" if character in "*?[" else character for character in str(path))

@@ -1,0 +1,132 @@
+"""The manifest of a folder: which files belong to it, with their rows, bytes and sha256, and what they are part of.
+
+Every committed folder has one, written last: a segment's, a run's own, and the one with the zero-row files.
+`moewh.warehouse.trust.verify` compares it with the disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.files.schema import FORMAT_VERSION, SCHEMA_VERSION
+
+MANIFEST = "manifest.json"
+_BLOCK = 1 << 22
+_LONGEST = 1 << 20
+"""Bytes; a manifest is about 3,000."""
+
+
+class ManifestError(MoewhError):
+    """A manifest that moewh did not write, or that was damaged since."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a file was when it was committed."""
+
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A folder's files by name, and whose they are."""
+
+    identity: str | None
+    """sha256 of the run's identity; None for the zero-row files, which are no run's."""
+    segment: int | None
+    """Number of the segment; None for a run's own files."""
+    files: dict[str, Entry]
+
+
+def write_manifest(folder: Path, identity: str | None, segment: int | None) -> int:
+    """Write the manifest of every Parquet file in `folder`; return the bytes they take together."""
+    import pyarrow.parquet as pq
+
+    files = {}
+    for path in sorted(folder.glob("*.parquet")):
+        rows = pq.read_metadata(path).num_rows
+        files[path.name] = Entry(rows, path.stat().st_size, file_sha256(path))
+    (folder / MANIFEST).write_bytes(manifest_text(Manifest(identity, segment, files)))
+    return sum(entry.bytes for entry in files.values())
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Return the manifest of a folder. Raises ManifestError saying what is wrong with it, and OSError."""
+    if (folder / MANIFEST).exists() and not (folder / MANIFEST).is_file():
+        raise ManifestError("is not a file")
+    with (folder / MANIFEST).open("rb") as file:
+        text = file.read(_LONGEST)
+    return parse_manifest(text)
+
+
+def parse_manifest(text: bytes) -> Manifest:
+    """Return what a manifest's bytes say. Raises ManifestError for anything moewh would not have written."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(f"is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ManifestError("is not a JSON object")
+    versions = (content.get("format"), content.get("schema"))
+    if versions != (FORMAT_VERSION, SCHEMA_VERSION):
+        raise ManifestError(f"is of format and schema {versions}, not {(FORMAT_VERSION, SCHEMA_VERSION)}")
+    if set(content) != {"format", "schema", "identity", "segment", "files"}:
+        raise ManifestError(f"has the keys {', '.join(sorted(content))}")
+    identity, segment, files = content["identity"], content["segment"], content["files"]
+    if not (identity is None or _is_sha256(identity)) or not (segment is None or _is_count(segment)):
+        raise ManifestError("does not say whose files these are")
+    if not isinstance(files, dict):
+        raise ManifestError("lists no files")
+    entries = {name: _entry(name, entry) for name, entry in files.items()}
+    manifest = Manifest(identity, segment, entries)
+    if manifest_text(manifest) != text:
+        raise ManifestError("is not spelled as it was written")
+    return manifest
+
+
+def manifest_text(manifest: Manifest) -> bytes:
+    """Return the bytes of a manifest's file: there is one spelling of each."""
+    files = {name: asdict(entry) for name, entry in manifest.files.items()}
+    whose = {"identity": manifest.identity, "segment": manifest.segment}
+    content = {"format": FORMAT_VERSION, "schema": SCHEMA_VERSION, **whose, "files": files}
+    return f"{json.dumps(content, indent=1)}\n".encode()
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file's bytes, in hex. Raises OSError."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        block = bytearray(_BLOCK)
+        while size := file.readinto(block):
+            digest.update(memoryview(block)[:size])
+    return digest.hexdigest()
+
+
+def _entry(name: str, entry: Any) -> Entry:
+    right = (
+        re.fullmatch(r"[a-z_]+\.parquet", name)
+        and isinstance(entry, dict)
+        and set(entry) == {"rows", "bytes", "sha256"}
+        and _is_count(entry["rows"])
+        and _is_count(entry["bytes"])
+        and _is_sha256(entry["sha256"])
+    )
+    if not right:
+        raise ManifestError(f"has no valid entry for {name!r}")
+    return Entry(**entry)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+def _is_sha256(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None

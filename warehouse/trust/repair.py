@@ -1,0 +1,151 @@
+"""Repair: bad folders leave the warehouse for `quarantine/`, and the command that writes them again is named.
+
+Nothing is deleted. What is derived from nothing (the zero-row files) is written again at once.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from moewh.warehouse.files import schema
+from moewh.warehouse.files.layout import SCHEMA_RUN, Layout, make_folder, require_renames, sync
+from moewh.warehouse.trust.verify import RUN_FOLDER
+from moewh.warehouse.views.publishing import publish
+
+_FLAGS = {"router_logits": "--router-logits"}
+_OPTIONS = {
+    "dtype": "--dtype",
+    "max_length": "--max-length",
+    "on_overflow": "--on-overflow",
+    "segment_rows": "--segment-rows",
+    "limit": "--limit",
+    "hidden_states": "--hidden-states",
+    "generate": "--generate",
+    "temperature": "--temperature",
+    "seed": "--seed",
+}
+"""What a run's `options` name, and the option of `moewh ingest` that sets it."""
+
+
+def quarantine(layout: Layout, folders: Iterable[Path]) -> dict[Path, Path]:
+    """Move bad folders out of every view's sight, each by one rename; return where each went.
+
+    `warehouse.duckdb` is written anew. Raises MoewhError if the disk refuses.
+    """
+    moved = {}
+    bad = sorted(set(folders))
+    require_renames(layout.root, [folder.parent for folder in bad])
+    with layout.writing():
+        for folder in bad:
+            if not folder.exists():
+                continue
+            target = _free_place(layout.root / "quarantine" / folder.relative_to(layout.root))
+            make_folder(target.parent)
+            folder.rename(target)
+            sync(target.parent)
+            sync(folder.parent)
+            moved[folder] = target
+    layout.create()
+    publish(layout)
+    return moved
+
+
+def remedy(layout: Layout, folder: Path) -> str | None:
+    """Return the command that writes a bad folder again; None for what is no run's."""
+    run_id = run_of(layout, folder)
+    if run_id is None:
+        return None
+    measured = folder.is_relative_to(layout.geometry(run_id))
+    return geometry_command(layout, run_id) if measured else restore_command(layout, run_id)
+
+
+def geometry_command(layout: Layout, run_id: str) -> str:
+    """Return the command that measures the weights of a run's model again."""
+    row = _run_row(layout, run_id)
+    if row is None:
+        return f"`moewh geometry --run-id {run_id}` with its model"
+    words = ["moewh", "geometry", *_model_words(row), "--run-id", run_id]
+    if (rank := geometry_rank(layout, run_id)) is not None:
+        words += ["--rank", str(rank)]
+    return f"{shlex.join(words)} --warehouse {shlex.quote(str(layout.root))}"
+
+
+def geometry_rank(layout: Layout, run_id: str) -> int | None:
+    """Return the rank of a run's geometry, from `quarantine/` if it went there; None if it cannot be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for root in (layout, Layout(layout.root / "quarantine")):
+        path = root.geometry(run_id) / schema.EXPERT_GEOMETRY.file
+        try:
+            ranks = pq.read_table(path, columns=["subspace_rank"], partitioning=None).column(0)
+            return int(ranks.drop_null()[0].as_py())
+        except (OSError, pa.ArrowException, LookupError):
+            continue
+    return None
+
+
+def restore_command(layout: Layout, run_id: str) -> str:
+    """Return the ingest command that writes a run's missing segments again, as far as the run's own row tells it.
+
+    The prompts are known by their digest only.
+    """
+    row = _run_row(layout, run_id)
+    if row is None:
+        return f"the `moewh ingest` command that began run {run_id}"
+    options: dict[str, Any] = json.loads(row["options"])
+    words = ["moewh", "ingest", *_model_words(row), "--run-id", run_id]
+    for name, option in _OPTIONS.items():
+        if options.get(name) is not None:
+            words += [option, str(options[name])]
+    words += [flag for name, flag in _FLAGS.items() if options.get(name)]
+    if options.get("special_tokens") is False:
+        words.append("--no-special-tokens")
+    prompts = f"--prompts FILE (the prompts of sha256 {row['prompts_sha256'][:12]}…)"
+    return f"{shlex.join(words)} --warehouse {shlex.quote(str(layout.root))} {prompts}"
+
+
+def run_of(layout: Layout, folder: Path) -> str | None:
+    """Return the run that a folder belongs to; None for the zero-row files and for what is no run's folder."""
+    if not folder.is_relative_to(layout.root) or folder.is_relative_to(layout.staging):
+        return None
+    below = folder.relative_to(layout.root).parts
+    names = [part.removeprefix(RUN_FOLDER) for part in below if part.startswith(RUN_FOLDER)]
+    return names[-1] if names and names[-1] != SCHEMA_RUN else None
+
+
+def _model_words(row: dict[str, Any]) -> list[str]:
+    """Return the options that name a run's model."""
+    words = ["--model", row["model"]]
+    from_hub = json.loads(row["options"]).get("weights_sha256") is None
+    if row["revision"] is not None and (from_hub or row["model"] == "demo"):
+        words += ["--revision", row["commit_hash"] or row["revision"]]
+    return words
+
+
+def _free_place(place: Path) -> Path:
+    """Return `place`, numbered if it is taken."""
+    number, free = 1, place
+    while free.exists():
+        number += 1
+        free = place.with_name(f"{place.name}.{number}")
+    return free
+
+
+def _run_row(layout: Layout, run_id: str) -> dict[str, Any] | None:
+    """Return the run's own row, from `quarantine/` if its folder went there and can still be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for root in (layout, Layout(layout.root / "quarantine")):
+        try:
+            row: dict[str, Any] = pq.read_table(root.run(run_id) / schema.RUNS.file, partitioning=None).to_pylist()[0]
+            json.loads(row["options"])
+        except (OSError, pa.ArrowException, LookupError, ValueError, TypeError):
+            continue  # damaged or gone: the command is then told in words
+        return row
+    return None

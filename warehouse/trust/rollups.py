@@ -1,0 +1,99 @@
+"""The rollups' definitions: what each counts, as SQL over the raw rows, and whether the stored counts agree.
+
+A rollup is a table of counts that every segment carries beside its rows. `queries/rollups/<table>.sql`
+defines it; `moewh.ingest.write.rollups` computes the same faster as a segment is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from moewh.warehouse.answer.query import Query, Value
+from moewh.warehouse.files import schema
+from moewh.warehouse.views.base import QUERIES
+
+if TYPE_CHECKING:
+    from moewh.warehouse.answer.engine import Ask
+
+TOLERANCE = 1e-9
+"""Relative: how far a stored sum of weights may be from the SQL's, which adds in another order."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One row of a rollup that is not what the segment's rows give."""
+
+    table: str
+    run_id: str
+    segment: int
+    key: str
+    """The row's key as `column = value, …`."""
+    stored: str | None
+    """The counts in the file; None if it lacks the row."""
+    expected: str | None
+    """The counts the SQL gives; None if it has no such row."""
+
+
+def definition(table: schema.Table) -> str:
+    """Return the SQL that defines a rollup: its columns over every segment, run_id and segment first."""
+    return (QUERIES / "rollups" / f"{table.name}.sql").read_text(encoding="utf-8")
+
+
+def compare(ask: Ask, only: Value | None = None) -> Iterator[Fault]:
+    """Yield every row in which a stored rollup differs from its definition, segment by segment, on any engine.
+
+    With `only`, those of that run alone.
+    """
+    for run_id, segment in _rows(ask, "select run_id, segment from segments order by run_id, segment", {}):
+        if only is not None and run_id != only:
+            continue
+        for table in schema.ROLLUPS:
+            rows = _rows(ask, _difference(table), {"run": run_id, "segment": segment})
+            yield from (Fault(table.name, run_id, segment, *row) for row in rows)
+
+
+def _rows(ask: Ask, sql: str, values: Mapping[str, Value]) -> list[tuple[Any, ...]]:
+    answer = ask(Query("rollups", sql, shipped=True), values)
+    return answer.execute().fetchall() if answer is not None else []
+
+
+def _difference(table: schema.Table) -> str:
+    """Return SQL for the rows of one segment that differ: key, stored and expected counts as text."""
+    keys, counts = split_columns(table)
+    same_key = " and ".join(f"stored.{name} is not distinct from expected.{name}" for name in keys)
+    same_counts = " and ".join(_same(name, type_) for name, type_ in counts.items())
+    key = " || ', ' || ".join(
+        f"'{name} = ' || coalesce(coalesce(stored.{name}, expected.{name})::varchar, 'NULL')" for name in keys
+    )
+    return f"""
+        with stored as (select *, true as here from {table.name} where run_id = $run and segment = $segment),
+        expected as (
+            select *, true as here from ({definition(table)}) where run_id = $run and segment = $segment
+        )
+        select
+            {key} as row_key,
+            case when stored.here then {_shown("stored", counts)} end as stored,
+            case when expected.here then {_shown("expected", counts)} end as expected
+        from stored full join expected on {same_key}
+        where stored.here is null or expected.here is null or not ({same_counts})
+        order by row_key"""
+
+
+def split_columns(table: schema.Table) -> tuple[list[str], dict[str, str]]:
+    """Return a rollup's key columns, and its other columns with their types."""
+    text_or_number = {column.name: column.type for column in table.columns}
+    values = {name: type_ for name, type_ in text_or_number.items() if type_ in ("BIGINT", "DOUBLE") or name == "token"}
+    return [name for name in text_or_number if name not in values], values
+
+
+def _same(name: str, type_: str) -> str:
+    if type_ != "DOUBLE":
+        return f"stored.{name} is not distinct from expected.{name}"
+    near = f"abs(stored.{name} - expected.{name}) <= {TOLERANCE} * abs(expected.{name})"
+    return f"(stored.{name} is not distinct from expected.{name} or coalesce({near}, false))"
+
+
+def _shown(side: str, counts: dict[str, str]) -> str:
+    return " || ', ' || ".join(f"'{name} = ' || coalesce({side}.{name}::varchar, 'NULL')" for name in counts)

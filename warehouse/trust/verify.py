@@ -1,0 +1,338 @@
+"""Verification: every committed file against the manifest of its folder, and every folder against its run.
+
+`plan` lists the folders and what their manifests promise; `check` then reads every byte of every file, several
+at once. What it finds are `Fault`s, each naming one file and why. Neither torch nor a model is needed.
+
+A file is bad if it is missing, unknown, of another size, has another sha256, cannot be read as Parquet, has other
+columns, types or rows, or a page that does not match its checksum. A folder is bad if its manifest is, if it is
+another's (a segment moved or swapped), or if its counts do not agree with each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.files import schema
+from moewh.warehouse.files.layout import FOLDERS, SCHEMA_RUN, SEGMENT_FOLDER, Layout, check_run_id
+from moewh.warehouse.files.manifest import MANIFEST, Entry, Manifest, ManifestError, file_sha256, read_manifest
+from moewh.warehouse.files.pages import PageError, check_pages
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+RUN_FOLDER = "run_id="
+_MANY_BYTES = 2 << 30
+_COUNTED = {"prompts": schema.PROMPTS, "tokens": schema.TOKENS, "routing_rows": schema.ROUTING}
+"""Columns of segment.parquet, and the tables whose rows they count."""
+_PER_ROUTING_ROW = (schema.EXPERT_COUNTS, schema.AFFINITY_COUNTS)
+"""Rollups that count every routing row once."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is not as it was committed."""
+
+    folder: Path
+    file: str
+    """Name within the folder; empty for the folder itself."""
+    why: str
+
+    @property
+    def path(self) -> Path:
+        """What to look at."""
+        return self.folder / self.file if self.file else self.folder
+
+
+@dataclass
+class Folder:
+    """A committed folder: where it is, whose it is by its path, and what its manifest says."""
+
+    path: Path
+    level: schema.Level
+    run_id: str
+    number: int | None
+    manifest: Manifest | None = None
+    """None if it is missing or no manifest."""
+    files: dict[str, Entry] = field(default_factory=dict)
+    """Those that the manifest promises, that are there and that belong to a table: what is to be read."""
+
+
+@dataclass
+class Plan:
+    """The folders to check, and the faults that listing them has shown."""
+
+    folders: list[Folder] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+
+    @property
+    def files(self) -> int:
+        """Number of files promised."""
+        return sum(len(folder.files) for folder in self.folders)
+
+    @property
+    def bytes(self) -> int:
+        """Their size together."""
+        return sum(entry.bytes for folder in self.folders for entry in folder.files.values())
+
+    @property
+    def segments(self) -> int:
+        """Number of segments of runs."""
+        return sum(folder.level == "segment" and folder.run_id != SCHEMA_RUN for folder in self.folders)
+
+    @property
+    def runs(self) -> int:
+        """Number of runs."""
+        return sum(folder.level == "run" and folder.run_id != SCHEMA_RUN for folder in self.folders)
+
+
+def plan(layout: Layout) -> Plan:
+    """List every committed folder with its manifest. Raises MoewhError if there is no warehouse."""
+    found = Plan()
+    for place in (layout.require(), Layout(layout.empty)):
+        for level in FOLDERS:
+            _list_level(place, level, found)
+    for folder in found.folders:
+        _take_manifest(folder, found.faults)
+    described = {folder.run_id for folder in found.folders if folder.level == "run"}
+    for run_id in sorted({folder.run_id for folder in found.folders} - described):
+        found.faults.append(Fault(layout.run(run_id), schema.RUNS.file, "is missing"))
+    return found
+
+
+def check(planned: Plan, jobs: int | None = None, done: Callable[[int], None] = lambda _: None) -> list[Fault]:
+    """Read every file and return all faults, in order of their paths; `done` is told the bytes as they are read."""
+    faults = list(planned.faults)
+    work = [(folder.path, name, entry) for folder in planned.folders for name, entry in folder.files.items()]
+    work.sort(key=lambda item: -item[2].bytes)  # the largest first, so that nobody waits for one in the end
+    with _workers(planned, jobs or os.cpu_count() or 1) as workers:
+        for (folder, name, entry), why in zip(work, workers.map(_file_fault, work), strict=True):
+            done(entry.bytes)
+            if why:
+                faults.append(Fault(folder, name, why))
+    bad = {fault.folder for fault in faults}
+    faults += _check_belonging([folder for folder in planned.folders if folder.path not in bad])
+    return sorted(faults, key=lambda fault: (fault.path, fault.why))
+
+
+@contextmanager
+def _workers(planned: Plan, jobs: int) -> Iterator[Executor]:
+    """Yield threads, or processes where there is enough to read to be worth starting them; an error drops the rest.
+
+    Two threads would take turns: between the digests, page headers are read in Python.
+    """
+    many = jobs > 1 and planned.bytes > _MANY_BYTES
+    workers: Executor = (
+        ProcessPoolExecutor(jobs, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
+        if many
+        else ThreadPoolExecutor(jobs)
+    )
+    try:
+        yield workers
+    finally:
+        workers.shutdown(cancel_futures=True)
+
+
+def check_rollups(layout: Layout) -> list[Fault]:
+    """Count every rollup again from its segment's rows, in SQL; one fault for each file. Files must be readable."""
+    from moewh.warehouse.answer.query import prepare
+    from moewh.warehouse.trust.rollups import compare
+    from moewh.warehouse.views.base import open_warehouse
+
+    files = {table.name: table.file for table in schema.ROLLUPS}
+    found: dict[tuple[Path, str], Fault] = {}
+    with open_warehouse(layout) as connection:
+        for fault in compare(partial(prepare, connection)):
+            key = (layout.segment(fault.run_id, fault.segment), files[fault.table])
+            why = f"{fault.key}: stored {fault.stored or 'no row'}, the rows give {fault.expected or 'no row'}"
+            found.setdefault(key, Fault(*key, why))
+    return list(found.values())
+
+
+def require_sound(layout: Layout) -> None:
+    """Raise MoewhError naming the first bad file, unless every file is as it was committed."""
+    faults = check(plan(layout))
+    if faults:
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise MoewhError(f"{faults[0].path} {faults[0].why}{more}. See `moewh verify --repair`.")
+
+
+# ------------------------------------------------------------------------------------------ folders
+
+
+def _list_level(layout: Layout, level: schema.Level, found: Plan) -> None:
+    """Find the folders of one level; whatever else lies between them is a fault."""
+    for run in _entries(layout.root / FOLDERS[level].partition("/")[0]):
+        run_id = run.name.removeprefix(RUN_FOLDER)
+        if not run.is_dir() or run.name == run_id or not _is_legal(run_id):
+            found.faults.append(Fault(run, "", _lost_link(run) or "is not the folder of a run"))
+        elif level == "segment":
+            _list_segments(run, run_id, found)
+        else:
+            found.folders.append(Folder(run, level, run_id, None))
+
+
+def _list_segments(run: Path, run_id: str, found: Plan) -> None:
+    for path in _entries(run):
+        number = path.name.removeprefix(SEGMENT_FOLDER)
+        if path.is_dir() and number.isascii() and number.isdigit() and path.name == f"{SEGMENT_FOLDER}{int(number)}":
+            found.folders.append(Folder(path, "segment", run_id, int(number)))
+        else:
+            found.faults.append(Fault(path, "", _lost_link(path) or "is not the folder of a segment"))
+
+
+def _lost_link(path: Path) -> str | None:
+    """Say where a link leads that leads to nothing; None for whatever else."""
+    return f"is a link to {path.resolve()}, which is not there" if path.is_symlink() and not path.exists() else None
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _is_legal(run_id: str) -> bool:
+    try:
+        return run_id == SCHEMA_RUN or check_run_id(run_id) == run_id
+    except UsageError:
+        return False
+
+
+def _take_manifest(folder: Folder, faults: list[Fault]) -> None:
+    """Read a folder's manifest and compare the names in it with what is there and with what must be."""
+    try:
+        folder.manifest = read_manifest(folder.path)
+    except FileNotFoundError:
+        faults.append(Fault(folder.path, MANIFEST, "is missing"))
+        return
+    except (ManifestError, OSError) as error:
+        faults.append(Fault(folder.path, MANIFEST, _message(error)))
+        return
+    there = {path.name for path in folder.path.iterdir() if path.is_file()}
+    promised = folder.manifest.files
+    tables = {table.file: table for table in schema.TABLES if table.level == folder.level}
+    needed = {name for name, table in tables.items() if not table.opt_in or folder.run_id == SCHEMA_RUN}
+    faults += [Fault(folder.path, name, "is missing") for name in sorted((promised.keys() | needed) - there)]
+    known = {MANIFEST} | (promised.keys() & tables.keys())
+    strangers = {path.name for path in folder.path.iterdir()} - known
+    faults += [Fault(folder.path, name, "is not a file of this folder") for name in sorted(strangers)]
+    folder.files = {name: entry for name, entry in promised.items() if name in there & tables.keys()}
+
+
+# ------------------------------------------------------------------------------------------ files
+
+
+def _file_fault(item: tuple[Path, str, Entry]) -> str | None:
+    """Say what is wrong with one file, or None; what has another sha256 is not looked into."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder, name, entry = item
+    path = folder / name
+    table = next(table for table in schema.TABLES if table.file == name)
+    try:
+        if (size := path.stat().st_size) != entry.bytes:
+            return f"has {size:,} bytes, not {entry.bytes:,}"
+        if file_sha256(path) != entry.sha256:
+            return "does not match its sha256"
+        with pq.ParquetFile(path) as file:
+            metadata, columns = file.metadata, file.schema_arrow
+        if metadata.num_rows != entry.rows:
+            return f"has {metadata.num_rows:,} rows, not {entry.rows:,}"
+        if difference := _schema_difference(columns, table.arrow()):
+            return difference
+        check_pages(path, metadata)
+    except (OSError, PageError, pa.ArrowException, UnicodeDecodeError) as error:
+        return _message(error)
+    return None
+
+
+def _schema_difference(real: pa.Schema, wanted: pa.Schema) -> str | None:
+    """Say which column is not as the table has it; names and types count, not what else a writer notes."""
+    if real.names != wanted.names:
+        return f"has the columns {', '.join(real.names)}, not {', '.join(wanted.names)}"
+    for has, wants in zip(real, wanted, strict=True):
+        if not has.type.equals(wants.type):
+            return f"has {has.type} in {has.name}, not {wants.type}"
+    return None
+
+
+def _message(error: Exception) -> str:
+    """Return an error in one line, without the path that is named already."""
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return " ".join(text.split()).removeprefix("Parquet ")
+
+
+# ------------------------------------------------------------------------------------------ belonging
+
+
+def _check_belonging(folders: list[Folder]) -> Iterator[Fault]:
+    """Find folders, whole in themselves, that are not what their place says: swapped, foreign, out of count."""
+    runs = {folder.run_id: folder for folder in folders if folder.level == "run"}
+    rows = {run_id: _row(folder.path, schema.RUNS) for run_id, folder in runs.items() if run_id != SCHEMA_RUN}
+    for folder in folders:
+        run = rows.get(folder.run_id)
+        if run is None or folder.manifest is None:
+            continue
+        if folder.manifest.identity != run["identity"] or folder.manifest.segment != folder.number:
+            yield Fault(folder.path, MANIFEST, "is that of another folder")
+        elif folder.level == "run":
+            if hashlib.sha256(run["options"].encode()).hexdigest() != run["identity"]:
+                yield Fault(folder.path, schema.RUNS.file, "says options that do not give its identity")
+        elif folder.level == "segment":
+            yield from _check_counts(folder, folder.number or 0, run["segments_planned"])
+        else:
+            yield from _check_experts(folder, runs[folder.run_id])
+
+
+def _check_counts(folder: Folder, number: int, planned: int) -> Iterator[Fault]:
+    """Find what a segment's files say differently of how much it holds and where it stands in its run."""
+    row = _row(folder.path, schema.SEGMENTS)
+    if number >= planned:
+        yield Fault(folder.path, "", f"is beyond the run's {planned} segments")
+    elif row["last"] != (number == planned - 1):
+        yield Fault(folder.path, schema.SEGMENTS.file, f"is wrong about being the last of {planned} segments")
+    expected = [(name, table.file, folder.files[table.file].rows) for name, table in _COUNTED.items()]
+    expected += [("routing_rows", table.file, _total(folder.path, table, "tokens")) for table in _PER_ROUTING_ROW]
+    for name, file, count in expected:
+        if row[name] != count:
+            yield Fault(folder.path, file, f"has {count:,} {name}, but {schema.SEGMENTS.file} says {row[name]:,}")
+    first_choices = _total(folder.path, schema.EXPERT_COUNTS, "first_choice_tokens")
+    if (tokens := _total(folder.path, schema.VOCAB_COUNTS, "tokens")) != first_choices:
+        why = f"has {tokens:,} tokens, but {schema.EXPERT_COUNTS.file} has {first_choices:,} first choices"
+        yield Fault(folder.path, schema.VOCAB_COUNTS.file, why)
+
+
+def _check_experts(folder: Folder, run: Folder) -> Iterator[Fault]:
+    """Find a geometry that is not of as many experts as its run has."""
+    measured, known = (
+        place.files[table.file].rows for place, table in ((folder, schema.EXPERT_GEOMETRY), (run, schema.EXPERTS))
+    )
+    if measured != known:
+        why = f"has {measured:,} experts, but {schema.EXPERTS.file} of the run has {known:,}"
+        yield Fault(folder.path, schema.EXPERT_GEOMETRY.file, why)
+
+
+def _total(folder: Path, table: schema.Table, column: str) -> int:
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    values = pq.read_table(folder / table.file, columns=[column], partitioning=None).column(column)
+    return int(pc.sum(values).as_py() or 0)
+
+
+def _row(folder: Path, table: schema.Table) -> dict[str, Any]:
+    """Return the one row of a run's or a segment's own file."""
+    import pyarrow.parquet as pq
+
+    rows: list[dict[str, Any]] = pq.read_table(folder / table.file, partitioning=None).to_pylist()
+    return rows[0]

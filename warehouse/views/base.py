@@ -1,0 +1,197 @@
+"""The views: one per stored table, generated from the schema, and the canned ones of `queries/views/`.
+
+`open_warehouse` builds them in memory for moewh's own use; `moewh.warehouse.views.publishing` writes the same
+statements, with their comments, to the file that a DuckDB shell opens. The views are bound to zero-row
+files as they are made, so opening costs the same however many segments there are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moewh.warehouse.files import schema
+from moewh.warehouse.files.layout import FOLDERS, SCHEMA_RUN, Layout, glob_literal
+
+if TYPE_CHECKING:
+    import duckdb
+
+QUERIES = Path(__file__).resolve().parent.parent.parent / "queries"
+
+LACKS = " lacks {file}: a count would leave it out. Remove that folder and run its ingest again."
+"""What is said of a segment without a rollup's file."""
+
+_DERIVED_RUN_COLUMNS = """
+    case when coalesce(done.segments, 0) >= stored.segments_planned then 'complete' else 'running' end as status,
+    coalesce(done.segments, 0)::bigint as segments,
+    coalesce(done.prompts, 0)::bigint as prompts,
+    coalesce(done.tokens, 0)::bigint as tokens
+from {files}
+left join (
+    select
+        run_id,
+        count(*)::bigint as segments,
+        sum(prompts)::bigint as prompts,
+        sum(tokens)::bigint as tokens
+    from segments
+    group by run_id
+) as done
+    on done.run_id = stored.run_id"""
+
+
+@dataclass(frozen=True)
+class View:
+    """One view: its name, the statement that makes it and the statements that comment on it."""
+
+    name: str
+    create: str
+    comments: tuple[str, ...]
+    header: str
+    """What the view answers, as the leading comment of its file says; for a stored table, its description."""
+
+
+def view_names() -> tuple[str, ...]:
+    """Return the names of all views: the stored tables first, then the canned ones in alphabetical order."""
+    return (*(table.name for table in schema.TABLES), *canned_names())
+
+
+def canned_names() -> tuple[str, ...]:
+    """Return the names of the canned views, which are the stems of the files in `queries/views/`."""
+    return tuple(sorted(path.stem for path in (QUERIES / "views").glob("*.sql")))
+
+
+def base_views(root: Path) -> list[View]:
+    """Return the views over the stored tables of the warehouse at `root`, each after those it reads."""
+    tables = sorted(schema.TABLES, key=lambda table: table is schema.RUNS)
+    return [_base_view(table, root) for table in tables]
+
+
+@cache
+def canned_views() -> tuple[View, ...]:
+    """Return the canned views, in alphabetical order."""
+    return tuple(_canned_view(QUERIES / "views" / f"{name}.sql") for name in canned_names())
+
+
+def open_warehouse(layout: Layout) -> duckdb.DuckDBPyConnection:
+    """Return an in-memory DuckDB with every view of this warehouse.
+
+    Whatever DuckDB must spill goes to the warehouse's `.staging/`. Raises MoewhError if there is no
+    warehouse, or a link in it leads nowhere.
+    """
+    import duckdb
+
+    layout.require().linked_folders()
+    spill = layout.staging / f"duckdb.{os.getpid()}"
+    connection = duckdb.connect(config={"temp_directory": str(spill)})
+    create_views(connection, layout, comments=False)
+    return connection
+
+
+def create_views(connection: duckdb.DuckDBPyConnection, layout: Layout, *, comments: bool) -> None:
+    """Make every view in the connection's current schema, in one transaction."""
+    connection.execute(";\n".join(["begin", *view_statements(layout, comments=comments), "commit"]))
+
+
+def view_statements(layout: Layout, *, comments: bool) -> Iterator[str]:
+    """Yield the statements that make every view, each after those it reads.
+
+    DuckDB looks at the files of each view it makes. `moewh_root` points it to zero-row files meanwhile,
+    so that it need not list all segments once per view.
+    """
+    if layout.empty.is_dir():
+        yield f"set variable moewh_root = {sql_string(glob_literal(layout.empty))}"
+    for view in (*base_views(layout.root), *canned_views()):
+        yield view.create
+        if comments:
+            yield from view.comments
+    yield "reset variable moewh_root"
+
+
+def sql_string(text: str) -> str:
+    """Return text as an SQL string literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _base_view(table: schema.Table, root: Path) -> View:
+    comments = (
+        f"comment on view {table.name} is {sql_string(table.description)}",
+        *(
+            f"comment on column {table.name}.{column.name} is {sql_string(column.description)}"
+            for column in (*table.path_columns, *table.columns)
+        ),
+    )
+    body = table_select(table, f"{_files(table, root)} as stored")
+    if table.rollup:
+        body += _unless_missing(table, root)
+    return View(table.name, f"create or replace view {table.name} as\n{body}", comments, table.description)
+
+
+def table_select(table: schema.Table, files: str) -> str:
+    """Return the query of a stored table's view, over `files`: what gives the rows of all its files, as `stored`."""
+    if table is not schema.RUNS:
+        columns = ",\n    ".join(column.name for column in (*table.path_columns, *table.columns))
+        return f"select\n    {columns}\nfrom {files}"
+    stored = ",\n    ".join(f"stored.{column.name}" for column in (*table.path_columns, *table.stored))
+    return f"select\n    {stored},{_DERIVED_RUN_COLUMNS.format(files=files)}"
+
+
+def _files(table: schema.Table, root: Path) -> str:
+    """Return a subquery over every file of a table: its columns, those of the path first.
+
+    A warehouse from before `moewh geometry` has no such files, which `read_parquet` would refuse.
+    """
+    if table.level == "geometry" and not (Layout(root).geometry(SCHEMA_RUN) / table.file).is_file():
+        nothing = ", ".join(f"null::{column.type} as {column.name}" for column in (*table.path_columns, *table.stored))
+        return f"(select {nothing} where false)"
+    columns = ", ".join([*_path_values(table), *(column.name for column in table.stored)])
+    return f"(select {columns} from read_parquet({_pattern(table, root)}, hive_partitioning = false, filename = true))"
+
+
+def _path_values(table: schema.Table) -> Iterator[str]:
+    """Yield SQL for each column that the path holds, read from the path's end: what lies above the root says nothing.
+
+    DuckDB's own partitions would be every `name=value` of the whole path, and would hide columns of the file. These
+    values are constant within a file, so a filter on them still leaves out files before they are opened.
+    """
+    for number, column in enumerate(table.path_columns, 1):
+        below = "".join(f"/{inner.name}=[^/]*" for inner in table.path_columns[number:])
+        yield f"regexp_extract(filename, '/{column.name}=([^/]*){below}/[^/]*$', 1)::{column.type} as {column.name}"
+
+
+def _pattern(table: schema.Table, root: Path) -> str:
+    """Return SQL for the pattern that matches every file of a table."""
+    below = f"/{FOLDERS[table.level]}/{table.file}"
+    return f"coalesce(getvariable('moewh_root'), {sql_string(glob_literal(root))}) || '{below}'"
+
+
+def _unless_missing(table: schema.Table, root: Path) -> str:
+    """Return SQL that adds no rows to a rollup's view, and fails the query if a segment lacks the rollup's file.
+
+    A pattern matches what is there, so such a segment would be left out without a word. Every column is
+    the error, so that no filter can take the row away before it is raised.
+    """
+    columns = ",\n    ".join(f"failure::{column.type}" for column in (*table.path_columns, *table.columns))
+    folder, counted = (f"regexp_replace({alias}.file, '/[^/]*$', '')" for alias in ("segment", "counts"))
+    return f"""
+union all
+select
+    {columns}
+from (
+    select error('segment ' || {folder} || {sql_string(LACKS.format(file=table.file))}) as failure
+    from glob({_pattern(schema.SEGMENTS, root)}) as segment
+    anti join glob({_pattern(table, root)}) as counts
+        on {counted} = {folder}
+) as missing
+where failure is not null"""
+
+
+def _canned_view(path: Path) -> View:
+    """Split a canned view's file: its header, the statement that makes it, then its comments."""
+    text = path.read_text(encoding="utf-8")
+    create, *comments = (statement for statement in text.split(";\n") if statement.strip())
+    header = "\n".join(line.removeprefix("--").strip() for line in text.splitlines() if line.startswith("--"))
+    return View(path.stem, create, tuple(comments), header)

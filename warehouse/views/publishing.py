@@ -1,0 +1,46 @@
+"""`warehouse.duckdb`: the file that a plain DuckDB shell opens. It holds views and comments, no rows."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moewh.warehouse.files.layout import sync
+from moewh.warehouse.views.base import create_views, sql_string
+
+if TYPE_CHECKING:
+    from moewh.warehouse.files.layout import Layout
+
+STORAGE_VERSION = "v1.0.0"
+"""The oldest storage format that holds the comments; any DuckDB since 1.1 reads these views."""
+
+
+def publish(layout: Layout) -> None:
+    """Write `warehouse.duckdb` anew and put it in place at once, under whatever shells have it open.
+
+    A write-ahead log beside it belongs to a file that is no longer there: a killed shell leaves one,
+    and DuckDB would replay it over the new file. So it is removed first. Raises MoewhError.
+    """
+    with layout.writing(), layout.staged("publish") as folder:
+        built = folder / layout.database.name
+        with tempfile.TemporaryDirectory(prefix="moewh-") as scratch:
+            _build(layout, Path(scratch) / "built.duckdb")
+            shutil.copyfile(Path(scratch) / "built.duckdb", built)
+        sync(built)
+        layout.database.with_name(f"{layout.database.name}.wal").unlink(missing_ok=True)
+        built.replace(layout.database)
+        sync(layout.root)
+
+
+def _build(layout: Layout, file: Path) -> None:
+    """Write the views to a new database file, whose path must not hold a `?`: DuckDB takes it for a URL's query."""
+    import duckdb
+
+    with duckdb.connect() as connection:
+        connection.execute(f"attach {sql_string(str(file))} as built (storage_version '{STORAGE_VERSION}')")
+        connection.execute("use built")
+        create_views(connection, layout, comments=True)
+        connection.execute("use memory")
+        connection.execute("detach built")
