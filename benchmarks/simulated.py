@@ -20,10 +20,10 @@ import pyarrow as pa
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from moewh.ingest.capture.hooks import LayerRouting
 from moewh.ingest.prompts.readers import CANONICAL
-from moewh.ingest.prompts.tokenise import TokenisedSegment, TokenTexts
-from moewh.ingest.write.segment import RoutingBuffer, write_segment
+from moewh.ingest.prompts.tokenise import TokenTexts
+from moewh.ingest.routing import LayerRouting, RoutingBuffer, TokenisedSegment
+from moewh.ingest.write.segment import write_segment
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout, make_folder
 from tests.support.synthetic import write_table

@@ -25,7 +25,7 @@ import torch
 from moewh.ingest.capture.forward import BatchRunner, Rows
 from moewh.ingest.capture.generation import GeneratedBatch, generated_size, plan_equal_batches, with_generated
 from moewh.ingest.capture.hooks import PendingRouting
-from moewh.ingest.capture.vectors import VectorBuffer, wanted_vectors
+from moewh.ingest.capture.vectors import wanted_vectors
 from moewh.ingest.identity import Identity, identify, is_complete, require_same, write_run
 from moewh.ingest.model.expected import top_k
 from moewh.ingest.model.loading import LoadedModel, load_model
@@ -43,9 +43,10 @@ from moewh.ingest.prompts.chats import (
 from moewh.ingest.prompts.readers import MESSAGES
 from moewh.ingest.prompts.stream import Plan, PromptStream, SizeRule, estimated_rows, prompt_bytes
 from moewh.ingest.prompts.template_time import fix_time, forget_time
-from moewh.ingest.prompts.tokenise import TokenisedSegment, TokenRules, TokenTexts, tokenise
+from moewh.ingest.prompts.tokenise import TokenRules, TokenTexts, tokenise
 from moewh.ingest.proof.measure import LayerFacts
-from moewh.ingest.write.segment import Committed, RoutingBuffer, write_segment
+from moewh.ingest.routing import RoutingBuffer, TokenisedSegment, VectorBuffer
+from moewh.ingest.write.segment import Committed, write_segment
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import Layout
 

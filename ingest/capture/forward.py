@@ -19,9 +19,9 @@ from moewh.ingest.capture.vectors import WantedVectors
 from moewh.ingest.model.loading import LoadedModel
 from moewh.ingest.options import Sampling
 from moewh.ingest.prompts.batches import Batch, make_batch
-from moewh.ingest.prompts.tokenise import TokenisedSegment
 from moewh.ingest.proof.measure import LayerFacts, measure_layers
 from moewh.ingest.proof.rebuild import observe_calls, verify_layers
+from moewh.ingest.routing import TokenisedSegment
 
 Rows = npt.NDArray[np.int64]
 Result = TypeVar("Result")

@@ -17,13 +17,12 @@ import numpy.typing as npt
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from moewh.ingest.capture.hooks import Capture, LayerRouting, PendingRouting, failures_named
-from moewh.ingest.capture.vectors import VectorKey, WantedVectors, attach_vectors
+from moewh.ingest.capture.hooks import Capture, PendingRouting, failures_named
+from moewh.ingest.capture.vectors import WantedVectors, attach_vectors
 from moewh.ingest.families.rule import Call, Site
 from moewh.ingest.model.loading import LoadedModel
 from moewh.ingest.options import Sampling
-from moewh.ingest.prompts.tokenise import TokenisedSegment
-from moewh.ingest.write.segment import RoutingBuffer
+from moewh.ingest.routing import LayerRouting, RoutingBuffer, TokenisedSegment, VectorKey
 from moewh.warehouse.files.schema import Table
 
 Ints = npt.NDArray[np.int64]

@@ -18,22 +18,12 @@ import numpy.typing as npt
 import torch
 import transformers
 
-from moewh.ingest.capture.vectors import VectorKey, WantedVectors, attach_vectors
-from moewh.ingest.families.rule import NO_ROUTE, Call, Site
+from moewh.ingest.capture.vectors import WantedVectors, attach_vectors
+from moewh.ingest.families.rule import Call, Site
 from moewh.ingest.model.layers import Sites
+from moewh.ingest.routing import NO_ROUTE, LayerRouting, VectorKey
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.schema import Table
-
-
-@dataclass(frozen=True)
-class LayerRouting:
-    """What one layer did with one batch's T real tokens. On the host, in slot order as the model chose.
-
-    A token without a route has NO_ROUTE for its experts.
-    """
-
-    expert_ids_TK: npt.NDArray[np.int32]
-    weights_TK: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)

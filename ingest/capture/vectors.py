@@ -6,14 +6,9 @@ files without a name, which vanish with the process, and written from there in t
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -26,9 +21,6 @@ from moewh.warehouse.files.schema import Table
 
 _PROBABILITIES = frozenset({"gemma4_text", "diffusion_gemma_text"})
 """Families whose routers return probabilities where others return logits."""
-
-VectorKey = tuple[Table, int]
-"""(table, layer)"""
 
 
 @dataclass(frozen=True)
@@ -91,31 +83,3 @@ def attach_vectors(site: Site, wanted: WantedVectors, keep: Any) -> list[Removab
 
         handles.append(router.register_forward_hook(after))
     return handles
-
-
-class VectorBuffer:
-    """A segment's opt-in vectors, filled batch by batch in any order: per table and layer [T, width]."""
-
-    def __init__(self, tokens: int, tables: list[Table], folder: Path) -> None:
-        """Files lie in `folder` and have no name: nothing is left of them, whatever happens."""
-        self.tables = tables
-        """The opt-in tables of the run."""
-        self._tokens = tokens
-        self._folder = folder
-        self._arrays: dict[VectorKey, npt.NDArray[np.float32]] = {}
-        self._filled: dict[VectorKey, npt.NDArray[np.bool_]] = {}
-
-    def add(self, rows_T: npt.NDArray[np.int64], vectors: dict[VectorKey, npt.NDArray[np.float32]]) -> None:
-        """Put the vectors of one batch's tokens where those tokens lie in the segment."""
-        for key, part in vectors.items():
-            if key not in self._arrays:
-                with tempfile.TemporaryFile(dir=self._folder) as file:
-                    self._arrays[key] = np.memmap(file, np.float32, "w+", shape=(self._tokens, part.shape[1]))
-                self._filled[key] = np.zeros(self._tokens, np.bool_)
-            self._arrays[key][rows_T] = part
-            self._filled[key][rows_T] = True
-
-    def of(self, table: Table) -> Iterator[tuple[int, npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
-        """Yield (layer, vectors [T, width], places of the tokens that have one) of a table, by layer."""
-        for key in sorted((key for key in self._arrays if key[0] is table), key=lambda key: key[1]):
-            yield key[1], self._arrays[key], np.flatnonzero(self._filled[key])

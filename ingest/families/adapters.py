@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from moewh.ingest.families.rule import NO_ROUTE, Call, Reader, Record, Site, unwrapped
+from moewh.ingest.families.rule import Call, Reader, Record, Site, unwrapped
+from moewh.ingest.routing import NO_ROUTE
 
 
 class JetMoe(Reader):

@@ -17,12 +17,11 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from moewh.ingest.model.expected import Stack
+from moewh.ingest.routing import NO_ROUTE
 from moewh.warehouse.errors import MoewhError
 
 INDEX_NAMES = frozenset({"top_k_index", "router_indices", "selected_experts", "router_mask"})
 WEIGHT_NAMES = frozenset({"top_k_weights", "routing_weights", "router_probs"})
-NO_ROUTE = -1
-"""Stands for the expert of a token that no expert gets: dropped by capacity, or skipped by the router."""
 _ROUTER_NAMES = ("gate", "router")
 _COUNT_NAMES = ("total_experts", "num_experts", "num_local_experts")
 

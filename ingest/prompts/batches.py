@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from moewh.ingest.prompts.tokenise import TokenisedSegment
+from moewh.ingest.routing import TokenisedSegment
 
 
 @dataclass(frozen=True)

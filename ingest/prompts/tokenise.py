@@ -20,11 +20,10 @@ from transformers import PreTrainedTokenizerBase
 from moewh.ingest.options import Overflow
 from moewh.ingest.prompts.chats import ChatRenderer, ChatRules
 from moewh.ingest.prompts.readers import INPUT_IDS, MESSAGES
+from moewh.ingest.routing import TokenisedSegment
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.schema import POSITION_BITS
 
-KINDS = ("prompt", "special", "generated")
-"""Values of tokens.kind."""
 _TEXTS_AT_ONCE = 1_024
 
 
@@ -38,45 +37,6 @@ class TokenRules:
     chats: ChatRules = field(default_factory=ChatRules)
     vocabulary: int | None = None
     """Rows of the model's embedding: a token id must be below it. None: any id will do."""
-
-
-@dataclass(frozen=True)
-class TokenisedSegment:
-    """The tokens of one segment's prompts: P prompts, T tokens, C contexts."""
-
-    prompts: pa.Table
-    """[P] with the canonical columns, as they were read."""
-    text_P: list[str]
-    """As tokenised: messages after the chat template, token ids decoded."""
-    first_prompt: int
-    status_P: list[str]
-    num_tokens_P: npt.NDArray[np.int64]
-    prompt_T: npt.NDArray[np.int64]
-    """prompt_id of each token."""
-    position_T: npt.NDArray[np.int32]
-    context_T: npt.NDArray[np.int32]
-    vocab_id_T: npt.NDArray[np.int32]
-    special_T: npt.NDArray[np.bool_]
-    start_C: npt.NDArray[np.int64]
-    """Where each context begins in the flat arrays."""
-    length_C: npt.NDArray[np.int64]
-    without_tokens: tuple[int, ...] = ()
-    """prompt_id of the prompts that are not empty and give no tokens."""
-    generated_T: npt.NDArray[np.bool_] | None = None
-    """Tokens that the model itself said; None if it said nothing."""
-
-    @property
-    def kind_T(self) -> npt.NDArray[np.int8]:
-        """What each token is, as a place in KINDS."""
-        kind_T = self.special_T.astype(np.int8)
-        if self.generated_T is not None:
-            kind_T[self.generated_T] = KINDS.index("generated")
-        return kind_T
-
-    @property
-    def token_id_T(self) -> npt.NDArray[np.int64]:
-        """prompt_id * 2**24 + position."""
-        return (self.prompt_T << POSITION_BITS) + self.position_T
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from moewh.ingest.families.declared import can_be_measured, declared_renormalized, declared_scoring
-from moewh.ingest.families.rule import NO_ROUTE, Call, Site, unwrapped
+from moewh.ingest.families.rule import Call, Site, unwrapped
 from moewh.ingest.model.expected import shared_count, text_config
 from moewh.ingest.proof.rebuild import TOLERANCE, Observation
+from moewh.ingest.routing import NO_ROUTE
 
 _SCORING = {
     "softmax": torch.exp,

@@ -24,12 +24,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from threadpoolctl import ThreadpoolController
 
-from moewh.ingest.prompts.tokenise import KINDS, TokenisedSegment, TokenTexts
+from moewh.ingest.prompts.tokenise import TokenTexts
+from moewh.ingest.routing import KINDS, TokenisedSegment
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.schema import Table
 
 if TYPE_CHECKING:
-    from moewh.ingest.write.segment import Ranked
+    from moewh.ingest.routing import Ranked
 
 Ints = npt.NDArray[np.int64]
 _COUNTED = ("prompt", "generated")

@@ -7,22 +7,18 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moewh.ingest.capture.hooks import LayerRouting
-from moewh.ingest.capture.vectors import VectorBuffer
-from moewh.ingest.families.rule import NO_ROUTE
 from moewh.ingest.prompts.stream import PromptDigest
-from moewh.ingest.prompts.tokenise import KINDS, TokenisedSegment, TokenTexts
+from moewh.ingest.prompts.tokenise import TokenTexts
+from moewh.ingest.routing import KINDS, RoutingBuffer, TokenisedSegment, VectorBuffer
 from moewh.ingest.write.rollups import RollupCounter, one_thread_a_product
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import SEGMENT_FOLDER, Layout, commit
@@ -34,82 +30,6 @@ _VECTOR_NUMBERS = 1 << 22
 """Numbers of an opt-in table in one row group."""
 _THREADS = min(4, os.cpu_count() or 1)
 """Threads that rank and count a segment's layers, beside the one that writes its rows."""
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """One layer's rows in rank order: [T, K], and which of the T tokens have rows there."""
-
-    expert_ids_TK: npt.NDArray[np.int32]
-    weights_TK: npt.NDArray[np.float32]
-    routed_T: npt.NDArray[np.bool_]
-
-
-class RoutingBuffer:
-    """A segment's routing, filled batch by batch in any order: per layer [T, K]."""
-
-    def __init__(self, tokens: int, vectors: VectorBuffer | None = None) -> None:
-        self._tokens = tokens
-        self.vectors = vectors
-        """The opt-in vectors of the same tokens."""
-        self._layers: dict[int, LayerRouting] = {}
-        self.failed_prompts: set[int] = set()
-        """prompt_id of prompts that could not be run."""
-
-    def add(self, rows_T: npt.NDArray[np.int64], routing: dict[int, LayerRouting]) -> None:
-        """Put the routing of one batch's tokens where those tokens lie in the segment."""
-        for layer, part in routing.items():
-            if layer not in self._layers:
-                shape = (self._tokens, part.expert_ids_TK.shape[1])
-                self._layers[layer] = LayerRouting(
-                    np.full(shape, NO_ROUTE, np.int32), np.full(shape, np.nan, np.float32)
-                )
-            whole = self._layers[layer]
-            whole.expert_ids_TK[rows_T] = part.expert_ids_TK
-            whole.weights_TK[rows_T] = part.weights_TK
-
-    def layers(self, workers: Executor) -> Iterator[tuple[int, Ranked]]:
-        """Yield each layer's rows in rank order, ranked ahead by the workers.
-
-        A token with invalid numbers or no route has no rows.
-        """
-        ahead: deque[tuple[int, Future[Ranked]]] = deque()
-        for layer in sorted(self._layers):
-            ahead.append((layer, workers.submit(rank, self._layers[layer])))
-            if len(ahead) > 1:
-                first, ranked = ahead.popleft()
-                yield first, ranked.result()
-        for layer, ranked in ahead:
-            yield layer, ranked.result()
-
-    def invalid(self) -> dict[int, npt.NDArray[np.int64]]:
-        """Return, by layer, the tokens (by place) that have routes whose weights are not finite numbers."""
-        bad = {
-            layer: np.flatnonzero(((part.expert_ids_TK != NO_ROUTE) & ~np.isfinite(part.weights_TK)).any(1))
-            for layer, part in self._layers.items()
-        }
-        return {layer: places for layer, places in bad.items() if len(places)}
-
-
-def rank(routing: LayerRouting) -> Ranked:
-    """Order each token's experts by descending weight, ties by expert index.
-
-    Weight and expert are packed into one integer per row, so that one in-place sort does both: the bits of a
-    float, read as an integer, have the float's order once those of negative numbers are flipped.
-    """
-    bits_TK = (routing.weights_TK + 0.0).view(np.int32)  # + 0.0 makes -0.0 equal to 0.0 in bits too
-    keys_TK = ~_flip_negative(bits_TK).astype(np.int64) << 32 | routing.expert_ids_TK
-    keys_TK.sort(axis=1)
-    return Ranked(
-        (keys_TK & 0xFFFF_FFFF).astype(np.int32),
-        _flip_negative((~(keys_TK >> 32)).astype(np.int32)).view(np.float32),
-        np.asarray((np.isfinite(routing.weights_TK) & (routing.expert_ids_TK != NO_ROUTE)).all(1)),
-    )
-
-
-def _flip_negative(bits: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """Turn float bits into integers of the same order, and back."""
-    return np.where(bits < 0, bits ^ 0x7FFF_FFFF, bits).astype(np.int32)
 
 
 @dataclass(frozen=True)

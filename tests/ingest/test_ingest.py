@@ -20,11 +20,10 @@ from click.testing import CliRunner
 
 from moewh.cli.main import main
 from moewh.ingest import demo
-from moewh.ingest.capture.hooks import LayerRouting
 from moewh.ingest.model.loading import training_progress
 from moewh.ingest.options import IngestOptions
+from moewh.ingest.routing import LayerRouting, rank
 from moewh.ingest.run import Summary, ingest
-from moewh.ingest.write.segment import rank
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout

@@ -17,11 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from moewh.ingest.capture.hooks import LayerRouting
-from moewh.ingest.families.rule import NO_ROUTE
 from moewh.ingest.prompts.readers import CANONICAL
-from moewh.ingest.prompts.tokenise import TokenisedSegment, TokenTexts
-from moewh.ingest.write.segment import RoutingBuffer, write_segment
+from moewh.ingest.prompts.tokenise import TokenTexts
+from moewh.ingest.routing import NO_ROUTE, LayerRouting, RoutingBuffer, TokenisedSegment
+from moewh.ingest.write.segment import write_segment
 from moewh.warehouse.answer.engine import open_engine
 from moewh.warehouse.answer.jail import Limits
 from moewh.warehouse.answer.shell import find_duckdb

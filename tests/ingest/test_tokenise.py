@@ -11,7 +11,8 @@ import pytest
 
 from moewh.ingest.options import Overflow
 from moewh.ingest.prompts.readers import CANONICAL
-from moewh.ingest.prompts.tokenise import TokenisedSegment, TokenRules, TokenTexts, tokenise, tokenizer_sha256
+from moewh.ingest.prompts.tokenise import TokenRules, TokenTexts, tokenise, tokenizer_sha256
+from moewh.ingest.routing import TokenisedSegment
 from moewh.warehouse.errors import MoewhError
 from tests.support.models import BOS, byte_tokenizer
 

@@ -1,0 +1,181 @@
+"""A segment's rows as arrays: its prompts and tokens, and what each token chose at each layer.
+
+This is what flows from whoever observes routing (a forward pass, another program's trace) to the writer. Nothing here
+knows of torch, transformers or the command. Shapes: P prompts, T tokens, C contexts, K experts per token.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from moewh.warehouse.files.schema import POSITION_BITS, Table
+
+KINDS = ("prompt", "special", "generated")
+"""Values of tokens.kind."""
+NO_ROUTE = -1
+"""Stands for the expert of a token that no expert gets: dropped by capacity, or skipped by the router."""
+VectorKey = tuple[Table, int]
+"""(table, layer)"""
+
+
+@dataclass(frozen=True)
+class TokenisedSegment:
+    """The tokens of one segment's prompts: P prompts, T tokens, C contexts."""
+
+    prompts: pa.Table
+    """[P] with the canonical columns, as they were read."""
+    text_P: list[str]
+    """As tokenised: messages after the chat template, token ids decoded."""
+    first_prompt: int
+    status_P: list[str]
+    num_tokens_P: npt.NDArray[np.int64]
+    prompt_T: npt.NDArray[np.int64]
+    """prompt_id of each token."""
+    position_T: npt.NDArray[np.int32]
+    context_T: npt.NDArray[np.int32]
+    vocab_id_T: npt.NDArray[np.int32]
+    special_T: npt.NDArray[np.bool_]
+    start_C: npt.NDArray[np.int64]
+    """Where each context begins in the flat arrays."""
+    length_C: npt.NDArray[np.int64]
+    without_tokens: tuple[int, ...] = ()
+    """prompt_id of the prompts that are not empty and give no tokens."""
+    generated_T: npt.NDArray[np.bool_] | None = None
+    """Tokens that the model itself said; None if it said nothing."""
+
+    @property
+    def kind_T(self) -> npt.NDArray[np.int8]:
+        """What each token is, as a place in KINDS."""
+        kind_T = self.special_T.astype(np.int8)
+        if self.generated_T is not None:
+            kind_T[self.generated_T] = KINDS.index("generated")
+        return kind_T
+
+    @property
+    def token_id_T(self) -> npt.NDArray[np.int64]:
+        """prompt_id * 2**24 + position."""
+        return (self.prompt_T << POSITION_BITS) + self.position_T
+
+
+@dataclass(frozen=True)
+class LayerRouting:
+    """What one layer did with one batch's T real tokens. On the host, in slot order as the model chose.
+
+    A token without a route has NO_ROUTE for its experts.
+    """
+
+    expert_ids_TK: npt.NDArray[np.int32]
+    weights_TK: npt.NDArray[np.float32]
+
+
+class VectorBuffer:
+    """A segment's opt-in vectors, filled batch by batch in any order: per table and layer [T, width]."""
+
+    def __init__(self, tokens: int, tables: list[Table], folder: Path) -> None:
+        """Files lie in `folder` and have no name: nothing is left of them, whatever happens."""
+        self.tables = tables
+        """The opt-in tables of the run."""
+        self._tokens = tokens
+        self._folder = folder
+        self._arrays: dict[VectorKey, npt.NDArray[np.float32]] = {}
+        self._filled: dict[VectorKey, npt.NDArray[np.bool_]] = {}
+
+    def add(self, rows_T: npt.NDArray[np.int64], vectors: dict[VectorKey, npt.NDArray[np.float32]]) -> None:
+        """Put the vectors of one batch's tokens where those tokens lie in the segment."""
+        for key, part in vectors.items():
+            if key not in self._arrays:
+                with tempfile.TemporaryFile(dir=self._folder) as file:
+                    self._arrays[key] = np.memmap(file, np.float32, "w+", shape=(self._tokens, part.shape[1]))
+                self._filled[key] = np.zeros(self._tokens, np.bool_)
+            self._arrays[key][rows_T] = part
+            self._filled[key][rows_T] = True
+
+    def of(self, table: Table) -> Iterator[tuple[int, npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
+        """Yield (layer, vectors [T, width], places of the tokens that have one) of a table, by layer."""
+        for key in sorted((key for key in self._arrays if key[0] is table), key=lambda key: key[1]):
+            yield key[1], self._arrays[key], np.flatnonzero(self._filled[key])
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One layer's rows in rank order: [T, K], and which of the T tokens have rows there."""
+
+    expert_ids_TK: npt.NDArray[np.int32]
+    weights_TK: npt.NDArray[np.float32]
+    routed_T: npt.NDArray[np.bool_]
+
+
+class RoutingBuffer:
+    """A segment's routing, filled batch by batch in any order: per layer [T, K]."""
+
+    def __init__(self, tokens: int, vectors: VectorBuffer | None = None) -> None:
+        self._tokens = tokens
+        self.vectors = vectors
+        """The opt-in vectors of the same tokens."""
+        self._layers: dict[int, LayerRouting] = {}
+        self.failed_prompts: set[int] = set()
+        """prompt_id of prompts that could not be run."""
+
+    def add(self, rows_T: npt.NDArray[np.int64], routing: dict[int, LayerRouting]) -> None:
+        """Put the routing of one batch's tokens where those tokens lie in the segment."""
+        for layer, part in routing.items():
+            if layer not in self._layers:
+                shape = (self._tokens, part.expert_ids_TK.shape[1])
+                self._layers[layer] = LayerRouting(
+                    np.full(shape, NO_ROUTE, np.int32), np.full(shape, np.nan, np.float32)
+                )
+            whole = self._layers[layer]
+            whole.expert_ids_TK[rows_T] = part.expert_ids_TK
+            whole.weights_TK[rows_T] = part.weights_TK
+
+    def layers(self, workers: Executor) -> Iterator[tuple[int, Ranked]]:
+        """Yield each layer's rows in rank order, ranked ahead by the workers.
+
+        A token with invalid numbers or no route has no rows.
+        """
+        ahead: deque[tuple[int, Future[Ranked]]] = deque()
+        for layer in sorted(self._layers):
+            ahead.append((layer, workers.submit(rank, self._layers[layer])))
+            if len(ahead) > 1:
+                first, ranked = ahead.popleft()
+                yield first, ranked.result()
+        for layer, ranked in ahead:
+            yield layer, ranked.result()
+
+    def invalid(self) -> dict[int, npt.NDArray[np.int64]]:
+        """Return, by layer, the tokens (by place) that have routes whose weights are not finite numbers."""
+        bad = {
+            layer: np.flatnonzero(((part.expert_ids_TK != NO_ROUTE) & ~np.isfinite(part.weights_TK)).any(1))
+            for layer, part in self._layers.items()
+        }
+        return {layer: places for layer, places in bad.items() if len(places)}
+
+
+def rank(routing: LayerRouting) -> Ranked:
+    """Order each token's experts by descending weight, ties by expert index.
+
+    Weight and expert are packed into one integer per row, so that one in-place sort does both: the bits of a
+    float, read as an integer, have the float's order once those of negative numbers are flipped.
+    """
+    bits_TK = (routing.weights_TK + 0.0).view(np.int32)  # + 0.0 makes -0.0 equal to 0.0 in bits too
+    keys_TK = ~_flip_negative(bits_TK).astype(np.int64) << 32 | routing.expert_ids_TK
+    keys_TK.sort(axis=1)
+    return Ranked(
+        (keys_TK & 0xFFFF_FFFF).astype(np.int32),
+        _flip_negative((~(keys_TK >> 32)).astype(np.int32)).view(np.float32),
+        np.asarray((np.isfinite(routing.weights_TK) & (routing.expert_ids_TK != NO_ROUTE)).all(1)),
+    )
+
+
+def _flip_negative(bits: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Turn float bits into integers of the same order, and back."""
+    return np.where(bits < 0, bits ^ 0x7FFF_FFFF, bits).astype(np.int32)
