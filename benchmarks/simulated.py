@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,11 +21,11 @@ from transformers import PreTrainedTokenizerBase
 
 from moewh.ingest.prompts.readers import CANONICAL
 from moewh.ingest.prompts.tokenise import TokenTexts
+from moewh.ingest.record import Identity, RunRecord
 from moewh.ingest.routing import LayerRouting, RoutingBuffer, TokenisedSegment
+from moewh.ingest.write.run_files import write_run
 from moewh.ingest.write.segment import write_segment
-from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout, make_folder
-from tests.support.synthetic import write_table
 
 LAYERS, EXPERTS, TOP_K = 16, 64, 8
 ROWS_PER_TOKEN = LAYERS * TOP_K
@@ -122,37 +121,37 @@ def build(
     layout.create()
     router, texts = Router(token_share), TokenTexts(cast(PreTrainedTokenizerBase, Vocabulary()))
     planned = max(1, tokens // segment_tokens)
-    write_run_files(layout, planned)
+    record = simulated_run(planned)
+    write_run(layout, record)
     for number in range(planned):
-        target = layout.segment(RUN, number)
-        if target.is_dir():
+        if layout.segment(RUN, number).is_dir():
             continue
         share = min(tokens, segment_tokens)
         segment = simulated_tokens(share, number * share // PROMPT_TOKENS, domains, seed=number)
         buffer = RoutingBuffer(share)
         for layer in range(LAYERS):
             buffer.add(np.arange(share), {layer: router(layer, segment.vocab_id_T)})
-        write_segment(layout, target, segment, buffer, identity="0" * 64, texts=texts, last=number == planned - 1)
+        write_segment(layout, record.identity, number, segment, buffer, texts=texts, last=number == planned - 1)
         progress(f"segment {number + 1} of {planned} written")
     return layout
 
 
-def write_run_files(layout: Layout, segments: int) -> None:
-    """Write what describes the run."""
-    folder = layout.run(RUN)
+def simulated_run(segments: int) -> RunRecord:
+    """Return what describes the run."""
     facts = {"model": "simulated", "num_moe_layers": LAYERS, "num_experts": EXPERTS, "top_k": TOP_K}
-    write_table(folder, schema.RUNS, [{**facts, "created_at": datetime(2026, 1, 1), "segments_planned": segments}])
     shape = {"num_experts": EXPERTS, "top_k": TOP_K}
-    write_table(folder, schema.LAYERS, [{"layer": layer, **shape} for layer in range(LAYERS)])
-    pairs = [(layer, expert) for layer in range(LAYERS) for expert in range(EXPERTS)]
-    write_table(folder, schema.EXPERTS, [{"layer": layer, "expert": e, "kind": "mlp"} for layer, e in pairs])
+    layers = [{"layer": layer, **shape} for layer in range(LAYERS)]
+    experts = [
+        {"layer": layer, "expert": expert, "kind": "mlp"} for layer in range(LAYERS) for expert in range(EXPERTS)
+    ]
+    return RunRecord(Identity({}, RUN), {**facts, "segments_planned": segments}, layers, experts)
 
 
 def repeat(source: Layout, root: Path, segments: int) -> Layout:
     """Make a warehouse whose segments are hard links to those of another, over and over."""
     layout = Layout(root)
     layout.create()
-    write_run_files(layout, segments)
+    write_run(layout, simulated_run(segments))
     there = len(list(source.segments(RUN).iterdir()))
     for number in range(segments):
         target = layout.segment(RUN, number)

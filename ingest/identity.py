@@ -1,4 +1,4 @@
-"""What a run is: everything that shapes its rows, digested; and the files that say so.
+"""What a run of a model is: everything that shapes its rows, and what describes it, as a `RunRecord`.
 
 Two commands with an equal identity write equal rows, so the second resumes the first. A run_id that is
 reused with another identity is refused, naming what differs.
@@ -6,17 +6,14 @@ reused with another identity is refused, naming what differs.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow.parquet as pq
 import torch
 import transformers
 
-from moewh.ingest.families.rule import unwrapped
+from moewh.ingest.families.rule import Site, unwrapped
 from moewh.ingest.model.expected import num_layers
 from moewh.ingest.model.loading import LoadedModel, config_sha256
 from moewh.ingest.options import IngestOptions
@@ -25,43 +22,11 @@ from moewh.ingest.prompts.template_time import KEY as TEMPLATE_TIME
 from moewh.ingest.prompts.template_time import as_seen
 from moewh.ingest.prompts.tokenise import TokenRules, tokenizer_sha256
 from moewh.ingest.proof.measure import LayerFacts
-from moewh.ingest.write.segment import write_table
-from moewh.warehouse import __version__
+from moewh.ingest.record import Identity, RunRecord
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import Layout, check_run_id, commit
-from moewh.warehouse.files.manifest import MANIFEST, read_manifest, write_manifest
-
-_OF_CHATS = ("chat_arguments", TEMPLATE_TIME)
-"""What decides the text of chats, besides the tokenizer; in an identity only where it does."""
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Everything that shapes a run's rows, as JSON values."""
-
-    shaping: dict[str, Any]
-    run_id: str
-
-    @property
-    def sha256(self) -> str:
-        """Digest of the identity."""
-        return hashlib.sha256(self.json.encode()).hexdigest()
-
-    @property
-    def json(self) -> str:
-        """The identity as canonical JSON: what the column `options` holds."""
-        return json.dumps(self.shaping, sort_keys=True)
-
-    @property
-    def tokens_key(self) -> str:
-        """Digest of what decides the tokens and their ids: prompts, tokenizer and tokenisation options."""
-        names = ("prompts_sha256", "tokenizer_sha256", "max_length", "on_overflow", "special_tokens")
-        deciding = [self.shaping[name] for name in names]
-        deciding += [[name, self.shaping[name]] for name in _OF_CHATS if name in self.shaping]
-        if self.shaping["generate"]:  # then it is the model that decides
-            deciding.append(self.sha256)
-        return hashlib.sha256(json.dumps(deciding).encode()).hexdigest()
+from moewh.warehouse.files.layout import Layout, check_run_id
+from moewh.warehouse.files.manifest import MANIFEST, read_manifest
 
 
 def identify(loaded: LoadedModel, options: IngestOptions, rules: TokenRules, plan: Plan) -> Identity:
@@ -145,27 +110,10 @@ def _require_same_segments(layout: Layout, identity: Identity) -> None:
             )
 
 
-def write_run(
-    layout: Layout,
-    identity: Identity,
-    loaded: LoadedModel,
-    facts: dict[int, LayerFacts],
-    plan: Plan,
-) -> None:
-    """Commit the run's own files (run, layers, experts) with one rename. Losing a race is success."""
-    with layout.writing(), layout.staged(f"run.{identity.run_id}") as folder:
-        write_table(folder, schema.RUNS, _run_columns(identity, loaded, facts, plan))
-        write_table(folder, schema.LAYERS, _layer_columns(loaded, facts))
-        write_table(folder, schema.EXPERTS, _expert_columns(loaded, facts))
-        write_manifest(folder, identity.sha256, None)
-        commit(folder, layout.run(identity.run_id))
-
-
-def _run_columns(
-    identity: Identity, loaded: LoadedModel, facts: dict[int, LayerFacts], plan: Plan
-) -> dict[str, list[Any]]:
+def describe_run(loaded: LoadedModel, identity: Identity, facts: dict[int, LayerFacts], plan: Plan) -> RunRecord:
+    """Return a run as plain data: its identity, and what its model was seen to be."""
     shaping = identity.shaping
-    row = {
+    run = {
         "model": loaded.source.title,
         "revision": loaded.source.checkpoint,
         "commit_hash": loaded.commit,
@@ -184,43 +132,37 @@ def _run_columns(
         "train_step": loaded.train_step,
         "train_tokens": loaded.train_tokens,
         "prompts_sha256": plan.prompts_sha256,
-        "tokens_key": identity.tokens_key,
-        "identity": identity.sha256,
-        "options": identity.json,
-        "created_at": datetime.now(UTC).replace(tzinfo=None),
-        "moewh_version": __version__,
         "torch_version": torch.__version__,
         "transformers_version": transformers.__version__,
         "segments_planned": plan.segments,
     }
-    return {name: [value] for name, value in row.items()}
+    layers = [_layer_row(site, facts[site.layer]) for site in loaded.sites]
+    experts = [row for site in loaded.sites for row in _expert_rows(site, facts[site.layer])]
+    return RunRecord(identity, run, layers, experts)
 
 
-def _layer_columns(loaded: LoadedModel, facts: dict[int, LayerFacts]) -> dict[str, list[Any]]:
-    sites = loaded.sites
+def _layer_row(site: Site, facts: LayerFacts) -> dict[str, Any]:
     return {
-        "layer": [site.layer for site in sites],
-        "stack": [site.stack for site in sites],
-        "module": [site.path for site in sites],
-        "router_class": [type(unwrapped(site.router)).__name__ if site.router is not None else None for site in sites],
-        "num_experts": [site.num_experts for site in sites],
-        "top_k": [facts[site.layer].top_k for site in sites],
-        "scoring": [facts[site.layer].scoring for site in sites],
-        "renormalized": [facts[site.layer].renormalized for site in sites],
-        "post_scale": [facts[site.layer].post_scale for site in sites],
-        "num_shared_experts": [facts[site.layer].num_shared_experts for site in sites],
-        "router_input": [facts[site.layer].router_input for site in sites],
+        "layer": site.layer,
+        "stack": site.stack,
+        "module": site.path,
+        "router_class": type(unwrapped(site.router)).__name__ if site.router is not None else None,
+        "num_experts": site.num_experts,
+        "top_k": facts.top_k,
+        "scoring": facts.scoring,
+        "renormalized": facts.renormalized,
+        "post_scale": facts.post_scale,
+        "num_shared_experts": facts.num_shared_experts,
+        "router_input": facts.router_input,
     }
 
 
-def _expert_columns(loaded: LoadedModel, facts: dict[int, LayerFacts]) -> dict[str, list[Any]]:
-    biases = {site.layer: facts[site.layer].selection_bias or [None] * site.num_experts for site in loaded.sites}
-    rows = [
-        (site.layer, expert, kind, biases[site.layer][expert])
-        for site in loaded.sites
+def _expert_rows(site: Site, facts: LayerFacts) -> list[dict[str, Any]]:
+    biases = facts.selection_bias or (None,) * site.num_experts
+    return [
+        {"layer": site.layer, "expert": expert, "kind": kind, "selection_bias": biases[expert]}
         for expert, kind in enumerate(site.kinds)
     ]
-    return {column.name: [row[place] for row in rows] for place, column in enumerate(schema.EXPERTS.columns)}
 
 
 def _dtype(loaded: LoadedModel) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,8 @@ NO_ROUTE = -1
 """Stands for the expert of a token that no expert gets: dropped by capacity, or skipped by the router."""
 VectorKey = tuple[Table, int]
 """(table, layer)"""
+Texts = Callable[[npt.NDArray[np.int32]], pa.Array]
+"""Gives the text of each of T vocabulary entries, as an Arrow array of strings or a dictionary of them."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,18 @@ class TokenisedSegment:
 
 @dataclass(frozen=True)
 class LayerRouting:
-    """What one layer did with one batch's T real tokens. On the host, in slot order as the model chose.
+    """What one layer did with T tokens, in slot order as the model chose.
 
     A token without a route has NO_ROUTE for its experts.
     """
 
     expert_ids_TK: npt.NDArray[np.int32]
-    weights_TK: npt.NDArray[np.float32]
+    weights_TK: npt.NDArray[np.float32] | None
+    """None where no weights were recorded; the slots then count as ranks."""
+
+    def take(self, rows: npt.NDArray[np.int64]) -> LayerRouting:
+        """Return the routing of some of the tokens."""
+        return LayerRouting(self.expert_ids_TK[rows], None if self.weights_TK is None else self.weights_TK[rows])
 
 
 class VectorBuffer:
@@ -110,7 +117,7 @@ class Ranked:
     """One layer's rows in rank order: [T, K], and which of the T tokens have rows there."""
 
     expert_ids_TK: npt.NDArray[np.int32]
-    weights_TK: npt.NDArray[np.float32]
+    weights_TK: npt.NDArray[np.float32] | None
     routed_T: npt.NDArray[np.bool_]
 
 
@@ -130,12 +137,12 @@ class RoutingBuffer:
         for layer, part in routing.items():
             if layer not in self._layers:
                 shape = (self._tokens, part.expert_ids_TK.shape[1])
-                self._layers[layer] = LayerRouting(
-                    np.full(shape, NO_ROUTE, np.int32), np.full(shape, np.nan, np.float32)
-                )
+                weights_TK = None if part.weights_TK is None else np.full(shape, np.nan, np.float32)
+                self._layers[layer] = LayerRouting(np.full(shape, NO_ROUTE, np.int32), weights_TK)
             whole = self._layers[layer]
             whole.expert_ids_TK[rows_T] = part.expert_ids_TK
-            whole.weights_TK[rows_T] = part.weights_TK
+            if whole.weights_TK is not None:
+                whole.weights_TK[rows_T] = part.weights_TK
 
     def layers(self, workers: Executor) -> Iterator[tuple[int, Ranked]]:
         """Yield each layer's rows in rank order, ranked ahead by the workers.
@@ -156,6 +163,7 @@ class RoutingBuffer:
         bad = {
             layer: np.flatnonzero(((part.expert_ids_TK != NO_ROUTE) & ~np.isfinite(part.weights_TK)).any(1))
             for layer, part in self._layers.items()
+            if part.weights_TK is not None
         }
         return {layer: places for layer, places in bad.items() if len(places)}
 
@@ -166,6 +174,8 @@ def rank(routing: LayerRouting) -> Ranked:
     Weight and expert are packed into one integer per row, so that one in-place sort does both: the bits of a
     float, read as an integer, have the float's order once those of negative numbers are flipped.
     """
+    if routing.weights_TK is None:
+        return Ranked(routing.expert_ids_TK, None, np.asarray((routing.expert_ids_TK != NO_ROUTE).all(1)))
     bits_TK = (routing.weights_TK + 0.0).view(np.int32)  # + 0.0 makes -0.0 equal to 0.0 in bits too
     keys_TK = ~_flip_negative(bits_TK).astype(np.int64) << 32 | routing.expert_ids_TK
     keys_TK.sort(axis=1)

@@ -26,7 +26,7 @@ from moewh.ingest.capture.forward import BatchRunner, Rows
 from moewh.ingest.capture.generation import GeneratedBatch, generated_size, plan_equal_batches, with_generated
 from moewh.ingest.capture.hooks import PendingRouting
 from moewh.ingest.capture.vectors import wanted_vectors
-from moewh.ingest.identity import Identity, identify, is_complete, require_same, write_run
+from moewh.ingest.identity import describe_run, identify, is_complete, require_same
 from moewh.ingest.model.expected import top_k
 from moewh.ingest.model.loading import LoadedModel, load_model
 from moewh.ingest.options import STDIN, IngestOptions, Sampling
@@ -45,7 +45,9 @@ from moewh.ingest.prompts.stream import Plan, PromptStream, SizeRule, estimated_
 from moewh.ingest.prompts.template_time import fix_time, forget_time
 from moewh.ingest.prompts.tokenise import TokenRules, TokenTexts, tokenise
 from moewh.ingest.proof.measure import LayerFacts
+from moewh.ingest.record import Identity
 from moewh.ingest.routing import RoutingBuffer, TokenisedSegment, VectorBuffer
+from moewh.ingest.write.run_files import write_run
 from moewh.ingest.write.segment import Committed, write_segment
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import Layout
@@ -304,10 +306,8 @@ class _Run:
                 f"layer {layer}: {len(places)} tokens have weights that are not finite (prompts {prompts}); "
                 "they have no rows there and their prompts are marked failed."
             )
-        target = self.layout.segment(self.identity.run_id, number)
         last = number == self.plan.segments - 1
-        identity = self.identity.sha256
-        committed = write_segment(self.layout, target, segment, routing, identity=identity, texts=self.texts, last=last)
+        committed = write_segment(self.layout, self.identity, number, segment, routing, texts=self.texts, last=last)
         self.progress.segment_done(number, self.plan.segments)
         return committed
 
@@ -327,7 +327,7 @@ class _Run:
         self.layout.create()
         self.layout.sweep()
         if not self.recorded:
-            write_run(self.layout, self.identity, self.loaded, facts, self.plan)
+            write_run(self.layout, describe_run(self.loaded, self.identity, facts, self.plan))
         self.progress.started(self.identity, len(self.missing))
         if self.wanted.tables:
             size = self.wanted.bytes_per_token(self.loaded.sites, self.loaded.text_config.hidden_size)

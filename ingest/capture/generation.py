@@ -22,7 +22,7 @@ from moewh.ingest.capture.vectors import WantedVectors, attach_vectors
 from moewh.ingest.families.rule import Call, Site
 from moewh.ingest.model.loading import LoadedModel
 from moewh.ingest.options import Sampling
-from moewh.ingest.routing import LayerRouting, RoutingBuffer, TokenisedSegment, VectorKey
+from moewh.ingest.routing import RoutingBuffer, TokenisedSegment, VectorKey
 from moewh.warehouse.files.schema import Table
 
 Ints = npt.NDArray[np.int64]
@@ -225,11 +225,7 @@ def _add_passes(longer: TokenisedSegment, batch: GeneratedBatch, routing: Routin
 
 
 def _add(routing: RoutingBuffer, rows_T: Ints, pending: PendingRouting, chosen: Ints) -> None:
-    parts = {
-        layer: LayerRouting(part.expert_ids_TK[chosen], part.weights_TK[chosen])
-        for layer, part in pending.wait().items()
-    }
-    routing.add(rows_T, parts)
+    routing.add(rows_T, {layer: part.take(chosen) for layer, part in pending.wait().items()})
     if routing.vectors is not None:
         vectors: dict[VectorKey, Any] = {key: part[chosen] for key, part in pending.wait_for_vectors().items()}
         routing.vectors.add(rows_T, vectors)

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from moewh.ingest.options import IngestOptions
+from moewh.ingest.prompts.digest import PromptDigest
 from moewh.ingest.prompts.readers import BATCH_ROWS, CANONICAL, MESSAGES
 from moewh.ingest.prompts.sources import Input, find_inputs
 from moewh.warehouse.errors import MoewhError
@@ -181,41 +182,6 @@ class PromptStream:
         """Yield the canonical batches of every input in turn; what has to be copied first lies in `folder`."""
         for given in self._inputs:
             yield from given.batches(folder, self._options)
-
-
-class PromptDigest:
-    """sha256 over a stream of prompts; equal streams have equal digests however they are batched.
-
-    Each canonical column is hashed as its lengths in bytes (-1 for NULL) and its bytes.
-    """
-
-    def __init__(self) -> None:
-        self._hashes = [(hashlib.sha256(), hashlib.sha256()) for _ in CANONICAL]
-
-    def update(self, batch: pa.RecordBatch) -> None:
-        """Take in a batch of canonical rows."""
-        for (lengths, content), name in zip(self._hashes, CANONICAL.names, strict=True):
-            column = batch.column(name)
-            sizes = pc.fill_null(pc.binary_length(column), -1).to_numpy(zero_copy_only=False)
-            lengths.update(sizes.astype("<i8").tobytes())
-            content.update(_content(column))
-
-    def hexdigest(self) -> str:
-        """Return the digest of everything taken in so far."""
-        whole = hashlib.sha256()
-        for lengths, content in self._hashes:
-            whole.update(lengths.digest() + content.digest())
-        return whole.hexdigest()
-
-
-def _content(column: pa.StringArray) -> memoryview | bytes:
-    """The bytes of all strings of an array, one after the other; NULL has none."""
-    filled = pc.fill_null(column, "")
-    _, offsets, data = filled.buffers()
-    if data is None:
-        return b""
-    ends = np.frombuffer(offsets, np.int32)[filled.offset : filled.offset + len(filled) + 1]
-    return memoryview(data)[int(ends[0]) : int(ends[-1])]
 
 
 def prompt_bytes(prompts: pa.RecordBatch | pa.Table) -> npt.NDArray[np.int64]:

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,13 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from threadpoolctl import ThreadpoolController
 
-from moewh.ingest.prompts.tokenise import TokenTexts
-from moewh.ingest.routing import KINDS, TokenisedSegment
+from moewh.ingest.routing import KINDS, Ranked, Texts, TokenisedSegment
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.schema import Table
-
-if TYPE_CHECKING:
-    from moewh.ingest.routing import Ranked
 
 Ints = npt.NDArray[np.int64]
 _COUNTED = ("prompt", "generated")
@@ -96,7 +92,7 @@ class _Vocabulary:
     """Each token's place among them."""
 
     @classmethod
-    def of(cls, vocab_id_T: npt.NDArray[np.int32], texts: TokenTexts) -> _Vocabulary:
+    def of(cls, vocab_id_T: npt.NDArray[np.int32], texts: Texts) -> _Vocabulary:
         id_V, entry_T = np.unique(vocab_id_T, return_inverse=True)
         return cls(id_V, texts(id_V).cast(pa.string()), entry_T)
 
@@ -104,7 +100,7 @@ class _Vocabulary:
 class RollupCounter:
     """Counts one segment: `add` every layer in order, then, once all are counted, `write`."""
 
-    def __init__(self, segment: TokenisedSegment, texts: TokenTexts) -> None:
+    def __init__(self, segment: TokenisedSegment, texts: Texts) -> None:
         self._domains, domain_T = _domains(segment)
         kind_T = _kinds(segment)
         self._groups = TokenGroups.of(kind_T, domain_T, self._domains)
@@ -124,7 +120,7 @@ class RollupCounter:
         return workers.submit(self._count, previous, chosen, ranked)
 
     def _count(self, previous: _Chosen | None, chosen: _Chosen, ranked: Ranked) -> None:
-        weights_TK = ranked.weights_TK[self._groups.order_T]
+        weights_TK = None if ranked.weights_TK is None else ranked.weights_TK[self._groups.order_T]
         for group, place in self._groups.slices():
             self._add_experts(group, chosen, place, weights_TK)
             self._add_pairs(group, previous, chosen, place)
@@ -143,13 +139,18 @@ class RollupCounter:
         """Keep rows until the file is written; `key` puts them in order, a scalar column holds for all of them."""
         self._chunks[table].append((key, columns))
 
-    def _add_experts(self, group: int, chosen: _Chosen, place: slice, weights_TK: npt.NDArray[np.float32]) -> None:
+    def _add_experts(
+        self, group: int, chosen: _Chosen, place: slice, weights_TK: npt.NDArray[np.float32] | None
+    ) -> None:
         routed_T = chosen.routed_T[place]
         ids_TK = chosen.ids_TK[place][routed_T]
         tokens_E = np.bincount(ids_TK.ravel(), minlength=chosen.experts)
         first_E = np.bincount(ids_TK[:, 0], minlength=chosen.experts)
-        sum_E = np.bincount(ids_TK.ravel(), weights=weights_TK[place][routed_T].ravel(), minlength=chosen.experts)
         expert = np.flatnonzero(tokens_E)
+        sum_E = None
+        if weights_TK is not None:
+            weights = weights_TK[place][routed_T].ravel()
+            sum_E = np.bincount(ids_TK.ravel(), weights=weights, minlength=chosen.experts)[expert]
         self._keep(
             schema.EXPERT_COUNTS,
             (group, chosen.layer),
@@ -158,7 +159,7 @@ class RollupCounter:
             expert=expert,
             tokens=tokens_E[expert],
             first_choice_tokens=first_E[expert],
-            weight_sum=sum_E[expert],
+            weight_sum=sum_E,
         )
 
     def _add_pairs(self, group: int, previous: _Chosen | None, chosen: _Chosen, place: slice) -> None:

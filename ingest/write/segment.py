@@ -16,16 +16,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moewh.ingest.prompts.stream import PromptDigest
-from moewh.ingest.prompts.tokenise import TokenTexts
-from moewh.ingest.routing import KINDS, RoutingBuffer, TokenisedSegment, VectorBuffer
+from moewh.ingest.prompts.digest import PromptDigest
+from moewh.ingest.record import Identity
+from moewh.ingest.routing import KINDS, RoutingBuffer, Texts, TokenisedSegment, VectorBuffer
 from moewh.ingest.write.rollups import RollupCounter, one_thread_a_product
+from moewh.ingest.write.tables import ROW_GROUP_ROWS, parquet_options, write_table
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import SEGMENT_FOLDER, Layout, commit
+from moewh.warehouse.files.layout import Layout, commit
 from moewh.warehouse.files.manifest import write_manifest
 from moewh.warehouse.files.schema import Table
 
-ROW_GROUP_ROWS = 1 << 20
 _VECTOR_NUMBERS = 1 << 22
 """Numbers of an opt-in table in one row group."""
 _THREADS = min(4, os.cpu_count() or 1)
@@ -44,19 +44,20 @@ class Committed:
 
 def write_segment(
     layout: Layout,
-    target: Path,
+    identity: Identity,
+    number: int,
     segment: TokenisedSegment,
     routing: RoutingBuffer,
     *,
-    identity: str,
-    texts: TokenTexts,
+    texts: Texts,
     last: bool,
 ) -> Committed:
-    """Write all tables of one segment and commit them as the folder `target` with one rename.
+    """Write all tables of one segment of a run and commit them with one rename.
 
-    `identity` is the run's, a sha256. Losing a race for the segment to another process is success. Raises
-    MoewhError if the disk refuses.
+    `texts` gives the text of vocabulary entries; `last` says that no segment follows. Losing a race for the segment to
+    another process is success. Raises MoewhError if the disk refuses.
     """
+    target = layout.segment(identity.run_id, number)
     with layout.writing(), layout.staged(f"{target.parent.name}.{target.name}") as folder:
         rollups = RollupCounter(segment, texts)
         rows = write_routing(folder / schema.ROUTING.file, segment, routing, rollups)
@@ -69,32 +70,9 @@ def write_segment(
         counts = {"prompts": len(segment.status_P), "tokens": len(segment.vocab_id_T), "routing_rows": rows}
         summary = {**counts, "prompts_sha256": _prompts_sha256(segment), "last": last}
         write_table(folder, schema.SEGMENTS, {name: [value] for name, value in summary.items()})
-        size = write_manifest(folder, identity, int(target.name.removeprefix(SEGMENT_FOLDER)))
+        size = write_manifest(folder, identity.sha256, number)
         commit(folder, target)
     return Committed(**counts, bytes=size)
-
-
-def write_table(folder: Path, table: Table, columns: dict[str, Any]) -> None:
-    """Write one table's columns (in any order) as its Parquet file in `folder`."""
-    arrow = pa.table({column.name: columns[column.name] for column in table.stored}, schema=table.arrow())
-    pq.write_table(arrow, folder / table.file, row_group_size=ROW_GROUP_ROWS, **parquet_options(table))
-
-
-def parquet_options(table: Table) -> dict[str, Any]:
-    """Return how pyarrow writes a table's file: compression, page checksums, and each column's encoding."""
-    encodings = {"delta": "DELTA_BINARY_PACKED", "byte_stream_split": "BYTE_STREAM_SPLIT"}
-    named = {
-        column.name + (".list.element" if column.type.endswith("[]") else ""): column.encoding
-        for column in table.stored
-    }
-    return {
-        "compression": "zstd",
-        "write_page_checksum": True,
-        # Pages end by size alone: rows that take a tenth of a bit would else make thousands of them.
-        "max_rows_per_page": ROW_GROUP_ROWS,
-        "use_dictionary": [name for name, encoding in named.items() if encoding == "dictionary"],
-        "column_encoding": {name: encodings[kind] for name, kind in named.items() if kind in encodings},
-    }
 
 
 def write_routing(path: Path, segment: TokenisedSegment, routing: RoutingBuffer, rollups: RollupCounter) -> int:
@@ -113,14 +91,14 @@ def write_routing(path: Path, segment: TokenisedSegment, routing: RoutingBuffer,
     ):
         for layer, ranked in routing.layers(workers):
             counting.append(rollups.add(layer, ranked, workers))
-            ids_TK, weights_TK = ranked.expert_ids_TK[ranked.routed_T], ranked.weights_TK[ranked.routed_T]
+            ids_TK, weights_TK = ranked.expert_ids_TK[ranked.routed_T], ranked.weights_TK
             T, K = ids_TK.shape
             columns = {
                 "token_id": np.repeat(token_id_T[ranked.routed_T], K),
                 "layer": np.full(T * K, layer, np.int32),
                 "rank": np.tile(np.arange(K, dtype=np.int32), T),
                 "expert": ids_TK.ravel(),
-                "weight": weights_TK.ravel(),
+                "weight": pa.nulls(T * K) if weights_TK is None else weights_TK[ranked.routed_T].ravel(),
             }
             writer.write_table(pa.table(columns, schema=table.arrow()), row_group_size=ROW_GROUP_ROWS)
             rows += T * K
@@ -169,7 +147,7 @@ def _prompts_sha256(segment: TokenisedSegment) -> str:
     return digest.hexdigest()
 
 
-def _token_columns(segment: TokenisedSegment, texts: TokenTexts) -> dict[str, Any]:
+def _token_columns(segment: TokenisedSegment, texts: Texts) -> dict[str, Any]:
     kinds = pa.DictionaryArray.from_arrays(pa.array(segment.kind_T), list(KINDS))
     return {
         "token_id": segment.token_id_T,

@@ -20,7 +20,7 @@ from rich.progress import (
 from moewh.warehouse.views.publishing import publish
 
 if TYPE_CHECKING:
-    from moewh.ingest.identity import Identity
+    from moewh.ingest.record import Identity
     from moewh.warehouse.files.layout import Layout
 
 

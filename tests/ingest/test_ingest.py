@@ -167,6 +167,7 @@ def test_rank_is_by_weight_then_expert_for_any_floats() -> None:
     weights_TK[::50, 2] = np.nan
     ids_TK = np.argsort(generator.random((500, 9)), axis=1)[:, :5].astype(np.int32)
     ranked = rank(LayerRouting(ids_TK, weights_TK))
+    assert ranked.weights_TK is not None
     for place in range(500):
         pairs = list(zip(weights_TK[place].tolist(), ids_TK[place].tolist(), strict=True))
         assert ranked.routed_T[place] == all(math.isfinite(weight) for weight, _ in pairs)

@@ -6,7 +6,6 @@ import re
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
-from datetime import datetime
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,9 @@ import pytest
 
 from moewh.ingest.prompts.readers import CANONICAL
 from moewh.ingest.prompts.tokenise import TokenTexts
+from moewh.ingest.record import Identity, RunRecord
 from moewh.ingest.routing import NO_ROUTE, LayerRouting, RoutingBuffer, TokenisedSegment
+from moewh.ingest.write.run_files import write_run
 from moewh.ingest.write.segment import write_segment
 from moewh.warehouse.answer.engine import open_engine
 from moewh.warehouse.answer.jail import Limits
@@ -30,7 +31,7 @@ from moewh.warehouse.trust.rollups import compare
 from moewh.warehouse.views.base import QUERIES, open_warehouse
 from moewh.warehouse.views.publishing import publish
 from tests.support.models import byte_tokenizer
-from tests.support.synthetic import Run, Token, random_warehouse, word, write_table
+from tests.support.synthetic import Run, Token, random_warehouse, word
 
 Rows = list[tuple[Any, ...]]
 ROLLUPS = [table.name for table in schema.ROLLUPS]
@@ -86,15 +87,14 @@ def random_routing(rng: np.random.Generator, tokens: int, experts: int, top_k: i
 def write_random_run(layout: Layout, layers: dict[int, tuple[int, int]], seed: int) -> Path:
     """Write a run of one segment with the real segment writer; return the segment's folder."""
     layout.create()
-    folder = layout.run("r")
-    write_table(folder, schema.RUNS, [{"segments_planned": 1, "created_at": datetime(2026, 1, 1)}])
-    write_table(folder, schema.LAYERS, [{"layer": n, "num_experts": e, "top_k": k} for n, (e, k) in layers.items()])
+    identity = Identity({}, "r")
+    described = [{"layer": n, "num_experts": e, "top_k": k} for n, (e, k) in layers.items()]
+    write_run(layout, RunRecord(identity, {"segments_planned": 1}, described, []))
     segment, routing = random_segment(layers, seed)
     buffer = RoutingBuffer(len(segment.vocab_id_T))
     buffer.add(np.arange(len(segment.vocab_id_T)), routing)
-    target = layout.segment("r", 0)
-    write_segment(layout, target, segment, buffer, identity="0" * 64, texts=TokenTexts(byte_tokenizer()), last=True)
-    return target
+    write_segment(layout, identity, 0, segment, buffer, texts=TokenTexts(byte_tokenizer()), last=True)
+    return layout.segment("r", 0)
 
 
 def defined(folder: Path, name: str, layers: dict[int, tuple[int, int]]) -> Rows:

@@ -213,7 +213,13 @@ def test_expert_repetition_of_random_routing_is_its_baseline(tmp_path: Path) -> 
     layout.create()
     rng = np.random.default_rng(0)
     tokens = [
-        Token(1, {0: [(int(rng.integers(8)), 1.0)], 1: [(int(e), 0.5) for e in rng.permutation(8)[:2]]})
+        Token(
+            1,
+            {
+                0: [(int(rng.integers(8)), 1.0)],
+                1: [(int(e), 1 / (2 + n)) for n, e in enumerate(rng.permutation(8)[:2])],
+            },
+        )
         for _ in range(20_001)
     ]
     write_run(layout, Run("r", {0: (8, 1), 1: (8, 2)}, [[Prompt(tokens)]]))
@@ -233,7 +239,11 @@ def test_chance_values_of_the_metrics_page(tmp_path: Path) -> None:
     rng, N = np.random.default_rng(0), 3_000
     layers = {**dict.fromkeys(range(12), (8, 2)), 12: (6, 3)}
     tokens = [
-        Token(1, {n: [(int(e), 0.5) for e in rng.permutation(E)[:k]] for n, (E, k) in layers.items()}) for _ in range(N)
+        Token(
+            1,
+            {n: [(int(e), 1 / (2 + r)) for r, e in enumerate(rng.permutation(E)[:k])] for n, (E, k) in layers.items()},
+        )
+        for _ in range(N)
     ]
     write_run(layout, Run("r", layers, [[Prompt(tokens)]]))
     with open_warehouse(layout) as connection:

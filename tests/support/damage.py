@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 import shutil
 from collections.abc import Callable
@@ -18,8 +17,6 @@ from moewh.warehouse.files.manifest import read_manifest, write_manifest
 from moewh.warehouse.trust import verify
 from tests.support import synthetic
 
-OPTIONS = '{"dtype": "float32"}'
-IDENTITY = hashlib.sha256(OPTIONS.encode()).hexdigest()
 OPT_IN = {"router_logits": "logits", "hidden_states": "vector"}
 
 
@@ -28,12 +25,10 @@ def sound_warehouse(root: Path) -> Layout:
     layout = Layout(root)
     layout.create()
     for seed, run_id in enumerate(("one", "two")):
-        options = OPTIONS if run_id == "one" else "{}"
-        identity = hashlib.sha256(options.encode()).hexdigest()
         run = synthetic.random_run(run_id, seed, {0: (8, 2), 1: (8, 2)})
-        run.fields.update(identity=identity, options=options, prompts_sha256="0" * 64)
+        run.fields.update(prompts_sha256="0" * 64)
         synthetic.write_run(layout, run)
-        write_manifest(layout.run(run_id), identity, None)
+        identity = synthetic.record_of(run).identity.sha256
         synthetic.write_random_geometry(layout, run, seed)
         write_manifest(layout.geometry(run_id), identity, None)
         for number in range(len(run.segments)):

@@ -1,27 +1,30 @@
 """Small warehouses made by hand or at random, without a model.
 
 A run is described as what was chosen for each token: `Run` → segments → `Prompt` → `Token` → layer →
-(expert, weight) by rank. `write_run` turns that into the files of format 1; tests compute what they expect
+(expert, weight) by rank. `write_run` hands that to the real writer; tests compute what they expect
 from the description, never from the files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from itertools import combinations, cycle
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from moewh.ingest.prompts.readers import CANONICAL
+from moewh.ingest.record import Identity, RunRecord
+from moewh.ingest.routing import LayerRouting, RoutingBuffer, TokenisedSegment, VectorBuffer
+from moewh.ingest.write import run_files
+from moewh.ingest.write import segment as segments
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
-from moewh.warehouse.trust.rollups import definition
 
 WORDS = ("the", "quick", " brown", " fox", "", " lead", "|,\"'", "\n", "\\", "naïve", "日本")
 
@@ -144,15 +147,24 @@ def random_warehouse(root: Path) -> tuple[Layout, list[Run]]:
 
 
 def write_run(layout: Layout, run: Run) -> None:
-    """Write a run and all its segments."""
-    folder = layout.run(run.run_id)
+    """Write a run and all its segments with the real writer, which takes them as plain data."""
+    record = record_of(run)
+    run_files.write_run(layout, record)
+    first_prompt = 0
+    for number, prompts in enumerate(run.segments):
+        last = number + 1 == len(run.segments)
+        write_segment(layout, record.identity, number, prompts, first_prompt, layers=run.layers, last=last)
+        first_prompt += len(prompts)
+
+
+def record_of(run: Run) -> RunRecord:
+    """What describes a run."""
     experts, top_ks = zip(*run.layers.values(), strict=True)
-    row = {
+    facts = {
         "model": "synthetic",
         "num_moe_layers": len(run.layers),
         "num_experts": max(experts),
         "top_k": max(top_ks),
-        "created_at": datetime(2026, 1, 1),
         "segments_planned": len(run.segments),
         **run.fields,
     }
@@ -160,20 +172,13 @@ def write_run(layout: Layout, run: Run) -> None:
         {"layer": layer, "num_experts": e, "top_k": k, "scoring": run.scoring.get(layer)}
         for layer, (e, k) in run.layers.items()
     ]
-    experts_rows = [
+    rows = [
         {"layer": layer, "expert": n, "kind": "mlp"}
         | ({"selection_bias": run.selection_bias[layer][n]} if layer in run.selection_bias else {})
         for layer, (e, _) in run.layers.items()
         for n in range(e)
     ]
-    write_table(folder, schema.RUNS, [row])
-    write_table(folder, schema.LAYERS, layers)
-    write_table(folder, schema.EXPERTS, experts_rows)
-    prompt_id = 0
-    for number, prompts in enumerate(run.segments):
-        folder = layout.segment(run.run_id, number)
-        write_segment(folder, prompts, prompt_id, layers=run.layers, last=number + 1 == len(run.segments))
-        prompt_id += len(prompts)
+    return RunRecord(Identity({"synthetic": run.run_id}, run.run_id), facts, layers, rows)
 
 
 def write_random_geometry(layout: Layout, run: Run, seed: int) -> None:
@@ -195,50 +200,70 @@ def write_random_geometry(layout: Layout, run: Run, seed: int) -> None:
         write_table(layout.geometry(run.run_id), table, kept)
 
 
-def write_segment(folder: Path, prompts: list[Prompt], first_prompt: int, *, layers: Iterable[int], last: bool) -> None:
+def write_segment(
+    layout: Layout,
+    identity: Identity,
+    number: int,
+    prompts: list[Prompt],
+    first_prompt: int,
+    *,
+    layers: dict[int, tuple[int, int]],
+    last: bool,
+) -> None:
     """Write one segment; its first prompt's id is `first_prompt`, its run's MoE layers are `layers`."""
-    prompt_rows, token_rows, routing_rows, logit_rows = [], [], [], []
-    for prompt_id, prompt in enumerate(prompts, first_prompt):
-        text = "".join(word(token.vocab_id) for token in prompt.tokens)
-        prompt_rows.append(
-            {"prompt_id": prompt_id, "domain": prompt.domain, "text": text, "num_tokens": len(prompt.tokens)}
-            | {"status": "ok"}
-        )
-        for position, token in enumerate(prompt.tokens):
-            token_id = (prompt_id << schema.POSITION_BITS) + position
-            ids = {"token_id": token_id, "prompt_id": prompt_id, "position": position, "context": 0}
-            token_rows.append(ids | {"vocab_id": token.vocab_id, "token": word(token.vocab_id), "kind": token.kind})
-            routing_rows += [
-                {"token_id": token_id, "layer": layer, "rank": rank, "expert": expert, "weight": weight}
-                for layer, chosen in token.choices.items()
-                for rank, (expert, weight) in enumerate(chosen)
-            ]
-            logit_rows += [{"token_id": token_id, "layer": layer, "logits": z} for layer, z in token.logits.items()]
-    routing_rows.sort(key=lambda row: (row["layer"], row["token_id"], row["rank"]))
-    counts = {"prompts": len(prompt_rows), "tokens": len(token_rows), "routing_rows": len(routing_rows)}
-    write_table(folder, schema.SEGMENTS, [counts | {"last": last}])
-    write_table(folder, schema.PROMPTS, prompt_rows)
-    write_table(folder, schema.TOKENS, token_rows)
-    write_table(folder, schema.ROUTING, routing_rows)
-    if logit_rows:
-        write_table(folder, schema.ROUTER_LOGITS, logit_rows)
-    write_rollups(folder, layers)
+    tokens = [token for prompt in prompts for token in prompt.tokens]
+    segment = tokenised(prompts, first_prompt)
+    routing = RoutingBuffer(len(tokens), _vectors(layout, tokens))
+    for layer, (_, top_k) in layers.items():
+        rows = np.array([place for place, token in enumerate(tokens) if layer in token.choices], np.int64)
+        if len(rows):
+            chosen = [tokens[place].choices[layer] for place in rows]
+            ids = np.array([[expert for expert, _ in pairs] for pairs in chosen], np.int32).reshape(-1, top_k)
+            weights = [[weight for _, weight in pairs] for pairs in chosen]
+            known = None not in weights[0]
+            routing.add(rows, {layer: LayerRouting(ids, np.array(weights, np.float32) if known else None)})
+    segments.write_segment(layout, identity, number, segment, routing, texts=_texts, last=last)
 
 
-def write_rollups(folder: Path, layers: Iterable[int]) -> None:
-    """Write the rollups of the segment in `folder` just as their SQL defines them."""
-    with duckdb.connect() as connection:
-        for table in (schema.PROMPTS, schema.TOKENS, schema.ROUTING):
-            connection.register(f"{table.name}_rows", pq.read_table(folder / table.file, partitioning=None))
-            connection.execute(
-                f"create view {table.name} as select 'r' as run_id, 0 as segment, * from {table.name}_rows"
-            )
-        connection.register("layer_rows", pa.table({"layer": pa.array(layers, pa.int32())}))
-        connection.execute("create view layers as select 'r' as run_id, layer from layer_rows")
-        for table in schema.ROLLUPS:
-            columns = ", ".join(column.name for column in table.columns)
-            rows = connection.sql(f"select {columns} from ({definition(table)}) order by all")
-            pq.write_table(rows.to_arrow_table().cast(table.arrow()), folder / table.file)
+def tokenised(prompts: list[Prompt], first_prompt: int) -> TokenisedSegment:
+    """The tokens of some prompts, each in one context."""
+    tokens = [token for prompt in prompts for token in prompt.tokens]
+    length_P = np.array([len(prompt.tokens) for prompt in prompts], np.int64)
+    nothing = [None] * len(prompts)
+    texts = ["".join(word(token.vocab_id) for token in prompt.tokens) for prompt in prompts]
+    columns = {"text": texts, "domain": [prompt.domain for prompt in prompts]}
+    return TokenisedSegment(
+        prompts=pa.table({name: columns.get(name, nothing) for name in CANONICAL.names}, schema=CANONICAL),
+        text_P=texts,
+        first_prompt=first_prompt,
+        status_P=["ok"] * len(prompts),
+        num_tokens_P=length_P,
+        prompt_T=np.repeat(np.arange(first_prompt, first_prompt + len(prompts)), length_P),
+        position_T=np.concatenate([np.arange(length, dtype=np.int32) for length in (*length_P, 0)]),
+        context_T=np.zeros(len(tokens), np.int32),
+        vocab_id_T=np.array([token.vocab_id for token in tokens], np.int32),
+        special_T=np.array([token.kind == "special" for token in tokens], np.bool_),
+        generated_T=np.array([token.kind == "generated" for token in tokens], np.bool_),
+        start_C=np.cumsum(length_P) - length_P,
+        length_C=length_P,
+    )
+
+
+def _texts(vocab_id_T: npt.NDArray[np.int32]) -> pa.Array:
+    return pa.array([word(int(vocab_id)) for vocab_id in vocab_id_T], pa.string())
+
+
+def _vectors(layout: Layout, tokens: list[Token]) -> VectorBuffer | None:
+    """The raw logits of the tokens that have some."""
+    layers = sorted({layer for token in tokens for layer in token.logits})
+    if not layers:
+        return None
+    buffer = VectorBuffer(len(tokens), [schema.ROUTER_LOGITS], layout.staging)
+    for layer in layers:
+        rows = np.array([place for place, token in enumerate(tokens) if layer in token.logits], np.int64)
+        logits = np.array([tokens[place].logits[layer] for place in rows], np.float32)
+        buffer.add(rows, {(schema.ROUTER_LOGITS, layer): logits})
+    return buffer
 
 
 def write_table(folder: Path, table: schema.Table, rows: list[dict[str, Any]]) -> None:

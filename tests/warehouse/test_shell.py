@@ -20,7 +20,16 @@ from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.base import QUERIES, canned_names, open_warehouse, sql_string, view_names
 from moewh.warehouse.views.publishing import publish
 from tests.queries.test_saved import VALUES
-from tests.support.synthetic import Prompt, Run, Token, random_run, random_warehouse, write_run, write_segment
+from tests.support.synthetic import (
+    Prompt,
+    Run,
+    Token,
+    random_run,
+    random_warehouse,
+    record_of,
+    write_run,
+    write_segment,
+)
 
 MOEWH = [sys.executable, "-c", "from moewh.cli.main import main; main()"]
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -211,13 +220,13 @@ def test_two_shells_stay_open_while_segments_arrive(duckdb_program: str, layout:
     prompts = [Prompt([Token(1, {0: [(1, 1.0)]})])]
     try:
         assert [converse(one, count) for one in shells] == ["0", "0"]
-        write_run(layout, Run("growing", {0: (2, 1)}, [prompts], {"segments_planned": 3}))
+        run = Run("growing", {0: (2, 1)}, [prompts], {"segments_planned": 3})
+        write_run(layout, run)
         publish(layout)
         assert [converse(one, count) for one in shells] == ["1", "1"]
-        staged = layout.staging / "made-by-hand"
         for number in (1, 2):
-            write_segment(staged, prompts, number, layers=[0], last=number == 2)
-            staged.rename(layout.segment("growing", number))
+            identity = record_of(run).identity
+            write_segment(layout, identity, number, prompts, number, layers=run.layers, last=number == 2)
             publish(layout)
             assert [converse(one, count) for one in shells] == [str(number + 1)] * 2
     finally:

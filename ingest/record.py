@@ -1,0 +1,62 @@
+"""A run as plain data: what shapes its rows, and the rows that describe it.
+
+Whoever observes routing (moewh's own forward passes, a user's, another program's trace) makes a `RunRecord` once and
+hands it to the writer. Two runs of equal identity have equal rows, so the second resumes the first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+_OF_TOKENS = ("prompts_sha256", "tokenizer_sha256", "max_length", "on_overflow", "special_tokens")
+_OF_CHATS = ("chat_arguments", "template_time")
+"""What decides the text of chats, besides the tokenizer; in an identity only where it does."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Everything that shapes a run's rows, as JSON values."""
+
+    shaping: dict[str, Any]
+    run_id: str
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the identity."""
+        return hashlib.sha256(self.json.encode()).hexdigest()
+
+    @property
+    def json(self) -> str:
+        """The identity as canonical JSON: what the column `options` holds."""
+        return json.dumps(self.shaping, sort_keys=True)
+
+    @property
+    def tokens_key(self) -> str:
+        """Digest of what decides the tokens and their ids: prompts, tokenizer and tokenisation options."""
+        deciding: list[Any] = [self.shaping.get(name) for name in _OF_TOKENS]
+        deciding += [[name, self.shaping[name]] for name in _OF_CHATS if name in self.shaping]
+        if self.shaping.get("generate"):  # then it is the model that decides
+            deciding.append(self.sha256)
+        return hashlib.sha256(json.dumps(deciding).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run: its identity, and its rows in the tables `runs`, `layers` and `experts`, by column.
+
+    A column that a row leaves out is NULL. Of `runs`, the writer fills in what the identity says (identity, options,
+    tokens_key) and when and by which moewh the run was begun.
+    """
+
+    identity: Identity
+    run: dict[str, Any]
+    layers: list[dict[str, Any]]
+    experts: list[dict[str, Any]]
+
+    @property
+    def run_id(self) -> str:
+        """The run's id."""
+        return self.identity.run_id
