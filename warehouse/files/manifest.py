@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.files.pages import PageError, check_pages
 from moewh.warehouse.files.schema import FORMAT_VERSION, SCHEMA_VERSION
 
 MANIFEST = "manifest.json"
@@ -47,13 +48,24 @@ class Manifest:
 
 
 def write_manifest(folder: Path, identity: str | None, segment: int | None) -> int:
-    """Write the manifest of every Parquet file in `folder`; return the bytes they take together."""
+    """Write the manifest of every Parquet file in `folder`; return the bytes they take together.
+
+    Every page is held against its checksum first: the sha256 taken here keeps whatever was wrong before it. Raises
+    MoewhError naming the file, row group and column of a page that is not what was written.
+    """
     import pyarrow.parquet as pq
 
     files = {}
     for path in sorted(folder.glob("*.parquet")):
-        rows = pq.read_metadata(path).num_rows
-        files[path.name] = Entry(rows, path.stat().st_size, file_sha256(path))
+        metadata = pq.read_metadata(path)
+        try:
+            check_pages(path, metadata)
+        except PageError as error:
+            raise MoewhError(
+                f"{path.name}: {error} right after it was written. It is not committed. Run the same again; if it "
+                "happens again, test this machine's memory and disk."
+            ) from error
+        files[path.name] = Entry(metadata.num_rows, path.stat().st_size, file_sha256(path))
     (folder / MANIFEST).write_bytes(manifest_text(Manifest(identity, segment, files)))
     return sum(entry.bytes for entry in files.values())
 

@@ -3,8 +3,8 @@
 `plan` lists the folders and what their manifests promise; `check` then reads every byte of every file, several
 at once. What it finds are `Fault`s, each naming one file and why. Neither torch nor a model is needed.
 
-A file is bad if it is missing, unknown, of another size, has another sha256, cannot be read as Parquet, has other
-columns, types or rows, or a page that does not match its checksum. A folder is bad if its manifest is, if it is
+A file is bad if it is missing, unknown, of another size, has another sha256, cannot be read as Parquet, or has other
+columns, types or rows. (Page checksums were looked at before the sha256 was taken: see `manifest`.) A folder is bad if its manifest is, if it is
 another's (a segment moved or swapped), or if its counts do not agree with each other.
 """
 
@@ -12,13 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,13 +23,11 @@ from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import FOLDERS, SCHEMA_RUN, SEGMENT_FOLDER, Layout, check_run_id
 from moewh.warehouse.files.manifest import MANIFEST, Entry, Manifest, ManifestError, file_sha256, read_manifest
-from moewh.warehouse.files.pages import PageError, check_pages
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 RUN_FOLDER = "run_id="
-_MANY_BYTES = 2 << 30
 _COUNTED = {"prompts": schema.PROMPTS, "tokens": schema.TOKENS, "routing_rows": schema.ROUTING}
 """Columns of segment.parquet, and the tables whose rows they count."""
 _PER_ROUTING_ROW = (schema.EXPERT_COUNTS, schema.AFFINITY_COUNTS)
@@ -115,32 +110,17 @@ def check(planned: Plan, jobs: int | None = None, done: Callable[[int], None] = 
     faults = list(planned.faults)
     work = [(folder.path, name, entry) for folder in planned.folders for name, entry in folder.files.items()]
     work.sort(key=lambda item: -item[2].bytes)  # the largest first, so that nobody waits for one in the end
-    with _workers(planned, jobs or os.cpu_count() or 1) as workers:
+    workers = ThreadPoolExecutor(jobs or os.cpu_count() or 1)  # reading and hashing both release the GIL
+    try:
         for (folder, name, entry), why in zip(work, workers.map(_file_fault, work), strict=True):
             done(entry.bytes)
             if why:
                 faults.append(Fault(folder, name, why))
+    finally:
+        workers.shutdown(cancel_futures=True)
     bad = {fault.folder for fault in faults}
     faults += _check_belonging([folder for folder in planned.folders if folder.path not in bad])
     return sorted(faults, key=lambda fault: (fault.path, fault.why))
-
-
-@contextmanager
-def _workers(planned: Plan, jobs: int) -> Iterator[Executor]:
-    """Yield threads, or processes where there is enough to read to be worth starting them; an error drops the rest.
-
-    Two threads would take turns: between the digests, page headers are read in Python.
-    """
-    many = jobs > 1 and planned.bytes > _MANY_BYTES
-    workers: Executor = (
-        ProcessPoolExecutor(jobs, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
-        if many
-        else ThreadPoolExecutor(jobs)
-    )
-    try:
-        yield workers
-    finally:
-        workers.shutdown(cancel_futures=True)
 
 
 def check_rollups(layout: Layout) -> list[Fault]:
@@ -250,8 +230,7 @@ def _file_fault(item: tuple[Path, str, Entry]) -> str | None:
             return f"has {metadata.num_rows:,} rows, not {entry.rows:,}"
         if difference := _schema_difference(columns, table.arrow()):
             return difference
-        check_pages(path, metadata)
-    except (OSError, PageError, pa.ArrowException, UnicodeDecodeError) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         return _message(error)
     return None
 
