@@ -1,0 +1,151 @@
+"""The floor plan, held: who may import whom, no circles, and what no room may load.
+
+Rooms are folders and single files, listed from the front door down; a room imports what stands below it. Imports
+inside functions count too: they say what a file needs, only later.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+ROOMS = (
+    "moewh.cli",
+    "moewh.api",
+    "moewh.ingest.run",
+    "moewh.ingest.inspect",
+    "moewh.ingest.geometry",
+    "moewh.ingest.identity",
+    "moewh.ingest.capture",
+    "moewh.ingest.proof",
+    "moewh.ingest.model",
+    "moewh.ingest.families",
+    "moewh.ingest.write",
+    "moewh.ingest.prompts",
+    "moewh.ingest.routing",
+    "moewh.ingest.record",
+    "moewh.ingest.options",
+    "moewh.ingest.processes",
+    "moewh.ingest.demo",
+    "moewh.warehouse.trust",
+    "moewh.warehouse.runs",
+    "moewh.warehouse.answer",
+    "moewh.warehouse.views",
+    "moewh.warehouse.files",
+    "moewh.warehouse.stopping",
+    "moewh.warehouse.errors",
+    "moewh",
+)
+"""From the front door down. The last is the package itself: its version."""
+FORBIDDEN = {
+    "moewh.warehouse": {"torch", "transformers", "click", "rich", "huggingface_hub"},
+    "moewh.ingest": {"click", "rich"},
+    "moewh.ingest.write": {"torch", "transformers", "tokenizers"},
+    "moewh.ingest.record": {"torch", "transformers", "tokenizers"},
+    "moewh.ingest.routing": {"torch", "transformers", "tokenizers"},
+}
+"""Libraries that a room does not know."""
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its name."""
+    files = [path for folder in ("ingest", "warehouse") for path in (REPOSITORY / folder).rglob("*.py")]
+    named = {".".join(("moewh", *path.relative_to(REPOSITORY).with_suffix("").parts)): path for path in files}
+    door = {
+        ".".join(path.relative_to(REPOSITORY).with_suffix("").parts): path
+        for path in (*(REPOSITORY / "moewh").glob("*.py"), *(REPOSITORY / "moewh" / "cli").glob("*.py"))
+    }
+    return {name.removesuffix(".__init__"): path for name, path in (named | door).items()}
+
+
+def imports(path: Path, known: set[str]) -> set[str]:
+    """What a file imports: modules of ours as far as they are known, else the library."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in known else node.module)
+    return found
+
+
+def room(module: str) -> str:
+    """The room that a module is in: the longest name that it begins with."""
+    return max((name for name in ROOMS if module == name or module.startswith(name + ".")), key=len)
+
+
+def wrong_imports(graph: dict[str, set[str]]) -> list[str]:
+    """Imports that go up, or into a library that the room does not know."""
+    wrong = []
+    for module, imported in sorted(graph.items()):
+        for name in sorted(imported):
+            ours = name == "moewh" or name.startswith("moewh.")
+            if ours and ROOMS.index(room(name)) < ROOMS.index(room(module)):
+                wrong.append(f"{module} imports {name}, which stands above it")
+            for place, libraries in FORBIDDEN.items():
+                inside = module == place or module.startswith(place + ".")
+                if inside and not ours and name.partition(".")[0] in libraries:
+                    wrong.append(f"{module} imports {name}")
+    return wrong
+
+
+@pytest.fixture(scope="module")
+def graph() -> dict[str, set[str]]:
+    known = modules()
+    return {name: imports(path, set(known)) for name, path in known.items()}
+
+
+def test_imports_go_down(graph: dict[str, set[str]]) -> None:
+    assert wrong_imports(graph) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("moewh.warehouse.views.base", "moewh.ingest.options"),
+        ("moewh.warehouse.answer.query", "torch"),
+        ("moewh.warehouse.files.schema", "moewh.warehouse.answer.query"),
+        ("moewh.ingest.write.segment", "transformers"),
+        ("moewh.ingest.run", "moewh.cli.progress"),
+        ("moewh.ingest.record", "moewh.ingest.identity"),
+        ("moewh.warehouse.trust.check", "click"),
+    ],
+)
+def test_a_wrong_import_is_seen(module: str, name: str, graph: dict[str, set[str]]) -> None:
+    assert any(name in line for line in wrong_imports({**graph, module: graph[module] | {name}}))
+
+
+def test_no_file_imports_in_a_circle(graph: dict[str, set[str]]) -> None:
+    ours = {name: {other for other in imported if other in graph and other != "moewh"} for name, imported in graph.items()}
+    TopologicalSorter(ours).prepare()
+    with pytest.raises(CycleError):
+        TopologicalSorter({**ours, "moewh.warehouse.errors": {"moewh.cli.main"}}).prepare()
+
+
+def test_no_test_module_imports_another() -> None:
+    known = {
+        ".".join(path.relative_to(REPOSITORY).with_suffix("").parts): path
+        for path in (*(REPOSITORY / "tests").rglob("*.py"), *(REPOSITORY / "tools").rglob("*.py"))
+    }
+    wrong = [
+        f"{module} imports {name}"
+        for module, path in known.items()
+        for name in imports(path, set(known))
+        if name.rpartition(".")[2].startswith("test_")
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("module", ["moewh", "moewh.ingest.write.segment", "moewh.ingest.write.run_files"])
+def test_the_writer_loads_no_torch(module: str) -> None:
+    code = f"import sys, {module}; print(*{{'torch', 'transformers', 'click', 'rich'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
