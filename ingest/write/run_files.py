@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from moewh import __version__
 from moewh.ingest.record import RunRecord
 from moewh.ingest.write.tables import write_table
+from moewh.warehouse import __version__
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout, commit
 from moewh.warehouse.files.manifest import write_manifest

@@ -7,10 +7,13 @@ from the description, never from the files.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import combinations, cycle
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -124,8 +127,17 @@ def random_warehouse(root: Path) -> tuple[Layout, list[Run]]:
     """Write random runs, one of them called `007`; layers are not consecutive and differ in top-k.
 
     The last three are checkpoints of one series, the middle one with raw logits. The first three have a geometry.
+    Written once per process, and copied from then on.
     """
-    layout = Layout(root)
+    folder, runs = _random_warehouse()
+    shutil.copytree(folder.name, root, dirs_exist_ok=True)
+    return Layout(root), runs
+
+
+@cache
+def _random_warehouse() -> tuple[TemporaryDirectory[str], list[Run]]:
+    folder = TemporaryDirectory()
+    layout = Layout(Path(folder.name))
     layout.create()
     runs = [
         random_run("007", 1, {0: (6, 2), 2: (6, 2), 5: (6, 2)}),
@@ -143,7 +155,7 @@ def random_warehouse(root: Path) -> tuple[Layout, list[Run]]:
     ]
     for run in runs:
         write_run(layout, run)
-    return layout, runs
+    return folder, runs
 
 
 def write_run(layout: Layout, run: Run) -> None:
