@@ -1,6 +1,6 @@
 """The errors a user can meet: one line each, saying what is wrong and what to do.
 
-The library raises them; only `moewh.cli.main` turns them into a line on stderr and an exit code.
+The library raises them; only `moewh.cli.failures` turns them into a line on stderr and an exit code.
 """
 
 

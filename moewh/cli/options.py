@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from moewh.warehouse.answer.engine import ENGINES
+from moewh.warehouse.answer.output import FORMATS
 from moewh.warehouse.errors import UsageError
 from moewh.warehouse.files.layout import Layout
 
@@ -51,3 +53,17 @@ def _positive(_context: click.Context, _parameter: click.Parameter, value: float
     if value is not None and not value > 0:
         raise UsageError(f"--timeout is {value:g}. Give a number of seconds above 0.")
     return value
+
+
+def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command that runs SQL `--engine` and `--master`."""
+    master = click.option("--master", metavar="URL", help="Spark's master, with --engine spark.  [default: local[*]]")
+    engine = click.option("--engine", type=click.Choice(ENGINES), default="duckdb", show_default=True)
+    return engine(master(command))
+
+
+def format_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command that prints rows `--format` and `-o`."""
+    file = click.option("-o", "output", type=click.Path(path_type=Path), metavar="FILE", help="Write to a file.")
+    form = click.option("--format", "form", type=click.Choice(FORMATS), help="Default: table, or as FILE is named.")
+    return form(file(command))

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
-from moewh.cli.main import explain, main
+from moewh.cli.failures import explain
+from moewh.cli.main import main
 from moewh.warehouse import __version__
 from moewh.warehouse.answer import query as queries
 from moewh.warehouse.answer.catalog import describe_views
@@ -49,7 +50,7 @@ def answer(layout: Layout, *arguments: str) -> str:
 
 
 def subprocess_moewh(*arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
-    program = [sys.executable, "-c", f"{code}\nfrom moewh.cli.main import explain, main; main()", *arguments]
+    program = [sys.executable, "-c", f"{code}\nfrom moewh.cli.main import main; main()", *arguments]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     return subprocess.run(program, capture_output=True, text=True, check=False, env=environment, timeout=60)
 
@@ -347,7 +348,7 @@ def test_bug_of_ours_is_not_explained_away() -> None:
 def test_full_disk_is_one_line(layout: Layout) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-c", "from moewh.cli.main import explain, main; main()", "query", "-c", "select 1"],
+            [sys.executable, "-c", "from moewh.cli.main import main; main()", "query", "-c", "select 1"],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
@@ -362,7 +363,7 @@ def test_closed_pipe_is_quiet(form: str, layout: Layout) -> None:
     query = [
         sys.executable,
         "-c",
-        "from moewh.cli.main import explain, main; main()",
+        "from moewh.cli.main import main; main()",
         "query",
         "-c",
         "from range(300000)",

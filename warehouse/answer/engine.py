@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from moewh.warehouse.answer import query as queries
 from moewh.warehouse.answer.query import Answer, Query, Value
 from moewh.warehouse.errors import UsageError
@@ -65,13 +63,6 @@ class Engine:
                 return rows
             self._looked_up[sql] = rows
         return self._looked_up[sql]
-
-
-def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command that runs SQL `--engine` and `--master`."""
-    master = click.option("--master", metavar="URL", help="Spark's master, with --engine spark.  [default: local[*]]")
-    engine = click.option("--engine", type=click.Choice(ENGINES), default="duckdb", show_default=True)
-    return engine(master(command))
 
 
 @contextmanager

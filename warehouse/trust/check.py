@@ -1,4 +1,4 @@
-"""`moewh check`: queries whose rows are faults, and the rollups against the SQL that defines them.
+"""Checks: queries whose rows are faults, and the rollups against the SQL that defines them.
 
 A check is a `.sql` file like any other; `queries/checks/` holds the shipped ones, and a user's own run
 beside them. It is passed when it gives no rows, which says nothing of a warehouse that has none: that is refused.
@@ -6,68 +6,21 @@ beside them. It is passed when it gives no rows, which says nothing of a warehou
 
 from __future__ import annotations
 
-import contextlib
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
 
-import click
-
-from moewh.cli.options import limit_options, warehouse_option
-from moewh.cli.reports import FORMATS, KEPT, Fault, Result, report
 from moewh.warehouse.answer import query as queries
-from moewh.warehouse.answer.engine import Ask, engine_options, open_engine
+from moewh.warehouse.answer.engine import Ask
 from moewh.warehouse.answer.query import Query, Value
 from moewh.warehouse.answer.texts import told_rows
 from moewh.warehouse.errors import MoewhError, UsageError
-from moewh.warehouse.files.layout import Layout, sync
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.trust.reports import Fault
 from moewh.warehouse.views.base import QUERIES
 
 ROLLUPS = "rollups"
 HELD = "select count(distinct run_id), coalesce(sum(routing_rows), 0) from segments"
-
-
-@click.command(short_help="Run queries whose rows are faults; exit with 1 if there are any.")
-@click.argument("paths", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE|DIR]...")
-@click.option("-p", "parameters", metavar="NAME=VALUE", multiple=True, help="Set a parameter; repeat for more.")
-@click.option("--format", "form", type=click.Choice(FORMATS), default="text", show_default=True)
-@click.option("-o", "output", type=click.Path(path_type=Path), metavar="FILE", help="Write to a file.")
-@engine_options
-@limit_options
-@warehouse_option
-def check(
-    *,
-    paths: tuple[Path, ...],
-    parameters: tuple[str, ...],
-    form: str,
-    output: Path | None,
-    warehouse: Layout,
-    engine: str,
-    master: str | None,
-    **limits: Any,
-) -> None:
-    """Run the checks in FILE or DIR, or without any the shipped ones, and compare the rollups with the rows.
-
-    A check is a query whose rows are faults: they are printed, and the exit code is 1 if there are any, and 2 if a
-    check cannot be run (the others are). A parameter goes to every check that uses it; the shipped ones take run.
-    What a parameter names and does not exist is an error, and so is a warehouse without rows: nothing would be checked.
-    SQL may read the warehouse and nothing else, and change nothing, unless --unsafe is given.
-    """
-    from moewh.warehouse.answer.jail import Limits
-
-    checks = assigned(find_checks(paths) if paths else shipped_checks(), queries.parse_parameters(parameters))
-    with _written(output) as stream, open_engine(engine, master, warehouse, Limits(**limits)) as ask:
-        require_rows(ask, warehouse)
-        for query, values in checks:
-            with contextlib.suppress(UsageError):  # of one check: it is named when its turn comes
-                ask.meant(query, values)
-        worst = report(_results(ask, checks, rollups=not paths), form, stream)
-    if worst:
-        raise SystemExit(worst)
 
 
 def assigned(checks: list[Query], values: Mapping[str, Value]) -> list[tuple[Query, dict[str, Value]]]:
@@ -122,56 +75,3 @@ def rollup_faults(ask: Ask, run_id: Value | None) -> Iterator[Fault]:
         where = f"run {fault.run_id}, segment {fault.segment}, {fault.table}: {fault.key}"
         text = f"{where}: stored {fault.stored or 'no row'}, the rows give {fault.expected or 'no row'}"
         yield Fault(text, asdict(fault))
-
-
-def _results(ask: Ask, checks: list[tuple[Query, dict[str, Value]]], *, rollups: bool) -> Iterator[Result]:
-    """Run one check after the other."""
-    for query, values in checks:
-        yield _result(query.source.removesuffix(".sql"), partial(rows_of, ask, query, values))
-    if rollups:
-        run_id = checks[0][1].get("run")  # which all shipped checks take
-        yield _result(ROLLUPS, partial(rollup_faults, ask, run_id))
-
-
-def _result(name: str, find: Callable[[], Iterator[Fault]]) -> Result:
-    """Run one check to its end; one that fails is named on stderr. Raises what is no fault of the check's."""
-    import duckdb
-
-    from moewh.cli.main import explain, one_line  # which has this command
-
-    result = Result(name)
-    began = time.monotonic()
-    try:
-        for fault in find():
-            result.faults += 1
-            if len(result.kept) < KEPT:
-                result.kept.append(fault)
-        result.status = "faults" if result.faults else "ok"
-    except (MoewhError, duckdb.Error) as error:
-        explained = explain(error)
-        if explained is None or isinstance(error, duckdb.InterruptException):  # time is up, or a signal came
-            raise
-        result = Result(name, "error", message=one_line(explained[0]))
-        click.echo(f"moewh: {name}: {result.message}", err=True)
-    result.seconds = time.monotonic() - began
-    return result
-
-
-@contextlib.contextmanager
-def _written(output: Path | None) -> Iterator[TextIO]:
-    """Yield what to write to: stdout, or a file that appears under its name when it is whole. Raises UsageError."""
-    from moewh.warehouse.answer.output import written_path
-
-    if output is None:
-        yield sys.stdout
-        return
-    partial = written_path(output)
-    try:
-        with partial.open("w", encoding="utf-8", newline="") as stream:
-            yield stream
-        if partial != output:
-            sync(partial)
-            partial.replace(output.resolve())
-    finally:
-        if partial != output:
-            partial.unlink(missing_ok=True)

@@ -1,0 +1,121 @@
+"""`moewh check`: queries whose rows are faults, run one after the other and reported."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, TextIO
+
+import click
+
+from moewh.cli.failures import explain, one_line
+from moewh.cli.options import engine_options, limit_options, warehouse_option
+from moewh.warehouse.answer import query as queries
+from moewh.warehouse.answer.engine import Ask, open_engine
+from moewh.warehouse.answer.query import Query, Value
+from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.files.layout import Layout, sync
+from moewh.warehouse.trust.check import (
+    ROLLUPS,
+    assigned,
+    find_checks,
+    require_rows,
+    rollup_faults,
+    rows_of,
+    shipped_checks,
+)
+from moewh.warehouse.trust.reports import FORMATS, KEPT, Fault, Result, report
+
+
+@click.command(short_help="Run queries whose rows are faults; exit with 1 if there are any.")
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE|DIR]...")
+@click.option("-p", "parameters", metavar="NAME=VALUE", multiple=True, help="Set a parameter; repeat for more.")
+@click.option("--format", "form", type=click.Choice(FORMATS), default="text", show_default=True)
+@click.option("-o", "output", type=click.Path(path_type=Path), metavar="FILE", help="Write to a file.")
+@engine_options
+@limit_options
+@warehouse_option
+def check(
+    *,
+    paths: tuple[Path, ...],
+    parameters: tuple[str, ...],
+    form: str,
+    output: Path | None,
+    warehouse: Layout,
+    engine: str,
+    master: str | None,
+    **limits: Any,
+) -> None:
+    """Run the checks in FILE or DIR, or without any the shipped ones, and compare the rollups with the rows.
+
+    A check is a query whose rows are faults: they are printed, and the exit code is 1 if there are any, and 2 if a
+    check cannot be run (the others are). A parameter goes to every check that uses it; the shipped ones take run.
+    What a parameter names and does not exist is an error, and so is a warehouse without rows: nothing would be checked.
+    SQL may read the warehouse and nothing else, and change nothing, unless --unsafe is given.
+    """
+    from moewh.warehouse.answer.jail import Limits
+
+    checks = assigned(find_checks(paths) if paths else shipped_checks(), queries.parse_parameters(parameters))
+    with _written(output) as stream, open_engine(engine, master, warehouse, Limits(**limits)) as ask:
+        require_rows(ask, warehouse)
+        for query, values in checks:
+            with contextlib.suppress(UsageError):  # of one check: it is named when its turn comes
+                ask.meant(query, values)
+        worst = report(_results(ask, checks, rollups=not paths), form, stream)
+    if worst:
+        raise SystemExit(worst)
+
+
+def _results(ask: Ask, checks: list[tuple[Query, dict[str, Value]]], *, rollups: bool) -> Iterator[Result]:
+    """Run one check after the other."""
+    for query, values in checks:
+        yield _result(query.source.removesuffix(".sql"), partial(rows_of, ask, query, values))
+    if rollups:
+        run_id = checks[0][1].get("run")  # which all shipped checks take
+        yield _result(ROLLUPS, partial(rollup_faults, ask, run_id))
+
+
+def _result(name: str, find: Callable[[], Iterator[Fault]]) -> Result:
+    """Run one check to its end; one that fails is named on stderr. Raises what is no fault of the check's."""
+    import duckdb
+
+    result = Result(name)
+    began = time.monotonic()
+    try:
+        for fault in find():
+            result.faults += 1
+            if len(result.kept) < KEPT:
+                result.kept.append(fault)
+        result.status = "faults" if result.faults else "ok"
+    except (MoewhError, duckdb.Error) as error:
+        explained = explain(error)
+        if explained is None or isinstance(error, duckdb.InterruptException):  # time is up, or a signal came
+            raise
+        result = Result(name, "error", message=one_line(explained[0]))
+        click.echo(f"moewh: {name}: {result.message}", err=True)
+    result.seconds = time.monotonic() - began
+    return result
+
+
+@contextlib.contextmanager
+def _written(output: Path | None) -> Iterator[TextIO]:
+    """Yield what to write to: stdout, or a file that appears under its name when it is whole. Raises UsageError."""
+    from moewh.warehouse.answer.output import written_path
+
+    if output is None:
+        yield sys.stdout
+        return
+    partial = written_path(output)
+    try:
+        with partial.open("w", encoding="utf-8", newline="") as stream:
+            yield stream
+        if partial != output:
+            sync(partial)
+            partial.replace(output.resolve())
+    finally:
+        if partial != output:
+            partial.unlink(missing_ok=True)

@@ -1,0 +1,76 @@
+"""`moewh query`: a view, a saved query or a user's own SQL, answered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from moewh.cli.options import engine_options, format_options, limit_options, warehouse_option
+from moewh.warehouse.answer.engine import open_engine
+from moewh.warehouse.errors import UsageError
+from moewh.warehouse.files.layout import Layout
+
+
+@click.command(short_help="Answer a view, a saved query or SQL of your own.")
+@click.argument("name", required=False)
+@click.option("-c", "sql", metavar="SQL", help="SQL to run instead of a NAME.")
+@click.option("-p", "parameters", metavar="NAME=VALUE", multiple=True, help="Set a parameter; repeat for more.")
+@format_options
+@click.option("--describe", "described", is_flag=True, help="Say what it answers, and its parameters and columns.")
+@engine_options
+@click.option("--verify", "verified", is_flag=True, help="Read every file and compare it with its manifest first.")
+@limit_options
+@warehouse_option
+def query(
+    *,
+    name: str | None,
+    sql: str | None,
+    parameters: tuple[str, ...],
+    form: str | None,
+    output: Path | None,
+    engine: str,
+    master: str | None,
+    described: bool,
+    verified: bool,
+    warehouse: Layout,
+    **limits: Any,
+) -> None:
+    """Answer NAME (a view or a saved query), a FILE.sql, or the SQL of -c. Without any, list the names.
+
+    A parameter sets the DuckDB variable of that name, which SQL reads with getvariable('name'), and binds
+    $name. Its type comes from the parameter, not from how the value is spelled: run=2.10 is the run 2.10. Quotes
+    around a value are removed: -p "run='7'" is run 7. What a shipped query is asked for and does not exist is an error.
+    Every value reads back from csv, json, jsonl and parquet. A table is whole, except on a terminal, where a line
+    says what was left out.
+    SQL may read the warehouse and nothing else, and change nothing, unless --unsafe is given.
+    """
+    from moewh.warehouse.answer import output as out
+    from moewh.warehouse.answer import query as queries
+    from moewh.warehouse.answer.jail import Limits
+
+    if name is None and sql is None:
+        from moewh.warehouse.answer import catalog
+
+        click.echo(catalog.list_queries())
+        return
+    if name is not None and sql is not None:
+        raise UsageError("give a NAME or -c SQL, not both.")
+    chosen = out.choose_format(form, output)
+    found = queries.find_query(name) if name is not None else queries.Query("-c", sql or "")
+    if described:
+        from moewh.warehouse.answer import catalog
+
+        click.echo(catalog.describe_query(found))
+        return
+    values = queries.parse_parameters(parameters)
+    written = out.written_path(output) if output is not None else None
+    if verified:
+        from moewh.warehouse.trust.verify import require_sound
+
+        require_sound(warehouse)
+    with open_engine(engine, master, warehouse, Limits(**limits), written) as ask:
+        answer = ask(found, values)
+        if answer is not None:
+            out.write(answer, chosen, output)

@@ -1,0 +1,41 @@
+"""`moewh runs`: the runs of a warehouse, listed or deleted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from moewh.cli.options import format_options, warehouse_option
+from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.files.layout import Layout
+
+
+@click.command(short_help="List the runs, or delete one.")
+@click.option("--delete", metavar="RUN", help="Delete this run and its segments.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@format_options
+@warehouse_option
+def runs(delete: str | None, yes: bool, form: str | None, output: Path | None, warehouse: Layout) -> None:
+    """List the runs of the warehouse, complete or not; with --delete, remove one."""
+    from moewh.warehouse import runs as library
+    from moewh.warehouse.answer import output as out
+    from moewh.warehouse.views.base import open_warehouse
+
+    if delete is not None and (form or output):
+        raise UsageError("--format and -o are for the list of runs. Leave them out with --delete.")
+    warehouse.require()
+    if delete is None:
+        chosen = out.choose_format(form, output)
+        if output is not None:
+            out.written_path(output)  # refuses what cannot be written
+        with open_warehouse(warehouse) as connection:
+            out.write(library.list_runs(connection), chosen, output)
+        return
+    library.check_known(warehouse, delete)
+    if not yes and not click.confirm(f"Delete run {delete} and all its segments from {warehouse.root}?", err=True):
+        raise MoewhError(f"run {delete} was not deleted.")
+    kept = library.delete_run(warehouse, delete)
+    click.echo(
+        " ".join([f"Deleted run {delete}.", *(f"The link to {path} is gone, its files are not." for path in kept)])
+    )

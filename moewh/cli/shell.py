@@ -1,0 +1,24 @@
+"""`moewh shell`: the DuckDB shell on a warehouse."""
+
+from __future__ import annotations
+
+import click
+
+from moewh.cli.options import warehouse_option
+from moewh.warehouse.files.layout import Layout
+
+
+@click.command(
+    short_help="Open the DuckDB shell on the warehouse.",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@warehouse_option
+def shell(arguments: tuple[str, ...], warehouse: Layout) -> None:
+    """Open the `duckdb` program with the warehouse's views, made in its memory. ARGUMENTS after -- are passed on to it.
+
+    ATTACH 'other/warehouse.duckdb' adds another warehouse.
+    """
+    from moewh.warehouse.answer.shell import open_shell
+
+    open_shell(warehouse, arguments)

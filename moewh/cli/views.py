@@ -1,0 +1,18 @@
+"""`moewh views`: what views there are, and what one of them means."""
+
+from __future__ import annotations
+
+import click
+
+from moewh.cli.options import warehouse_option
+from moewh.warehouse.files.layout import Layout
+
+
+@click.command(short_help="List the views, or describe one.")
+@click.argument("name", required=False)
+@warehouse_option
+def views(name: str | None, warehouse: Layout) -> None:  # noqa: ARG001 - the views are those of any warehouse
+    """List the views with one line each; with a NAME, say what it answers and what its columns mean."""
+    from moewh.warehouse.answer import catalog
+
+    click.echo(catalog.list_views() if name is None else catalog.describe_view(name))
