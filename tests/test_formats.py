@@ -37,6 +37,12 @@ TEXT_FORMATS = ("csv", "json", "jsonl", "markdown")
 NEWEST = duckdb.__version__ >= "2"
 
 
+def _sql(sql: str) -> duckdb.DuckDBPyRelation:
+    relation = duckdb.sql(sql)
+    assert relation is not None
+    return relation
+
+
 @dataclass(frozen=True)
 class Extra:
     """A value of a type that `test_all_types` lacks."""
@@ -50,7 +56,6 @@ class Extra:
 HOSTILE = "'a,\"b\"\n|\\' || chr(13) || chr(0) || 'é NaN <b>*_`&amp;'"
 EXTRAS = {
     "json": Extra("""'{"a": [1, 2.50, null], "b": "x\\"y"}'::json""", "JSON"),
-    "json_many_digits": Extra("""'{"a": 12345678901234567890.12345678901234567890}'::json""", "JSON"),
     "json_of_lines": Extra("""('{"a":' || chr(10) || ' 1}')::json""", "JSON"),
     "null": Extra("null", "INTEGER"),
     "nan": Extra("'nan'::double", "DOUBLE"),
@@ -85,7 +90,7 @@ EXTRAS = {
         "STRUCT(a MAP(VARCHAR, STRUCT(d DECIMAL(38, 20), f FLOAT)[]))[]",
     ),
     "nested_bytes": Extra(
-        "{'z': unhex('00ff22'), 'b': '0101'::bit, 'n': 10::bignum, 'h': -170141183460469231731687303715884105728::hugeint}",
+        f"{{'z': unhex('00ff22'), 'b': '0101'::bit, 'n': 10::bignum, 'h': '-{2**127}'::hugeint}}",
         "STRUCT(z BLOB, b BIT, n BIGNUM, h HUGEINT)",
         "STRUCT(z VARCHAR, b VARCHAR, n VARCHAR, h HUGEINT)",
     ),
@@ -103,7 +108,6 @@ EXTRAS = {
     "tuple": Extra(
         "row(1, 'a')", "TUPLE(INTEGER, VARCHAR)" if NEWEST else "STRUCT(element1 INTEGER, element2 VARCHAR)"
     ),
-    "type": Extra("get_type(1)", "TYPE", "VARCHAR"),
     "empty_list": Extra("[]", "INTEGER[]"),
     "empty_map": Extra("map()", "MAP(VARCHAR, VARCHAR)"),
 }
@@ -111,14 +115,10 @@ _BUG = "" if NEWEST else " exclude (timestamp_tz)"  # DuckDB 1.5 prints the grea
 ALL_TYPES = f"select row_number() over () as row_key, *{_BUG} from test_all_types()"
 ALL_EXTRAS = "select 1 as row_key, " + ", ".join(f'{extra.sql} as "{name}"' for name, extra in EXTRAS.items())
 CASES = {
-    **{
-        row[0]: (ALL_TYPES, row[1], None)
-        for row in duckdb.sql(f"describe {ALL_TYPES}").fetchall()
-        if row[0] != "row_key"
-    },
+    **{row[0]: (ALL_TYPES, row[1], None) for row in _sql(f"describe {ALL_TYPES}").fetchall() if row[0] != "row_key"},
     **{f"extra {name}": (ALL_EXTRAS, extra.type, extra.via) for name, extra in EXTRAS.items()},
 }
-AS_TEXT = ("BIT", "BIGNUM", "BLOB", "TYPE")
+AS_TEXT = ("BIT", "BIGNUM", "BLOB")
 """Types that DuckDB's JSON reader cannot read, but casts from text."""
 NESTED = re.compile(r"STRUCT|MAP|UNION|TUPLE|VARIANT|.*\]$")
 
@@ -153,16 +153,22 @@ def written(layout: Layout, tmp_path_factory: pytest.TempPathFactory) -> dict[tu
 
 
 def values(sql: str, expression: str) -> list[Any]:
-    return [row[0] for row in duckdb.sql(f"select {expression} from ({sql}) order by row_key").fetchall()]
+    return [row[0] for row in _sql(f"select {expression} from ({sql}) order by row_key").fetchall()]
 
 
 def assert_same_in_duckdb(sql: str, name: str, reader: str, back: str) -> None:
-    """Compare a column with what a file holds, in DuckDB; `back` is SQL over the column `found`."""
-    same = duckdb.sql(
+    """Compare a column with what a file holds, in DuckDB; `back` is SQL over the column `found`.
+
+    JSON is compared without its spaces, which DuckDB's readers remove.
+    """
+    made = "made"
+    if "JSON" in back:
+        made, back = "to_json(made)", f"to_json({back})"
+    same = _sql(
         f"""
         with made as (select row_key, "{name}" as made from ({sql})),
         read as (select row_key::bigint as row_key, "{name}" as found from {reader})
-        select count(*), bool_and(made is not distinct from {back})
+        select count(*), bool_and({made} is not distinct from {back})
         from made join read using (row_key)
         """
     ).fetchall()
@@ -174,10 +180,7 @@ def test_csv_reads_back_in_duckdb(case: str, written: dict[tuple[str, str], Path
     sql, kind, via = CASES[case]
     name = case.removeprefix("extra ")
     reader = f"read_csv('{written[sql, 'csv']}', header = true, all_varchar = true, allow_quoted_nulls = false)"
-    if NESTED.match(kind):
-        back = f"found::json::{via or kind}::{kind}"
-    else:
-        back = f"found::{kind}"
+    back = f"found::json::{via or kind}::{kind}" if NESTED.match(kind) else f"found::{kind}"
     assert_same_in_duckdb(sql, name, reader, back)
 
 
@@ -241,7 +244,7 @@ def test_json_reads_back_in_python(case: str, form: str, written: dict[tuple[str
         assert list(map(str, [None if cell is None else float(cell) for cell in cells])) == list(
             map(str, values(sql, f'"{name}"'))
         )
-    elif kind == "BOOLEAN" or (kind.endswith("INT") or kind == "INTEGER" or kind == "UINTEGER"):
+    elif kind in ("BOOLEAN", "INTEGER", "UINTEGER") or kind.endswith("INT"):
         assert cells == values(sql, f'"{name}"')
     elif not NESTED.match(kind):
         assert cells == values(sql, f'"{name}"::varchar')
@@ -270,12 +273,28 @@ def test_nested_values_are_json(sql: str, layout: Layout) -> None:
     assert (head, json.loads(cell), row) == ("x", PLAIN_NESTED[sql], {"x": PLAIN_NESTED[sql]})
 
 
+@pytest.mark.parametrize("form", ["csv", "json", "jsonl"])
+def test_json_keeps_every_digit(form: str, layout: Layout) -> None:
+    sql = """select '{"a":  -12345678901234567890.12345678901234567890}'::json as x"""
+    assert "-12345678901234567890.12345678901234567890}" in query(layout, sql, "--format", form)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_type_is_written_as_its_name(form: str, layout: Layout, tmp_path: Path) -> None:
+    """TYPE is the one type that DuckDB itself casts to text only."""
+    query(layout, "select get_type([1.5]) as x", "--format", form, "-o", str(tmp_path / "x"))
+    if form == "parquet":
+        assert pq.read_table(tmp_path / "x").to_pylist() == [{"x": "DECIMAL(2,1)[]"}]
+    else:
+        assert "DECIMAL(2,1)[]" in (tmp_path / "x").read_text()
+
+
 def test_null_the_empty_text_and_the_text_null_differ(layout: Layout, tmp_path: Path) -> None:
     sql = "select unnest([1, 2, 3, 4]) as i, unnest([null, '', 'NULL', 'null']) as s order by i"
     text = query(layout, sql, "--format", "csv")
     assert text == 'i,s\n1,\n2,""\n3,NULL\n4,null\n'
     (tmp_path / "x.csv").write_text(text)
-    read = duckdb.sql(f"select s from read_csv('{tmp_path / 'x.csv'}', allow_quoted_nulls = false)").fetchall()
+    read = _sql(f"select s from read_csv('{tmp_path / 'x.csv'}', allow_quoted_nulls = false)").fetchall()
     assert [value for (value,) in read] == [None, "", "NULL", "null"]
     rows = json.loads(query(layout, sql, "--format", "json"))
     assert [row["s"] for row in rows] == [None, "", "NULL", "null"]
@@ -284,7 +303,7 @@ def test_null_the_empty_text_and_the_text_null_differ(layout: Layout, tmp_path: 
 def test_null_and_the_empty_text_differ_in_an_answer_of_one_column(layout: Layout, tmp_path: Path) -> None:
     text = query(layout, "select unnest(['a', null, '']) as s", "--format", "csv")
     (tmp_path / "x.csv").write_text(text)
-    read = duckdb.sql(f"from read_csv('{tmp_path / 'x.csv'}', header = true, allow_quoted_nulls = false)").fetchall()
+    read = _sql(f"from read_csv('{tmp_path / 'x.csv'}', header = true, allow_quoted_nulls = false)").fetchall()
     assert read == [("a",), (None,), ("",)]
     assert list(csv.reader(io.StringIO(text))) == [["s"], ["a"], [], [""]]
 
@@ -319,7 +338,7 @@ def test_equal_names_are_made_different(form: str, unsafe: list[str], layout: La
         assert pq.read_table(file).to_pylist() == [{"a": 11, "A_1": 22, "a_2": 33}]
     else:
         text = file.read_text()
-        assert [number for number in re.findall(r"\b(?:11|22|33)\b", text)] == ["11", "22", "33"]
+        assert re.findall(r"\b(?:11|22|33)\b", text) == ["11", "22", "33"]
         assert all(name in text for name in ("A_1", "a_2"))
 
 
@@ -328,7 +347,7 @@ def test_an_answer_without_rows(form: str, layout: Layout, tmp_path: Path) -> No
     for number, sql in enumerate((ALL_TYPES, ALL_EXTRAS)):
         file = tmp_path / f"{number}.{form}"
         query(layout, f"from ({sql}) where row_key < 0", "--format", form, "-o", str(file))
-        names = duckdb.sql(sql).columns
+        names = _sql(sql).columns
         if form == "parquet":
             assert (pq.read_table(file).num_rows, pq.read_table(file).column_names) == (0, names)
         elif form == "csv":
@@ -377,7 +396,7 @@ def markdown_rows(text: str) -> list[list[str]]:
             rows.append([])
         if token.type == "inline":
             assert {child.type for child in token.children or []} <= {"text", "html_inline", "text_special"}
-            rows[-1].append("".join("\n" if c.content == "<br>" else c.content for c in token.children or []))
+            rows[-1].append("".join("\n" if c.type == "html_inline" else c.content for c in token.children or []))
     return rows
 
 
@@ -396,8 +415,8 @@ def test_markdown_shows_every_value_in_its_cell(sql: str, written: dict[tuple[st
 
 MARKS = [
     "a|b", "a\\|b", "\\", "`a|b`", "``", "*x*", "**x**", "_x_", "a_b_c", "__x__", "<b>x</b>", "<!-- x -->", "<|end|>",
-    "&amp;", "&#35;", "&", "[x](y)", "![x](y)", "[x][y]", "~~x~~", "# x", "- x", "1. x", "> x", "a\nb", "a\r\nb", "a\vb",
-    "a\u2028b", "a\u0085b", "http://x.y", "---", "| --- |", "$x$", "\\*", "a\\", "<br>", "x\ty", "'\"",
+    "&amp;", "&#35;", "&", "[x](y)", "![x](y)", "[x][y]", "~~x~~", "# x", "- x", "1. x", "> x", "a\nb", "a\r\nb",
+    "a\vb", "a\u2028b", "a\u0085b", "http://x.y", "---", "| --- |", "$x$", "\\*", "a\\", "<br>", "x\ty", "'\"",
 ]  # fmt: skip
 
 
@@ -413,12 +432,12 @@ def test_markdown_shows_marks_as_they_are(mark: str, layout: Layout) -> None:
 
 def duckdbs_box(sql: str) -> list[str]:
     with redirect_stdout(io.StringIO()) as stream:
-        duckdb.sql(sql).show(max_width=100_000, max_rows=100_000, max_col_width=100_000)
+        _sql(sql).show(max_width=100_000, max_rows=100_000, max_col_width=100_000)
     return stream.getvalue().rstrip("\n").splitlines()
 
 
 BOXES = [
-    "select 1 as i, 2.5::double as d, 'x' as s, true as b, null as n, 1.50::decimal(9, 2) as e",
+    "select 1 as i, 2.5::double as d, 'x' as s, true as b, null::date as n, 1.50::decimal(9, 2) as e",
     "select range as i, repeat('é', range::integer) as s from range(7)",
     "select '日本' as wide, 'a' || chr(10) || 'b' || chr(9) || chr(27) as controls",
     "select [1, null] as l, {'a': 'x y', 'b': [1.5]} as s, map {'k': 1} as m, 'x'::blob as z",
@@ -430,9 +449,6 @@ BOXES = [
 
 @pytest.mark.parametrize("sql", BOXES)
 def test_a_table_is_drawn_as_duckdb_draws_it(sql: str, layout: Layout) -> None:
-    with duckdb.connect() as connection:
-        if connection.sql(sql.replace("null as n", "1 as n")).types and "null as n" in sql and NEWEST:
-            sql = sql.replace("null as n", "null::integer as n")  # whose type's name DuckDB puts in quotes
     assert query(layout, sql).splitlines() == duckdbs_box(sql)
 
 
@@ -453,9 +469,9 @@ def test_a_table_is_whole(rows: int, to_file: bool, layout: Layout, tmp_path: Pa
 
 
 def columns(sql: str) -> tuple[list[Column], list[tuple[str | None, ...]]]:
-    relation = duckdb.sql(sql)
-    texts = duckdb.sql(f"select columns(*)::varchar from ({sql})").fetchall()
-    return [Column(name, kind) for name, kind in zip(relation.columns, relation.types, strict=True)], texts
+    described = duckdb.execute(sql).description or []
+    texts = duckdb.execute(f"select columns(*)::varchar from ({sql})").fetchall()
+    return [Column(name, kind) for name, kind, *_ in described], texts
 
 
 CUTS = [
@@ -472,7 +488,7 @@ CUTS = [
     ("select repeat('x', 60) as s, repeat('y', 10) as t", 80, None),
     ("select repeat('x', 70) as s, repeat('y', 10) as t", 80, "cells cut to 63 characters"),
     (f"select {', '.join(f'repeat(chr(120), 30) as c{n}' for n in range(8))} from range(50)", 80, "of 50 rows; 3 of 8"),
-    ("select 'x' as a", 3, None),
+    ("select 'x' as a", 3, "cells cut to 2 characters"),
 ]
 
 
@@ -515,7 +531,7 @@ def on_a_terminal(arguments: list[str], layout: Layout) -> str:
 def test_a_table_on_a_terminal_is_cut_and_says_so(layout: Layout, tmp_path: Path) -> None:
     sql = f"select {', '.join(f'repeat(chr(120), 25) as c{number}' for number in range(8))} from range(192)"
     lines = on_a_terminal(["query", "-c", sql], layout).splitlines()
-    assert lines[-1] == "  40 of 192 rows; 3 of 8 columns; cells cut to 20 characters. A pipe or -o FILE gets all."
+    assert lines[-1] == "  40 of 192 rows; 3 of 8 columns; cells cut to 22 characters. A pipe or -o FILE gets all."
     assert len(lines) == 4 + 40 + 3 + 1 + 1
     assert max(map(len, lines[:-1])) <= 80
     whole = on_a_terminal(["query", "-c", sql, "--format", "csv"], layout)
@@ -533,7 +549,6 @@ def test_runs_in_every_format(form: str, layout: Layout, tmp_path: Path) -> None
     result = moewh(layout, "runs", "--format", form, "-o", str(file))
     assert (result.exit_code, result.stdout) == (0, "")
     names = ["run_id", "model", "revision", "train_step", "status", "segments", "prompts", "tokens", "created_at"]
-    runs = [row[0] for row in duckdb.sql(f"from '{layout.root}/runs/*/run.parquet'").fetchall()]
     if form == "parquet":
         read = pq.read_table(file).to_pylist()
     elif form == "csv":
@@ -548,8 +563,7 @@ def test_runs_in_every_format(form: str, layout: Layout, tmp_path: Path) -> None
         return
     assert list(read[0]) == names
     assert len(read) == 6
-    assert {row["run_id"] for row in read} <= {"007", "mixed", "step-1", "step-20", "step-30", "wide.v-1"}
-    assert len(runs) >= 6
+    assert {row["run_id"] for row in read} == {"007", "mixed", "step-1", "step-20", "step-30", "wide.v-1"}
 
 
 def test_runs_of_an_empty_warehouse(tmp_path: Path) -> None:
