@@ -109,14 +109,14 @@ def test_version(layout: Layout) -> None:
 
 def test_query_csv_has_full_precision_and_tells_null_from_empty(layout: Layout) -> None:
     text = answer(layout, "-c", ODD, "--format", "csv")
-    assert text == 'i,d,s,n,e,b,l,f\n1,0.1,"a,""b""\n|",,"",true,"[1.5, null]",nan\n'
+    assert text == 'i,d,s,n,e,b,l,f\n1,0.1,"a,""b""\n|",,"",true,"[1.5,null]",nan\n'
     assert next(csv.DictReader(text.splitlines(keepends=True)))["s"] == 'a,"b"\n|'
 
 
 def test_query_json_is_an_array_of_objects(layout: Layout) -> None:
     rows = json.loads(answer(layout, "-c", ODD, "--format", "json"))
     assert rows == [
-        {"i": 1, "d": 0.1, "s": 'a,"b"\n|', "n": None, "e": "", "b": True, "l": [1.5, None], "f": None},
+        {"i": 1, "d": 0.1, "s": 'a,"b"\n|', "n": None, "e": "", "b": True, "l": [1.5, None], "f": "nan"},
     ]
     assert json.loads(answer(layout, "-c", "select 1 as x where false", "--format", "json")) == []
 
@@ -127,7 +127,7 @@ def test_query_json_of_uncommon_types(layout: Layout) -> None:
         timestamp '2026-01-02 03:04:05' as t, {'a': 1.5} as s, 'x'::blob as z
     """
     assert json.loads(answer(layout, "-c", sql, "--format", "json")) == [
-        {"d": 2.5, "w": 3, "h": 2**65, "t": "2026-01-02 03:04:05", "s": {"a": 1.5}, "z": "b'x'"}
+        {"d": 2.5, "w": 3, "h": 2**65, "t": "2026-01-02 03:04:05", "s": {"a": 1.5}, "z": "x"}
     ]
 
 
@@ -271,7 +271,7 @@ WRONG_USE: list[tuple[list[str], str]] = [
     (["query", "-c", "-- nothing"], "holds 0 SQL statements"),
     (["query", "-c", "select 1", "--format", "xml"], "'xml' is not one of 'table', 'csv'"),
     (["query", "-c", "select 1", "--format", "parquet"], "Name a file with -o"),
-    (["query", "-c", "select 1", "-o", "x.what"], "Add --format table|csv|json|parquet|markdown"),
+    (["query", "-c", "select 1", "-o", "x.what"], "Add --format table|csv|json|jsonl|parquet|markdown"),
     (["query", "-c", "select 1", "-o", "/no/such/place/x.csv"], "there is no directory /no/such/place"),
     (["query", "-c", "select 1", "-o", "/", "--format", "csv"], "is a directory"),
     (["query", "--nope"], "No such option '--nope'. Try `moewh query --help`."),

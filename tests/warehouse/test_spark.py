@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
+<<<<<<< HEAD:tests/warehouse/test_spark.py
 from moewh.cli.main import main
 from moewh.warehouse.answer import query as queries
 from moewh.warehouse.answer.engine import Ask, Engine, open_engine
@@ -29,6 +33,22 @@ from moewh.warehouse.trust.rollups import compare, definition
 from moewh.warehouse.views.base import QUERIES, view_names
 from tests.queries.test_saved import VALUES
 from tests.support.synthetic import Prompt, Run, Token, random_run, random_warehouse, write_run
+=======
+from tests.synthetic import Prompt, Run, Token, random_run, random_warehouse, write_run
+from tests.test_saved import VALUES
+from warehouse import query as queries
+from warehouse import schema
+from warehouse.check import shipped_checks
+from warehouse.cli import main
+from warehouse.engine import Ask, Engine, open_engine
+from warehouse.errors import MoewhError, UsageError
+from warehouse.jail import Limits
+from warehouse.layout import Layout
+from warehouse.output import FORMATS
+from warehouse.query import Query, Value
+from warehouse.rollups import compare, definition
+from warehouse.views import QUERIES, view_names
+>>>>>>> main:tests/test_spark.py
 
 pyspark = pytest.importorskip("pyspark", reason="pyspark is not installed")
 pytest.importorskip("sqlglot", reason="sqlglot is not installed")
@@ -281,6 +301,35 @@ def test_moewh_query_on_spark(layout: Layout) -> None:
     assert lines[0] == "run_id,layer,entropy,normalized_entropy,cv,gini,max_over_mean,dead_experts"
     assert lines[1].startswith("007,0,")
     assert len(lines) == 1 + 3 + 3 + 2 + 3 * 3 + 1 + 1
+
+
+SPARK_TYPES = """
+select true as b, cast(1 as tinyint) as i8, cast(2 as bigint) as i64, cast(1.5 as float) as f, cast('nan' as double) as d,
+    cast('1234567890123456789.123456789' as decimal(38, 9)) as e, 'a,"b"' as s, cast('a' as binary) as z,
+    date '2026-01-02' as day, cast('2026-01-02 03:04:05' as timestamp) as t, array(1, null) as l,
+    struct('x' as a, array('q"r') as c) as st, null as n
+"""
+
+
+@pytest.mark.usefixtures("session")
+@pytest.mark.parametrize("form", FORMATS)
+def test_spark_types_in_every_format(form: str, layout: Layout, tmp_path: Path) -> None:
+    file = tmp_path / "x"
+    arguments = ["query", "-c", SPARK_TYPES, "--engine", "spark", "--unsafe", "--format", form, "-o", str(file)]
+    done = CliRunner().invoke(main, [*arguments, "--warehouse", str(layout.root)])
+    assert done.exit_code == 0, done.stderr
+    if form == "json":
+        (row,) = json.loads(file.read_text())
+        instant = row.pop("t")
+        assert datetime.fromisoformat(instant).astimezone(UTC).isoformat() == "2026-01-02T03:04:05+00:00"
+        assert row == {
+            "b": True, "i8": 1, "i64": 2, "f": 1.5, "d": "nan", "e": "1234567890123456789.123456789", "s": 'a,"b"',
+            "z": "a", "day": "2026-01-02", "l": [1, None], "st": {"a": "x", "c": ['q"r']}, "n": None,
+        }  # fmt: skip
+    elif form == "parquet":
+        assert pq.read_table(file).column("e").to_pylist() == [Decimal("1234567890123456789.123456789")]
+    else:
+        assert "1234567890123456789.123456789" in file.read_text(encoding="utf-8")
 
 
 @pytest.mark.usefixtures("session")

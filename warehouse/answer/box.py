@@ -40,13 +40,13 @@ _ESCAPES = {
 def write_whole(columns: Sequence[Column], rows: Iterable[Row], stream: TextIO) -> None:
     """Write every row and column, no cell cut."""
     heads = _heads(columns)
-    widths = [max(map(_width, head)) for head in heads]
+    widths = [max(map(width_of, head)) for head in heads]
     with tempfile.SpooledTemporaryFile(_IN_MEMORY) as spool:
         count = 0
         waiting = iter(rows)
         while batch := [[_cell(value) for value in row] for row in islice(waiting, _BATCH)]:
             widths = [
-                max(width, *map(_width, cells)) for width, cells in zip(widths, zip(*batch, strict=True), strict=True)
+                max(width, *map(width_of, cells)) for width, cells in zip(widths, zip(*batch, strict=True), strict=True)
             ]
             marshal.dump(batch, spool)
             count += len(batch)
@@ -65,7 +65,7 @@ def write_cut(columns: Sequence[Column], rows: Sequence[Row], room: int, stream:
     head, tail, said = _cut_rows(len(rows))
     heads = _heads(columns)
     body = [[_cell(value) for value in row] for row in (*rows[:head], *rows[len(rows) - tail :])]
-    full = [max(map(_width, texts)) for texts in zip(*zip(*heads, strict=True), *body, strict=True)]
+    full = [max(map(width_of, texts)) for texts in zip(*zip(*heads, strict=True), *body, strict=True)]
     kept, widest = _fit(full, room)
     heads = [(_shortened(heads[place][0], widest), _shortened(heads[place][1], widest)) for place in kept]
     body = [[_shortened(cells[place], widest) for place in kept] for cells in body]
@@ -153,19 +153,19 @@ def _loaded(spool: IO[bytes], count: int) -> Iterator[list[str]]:
 
 
 def _padded(text: str, width: int, right: bool) -> str:
-    gap = " " * (width - _width(text))
+    gap = " " * (width - width_of(text))
     return gap + text if right else text + gap
 
 
 def _centred(text: str, width: int) -> str:
-    gap = width - _width(text)
+    gap = width - width_of(text)
     return f"{' ' * (gap // 2)}{text}{' ' * (gap - gap // 2)}"
 
 
 def _shortened(text: str, width: int) -> str:
-    if _width(text) <= width:
+    if width_of(text) <= width:
         return text
-    while _width(text) > width - 1:
+    while width_of(text) > width - 1:
         text = text[: max(width - 1, 0)] if len(text) > width - 1 else text[:-1]
     return f"{text}…"
 
@@ -174,7 +174,7 @@ def _cell(value: str | None) -> str:
     return "NULL" if value is None else value.translate(_ESCAPES)
 
 
-def _width(text: str) -> int:
+def width_of(text: str) -> int:
     """How many places of a terminal a text takes."""
     if text.isascii():
         return len(text)

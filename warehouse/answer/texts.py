@@ -164,8 +164,8 @@ def as_parquet(integers: str) -> Cast:
         return "VARCHAR" if kind.id in ("time with time zone", "interval", "struct") else str(kind)
 
     def cast(place: str, kind: Any) -> str:
-        target = _rebuilt(kind, leaf)
-        return place if target == str(kind) else f"{place}::{target}"
+        target = _rebuilt(kind, leaf, arrays=False)  # pyarrow cannot read DuckDB's arrays that have a NULL among them
+        return place if target == _rebuilt(kind, str) else f"{place}::{target}"
 
     return cast
 
@@ -192,8 +192,11 @@ def _json_type(kind: Any) -> str:
     return _rebuilt(kind, leaf)
 
 
-def _rebuilt(kind: Any, leaf: Callable[[Any], str]) -> str:
-    """Return a type as SQL, with `leaf` of each type in it that has none within; so has a struct without fields."""
+def _rebuilt(kind: Any, leaf: Callable[[Any], str], *, arrays: bool = True) -> str:
+    """Return a type as SQL, with `leaf` of each type in it that has none within; so has a struct without fields.
+
+    Without `arrays`, lists of a fixed length are lists like any other.
+    """
     if kind.id not in _NESTED - {"variant"}:
         return leaf(kind)
     children = (
@@ -201,12 +204,12 @@ def _rebuilt(kind: Any, leaf: Callable[[Any], str]) -> str:
     )
     if kind.id == "union":
         children = children[1:]  # the first is the tag
-    inner = [_rebuilt(child, leaf) for _, child in children]
+    inner = [_rebuilt(child, leaf, arrays=arrays) for _, child in children]
     match kind.id:
         case "list":
             return f"{inner[0]}[]"
         case "array":
-            return f"{inner[0]}[{dict(kind.children)['size']}]"
+            return f"{inner[0]}[{dict(kind.children)['size'] if arrays else ''}]"
         case "map" | "tuple":
             return f"{kind.id}({', '.join(inner)})"
     if not children:
