@@ -1,6 +1,6 @@
 """The long form of the fault tests: `make soak`, or `python -m tools.soak`. pytest does not collect it.
 
-Each part does to a warehouse, many times, what tests.faults.test_faults and tests.warehouse.test_verify do a few times, and gives
+Each part does to a warehouse, many times, what tests.support.faults.test_faults and tests.warehouse.test_verify do a few times, and gives
 rows of a table: what was done, how often, and how often something was lost, torn or not noticed. Whatever was makes
 the exit code 1. Forty minutes of one core; `--kills 10 --flips 50 --fuzz-seconds 10 --examples 20 --every 20`: a few.
 """
@@ -27,12 +27,12 @@ from pathlib import Path
 
 import duckdb
 import pytest
+from tests.support.faults.test_faults import Trial
 
 from benchmarks.timing import machine
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.base import open_warehouse
-from tests.faults.test_faults import Trial
 from tests.support.damage import DAMAGES, committed_files, faults_of, sound_warehouse, twin
 from tests.support.faults import ERRORS, Job, Server, test_faults
 

@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-<<<<<<< HEAD:tests/warehouse/test_spark.py
 from moewh.cli.main import main
 from moewh.warehouse.answer import query as queries
 from moewh.warehouse.answer.engine import Ask, Engine, open_engine
 from moewh.warehouse.answer.jail import Limits
+from moewh.warehouse.answer.output import FORMATS
 from moewh.warehouse.answer.query import Query, Value
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files import schema
@@ -33,22 +33,6 @@ from moewh.warehouse.trust.rollups import compare, definition
 from moewh.warehouse.views.base import QUERIES, view_names
 from tests.queries.test_saved import VALUES
 from tests.support.synthetic import Prompt, Run, Token, random_run, random_warehouse, write_run
-=======
-from tests.synthetic import Prompt, Run, Token, random_run, random_warehouse, write_run
-from tests.test_saved import VALUES
-from warehouse import query as queries
-from warehouse import schema
-from warehouse.check import shipped_checks
-from warehouse.cli import main
-from warehouse.engine import Ask, Engine, open_engine
-from warehouse.errors import MoewhError, UsageError
-from warehouse.jail import Limits
-from warehouse.layout import Layout
-from warehouse.output import FORMATS
-from warehouse.query import Query, Value
-from warehouse.rollups import compare, definition
-from warehouse.views import QUERIES, view_names
->>>>>>> main:tests/test_spark.py
 
 pyspark = pytest.importorskip("pyspark", reason="pyspark is not installed")
 pytest.importorskip("sqlglot", reason="sqlglot is not installed")

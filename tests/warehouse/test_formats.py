@@ -25,12 +25,12 @@ import pytest
 from click.testing import CliRunner, Result
 from markdown_it import MarkdownIt
 
-from tests.synthetic import random_warehouse
-from warehouse import box
-from warehouse.cli import main
-from warehouse.layout import Layout
-from warehouse.output import FORMATS
-from warehouse.texts import Column
+from moewh.cli.main import main
+from moewh.warehouse.answer import box
+from moewh.warehouse.answer.output import FORMATS
+from moewh.warehouse.answer.texts import Column
+from moewh.warehouse.files.layout import Layout
+from tests.support.synthetic import random_warehouse
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TEXT_FORMATS = ("csv", "json", "jsonl", "markdown")
@@ -512,7 +512,7 @@ def test_what_a_terminal_leaves_out_is_said(sql: str, room: int, says: str | Non
 
 def on_a_terminal(arguments: list[str], layout: Layout) -> str:
     """Run moewh with a terminal for its output; return what it shows."""
-    program = [sys.executable, "-c", "from warehouse.cli import main; main()", *arguments]
+    program = [sys.executable, "-c", "from moewh.cli.main import main; main()", *arguments]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "MOEWH_WAREHOUSE": str(layout.root), "COLUMNS": "80"}
     ours, its = pty.openpty()
     shown = b""
