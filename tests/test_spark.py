@@ -288,7 +288,8 @@ def test_moewh_query_on_spark(layout: Layout) -> None:
 
 
 SPARK_TYPES = """
-select true as b, cast(1 as tinyint) as i8, cast(2 as bigint) as i64, cast(1.5 as float) as f, cast('nan' as double) as d,
+select true as b, cast(1 as tinyint) as i8, cast(2 as bigint) as i64, cast(1.5 as float) as f,
+    cast('nan' as double) as d,
     cast('1234567890123456789.123456789' as decimal(38, 9)) as e, 'a,"b"' as s, cast('a' as binary) as z,
     date '2026-01-02' as day, cast('2026-01-02 03:04:05' as timestamp) as t, array(1, null) as l,
     struct('x' as a, array('q"r') as c) as st, null as n
