@@ -29,9 +29,8 @@ from warehouse.errors import MoewhError
 
 OLDEST_TRANSFORMERS = (5, 19)
 _ADAPTER_CONFIG_NAME = "adapter_config.json"
-_MOST = 2**15 - 1
-"""Layers or experts; a captured index has 16 bits."""
-_COUNT = re.compile(r"(?:^|_)(?:layers?|experts?|depth|blocks)(?:_num)?$")
+_MOST = {"experts": 1 << 20, "layers": 1 << 15}
+_COUNT = re.compile(r"(?:^|_)(?:(?P<experts>experts?)|(?P<layers>layers?|depth|blocks))(?:_num)?$")
 """Names of what a configuration counts them by."""
 DEQUANTIZED = {"mxfp4": Mxfp4Config, "fp8": FineGrainedFP8Config}
 """Ways to store weights in fewer bits that transformers can undo without a GPU."""
@@ -104,11 +103,13 @@ def check_counts(stored: Any, path: str = "") -> None:
     for name, value in stored.items():
         if isinstance(value, dict):
             check_counts(value, f"{path}{name}.")
-        elif _COUNT.search(name) and isinstance(value, (int, float)) and value > _MOST:
-            raise MoewhError(
-                f"the configuration has {path}{name} = {value}, and moewh takes at most {_MOST:,}. "
-                f"Correct {CONFIG_NAME}, or fetch it again."
-            )
+        elif (counted := _COUNT.search(name)) and isinstance(value, (int, float)):
+            most = _MOST[str(counted.lastgroup)]
+            if value > most:
+                raise MoewhError(
+                    f"the configuration has {path}{name} = {value}, and moewh takes at most {most:,}. "
+                    f"Correct {CONFIG_NAME}, or fetch it again."
+                )
 
 
 def model_class(config: Any, trust_remote_code: bool = False) -> Any:

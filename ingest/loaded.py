@@ -11,6 +11,7 @@ import difflib
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -18,7 +19,6 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import MergeModulelist, WeightConverter, convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
-from transformers.utils.loading_report import LoadStateDictInfo
 
 from ingest.expected import text_config
 from ingest.sites import OTHER_MODALITY, Sites
@@ -247,7 +247,7 @@ def _without_place(
     model: Any, found: Sites, sources: Sources, known: dict[str, torch.Tensor], quantizer: Any
 ) -> list[str]:
     """Keys of stored tensors in the text stack that the model has no parameter for, and that transformers minds."""
-    info = LoadStateDictInfo(set(), set(sources.parts) - set(known), set(), [], {}, set())
+    info = SimpleNamespace(missing_keys=set(), unexpected_keys=set(sources.parts) - set(known))
     model._adjust_missing_and_unexpected_keys(info)
     stack = text_stack(model, found)
     modules = {path for path, _ in model.named_modules()} if quantizer is not None else set()

@@ -312,7 +312,7 @@ def config_sha256(config: Any) -> str:
 
 _STEP = re.compile(r"(?:step|checkpoint|iter)[-_=]?(\d+)")
 _TOKENS = re.compile(r"tokens[-_=]?(\d+(?:\.\d+)?)([KMBT]?)")
-_EPOCH = re.compile(r"epoch[-_=]?\d+(?:\.\d+)?")
+_PHASE = re.compile(r"(?:epoch|stage)[-_=]?\d+(?:\.\d+)?")
 _SCALE = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
@@ -358,7 +358,7 @@ def _series(source: Source, base: Repository, weights_sha256: str) -> str:
     folder = Path(source.location)
     if training_progress(folder.name) == (None, None):
         return f"{folder.name}-{weights_sha256[:8]}"
-    rest = _EPOCH.sub("", _TOKENS.sub("", _STEP.sub("", folder.name))).strip("-_.")
+    rest = _PHASE.sub("", _TOKENS.sub("", _STEP.sub("", folder.name))).strip("-_.")
     return "-".join(part for part in (folder.parent.name, rest, _config_digest(base)) if part)
 
 
@@ -372,7 +372,7 @@ def _config_digest(files: Repository) -> str:
 
 def load_failure(title: str, error: Exception) -> str:
     """Say in one line why a model or its configuration cannot be loaded, and what to do."""
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()) or type(error).__name__
     if title.startswith((".", "/", "~")) and not Path(title).exists():
         return f"there is no folder {title}. Check the path given to --model."
     if "trust_remote_code" in text:

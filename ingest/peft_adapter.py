@@ -110,7 +110,9 @@ class PeftAdapter:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what peft warns of is refused below
-                adapted = PeftModel(model, PeftConfig.from_pretrained(folder), _NAME)
+                config = PeftConfig.from_pretrained(folder)
+                config.inference_mode = True
+                adapted = PeftModel(model, config, _NAME)
                 result = adapted.load_adapter(folder, _NAME, torch_device="cpu")
         except (*_FAILURES, UnpicklingError, SafetensorError) as error:
             raise MoewhError(f"{self.title}: the adapter does not fit its base: {_one_line(error)}.") from error

@@ -176,7 +176,7 @@ def _is_json(line: bytes) -> bool:
 def _json_records(connection: duckdb.DuckDBPyConnection, kind: str, path: Path, file: PromptFile, bound: _Bound) -> str:
     """SQL of the relation of a file's records, one `json` each."""
     form = {"jsonl": "newline_delimited", "array": "array", "document": "unstructured"}[kind]
-    options = f"format = '{form}', compression = 'none', maximum_object_size = {_LONGEST_LINE}"
+    options = f"format = '{form}', compression = 'uncompressed', maximum_object_size = {_LONGEST_LINE}"
     place = glob_literal(path)
     records = f"read_json_objects({bound(place)}, {options})"
     if file.format != "json" or kind == "array":

@@ -70,7 +70,8 @@ def holds(kind: pa.DataType, form: str) -> bool:
 def unwrapped(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return a column without the encodings that DuckDB reads wrongly or not at all, at whatever depth they are.
 
-    DuckDB 2.0 takes list views to lie in order, and dictionaries in lists of a fixed size for their indices.
+    DuckDB 2.0 takes list views to lie in order, and dictionaries in lists of a fixed size for their indices; 1.5 reads
+    slices of unions from their beginning.
     """
     if not _is_wrapped(column.type):
         return column
@@ -79,7 +80,7 @@ def unwrapped(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _is_wrapped(kind: pa.DataType) -> bool:
-    wrapped = (pa.types.is_dictionary, pa.types.is_run_end_encoded, pa.types.is_float16, *_VIEWS)
+    wrapped = (pa.types.is_dictionary, pa.types.is_run_end_encoded, pa.types.is_float16, pa.types.is_union, *_VIEWS)
     if any(test(kind) for test in wrapped):
         return True
     if isinstance(kind, pa.BaseExtensionType):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -299,12 +300,55 @@ def test_tokens_key_is_shared_by_checkpoints(tmp_path: Path, prompts: Path) -> N
 
 
 @pytest.mark.parametrize(
+    ("folders", "alike"),
+    [
+        (("a", "b"), False),
+        (("olmoe", "olmoe-tuned"), False),
+        (("one/model", "two/model"), False),
+        (("main", "final"), False),
+        (("checkpoint-500", "checkpoint-1000"), True),
+        (("iter_0005000", "iter_0010000"), True),
+        (("step5-tokens2M", "step10-tokens4M"), True),
+        (("stage1-step5-tokens2M", "stage2-step10-tokens4M"), True),
+        (("epoch=1-step=5", "epoch=2-step=10"), True),
+        (("mine-checkpoint-5", "mine-checkpoint-10"), True),
+        (("mine-checkpoint-5", "yours-checkpoint-5"), False),
+        (("checkpoint-500", "final"), False),
+        (("one/checkpoint-5", "two/checkpoint-5"), False),
+    ],
+)
+def test_only_checkpoints_of_one_training_run_share_a_series(
+    folders: tuple[str, str], alike: bool, tmp_path: Path, prompts: Path
+) -> None:
+    for seed, name in enumerate(folders):
+        run(tmp_path / "wh", save_model(tmp_path / "models" / name, seed=seed), prompts)
+    rows = open_warehouse(Layout(tmp_path / "wh")).execute("select series from runs").fetchall()
+    assert len(rows) == 2
+    assert (len(set(rows)) == 1) is alike
+
+
+def test_series_by_hand_and_of_one_shape_only(tmp_path: Path, prompts: Path) -> None:
+    """A folder that is moved or copied is the same model, of the same series; `--series` overrules names."""
+    first = save_model(tmp_path / "one" / "tiny")
+    shutil.copytree(first, tmp_path / "two" / "tiny")
+    steps = [save_model(tmp_path / "s" / f"step{layers}", num_hidden_layers=layers) for layers in (2, 3)]
+    for number, folder in enumerate((first, tmp_path / "two" / "tiny", *steps)):
+        run(tmp_path / "wh", folder, prompts, run_id=f"r{number}")
+    for number, folder in enumerate((first, steps[0])):
+        run(tmp_path / "wh", folder, prompts, run_id=f"by-hand-{number}", series="mine")
+    series = dict(open_warehouse(Layout(tmp_path / "wh")).execute("select run_id, series from runs").fetchall())
+    assert series["r0"] == series["r1"] != series["r2"] != series["r3"]
+    assert series["by-hand-0"] == series["by-hand-1"] == "mine"
+
+
+@pytest.mark.parametrize(
     ("name", "step", "tokens"),
     [
         ("step5000-tokens20B", 5_000, 20 * 10**9),
         ("stage1-step150000-tokens1.5T", 150_000, 1_500 * 10**9),
         ("checkpoint-500", 500, None),
         ("iter_0005000", 5_000, None),
+        ("epoch=3-step=1200", 1_200, None),
         ("main", None, None),
         (None, None, None),
     ],

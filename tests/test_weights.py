@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from ingest import capture
 from ingest.architecture import read_config
-from ingest.model import check_files, find_source, load_model
+from ingest.model import check_files, load_model
 from ingest.options import IngestOptions
+from ingest.repository import Repository
 from ingest.vectors import WantedVectors
 from tests.checkpoints import INDEX, WEIGHTS, Tensors, copy_with, dropped, sharded, with_config
 from tests.families import FAMILIES, WRAPPERS, build
@@ -59,8 +60,8 @@ def prompts(tmp_path: Path) -> Path:
 def door(model: Path, generate: int = 0) -> None:
     """Go through the check that `moewh ingest` makes before it loads a number."""
     options = IngestOptions(model=str(model), prompts=("demo",), generate=generate)
-    source = find_source(str(model), None, "any")
-    assert check_files(source, read_config(source.location), None, options) is not None
+    files = Repository(str(model), None)
+    assert check_files(str(model), files, read_config(files.location), options) is not None
 
 
 def refused(model: Path, generate: int = 0) -> str | None:

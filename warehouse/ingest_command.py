@@ -26,7 +26,7 @@ def _delimiter(_context: click.Context, _parameter: click.Parameter, value: str 
     multiple=True,
     required=True,
     metavar="ID_OR_PATH",
-    help="Hub id, folder, or demo. Repeat for the folders of more checkpoints, each a run of its own.",
+    help="Hub id, folder (of a model or a peft adapter), or demo. Repeat for more checkpoints, each a run of its own.",
 )
 @click.option(
     "--prompts",
@@ -74,7 +74,12 @@ def _delimiter(_context: click.Context, _parameter: click.Parameter, value: str 
     metavar="ID",
     help="What several checkpoints' ids begin with.  [default: the model's name and a digest of what shapes the rows]",
 )
-@click.option("--series", metavar="NAME", help="What checkpoints of one training run share.")
+@click.option(
+    "--series",
+    metavar="NAME",
+    help="What checkpoints of one training run share.  [default: the hub id; of folders named after a step, their "
+    "parent; of any other folder, the folder alone]",
+)
 @click.option("--train-step", type=int, metavar="N", help="Of this checkpoint.  [default: as its name says]")
 @click.option("--train-tokens", type=int, metavar="N", help="As --train-step.")
 @click.option("--max-length", type=int, metavar="N", help="Longest context in tokens.  [default: the model's]")
@@ -112,9 +117,20 @@ def _delimiter(_context: click.Context, _parameter: click.Parameter, value: str 
 )
 @click.option("--dtype", default="auto", metavar="NAME", help="float32, float16 or bfloat16.  [default: as stored]")
 @click.option(
-    "--generate", type=int, default=0, metavar="N", help="Let the model go on for N tokens after each prompt."
+    "--generate",
+    type=int,
+    default=0,
+    metavar="N",
+    help="Let the model go on for N tokens after each prompt, or to an end token of its generation settings.",
 )
-@click.option("--temperature", type=float, default=0.0, show_default=True, metavar="T", help="0: the likeliest token.")
+@click.option(
+    "--temperature",
+    type=float,
+    default=0.0,
+    show_default=True,
+    metavar="T",
+    help="0: the likeliest token. Nothing else shapes the choice, whatever the model's generation settings say.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the samples, with prompt_id.")
 @click.option("--router-logits", is_flag=True, help="Store the routers' raw logits too: 4 E bytes a token and layer.")
 @click.option("--hidden-states", metavar="LAYERS", help="Store what these layers' routers are given: 0,5 or all.")
