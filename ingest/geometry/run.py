@@ -92,11 +92,6 @@ def measure(
     device = _device(options.device)
     check_place(options.model)
     source = find_source(options.model, options.revision)
-    if adapter_settings_file(Repository(source.location, source.revision)) is not None:
-        raise MoewhError(
-            f"{source.title} is an adapter: its weights are changes of its base's, which a geometry does not measure. "
-            "Merge it into its base (peft's merge_and_unload), record that model, and measure it."
-        )
     config, commit_hash = _read(source, options.trust_remote_code)
     run = _find_run(layout, options, _identity(source, config, commit_hash))
     checkpoint = Checkpoint(source, config, commit_hash or source.revision, options.trust_remote_code)
@@ -177,6 +172,11 @@ def _read(source: Source, trust_remote_code: bool) -> tuple[Any, str | None]:
     """Return the model's configuration, and the commit of a hub model. Raises MoewhError."""
     with explaining(source.title):
         commit_hash = commit_of(source)
+        if adapter_settings_file(Repository(source.location, commit_hash or source.revision)) is not None:
+            raise MoewhError(
+                f"{source.title} is an adapter: its weights are changes of its base's, which a geometry does not "
+                "measure. Merge it into its base (peft's merge_and_unload), record that model, and measure it."
+            )
         arguments = {"revision": commit_hash or source.revision, "trust_remote_code": trust_remote_code}
         config = read_config(source.location, **arguments)
     refuse_by_name(config)

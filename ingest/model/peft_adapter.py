@@ -112,6 +112,8 @@ class PeftAdapter:
                 warnings.simplefilter("ignore")  # what peft warns of is refused below
                 config = PeftConfig.from_pretrained(folder)
                 config.inference_mode = True
+                if hasattr(config, "lora_dropout"):
+                    config.lora_dropout = 0.0  # no part of inference, and refused by peft on fused experts
                 adapted = PeftModel(model, config, _NAME)
                 result = adapted.load_adapter(folder, _NAME, torch_device="cpu")
         except (*_FAILURES, UnpicklingError, SafetensorError) as error:
@@ -211,4 +213,4 @@ def _peft_version() -> tuple[int, ...]:
 
 
 def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300].rstrip('.')}"

@@ -66,6 +66,14 @@ def record(warehouse: Path, model: Path, ids: Path, **options: Any) -> Routes:
     return found
 
 
+def assert_alike(real: Routes, expected: Routes) -> None:
+    """The same experts, with weights that differ by rounding: merged matrices round otherwise than their parts."""
+    assert real.keys() == expected.keys()
+    for key, pairs in real.items():
+        assert pairs.keys() == expected[key].keys(), key
+        assert all(abs(weight - expected[key][expert]) <= 1e-5 for expert, weight in pairs.items())
+
+
 def run(*arguments: Any) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
@@ -89,11 +97,8 @@ def test_rows_are_those_of_base_plus_scaled_b_a(name: str, where: dict[str, Any]
     model.load_state_dict(merged_with(model.state_dict(), adapter, scaling=12 / 4))
     expected = routed(model, IDS)
     real = record(tmp_path / "wh", adapter, ids, router_logits=True, hidden_states="all")
-    assert real.keys() == expected.keys()
     assert [list(pairs) for pairs in before.values()] != [list(pairs) for pairs in expected.values()]
-    for key, pairs in real.items():
-        assert pairs.keys() == expected[key].keys(), key
-        assert all(abs(weight - expected[key][expert]) <= 1e-5 for expert, weight in pairs.items())
+    assert_alike(real, expected)
     layers = open_warehouse(Layout(tmp_path / "wh")).execute(
         "select distinct regexp_replace(module, '[0-9]+', 'N'), router_class, num_experts from layers"
     )
@@ -153,10 +158,7 @@ def test_modules_saved_whole_are_the_ones_that_run(module: str, tmp_path: Path, 
             state[name.removeprefix("base_model.model.")] = tensor
     model.load_state_dict(state)
     expected, real = routed(model, IDS), record(tmp_path / "wh", adapter, ids)
-    assert real.keys() == expected.keys()
-    for key, pairs in real.items():
-        assert pairs.keys() == expected[key].keys(), key
-        assert all(abs(weight - expected[key][expert]) <= 1e-5 for expert, weight in pairs.items())
+    assert_alike(real, expected)
 
 
 def test_base_beside_the_adapter_gives_the_rows_of_the_adapter_alone(tmp_path: Path, ids: Path) -> None:
@@ -337,6 +339,41 @@ def test_each_tensor_of_an_adapter_of_parameters_counts(where: dict[str, Any], t
         rest = {other: tensor for other, tensor in whole.items() if other != name}
         save_file(rest, adapter / "adapter_model.safetensors")
         assert "the adapter does not fit its base" in refusal(tmp_path / "wh", adapter, ids)
+
+
+@pytest.mark.parametrize("name", ["olmoe", "mixtral", "qwen3_moe"])
+def test_an_adapter_of_each_expert_s_own_matrices_is_put_on_the_fused_ones(
+    name: str, tmp_path: Path, ids: Path
+) -> None:
+    """As transformers 4 kept experts, and adapters of that time with a dropout still are."""
+    base = save_base(tmp_path / "base", name)
+    model = build(BY_NAME[name])
+    state = model.state_dict()
+    parts = ("w1", "w3", "w2") if name == "mixtral" else ("gate_proj", "up_proj", "down_proj")
+    adapter = adapt(base, tmp_path / "adapter", lora(target_modules=["q_proj"]), name)
+    torch.manual_seed(1)
+    tensors: dict[str, torch.Tensor] = {}
+    for path in [path for path in state if path.endswith("experts.gate_up_proj")]:
+        container = path.removesuffix(".gate_up_proj")
+        block = container.replace("mlp", "block_sparse_moe") if name == "mixtral" else container
+        I = state[path].shape[1] // 2  # noqa: E741 - the length of an expert's inner layer
+        for expert in range(8):
+            rows = (state[path][expert][:I], state[path][expert][I:], state[f"{container}.down_proj"][expert])
+            for part, weight in zip(parts, rows, strict=True):
+                A, B = torch.randn(4, weight.shape[1]) / 4, torch.randn(len(weight), 4) / 4
+                key = f"base_model.model.{block}.{expert}.{part}"
+                tensors |= {f"{key}.lora_A.weight": A, f"{key}.lora_B.weight": B}
+                weight.add_(B @ A, alpha=12 / 4)
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    break_settings(target_modules=list(parts), lora_dropout=0.1)(adapter)
+    model.load_state_dict(state)
+    expected, real = routed(model, IDS), record(tmp_path / "wh", adapter, ids)
+    assert_alike(real, expected)
+    assert real != record(tmp_path / "base_rows", base, ids)
+    for lacking in list(tensors)[:3]:
+        rest = {other: tensor for other, tensor in tensors.items() if other != lacking}
+        save_file(rest, adapter / "adapter_model.safetensors")
+        assert "the adapter does not fit its base" in refusal(tmp_path / "none", adapter, ids)
 
 
 def test_pickled_adapters_are_read_when_allowed(tmp_path: Path, ids: Path) -> None:
