@@ -50,6 +50,9 @@ _FIRST_FILES: dict[schema.Level, str] = {
 }
 """A file that every folder of a level holds."""
 
+PATH_VALUES = {"run_id": f"[A-Za-z0-9][A-Za-z0-9._-]{{0,63}}|{SCHEMA_RUN}", "segment": "0|[1-9][0-9]{0,8}"}
+"""What the path of a file may say, as regular expressions: what says anything else is a copy, or a stray."""
+
 _IN_FLIGHT = ".part"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -143,7 +146,7 @@ class Layout:
             target = link.resolve()
             if not target.is_dir():
                 raise MoewhError(
-                    f"{link} is a link to {target}, which is not there. Mount that disk, or remove the link."
+                    f"{link} is a link to {target}, where no folder is. Mount that disk, or remove the link."
                 )
             if any(target.iterdir()) and not any(target.glob(needed)):
                 raise MoewhError(f"{link} is a link to {target}, which holds no {needed}. Remove the link.")

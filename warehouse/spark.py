@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from warehouse import schema
 from warehouse.errors import MoewhError, UsageError
-from warehouse.layout import FOLDERS
+from warehouse.layout import FOLDERS, PATH_VALUES
 from warehouse.query import Answer, Query, Value, check_names
 from warehouse.views import LACKS, canned_views, table_select
 
@@ -199,6 +199,8 @@ def _read_files(session: SparkSession, layout: Layout, table: schema.Table) -> N
         return
     read = session.read.schema(columns)
     files = read.option("basePath", str(base)).parquet(f"{_escaped(base)}/{pattern}/{table.file}")
+    for column in table.path_columns:
+        files = files.where(files[column.name].cast("string").rlike(f"^({PATH_VALUES[column.name]})$"))
     files.createOrReplaceTempView(f"files_of_{table.name}")
 
 
