@@ -196,7 +196,7 @@ def gets_out(name: str, layout: Layout) -> bool:
     return SECRET in result.output or everything(layout.root.parent) != before
 
 
-@pytest.mark.parametrize("name", ["read_text", "read_parquet", "from file name", "dot dot", "list of files"])
+@pytest.mark.parametrize("name", ["read_text", "read_parquet", "from file name", "list of files"])
 def test_without_the_closed_directories_files_are_read(
     name: str, layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:

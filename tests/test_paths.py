@@ -73,7 +73,9 @@ def moewh(layout: Layout, *arguments: str, faults: int = 0) -> str:
 
 def all_answers(layout: Layout) -> dict[str, str]:
     """What `moewh query` answers to every canned view and of all stored tables, and what `verify` and `check` say."""
-    said = {name: moewh(layout, "query", name, "--format", "csv") for name in canned_names()}
+    said = {
+        name: moewh(layout, "query", "-c", f"from {name} order by all", "--format", "csv") for name in canned_names()
+    }
     said["stored"] = moewh(layout, "query", "-c", STORED, "--format", "csv")
     said["verify"] = moewh(layout, "verify", "--rollups").rpartition(": ")[2]
     said["check"] = moewh(layout, "check", faults=1)
