@@ -47,7 +47,10 @@ AWKWARD = "sp ace [x] {y} ü/layer%3D7/run_id=x/segment=3/Layer=7/TOKENS=1/model
 
 @pytest.fixture(scope="module")
 def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
-    """In folders whose names Hadoop would take for patterns, or for partitions, and with links among them; with a run of no segments and one without weights."""
+    """In folders whose names Hadoop would take for patterns or partitions, one run's segments through a link.
+
+    With a run of no segments and one without weights.
+    """
     made, _ = random_warehouse(tmp_path_factory.mktemp("spark") / AWKWARD / "wh")
     moved = made.root.with_name("moved")
     made.segments("007").rename(moved)
