@@ -31,6 +31,9 @@ LINKED = ["", "segments", "runs", "geometry", "segments/run_id=one", "runs/run_i
 """What is a link: the root, a folder of all runs, one run's, one segment."""
 
 
+INGEST = ("ingest", "--model", "demo", "--prompts", "demo", "--limit", "2", "--dtype", "float32", "--run-id", "new")
+
+
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     return sound_warehouse(tmp_path_factory.mktemp("sound") / "wh")
@@ -143,7 +146,9 @@ def test_without_the_look_at_names_dots_lead_out(
     "name", ["segments", "runs", "geometry", "segments/run_id=x", "runs/run_id=x", "segments/run_id=one/segment=7"]
 )
 @pytest.mark.parametrize("kind", ["gone", "foreign", "file"])
-def test_links_that_lead_to_no_folder_of_moewh(name: str, kind: str, sound: Layout, tmp_path: Path) -> None:
+def test_links_that_lead_to_no_folder_of_moewh(
+    name: str, kind: str, sound: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rows would be left out of every answer, or somebody's files be let in: it is said instead."""
     layout = copy_of(sound, tmp_path / "wh")
     target = tmp_path / "elsewhere"
@@ -164,6 +169,10 @@ def test_links_that_lead_to_no_folder_of_moewh(name: str, kind: str, sound: Layo
         result = moewh(layout, *arguments)
         assert (result.exit_code, str(target) in result.stderr) == (1, True), result.output
         assert len(result.stderr.splitlines()) == 1
+    monkeypatch.setattr("ingest.run.load_model", lambda *_: pytest.fail("a model was loaded"))
+    for arguments in (INGEST, ["runs", "--delete", "one", "--yes"]):
+        result = moewh(layout, *arguments)
+        assert (result.exit_code, str(target) in result.stderr) == (1, True), result.output
     verified = moewh(layout, "verify")
     assert verified.exit_code == 1
     assert name.partition("/")[0] in verified.output
@@ -178,9 +187,6 @@ def test_an_empty_folder_may_be_linked(sound: Layout, elsewhere: Path, tmp_path:
 
 
 # ------------------------------------------------------------------------------------------ what writes
-
-
-INGEST = ("ingest", "--model", "demo", "--prompts", "demo", "--limit", "2", "--dtype", "float32", "--run-id", "new")
 
 
 @pytest.mark.parametrize("name", ["segments", "runs", "geometry", ".staging", "segments/run_id=new"])

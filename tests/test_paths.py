@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from warehouse.shell import find_duckdb
 from warehouse.views import canned_names, open_warehouse
 
 COLUMNS = sorted({column.name for view in describe_views().values() for column in view.columns})
-CASES = {"lower": str.lower, "upper": str.upper, "mixed": lambda name: f"{name[0].upper()}{name[1:]}"}
+CASES: dict[str, Callable[[str], str]] = {"lower": str.lower, "upper": str.upper, "mixed": str.title}
 FOLDERS = [f"{case(name)}={number}" for number, name in enumerate(COLUMNS) for case in CASES.values()]
 AWKWARD = [
     "run_id=x/segment=3",

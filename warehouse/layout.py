@@ -166,7 +166,11 @@ class Layout:
                 folders = [Path(entry.path) for entry in entries] if depth < len(names) else []
 
     def require_one_disk(self, run_id: str | None = None) -> None:
-        """Raise MoewhError unless what is staged here can be renamed to its place: among all runs, and in `run_id`."""
+        """Raise MoewhError unless what is staged here can be renamed to its place: among all runs, and in `run_id`.
+
+        Links that lead nowhere are refused as when reading.
+        """
+        self.linked_folders()
         folders = [self.root, *(self.root / pattern.partition("/")[0] for pattern in FOLDERS.values())]
         if run_id is not None:
             folders.append(self.segments(run_id))
