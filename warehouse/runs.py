@@ -71,7 +71,7 @@ def delete_run(layout: Layout, run_id: str) -> list[Path]:
 
 
 def _take_out(folder: Path, target: Path) -> None:
-    if folder.is_dir() or folder.is_symlink():
+    if folder.is_dir():
         make_folder(target.parent)
         folder.rename(target)
         sync(folder.parent)

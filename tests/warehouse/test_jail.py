@@ -102,6 +102,29 @@ ESCAPES: dict[str, str] = {
     "closing it, then a statement": "select 1); copy (select 1) to '{root}/x7.csv'; (select 1",
     "comment that swallows it": "select 1 /*",
     "python variable": "from secret_frame",
+    "pivot of a file": "pivot (select content from read_text('{secret}')) on content using count(*)",
+    "pivot on a file": "pivot runs on (select content from read_text('{secret}')) using count(*)",
+    "pivot using a file": "pivot runs on run_id using max((select content from read_text('{secret}')))",
+    "pivot of a file name": "pivot '{outside}/secret.parquet' on x using count(*)",
+    "pivot in a file": "pivot runs on run_id in (select content from read_text('{secret}')) using count(*)",
+    "pivot of a CTE": "with c as (select content from read_text('{secret}')) pivot c on content using count(*)",
+    "pivot of a copy": "with c as (copy (select 1 as x) to '{root}/x8.csv') pivot c on x using count(*)",
+    "pivot of a delete": "with c as (delete from runs returning *) pivot c on run_id using count(*)",
+    "pivot of logging": "pivot (from enable_logging(storage = 'file', storage_path = '{root}/l')) on 1 using count(*)",
+    "pivot of a string": "pivot (from query('from enable_logging(storage = ''file'', storage_path = ''{root}/l'')'))"
+    " on 1 using count(*)",
+    "pivot in a subquery": "from (pivot (select content from read_text('{secret}')) on content using count(*))",
+    "pivot of a pivot": "pivot (pivot (select content from read_text('{secret}')) on content) on 1 using count(*)",
+    "pivot, copied": "copy (pivot runs on run_id using count(*)) to '{root}/x9.csv'",
+    "pivot, copied and explained": "explain analyze copy (pivot runs on run_id using count(*)) to '{root}/x10.csv'",
+    "pivot, created": "create table t as pivot runs on run_id using count(*)",
+    "pivot, then a statement": "pivot runs on run_id using count(*); copy (select 1) to '{root}/x11.csv'",
+    "statement, then a pivot": "copy (select 1) to '{root}/x12.csv'; pivot runs on run_id using count(*)",
+    "pivot, closing its brackets": "from (pivot runs on run_id) union all (from read_text('{secret}')) --)",
+    "pivot, closing the expression": "pivot runs on run_id) in (from read_text('{secret}')) using (max(1)",
+    "pivot, closing it all": "pivot runs on run_id); copy (select 1) to '{root}/x13.csv'; from (pivot runs on run_id",
+    "pivot, a comment that swallows it": "pivot runs on run_id /*",
+    "create type": "create temporary type moewh_pivot as enum ('a')",
 }
 
 
@@ -173,7 +196,7 @@ def gets_out(name: str, layout: Layout) -> bool:
     return SECRET in result.output or everything(layout.root.parent) != before
 
 
-@pytest.mark.parametrize("name", ["read_text", "read_parquet", "from file name", "dot dot", "list of files"])
+@pytest.mark.parametrize("name", ["read_text", "read_parquet", "from file name", "list of files"])
 def test_without_the_closed_directories_files_are_read(
     name: str, layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:

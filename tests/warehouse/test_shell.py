@@ -1,4 +1,4 @@
-"""The published file in the real DuckDB shell: wherever it is opened, moved, or written anew meanwhile."""
+"""The real DuckDB shell: on the published file wherever it lies, and with the views that `moewh shell` gives it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from moewh.warehouse.answer.shell import find_duckdb
@@ -260,10 +261,108 @@ def test_paths_with_special_characters(name: str, duckdb_program: str, tmp_path:
     assert through_moewh.stdout.strip() == "mine", through_moewh.stderr
 
 
-def test_shell_is_read_only_and_passes_exit_code(layout: Layout) -> None:
-    done = moewh("shell", "--warehouse", str(layout.root), stdin="create table t (i int);\n")
-    assert done.returncode == 1
-    assert "read-only" in done.stderr
+def in_moewh_shell(layout: Layout, sql: str, stdin: str = "") -> str:
+    done = moewh(
+        "shell", "--warehouse", str(layout.root), "--", "-csv", "-noheader", *(["-c", sql] if sql else []), stdin=stdin
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return done.stdout.strip()
+
+
+def test_moewh_shell_has_every_view_with_its_comments(shared: Layout) -> None:
+    counts = "union all ".join(f"select '{name}' as view_name, count(*) as n from {name} " for name in view_names())
+    with open_warehouse(shared) as connection:
+        expected = [f"{name},{n}" for name, n in connection.execute(counts).fetchall()]
+    assert in_moewh_shell(shared, counts).splitlines() == expected
+    without = (
+        "select view_name from duckdb_views() where not internal and comment is null union all "
+        "select table_name || '.' || column_name from duckdb_columns() where not internal and comment is null"
+    )
+    assert in_moewh_shell(shared, without) == ""
+    assert in_moewh_shell(shared, "", stdin="select count(*) > 0\nfrom routes;\n") == "true"
+
+
+def test_moewh_shell_writes_nothing_and_passes_exit_code(layout: Layout) -> None:
+    """Its tables and views are in memory: gone with it, and of no effect on the published file."""
+    before = layout.database.read_bytes()
+    done = moewh("shell", "--warehouse", str(layout.root), stdin="create table t (i int);\ndrop view routes;\n")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert layout.database.read_bytes() == before
+    assert moewh("shell", "--warehouse", str(layout.root), stdin="delete from runs;\n").returncode == 1
+    assert in_moewh_shell(layout, "select count(*) > 0 from routes") == "true"
+
+
+def test_moewh_shell_needs_no_file_and_no_lock(duckdb_program: str, layout: Layout) -> None:
+    """A notebook that holds the published file read-write locks nobody out; nor does a file that is damaged or gone."""
+    command = [duckdb_program, "-csv", "-noheader", str(layout.database)]
+    notebook = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+    try:
+        assert converse(notebook, "create table mine as select 1 as x; select count(*) from mine;\n") == "1"
+        assert in_moewh_shell(layout, "select count(*) > 0 from routes") == "true"
+    finally:
+        notebook.communicate(timeout=30)
+    layout.database.write_text("no database")
+    assert in_moewh_shell(layout, "select count(*) > 0 from routes") == "true"
+    layout.database.unlink()
+    assert in_moewh_shell(layout, "select count(*) > 0 from routes") == "true"
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    """A second warehouse, in a folder whose name is a column's."""
+    made = Layout(tmp_path_factory.mktemp("run_id=007") / "other")
+    made.create()
+    write_run(made, random_run("other", 9, {0: (4, 2)}))
+    publish(made)
+    return made
+
+
+def test_two_warehouses_in_one_shell(duckdb_program: str, shared: Layout, other: Layout) -> None:
+    """Each view reads its own warehouse's files, whichever is attached to which; every view is compared."""
+    views = " union all ".join(
+        f"select '{name}', (select count(*) from {{0}}{name}), (select count(*) from {{1}}{name})"
+        for name in view_names()
+    )
+    counts = {}
+    for layout in (shared, other):
+        with open_warehouse(layout) as connection:
+            counts[layout.root] = [connection.table(name).count("*").fetchall()[0][0] for name in view_names()]
+    expected = [
+        f"{name},{a},{b}" for name, a, b in zip(view_names(), counts[shared.root], counts[other.root], strict=True)
+    ]
+    assert counts[shared.root] != counts[other.root]
+    attach = f"attach {sql_string(str(other.database))} as other (read_only);\n"
+    in_one = f"{attach}{views.format('', 'other.')};\n"
+    assert in_moewh_shell(shared, "", stdin=in_one).splitlines() == expected
+    assert shell(duckdb_program, str(shared.database), cwd=Path("/"), stdin=in_one).stdout.splitlines() == expected
+    both = f"attach '{shared.database}' as one (read_only);\n{attach}{views.format('one.', 'other.')};\n"
+    assert read_write_shell(duckdb_program, both, other.root).splitlines() == expected
+    with duckdb.connect() as connection:
+        connection.execute(both.splitlines()[0])
+        connection.execute(attach)
+        rows = connection.execute(views.format("one.", "other.")).fetchall()
+    assert [",".join(map(str, row)) for row in rows] == expected
+
+
+@pytest.mark.parametrize("command", ["delete", "refresh", "repair"])
+def test_what_writes_a_copy_publishes_its_own_file(command: str, duckdb_program: str, layout: Layout) -> None:
+    """A copied warehouse's file still reads the original; it is written anew by whatever changes the copy."""
+    copy = Layout(layout.root.parent / "copy")
+    shutil.copytree(layout.root, copy.root)
+    count = "select count(*) from runs"
+    before = ask(duckdb_program, layout, count)
+    if command == "delete":
+        assert moewh("runs", "--delete", "007", "--yes", "--warehouse", str(copy.root)).returncode == 0
+    elif command == "refresh":
+        shutil.rmtree(copy.run("007"))
+        assert moewh("refresh", "--warehouse", str(copy.root)).returncode == 0
+    else:  # synthetic runs have no manifests, so all of them go to quarantine
+        moewh("verify", "--repair", "--warehouse", str(copy.root))
+    with open_warehouse(copy) as connection:
+        ((left,),) = connection.execute(count).fetchall()
+    assert str(left) != before
+    assert ask(duckdb_program, copy, count) == str(left)
+    assert ask(duckdb_program, layout, count) == before
 
 
 def test_shell_without_program_says_how_to_get_it(layout: Layout, tmp_path: Path) -> None:

@@ -45,13 +45,20 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 Rows = list[tuple[Any, ...]]
-AWKWARD = "sp ace [x] {y} ü"
+AWKWARD = "sp ace [x] {y} ü/layer%3D7/run_id=x/segment=3/Layer=7/TOKENS=1/model=m/domain=d/expert_a=1"
+"""What lies above the root: a name that is hard to write, and names that are those of columns."""
 
 
 @pytest.fixture(scope="module")
 def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
-    """In a folder whose name Hadoop would take for a pattern; with a run of no segments and one without weights."""
+    """In folders whose names Hadoop would take for patterns or partitions, one run's segments through a link.
+
+    With a run of no segments and one without weights.
+    """
     made, _ = random_warehouse(tmp_path_factory.mktemp("spark") / AWKWARD / "wh")
+    moved = made.root.with_name("moved")
+    made.segments("007").rename(moved)
+    made.segments("007").symlink_to(moved)
     write_run(made, Run("none", {0: (2, 1)}, [], {"segments_planned": 2}))
     write_run(made, Run("ids-only", {0: (2, 1)}, [[Prompt([Token(1, {0: [(1, None)]})])]]))
     return made
@@ -117,6 +124,17 @@ def test_spark_check_equals_duckdb(query: Query, layout: Layout, session: SparkS
 @pytest.mark.parametrize("table", schema.ROLLUPS, ids=lambda table: table.name)
 def test_spark_rollup_definition_equals_duckdb(table: schema.Table, layout: Layout, session: SparkSession) -> None:
     assert_same(layout, session, Query(table.name, definition(table), shipped=True), {}, ordered=False)
+
+
+def test_spark_leaves_out_what_is_no_segment(tmp_path: Path, session: SparkSession) -> None:
+    """A copy that somebody left beside a segment, as in DuckDB."""
+    made, _ = random_warehouse(tmp_path / "wh")
+    expected = on_duckdb(made, Query("-", "from expert_load order by all", shipped=True), {})
+    for stray in ("segment=old", "segment=00", "segment=0.old"):
+        shutil.copytree(made.segment("007", 0), made.segments("007") / stray)
+    for sql in ("from expert_load order by all", "select run_id, segment, count(*) as n from routing group by 1, 2"):
+        assert_same(made, session, Query("-", sql, shipped=True), {}, ordered="order by" in sql)
+    assert on_duckdb(made, Query("-", "from expert_load order by all", shipped=True), {}) == expected
 
 
 def test_spark_compares_rollups(tmp_path: Path, session: SparkSession) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import threading
@@ -110,7 +111,57 @@ def jailed_statement(connection: duckdb.DuckDBPyConnection, source: str, sql: st
         raise UsageError(
             f"{source} calls {unknown[0]}(), which may do more than read the warehouse. --unsafe runs anything."
         )
+    if unclear := next(_unclear_files(tree), None):
+        raise UsageError(
+            f"{source} names a file for {unclear} in a way that moewh does not follow. Write the name out as a string, "
+            "without '..' in it; --unsafe takes any."
+        )
     return inside
+
+
+def _unclear_files(node: Any) -> Iterator[str]:
+    """Yield what reads a file whose name is computed or has `..` in it.
+
+    Where a folder is a symbolic link, DuckDB 2.0 looks for `link/../file` beside the link to allow it, and the system
+    beside the link's target to open it.
+    """
+    if isinstance(node, list):
+        for child in node:
+            yield from _unclear_files(child)
+    elif isinstance(node, dict):
+        if node.get("type") == "TABLE_FUNCTION":
+            name = str(node["function"]["function_name"]).lower()
+            if name == "glob" or name.startswith(("read_", "parquet_")):
+                given = [argument for argument in _arguments(node["function"]) if argument["class"] != "COMPARISON"]
+                if not all(_is_literal(argument) for argument in given) or _climbs(given):
+                    yield f"{name}()"
+        elif node.get("type") == "BASE_TABLE" and _climbs(node["table_name"]):
+            yield "FROM"
+        yield from _unclear_files(list(node.values()))
+
+
+def _arguments(function: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the expressions that a function is called with, as DuckDB 1.5 and 2.0 write them."""
+    if "arguments" in function:
+        return [argument["expression"] for argument in function["arguments"]]
+    children: list[dict[str, Any]] = function["children"]
+    return children
+
+
+def _is_literal(expression: dict[str, Any]) -> bool:
+    """Tell whether an expression is a constant or a list of constants; a cast may make anything of one."""
+    if expression["class"] == "FUNCTION" and expression["function_name"] == "list_value":
+        return all(_is_literal(child) for child in _arguments(expression))
+    return bool(expression["class"] == "CONSTANT")
+
+
+def _climbs(node: Any) -> bool:
+    """Tell whether any string in a part of the tree is a path with `..` in it."""
+    if isinstance(node, dict):
+        node = list(node.values())
+    if isinstance(node, list):
+        return any(_climbs(child) for child in node)
+    return isinstance(node, str) and re.search(r"(^|[/\\:])\.\.($|[/\\])", node) is not None
 
 
 def without_semicolon(sql: str) -> str:

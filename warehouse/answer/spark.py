@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from moewh.warehouse.answer.query import Answer, Query, Value, check_names
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import FOLDERS
+from moewh.warehouse.files.layout import FOLDERS, PATH_VALUES
 from moewh.warehouse.views.base import LACKS, canned_views, table_select
 
 if TYPE_CHECKING:
@@ -199,6 +199,8 @@ def _read_files(session: SparkSession, layout: Layout, table: schema.Table) -> N
         return
     read = session.read.schema(columns)
     files = read.option("basePath", str(base)).parquet(f"{_escaped(base)}/{pattern}/{table.file}")
+    for column in table.path_columns:
+        files = files.where(files[column.name].cast("string").rlike(f"^({PATH_VALUES[column.name]})$"))
     files.createOrReplaceTempView(f"files_of_{table.name}")
 
 

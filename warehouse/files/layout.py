@@ -50,6 +50,9 @@ _FIRST_FILES: dict[schema.Level, str] = {
 }
 """A file that every folder of a level holds."""
 
+PATH_VALUES = {"run_id": f"[A-Za-z0-9][A-Za-z0-9._-]{{0,63}}|{SCHEMA_RUN}", "segment": "0|[1-9][0-9]{0,8}"}
+"""What the path of a file may say, as regular expressions: what says anything else is a copy, or a stray."""
+
 _IN_FLIGHT = ".part"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -147,7 +150,7 @@ class Layout:
             target = link.resolve()
             if not target.is_dir():
                 raise MoewhError(
-                    f"{link} is a link to {target}, which is not there. Mount that disk, or remove the link."
+                    f"{link} is a link to {target}, where no folder is. Mount that disk, or remove the link."
                 )
             if any(target.iterdir()) and not any(target.glob(needed)):
                 raise MoewhError(f"{link} is a link to {target}, which holds no {needed}. Remove the link.")
@@ -167,7 +170,11 @@ class Layout:
                 folders = [Path(entry.path) for entry in entries] if depth < len(names) else []
 
     def require_one_disk(self, run_id: str | None = None) -> None:
-        """Raise MoewhError unless what is staged here can be renamed to its place: among all runs, and in `run_id`."""
+        """Raise MoewhError unless what is staged here can be renamed to its place: among all runs, and in `run_id`.
+
+        Links that lead nowhere are refused as when reading.
+        """
+        self.linked_folders()
         folders = [self.root, *(self.root / pattern.partition("/")[0] for pattern in FOLDERS.values())]
         if run_id is not None:
             folders.append(self.segments(run_id))

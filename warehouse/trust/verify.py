@@ -152,7 +152,10 @@ def require_sound(layout: Layout) -> None:
 
 def _list_level(layout: Layout, level: schema.Level, found: Plan) -> None:
     """Find the folders of one level; whatever else lies between them is a fault."""
-    for run in _entries(layout.root / FOLDERS[level].partition("/")[0]):
+    top = layout.root / FOLDERS[level].partition("/")[0]
+    if lost := _lost_link(top):
+        found.faults.append(Fault(top, "", lost))
+    for run in _entries(top):
         run_id = run.name.removeprefix(RUN_FOLDER)
         if not run.is_dir() or run.name == run_id or not _is_legal(run_id):
             found.faults.append(Fault(run, "", _lost_link(run) or "is not the folder of a run"))
@@ -172,8 +175,8 @@ def _list_segments(run: Path, run_id: str, found: Plan) -> None:
 
 
 def _lost_link(path: Path) -> str | None:
-    """Say where a link leads that leads to nothing; None for whatever else."""
-    return f"is a link to {path.resolve()}, which is not there" if path.is_symlink() and not path.exists() else None
+    """Say where a link leads that leads to no folder; None for whatever else."""
+    return f"is a link to {path.resolve()}, where no folder is" if path.is_symlink() and not path.is_dir() else None
 
 
 def _entries(folder: Path) -> list[Path]:

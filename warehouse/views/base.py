@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import FOLDERS, SCHEMA_RUN, Layout, glob_literal
+from moewh.warehouse.files.layout import FOLDERS, PATH_VALUES, SCHEMA_RUN, Layout, glob_literal
 
 if TYPE_CHECKING:
     import duckdb
@@ -142,24 +142,24 @@ def table_select(table: schema.Table, files: str) -> str:
 def _files(table: schema.Table, root: Path) -> str:
     """Return a subquery over every file of a table: its columns, those of the path first.
 
+    These are read from the path's end, so that what lies above the root says nothing: DuckDB's own partitions would be
+    every `name=value` of the whole path, and would hide columns of the file. They are constant within a file, so a
+    filter on them still leaves out files before they are opened. A folder that is no run's or no segment's, such as a
+    copy called `segment=0.old`, is left out; `moewh verify` names it.
     A warehouse from before `moewh geometry` has no such files, which `read_parquet` would refuse.
     """
     if table.level == "geometry" and not (Layout(root).geometry(SCHEMA_RUN) / table.file).is_file():
         nothing = ", ".join(f"null::{column.type} as {column.name}" for column in (*table.path_columns, *table.stored))
         return f"(select {nothing} where false)"
-    columns = ", ".join([*_path_values(table), *(column.name for column in table.stored)])
-    return f"(select {columns} from read_parquet({_pattern(table, root)}, hive_partitioning = false, filename = true))"
-
-
-def _path_values(table: schema.Table) -> Iterator[str]:
-    """Yield SQL for each column that the path holds, read from the path's end: what lies above the root says nothing.
-
-    DuckDB's own partitions would be every `name=value` of the whole path, and would hide columns of the file. These
-    values are constant within a file, so a filter on them still leaves out files before they are opened.
-    """
-    for number, column in enumerate(table.path_columns, 1):
-        below = "".join(f"/{inner.name}=[^/]*" for inner in table.path_columns[number:])
-        yield f"regexp_extract(filename, '/{column.name}=([^/]*){below}/[^/]*$', 1)::{column.type} as {column.name}"
+    folders = "".join(f"/{column.name}=({PATH_VALUES[column.name]})" for column in table.path_columns)
+    end = f"'{folders}/[^/]*$'"
+    values = [
+        f"regexp_extract(filename, {end}, {number})::{column.type} as {column.name}"
+        for number, column in enumerate(table.path_columns, 1)
+    ]
+    columns = ", ".join([*values, *(column.name for column in table.stored)])
+    files = f"read_parquet({_pattern(table, root)}, hive_partitioning = false, filename = true)"
+    return f"(select {columns} from {files} where regexp_matches(filename, {end}))"
 
 
 def _pattern(table: schema.Table, root: Path) -> str:

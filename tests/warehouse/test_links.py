@@ -1,0 +1,299 @@
+"""Symbolic links among a warehouse's folders, to the same disk and to another: all that reads follows them alike.
+
+What leads to a folder that moewh did not write, or to nothing, is refused by name. What writes says so at once where
+a rename cannot reach.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import duckdb
+import pytest
+from click.testing import CliRunner, Result
+
+from moewh.cli.main import main
+from moewh.warehouse.answer import jail
+from moewh.warehouse.answer.shell import find_duckdb
+from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.views.base import canned_names
+from moewh.warehouse.views.publishing import publish
+from tests.support.damage import faults_of, sound_warehouse
+
+SHARED_MEMORY = Path("/dev/shm")
+LINKED = ["", "segments", "runs", "geometry", "segments/run_id=one", "runs/run_id=one", "segments/run_id=one/segment=1"]
+"""What is a link: the root, a folder of all runs, one run's, one segment."""
+
+
+INGEST = ("ingest", "--model", "demo", "--prompts", "demo", "--limit", "2", "--dtype", "float32", "--run-id", "new")
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    return sound_warehouse(tmp_path_factory.mktemp("sound") / "wh")
+
+
+@pytest.fixture(params=["same disk", "other disk"])
+def elsewhere(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A folder outside the warehouse."""
+    if request.param == "same disk":
+        (tmp_path / "elsewhere").mkdir()
+        yield tmp_path / "elsewhere"
+    else:
+        with other_disk(tmp_path) as folder:
+            yield Path(folder)
+
+
+def other_disk(tmp_path: Path) -> TemporaryDirectory[str]:
+    if not SHARED_MEMORY.is_dir() or SHARED_MEMORY.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no other disk: /dev/shm is missing, or holds the temporary files too")
+    return TemporaryDirectory(dir=SHARED_MEMORY, prefix="moewh-test.")
+
+
+def moewh(layout: Layout, *arguments: str) -> Result:
+    return CliRunner().invoke(main, [*arguments, "--warehouse", str(layout.root)])
+
+
+def move_and_link(layout: Layout, name: str, elsewhere: Path) -> Path:
+    """Move a folder of the warehouse elsewhere and leave a link to it; return where it went."""
+    target = elsewhere / "moved [x]"
+    shutil.move(layout.root / name, target)
+    (layout.root / name).symlink_to(target)
+    return target
+
+
+def copy_of(sound: Layout, root: Path) -> Layout:
+    shutil.copytree(sound.root, root)
+    publish(Layout(root))
+    return Layout(root)
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_all_that_reads_follows_links(name: str, sound: Layout, elsewhere: Path, tmp_path: Path) -> None:
+    layout = copy_of(sound, tmp_path / "wh")
+    move_and_link(layout, name, elsewhere)
+    for view in (*canned_names(), "runs", "expert_geometry"):
+        sql = ("query", "-c", f"from {view} order by all", "--format", "csv")
+        expected, found = moewh(sound, *sql), moewh(layout, *sql)
+        assert (found.exit_code, found.stderr, found.stdout) == (0, "", expected.stdout), view
+        assert len(found.stdout.splitlines()) > 1 or view in ("router_saturation", "router_confidence")
+    direct = f"select count(*) as n from read_parquet('{layout.root}/segments/run_id=one/segment=*/tokens.parquet')"
+    assert moewh(layout, "query", "-c", direct).exit_code == 0
+    assert faults_of(layout) == []
+    assert moewh(layout, "verify", "--rollups").exit_code == 0
+    assert moewh(layout, "check").stdout == moewh(sound, "check").stdout
+    assert moewh(layout, "runs").stdout == moewh(sound, "runs").stdout
+    counts = "select count(*), (select count(*) from runs), (select count(*) from layers) from routes"
+    want = moewh(sound, "query", "-c", counts, "--format", "csv").stdout.splitlines()[1]
+    command = [find_duckdb(), "-readonly", "-csv", "-noheader", str(layout.database), counts]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == want
+
+
+def test_a_link_within_a_segment_stays_out(sound: Layout, elsewhere: Path, tmp_path: Path) -> None:
+    """Links are followed where moewh has folders. One file of a segment is none of them."""
+    layout = copy_of(sound, tmp_path / "wh")
+    file = layout.segment("one", 0) / "tokens.parquet"
+    shutil.move(file, elsewhere / "tokens.parquet")
+    file.symlink_to(elsewhere / "tokens.parquet")
+    assert moewh(layout, "query", "-c", "from tokens").exit_code == 1
+    move_and_link(layout, "segments/run_id=one/segment=0", elsewhere)
+    (elsewhere / "secret.txt").write_text("the secret outside")
+    link = layout.segment("one", 0)
+    for name in (
+        f"'{elsewhere}/secret.txt'",
+        f"'{link}/../secret.txt'",
+        f"['{link}/manifest.json', '{link}/../secret.txt']",
+        f"'{link}/./..//secret.txt'",
+        f"'file:{link}/../secret.txt'",
+        f"'{link}/[.][.]/secret.txt'",
+        f"'{link.parent}/segment=?/../secret.txt'",
+        f"'{link}/' || '.' || './secret.txt'",
+        f"concat('{link}/.', './secret.txt')",
+        f"'{link}/\\x2E\\x2E/secret.txt'::blob::varchar",
+        f"'[{link}/../secret.txt]'::varchar[]",
+        f"list_value(replace('{link}/--/secret.txt', '-', '.'))",
+        "getvariable('name')",
+        "$name",
+    ):
+        given = ["-p", f"name={link}/../secret.txt"] if "name" in name else []
+        for sql in (f"from read_text({name})", f"pivot (from read_text({name})) on content using count(*)"):
+            result = moewh(layout, "query", "-c", sql, "--format", "csv", *given)
+            assert "the secret outside" not in result.output, sql
+            assert result.exit_code in (0, 1, 2)
+            assert result.exit_code or "secret.txt" not in result.stdout, "a pattern that matches nothing"
+
+
+@pytest.mark.skipif(duckdb.__version__ < "2", reason="DuckDB 1.5 follows the link before it takes `..`")
+def test_without_the_look_at_names_dots_lead_out(
+    sound: Layout, elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = copy_of(sound, tmp_path / "wh")
+    move_and_link(layout, "segments/run_id=one", elsewhere)
+    (elsewhere / "secret.txt").write_text("the secret outside")
+    sql = f"from read_text('{layout.segments('one')}/../secret.txt')"
+    assert moewh(layout, "query", "-c", sql).exit_code == 2
+    monkeypatch.setattr(jail, "_unclear_files", lambda _tree: iter(()))
+    assert "the secret outside" in moewh(layout, "query", "-c", sql, "--format", "csv").stdout
+
+
+@pytest.mark.parametrize(
+    "name", ["segments", "runs", "geometry", "segments/run_id=x", "runs/run_id=x", "segments/run_id=one/segment=7"]
+)
+@pytest.mark.parametrize("kind", ["gone", "foreign", "file"])
+def test_links_that_lead_to_no_folder_of_moewh(
+    name: str, kind: str, sound: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows would be left out of every answer, or somebody's files be let in: it is said instead."""
+    layout = copy_of(sound, tmp_path / "wh")
+    target = tmp_path / "elsewhere"
+    if kind == "file":
+        target.write_text("secret")
+    elif kind == "foreign":
+        target.mkdir()
+        (target / "secret.txt").write_text("secret")
+    if (layout.root / name).exists():
+        shutil.rmtree(layout.root / name)
+    (layout.root / name).symlink_to(target)
+    for arguments in (
+        ["query", "routes"],
+        ["query", "-c", f"from read_text('{target}/secret.txt')"],
+        ["runs"],
+        ["check"],
+    ):
+        result = moewh(layout, *arguments)
+        assert (result.exit_code, str(target) in result.stderr) == (1, True), result.output
+        assert len(result.stderr.splitlines()) == 1
+    monkeypatch.setattr("moewh.ingest.run.load_model", lambda *_: pytest.fail("a model was loaded"))
+    for arguments in (list(INGEST), ["runs", "--delete", "one", "--yes"]):
+        result = moewh(layout, *arguments)
+        assert (result.exit_code, str(target) in result.stderr) == (1, True), result.output
+    verified = moewh(layout, "verify")
+    assert verified.exit_code == 1
+    assert name.partition("/")[0] in verified.output
+
+
+def test_an_empty_folder_may_be_linked(sound: Layout, elsewhere: Path, tmp_path: Path) -> None:
+    """As it is before the run that it is meant for begins."""
+    layout = copy_of(sound, tmp_path / "wh")
+    (elsewhere / "empty").mkdir()
+    layout.segments("later").symlink_to(elsewhere / "empty")
+    assert moewh(layout, "query", "routes").exit_code == 0
+
+
+# ------------------------------------------------------------------------------------------ what writes
+
+
+@pytest.mark.parametrize("name", ["segments", "runs", "geometry", ".staging", "segments/run_id=new"])
+def test_ingest_refuses_at_the_start_what_a_rename_cannot_reach(
+    name: str, sound: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line, before any model is loaded, and nothing has changed."""
+    with other_disk(tmp_path) as folder:
+        layout = copy_of(sound, tmp_path / "wh")
+        layout.segments("new").mkdir()
+        move_and_link(layout, name, Path(folder))
+        before = sorted(layout.root.rglob("*"))
+        monkeypatch.setattr("moewh.ingest.run.load_model", lambda *_: pytest.fail("a model was loaded"))
+        result = moewh(layout, *INGEST)
+        assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1), result.output
+        assert "is on another disk than" in result.stderr
+        assert str(layout.root / name) in result.stderr or name == ".staging"
+        assert sorted(layout.root.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["", "segments", "runs", "segments/run_id=new"])
+def test_ingest_through_links_on_one_disk(name: str, sound: Layout, tmp_path: Path) -> None:
+    layout = copy_of(sound, tmp_path / "wh")
+    layout.segments("new").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    target = move_and_link(layout, name, tmp_path / "elsewhere")
+    assert (result := moewh(layout, *INGEST)).exit_code == 0, result.output
+    assert (layout.root / name).is_symlink()
+    assert any(target.rglob("run_id=new/*.parquet" if name == "runs" else "tokens.parquet"))
+    assert "new" in moewh(layout, "query", "runs", "--format", "csv").stdout
+    assert moewh(layout, "verify").exit_code == 0
+
+
+def test_a_whole_warehouse_on_another_disk_is_written(sound: Layout, tmp_path: Path) -> None:
+    with other_disk(tmp_path) as folder:
+        layout = copy_of(sound, tmp_path / "wh")
+        move_and_link(layout, "", Path(folder))
+        assert (result := moewh(layout, *INGEST)).exit_code == 0, result.output
+        assert moewh(layout, "verify").exit_code == 0
+
+
+def test_a_complete_run_may_lie_on_another_disk(sound: Layout, tmp_path: Path) -> None:
+    """It is left alone, and runs beside it are written."""
+    with other_disk(tmp_path) as folder:
+        layout = copy_of(sound, tmp_path / "wh")
+        assert moewh(layout, *INGEST).exit_code == 0
+        move_and_link(layout, "segments/run_id=new", Path(folder))
+        again = moewh(layout, *INGEST)
+        assert (again.exit_code, "complete already" in again.stderr) == (0, True), again.output
+        assert moewh(layout, *INGEST[:-1], "another").exit_code == 0
+        assert moewh(layout, "verify").exit_code == 0
+
+
+def test_a_new_warehouse_with_a_link_to_another_disk(tmp_path: Path) -> None:
+    with other_disk(tmp_path) as folder:
+        (tmp_path / "wh").mkdir()
+        (tmp_path / "wh" / "segments").symlink_to(folder)
+        for command in (INGEST, ("refresh",)):
+            result = moewh(Layout(tmp_path / "wh"), *command)
+            assert (result.exit_code, "is on another disk than" in result.stderr) == (1, True), result.output
+        assert list(Path(folder).iterdir()) == []
+
+
+def test_a_bind_mount_is_found(sound: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the device of the disk that it shows, but a rename into it fails."""
+    layout = copy_of(sound, tmp_path / "wh")
+    rename = Path.rename
+
+    def as_across(self: Path, target: Path) -> Path:
+        if "segments" in Path(target).parts and "segments" not in self.parts:
+            raise OSError(18, os.strerror(18))
+        return rename(self, target)
+
+    layout.require_one_disk()
+    monkeypatch.setattr(Path, "rename", as_across)
+    with pytest.raises(MoewhError, match="is on another disk than"):
+        layout.require_one_disk()
+
+
+@pytest.mark.parametrize("name", ["segments", "runs", "segments/run_id=one", "segments/run_id=one/segment=1"])
+def test_deleting_a_linked_run(name: str, sound: Layout, elsewhere: Path, tmp_path: Path) -> None:
+    """A run's own link goes and its files stay, which is said; in a folder on another disk nothing is deleted."""
+    layout = copy_of(sound, tmp_path / "wh")
+    target = move_and_link(layout, name, elsewhere)
+    files = sorted(target.rglob("*"))
+    result = moewh(layout, "runs", "--delete", "one", "--yes")
+    if "/" not in name and target.stat().st_dev != layout.root.stat().st_dev:
+        assert (result.exit_code, "another disk" in result.stderr) == (1, True)
+        assert sorted(target.rglob("*")) == files
+        return
+    assert result.exit_code == 0, result.output
+    assert moewh(layout, "query", "-c", "select run_id from runs", "--format", "csv").stdout.split() == [
+        "run_id",
+        "two",
+    ]
+    if "/" in name:
+        assert str(target) in result.stdout
+        assert sorted(target.rglob("*")) == files
+
+
+def test_repair_across_disks_moves_nothing(sound: Layout, tmp_path: Path) -> None:
+    with other_disk(tmp_path) as folder:
+        layout = copy_of(sound, tmp_path / "wh")
+        move_and_link(layout, "segments/run_id=one", Path(folder))
+        for segment in (layout.segment("one", 1), layout.segment("two", 0)):
+            (segment / "tokens.parquet").write_bytes(b"damaged")
+        result = moewh(layout, "verify", "--repair")
+        assert (result.exit_code, "is on another disk than" in result.stderr) == (1, True), result.output
+        assert layout.segment("two", 0).is_dir()
+        assert not (layout.root / "quarantine").exists()

@@ -1,0 +1,212 @@
+"""Wherever a warehouse lies, its numbers are the same: only the path below its root says run and segment.
+
+Every column of every table and view is the name of a folder above the root, in several cases; DuckDB takes such a
+folder for a partition. Other folders have names that are hard to write in SQL, in patterns and in URLs.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from moewh.cli.main import main
+from moewh.warehouse.answer.catalog import describe_views
+from moewh.warehouse.answer.shell import find_duckdb
+from moewh.warehouse.files import schema
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.views.base import canned_names, open_warehouse
+from moewh.warehouse.views.publishing import publish
+from tests.support.damage import sound_warehouse
+from tests.support.synthetic import random_run, write_run
+
+COLUMNS = sorted({column.name for view in describe_views().values() for column in view.columns})
+CASES: dict[str, Callable[[str], str]] = {"lower": str.lower, "upper": str.upper, "mixed": str.title}
+FOLDERS = [f"{case(name)}={number}" for number, name in enumerate(COLUMNS) for case in CASES.values()]
+AWKWARD = [
+    "run_id=x/segment=3",
+    "segments/run_id=007/segment=0",
+    "run_id=~schema/segment=0",
+    "segment.parquet",
+    "expert_counts.parquet",
+    "runs",
+    "run_id=",
+    "=",
+    "layer%3D7",
+    'a b\'s "c"',
+    "[x]{y}*?",
+    "ünï=日本",
+    "token=\n",
+    "run_id=x;--",
+    "$layer=1",
+]
+"""Folders above the root that are no column's name, or more than that."""
+STORED = " union all ".join(
+    f"select '{table.name}' as name, count(*) as n, bit_xor(hash(t)) as digest from {table.name} as t"
+    for table in schema.TABLES
+)
+"""What every stored table holds, its path's columns included, in three numbers each."""
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    layout = sound_warehouse(tmp_path_factory.mktemp("plain") / "wh")
+    publish(layout)
+    return layout
+
+
+@pytest.fixture(scope="module")
+def answers(sound: Layout) -> dict[str, str]:
+    """What the warehouse answers where nothing above it looks like a partition."""
+    assert "=" not in str(sound.root)
+    return all_answers(sound)
+
+
+def moewh(layout: Layout, *arguments: str, faults: int = 0) -> str:
+    result = CliRunner().invoke(main, [*arguments, "--warehouse", str(layout.root)])
+    assert result.exit_code in (0, faults), (arguments, result.output, result.exception)
+    return result.stdout
+
+
+def all_answers(layout: Layout) -> dict[str, str]:
+    """What `moewh query` answers to every canned view and of all stored tables, and what `verify` and `check` say."""
+    said = {
+        name: moewh(layout, "query", "-c", f"from {name} order by all", "--format", "csv") for name in canned_names()
+    }
+    said["stored"] = moewh(layout, "query", "-c", STORED, "--format", "csv")
+    said["verify"] = moewh(layout, "verify", "--rollups").rpartition(": ")[2]
+    said["check"] = moewh(layout, "check", faults=1)
+    return said
+
+
+def shell_answer(database: Path, sql: str) -> str:
+    command = [find_duckdb(), "-readonly", "-csv", "-noheader", str(database), sql]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def linked(layout: Layout, folder: Path) -> Layout:
+    """The same warehouse, reached through a link in another folder."""
+    folder.mkdir(parents=True)
+    (folder / "wh").symlink_to(layout.root)
+    return Layout(folder / "wh")
+
+
+def test_every_column_alone_above_the_root(sound: Layout, tmp_path: Path) -> None:
+    """One connection's views are pointed to each folder in turn, so that four hundred take seconds."""
+    with open_warehouse(sound) as connection:
+        expected = connection.execute(STORED).fetchall()
+        for folder in FOLDERS:
+            moved = linked(sound, tmp_path / folder)
+            connection.execute("set variable moewh_root = $root", {"root": str(moved.root)})
+            assert connection.execute(STORED).fetchall() == expected, folder
+    assert len(FOLDERS) > 300
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_all_columns_together_above_the_root(case: str, sound: Layout, answers: dict[str, str], tmp_path: Path) -> None:
+    """In `moewh query`, `verify` and `check`, and in the plain shell; each above some others and below the rest."""
+    folders = [f"{CASES[case](name)}={number}" for number, name in enumerate(COLUMNS)]
+    moved = Layout(tmp_path.joinpath(*folders, "wh"))
+    shutil.copytree(sound.root, moved.root)
+    assert all_answers(moved) == answers
+    before = shell_answer(sound.database, STORED)
+    publish(moved)
+    assert shell_answer(moved.database, STORED) == before
+    counts = " union all ".join(
+        f"select '{view}', count(*), count(distinct v) from {view} as v" for view in canned_names()
+    )
+    assert shell_answer(moved.database, counts) == shell_answer(sound.database, counts)
+
+
+@pytest.mark.parametrize("folder", AWKWARD)
+def test_awkward_folders_above_the_root(folder: str, sound: Layout, answers: dict[str, str], tmp_path: Path) -> None:
+    moved = Layout(tmp_path / folder / "wh")
+    shutil.copytree(sound.root, moved.root)
+    assert moewh(moved, "query", "-c", STORED, "--format", "csv") == answers["stored"]
+    moewh(moved, "refresh")
+    assert shell_answer(moved.database, STORED) == shell_answer(sound.database, STORED)
+
+
+def test_all_awkward_folders_above_the_root(sound: Layout, answers: dict[str, str], tmp_path: Path) -> None:
+    moved = Layout(tmp_path.joinpath(*AWKWARD, "wh"))
+    shutil.copytree(sound.root, moved.root)
+    assert all_answers(moved) == answers
+
+
+def test_the_root_itself_is_a_column(
+    sound: Layout, answers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Named by its whole path, and by a relative one."""
+    folder = tmp_path / "layer=7"
+    shutil.copytree(sound.root, folder / "run_id=9")
+    monkeypatch.chdir(folder)
+    for root in (str(folder / "run_id=9"), "run_id=9"):
+        result = CliRunner().invoke(main, ["query", "-c", STORED, "--format", "csv", "--warehouse", root])
+        assert result.stdout == answers["stored"]
+
+
+@pytest.mark.parametrize("run_id", ["NULL", "null", "007", "2.10", "1e5", "True", "a.b-c_d"])
+def test_run_ids_are_text(run_id: str, tmp_path: Path) -> None:
+    """DuckDB takes a folder `run_id=NULL` for no value at all."""
+    layout = Layout(tmp_path / "wh")
+    layout.create()
+    write_run(layout, random_run(run_id, 1, {0: (4, 2)}))
+    with open_warehouse(layout) as connection:
+        for table in ("runs", "layers", "routing", "expert_counts", "expert_load"):
+            found = connection.execute(f"select distinct run_id, typeof(run_id) from {table}").fetchall()
+            assert found == [(run_id, "VARCHAR")], table
+
+
+@pytest.mark.parametrize(
+    ("where", "files"),
+    [
+        ("true", 5),
+        ("run_id = 'one'", 2),
+        ("segment = 1", 2),
+        ("run_id = 'two' and segment = 0", 1),
+        ("run_id = getvariable('run')", 2),
+        ("getvariable('run') is null or run_id = getvariable('run')", 2),
+        ("run_id in ('one', 'none')", 2),
+        ("run_id like 't%' and segment > 0", 1),
+    ],
+)
+def test_filters_leave_out_files(where: str, files: int, sound: Layout) -> None:
+    """Of what the files hold, DuckDB reads only those of the run and the segment that are asked for."""
+    with open_warehouse(sound) as connection:
+        connection.execute("set variable run = 'one'")
+        ((_, plan),) = connection.execute(f"explain analyze select sum(token_id) from routing where {where}").fetchall()
+    assert f"Total Files Read: {files}" in " ".join(plan.split()), plan
+
+
+@pytest.mark.parametrize(
+    "stray", ["segment=old", "segment=0.old", "segment=0 (1)", "segment=00", "segment=", "segment=-1"]
+)
+def test_a_folder_that_is_no_segment_counts_nowhere(
+    stray: str, sound: Layout, answers: dict[str, str], tmp_path: Path
+) -> None:
+    """A copy that somebody left there doubles no row; `verify` names it."""
+    copy = Layout(tmp_path / "wh")
+    shutil.copytree(sound.root, copy.root)
+    shutil.copytree(copy.segment("one", 0), copy.segments("one") / stray)
+    shutil.copytree(copy.run("one"), copy.root / "runs" / "run_id=one (copy)")
+    assert moewh(copy, "query", "-c", STORED, "--format", "csv") == answers["stored"]
+    assert moewh(copy, "query", "expert_load", "--format", "csv") == answers["expert_load"]
+    said = moewh(copy, "verify", faults=1)
+    assert f"segments/run_id=one/{stray}: is not the folder of a segment" in said
+    assert "runs/run_id=one (copy): is not the folder of a run" in said
+
+
+def test_a_fault_is_told_of_the_right_run(sound: Layout, tmp_path: Path) -> None:
+    """What stands above the root is no run that could be restored."""
+    copy = Layout(tmp_path / "run_id=above" / "wh")
+    shutil.copytree(sound.root, copy.root)
+    (copy.root / "segments" / "stray").mkdir()
+    result = CliRunner().invoke(main, ["verify", "--warehouse", str(copy.root)])
+    assert "segments/stray: is not the folder of a run" in result.stdout
+    assert "above" not in result.stdout
