@@ -1,8 +1,8 @@
-"""Whether what a query is asked for exists: an answer about a run, a domain or an expert that is not there is refused.
+"""Existence: a query about a run, a domain or an expert that does not exist is refused, naming what does.
 
-Driven by the kinds of a query's parameters (`moewh.warehouse.answer.parameters`), with a few small queries of its own, so that it
-is the same for every query and on both engines. A layer, expert, domain, token or prompt must be in every run that is
-given; where none is given, some run must have all that is named.
+In: the kinds of a query's parameters (`moewh.warehouse.answer.parameters`) and their values. A few small queries of
+its own look them up, in the same way for every query and on both engines. A layer, expert, domain, token or prompt
+must be in every run that is given; where no run is given, some run must have everything that is named.
 """
 
 from __future__ import annotations
