@@ -128,7 +128,7 @@ def _find_layer(scope: Scope, value: Value, _: Value | None) -> None:
 
 
 def _find_expert(scope: Scope, value: Value, layer: Value | None) -> None:
-    """An expert is looked up at the layer that is given beside it, else at any."""
+    """An expert is looked up at the layer given with it, else at any layer."""
     rows = [row for row in scope.look(LAYERS, {}) if layer is None or row[1] == layer]
 
     def absent(runs: Sequence[str], where: str) -> str:
@@ -210,7 +210,7 @@ _FINDERS: dict[str, Callable[[Scope, Value, Value | None], None]] = {
     "prompt ids": _find_prompts,
     "token ids": _find_token_ids,
 }
-"""Kind → what looks it up: given the value, and for an expert the value of the layer beside it."""
+"""Kind → what looks it up: given the value and, for an expert, the value of the layer given with it."""
 
 
 def _absent(what: str, where: str, near: Sequence[str], known: str) -> str:
