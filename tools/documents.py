@@ -92,9 +92,9 @@ def schema_page() -> str:
     lines = [
         "# Tables",
         "",
-        "Made by `make docs` from `warehouse/schema.py`; in a shell, `from duckdb_columns()` tells the same. Each is a",
-        "Parquet file in every run's or segment's folder, and a view over all of them. Those of which the description",
-        "begins with Rollup are counts of a segment's rows, which the [canned views](views.md) read.",
+        "Made by `make docs` from `warehouse/files/schema.py`; in a shell, `from duckdb_columns()` shows the same. Each",
+        "table is a Parquet file in every run's or segment's folder, and a view over all of them. Tables whose description",
+        "begins with Rollup hold counts of a segment's rows, which the [canned views](views.md) read.",
     ]
     for table in TABLES:
         view = describe_views()[table.name]
@@ -107,8 +107,8 @@ def views_page() -> str:
     lines = [
         "# Views, saved queries and checks",
         "",
-        "Made by `make docs` from `queries/`: the header of each file, and the comments on its columns. Where the",
-        "formulas come from, and what chance alone gives, is in [metrics.md](metrics.md).",
+        "Made by `make docs` from `queries/`: the header of each file, and the comments on its columns.",
+        "[metrics.md](metrics.md) has the sources of the formulas, and their values under pure chance.",
         "",
         "# Canned views",
     ]
@@ -119,13 +119,13 @@ def views_page() -> str:
         "",
         "# Saved queries",
         "",
-        "`moewh query NAME -p parameter=value`; in a plain shell `set variable parameter = value;` and then the file.",
+        "`moewh query NAME -p parameter=value`; in a plain shell, `set variable parameter = value;`, then the file.",
     ]
     for name in saved_names():
         query = find_query(name)
         columns = ", ".join(f"`{column.name}`" for column in answer_columns(query))
         lines += ["", f"## {name}", *_header(query.header), f"Columns: {columns}."]
-    lines += ["", "# Checks", "", "`moewh check` runs them all: a check's rows are faults."]
+    lines += ["", "# Checks", "", "`moewh check` runs them all. A check's rows are faults."]
     for query in shipped_checks():
         lines += ["", f"## {query.source.removesuffix('.sql')}", *_header(query.header)[:-1]]
     return "\n".join(lines) + "\n"

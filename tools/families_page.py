@@ -21,25 +21,25 @@ PAGE = REPOSITORY / "docs" / "families.md"
 
 _HEAD = """# MoE families
 
-Made by `make docs` from the tests' own run: each family is built as a tiny random model, ingested, and its stored
-rows are held against arithmetic done in the test. Exact means that Σ weight · expert(x) · factor is what the block
-puts out, to 1e-5 in float32; that no padding has rows; and that a token's experts do not depend on its batch.
+Made by `make docs` from the tests' own run: each family is built as a tiny random model and ingested, and its stored
+rows are compared with arithmetic done in the test. Exact means that Σ weight · expert(x) · factor is what the block
+outputs, to 1e-5 in float32; that no padding has rows; and that a token's experts do not depend on its batch.
 
 With transformers {version}: **{exact} of {present} families are exact**{rest}. With 5.19.0, the oldest that moewh
-takes: 62 of 63, 1 refused (`pip install transformers==5.19.0`, then `pytest tests/test_families.py`, as the workflow
-does).
+takes: 62 of 63, 1 refused (`pip install transformers==5.19.0`, then `pytest tests/ingest/test_families.py`, as the
+workflow does).
 
 - *MoE layers* are those of the tiny model, of its four (longcat_flash: three; inkling2_loop: eight visits of four);
   dense and attention-only ones are not.
 - *Weights* are what multiplies an expert's output inside the block, before the factor (`layers.post_scale`).
-- *Router reads*: `experts`, the tensor that the experts get; `own`, another, or more than that.
+- *Router reads*: `experts` means the tensor that the experts get; `own` means another tensor, or more than that one.
 - An encoder-decoder's prompts go through its encoder, whose layers are recorded; with `--generate` the decoder's too,
   numbered after the encoder's, for the tokens that it generates.
 - A model that loops over some of its layers (inkling2_loop) has a layer for each visit, numbered as the model runs,
   which is how transformers numbers its hidden states; `layers.module` names the module that several visits share.
 - Experts that moewh cannot observe are refused by name, as are calls of experts that do not give one row per token: a
   family that is newer than this table is recorded whole or refused.
-- A family that needs no adapter has no line of code in moewh.
+- A family without an adapter follows the rule and has no line of code in moewh.
 
 | family | class | recorded | MoE layers | scoring | a token's weights | factor after | shared | router reads |
 |---|---|---|---|---|---|---|---|---|

@@ -1,4 +1,4 @@
-"""What `moewh runs` does: list the runs of a warehouse, and delete one."""
+"""The runs of a warehouse: listed as rows, or one of them deleted."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def delete_run(layout: Layout, run_id: str) -> list[Path]:
     All its segments leave in one rename, then the geometry, then the run itself; what a kill leaves is the whole
     run, a run without segments (which ingest fills again, or a second delete removes), or no run.
     Files are removed after that, out of every view's sight; of a folder that is a link, the link alone is.
-    `warehouse.duckdb` is written anew. Raises MoewhError for an unknown run.
+    `warehouse.duckdb` is written again. Raises MoewhError for an unknown run.
     """
     check_known(layout, run_id)
     layout.require_one_disk()

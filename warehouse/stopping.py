@@ -1,4 +1,4 @@
-"""Being told to stop: Ctrl-C and SIGTERM become one exception, so that everything is put away on the way out."""
+"""Stopping: Ctrl-C and SIGTERM become one exception, so that everything is cleaned up on the way out."""
 
 from __future__ import annotations
 

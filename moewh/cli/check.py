@@ -1,4 +1,4 @@
-"""`moewh check`: queries whose rows are faults, run one after the other and reported."""
+"""`moewh check`: checks in (queries whose rows are faults), run one after the other; a report and an exit code out."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from moewh.warehouse.trust.reports import FORMATS, KEPT, Fault, Result, report
 
 @click.command(short_help="Run queries whose rows are faults; exit with 1 if there are any.")
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE|DIR]...")
-@click.option("-p", "parameters", metavar="NAME=VALUE", multiple=True, help="Set a parameter; repeat for more.")
-@click.option("--format", "form", type=click.Choice(FORMATS), default="text", show_default=True)
-@click.option("-o", "output", type=click.Path(path_type=Path), metavar="FILE", help="Write to a file.")
+@click.option("-p", "parameters", metavar="NAME=VALUE", multiple=True, help="Set a parameter. Repeatable.")
+@click.option("--format", "form", type=click.Choice(FORMATS), default="text", show_default=True, help="Report format.")
+@click.option("-o", "output", type=click.Path(path_type=Path), metavar="FILE", help="Write to FILE instead of stdout.")
 @engine_options
 @limit_options
 @warehouse_option
@@ -50,11 +50,14 @@ def check(
     master: str | None,
     **limits: Any,
 ) -> None:
-    """Run the checks in FILE or DIR, or without any the shipped ones, and compare the rollups with the rows.
+    """Run the checks in FILE or DIR. Without any, run the shipped ones and compare the rollups with the rows.
 
-    A check is a query whose rows are faults: they are printed, and the exit code is 1 if there are any, and 2 if a
-    check cannot be run (the others are). A parameter goes to every check that uses it; the shipped ones take run.
-    What a parameter names and does not exist is an error, and so is a warehouse without rows: nothing would be checked.
+    A check is a query whose rows are faults. They are printed, and the exit code is 1 if there are any. A check
+    that cannot be run makes the exit code 2; the others still run.
+
+    A parameter goes to every check that uses it; the shipped ones take run. Naming something that does not
+    exist is an error. So is a warehouse without rows, since nothing would be checked.
+
     SQL may read the warehouse and nothing else, and change nothing, unless --unsafe is given.
     """
     from moewh.warehouse.answer.jail import Limits

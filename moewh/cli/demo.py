@@ -1,4 +1,4 @@
-"""`moewh demo`: ingest the embedded model and prompts, and print what an onlooker wants to see first."""
+"""`moewh demo`: ingests the embedded model and prompts, and prints what their routing shows."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ DEMO = "demo"
 _STRONGEST = 3
 _TOP_TOKENS = 5
 _MIN_TOKENS = 20
-"""What rests on fewer tokens than this has a high lift by chance."""
+"""Lifts that rest on fewer tokens than this are high by chance."""
 _MIN_SHARE = 0.1
 _SHUFFLES = 1_000
 
 
-@click.command(short_help="Ingest the embedded model and prompts, and show what is in them.")
+@click.command(short_help="Ingest the embedded model and prompts, and show their routing.")
 @warehouse_option
 def demo(warehouse: Layout) -> None:
     """Ingest every checkpoint of the embedded model, and print which experts prefer what.
@@ -74,7 +74,7 @@ def _model(connection: duckdb.DuckDBPyConnection, run_id: str) -> str:
     shown = ", ".join(f"{domain} {fact['loss']:.2f} ({fact['bigram_loss']:.2f})" for domain, fact in learned)
     return (
         f"{run_id}: {layers} layers, {experts} experts, top-{top_k}; {tokens:,} tokens ingested.\n"
-        f"Held-out loss in nats a token, beside each domain's own bigram model: {shown}."
+        f"Held-out loss in nats per token, beside each domain's own bigram model: {shown}."
     )
 
 
@@ -99,7 +99,7 @@ def _domains(connection: duckdb.DuckDBPyConnection, run_id: str) -> str:
             f"{row['share']:.0%} of its tokens (overall {row['overall_share']:.0%}); top tokens {' '.join(tokens)}"
         )
     chances = ", ".join(f"{domain} {lift:.1f}" for domain, lift in sorted(by_chance.items()))
-    lines.append(f"  By chance, with the prompts' labels shuffled, 1 in 100 best lifts is above: {chances}.")
+    lines.append(f"  By chance (prompts' labels shuffled), 1 in 100 best lifts exceeds: {chances}.")
     return "\n".join(lines)
 
 
@@ -136,7 +136,7 @@ def lifts_by_chance(connection: duckdb.DuckDBPyConnection, run_id: str, quantile
 
 
 def _choices_per_token(connection: duckdb.DuckDBPyConnection, run_id: str) -> int:
-    """Rows of a token over all layers."""
+    """Routing rows per token, over all layers."""
     answer = connection.execute("select sum(top_k) from layers where run_id = $run", {"run": run_id}).fetchone()
     assert answer is not None
     return int(answer[0])

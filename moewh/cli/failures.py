@@ -1,4 +1,4 @@
-"""What a user sees of a failure: one line, and an exit code; a bug of ours keeps its traceback."""
+"""Failures: an exception in, one line and an exit code out. A bug of ours keeps its traceback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`moewh geometry`: the options of measuring a model's weights, handed to `moewh.ingest.geometry.run`."""
+"""`moewh geometry`: options in, handed to `moewh.ingest.geometry.run`; progress and a closing line out."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Measure the router and expert weights of a run's model.")
-@click.option("--model", required=True, metavar="ID_OR_PATH", help="Hub id, folder, or demo: the run's own model.")
-@click.option("--revision", metavar="NAME", help="Branch, tag or commit of the hub id; checkpoint of the demo.")
-@click.option("--run-id", metavar="ID", help="The run it is for.  [default: the only run of this model]")
+@click.option("--model", required=True, metavar="ID_OR_PATH", help="The run's own model: Hub id, folder or demo.")
+@click.option("--revision", metavar="NAME", help="Branch, tag or commit of a Hub id; checkpoint of the demo.")
+@click.option("--run-id", metavar="ID", help="The run to measure.  [default: the only run of this model]")
 @click.option(
     "--rank",
     type=click.IntRange(min=1),
     metavar="R",
-    help="Dimensions of the subspaces compared.  [default: a 16th of the hidden size, at most 16]",
+    help="Dimension of the subspaces compared.  [default: a 16th of the hidden size, at most 16]",
 )
-@click.option("--device", metavar="NAME", help="cuda, cpu, …: where to compute.  [default: the best there is]")
-@click.option("--overwrite", is_flag=True, help="Write it anew if the run has a geometry of another rank.")
-@click.option("--trust-remote-code", is_flag=True, help="Run code that the model's repository holds.")
+@click.option("--device", metavar="NAME", help="Where to compute: cuda, cpu, …  [default: the best available]")
+@click.option("--overwrite", is_flag=True, help="Replace the run's geometry of another rank.")
+@click.option("--trust-remote-code", is_flag=True, help="Run code from the model's repository.")
 @warehouse_option
 def geometry(*, warehouse: Layout, run_id: str | None, **chosen: Any) -> None:
-    """Measure what a model's router and expert weights say by themselves, and store it beside a run of the model.
+    """Measure a model's router and expert weights, and store the result beside a run of the model.
 
-    Norms, effective ranks and kurtosis of each expert, how much of its router row lies where it reads and writes, and
-    how alike every two experts are: the tables expert_geometry, router_similarity and expert_similarity. One layer
-    of the safetensors files is in memory at a time. `moewh query geometry_predicts_co_routing` compares it with the
-    routing.
+    For each expert: norms, effective ranks, kurtosis, and how much of its router row lies in the subspaces that it
+    reads and writes. For each pair of experts: how similar they are. The tables are expert_geometry,
+    router_similarity and expert_similarity. One layer of the safetensors files is in memory at a time.
+    `moewh query geometry_predicts_co_routing` compares the result with the routing.
     """
     from moewh.ingest.geometry.run import GeometryOptions, measure
     from moewh.warehouse.views.publishing import publish
@@ -49,7 +49,7 @@ def geometry(*, warehouse: Layout, run_id: str | None, **chosen: Any) -> None:
 
 
 def summary_line(measured: Measured) -> str:
-    """Say in one line what a command did."""
+    """Return one line that says what the command did."""
     if not measured.layers:
         return f"the geometry of run {measured.run_id} is complete already; nothing was written."
     return (

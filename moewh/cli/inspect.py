@@ -1,4 +1,4 @@
-"""`moewh inspect`: what is in a model, and whether moewh records it, without loading a weight."""
+"""`moewh inspect`: a model in; a description of its MoE layers out, without loading any weights."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Describe a model's MoE layers without loading its weights.")
 @click.argument("model")
-@click.option("--revision", metavar="NAME", help="Branch, tag or commit of the hub id; checkpoint of the demo.")
-@click.option("--trust-remote-code", is_flag=True, help="Run code that the model's repository holds.")
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option("--revision", metavar="NAME", help="Branch, tag or commit of a Hub id; checkpoint of the demo.")
+@click.option("--trust-remote-code", is_flag=True, help="Run code from the model's repository.")
+@click.option(
+    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="Output format."
+)
 @warehouse_option
 def inspect(
     *,
@@ -31,9 +33,9 @@ def inspect(
     form: str,
     warehouse: Layout,  # noqa: ARG001 - every command takes it
 ) -> None:
-    """Say where MODEL routes tokens to experts and whether moewh can record it.
+    """Show where MODEL routes tokens to experts, and whether moewh can record it.
 
-    MODEL is a hub id, a folder, a configuration file, or demo. No weights are loaded.
+    MODEL is a Hub id, a folder, a configuration file, or demo. No weights are loaded.
     """
     from moewh.ingest.inspect import inspect_model
 
@@ -57,9 +59,9 @@ def describe(found: Inspection) -> list[tuple[str, str]]:
         ("scoring", (found.scoring or "unknown until it runs") + norm if found.layers else "none"),
         ("hidden size", _known(found.hidden_size)),
         ("intermediate size", _known(found.intermediate_size)),
-        ("of an expert", _known(found.moe_intermediate_size)),
-        ("rows a token", f"{found.routing_rows_per_token:,}, about {found.bytes_per_token:,} bytes"),
-        ("opt-in, a token", f"router logits {logits:,} bytes, hidden states of all layers {hidden:,}, uncompressed"),
+        ("expert size", _known(found.moe_intermediate_size)),
+        ("rows per token", f"{found.routing_rows_per_token:,}, about {found.bytes_per_token:,} bytes"),
+        ("opt-in, per token", f"router logits {logits:,} bytes, hidden states of all layers {hidden:,}, uncompressed"),
     ]
     for _, alike in groupby(found.layers, _kind):
         lines += [("", ""), *_describe_layers(list(alike))]

@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options shared by several commands: each function here is a decorator that adds them to a command."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ def warehouse_option(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="DIR",
         envvar="MOEWH_WAREHOUSE",
         default="wh",
-        show_default="$MOEWH_WAREHOUSE, else ./wh",
         callback=_layout,
-        help="The warehouse directory.",
+        help="The warehouse directory.  [default: $MOEWH_WAREHOUSE, else ./wh]",
     )(command)
 
 
@@ -39,10 +38,12 @@ def _layout(_context: click.Context, _parameter: click.Parameter, value: str) ->
 def limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command that runs SQL `--timeout`, `--memory-limit` and `--unsafe`, as `timeout`, `memory`, `unsafe`."""
     for option in (
-        click.option("--unsafe", is_flag=True, help="Run any statement on any file, as DuckDB itself would."),
-        click.option("--memory-limit", "memory", metavar="SIZE", help="Such as 4GB.  [default: 80% of the memory]"),
+        click.option("--unsafe", is_flag=True, help="Lift the jail: run any statement, on any file you can access."),
         click.option(
-            "--timeout", type=float, metavar="SECONDS", callback=_positive, help="Stop a query that takes longer."
+            "--memory-limit", "memory", metavar="SIZE", help="Memory that DuckDB may use, such as 4GB.  [default: 80%]"
+        ),
+        click.option(
+            "--timeout", type=float, metavar="SECONDS", callback=_positive, help="Stop a query after this time."
         ),
     ):
         command = option(command)
@@ -57,13 +58,17 @@ def _positive(_context: click.Context, _parameter: click.Parameter, value: float
 
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command that runs SQL `--engine` and `--master`."""
-    master = click.option("--master", metavar="URL", help="Spark's master, with --engine spark.  [default: local[*]]")
-    engine = click.option("--engine", type=click.Choice(ENGINES), default="duckdb", show_default=True)
+    master = click.option("--master", metavar="URL", help="Spark master, with --engine spark.  [default: local[*]]")
+    engine = click.option(
+        "--engine", type=click.Choice(ENGINES), default="duckdb", show_default=True, help="Where SQL runs."
+    )
     return engine(master(command))
 
 
 def format_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command that prints rows `--format` and `-o`."""
-    file = click.option("-o", "output", type=click.Path(path_type=Path), metavar="FILE", help="Write to a file.")
-    form = click.option("--format", "form", type=click.Choice(FORMATS), help="Default: table, or as FILE is named.")
+    file = click.option(
+        "-o", "output", type=click.Path(path_type=Path), metavar="FILE", help="Write to FILE instead of stdout."
+    )
+    form = click.option("--format", "form", type=click.Choice(FORMATS), help="[default: FILE's suffix, else table]")
     return form(file(command))

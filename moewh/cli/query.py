@@ -1,4 +1,4 @@
-"""`moewh query`: a view, a saved query or a user's own SQL, answered."""
+"""`moewh query`: a query's name, file or SQL in; its answer out, on the terminal or in a file."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from moewh.warehouse.files.layout import Layout
 @click.command(short_help="Answer a view, a saved query or SQL of your own.")
 @click.argument("name", required=False)
 @click.option("-c", "sql", metavar="SQL", help="SQL to run instead of a NAME.")
-@click.option("-p", "parameters", metavar="NAME=VALUE", multiple=True, help="Set a parameter; repeat for more.")
+@click.option("-p", "parameters", metavar="NAME=VALUE", multiple=True, help="Set a parameter. Repeatable.")
 @format_options
-@click.option("--describe", "described", is_flag=True, help="Say what it answers, and its parameters and columns.")
+@click.option("--describe", "described", is_flag=True, help="Print the query's header, parameters and columns.")
 @engine_options
-@click.option("--verify", "verified", is_flag=True, help="Read every file and compare it with its manifest first.")
+@click.option("--verify", "verified", is_flag=True, help="First compare every file with its manifest.")
 @limit_options
 @warehouse_option
 def query(
@@ -40,10 +40,13 @@ def query(
     """Answer NAME (a view or a saved query), a FILE.sql, or the SQL of -c. Without any, list the names.
 
     A parameter sets the DuckDB variable of that name, which SQL reads with getvariable('name'), and binds
-    $name. Its type comes from the parameter, not from how the value is spelled: run=2.10 is the run 2.10. Quotes
-    around a value are removed: -p "run='7'" is run 7. What a shipped query is asked for and does not exist is an error.
-    Every value reads back from csv, json, jsonl and parquet. A table is whole, except on a terminal, where a line
-    says what was left out.
+    $name. The parameter decides the type, not the spelling of the value: run=2.10 is the run 2.10. Quotes
+    around a value are removed: -p "run='7'" is the run 7. Asking a shipped query for a run, domain, layer
+    or expert that does not exist is an error.
+
+    Every value reads back from csv, json, jsonl and parquet. A table is complete, except on a terminal,
+    where a line reports what was left out.
+
     SQL may read the warehouse and nothing else, and change nothing, unless --unsafe is given.
     """
     from moewh.warehouse.answer import output as out

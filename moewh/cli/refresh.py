@@ -1,4 +1,4 @@
-"""`moewh refresh`: the published file, written anew."""
+"""`moewh refresh`: writes `warehouse.duckdb`, the file that a DuckDB shell opens, again."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from moewh.warehouse.errors import UsageError
 from moewh.warehouse.files.layout import Layout
 
 
-@click.command(short_help="Write warehouse.duckdb anew, as after moving or copying the warehouse.")
+@click.command(short_help="Write warehouse.duckdb again, as after moving or copying the warehouse.")
 @warehouse_option
 def refresh(warehouse: Layout) -> None:
-    """Write warehouse.duckdb anew: after moving or copying the warehouse, or when the file is missing or damaged.
+    """Write warehouse.duckdb again: after moving or copying the warehouse, or when the file is missing or damaged.
 
-    What an empty warehouse holds is added where it is missing, so this also makes a new one.
+    Files that every warehouse has are added where they are missing, so this also makes a new, empty one.
     """
     from moewh.warehouse.views.publishing import publish
 
     if warehouse.root.is_dir() and not warehouse.looks_like_one():
-        raise UsageError(f"{warehouse.root} holds something else than a warehouse. Name another with --warehouse.")
+        raise UsageError(f"{warehouse.root} is not a warehouse. Name another with --warehouse.")
     warehouse.create()
     publish(warehouse)
     click.echo(f"Wrote {warehouse.database}.")

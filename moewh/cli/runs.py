@@ -1,4 +1,4 @@
-"""`moewh runs`: the runs of a warehouse, listed or deleted."""
+"""`moewh runs`: lists the runs of a warehouse, or deletes one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moewh.warehouse.files.layout import Layout
 
 @click.command(short_help="List the runs, or delete one.")
 @click.option("--delete", metavar="RUN", help="Delete this run and its segments.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Delete without asking.")
 @format_options
 @warehouse_option
 def runs(delete: str | None, yes: bool, form: str | None, output: Path | None, warehouse: Layout) -> None:

@@ -15,7 +15,7 @@ from moewh.warehouse.files.layout import Layout
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @warehouse_option
 def shell(arguments: tuple[str, ...], warehouse: Layout) -> None:
-    """Open the `duckdb` program with the warehouse's views, made in its memory. ARGUMENTS after -- are passed on to it.
+    """Start the `duckdb` program with the warehouse's views in memory. ARGUMENTS after -- are passed to it.
 
     ATTACH 'other/warehouse.duckdb' adds another warehouse.
     """

@@ -1,4 +1,4 @@
-"""`moewh verify`: what a person or a script sees of a verification, and of a repair."""
+"""`moewh verify`: faults found by `moewh.warehouse.trust` in; a report as text or JSON and an exit code out."""
 
 from __future__ import annotations
 
@@ -33,17 +33,19 @@ class Reported:
     """The command that writes it again."""
 
 
-@click.command(short_help="Check every file against what was committed; exit with 1 if any is bad.")
+@click.command(short_help="Compare every file with what was committed; exit with 1 if any is bad.")
 @click.option("--repair", is_flag=True, help="Move bad folders to quarantine/, so that ingest writes them again.")
-@click.option("--rollups", is_flag=True, help="Also count every rollup again from the rows: slower.")
-@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Files read at once.  [default: one a core]")
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option("--rollups", is_flag=True, help="Also recount every rollup from the rows (slower).")
+@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Files to read at once.  [default: one per core]")
+@click.option(
+    "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Report format."
+)
 @warehouse_option
 def verify(*, warehouse: Layout, repair: bool, rollups: bool, jobs: int | None, form: str) -> None:
-    """Read every file and compare it with its manifest: presence, size, sha256, columns, rows, page checksums.
+    """Read every file and compare it with its manifest: presence, size, sha256, columns and rows.
 
-    Each bad file is named, with the reason. What dead processes left in .staging/ is removed. The exit code is 1 if
-    anything was bad, even if --repair took it out.
+    Each bad file is named, with the reason. The exit code is 1 if anything was bad, even if --repair took it out.
+    Whatever dead processes left in .staging/ is removed.
     """
     from moewh.warehouse.trust import repair as repairing
     from moewh.warehouse.trust import verify as library

@@ -1,4 +1,4 @@
-"""`moewh views`: what views there are, and what one of them means."""
+"""`moewh views`: lists the views, or describes one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from moewh.warehouse.files.layout import Layout
 @click.argument("name", required=False)
 @warehouse_option
 def views(name: str | None, warehouse: Layout) -> None:  # noqa: ARG001 - the views are those of any warehouse
-    """List the views with one line each; with a NAME, say what it answers and what its columns mean."""
+    """List the views, one line each. With NAME, show what it answers and what its columns mean."""
     from moewh.warehouse.answer import catalog
 
     click.echo(catalog.list_views() if name is None else catalog.describe_view(name))

@@ -277,7 +277,7 @@ WRONG_USE: list[tuple[list[str], str]] = [
     (["query", "--nope"], "No such option '--nope'. Try `moewh query --help`."),
     (["views", "route"], "there is no view 'route'. Did you mean routes?"),
     (["nope"], "No such command 'nope'."),
-    (["refresh", "--warehouse", str(REPOSITORY / "queries")], "holds something else than a warehouse"),
+    (["refresh", "--warehouse", str(REPOSITORY / "queries")], "is not a warehouse"),
 ]
 
 

@@ -93,7 +93,7 @@ def test_inspect_prints_json_and_lines(tmp_path: Path) -> None:
     assert "recorded            yes" in lines
     assert "decoder layers      0-3" in lines
     assert "module              model.layers.{layer}.mlp.experts (MixtralExperts)" in lines
-    assert "rows a token        8, about 16 bytes" in lines
+    assert "rows per token      8, about 16 bytes" in lines
 
 
 @pytest.mark.parametrize(

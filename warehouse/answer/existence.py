@@ -1,8 +1,8 @@
-"""Whether what a query is asked for exists: an answer about a run, a domain or an expert that is not there is refused.
+"""Existence: a query about a run, a domain or an expert that does not exist is refused, naming what does.
 
-Driven by the kinds of a query's parameters (`moewh.warehouse.answer.parameters`), with a few small queries of its own, so that it
-is the same for every query and on both engines. A layer, expert, domain, token or prompt must be in every run that is
-given; where none is given, some run must have all that is named.
+In: the kinds of a query's parameters (`moewh.warehouse.answer.parameters`) and their values. A few small queries of
+its own look them up, in the same way for every query and on both engines. A layer, expert, domain, token or prompt
+must be in every run that is given; where no run is given, some run must have everything that is named.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def _find_layer(scope: Scope, value: Value, _: Value | None) -> None:
 
 
 def _find_expert(scope: Scope, value: Value, layer: Value | None) -> None:
-    """An expert is looked up at the layer that is given beside it, else at any."""
+    """An expert is looked up at the layer given with it, else at any layer."""
     rows = [row for row in scope.look(LAYERS, {}) if layer is None or row[1] == layer]
 
     def absent(runs: Sequence[str], where: str) -> str:
@@ -210,7 +210,7 @@ _FINDERS: dict[str, Callable[[Scope, Value, Value | None], None]] = {
     "prompt ids": _find_prompts,
     "token ids": _find_token_ids,
 }
-"""Kind → what looks it up: given the value, and for an expert the value of the layer beside it."""
+"""Kind → what looks it up: given the value and, for an expert, the value of the layer given with it."""
 
 
 def _absent(what: str, where: str, near: Sequence[str], known: str) -> str:

@@ -1,8 +1,8 @@
-"""The result of a query as a table, CSV, JSON, Markdown or Parquet, on stdout or in a file.
+"""Output: an `Answer` in; a table, CSV, JSON, JSON lines, Markdown or Parquet out, on stdout or in a file.
 
 Text formats are written as rows arrive. CSV, JSON and Parquet hold every value of every DuckDB type so that it reads
-back (see `moewh.warehouse.answer.texts`). A table is whole, except on a terminal. A file appears under its name only when it is
-whole.
+back (see `moewh.warehouse.answer.texts`). A table is complete, except on a terminal. A file appears under its name
+only when it is complete.
 """
 
 from __future__ import annotations

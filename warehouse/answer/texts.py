@@ -132,7 +132,7 @@ def as_shown(place: str, kind: Any) -> str:  # noqa: ARG001 - a Cast
 
 
 def as_json(place: str, kind: Any) -> str:
-    """SQL for a value as JSON text, but for `NaN`, `Infinity` and line ends, which `strict_json` mends.
+    """SQL for a value as JSON text, except `NaN`, `Infinity` and line ends, which `strict_json` mends.
 
     Integers, doubles and decimals of up to 15 digits are numbers, BOOLEAN is true or false, JSON stays what it is, and
     every other value is a string that casts back to its type.

@@ -1,7 +1,7 @@
 """Checks: queries whose rows are faults, and the rollups against the SQL that defines them.
 
 A check is a `.sql` file like any other; `queries/checks/` holds the shipped ones, and a user's own run
-beside them. It is passed when it gives no rows, which says nothing of a warehouse that has none: that is refused.
+beside them. It passes when it gives no rows. A warehouse without any rows would prove nothing, so it is refused.
 """
 
 from __future__ import annotations

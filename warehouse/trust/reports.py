@@ -1,4 +1,4 @@
-"""What checks found, as lines of text, as JSON, or as the JUnit XML that continuous integration reads.
+"""Reports of checks: lines of text, JSON, or the JUnit XML that continuous integration reads.
 
 In: one `Result` per check, as it is done. Out: the report, and the exit code that goes with it. In XML, characters
 that XML 1.0 cannot hold are written as Python writes them, such as `\\x00`.

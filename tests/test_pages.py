@@ -1,0 +1,75 @@
+"""The hand-written pages: every file, folder, test and link that they name exists, and the Python they show runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moewh.warehouse.files.layout import Layout
+from tests.support.synthetic import random_run, write_run
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PAGES = (
+    *("README.md", "SECURITY.md", "docs/architecture.md", "docs/reliability.md"),
+    *("docs/spark.md", "docs/geometry.md", "docs/metrics.md"),
+)
+_ROOMS = "moewh|ingest|warehouse|queries|tests|tools|benchmarks|docs"
+_PATH = re.compile(rf"(?<![\w./-])(?:{_ROOMS})/[\w./*-]*[\w/]")
+_TEST = re.compile(r"(?<![\w/])test_\w+\.py")
+_PYTHON = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_COMMANDS = re.compile(r"^ *```(?!text).*?^ *```$", re.MULTILINE | re.DOTALL)
+"""What a user types, in a folder of their own."""
+_LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
+
+
+def missing(page: str, folder: Path) -> list[str]:
+    """Paths from the root, links from `folder`, and test files without a folder that `page` names in vain."""
+    page = _COMMANDS.sub("", page)
+    paths = [path for path in _PATH.findall(page) if not any(REPOSITORY.glob(path.rstrip("/")))]
+    links = [link for link in _LINK.findall(page) if not (folder / link).exists()]
+    return [*paths, *links, *_TEST.findall(page)]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_names_what_is_there(name: str) -> None:
+    assert missing((REPOSITORY / name).read_text(), (REPOSITORY / name).parent) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("see `ingest/run.py` and tests/", []),
+        ("see `ingest/walk.py`.", ["ingest/walk.py"]),
+        ("see [this](docs/none.md)", ["docs/none.md", "docs/none.md"]),
+        ("`test_jail.py` without its folder", ["test_jail.py"]),
+        ("https://host/docs/x and wh/tests/y", []),
+    ],
+)
+def test_a_name_of_nothing_is_seen(text: str, found: list[str]) -> None:
+    assert missing(text, REPOSITORY) == found
+
+
+def test_architecture_names_every_room() -> None:
+    page = (REPOSITORY / "docs" / "architecture.md").read_text()
+    rooms = [f"moewh/{name}" for name in ("cli", "api.py")] + [
+        f"{folder.parent.name}/{folder.name}"
+        for top in ("ingest", "warehouse", "queries")
+        for folder in sorted((REPOSITORY / top).iterdir())
+        if folder.is_dir() and any(folder.glob("*.*")) and folder.name not in ("__pycache__", "demo", "geometry")
+    ]
+    assert [room for room in rooms if room not in page and f"`{Path(room).name}/`" not in page] == []
+
+
+def test_readme_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = Layout(tmp_path / "wh")
+    layout.create()
+    write_run(layout, random_run("007", 1, {0: (6, 2), 2: (6, 2)}))
+    monkeypatch.chdir(tmp_path)
+    (block,) = _PYTHON.findall((REPOSITORY / "README.md").read_text())
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert {"run_id", "layer", "expert", "tokens"} <= set(names["load"].columns)
+    assert names["pairs"].fetchall()
