@@ -264,8 +264,7 @@ def of_file(name: str) -> Family:
 
 def without(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on, as if a family had no file."""
-    shipped = find.adapter_of
-    monkeypatch.setattr(find, "adapter_of", lambda kind: None if kind.replace("-", "_") == name else shipped(kind))
+    monkeypatch.setattr(f"moewh.ingest.families.{name}.FAMILY", None)
 
 
 @pytest.mark.parametrize("name", READING)
