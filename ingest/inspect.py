@@ -14,11 +14,11 @@ from transformers.utils import logging as transformers_logging
 
 from moewh.ingest import demo
 from moewh.ingest.capture.vectors import WantedVectors
-from moewh.ingest.families.adapters import ADAPTERS
-from moewh.ingest.families.declared import declared_renormalized, declared_scoring
+from moewh.ingest.families.configuration import text_config
+from moewh.ingest.families.find import adapter_of
 from moewh.ingest.families.rule import Site
 from moewh.ingest.model.architecture import check_place, check_versions, empty_model, read_config
-from moewh.ingest.model.expected import num_layers, text_config, top_k
+from moewh.ingest.model.expected import num_layers, top_k
 from moewh.ingest.model.layers import find_sites, locate_sites
 from moewh.ingest.model.loading import explaining
 from moewh.ingest.model.peft_adapter import PeftAdapter, find_adapter
@@ -99,7 +99,8 @@ def inspect_model(model: str, revision: str | None = None, trust_remote_code: bo
     layers = [_shape(site, config) for site in sites]
     every = frozenset(site.layer for site in sites)
     hidden_size = getattr(text, "hidden_size", None)
-    adapter = ADAPTERS.get(text.model_type)
+    adapter = adapter_of(text.model_type)
+    scoring, renormalized = sites[-1].reader.declared(sites[-1], config) if sites else (None, None)
     rows = sum(layer.top_k for layer in layers)
     return Inspection(
         model=model,
@@ -111,8 +112,8 @@ def inspect_model(model: str, revision: str | None = None, trust_remote_code: bo
         adapter=type(adapter).__name__ if adapter else None,
         num_hidden_layers=num_layers(config),
         num_moe_layers=len(layers),
-        scoring=declared_scoring(config) if layers else None,
-        renormalized=declared_renormalized(config) if layers else None,
+        scoring=scoring,
+        renormalized=renormalized,
         hidden_size=hidden_size,
         intermediate_size=getattr(text, "intermediate_size", None),
         moe_intermediate_size=getattr(text, "moe_intermediate_size", None),

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 import transformers
 
-from moewh.ingest.families.adapters import ADAPTERS
+from moewh.ingest.families.find import adapter_of
 from moewh.warehouse.errors import MoewhError
 from tests.ingest.test_families import Ingested, failure, observed
-from tests.support.families import FAMILIES, Family, configuration, present
+from tests.support.families import FAMILIES, Family, adapters, configuration, present
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGE = REPOSITORY / "docs" / "families.md"
@@ -71,7 +71,7 @@ def _row(family: Family) -> str:
         return f"| {family.name} | {family.model} | refused: {_reason(refusal)} |  |  |  |  |  |  |\n"
     error = failure(family)
     status = "exact" if error is None else f"NOT EXACT: {' '.join(str(error).split())[:80]}"
-    if adapter := ADAPTERS.get(_model_type(family)):
+    if adapter := adapter_of(configuration(family).model_type):
         status += f", adapter {type(adapter).__name__}"
     fact = run.layers[-1]
     norm = {True: "renormalized", False: "not renormalized", None: "unknown"}[fact["renormalized"]]
@@ -95,16 +95,14 @@ def _reason(refusal: MoewhError) -> str:
     return str(refusal).partition(": ")[2].partition(". ")[0]
 
 
-def _model_type(family: Family) -> str:
-    return str(configuration(family).model_type)
-
-
 def _adapters() -> str:
     lines = ["## Adapters", ""]
-    for model_type, adapter in ADAPTERS.items():
+    for name, adapter in adapters().items():
+        if adapter.refused:
+            continue
         alone = " Prompts are run one by one." if adapter.one_context_a_batch else ""
         first = (type(adapter).__doc__ or "").strip().splitlines()[0]
-        lines.append(f"- `{model_type}`: {first}{alone}")
+        lines.append(f"- `{name}`: {first}{alone}")
     return "\n".join(lines) + "\n"
 
 

@@ -19,9 +19,6 @@ from moewh.warehouse.errors import UsageError
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.schema import Table
 
-_PROBABILITIES = frozenset({"gemma4_text", "diffusion_gemma_text"})
-"""Families whose routers return probabilities where others return logits."""
-
 
 @dataclass(frozen=True)
 class WantedVectors:
@@ -45,7 +42,7 @@ class WantedVectors:
 def wanted_vectors(options: IngestOptions, sites: list[Site], model_type: str) -> WantedVectors:
     """Read `--router-logits` and `--hidden-states`. Raises UsageError for what this model cannot give."""
     layers = frozenset(site.layer for site in sites)
-    if options.router_logits and model_type in _PROBABILITIES:
+    if options.router_logits and any(site.reader.returns_probabilities for site in sites):
         raise UsageError(f"--router-logits: routers of {model_type} return probabilities, no logits. Leave it out.")
     if (options.router_logits or options.hidden_states is not None) and any(site.router is None for site in sites):
         raise UsageError(

@@ -2,7 +2,8 @@
 
 Every MoE block in transformers 5 hands its chosen experts and their weights to a container of experts
 whose forward names them so; the very tensors it is called with are what moewh records. The rule goes by
-these parameter names, never by class names. `moewh.ingest.families.adapters` holds the few families that differ.
+these parameter names, never by class names. A family that differs is a subclass in a file of its own, named after
+its model type, which `moewh.ingest.families.find` finds.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from moewh.ingest.model.expected import Stack
+from moewh.ingest.families import configuration, layouts
+from moewh.ingest.families.configuration import Stack, text_config
+from moewh.ingest.families.source import scoring_function
 from moewh.ingest.routing import NO_ROUTE
 from moewh.warehouse.errors import MoewhError
 
 INDEX_NAMES = frozenset({"top_k_index", "router_indices", "selected_experts", "router_mask"})
 WEIGHT_NAMES = frozenset({"top_k_weights", "routing_weights", "router_probs"})
 _ROUTER_NAMES = ("gate", "router")
+_SCORING_NAMES = ("scoring_func", "expert_selection_fn")
 _COUNT_NAMES = ("total_experts", "num_experts", "num_local_experts")
 
 
@@ -68,19 +72,64 @@ class Site:
     @property
     def kinds(self) -> list[str]:
         """What each of the E experts is: mlp or identity."""
-        identity = int(getattr(self.experts, "zero_expert_num", None) or 0)
+        identity = self.reader.identity_experts(self)
         return ["mlp"] * (self.num_experts - identity) + ["identity"] * identity
 
 
 class Reader:
-    """How the calls of a block are read; this class is the rule, its subclasses are the adapters."""
+    """How a family's MoE layers are found and read; this class is the rule, its subclasses are the adapters.
 
+    The first line of a subclass's docstring is why the family differs: `moewh inspect` prints it.
+    """
+
+    refused: str | None = None
+    """Why a family is not recorded, whatever its weights are."""
     block_is_container = False
     """True where the block holds the experts' matrices itself, without a container."""
     shared_experts = 0
     """Experts that every token passes, where no module is named after them."""
     one_context_a_batch = False
     """True where a token's routing depends on the rest of its batch, so that prompts must not share one."""
+    returns_probabilities = False
+    """True where the router returns probabilities instead of logits."""
+    measurable = True
+    """False where the weights are no function of what the router's forward returns."""
+    renormalized: bool | None = None
+    """Whether a token's K weights are divided by their sum; None where the configuration says so, or else they are."""
+    fixed_top_k: int | None = None
+    """Experts per token, where no configuration says so."""
+
+    # ------------------------------------------------------------------------------------ what a configuration says
+
+    def routed_layers(self, config: Any) -> list[int]:
+        """Layers that should hold routed experts, numbered as the model does."""
+        return configuration.routed_layers(config, self.first_sparse)
+
+    def first_sparse(self, step: int) -> int:
+        """The first layer with routed experts in each stack of an encoder-decoder that has them in every step-th."""
+        return step - 1
+
+    def top_k(self, config: Any) -> int:
+        """Experts per token K; the largest, where layers differ."""
+        return configuration.top_k(config) if self.fixed_top_k is None else self.fixed_top_k
+
+    def declared(self, site: Site, config: Any) -> tuple[str | None, bool | None]:
+        """The function from logits to weights, and whether a token's K weights are divided by their sum.
+
+        As far as both are known without running the model: from the configuration, or from the code of the router or
+        its block. The weights may be scaled afterwards, by a constant or by a factor of each expert.
+        """
+        text = text_config(config)
+        stated = next((str(value) for name in _SCORING_NAMES if (value := getattr(text, name, None))), None)
+        scoring = stated or scoring_function(None if site.router is None else unwrapped(site.router), site.block)
+        if scoring is None:
+            return None, None
+        if self.renormalized is not None:
+            return scoring, self.renormalized
+        normed = getattr(text, "norm_topk_prob", None)
+        return scoring, True if normed is None else bool(normed)
+
+    # ------------------------------------------------------------------------------------ where its layers are
 
     def find(self, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         """Yield every container of routed experts: its path and the module."""
@@ -105,6 +154,17 @@ class Reader:
             if isinstance(known := getattr(site.experts, name, None), int):
                 return known
         raise MoewhError(f"{site.path} ({type(site.experts).__name__}) does not say how many experts it holds.")
+
+    def identity_experts(self, site: Site) -> int:
+        """How many of the E experts, the last, put out what they are given."""
+        del site
+        return 0
+
+    def split_experts(self, site: Site, tensors: layouts.Tensors) -> layouts.Parts | None:
+        """Split a container's matrices, by name, into those of each expert; None for an unknown layout."""
+        return layouts.split(site.experts, tensors)
+
+    # ------------------------------------------------------------------------------------ how its calls are read
 
     def attach(self, site: Site, record: Record) -> list[RemovableHandle]:
         """Hook the block so that `record` is told of each call; return the hooks."""
@@ -147,6 +207,12 @@ class Reader:
     def logits(self, output: Any) -> Any:
         """The router's logits among what its forward returns."""
         return output[0] if isinstance(output, tuple) else output
+
+
+def router_of(site: Site) -> nn.Module:
+    """The router of a layer whose family always has one."""
+    assert site.router is not None
+    return site.router
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

@@ -1,25 +1,24 @@
 """The weights of a layer's router and experts in one form, whatever form its family keeps them in.
 
-In: a `Site` (on the meta device, or filled by `moewh.ingest.geometry.checkpoint`). Out: `LayerWeights`, views of the same numbers.
-A container goes by the names and shapes of its parameters; one that is not exactly of a known layout is refused.
+In: a `Site` (on the meta device, or filled by `moewh.ingest.geometry.checkpoint`). Out: `LayerWeights`, views of the
+same numbers. A container goes by the names and shapes of its parameters, as its family splits them; one that is not
+exactly of a known layout is refused.
 
 Shapes: E experts with weights, H the length of their input, I of their inner layer.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from moewh.ingest.families.layouts import Tensors
 from moewh.ingest.families.rule import Site
 from moewh.warehouse.errors import MoewhError
 
 _ROUTER_ROWS = ("weight", "proj.weight", "gate.weight", "wg.weight", "layer.weight", "classifier.weight")
 """What a router calls the matrix whose rows its logits are the products with."""
-_SWITCH = r"expert_(\d+)\.(wi|wo)\.weight"
 
 
 @dataclass(frozen=True)
@@ -59,10 +58,10 @@ class LayerWeights:
 def layer_weights(site: Site) -> LayerWeights:
     """Return a layer's weights in one form. Raises MoewhError for a container that is not of a known layout."""
     tensors = _matrices(site)
-    layout = next((read for names, read in _LAYOUTS if names(set(tensors))), None)
-    if layout is None:
+    parts = site.reader.split_experts(site, tensors)
+    if parts is None:
         raise _unknown(site, tensors)
-    gate, up, down = layout(site, tensors)
+    gate, up, down = parts
     count = site.kinds.count("mlp")
     if min(len(up), len(down)) < count:
         raise _unknown(site, tensors)
@@ -81,12 +80,7 @@ def router_rows(site: Site) -> torch.Tensor | None:
     return rows[: site.num_experts].detach()
 
 
-_Tensors = dict[str, torch.Tensor]
-_Experts = list[torch.Tensor]
-_Parts = tuple[_Experts | None, _Experts, _Experts]
-
-
-def _matrices(site: Site) -> _Tensors:
+def _matrices(site: Site) -> Tensors:
     """The container's parameters by name, but for biases, norms, and the router's own where it holds the router."""
     routers = set() if site.router is None else {id(parameter) for parameter in site.router.parameters()}
     return {
@@ -96,71 +90,7 @@ def _matrices(site: Site) -> _Tensors:
     }
 
 
-def _fused(site: Site, tensors: _Tensors) -> _Parts:
-    """gate_up_proj [E, 2I, H] and down_proj [E, H, I], or both transposed; gate above up, or in turns with it."""
-    both, down = tensors["gate_up_proj"], tensors["down_proj"]
-    straight = both.shape[1:] == (2 * down.shape[2], down.shape[1])
-    if not straight:
-        both, down = both.transpose(1, 2), down.transpose(1, 2)
-        if both.shape[1:] != (2 * down.shape[2], down.shape[1]):
-            raise _unknown(site, tensors)
-    if bool(getattr(site.experts, "is_transposed", not straight)) is straight:
-        raise _unknown(site, tensors)
-    if getattr(site.experts, "is_concatenated", True):
-        gate, up = both.chunk(2, dim=1)
-    else:
-        gate, up = both[:, 0::2], both[:, 1::2]
-    return list(gate), list(up), list(down)
-
-
-def _ungated(site: Site, tensors: _Tensors) -> _Parts:
-    """up_proj [E, I, H] and down_proj [E, H, I]."""
-    up, down = tensors["up_proj"], tensors["down_proj"]
-    if up.shape[1:] != down.shape[:0:-1] or getattr(site.experts, "is_transposed", False):
-        raise _unknown(site, tensors)
-    return None, list(up), list(down)
-
-
-def _dbrx(site: Site, tensors: _Tensors) -> _Parts:
-    """w1 (gate), v1 (up) and w2 (down, transposed), each [E · I, H]: one expert's neurons after the other's."""
-    gate, up, down = (
-        tensors[f"mlp.{name}"].unflatten(0, (site.num_experts, -1)).unbind() for name in ("w1", "v1", "w2")
-    )
-    return list(gate), list(up), [matrix.T for matrix in down]
-
-
-def _jetmoe(site: Site, tensors: _Tensors) -> _Parts:
-    """Two modules of matrices: [E, 2I, H] and [E, H, I]."""
-    gate, up = tensors["input_linear.weight"].chunk(2, dim=1)
-    down = tensors["output_linear.weight"]
-    if up.shape[1:] != down.shape[:0:-1]:
-        raise _unknown(site, tensors)
-    return list(gate), list(up), list(down)
-
-
-def _switch(site: Site, tensors: _Tensors) -> _Parts:
-    """A module for each expert: wi [I, H] and wo [H, I]."""
-    places = range(site.num_experts)
-    if len(tensors) != 2 * len(places):
-        raise _unknown(site, tensors)
-    up, down = ([tensors[f"expert_{place}.{name}.weight"] for place in places] for name in ("wi", "wo"))
-    return None, up, down
-
-
-def _named(*names: str) -> Callable[[set[str]], bool]:
-    return lambda found: found == set(names)
-
-
-_LAYOUTS: tuple[tuple[Callable[[set[str]], bool], Callable[[Site, _Tensors], _Parts]], ...] = (
-    (_named("gate_up_proj", "down_proj"), _fused),
-    (_named("up_proj", "down_proj"), _ungated),
-    (_named("mlp.w1", "mlp.v1", "mlp.w2"), _dbrx),
-    (_named("input_linear.weight", "output_linear.weight"), _jetmoe),
-    (lambda found: bool(found) and all(re.fullmatch(_SWITCH, name) for name in found), _switch),
-)
-
-
-def _unknown(site: Site, tensors: _Tensors) -> MoewhError:
+def _unknown(site: Site, tensors: Tensors) -> MoewhError:
     shown = ", ".join(f"{name} {' x '.join(map(str, tensor.shape))}" for name, tensor in list(tensors.items())[:4])
     return MoewhError(
         f"{site.path} ({type(site.experts).__name__}) keeps its experts' weights in a layout that `moewh geometry` "

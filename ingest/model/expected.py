@@ -1,57 +1,28 @@
-"""What a configuration promises: which layers hold routed experts, how many experts, how many a token gets.
+"""What a configuration promises of a whole model, its family's own rules included.
 
-Families write it down in a dozen ways. Every rule lives here, and each asks for an attribute that only
-the families it is meant for have; a layer is routed if no rule makes it dense.
+In: a configuration. Out: its number of layers, those that should hold routed experts, experts per token, the longest
+context. `moewh.ingest.model.layers` holds the model against it.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
+from moewh.ingest.families.configuration import decoder_layers, text_config, visits
+from moewh.ingest.families.find import family_of
 from moewh.warehouse.errors import MoewhError
-
-Stack = Literal["decoder", "encoder"]
-_TOP_K_NAMES = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_top_k", "moe_k")
-_FIXED_TOP_K = {"switch_transformers": 1, "nllb-moe": 2}
-_SHARED_COUNTS = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
-
-
-def text_config(config: Any) -> Any:
-    """The configuration of the text stack; an encoder-decoder's own, which describes both stacks."""
-    return config if config.is_encoder_decoder else config.get_text_config(decoder=True)
 
 
 def num_layers(config: Any) -> int:
     """Layers of the text stack; of an encoder-decoder, those of both; of a model that loops, each visit."""
     text = text_config(config)
-    return visits(config, int(text.num_hidden_layers))[0] + (_decoder_layers(text) if config.is_encoder_decoder else 0)
-
-
-def visits(config: Any, layer: int) -> list[int]:
-    """The numbers of a layer's visits in one forward pass: its own, except in a model that loops over some layers.
-
-    Such a model is numbered as it runs, which is how transformers numbers its hidden states: a looped layer has one
-    number per pass over the loop, and the layers after the loop come after its last pass.
-    """
-    text = text_config(config)
-    passes = getattr(text, "loop_num_passes", None) or 1
-    start, end = (int(getattr(text, f"loop_layer_index_{edge}", None) or 0) for edge in ("start", "end"))
-    if layer < start:
-        return [layer]
-    if layer < end:
-        return [layer + loop * (end - start) for loop in range(passes)]
-    return [layer + (passes - 1) * (end - start)]
-
-
-def first_layer(config: Any, stack: Stack) -> int:
-    """Number of a stack's first layer: a decoder's layers are counted on after its encoder's."""
-    return int(text_config(config).num_hidden_layers) if config.is_encoder_decoder and stack == "decoder" else 0
+    return visits(config, int(text.num_hidden_layers))[0] + (decoder_layers(text) if config.is_encoder_decoder else 0)
 
 
 def expected_layers(config: Any) -> list[int]:
-    """Layers that should hold routed experts, as the configuration tells, numbered as the model does."""
+    """Layers that should hold routed experts, as the configuration says, numbered as the model does."""
     try:
-        return _expected_layers(config)
+        return family_of(config).routed_layers(config)
     except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
         raise MoewhError(
             f"the configuration of model type {text_config(config).model_type} does not say which layers have routed "
@@ -59,36 +30,9 @@ def expected_layers(config: Any) -> list[int]:
         ) from error
 
 
-def _expected_layers(config: Any) -> list[int]:
-    text = text_config(config)
-    if config.is_encoder_decoder:
-        first = first_layer(config, "decoder")
-        encoder = _every(text.encoder_sparse_step, text.num_hidden_layers, text.model_type)
-        decoder = _every(text.decoder_sparse_step, _decoder_layers(text), text.model_type)
-        return encoder + [first + layer for layer in decoder]
-    if getattr(text, "num_layers", None) and text.model_type == "longcat_flash":
-        # Two attention sublayers make one layer there; num_hidden_layers counts the sublayers.
-        return list(range(text.num_layers))
-    routed = (layer for layer in range(text.num_hidden_layers) if not _is_dense(text, layer))
-    return sorted(visit for layer in routed for visit in visits(config, layer))
-
-
 def top_k(config: Any) -> int:
-    """Experts per token K, as the configuration tells; the largest, where layers differ."""
-    text = text_config(config)
-    if text.model_type in _FIXED_TOP_K:
-        return _FIXED_TOP_K[text.model_type]
-    places = [text, *(part for part in (getattr(text, "ffn_config", None),) if part is not None)]
-    known = (getattr(place, name, None) for place in places for name in _TOP_K_NAMES)
-    found = next((value for value in known if value is not None), None)
-    if found is None:
-        raise MoewhError(
-            f"the configuration of model type {text.model_type} does not say how many experts a token gets."
-        )
-    counts = found if isinstance(found, (list, tuple)) else [found]
-    if not counts or any(type(count) is not int for count in counts):
-        raise MoewhError(f"the configuration gives a token {found!r} experts, which is no whole number. Correct it.")
-    return int(max(counts))
+    """Experts per token K; the largest, where layers differ."""
+    return family_of(config).top_k(config)
 
 
 def max_positions(config: Any) -> int | None:
@@ -103,55 +47,3 @@ def max_positions(config: Any) -> int | None:
     if not whole:
         raise MoewhError(f"the configuration has max_position_embeddings = {stated!r}, which is no whole number.")
     return int(stated) if stated > 0 else None
-
-
-def shared_count(config: Any) -> int:
-    """Experts that every token passes in a layer that has any, as the configuration counts them."""
-    text = text_config(config)
-    known = (getattr(text, name, None) for name in _SHARED_COUNTS)
-    found = next((value for value in known if value), 1)
-    return max(found) if isinstance(found, (list, tuple)) else int(found)
-
-
-def _decoder_layers(text: Any) -> int:
-    names = ("num_decoder_layers", "decoder_layers")
-    stated = next((value for name in names if (value := getattr(text, name, None)) is not None), None)
-    if stated is None:
-        raise MoewhError(
-            f"the configuration of model type {text.model_type} does not say how many decoder layers it has."
-        )
-    return int(stated)
-
-
-def _every(step: int, layers: int, model_type: str) -> list[int]:
-    """Every step-th layer of one stack; Switch counts from the second layer, NLLB to the step-th."""
-    if step <= 0:
-        return []
-    offset = 1 % step if model_type == "switch_transformers" else step - 1
-    return [layer for layer in range(layers) if layer % step == offset]
-
-
-def _is_dense(text: Any, layer: int) -> bool:
-    """Tell whether any rule makes this decoder layer dense."""
-
-    def get(name: str, default: Any) -> Any:
-        value = getattr(text, name, None)
-        return default if value is None else value
-
-    kinds = get("mlp_layer_types", None)
-    if kinds is not None:
-        return bool(kinds[layer] == "dense")
-    blocks = get("layers_block_type", [])
-    return bool(
-        layer < max(get("first_k_dense_replace", 0), get("num_dense_layers", 0), get("moe_layer_start_index", 0))
-        or layer > get("moe_layer_end_index", layer)
-        or layer in get("mlp_only_layers", ())
-        or layer not in get("moe_layers", (layer,))
-        or (layer + 1) % get("decoder_sparse_step", 1) != 0
-        or (layer + 1) % get("moe_layer_interval", 1) != 0
-        or get("layers_num_experts", {layer: None})[layer] == 1
-        or ("moe" in blocks and blocks[layer] != "moe")
-        or not get("is_moe", True)
-        or not get("enable_moe_block", True)
-        or get("num_local_experts", 1) == 0
-    )

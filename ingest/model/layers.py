@@ -14,9 +14,10 @@ from typing import Any
 
 from torch import nn
 
-from moewh.ingest.families.adapters import REFUSED, reader_for
+from moewh.ingest.families.configuration import Stack, first_layer, text_config, visits
+from moewh.ingest.families.find import family_of
 from moewh.ingest.families.rule import INDEX_NAMES, WEIGHT_NAMES, Reader, Site, unwrapped
-from moewh.ingest.model.expected import Stack, expected_layers, first_layer, text_config, top_k, visits
+from moewh.ingest.model.expected import expected_layers, top_k
 from moewh.warehouse.errors import MoewhError
 
 _LAYER = re.compile(r"(?:.*\.)?(?:layers|blocks|block|h)\.(\d+)\.")
@@ -48,9 +49,8 @@ class Sites:
 
 def refuse_by_name(config: Any) -> None:
     """Raise MoewhError for a family that moewh refuses whatever its weights are."""
-    model_type = text_config(config).model_type
-    if reason := REFUSED.get(model_type):
-        raise MoewhError(f"model type {model_type} is not recorded: {reason}. Use another model.")
+    if reason := family_of(config).refused:
+        raise MoewhError(f"model type {text_config(config).model_type} is not recorded: {reason}. Use another model.")
 
 
 def find_sites(model: nn.Module, config: Any) -> Sites:
@@ -87,7 +87,7 @@ def check_top_k(sites: list[Site], chosen: int) -> None:
 
 def locate_sites(model: nn.Module, config: Any) -> Sites:
     """Return whatever MoE layers there are, whether or not they can be recorded."""
-    reader = reader_for(text_config(config).model_type)
+    reader = family_of(config)
     sites, others = [], []
     for path, module in reader.find(model):
         found = _LAYER.match(path + ".")

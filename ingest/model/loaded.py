@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import MergeModulelist, WeightConverter, convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 
-from moewh.ingest.model.expected import text_config
+from moewh.ingest.families.configuration import text_config
 from moewh.ingest.model.layers import OTHER_MODALITY, Sites
 from moewh.ingest.model.stored import DTYPES, Part, Sources, StoredTensor, conversion, few, parameter_sources
 from moewh.warehouse.errors import MoewhError

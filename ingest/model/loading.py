@@ -24,6 +24,7 @@ from transformers.utils import CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 
 from moewh.ingest import demo
+from moewh.ingest.families.configuration import text_config
 from moewh.ingest.families.rule import Site
 from moewh.ingest.model.architecture import (
     check_parallel,
@@ -36,7 +37,7 @@ from moewh.ingest.model.architecture import (
     quantization_method,
     read_config,
 )
-from moewh.ingest.model.expected import max_positions, text_config
+from moewh.ingest.model.expected import max_positions
 from moewh.ingest.model.generation_tokens import StatedTokens, read_generation_tokens
 from moewh.ingest.model.layers import Sites, find_sites, refuse_by_name
 from moewh.ingest.model.loaded import check_loaded, check_stored, unloaded_modules

@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 
-from moewh.ingest.families.declared import can_be_measured, declared_renormalized, declared_scoring
+from moewh.ingest.families.configuration import shared_count, text_config
 from moewh.ingest.families.rule import Call, Site, unwrapped
-from moewh.ingest.model.expected import shared_count, text_config
 from moewh.ingest.proof.rebuild import TOLERANCE, Observation
 from moewh.ingest.routing import NO_ROUTE
 
@@ -58,9 +57,10 @@ def _measure(site: Site, seen: Observation, config: Any) -> LayerFacts:
     call = seen.call
     assert call is not None
     scoring, renormalized = _measure_scoring(call, seen)
-    if scoring is None or not can_be_measured(config):
-        stated = declared_renormalized(config)
-        scoring, renormalized = declared_scoring(config), renormalized if stated is None else stated
+    if scoring is None or not site.reader.measurable:
+        scoring, stated = site.reader.declared(site, config)
+        sums_differ = renormalized is False and site.reader.measurable
+        renormalized = renormalized if stated is None or sums_differ else stated
     router_input = None
     if seen.router_input_NH is not None:
         same = torch.equal(seen.router_input_NH, call.hidden_TH) and not seen.router_state

@@ -17,14 +17,17 @@ import pytest
 import torch
 import transformers
 
-from moewh.ingest.families import adapters
+from moewh.ingest.families import find
+from moewh.ingest.families.rule import Reader, Site
+from moewh.ingest.geometry.matrices import layer_weights
+from moewh.ingest.model.layers import find_sites
 from moewh.ingest.options import IngestOptions
 from moewh.ingest.run import ingest
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.base import open_warehouse
 from tests.support import expert_arithmetic
-from tests.support.families import FAMILIES, WRAPPERS, Family, build, has_experts, present
+from tests.support.families import FAMILIES, WRAPPERS, Family, adapters, build, has_experts, present
 from tests.support.models import byte_tokenizer
 
 TEXTS = ("ab", "the cat sat on the mat, then on me", "x", "3 + 4 = 7; aaaaaaaa", "so it goes")
@@ -246,18 +249,76 @@ def test_family(family: Family) -> None:
         raise error
 
 
-@pytest.mark.parametrize("model_type", adapters.ADAPTERS)
-def test_without_its_adapter_a_family_fails(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    family = next(family for family in FAMILIES if family.name == model_type.removesuffix("_text"))
+ADAPTERS = adapters()
+READING = [name for name, it in ADAPTERS.items() if type(it).attach != Reader.attach or type(it).rows != Reader.rows]
+"""Families whose calls are read otherwise than by the rule."""
+
+
+def of_file(name: str) -> Family:
+    """The family whose file has this name; skips the test where transformers does not have it."""
+    family = next(family for family in FAMILIES if family.name == name.removesuffix("_text"))
+    if not present(family):
+        pytest.skip(f"transformers {transformers.__version__} has no {family.name}")
+    return family
+
+
+def without(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on, as if a family had no file."""
+    monkeypatch.setattr(f"moewh.ingest.families.{name}.FAMILY", None)
+
+
+@pytest.mark.parametrize("name", READING)
+def test_without_its_adapter_a_family_fails(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = of_file(name)
     assert failure(family) is None
-    monkeypatch.delitem(adapters.ADAPTERS, model_type)
+    without(name, monkeypatch)
     with pytest.raises((MoewhError, AssertionError)):
         check(family, observe(family))
+
+
+def said(family: Family) -> list[Any]:
+    """What moewh says of a family that it has not run, layer by layer; or why it refuses it."""
+    model = build(family)
+    try:
+        sites = find_sites(model, model.config).sites
+        return [
+            (site.path, site.kinds, site.reader.declared(site, model.config), site.reader.measurable, weights(site))
+            for site in sites
+        ]
+    except MoewhError as refusal:
+        return [str(refusal)]
+
+
+def weights(site: Site) -> list[tuple[int, ...]] | str:
+    """The shapes of a layer's matrices; or why `moewh geometry` refuses it."""
+    try:
+        return [tuple(matrix.shape) for matrix in layer_weights(site).down]
+    except MoewhError as refusal:
+        return str(refusal)
+
+
+@pytest.mark.parametrize("name", sorted(ADAPTERS.keys() - set(READING)))
+def test_no_file_of_a_family_is_idle(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it, something else is said of the family: as `test_family` and the geometry's tests hold it, wrong."""
+    family = of_file(name)
+    shipped = said(family)
+    without(name, monkeypatch)
+    assert said(family) != shipped
+
+
+@pytest.mark.parametrize("model_type", ["rule", "find", "__init__", "../run", "os", "a.b", "", "mixtral"])
+def test_a_model_type_finds_no_other_file(model_type: str) -> None:
+    assert find.adapter_of(model_type) is None
+
+
+def test_an_adapter_says_why_the_family_differs() -> None:
+    for adapter in ADAPTERS.values():
+        assert (type(adapter).__doc__ or "").splitlines()[0].endswith((".", ":"))
 
 
 def test_every_family_of_this_transformers_is_in_the_table() -> None:
     unknown = has_experts() - {family.name for family in FAMILIES}
     assert not unknown, (
         f"transformers {transformers.__version__} has experts in {', '.join(sorted(unknown))}, which no test covers. "
-        "Add a row to FAMILIES in tests/families.py; if its test fails, it needs an adapter in ingest/adapters.py."
+        "Add a row to FAMILIES in tests/support/families.py; if its test fails, it needs a file in ingest/families/."
     )

@@ -13,7 +13,7 @@ import transformers
 from click.testing import CliRunner, Result
 
 from moewh.cli.main import main
-from moewh.ingest.model.expected import visits
+from moewh.ingest.families.configuration import visits
 from moewh.ingest.model.layers import find_sites
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.base import open_warehouse
@@ -115,7 +115,7 @@ def test_another_number_of_passes_than_promised_is_refused_by_name(
         return visits(config, layer)
 
     monkeypatch.setattr("moewh.ingest.model.layers.visits", claim)
-    monkeypatch.setattr("moewh.ingest.model.expected.visits", claim)
+    monkeypatch.setattr("moewh.ingest.families.configuration.visits", claim)
     result = moewh("ingest", "--model", str(tmp_path / "model"), "--prompts", str(tmp_path / "p.txt"))
     assert result.exit_code == 1
     assert "model.layers.1.mlp.experts" in result.stderr

@@ -15,7 +15,7 @@ from torch import nn
 from moewh.cli.main import main
 from moewh.ingest.capture import hooks as capture
 from moewh.ingest.capture.vectors import WantedVectors
-from moewh.ingest.families import adapters
+from moewh.ingest.families import nllb_moe
 from moewh.ingest.families import rule as blocks
 from moewh.ingest.model import architecture
 from moewh.ingest.model.layers import Sites, find_sites
@@ -61,8 +61,7 @@ def test_a_wrong_capture_is_refused_before_anything_is_written(prompts: Path, mo
 
 
 def test_the_guard_alone_would_refuse_nllb_moe(prompts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(adapters.REFUSED, "nllb-moe")
-    monkeypatch.setitem(adapters.ADAPTERS, "nllb-moe", _Intended())
+    monkeypatch.setattr(nllb_moe, "FAMILY", _Intended())
     folder = prompts.parent / "model"
     build(BY_NAME["nllb_moe"]).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
@@ -71,6 +70,8 @@ def test_the_guard_alone_would_refuse_nllb_moe(prompts: Path, monkeypatch: pytes
 
 class _Intended(blocks.Reader):
     """Reads nllb_moe as it is meant: two experts a token, each a module, weighted by the router's probabilities."""
+
+    fixed_top_k = 2
 
     def rows(self, ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The container is called with the router's weights for all experts, zero but at the two chosen."""

@@ -7,6 +7,7 @@ name; a row adds what is the family's own, and what its layers must be found to 
 from __future__ import annotations
 
 import dataclasses
+import pkgutil
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,10 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
+
+from moewh.ingest import families
+from moewh.ingest.families.find import adapter_of
+from moewh.ingest.families.rule import Reader
 
 VOCABULARY = 257
 TINY: dict[str, Any] = {
@@ -297,6 +302,12 @@ def build(family: Family, seed: int = 0) -> Any:
             if _ROUTER.search(name):
                 tensor.mul_(family.router_gain)
     return model
+
+
+def adapters() -> dict[str, Reader]:
+    """Every family that has a file of its own: its model type, with _ for -, and its adapter."""
+    found = ((module.name, adapter_of(module.name)) for module in pkgutil.iter_modules(families.__path__))
+    return {name: adapter for name, adapter in found if adapter is not None}
 
 
 def present(family: Family) -> bool:

@@ -1,0 +1,22 @@
+"""DBRX: how its checkpoints keep the experts' matrices."""
+
+from __future__ import annotations
+
+from moewh.ingest.families.layouts import Parts, Tensors
+from moewh.ingest.families.rule import Reader, Site
+
+
+class Dbrx(Reader):
+    """All experts' neurons lie one after the other in three matrices of two dimensions."""
+
+    def split_experts(self, site: Site, tensors: Tensors) -> Parts | None:
+        """Split w1 (gate), v1 (up) and w2 (down, transposed), each [E · I, H]."""
+        if set(tensors) != {"mlp.w1", "mlp.v1", "mlp.w2"}:
+            return None
+        gate, up, down = (
+            tensors[f"mlp.{name}"].unflatten(0, (site.num_experts, -1)).unbind() for name in ("w1", "v1", "w2")
+        )
+        return list(gate), list(up), [matrix.T for matrix in down]
+
+
+FAMILY = Dbrx()

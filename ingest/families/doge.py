@@ -1,0 +1,75 @@
+"""Doge: product keys instead of a container of experts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from moewh.ingest.families.rule import Call, Reader, Record, Site
+
+
+class Doge(Reader):
+    """Product keys: an expert is a row of two embeddings, chosen as a pair of half-keys; no container at all.
+
+    Its router views [B * S, 2 √E] as [2, B * S, √E], which mixes the logits of different tokens: what a token
+    is routed to depends on the whole batch, so prompts are run one by one.
+    """
+
+    block_is_container = True
+    shared_experts = 1
+    one_context_a_batch = True
+
+    def find(self, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        """Yield the blocks themselves."""
+        return ((path, module) for path, module in model.named_modules() if hasattr(module, "router_gate"))
+
+    def router(self, block: nn.Module) -> nn.Module | None:
+        """The linear map to the half-keys' logits."""
+        return block.get_submodule("router_gate")
+
+    def attach(self, site: Site, record: Record) -> list[RemovableHandle]:
+        """Take the logits from the router, and the indices on their way into the experts' embedding."""
+        block = site.block
+        seen: dict[str, torch.Tensor] = {}
+
+        def routed(_: nn.Module, args: tuple[Any, ...], logits: torch.Tensor) -> None:
+            seen["hidden"] = args[0].reshape(-1, args[0].shape[-1])
+            seen["logits"] = logits.reshape(2, len(seen["hidden"]), -1)
+
+        def embedded(_: nn.Module, args: tuple[Any, ...]) -> None:
+            ids_TK = args[0]
+            first, second = seen.pop("logits")
+            scores = first.gather(1, ids_TK // block.num_keys) + second.gather(1, ids_TK % block.num_keys)
+            weights_TK = torch.softmax(scores, dim=-1)
+            if block.norm_topk_prob:
+                weights_TK = weights_TK / weights_TK.sum(-1, keepdim=True)
+            record(site, Call(seen.pop("hidden"), ids_TK, weights_TK))
+
+        return [
+            block.router_gate.register_forward_hook(routed),
+            block.down_embed.register_forward_pre_hook(embedded),
+        ]
+
+    def rebuild(self, site: Site, call: Call) -> torch.Tensor:
+        """Σ weight · expert(x), and the dense MLP that the block adds."""
+        block = site.block
+        x = call.hidden_TH
+        shared_NH: torch.Tensor = block.down_proj(block.act_fn(block.gate_proj(x)) * block.up_proj(x))
+        return super().rebuild(site, call) + shared_NH.double()
+
+    def run_experts(self, site: Site, hidden_MH: torch.Tensor, expert_ids_M: torch.Tensor) -> torch.Tensor:
+        """An expert is one neuron: up · act(down · x)."""
+        block = site.block
+        scale_M = block.act_fn((block.down_embed(expert_ids_M) * hidden_MH).sum(-1))
+        output_MH: torch.Tensor = block.up_embed(expert_ids_M) * scale_M[:, None]
+        return output_MH
+
+    def logits(self, output: Any) -> None:
+        """There are none: half-keys are no experts."""
+
+
+FAMILY = Doge()

@@ -1,0 +1,30 @@
+"""The family of a model: the file named after its model type, or the rule.
+
+A family that differs is one file of this folder, which holds `FAMILY`, an adapter with all that is particular to it.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from moewh.ingest.families.configuration import text_config
+from moewh.ingest.families.rule import Reader
+
+_RULE = Reader()
+
+
+def family_of(config: Any) -> Reader:
+    """Return how a model's family is read: its own adapter, or the rule."""
+    return adapter_of(text_config(config).model_type) or _RULE
+
+
+def adapter_of(model_type: str) -> Reader | None:
+    """Return the adapter of the text configuration's model type; None for a family that follows the rule."""
+    name = str(model_type).replace("-", "_")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_]*", name) or find_spec(f"{__package__}.{name}") is None:
+        return None
+    family: Reader | None = getattr(import_module(f"{__package__}.{name}"), "FAMILY", None)
+    return family

@@ -1,0 +1,15 @@
+"""Gemma 4: what its router returns."""
+
+from __future__ import annotations
+
+from moewh.ingest.families.rule import Reader
+
+
+class Gemma4(Reader):
+    """The router returns probabilities instead of logits, and multiplies each weight by a factor of its expert."""
+
+    returns_probabilities = True
+    measurable = False
+
+
+FAMILY = Gemma4()

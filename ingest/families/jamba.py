@@ -1,0 +1,14 @@
+"""Jamba: what a token's weights sum to."""
+
+from __future__ import annotations
+
+from moewh.ingest.families.rule import Reader
+
+
+class Jamba(Reader):
+    """A token's weights are not divided by their sum, and no configuration says so."""
+
+    renormalized = False
+
+
+FAMILY = Jamba()
