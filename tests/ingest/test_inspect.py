@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from moewh.cli.main import main
 from moewh.ingest.inspect import inspect_model
-from tests.ingest.test_families import observed
 from tests.support.families import FAMILIES, WRAPPERS, Family, configuration, present
 from tests.support.models import byte_tokenizer, save_model
+from tests.support.observed_families import observed
 
 BY_NAME = {family.name: family for family in (*FAMILIES, *WRAPPERS)}
 LARGEST = 4_096
