@@ -26,8 +26,8 @@ rows are held against arithmetic done in the test. Exact means that Σ weight ·
 puts out, to 1e-5 in float32; that no padding has rows; and that a token's experts do not depend on its batch.
 
 With transformers {version}: **{exact} of {present} families are exact**{rest}. With 5.19.0, the oldest that moewh
-takes: 62 of 63, 1 refused (`pip install transformers==5.19.0`, then `pytest tests/test_families.py`, as the workflow
-does).
+takes: 62 of 63, 1 refused (`pip install transformers==5.19.0`, then `pytest tests/ingest/test_families.py`, as the
+workflow does).
 
 - *MoE layers* are those of the tiny model, of its four (longcat_flash: three; inkling2_loop: eight visits of four);
   dense and attention-only ones are not.

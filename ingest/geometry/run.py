@@ -92,7 +92,9 @@ def measure(
     device = _device(options.device)
     check_place(options.model)
     source = find_source(options.model, options.revision)
-    if adapter_settings_file(Repository(source.location, source.revision)) is not None:
+    with explaining(source.title):
+        settings = adapter_settings_file(Repository(source.location, source.revision))
+    if settings is not None:
         raise MoewhError(
             f"{source.title} is an adapter: its weights are changes of its base's, which a geometry does not measure. "
             "Merge it into its base (peft's merge_and_unload), record that model, and measure it."

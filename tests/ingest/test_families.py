@@ -40,5 +40,5 @@ def test_every_family_of_this_transformers_is_in_the_table() -> None:
     unknown = has_experts() - {family.name for family in FAMILIES}
     assert not unknown, (
         f"transformers {transformers.__version__} has experts in {', '.join(sorted(unknown))}, which no test covers. "
-        "Add a row to FAMILIES in tests/families.py; if its test fails, it needs an adapter in ingest/adapters.py."
+        "Add a row to FAMILIES in tests/support/families.py; if its test fails, it needs a file in ingest/families/."
     )

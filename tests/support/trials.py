@@ -91,7 +91,7 @@ def kill_until_complete(trial: Trial, kills: int, seed: int) -> int:
 
 
 def last_segment_lost(trial: Trial, every: int) -> Iterator[tuple[int, Path, set[Path]]]:
-    """Yield every so many steps of writing a run's last segment, with the warehouse as it was before them.
+    """Yield every so many steps of writing a run's last segment, and the last, with the warehouse as it was before.
 
     That is: the step, the segment and those before it.
     """
@@ -101,7 +101,7 @@ def last_segment_lost(trial: Trial, every: int) -> Iterator[tuple[int, Path, set
     shutil.rmtree(half / last)
     shutil.copytree(half, trial.root)
     steps = trial.ingest()["result"]
-    for step in range(1, steps + 1, every):
+    for step in sorted({*range(1, steps + 1, every), steps}):
         shutil.rmtree(trial.root)
         shutil.copytree(half, trial.root)
         yield step, last, segments_of(half)
