@@ -14,8 +14,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: $(VENV)/.installed
 	$(BIN)/moewh demo
 
+# In one process per core; PYTEST_ARGUMENTS="-n 0 tests/queries -k co_routing" runs a few tests in this one.
 test: $(VENV)/.installed
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q $(PYTEST_ARGUMENTS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto --dist loadfile $(PYTEST_ARGUMENTS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from moewh.warehouse.views.base import canned_names
-from tests.warehouse.test_jail import ESCAPES
+from tests.support.escapes import ESCAPES
 from tools.documents import (
     README,
     SCHEMA_PAGE,

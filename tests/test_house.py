@@ -7,6 +7,7 @@ inside functions count too: they say what a file needs, only later.
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -153,3 +154,33 @@ def test_the_writer_loads_no_torch(module: str) -> None:
     code = f"import sys, {module}; print(*{{'torch', 'transformers', 'click', 'rich'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Path:
+    """A folder with files of our rooms' names, each of which ends the process that imports it."""
+    for name in ("ingest", "queries", "warehouse"):
+        (tmp_path / f"{name}.py").write_text('raise SystemExit("hostile")\n')
+    return tmp_path
+
+
+def run_in(folder: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a folder, which Python then searches first."""
+    path = os.pathsep.join(("", str(REPOSITORY)))
+    command = [sys.executable, "-c", code, *arguments]
+    environment = {**os.environ, "PYTHONPATH": path}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_import_beside_files_of_our_rooms_names(hostile: Path) -> None:
+    """Every module, from a folder whose own `ingest.py` would be found first."""
+    every = "; ".join(f"import {module}" for module in sorted(modules()))
+    done = run_in(hostile, f"import moewh; moewh.open; {every}; print('done')")
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+    assert run_in(hostile, "import ingest").stderr == "hostile\n", "it would have been noticed"
+
+
+def test_command_beside_files_of_our_rooms_names(hostile: Path) -> None:
+    done = run_in(hostile, "from moewh.cli.main import main; main()", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "ingest" in done.stdout

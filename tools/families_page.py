@@ -13,8 +13,8 @@ import transformers
 
 from moewh.ingest.families.find import adapter_of
 from moewh.warehouse.errors import MoewhError
-from tests.ingest.test_families import Ingested, failure, observed
 from tests.support.families import FAMILIES, Family, adapters, configuration, present
+from tests.support.observed_families import Ingested, failure, observed
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGE = REPOSITORY / "docs" / "families.md"

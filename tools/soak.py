@@ -1,8 +1,9 @@
 """The long form of the fault tests: `make soak`, or `python -m tools.soak`. pytest does not collect it.
 
-Each part does to a warehouse, many times, what tests.support.faults.test_faults and tests.warehouse.test_verify do a few times, and gives
-rows of a table: what was done, how often, and how often something was lost, torn or not noticed. Whatever was makes
-the exit code 1. Forty minutes of one core; `--kills 10 --flips 50 --fuzz-seconds 10 --examples 20 --every 20`: a few.
+Each part does to a warehouse, many times, what tests.faults.test_faults and tests.warehouse.test_verify do a few
+times, and gives rows of a table: what was done, how often, and how often something was lost, torn or not noticed.
+Anything lost makes the exit code 1. Forty minutes of one core; a few with
+`--kills 10 --flips 50 --fuzz-seconds 10 --examples 20 --every 20`.
 """
 
 from __future__ import annotations
@@ -27,14 +28,16 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from tests.support.faults.test_faults import Trial
 
 from benchmarks.timing import machine
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.base import open_warehouse
+from tests.support import trials
+from tests.support.commit_order import kernel_commits
 from tests.support.damage import DAMAGES, committed_files, faults_of, sound_warehouse, twin
-from tests.support.faults import ERRORS, Job, Server, test_faults
+from tests.support.faults import ERRORS, Job, Server
+from tests.support.trials import Trial
 
 FUZZED = {"prompts": 0.6, "manifests": 0.3, "pages": 0.1}
 """Targets of `tools.fuzz`, and how much of --fuzz-seconds each gets."""
@@ -83,13 +86,13 @@ class Soak:
 
 def kills(soak: Soak) -> Iterator[Row]:
     """SIGKILL anywhere in a run."""
-    done = test_faults.kill_until_complete(soak.trial(), soak.chosen.kills, soak.chosen.seed)
+    done = trials.kill_until_complete(soak.trial(), soak.chosen.kills, soak.chosen.seed)
     yield Row("SIGKILL at a random moment or system call of an ingest", f"{done} kills", 0)
 
 
 def commits(soak: Soak) -> Iterator[Row]:
     """SIGKILL at every step of writing and committing a segment."""
-    done, outcomes = test_faults.kill_last_segment(soak.trial(), soak.chosen.every)
+    done, outcomes = trials.kill_last_segment(soak.trial(), soak.chosen.every)
     assert soak.chosen.every > 9 or outcomes == {True, False}, "the segment was there before it could be, or never"
     yield Row("SIGKILL at each system call of writing and committing a segment", f"{done} kills", 0)
 
@@ -98,24 +101,24 @@ def errors(soak: Soak) -> Iterator[Row]:
     """Each error at each step of writing a segment; then whole disks that are full."""
     for error in ERRORS:
         trial, tried, ended = soak.trial(), 0, 0
-        for step, _, _ in test_faults.last_segment_lost(trial, soak.chosen.every):
-            ended += test_faults.fail_and_complete(trial, step, error)
+        for step, _, _ in trials.last_segment_lost(trial, soak.chosen.every):
+            ended += trials.fail_and_complete(trial, step, error)
             tried += 1
         what = f"{tried} errors, {ended} ended the command"
         yield Row(f"{error} at each system call of writing and committing a segment", what, 0)
     sizes = [f"size={size}k" for size in range(100, 600, 40)]
     inodes = [f"size=64m,nr_inodes={count}" for count in range(10, 90, 10)]
-    committed = [test_faults.fill_then_make_room(soak.trial(), limit) for limit in sizes]
+    committed = [trials.fill_then_make_room(soak.trial(), limit) for limit in sizes]
     what = f"{len(sizes)} sizes, {min(committed)} to {max(committed)} files committed before it was full"
     yield Row("a disk (tmpfs) that is full, then has room", what, 0)
     for limit in inodes:
-        test_faults.fill_then_make_room(soak.trial(), limit)
+        trials.fill_then_make_room(soak.trial(), limit)
     yield Row("an inode table that is full, then has room", f"{len(inodes)} sizes", 0)
     limits = range(1_000, 9_000, 1_000)
     for size in limits:
-        test_faults.cannot_grow(soak.trial(), size)
+        trials.cannot_grow(soak.trial(), size)
     yield Row("files that cannot grow (RLIMIT_FSIZE)", f"{len(limits)} limits", 0)
-    test_faults.fsync_fails(soak.trial())
+    trials.fsync_fails(soak.trial())
     yield Row("every fsync fails", "1 ingest", 0)
 
 
@@ -123,7 +126,7 @@ def stops(soak: Soak) -> Iterator[Row]:
     """Ctrl-C and SIGTERM, after some segments."""
     for number in (signal.SIGINT, signal.SIGTERM):
         for _ in range(soak.chosen.stops):
-            test_faults.stop(soak.trial(), number, soak.random.randrange(1, 4))
+            trials.stop(soak.trial(), number, soak.random.randrange(1, 4))
         yield Row(f"{number.name} while ingesting", f"{soak.chosen.stops} signals", 0)
 
 
@@ -132,7 +135,7 @@ def writers(soak: Soak) -> Iterator[Row]:
     for names, what in (("rrrrrrrr", "the same run"), ("abcdefgh", "a run each"), ("rrsssttr", "three runs")):
         reads = 0
         for _ in range(soak.chosen.rounds):
-            reads += test_faults.ingest_at_once(soak.trial(), list(names), readers=2)
+            reads += trials.ingest_at_once(soak.trial(), list(names), readers=2)
         tried = f"{soak.chosen.rounds} times, {reads} reads meanwhile"
         yield Row(f"8 writers at once, {what}; 2 readers", tried, 0)
 
@@ -145,7 +148,7 @@ def order(soak: Soak) -> Iterator[Row]:
     trial = soak.trial()
     command = [sys.executable, "-c", "from moewh.cli.main import main; main()"]
     command += trial.plan().arguments
-    commits = test_faults.kernel_commits(command, trial.root, trial.root.with_name("log"))
+    commits = kernel_commits(command, trial.root, trial.root.with_name("log"))
     yield Row("order of fsync and rename in an ingest, by strace", f"{commits} commits", 0)
 
 
@@ -234,7 +237,7 @@ def _damage_row(fault: str, counts: Damaged) -> Row:
 def properties(soak: Soak) -> Iterator[Row]:
     """The property-based tests with many examples."""
     environment = {**os.environ, "MOEWH_EXAMPLES": str(soak.chosen.examples)}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_hostile.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/faults/test_hostile.py"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     passed = re.search(r"(\d+) passed", done.stdout)
     assert done.returncode == 0, done.stdout[-3_000:]

@@ -27,12 +27,12 @@ from moewh.warehouse.files.layout import SCHEMA_RUN, Layout
 from moewh.warehouse.files.manifest import MANIFEST
 from moewh.warehouse.trust.verify import check, plan
 from moewh.warehouse.views.base import open_warehouse
-from tests.ingest.test_geometry import assert_rows, expected, named, open_checkpoint, path_of, same
-from tests.queries.test_views import brute_co_routing, brute_expert_load
-from tests.queries.test_where import answer
+from tests.support.brute_force import brute_co_routing, brute_expert_load
 from tests.support.families import Family, build
+from tests.support.family_geometries import assert_rows, expected, named, open_checkpoint, path_of, same
 from tests.support.geometries import Row
 from tests.support.models import byte_tokenizer, save_model
+from tests.support.saved_queries import answer
 from tests.support.synthetic import Run, random_warehouse
 
 TABLES = (schema.EXPERT_GEOMETRY, schema.ROUTER_SIMILARITY, schema.EXPERT_SIMILARITY)
@@ -212,7 +212,7 @@ def test_mxfp4_is_turned_into_numbers(tmp_path: Path) -> None:
 _PEAKS = """
 import json, resource, sys
 import torch
-from tests.ingest.test_geometry import open_checkpoint
+from tests.support.family_geometries import open_checkpoint
 from moewh.ingest.geometry.matrices import layer_weights
 from moewh.ingest.geometry.subspaces import layer_geometry
 from pathlib import Path

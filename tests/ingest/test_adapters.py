@@ -254,7 +254,8 @@ def test_where_peft_cannot_be_imported_a_model_without_adapter_is_recorded(tmp_p
     base = save_base(tmp_path / "base")
     code = (
         "import sys; sys.modules['peft'] = None\n"
-        "from moewh.ingest.options import IngestOptions; from moewh.ingest.run import ingest; from moewh.warehouse.files.layout import Layout\n"
+        "from moewh.ingest.options import IngestOptions; from moewh.ingest.run import ingest\n"
+        "from moewh.warehouse.files.layout import Layout\n"
         "from pathlib import Path\n"
         f"ingest(IngestOptions(model={str(base)!r}, prompts=({str(ids)!r},)), Layout(Path({str(tmp_path / 'wh')!r})))"
     )

@@ -30,6 +30,7 @@ from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.base import open_warehouse
 from tests.support.models import MAX_LENGTH, byte_tokenizer, save_model
+from tests.support.runs import contents, write_prompts
 
 SEGMENT_ROWS = 600
 
@@ -37,12 +38,6 @@ SEGMENT_ROWS = 600
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
-def write_prompts(path: Path, count: int) -> Path:
-    rows = [{"text": f"prompt {n} " + "word " * (n % 9), "domain": ["a", "b", None][n % 3]} for n in range(count)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -53,16 +48,6 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(warehouse: Path, model: Path, prompts: Path, **options: Any) -> Summary:
     chosen = {"segment_rows": SEGMENT_ROWS, **options}
     return ingest(IngestOptions(model=str(model), prompts=(str(prompts),), **chosen), Layout(warehouse))
-
-
-def contents(warehouse: Path, *, with_run: bool = False) -> dict[str, str]:
-    """sha256 of every committed file; a run's own row, and so its manifest, has a clock in it and is left out."""
-    return {
-        str(path.relative_to(warehouse)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for folder in ("runs", "segments")
-        for path in sorted((warehouse / folder).rglob("*"))
-        if path.is_file() and (with_run or folder == "segments" or path.name not in ("run.parquet", "manifest.json"))
-    }
 
 
 def test_same_command_gives_the_same_bytes(tmp_path: Path, model: Path, prompts: Path) -> None:

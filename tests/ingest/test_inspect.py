@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from moewh.cli.main import main
 from moewh.ingest.inspect import inspect_model
-from tests.ingest.test_families import observed
 from tests.support.families import FAMILIES, WRAPPERS, Family, configuration, present
 from tests.support.models import byte_tokenizer, save_model
+from tests.support.observed_families import observed
 
 BY_NAME = {family.name: family for family in (*FAMILIES, *WRAPPERS)}
 LARGEST = 4_096
@@ -55,10 +55,10 @@ def test_inspect_says_what_is_stored(family: Family, tmp_path: Path) -> None:
     if not present(family):
         pytest.skip(f"transformers {transformers.__version__} has no {family.name}")
     folder = bare(family, tmp_path)
-    began = time.monotonic()
+    began = time.process_time()
     with _Allocations() as allocations:
         found = inspect_model(str(folder))
-    assert time.monotonic() - began < 3
+    assert time.process_time() - began < 3
     assert allocations.largest < LARGEST
     if family.refused:
         assert found.status == "refused"

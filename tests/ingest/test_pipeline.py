@@ -22,8 +22,8 @@ from moewh.ingest.run import Progress, Summary, ingest
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.base import open_warehouse
-from tests.ingest.test_ingest import contents, write_prompts
 from tests.support.models import save_model
+from tests.support.runs import contents, write_prompts
 
 
 @pytest.fixture(scope="module")

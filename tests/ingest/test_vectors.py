@@ -18,9 +18,9 @@ from moewh.ingest.run import Progress, ingest
 from moewh.warehouse.errors import UsageError
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.base import open_warehouse
-from tests.ingest.test_ingest import contents
 from tests.support.families import FAMILIES, build
 from tests.support.models import byte_tokenizer, save_model
+from tests.support.runs import contents
 
 TEXTS = ("one", "a longer prompt of letters", "", "and\nthree")
 

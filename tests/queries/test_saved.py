@@ -22,28 +22,11 @@ from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.trust.check import shipped_checks
 from moewh.warehouse.views.base import open_warehouse
-from tests.queries.test_views import brute_domain_specialization, brute_expert_load, brute_load_balance, confidence
-from tests.queries.test_where import answer
+from tests.support.brute_force import brute_domain_specialization, brute_expert_load, brute_load_balance, confidence
+from tests.support.saved_queries import answer
 from tests.support.synthetic import Prompt, Run, Token, random_warehouse, word, write_run
 
 Rows = list[tuple[Any, ...]]
-
-
-VALUES: dict[str, dict[str, Value]] = {
-    "expert_top_tokens": {"layer": 2, "expert": 5, "min_tokens": 1},
-    "domain_experts": {"run": "007", "min_share": 0.2},
-    "co_routing_where": {"prompt_ids": "0,2,3", "run": "mixed"},
-    "transitions_where": {"token_ids": f"{1 << 24}, {(1 << 24) + 1}, 2, 3"},
-    "changed_tokens": {"run": "step-1", "other_run": "step-30"},
-    "contrast_domains": {"domain": "code", "other_domain": "prose"},
-    "contrast_runs": {"run": "step-1", "other_run": "step-30"},
-    "expert_contexts": {"layer": 3, "expert": 4, "width": 3},
-    "expert_paths": {"most": 5, "domain": "code"},
-    "layer_pair_jaccard": {"layer": 5, "other_layer": 0},
-    "specialization_changes": {"run": "step-30", "other_run": "step-1", "min_lift": 1.05},
-    "token_experts": {"token": word(4)},
-}
-"""For each saved query that needs some, parameters that give rows."""
 
 
 @dataclass(frozen=True)

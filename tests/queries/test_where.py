@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
-from moewh.warehouse.answer.engine import open_engine
-from moewh.warehouse.answer.jail import Limits
-from moewh.warehouse.answer.query import Value, find_query
+from moewh.warehouse.answer.query import Value
 from moewh.warehouse.errors import UsageError
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
-from tests.queries.test_views import assert_same_rows, brute_co_routing, brute_layer_transitions
+from tests.support.brute_force import assert_same_rows, brute_co_routing, brute_layer_transitions
+from tests.support.saved_queries import answer
 from tests.support.synthetic import Prompt, Run, random_warehouse, word
 
 Rows = list[tuple[Any, ...]]
@@ -65,13 +64,6 @@ def only(run: Run, keep: Callable[[Place], bool]) -> Run:
             prompt_id += 1
         segments.append(kept)
     return replace(run, segments=segments)
-
-
-def answer(layout: Layout, name: str, values: dict[str, Value]) -> Rows:
-    with open_engine("duckdb", None, layout, Limits()) as ask:
-        found = ask(find_query(name), values)
-        assert found is not None
-        return found.execute().fetchall()
 
 
 QUESTIONS = {

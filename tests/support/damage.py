@@ -1,4 +1,4 @@
-"""Warehouses with manifests, and every way to damage them: what `tests.warehouse.test_verify` and `tools.soak` share."""
+"""Warehouses with manifests, and every way to damage them, for `tests.warehouse.test_verify` and `tools.soak`."""
 
 from __future__ import annotations
 

@@ -188,7 +188,7 @@ def run_on_small_disk(
 
     Returns both exit codes and what was said, the committed files after each, and the faults verify finds.
     """
-    from tests.ingest.test_ingest import contents
+    from tests.support.runs import contents
 
     _mutate(mutation)
     _own_mounts()

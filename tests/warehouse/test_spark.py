@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import subprocess
@@ -12,7 +11,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,8 +20,7 @@ from click.testing import CliRunner
 
 from moewh.cli.main import main
 from moewh.warehouse.answer import query as queries
-from moewh.warehouse.answer.engine import Ask, Engine, open_engine
-from moewh.warehouse.answer.jail import Limits
+from moewh.warehouse.answer.engine import Engine
 from moewh.warehouse.answer.output import FORMATS
 from moewh.warehouse.answer.query import Query, Value
 from moewh.warehouse.errors import MoewhError, UsageError
@@ -31,7 +29,7 @@ from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.trust.check import shipped_checks
 from moewh.warehouse.trust.rollups import compare, definition
 from moewh.warehouse.views.base import QUERIES, view_names
-from tests.queries.test_saved import VALUES
+from tests.support.saved_queries import VALUES
 from tests.support.synthetic import Prompt, Run, Token, random_run, random_warehouse, write_run
 
 pyspark = pytest.importorskip("pyspark", reason="pyspark is not installed")
@@ -40,6 +38,7 @@ if not (shutil.which("java") or os.environ.get("JAVA_HOME")):
     pytest.skip("there is no Java", allow_module_level=True)
 
 from moewh.warehouse.answer import spark  # noqa: E402
+from tests.support.two_engines import answered, assert_same, on_duckdb  # noqa: E402
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -68,39 +67,6 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
 def session() -> Iterator[SparkSession]:
     with spark.open_spark("local[2]") as opened:
         yield opened
-
-
-def on_duckdb(layout: Layout, query: Query, values: dict[str, Value]) -> tuple[list[str], Rows]:
-    with open_engine("duckdb", None, layout, Limits()) as ask:
-        return answered(ask, query, values)
-
-
-def answered(ask: Ask, query: Query, values: dict[str, Value]) -> tuple[list[str], Rows]:
-    found = ask(query, values)
-    assert found is not None
-    cursor = found.execute()
-    return [f"{name} {kind}" for name, kind, *_ in cursor.description or ()], cursor.fetchall()
-
-
-def assert_same(layout: Layout, session: SparkSession, query: Query, values: dict[str, Value], ordered: bool) -> None:
-    names, expected = on_duckdb(layout, query, values)
-    spark_names, rows = answered(Engine(lambda q, v: spark.answer(session, layout, q, v)), query, values)
-    assert spark_names == names
-    assert len(rows) == len(expected)
-    if not ordered:
-        rows, expected = sorted(rows, key=repr_without_floats), sorted(expected, key=repr_without_floats)
-    for row, wanted in zip(rows, expected, strict=True):
-        assert all(same(value, target) for value, target in zip(row, wanted, strict=True)), (row, wanted)
-
-
-def same(value: Any, target: Any) -> bool:
-    if isinstance(value, float) and isinstance(target, float):
-        return math.isclose(value, target, rel_tol=1e-9, abs_tol=1e-12)
-    return type(value) is type(target) and bool(value == target)
-
-
-def repr_without_floats(row: tuple[Any, ...]) -> str:
-    return repr([None if isinstance(value, float) else value for value in row])
 
 
 @pytest.mark.parametrize("name", view_names())
@@ -352,7 +318,7 @@ def test_moewh_query_options_of_the_other_engine(arguments: list[str], says: str
 CLUSTER = """
 import sys
 from pathlib import Path
-from tests.warehouse.test_spark import assert_same
+from tests.support.two_engines import assert_same
 from warehouse import query, spark
 from moewh.warehouse.files.layout import Layout
 with spark.open_spark("local-cluster[2,1,1024]") as session:

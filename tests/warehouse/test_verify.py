@@ -25,7 +25,6 @@ from moewh.warehouse.files.layout import SCHEMA_RUN, Layout
 from moewh.warehouse.files.manifest import MANIFEST, ManifestError, parse_manifest, read_manifest, write_manifest
 from moewh.warehouse.trust import verify
 from moewh.warehouse.views.base import open_warehouse
-from tests.ingest.test_ingest import contents
 from tests.support.damage import (
     DAMAGES,
     committed_files,
@@ -40,6 +39,7 @@ from tests.support.damage import (
     zero,
 )
 from tests.support.models import save_model
+from tests.support.runs import contents
 
 FLIPS = 80
 

@@ -1,0 +1,23 @@
+"""Prompts for a run, and what a run left in its warehouse."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+
+def write_prompts(path: Path, count: int) -> Path:
+    rows = [{"text": f"prompt {n} " + "word " * (n % 9), "domain": ["a", "b", None][n % 3]} for n in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def contents(warehouse: Path, *, with_run: bool = False) -> dict[str, str]:
+    """sha256 of every committed file; a run's own row, and so its manifest, has a clock in it and is left out."""
+    return {
+        str(path.relative_to(warehouse)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for folder in ("runs", "segments")
+        for path in sorted((warehouse / folder).rglob("*"))
+        if path.is_file() and (with_run or folder == "segments" or path.name not in ("run.parquet", "manifest.json"))
+    }

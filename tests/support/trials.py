@@ -1,0 +1,261 @@
+"""An ingest disturbed and then completed: what `tests.faults.test_faults` does a few times and `tools.soak` many times.
+
+Each function does one kind of harm to a `Trial`, and asserts that nothing committed was lost, doubled or torn.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.views.base import open_warehouse
+from tests.support.damage import faults_of
+from tests.support.faults import Job, Plan, Server, segments_of
+from tests.support.runs import contents
+
+STEPS = 390
+"""About how many steps an undisturbed run takes; a kill beyond the last does nothing."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A warehouse to disturb, what disturbs it, and what it must come to in the end."""
+
+    server: Server
+    job: Job
+    undisturbed: Layout
+    root: Path
+
+    def ingest(self, **faults: Any) -> dict[str, Any]:
+        """Run the ingest command to its end, or to the fault's."""
+        return self.server.moewh(self.plan(**faults))
+
+    def plan(self, **faults: Any) -> Plan:
+        """The ingest command with its faults."""
+        return self.job.plan(self.root, "--run-id", "r", **faults)
+
+    def check_committed(self, before: set[Path]) -> set[Path]:
+        """What is committed has only grown, and every byte of it is what an undisturbed run writes."""
+        after = segments_of(self.root)
+        assert before <= after, "a committed segment is gone"
+        for segment in after:
+            names = {path.name for path in (self.root / segment).iterdir()}
+            expected = {path.name for path in (self.undisturbed.root / segment).iterdir()}
+            assert names == expected, "a segment is not whole"
+        assert contents(self.root).items() <= contents(self.undisturbed.root).items(), "a file is not what it should be"
+        return after
+
+    def check_complete(self) -> None:
+        """The run is what an undisturbed one is, verified, with nothing left over."""
+        assert contents(self.root) == contents(self.undisturbed.root)
+        assert faults_of(Layout(self.root)) == []
+        staging = self.root / ".staging"
+        assert {path.name for path in staging.iterdir()} <= {"empty", "prompts"}
+        assert [path.suffix for path in (staging / "prompts").iterdir()] == [".json"]
+
+
+def kill_until_complete(trial: Trial, kills: int, seed: int) -> int:
+    """Kill ingest again and again, at steps and at moments in turn; return how many kills there were."""
+    rng = random.Random(seed)
+    done, committed = 0, set[Path]()
+    while done < kills:
+        if done % 2:
+            outcome = trial.ingest(kill_at=rng.randrange(1, STEPS))
+        else:
+            pid = trial.server.start("moewh", **vars(trial.plan()))
+            time.sleep(rng.uniform(0.1, 1.2))
+            os.kill(pid, signal.SIGKILL)
+            outcome = trial.server.wait(pid)
+        killed = outcome["code"] == -signal.SIGKILL
+        done += killed
+        committed = trial.check_committed(committed)
+        if not killed:
+            trial.check_complete()
+            shutil.rmtree(trial.root)
+            committed = set()
+    assert trial.ingest()["code"] == 0
+    trial.check_committed(committed)
+    trial.check_complete()
+    return done
+
+
+def last_segment_lost(trial: Trial, every: int) -> Iterator[tuple[int, Path, set[Path]]]:
+    """Yield every so many steps of writing a run's last segment, and the last, with the warehouse as it was before.
+
+    That is: the step, the segment and those before it.
+    """
+    half = trial.root.with_name("half")
+    shutil.copytree(trial.undisturbed.root, half)
+    last = max(segments_of(half), key=lambda path: int(path.name.removeprefix("segment=")))
+    shutil.rmtree(half / last)
+    shutil.copytree(half, trial.root)
+    steps = trial.ingest()["result"]
+    for step in sorted({*range(1, steps + 1, every), steps}):
+        shutil.rmtree(trial.root)
+        shutil.copytree(half, trial.root)
+        yield step, last, segments_of(half)
+    shutil.rmtree(half)
+
+
+def kill_last_segment(trial: Trial, every: int) -> tuple[int, set[bool]]:
+    """Kill the writing of a run's last segment at every so many steps; return the kills, and if it was there after."""
+    outcomes = []
+    for step, last, before in last_segment_lost(trial, every):
+        assert trial.ingest(kill_at=step)["code"] == -signal.SIGKILL
+        outcomes.append(last in trial.check_committed(before))
+    return len(outcomes), set(outcomes)
+
+
+def fail_and_complete(trial: Trial, step: int, error: str) -> bool:
+    """Fail one step: what was committed is whole and readable, and the same command completes it.
+
+    Returns whether the step ended the command.
+    """
+    outcome = trial.ingest(fail_at=step, error=error)
+    committed = trial.check_committed(set())
+    if outcome["code"]:
+        line = outcome["stderr"].splitlines()[-1]
+        assert (outcome["code"], line.startswith("moewh: ")) == (1, True), outcome["stderr"]
+        assert str(trial.root) in line
+    if committed:
+        with open_warehouse(Layout(trial.root)) as connection:
+            rows = connection.execute("select count(distinct segment) from routing").fetchall()
+        assert rows == [(len(committed),)]
+    assert trial.ingest()["code"] == 0
+    Layout(trial.root).sweep()  # as verify does, and an ingest with work to do: what failed may be the cleaning up
+    trial.check_complete()
+    return bool(outcome["code"] == 1)
+
+
+def fsync_fails(trial: Trial, mutation: str | None = None) -> None:
+    """Fail every fsync: what may not be on the disk is not committed."""
+    outcome = trial.ingest(fail_every="fsync", mutation=mutation)
+    assert (outcome["code"], str(trial.root) in outcome["stderr"]) == (1, True), outcome["stderr"]
+    assert segments_of(trial.root) == set()
+    assert trial.ingest()["code"] == 0
+    trial.check_complete()
+
+
+def cannot_grow(trial: Trial, size: int, mutation: str | None = None) -> None:
+    """Let no file get larger than so many bytes, then let it."""
+    outcome = trial.ingest(file_size=size, mutation=mutation)
+    assert (outcome["code"], str(trial.root) in outcome["stderr"]) == (1, True), outcome["stderr"]
+    trial.check_committed(set())
+    assert trial.ingest()["code"] == 0
+    trial.check_complete()
+
+
+def fill_then_make_room(trial: Trial, limit: str, mutation: str | None = None) -> int:
+    """Ingest on a disk of limited size, which then grows; return how many files were committed before it did."""
+    root = trial.root.with_name("mount") / "wh"
+    asked = {"arguments": trial.job.arguments(root, "--run-id", "r"), "root": str(root), "mutation": mutation}
+    outcome = trial.server.run("small disk", **asked, first=limit, then="size=64m,nr_inodes=100000")
+    if outcome["result"] is None and ("unshare" in outcome["stderr"] or "mount" in outcome["stderr"]):
+        pytest.skip(f"no file system of its own: {outcome['stderr']}")
+    result = outcome["result"]
+    assert result is not None, outcome["stderr"]
+    assert result["codes"] == [1, 0], result["said"]
+    assert f"cannot write the warehouse at {root}: " in result["said"][0]
+    assert "No space left on device" in result["said"][0]
+    expected = contents(trial.undisturbed.root)
+    assert result["committed"][0].items() <= expected.items()
+    assert result["committed"][1] == expected
+    assert result["faults"] == []
+    return len(result["committed"][0])
+
+
+class Reader(threading.Thread):
+    """Queries a warehouse until told to stop; every answer must be of whole segments, and segments never go away."""
+
+    QUERY = """
+        select run_id, segment, count(*), count(distinct token_id), round(sum(weight), 3)
+        from routing group by all
+    """
+
+    def __init__(self, root: Path, expected: dict[tuple[str, int], tuple[Any, ...]]) -> None:
+        super().__init__(daemon=True)
+        self.root, self.expected = root, expected
+        self.reads, self.wrong = 0, list[str]()
+        self.stop = threading.Event()
+
+    def run(self) -> None:
+        """Query again and again; an error is a wrong answer too."""
+        seen: set[tuple[str, int]] = set()
+        while not self.stop.is_set():
+            if not Layout(self.root).exists():
+                continue
+            try:
+                with open_warehouse(Layout(self.root)) as connection:
+                    rows = {(row[0], row[1]): row[2:] for row in connection.execute(self.QUERY).fetchall()}
+            except Exception as error:
+                self.wrong.append(str(error))
+                continue
+            self.wrong += [f"{key}: {row}" for key, row in rows.items() if self.expected.get(key) != row]
+            self.wrong += [f"{key} went away" for key in seen - rows.keys()]
+            seen = set(rows)
+            self.reads += 1
+
+
+def expected_rows(layout: Layout, names: list[str]) -> dict[tuple[str, int], tuple[Any, ...]]:
+    """What the reader may see of each segment, for runs of these names with the undisturbed run's rows."""
+    with open_warehouse(layout) as connection:
+        rows = connection.execute(Reader.QUERY).fetchall()
+    return {(name, row[1]): row[2:] for name in names for row in rows}
+
+
+def ingest_at_once(trial: Trial, names: list[str], mutation: str | None = None, readers: int = 1) -> int:
+    """Start one ingest for each name at the same time, with readers; every run must be the undisturbed one.
+
+    Returns how often was read.
+    """
+    expected = expected_rows(trial.undisturbed, sorted(set(names)))
+    reading = [Reader(trial.root, expected) for _ in range(readers)]
+    for reader in reading:
+        reader.start()
+    plans = [trial.job.plan(trial.root, "--run-id", name, mutation=mutation) for name in names]
+    children = [trial.server.start("moewh", **vars(plan)) for plan in plans]
+    outcomes = [trial.server.wait(pid) for pid in children]
+    for reader in reading:
+        reader.stop.set()
+        reader.join()
+    assert [outcome["code"] for outcome in outcomes] == [0] * len(names), [outcome["stderr"] for outcome in outcomes]
+    assert [wrong for reader in reading for wrong in reader.wrong] == []
+    for name in set(names):
+        assert segment_digests(trial.root, name) == segment_digests(trial.undisturbed.root, "r")
+    assert faults_of(Layout(trial.root)) == []
+    return sum(reader.reads for reader in reading)
+
+
+def segment_digests(root: Path, name: str) -> dict[str, str]:
+    """Digest of each file of a run's segments, by its path below the run."""
+    place = f"segments/run_id={name}/"
+    return {path.removeprefix(place): digest for path, digest in contents(root).items() if path.startswith(place)}
+
+
+def stop(trial: Trial, number: signal.Signals, segments: int, mutation: str | None = None) -> None:
+    """Signal an ingest once so many segments are committed: it says what it did, and the same command goes on."""
+    pid = trial.server.start("moewh", **vars(trial.plan(mutation=mutation)))
+    deadline = time.monotonic() + 60
+    while len(segments_of(trial.root)) < segments and time.monotonic() < deadline:
+        time.sleep(0.001)
+    os.kill(pid, number)
+    outcome = trial.server.wait(pid)
+    assert outcome["code"] == 128 + number, outcome["stderr"]
+    assert len(trial.check_committed(set())) >= segments
+    assert outcome["stderr"].splitlines()[-1] == (
+        "moewh: stopped; what is committed is kept. Run the same command again to go on from there."
+    )
+    assert not list((trial.root / ".staging").glob("*.part"))
+    assert trial.ingest()["code"] == 0
+    trial.check_complete()

@@ -1,0 +1,50 @@
+"""A query's rows on Spark compared with those on DuckDB."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from moewh.warehouse.answer import spark
+from moewh.warehouse.answer.engine import Ask, Engine, open_engine
+from moewh.warehouse.answer.jail import Limits
+from moewh.warehouse.answer.query import Query, Value
+from moewh.warehouse.files.layout import Layout
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+Rows = list[tuple[Any, ...]]
+
+
+def on_duckdb(layout: Layout, query: Query, values: dict[str, Value]) -> tuple[list[str], Rows]:
+    with open_engine("duckdb", None, layout, Limits()) as ask:
+        return answered(ask, query, values)
+
+
+def answered(ask: Ask, query: Query, values: dict[str, Value]) -> tuple[list[str], Rows]:
+    found = ask(query, values)
+    assert found is not None
+    cursor = found.execute()
+    return [f"{name} {kind}" for name, kind, *_ in cursor.description or ()], cursor.fetchall()
+
+
+def assert_same(layout: Layout, session: SparkSession, query: Query, values: dict[str, Value], ordered: bool) -> None:
+    names, expected = on_duckdb(layout, query, values)
+    spark_names, rows = answered(Engine(lambda q, v: spark.answer(session, layout, q, v)), query, values)
+    assert spark_names == names
+    assert len(rows) == len(expected)
+    if not ordered:
+        rows, expected = sorted(rows, key=repr_without_floats), sorted(expected, key=repr_without_floats)
+    for row, wanted in zip(rows, expected, strict=True):
+        assert all(same(value, target) for value, target in zip(row, wanted, strict=True)), (row, wanted)
+
+
+def same(value: Any, target: Any) -> bool:
+    if isinstance(value, float) and isinstance(target, float):
+        return math.isclose(value, target, rel_tol=1e-9, abs_tol=1e-12)
+    return type(value) is type(target) and bool(value == target)
+
+
+def repr_without_floats(row: tuple[Any, ...]) -> str:
+    return repr([None if isinstance(value, float) else value for value in row])
