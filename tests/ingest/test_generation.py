@@ -257,8 +257,8 @@ def test_tokens_key_is_the_models_own_when_it_speaks(tmp_path: Path, prompts: Pa
         ({"generate": 5, "on_overflow": "chunk"}, "--generate needs a prompt in one piece"),
         ({"generate": 60, "max_length": 30}, "give at most 4"),
         ({"generate": 64}, "give at most 0"),
-        ({"generate": -1}, "take numbers from 0 on"),
-        ({"temperature": -0.5}, "take numbers from 0 on"),
+        ({"generate": -1}, "--generate is -1. Give a whole number of at least 0"),
+        ({"temperature": -0.5}, "--temperature is -0.5. Give a finite number of at least 0"),
     ],
 )
 def test_wrong_use(options: dict[str, Any], says: str, tmp_path: Path, prompts: Path) -> None:
