@@ -16,7 +16,7 @@ import transformers
 from moewh.ingest.families.rule import Site, unwrapped
 from moewh.ingest.model.expected import num_layers
 from moewh.ingest.model.loading import LoadedModel, config_sha256
-from moewh.ingest.options import IngestOptions
+from moewh.ingest.options import IngestOptions, shaping_options
 from moewh.ingest.prompts.stream import Plan
 from moewh.ingest.prompts.template_time import KEY as TEMPLATE_TIME
 from moewh.ingest.prompts.template_time import as_seen
@@ -40,26 +40,15 @@ def identify(loaded: LoadedModel, options: IngestOptions, rules: TokenRules, pla
         "revision": loaded.commit or loaded.source.checkpoint,
         "config_sha256": config_sha256(config),
         "weights_sha256": loaded.weights_sha256,
-        "dtype": _dtype(loaded),
         "attn_implementation": getattr(config, "_attn_implementation", None),
         "experts_implementation": getattr(config, "_experts_implementation", None),
         "tokenizer_sha256": tokenizer_sha256(loaded.tokenizer),
         "prompts_sha256": plan.prompts_sha256,
-        "limit": options.limit,
-        "max_length": rules.max_length,
-        "on_overflow": rules.on_overflow,
-        "special_tokens": rules.special_tokens,
-        "segment_rows": options.segment_rows,
-        "generate": options.generate,
-        "temperature": options.temperature,
-        "seed": options.seed,
-        "router_logits": options.router_logits,
-        "hidden_states": options.hidden_states,
     }
+    found = {"dtype": _dtype(loaded), "max_length": rules.max_length, "chat_arguments": rules.chats.arguments}
+    shaping |= shaping_options(options, found)
     if loaded.generation_tokens is not None and loaded.commit is None:
         shaping |= loaded.generation_tokens.shaping
-    if rules.chats.arguments:
-        shaping["chat_arguments"] = rules.chats.arguments
     if rules.chats.generation_prompt:
         shaping["generation_prompt"] = True
     if plan.pinned:

@@ -1,10 +1,16 @@
-"""What a user asks of `moewh ingest`: one value per option, checked before anything heavy is loaded."""
+"""What a user asks of `moewh ingest`: one field per option, checked before anything heavy is loaded.
+
+A field holds all there is to know of its option. The command line (`moewh.cli.ingest`), a run's identity
+(`moewh.ingest.identity`) and the command that restores a run (`moewh verify`) are derived from the fields.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from moewh.warehouse.errors import UsageError
 from moewh.warehouse.files.layout import check_run_id
@@ -12,12 +18,15 @@ from moewh.warehouse.files.layout import check_run_id
 Overflow = Literal["truncate", "chunk", "skip", "error"]
 PromptFormat = Literal["jsonl", "json", "csv", "tsv", "parquet", "arrow", "txt"]
 
-SEGMENT_ROWS = 64_000_000
-BATCH_TOKENS = 8_192
+Shapes = Literal["always", "if given", "no"]
+Value = TypeVar("Value")
+
 STDIN = "-"
 """The name that stands for standard input as a file of prompts."""
 DEMO = "demo"
 """The name that stands for the embedded model, and for the embedded prompts."""
+_OPTION = "option"
+"""Key of an `Option` in its field's metadata."""
 
 
 @dataclass(frozen=True)
@@ -32,58 +41,292 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class IngestOptions:
-    """The options of one run. Lengths are in tokens, sizes in routing rows."""
+class Option:
+    """How one field of `IngestOptions` is given on the command line, and whether it shapes rows."""
 
-    model: str
-    prompts: tuple[str, ...] = ()
-    """Files, folders, patterns, hf:// names, - or demo."""
-    dataset: str | None = None
-    """What the `datasets` library reads: a name on the Hub or a folder; read after `prompts`."""
-    config: str | None = None
-    split: str | None = None
-    revision: str | None = None
-    run_id: str | None = None
-    prompts_format: PromptFormat | None = None
-    """None: by each file's suffix; standard input is jsonl."""
-    text_column: str | None = None
-    """None: text, messages, input_ids or another of the conventions in `moewh.ingest.prompts.records`."""
-    delimiter: str | None = None
-    """Between the columns of CSV. None: a tab in .tsv, and in .csv what the header shows."""
-    domain_column: str = "domain"
-    domain: str | None = None
-    """A label for every prompt, instead of a column."""
-    max_length: int | None = None
-    """None: the model's own limit."""
-    on_overflow: Overflow = "truncate"
-    special_tokens: bool = True
-    batch_tokens: int = BATCH_TOKENS
-    segment_rows: int = SEGMENT_ROWS
-    device: str | None = None
-    """None: cuda if there is one, then mps, else cpu."""
-    dtype: str = "auto"
-    """auto: as the checkpoint is stored."""
-    limit: int | None = None
-    series: str | None = None
-    train_step: int | None = None
-    """Recorded with the run; None: as the checkpoint's name says."""
-    train_tokens: int | None = None
-    generate: int = 0
-    """Tokens to generate after each prompt, at most."""
-    temperature: float = 0.0
-    seed: int = 0
-    router_logits: bool = False
-    hidden_states: str | None = None
-    """MoE layers separated by commas, or all."""
-    tokenizer: str | None = None
-    """Hub id or folder; None: the model's own."""
-    chat_template: str | None = None
-    """File whose content replaces the tokenizer's chat template."""
-    chat_arguments: tuple[str, ...] = ()
-    """name=value, for the chat template."""
-    trust_remote_code: bool = False
-    allow_pickle: bool = False
-    """Load weights that are not safetensors."""
+    flag: str
+    help: str
+    metavar: str | None = None
+    show_default: bool = False
+    least: int | None = None
+    """Smallest number allowed."""
+    shapes: Shapes = "no"
+    """When the field is in the identity of a run. A new option is "if given": runs without it keep their identity.
+
+    "no" is also for what the identity holds in another form: the model, the prompts and the tokenizer by digest.
+    """
+    repeats_run: bool = False
+    """It can be given several times, and each value is a run of its own: see `each_checkpoint`."""
+    read: Callable[[str], str] | None = None
+    """Turns the word on the command line into the value."""
+
+
+def option(default: Value, declared: Option) -> Value:
+    """Return a field of `IngestOptions` with a default and its command-line option."""
+    return field(default=default, metadata={_OPTION: declared})
+
+
+def _delimiter(word: str) -> str:
+    return "\t" if word in ("\\t", "tab") else word
+
+
+@dataclass(frozen=True)
+class IngestOptions:
+    """The options of one run. Lengths are in tokens, sizes in routing rows.
+
+    Each field is an option of `moewh ingest`, in this order; its type says what the option takes: a bool is a flag
+    that changes the default, a Literal a choice, a tuple is repeated.
+    """
+
+    model: str = field(
+        metadata={
+            _OPTION: Option(
+                "--model",
+                "Hub id, folder (of a model or a peft adapter), or demo. Repeat for more checkpoints, each a run of "
+                "its own.",
+                metavar="ID_OR_PATH",
+                repeats_run=True,
+            )
+        }
+    )
+    prompts: tuple[str, ...] = option(
+        (),
+        Option(
+            "--prompts",
+            metavar="FILE",
+            help=".jsonl, .json, .csv, .tsv, .parquet, .arrow or .txt (one prompt per line), also .gz, .zst, .bz2 or "
+            ".xz; a folder; a quoted pattern; hf://datasets/ORG/NAME[@REVISION]/FILE; - for standard input; demo. "
+            "Repeat for more.",
+        ),
+    )
+    dataset: str | None = option(
+        None,
+        Option(
+            "--dataset",
+            metavar="NAME",
+            help="Read this data set of the Hub (ORG/NAME[@REVISION]) or folder with the `datasets` library, after the "
+            "--prompts.",
+        ),
+    )
+    config: str | None = option(None, Option("--config", metavar="NAME", help="Configuration of the --dataset."))
+    split: str | None = option(
+        None, Option("--split", metavar="NAME", help="Split of the --dataset.  [default: the only one]")
+    )
+    prompts_format: PromptFormat | None = option(  # noqa: RUF009 - it makes a field
+        None,
+        Option(
+            "--prompts-format", help="Format of the prompts.  [default: by each file's suffix; standard input: jsonl]"
+        ),
+    )
+    delimiter: str | None = option(
+        None,
+        Option(
+            "--delimiter",
+            metavar="CHAR",
+            help="Delimiter of CSV columns.  [default: as the header shows; a tab in .tsv]",
+            read=_delimiter,
+        ),
+    )
+    text_column: str | None = option(
+        None,
+        Option(
+            "--text-column",
+            metavar="NAME",
+            help="Column of the prompts, a.b if nested.  [default: text, else prompt with completion appended, else "
+            "instruction, input and output joined by newlines; or one of messages, conversations, input_ids]",
+        ),
+    )
+    domain_column: str = option(
+        "domain",
+        Option(
+            "--domain-column",
+            metavar="NAME",
+            show_default=True,
+            help="Column of the prompts' domain, a.b if nested.",
+        ),
+    )
+    domain: str | None = option(
+        None, Option("--domain", metavar="NAME", help="The domain of every prompt, instead of a column.")
+    )
+    revision: str | None = option(
+        None,
+        Option(
+            "--revision",
+            metavar="NAME",
+            help="Branch, tag or commit of the hub id; checkpoint of the demo. Repeat for more, each a run of its own.",
+            repeats_run=True,
+        ),
+    )
+    run_id: str | None = option(
+        None,
+        Option(
+            "--run-id",
+            metavar="ID",
+            help="Run id; with several checkpoints, their common prefix.  [default: the model's name and a digest "
+            "of what shapes the rows]",
+        ),
+    )
+    series: str | None = option(
+        None,
+        Option(
+            "--series",
+            metavar="NAME",
+            help="Name shared by the checkpoints of one training run.  [default: the hub id; of folders named after a "
+            "step, their parent; of any other folder, the folder alone]",
+        ),
+    )
+    train_step: int | None = option(
+        None,
+        Option(
+            "--train-step",
+            metavar="N",
+            least=0,
+            help="Training step of this checkpoint, recorded with the run.  [default: as its name says]",
+        ),
+    )
+    train_tokens: int | None = option(
+        None,
+        Option(
+            "--train-tokens",
+            metavar="N",
+            least=0,
+            help="Tokens this checkpoint was trained on, recorded with the run.  [default: as its name says]",
+        ),
+    )
+    max_length: int | None = option(
+        None,
+        Option(
+            "--max-length",
+            metavar="N",
+            least=1,
+            shapes="always",
+            help="Longest context in tokens.  [default: the model's]",
+        ),
+    )
+    on_overflow: Overflow = option(  # noqa: RUF009 - it makes a field
+        "truncate",
+        Option(
+            "--on-overflow",
+            show_default=True,
+            shapes="always",
+            help="What to do with a longer prompt; chunk: consecutive windows, each a context of its own.",
+        ),
+    )
+    tokenizer: str | None = option(
+        None,
+        Option(
+            "--tokenizer",
+            metavar="ID_OR_PATH",
+            help="Tokenizer of a model that was saved without one.  [default: the model's]",
+        ),
+    )
+    chat_template: str | None = option(
+        None,
+        Option("--chat-template", metavar="FILE", help="Jinja file used instead of the tokenizer's chat template."),
+    )
+    chat_arguments: tuple[str, ...] = option(
+        (),
+        Option(
+            "--chat-argument",
+            metavar="NAME=VALUE",
+            shapes="if given",
+            help="Passed to the chat template: enable_thinking=false. VALUE is JSON, or else text. Repeat for more.",
+        ),
+    )
+    special_tokens: bool = option(
+        True, Option("--no-special-tokens", shapes="always", help="Do not let the tokenizer add its special tokens.")
+    )
+    batch_tokens: int = option(
+        8_192,
+        Option("--batch-tokens", metavar="N", show_default=True, least=1, help="Tokens per batch, padding included."),
+    )
+    segment_rows: int = option(
+        64_000_000,
+        Option(
+            "--segment-rows",
+            metavar="N",
+            show_default=True,
+            least=1,
+            shapes="always",
+            help="Approximate routing rows per segment, the unit that is committed and resumed.",
+        ),
+    )
+    limit: int | None = option(
+        None, Option("--limit", metavar="N", least=1, shapes="always", help="Only the first N prompts.")
+    )
+    device: str | None = option(
+        None,
+        Option(
+            "--device",
+            metavar="NAME",
+            help="cuda, cpu, …; auto: spread the model over all GPUs.  [default: cuda if there is one, "
+            "else mps, else cpu]",
+        ),
+    )
+    dtype: str = option(
+        "auto",
+        Option(
+            "--dtype",
+            metavar="NAME",
+            shapes="always",
+            help="float32, float16 or bfloat16.  [default: as stored]",
+        ),
+    )
+    generate: int = option(
+        0,
+        Option(
+            "--generate",
+            metavar="N",
+            least=0,
+            shapes="always",
+            help="Generate up to N tokens after each prompt, or to an end token of the model's generation settings.",
+        ),
+    )
+    temperature: float = option(
+        0.0,
+        Option(
+            "--temperature",
+            metavar="T",
+            show_default=True,
+            least=0,
+            shapes="always",
+            help="Sampling temperature; 0: the likeliest token. Other generation settings of the model are not used.",
+        ),
+    )
+    seed: int = option(
+        0,
+        Option(
+            "--seed",
+            metavar="N",
+            show_default=True,
+            least=0,
+            shapes="always",
+            help="Sampling seed; each prompt also uses its prompt_id.",
+        ),
+    )
+    router_logits: bool = option(
+        False,
+        Option(
+            "--router-logits",
+            shapes="always",
+            help="Also store the routers' raw logits: 4 bytes per expert, for each token and layer.",
+        ),
+    )
+    hidden_states: str | None = option(
+        None,
+        Option(
+            "--hidden-states",
+            metavar="LAYERS",
+            shapes="always",
+            help="Also store the input of these layers' routers: 0,5 or all.",
+        ),
+    )
+    trust_remote_code: bool = option(
+        False, Option("--trust-remote-code", help="Run code that the model's repository holds.")
+    )
+    allow_pickle: bool = option(
+        False, Option("--allow-pickle", help="Load pickled weights (pytorch_model.bin), not only safetensors.")
+    )
 
     def __post_init__(self) -> None:
         """Raise UsageError for a value no run could have."""
@@ -95,15 +338,8 @@ class IngestOptions:
             raise UsageError("--config and --split choose from a --dataset. Name one.")
         if self.delimiter is not None and (len(self.delimiter.encode()) != 1 or self.delimiter in '"\r\n'):
             raise UsageError(f"--delimiter is {self.delimiter!r}. Give one ASCII character, such as ';' or a tab.")
-        for option in ("max_length", "batch_tokens", "segment_rows", "limit"):
-            value = getattr(self, option)
-            if value is not None and value < 1:
-                raise UsageError(f"--{option.replace('_', '-')} is {value}. Give a whole number of at least 1.")
-        for option in ("train_step", "train_tokens"):
-            if (getattr(self, option) or 0) < 0:
-                raise UsageError(f"--{option.replace('_', '-')} is below 0.")
-        if self.generate < 0 or not 0 <= self.temperature < float("inf") or self.seed < 0:
-            raise UsageError("--generate, --temperature and --seed take numbers from 0 on.")
+        for one in fields(self):
+            _check_number(option_of(one), getattr(self, one.name))
         if self.generate and self.on_overflow == "chunk":
             raise UsageError("--generate needs a prompt in one piece. Choose another --on-overflow than chunk.")
 
@@ -111,6 +347,51 @@ class IngestOptions:
     def sampling(self) -> Sampling | None:
         """What to generate; None for nothing."""
         return Sampling(self.generate, self.temperature, self.seed) if self.generate else None
+
+
+def option_of(one: Field[Any]) -> Option:
+    """Return the command-line option of a field of `IngestOptions`."""
+    found: Option = one.metadata[_OPTION]
+    return found
+
+
+def _check_number(declared: Option, value: float | None) -> None:
+    """Raise UsageError for a number below the least that the option allows, and for infinity and nan."""
+    if value is None or declared.least is None or declared.least <= value < float("inf"):
+        return
+    number = "whole" if isinstance(value, int) else "finite"
+    raise UsageError(f"{declared.flag} is {value}. Give a {number} number of at least {declared.least}.")
+
+
+def shaping_options(options: IngestOptions, resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the options contribute to a run's identity, by field.
+
+    `resolved` has the values that are known only once the model is loaded; they take the place of those given.
+    """
+    values = {one.name: resolved.get(one.name, getattr(options, one.name)) for one in fields(options)}
+    shapes = {one.name: option_of(one).shapes for one in fields(options)}
+    return {
+        name: value
+        for name, value in values.items()
+        if shapes[name] == "always" or (shapes[name] == "if given" and value)
+    }
+
+
+def command_words(identity: Mapping[str, Any]) -> list[str]:
+    """Return the words of `moewh ingest` that ask for the options in a run's identity: `shaping_options` reversed."""
+    words = []
+    for one in fields(IngestOptions):
+        declared, value = option_of(one), identity.get(one.name)
+        if declared.shapes == "no" or value is None:
+            continue
+        if isinstance(value, bool):
+            words += [declared.flag] if value is not one.default else []
+        elif isinstance(value, dict):
+            for name, part in value.items():
+                words += [declared.flag, f"{name}={json.dumps(part)}"]
+        else:
+            words += [declared.flag, str(value)]
+    return words
 
 
 def each_checkpoint(

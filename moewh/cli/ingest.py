@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import MISSING, Field, fields
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import click
 
@@ -15,129 +17,62 @@ if TYPE_CHECKING:
     from moewh.ingest.run import Summary
 
 
-def _delimiter(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
-    return "\t" if value in ("\\t", "tab") else value
+class IngestCommand(click.Command):
+    """Has one option per field of `IngestOptions`, made when first asked for: `moewh --help` does not need them."""
+
+    _made = False
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return the options, in the order of the fields, then the command's own."""
+        if not self._made:
+            self.params[:0] = ingest_parameters()
+            self._made = True
+        return super().get_params(ctx)
 
 
-@click.command(short_help="Run prompts through a model and record its routing.")
-@click.option(
-    "--model",
-    "models",
-    multiple=True,
-    required=True,
-    metavar="ID_OR_PATH",
-    help="Hub id, folder (of a model or a peft adapter), or demo. Repeat for more checkpoints, each a run of its own.",
-)
-@click.option(
-    "--prompts",
-    multiple=True,
-    metavar="FILE",
-    help=".jsonl, .json, .csv, .tsv, .parquet, .arrow or .txt (one prompt per line), also .gz, .zst, .bz2 or .xz; a "
-    "folder; a quoted pattern; hf://datasets/ORG/NAME[@REVISION]/FILE; - for standard input; demo. Repeat for more.",
-)
-@click.option(
-    "--dataset",
-    metavar="NAME",
-    help="Read this data set of the Hub (ORG/NAME[@REVISION]) or folder with the `datasets` library.",
-)
-@click.option("--config", metavar="NAME", help="Configuration of the --dataset.")
-@click.option("--split", metavar="NAME", help="Split of the --dataset.  [default: the only one]")
-@click.option(
-    "--prompts-format",
-    type=click.Choice(["jsonl", "json", "csv", "tsv", "parquet", "arrow", "txt"]),
-    help="Instead of the suffix.",
-)
-@click.option("--delimiter", callback=_delimiter, metavar="CHAR", help="Of CSV.  [default: as the header shows]")
-@click.option(
-    "--text-column",
-    metavar="NAME",
-    help="Column of the prompts, a.b if nested.  [default: text, else prompt with completion appended, else "
-    "instruction, input and output joined by newlines; or one of messages, conversations, input_ids]",
-)
-@click.option(
-    "--domain-column",
-    default="domain",
-    show_default=True,
-    metavar="NAME",
-    help="Column of their domain, a.b if nested.",
-)
-@click.option("--domain", metavar="NAME", help="The domain of every prompt, instead of a column.")
-@click.option(
-    "--revision",
-    "revisions",
-    multiple=True,
-    metavar="NAME",
-    help="Branch, tag or commit of the hub id; checkpoint of the demo. Repeat for more, each a run of its own.",
-)
-@click.option(
-    "--run-id",
-    metavar="ID",
-    help="What several checkpoints' ids begin with.  [default: the model's name and a digest of what shapes the rows]",
-)
-@click.option(
-    "--series",
-    metavar="NAME",
-    help="What checkpoints of one training run share.  [default: the hub id; of folders named after a step, their "
-    "parent; of any other folder, the folder alone]",
-)
-@click.option("--train-step", type=int, metavar="N", help="Of this checkpoint.  [default: as its name says]")
-@click.option("--train-tokens", type=int, metavar="N", help="As --train-step.")
-@click.option("--max-length", type=int, metavar="N", help="Longest context in tokens.  [default: the model's]")
-@click.option(
-    "--on-overflow",
-    type=click.Choice(["truncate", "chunk", "skip", "error"]),
-    default="truncate",
-    show_default=True,
-    help="What to do with a longer prompt; chunk: consecutive windows, each a context of its own.",
-)
-@click.option(
-    "--tokenizer", metavar="ID_OR_PATH", help="Tokenizer of a model that was saved without one.  [default: the model's]"
-)
-@click.option("--chat-template", metavar="FILE", help="Jinja file used instead of the tokenizer's chat template.")
-@click.option(
-    "--chat-argument",
-    "chat_arguments",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="Passed to the chat template: enable_thinking=false. VALUE is JSON, or else text. Repeat for more.",
-)
-@click.option("--no-special-tokens", is_flag=True, help="Do not let the tokenizer add its special tokens.")
-@click.option("--batch-tokens", type=int, default=8_192, show_default=True, metavar="N", help="Padded tokens a batch.")
-@click.option(
-    "--segment-rows",
-    type=int,
-    default=64_000_000,
-    show_default=True,
-    metavar="N",
-    help="Routing rows a segment, about: the unit that is committed and resumed.",
-)
-@click.option("--limit", type=int, metavar="N", help="Only the first N prompts.")
-@click.option(
-    "--device", metavar="NAME", help="cuda, cpu, …; auto: spread the model over all GPUs.  [default: the best there is]"
-)
-@click.option("--dtype", default="auto", metavar="NAME", help="float32, float16 or bfloat16.  [default: as stored]")
-@click.option(
-    "--generate",
-    type=int,
-    default=0,
-    metavar="N",
-    help="Let the model go on for N tokens after each prompt, or to an end token of its generation settings.",
-)
-@click.option(
-    "--temperature",
-    type=float,
-    default=0.0,
-    show_default=True,
-    metavar="T",
-    help="0: the likeliest token. Nothing else shapes the choice, whatever the model's generation settings say.",
-)
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the samples, with prompt_id.")
-@click.option("--router-logits", is_flag=True, help="Store the routers' raw logits too: 4 E bytes a token and layer.")
-@click.option("--hidden-states", metavar="LAYERS", help="Store what these layers' routers are given: 0,5 or all.")
-@click.option("--trust-remote-code", is_flag=True, help="Run code that the model's repository holds.")
-@click.option("--allow-pickle", is_flag=True, help="Load pickled weights (pytorch_model.bin), not only safetensors.")
+def ingest_parameters() -> list[click.Option]:
+    """Return one click option per field of `IngestOptions`, in their order."""
+    from moewh.ingest.options import IngestOptions
+
+    hints = get_type_hints(IngestOptions)
+    return [_parameter(one, hints[one.name]) for one in fields(IngestOptions)]
+
+
+def _parameter(one: Field[Any], hint: Any) -> click.Option:
+    """Return the click option of a field, whose type says what it takes."""
+    from moewh.ingest.options import option_of
+
+    declared, kind = option_of(one), _without_none(hint)
+    shown: dict[str, Any] = {"help": declared.help, "metavar": declared.metavar}
+    if declared.repeats_run:
+        return click.Option([declared.flag, f"{one.name}s"], multiple=True, required=one.default is MISSING, **shown)
+    words = [declared.flag, one.name]
+    if kind is bool:
+        flip = (lambda _context, _parameter, given: not given) if one.default else None
+        return click.Option(words, is_flag=True, callback=flip, help=declared.help)
+    if get_origin(kind) is tuple:
+        return click.Option(words, multiple=True, **shown)
+    read = declared.read
+    return click.Option(
+        words,
+        type=click.Choice(get_args(kind)) if get_origin(kind) is Literal else kind,
+        default=one.default,
+        show_default=declared.show_default,
+        callback=None if read is None else lambda _context, _parameter, word: None if word is None else read(word),
+        **shown,
+    )
+
+
+def _without_none(hint: Any) -> Any:
+    """Return X for X | None."""
+    if get_origin(hint) not in (Union, UnionType):
+        return hint
+    return next(part for part in get_args(hint) if part is not NoneType)
+
+
+@click.command(cls=IngestCommand, short_help="Run prompts through a model and record its routing.")
 @warehouse_option
-def ingest(*, warehouse: Layout, no_special_tokens: bool, **chosen: Any) -> None:
+def ingest(*, warehouse: Layout, **chosen: Any) -> None:
     """Run prompts through a Mixture-of-Experts model and record which expert each token went to.
 
     Every row is what the experts were called with, in that very forward pass. Killed and run again, the
@@ -146,7 +81,7 @@ def ingest(*, warehouse: Layout, no_special_tokens: bool, **chosen: Any) -> None
     """
     from moewh.ingest.options import each_checkpoint
 
-    for options in each_checkpoint(special_tokens=not no_special_tokens, **chosen):
+    for options in each_checkpoint(**chosen):
         click.echo(summary_line(run_ingest(options, warehouse)), err=True)
 
 
@@ -169,9 +104,9 @@ def run_ingest(options: IngestOptions, warehouse: Layout) -> Summary:
             reporter.batch_done(tokens)
 
         process = this_process()
-        with Reporter(warehouse, process.rank, process.world) as reporter:
+        with Reporter(process.rank, process.world) as reporter:
             progress = Progress(reporter.started, batch_done, reporter.segment_done, reporter.warn, reporter.note)
-            return run(options, warehouse, progress)
+            return run(options, warehouse, progress, process)
 
 
 def summary_line(summary: Summary) -> str:

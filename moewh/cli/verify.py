@@ -69,6 +69,7 @@ def verify(*, warehouse: Layout, repair: bool, rollups: bool, jobs: int | None, 
 
 
 def _reported(warehouse: Layout, fault: Fault, moved: dict[Path, Path]) -> Reported:
+    from moewh.ingest.options import command_words
     from moewh.warehouse.trust import repair
 
     run_id = repair.run_of(warehouse, fault.folder)
@@ -78,7 +79,7 @@ def _reported(warehouse: Layout, fault: Fault, moved: dict[Path, Path]) -> Repor
         str(fault.path.relative_to(warehouse.root)),
         fault.why,
         str(went.relative_to(warehouse.root)) if went else None,
-        repair.remedy(warehouse, fault.folder),
+        repair.remedy(warehouse, fault.folder, command_words),
     )
 
 

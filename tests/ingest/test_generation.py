@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 
-from moewh.ingest.capture.forward import BatchRunner
+from moewh.ingest.capture.generation import generate_batch
 from moewh.ingest.options import IngestOptions
 from moewh.ingest.run import ingest
 from moewh.warehouse.errors import UsageError
@@ -213,17 +213,14 @@ def test_memory_that_runs_out_gives_the_same_rows(
 ) -> None:
     folder = save_model(tmp_path / "model")
     whole = routing(run(tmp_path / "whole", folder, prompts, generate=NEW))
-    real = BatchRunner._in_parts
+    real = generate_batch
 
-    def short(self: Any, contexts: Any, longest: int, launch: Any, too_large: Any) -> Any:
-        def failing(part: Any) -> Any:
-            if len(part) > 1:
-                raise torch.OutOfMemoryError("simulated")
-            return launch(part)
+    def short(loaded: Any, segment: Any, contexts: Any, *rest: Any) -> Any:
+        if len(contexts) > 1:
+            raise torch.OutOfMemoryError("simulated")
+        return real(loaded, segment, contexts, *rest)
 
-        return real(self, contexts, longest, failing, too_large)
-
-    monkeypatch.setattr(BatchRunner, "_in_parts", short)
+    monkeypatch.setattr("moewh.ingest.capture.forward.generate_batch", short)
     parts = routing(run(tmp_path / "parts", folder, prompts, generate=NEW))
     assert {key: set(pairs) for key, pairs in parts.items()} == {key: set(pairs) for key, pairs in whole.items()}
 
@@ -257,8 +254,8 @@ def test_tokens_key_is_the_models_own_when_it_speaks(tmp_path: Path, prompts: Pa
         ({"generate": 5, "on_overflow": "chunk"}, "--generate needs a prompt in one piece"),
         ({"generate": 60, "max_length": 30}, "give at most 4"),
         ({"generate": 64}, "give at most 0"),
-        ({"generate": -1}, "take numbers from 0 on"),
-        ({"temperature": -0.5}, "take numbers from 0 on"),
+        ({"generate": -1}, "--generate is -1. Give a whole number of at least 0"),
+        ({"temperature": -0.5}, "--temperature is -0.5. Give a finite number of at least 0"),
     ],
 )
 def test_wrong_use(options: dict[str, Any], says: str, tmp_path: Path, prompts: Path) -> None:

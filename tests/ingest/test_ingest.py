@@ -380,7 +380,7 @@ def test_train_step_given_by_hand(tmp_path: Path, model: Path, prompts: Path) ->
         (["--revision", "a", "--revision", "b", "--train-step", "3"], "--train-step is of one checkpoint"),
         (["--revision", "a", "--revision", "a"], "two checkpoints are called a"),
         (["--revision", "a", "--revision", "b", "--prompts", "-"], "standard input can be read once only"),
-        (["--train-tokens", "-1"], "--train-tokens is below 0"),
+        (["--train-tokens", "-1"], "--train-tokens is -1. Give a whole number of at least 0"),
     ],
 )
 def test_what_several_checkpoints_cannot_share(arguments: list[str], said: str, tmp_path: Path) -> None:

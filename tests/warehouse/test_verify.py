@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from moewh.cli.main import main
-from moewh.ingest.options import IngestOptions
+from moewh.ingest.options import IngestOptions, command_words
 from moewh.ingest.run import ingest
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files import manifest, pages, schema
@@ -420,7 +420,7 @@ def restore_line(layout: Layout) -> list[str]:
     """The command as verify prints it, its prompts filled in."""
     from moewh.warehouse.trust.repair import restore_command
 
-    line, _, _ = restore_command(layout, "a-run").partition(" --prompts FILE")
+    line, _, _ = restore_command(layout, "a-run", command_words).partition(" --prompts FILE")
     prompts = layout.root.parent / "p.jsonl"
     rows = [{"text": f"prompt {n} " + "word " * (n % 7)} for n in range(20)]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,8 @@ from moewh.warehouse.files.layout import SCHEMA_RUN, Layout, make_folder, requir
 from moewh.warehouse.trust.verify import RUN_FOLDER
 from moewh.warehouse.views.publishing import publish
 
-_FLAGS = {"router_logits": "--router-logits"}
-_OPTIONS = {
-    "dtype": "--dtype",
-    "max_length": "--max-length",
-    "on_overflow": "--on-overflow",
-    "segment_rows": "--segment-rows",
-    "limit": "--limit",
-    "hidden_states": "--hidden-states",
-    "generate": "--generate",
-    "temperature": "--temperature",
-    "seed": "--seed",
-}
-"""What a run's `options` name, and the option of `moewh ingest` that sets it."""
+OptionWords = Callable[[dict[str, Any]], list[str]]
+"""Turns what shapes a run's rows (the column `options`) into the words of an ingest command."""
 
 
 def quarantine(layout: Layout, folders: Iterable[Path]) -> dict[Path, Path]:
@@ -54,13 +43,13 @@ def quarantine(layout: Layout, folders: Iterable[Path]) -> dict[Path, Path]:
     return moved
 
 
-def remedy(layout: Layout, folder: Path) -> str | None:
+def remedy(layout: Layout, folder: Path, option_words: OptionWords) -> str | None:
     """Return the command that writes a bad folder again; None for what is no run's."""
     run_id = run_of(layout, folder)
     if run_id is None:
         return None
     measured = folder.is_relative_to(layout.geometry(run_id))
-    return geometry_command(layout, run_id) if measured else restore_command(layout, run_id)
+    return geometry_command(layout, run_id) if measured else restore_command(layout, run_id, option_words)
 
 
 def geometry_command(layout: Layout, run_id: str) -> str:
@@ -89,7 +78,7 @@ def geometry_rank(layout: Layout, run_id: str) -> int | None:
     return None
 
 
-def restore_command(layout: Layout, run_id: str) -> str:
+def restore_command(layout: Layout, run_id: str, option_words: OptionWords) -> str:
     """Return the ingest command that writes a run's missing segments again, as far as the run's own row tells it.
 
     The prompts are known by their digest only.
@@ -97,14 +86,7 @@ def restore_command(layout: Layout, run_id: str) -> str:
     row = _run_row(layout, run_id)
     if row is None:
         return f"the `moewh ingest` command that began run {run_id}"
-    options: dict[str, Any] = json.loads(row["options"])
-    words = ["moewh", "ingest", *_model_words(row), "--run-id", run_id]
-    for name, option in _OPTIONS.items():
-        if options.get(name) is not None:
-            words += [option, str(options[name])]
-    words += [flag for name, flag in _FLAGS.items() if options.get(name)]
-    if options.get("special_tokens") is False:
-        words.append("--no-special-tokens")
+    words = ["moewh", "ingest", *_model_words(row), "--run-id", run_id, *option_words(json.loads(row["options"]))]
     prompts = f"--prompts FILE (the prompts of sha256 {row['prompts_sha256'][:12]}…)"
     return f"{shlex.join(words)} --warehouse {shlex.quote(str(layout.root))} {prompts}"
 

@@ -1,0 +1,156 @@
+"""An ingest option is one field: the command line, the identity and the command that restores a run follow from it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from types import SimpleNamespace
+from typing import Any
+
+import click
+import pytest
+import torch
+
+from moewh.cli.ingest import ingest, ingest_parameters
+from moewh.ingest import identity
+from moewh.ingest.options import IngestOptions, command_words, each_checkpoint, option_of, shaping_options
+from moewh.ingest.prompts.chats import ChatRules, chat_arguments
+from moewh.ingest.prompts.stream import Plan
+from moewh.ingest.prompts.tokenise import TokenRules
+from moewh.ingest.record import Identity
+from moewh.warehouse.errors import UsageError
+
+NO_SHAPE: dict[str, Any] = {
+    "batch_tokens": 5,
+    "device": "cpu",
+    "series": "s",
+    "train_step": 4,
+    "train_tokens": 9,
+    "domain": "d",
+    "delimiter": ";",
+    "allow_pickle": True,
+    "trust_remote_code": True,
+    "tokenizer": "x",
+}
+MANY: dict[str, Any] = {
+    "limit": 7,
+    "max_length": 20,
+    "generate": 3,
+    "temperature": 1.5,
+    "seed": 9,
+    "router_logits": True,
+    "hidden_states": "all",
+    "special_tokens": False,
+    "on_overflow": "skip",
+    "segment_rows": 12,
+    "chat_arguments": ("n=null",),
+}
+IDENTITIES: list[tuple[dict[str, Any], str]] = [
+    ({}, "72b7cc7ac6a1904bf8db349911c467910cb64d6e7baa8109a5cf5e7a04b49997"),
+    ({"max_length": 100}, "9e2d62ec58366c6c743f2c2f1ea3c374257b29240a6fda84dfb4e66f0925408f"),
+    ({"limit": 7}, "956cc7b98b0bb11971e4d5edcd6b7341645ba3904ac25ea73a94a601b39eb51c"),
+    ({"on_overflow": "chunk"}, "aaf67245fe555f0da95726c35305a44ba5b64c781d59f81d17b3fa8b3e81a7c7"),
+    ({"special_tokens": False}, "84324c7aabf9ab195c4cd72c1539d7ad042d009a17ae2324b7b67836d57a2dd4"),
+    ({"segment_rows": 1000}, "63306e027623f5644aa6c00b4b9a273f31a378887a842f5851fededa1f49d9d0"),
+    ({"generate": 5}, "492f20714eaf01153be258a70ae9cda95d9dd63ba8480308b93a4742b85e02a9"),
+    ({"temperature": 0.5}, "f8396f59027d6d931d1725d046f8deb99591963658c6caf07b531a9db3b72faa"),
+    ({"seed": 3}, "dd4bab127b7da05cdc3f2518eff8fd548d6259f86780a177a6891ad3d9c4e20b"),
+    ({"router_logits": True}, "23e99abfa9f4dc2c7da6358356abe2c2f0699af7f1e654d106695099873e81d4"),
+    ({"hidden_states": "0,5"}, "5fbab137f510175bcae1202a8aaa31d92438e0dc446c082a4ee47ecfc954d6e9"),
+    ({"chat_arguments": ("b=1", "a=x")}, "912147b6e89876d0d7afa089f0eb263e00d2531161df4ccef83f6e71050a14bb"),
+    (NO_SHAPE, "72b7cc7ac6a1904bf8db349911c467910cb64d6e7baa8109a5cf5e7a04b49997"),
+    (MANY, "840a24f784255e3038efc51fca41f92b4109e63f5fd6e853707c0b53e246fb52"),
+]
+"""Options, and the sha256 of the identity that they have always had: a run begun by an older moewh is completed."""
+
+
+def identity_of(options: IngestOptions, monkeypatch: pytest.MonkeyPatch) -> Identity:
+    """The identity of a run of a made-up model, in which nothing depends on the versions of libraries."""
+    monkeypatch.setattr(identity, "config_sha256", lambda _: "c")
+    monkeypatch.setattr(identity, "tokenizer_sha256", lambda _: "t")
+    loaded: Any = SimpleNamespace(
+        config=SimpleNamespace(_attn_implementation="sdpa", _experts_implementation="eager"),
+        source=SimpleNamespace(name="m", title="org/m", checkpoint="step1"),
+        weights_sha256="w",
+        commit=None,
+        tokenizer=None,
+        model=SimpleNamespace(dtype=torch.bfloat16),
+        generation_tokens=None,
+    )
+    chats = ChatRules(chat_arguments(options.chat_arguments), bool(options.generate))
+    rules = TokenRules(options.max_length or 64, options.on_overflow, options.special_tokens, chats)
+    return identity.identify(loaded, options, rules, Plan(3, "p", (0,)))
+
+
+@pytest.mark.parametrize(("options", "sha256"), IDENTITIES, ids=lambda value: ",".join(value) or "none")
+def test_identity_is_what_it_always_was(options: dict[str, Any], sha256: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert identity_of(IngestOptions("m", ("p",), **options), monkeypatch).sha256 == sha256
+
+
+def test_every_option_that_shapes_rows_is_in_the_table() -> None:
+    shaping = {one.name for one in fields(IngestOptions) if option_of(one).shapes != "no"}
+    assert shaping - {"dtype"} <= MANY.keys()  # the identity has the dtype of the loaded model
+    assert not shaping & NO_SHAPE.keys()
+
+
+def parsed(*words: str) -> IngestOptions:
+    """The options of one run, as the command line gives them."""
+    context = ingest.make_context("ingest", ["--model", "m", "--prompts", "p", *words])
+    (options,) = each_checkpoint(**{name: value for name, value in context.params.items() if name != "warehouse"})
+    return options
+
+
+def test_command_line_has_the_defaults_of_the_fields() -> None:
+    assert parsed() == IngestOptions("m", ("p",))
+
+
+def test_every_field_is_an_option_in_the_same_order() -> None:
+    given = [(made.name, made.opts) for made in ingest_parameters()]
+    names = {"model": "models", "revision": "revisions"}
+    assert given == [(names.get(one.name, one.name), [option_of(one).flag]) for one in fields(IngestOptions)]
+    shown = [made.opts[0] for made in ingest.get_params(click.Context(ingest))]
+    assert shown == [flags[0] for _, flags in given] + ["--warehouse", "--help"]
+
+
+@pytest.mark.parametrize(
+    ("words", "changes"),
+    [
+        (["--no-special-tokens"], {"special_tokens": False}),
+        (["--router-logits"], {"router_logits": True}),
+        (["--delimiter", "tab"], {"delimiter": "\t"}),
+        (["--delimiter", ";"], {"delimiter": ";"}),
+        (["--on-overflow", "skip", "--prompts-format", "tsv"], {"on_overflow": "skip", "prompts_format": "tsv"}),
+        (["--temperature", "1"], {"temperature": 1.0}),
+        (["--chat-argument", "a=1", "--chat-argument", "b=x"], {"chat_arguments": ("a=1", "b=x")}),
+        (["--revision", "step4", "--run-id", "r"], {"revision": "step4", "run_id": "r"}),
+    ],
+)
+def test_words_become_values(words: list[str], changes: dict[str, Any]) -> None:
+    assert parsed(*words) == replace(IngestOptions("m", ("p",)), **changes)
+
+
+@pytest.mark.parametrize("options", [options for options, _ in IDENTITIES], ids=lambda value: ",".join(value) or "none")
+def test_words_of_an_identity_give_that_identity(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    first = identity_of(IngestOptions("m", ("p",), **options), monkeypatch)
+    words = command_words(json.loads(first.json))
+    assert identity_of(parsed(*words), monkeypatch).sha256 == first.sha256
+    assert words[words.index("--dtype") + 1] == "bfloat16"
+
+
+def test_text_that_looks_like_json_stays_text_in_the_words() -> None:
+    arguments = {"a": "1", "b": 1, "c": "it's", "d": None}
+    words = command_words({"chat_arguments": arguments})
+    assert chat_arguments(tuple(words[1::2])) == arguments
+
+
+def test_an_option_that_was_not_given_leaves_the_identity_as_it_is() -> None:
+    assert "chat_arguments" not in shaping_options(IngestOptions("m", ("p",)), {})
+    assert shaping_options(IngestOptions("m", ("p",), limit=3), {"max_length": 9})["max_length"] == 9
+
+
+@pytest.mark.parametrize(("name", "value"), [("limit", 0), ("train_step", -1), ("temperature", float("nan"))])
+def test_a_number_out_of_range_is_refused_by_its_flag(name: str, value: float) -> None:
+    flag = next(option_of(one).flag for one in fields(IngestOptions) if one.name == name)
+    options: dict[str, Any] = {name: value}
+    with pytest.raises(UsageError, match=f"^{flag} is {value}. Give a .* number of at least "):
+        IngestOptions("m", ("p",), **options)
