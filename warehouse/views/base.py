@@ -1,5 +1,8 @@
 """The views: one per stored table, generated from the schema, and the canned ones of `queries/views/`.
 
+Between the two stand the staging views of `queries/staging/`: what several canned views, saved queries, rollups and
+checks share. They are made like the others, and listed nowhere.
+
 `open_warehouse` builds them in memory for moewh's own use; `moewh.warehouse.views.publishing` writes the same
 statements, with their comments, to the file that a DuckDB shell opens. The views are bound to zero-row
 files as they are made, so opening costs the same however many segments there are.
@@ -8,6 +11,7 @@ files as they are made, so opening costs the same however many segments there ar
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -53,6 +57,11 @@ class View:
     header: str
     """What the view answers, as the leading comment of its file says; for a stored table, its description."""
 
+    @property
+    def code(self) -> str:
+        """The statement that makes it, without its comment lines."""
+        return re.sub(r"(?m)^\s*--.*$", "", self.create)
+
 
 def view_names() -> tuple[str, ...]:
     """Return the names of all views: the stored tables first, then the canned ones in alphabetical order."""
@@ -73,7 +82,39 @@ def base_views(root: Path) -> list[View]:
 @cache
 def canned_views() -> tuple[View, ...]:
     """Return the canned views, in alphabetical order."""
-    return tuple(_canned_view(QUERIES / "views" / f"{name}.sql") for name in canned_names())
+    return tuple(_read_view(QUERIES / "views" / f"{name}.sql") for name in canned_names())
+
+
+@cache
+def staging_views() -> tuple[View, ...]:
+    """Return the staging views, in alphabetical order."""
+    return tuple(_read_view(path) for path in sorted((QUERIES / "staging").glob("*.sql")))
+
+
+@cache
+def derived_views() -> tuple[View, ...]:
+    """Return the staging and the canned views, each after those it reads."""
+    from graphlib import TopologicalSorter
+
+    views = {view.name: view for view in (*staging_views(), *canned_views())}
+    reads = {
+        view.name: [name for name in views if view.name != name and _reads(view.code, name)] for view in views.values()
+    }
+    return tuple(views[name] for name in TopologicalSorter(reads).static_order())
+
+
+def staging_read_by(sql: str) -> tuple[View, ...]:
+    """Return the staging views that SQL without comments reads, itself or through another, in order of reading."""
+    found: list[View] = []
+    for view in reversed(derived_views()):
+        if view in staging_views() and any(_reads(code, view.name) for code in (sql, *(other.code for other in found))):
+            found.insert(0, view)
+    return tuple(found)
+
+
+def _reads(code: str, name: str) -> bool:
+    """Tell whether SQL names a view, and no CTE of that name."""
+    return name in code and re.search(rf"\b{name}\b(?!\s+as\s*\()", code) is not None
 
 
 def open_warehouse(layout: Layout) -> duckdb.DuckDBPyConnection:
@@ -104,7 +145,7 @@ def view_statements(layout: Layout, *, comments: bool) -> Iterator[str]:
     """
     if layout.empty.is_dir():
         yield f"set variable moewh_root = {sql_string(glob_literal(layout.empty))}"
-    for view in (*base_views(layout.root), *canned_views()):
+    for view in (*base_views(layout.root), *derived_views()):
         yield view.create
         if comments:
             yield from view.comments
@@ -189,8 +230,8 @@ from (
 where failure is not null"""
 
 
-def _canned_view(path: Path) -> View:
-    """Split a canned view's file: its header, the statement that makes it, then its comments."""
+def _read_view(path: Path) -> View:
+    """Split a view's file: its header, the statement that makes it, then its comments."""
     text = path.read_text(encoding="utf-8")
     create, *comments = (statement for statement in text.split(";\n") if statement.strip())
     header = "\n".join(line.removeprefix("--").strip() for line in text.splitlines() if line.startswith("--"))
