@@ -24,15 +24,12 @@ sent_of as (
         sent.run_id as run_id,
         sent.layer as layer,
         sum(sent.pairs)::bigint as pairs,
-        max(here.top_k * there.top_k) as pairs_a_token,
-        sum(case when sent.pairs > expert_load.tokens * there.top_k then 1 else 0 end)::bigint as experts_over
+        max(layer_steps.top_k * layer_steps.next_top_k) as pairs_a_token,
+        sum(case when sent.pairs > expert_load.tokens * layer_steps.next_top_k then 1 else 0 end)::bigint as experts_over
     from sent
-    join layers as here
-        on here.run_id = sent.run_id
-        and here.layer = sent.layer
-    join layers as there
-        on there.run_id = sent.run_id
-        and there.layer = sent.next_layer
+    join layer_steps
+        on layer_steps.run_id = sent.run_id
+        and layer_steps.layer = sent.layer
     join expert_load
         on expert_load.run_id = sent.run_id
         and expert_load.layer = sent.layer

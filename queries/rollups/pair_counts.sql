@@ -4,8 +4,8 @@
 select
     a.run_id as run_id,
     a.segment as segment,
-    tokens.kind as kind,
-    prompts.domain as domain,
+    token_domains.kind as kind,
+    token_domains.domain as domain,
     a.layer as layer,
     a.expert as expert_a,
     b.expert as expert_b,
@@ -17,19 +17,15 @@ join routing as b
     and b.token_id = a.token_id
     and b.layer = a.layer
     and b.expert > a.expert
-join tokens
-    on tokens.run_id = a.run_id
-    and tokens.segment = a.segment
-    and tokens.token_id = a.token_id
-join prompts
-    on prompts.run_id = tokens.run_id
-    and prompts.segment = tokens.segment
-    and prompts.prompt_id = tokens.prompt_id
+join token_domains
+    on token_domains.run_id = a.run_id
+    and token_domains.segment = a.segment
+    and token_domains.token_id = a.token_id
 group by
     a.run_id,
     a.segment,
-    tokens.kind,
-    prompts.domain,
+    token_domains.kind,
+    token_domains.domain,
     a.layer,
     a.expert,
     b.expert

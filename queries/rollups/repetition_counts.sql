@@ -6,19 +6,15 @@ with adjacent as (
     select
         here.run_id as run_id,
         here.segment as segment,
-        prompts.domain as domain,
+        here.domain as domain,
         here.token_id as token_id
-    from tokens as here
+    from token_domains as here
     join tokens as there
         on there.run_id = here.run_id
         and there.segment = here.segment
         and there.token_id = here.token_id + 1
         and there.prompt_id = here.prompt_id
         and there.context = here.context
-    join prompts
-        on prompts.run_id = here.run_id
-        and prompts.segment = here.segment
-        and prompts.prompt_id = here.prompt_id
     where here.kind in ('prompt', 'generated')
         and there.kind in ('prompt', 'generated')
 ),

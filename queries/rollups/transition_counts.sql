@@ -3,18 +3,11 @@
 -- The next layer is the next row of layers; a token counts in all k * k' pairs of its choices at the two, and in none
 -- if it has no rows at one of them.
 -- Mergeable: counts of several segments add up.
-with steps as (
-    select
-        run_id,
-        layer,
-        lead(layer) over (partition by run_id order by layer) as next_layer
-    from layers
-)
 select
     here.run_id as run_id,
     here.segment as segment,
-    tokens.kind as kind,
-    prompts.domain as domain,
+    token_domains.kind as kind,
+    token_domains.domain as domain,
     here.layer as layer,
     there.layer as next_layer,
     here.expert as expert,
@@ -22,27 +15,23 @@ select
     count(*)::bigint as tokens,
     sum(case when here.rank = 0 and there.rank = 0 then 1 else 0 end)::bigint as first_choice_tokens
 from routing as here
-join steps
-    on steps.run_id = here.run_id
-    and steps.layer = here.layer
+join layer_steps
+    on layer_steps.run_id = here.run_id
+    and layer_steps.layer = here.layer
 join routing as there
     on there.run_id = here.run_id
     and there.segment = here.segment
     and there.token_id = here.token_id
-    and there.layer = steps.next_layer
-join tokens
-    on tokens.run_id = here.run_id
-    and tokens.segment = here.segment
-    and tokens.token_id = here.token_id
-join prompts
-    on prompts.run_id = tokens.run_id
-    and prompts.segment = tokens.segment
-    and prompts.prompt_id = tokens.prompt_id
+    and there.layer = layer_steps.next_layer
+join token_domains
+    on token_domains.run_id = here.run_id
+    and token_domains.segment = here.segment
+    and token_domains.token_id = here.token_id
 group by
     here.run_id,
     here.segment,
-    tokens.kind,
-    prompts.domain,
+    token_domains.kind,
+    token_domains.domain,
     here.layer,
     there.layer,
     here.expert,

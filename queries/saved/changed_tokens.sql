@@ -62,25 +62,21 @@ shared as (
 ranked as (
     select
         compared.token_id as token_id,
-        tokens.prompt_id as prompt_id,
-        tokens.position as position,
-        prompts.domain as domain,
-        tokens.token as token,
+        token_domains.prompt_id as prompt_id,
+        token_domains.position as position,
+        token_domains.domain as domain,
+        token_domains.token as token,
         compared.layers as layers,
         coalesce(shared.choices, 0)::double / compared.choices as kept,
         row_number() over (order by coalesce(shared.choices, 0)::double / compared.choices, compared.token_id) as place
     from compared
-    join tokens
-        on tokens.run_id = compared.run_id
-        and tokens.segment = compared.segment
-        and tokens.token_id = compared.token_id
-    join prompts
-        on prompts.run_id = tokens.run_id
-        and prompts.segment = tokens.segment
-        and prompts.prompt_id = tokens.prompt_id
+    join token_domains
+        on token_domains.run_id = compared.run_id
+        and token_domains.segment = compared.segment
+        and token_domains.token_id = compared.token_id
     left join shared
         on shared.token_id = compared.token_id
-    where tokens.kind <> 'special'
+    where token_domains.kind <> 'special'
 )
 select
     token_id,

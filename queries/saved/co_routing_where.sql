@@ -10,50 +10,7 @@
 --   token_ids (token ids): from a table: set variable token_ids = (select string_agg(token_id, ',') from mine).
 --   run (run): default every run.
 --   layer (layer): default every layer.
-with listed_parts as (
-    select unnest(string_split(getvariable('token_ids')::varchar, ',')) as part
-),
-listed_ids as (
-    select part::bigint as token_id
-    from listed_parts
-),
-listed_prompt_parts as (
-    select unnest(string_split(getvariable('prompt_ids')::varchar, ',')) as part
-),
-listed_prompts as (
-    select part::bigint as prompt_id
-    from listed_prompt_parts
-),
-chosen_tokens as (
-    select
-        tokens.run_id as run_id,
-        tokens.segment as segment,
-        tokens.token_id as token_id
-    from tokens
-    join prompts
-        on prompts.run_id = tokens.run_id
-        and prompts.segment = tokens.segment
-        and prompts.prompt_id = tokens.prompt_id
-    where tokens.kind <> 'special'
-        and (getvariable('run') is null or tokens.run_id = getvariable('run')::varchar)
-        and (getvariable('domain') is null or prompts.domain = getvariable('domain')::varchar)
-        and (
-            getvariable('prompt_ids') is null
-            or prompts.prompt_id in (select listed_prompts.prompt_id from listed_prompts)
-        )
-        and (getvariable('token') is null or tokens.token = getvariable('token')::varchar)
-        and (
-            getvariable('token_ids') is null
-            or tokens.token_id in (select listed_ids.token_id from listed_ids)
-        )
-        -- asked of a domain alone, the rollup answers: no row is read
-        and (
-            getvariable('prompt_ids') is not null
-            or getvariable('token') is not null
-            or getvariable('token_ids') is not null
-        )
-),
-expert_sets as (
+with expert_sets as (
     select
         routing.run_id as run_id,
         routing.layer as layer,
@@ -71,22 +28,14 @@ expert_sets as (
         routing.layer,
         routing.token_id
 ),
-numbered_layers as (
-    -- grouping by one number is faster than by a text and a number
-    select
-        run_id,
-        layer,
-        row_number() over (order by run_id, layer) as place
-    from layers
-),
 numbered_sets as (
     select
-        numbered_layers.place as place,
+        layer_steps.place as place,
         expert_sets.experts as experts
     from expert_sets
-    join numbered_layers
-        on numbered_layers.run_id = expert_sets.run_id
-        and numbered_layers.layer = expert_sets.layer
+    join layer_steps
+        on layer_steps.run_id = expert_sets.run_id
+        and layer_steps.layer = expert_sets.layer
 ),
 first_sides as (
     select
@@ -117,14 +66,14 @@ row_pairs as (
 ),
 pair_tokens as (
     select
-        numbered_layers.run_id as run_id,
-        numbered_layers.layer as layer,
+        layer_steps.run_id as run_id,
+        layer_steps.layer as layer,
         row_pairs.expert_a as expert_a,
         row_pairs.expert_b as expert_b,
         row_pairs.tokens as tokens
     from row_pairs
-    join numbered_layers
-        on numbered_layers.place = row_pairs.place
+    join layer_steps
+        on layer_steps.place = row_pairs.place
     union all
     select
         pair_counts.run_id as run_id,

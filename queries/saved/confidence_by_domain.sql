@@ -6,26 +6,22 @@
 --   layer (layer): default every layer.
 select
     router_confidence.run_id as run_id,
-    prompts.domain as domain,
+    token_domains.domain as domain,
     router_confidence.layer as layer,
     count(*)::bigint as tokens,
     avg(router_confidence.entropy) as entropy,
     avg(router_confidence.top_k_mass) as top_k_mass,
     avg(router_confidence.margin) as margin
 from router_confidence
-join tokens
-    on tokens.run_id = router_confidence.run_id
-    and tokens.segment = router_confidence.segment
-    and tokens.token_id = router_confidence.token_id
-join prompts
-    on prompts.run_id = tokens.run_id
-    and prompts.segment = tokens.segment
-    and prompts.prompt_id = tokens.prompt_id
-where tokens.kind <> 'special'
+join token_domains
+    on token_domains.run_id = router_confidence.run_id
+    and token_domains.segment = router_confidence.segment
+    and token_domains.token_id = router_confidence.token_id
+where token_domains.kind <> 'special'
     and (getvariable('run') is null or router_confidence.run_id = getvariable('run')::varchar)
     and (getvariable('layer') is null or router_confidence.layer = getvariable('layer'))
 group by
     router_confidence.run_id,
-    prompts.domain,
+    token_domains.domain,
     router_confidence.layer
 order by run_id, domain, layer

@@ -10,50 +10,7 @@
 --   token_ids (token ids): from a table: set variable token_ids = (select string_agg(token_id, ',') from mine).
 --   run (run): default every run.
 --   layer (layer): default every layer.
-with listed_parts as (
-    select unnest(string_split(getvariable('token_ids')::varchar, ',')) as part
-),
-listed_ids as (
-    select part::bigint as token_id
-    from listed_parts
-),
-listed_prompt_parts as (
-    select unnest(string_split(getvariable('prompt_ids')::varchar, ',')) as part
-),
-listed_prompts as (
-    select part::bigint as prompt_id
-    from listed_prompt_parts
-),
-chosen_tokens as (
-    select
-        tokens.run_id as run_id,
-        tokens.segment as segment,
-        tokens.token_id as token_id
-    from tokens
-    join prompts
-        on prompts.run_id = tokens.run_id
-        and prompts.segment = tokens.segment
-        and prompts.prompt_id = tokens.prompt_id
-    where tokens.kind <> 'special'
-        and (getvariable('run') is null or tokens.run_id = getvariable('run')::varchar)
-        and (getvariable('domain') is null or prompts.domain = getvariable('domain')::varchar)
-        and (
-            getvariable('prompt_ids') is null
-            or prompts.prompt_id in (select listed_prompts.prompt_id from listed_prompts)
-        )
-        and (getvariable('token') is null or tokens.token = getvariable('token')::varchar)
-        and (
-            getvariable('token_ids') is null
-            or tokens.token_id in (select listed_ids.token_id from listed_ids)
-        )
-        -- asked of a domain alone, the rollup answers: no row is read
-        and (
-            getvariable('prompt_ids') is not null
-            or getvariable('token') is not null
-            or getvariable('token_ids') is not null
-        )
-),
-expert_sets as (
+with expert_sets as (
     select
         routing.run_id as run_id,
         routing.layer as layer,
@@ -70,26 +27,17 @@ expert_sets as (
         routing.layer,
         routing.token_id
 ),
-steps as (
-    -- grouping by one number (place) is faster than by a text and a number
-    select
-        run_id,
-        layer,
-        lead(layer) over (partition by run_id order by layer) as next_layer,
-        row_number() over (order by run_id, layer) as place
-    from layers
-),
 here_sets as (
     select
         expert_sets.run_id as run_id,
         expert_sets.token_id as token_id,
         expert_sets.experts as experts,
-        steps.place as place,
-        coalesce(steps.next_layer, -1) as next_layer
+        layer_steps.place as place,
+        coalesce(layer_steps.next_layer, -1) as next_layer
     from expert_sets
-    left join steps
-        on steps.run_id = expert_sets.run_id
-        and steps.layer = expert_sets.layer
+    left join layer_steps
+        on layer_steps.run_id = expert_sets.run_id
+        and layer_steps.layer = expert_sets.layer
     where (getvariable('layer') is null or expert_sets.layer = getvariable('layer'))
 ),
 both_layers as (
@@ -131,15 +79,15 @@ row_pairs as (
 ),
 pair_tokens as (
     select
-        steps.run_id as run_id,
-        steps.layer as layer,
-        steps.next_layer as next_layer,
+        layer_steps.run_id as run_id,
+        layer_steps.layer as layer,
+        layer_steps.next_layer as next_layer,
         row_pairs.expert as expert,
         row_pairs.next_expert as next_expert,
         row_pairs.tokens as tokens
     from row_pairs
-    join steps
-        on steps.place = row_pairs.place
+    join layer_steps
+        on layer_steps.place = row_pairs.place
     union all
     select
         transition_counts.run_id as run_id,
@@ -172,20 +120,17 @@ counted as (
         pair_tokens.next_expert as next_expert,
         pair_tokens.tokens as tokens,
         (sum(pair_tokens.tokens) over (partition by pair_tokens.run_id, pair_tokens.layer, pair_tokens.expert))::double
-        / nullif(there.top_k, 0) as tokens_here,
+        / nullif(layer_steps.next_top_k, 0) as tokens_here,
         (sum(pair_tokens.tokens) over (
             partition by pair_tokens.run_id, pair_tokens.layer, pair_tokens.next_expert
         ))::double
-        / nullif(here.top_k, 0) as tokens_there,
+        / nullif(layer_steps.top_k, 0) as tokens_there,
         (sum(pair_tokens.tokens) over (partition by pair_tokens.run_id, pair_tokens.layer))::double
-        / nullif(here.top_k * there.top_k, 0) as tokens_all
+        / nullif(layer_steps.top_k * layer_steps.next_top_k, 0) as tokens_all
     from pair_tokens
-    join layers as here
-        on here.run_id = pair_tokens.run_id
-        and here.layer = pair_tokens.layer
-    join layers as there
-        on there.run_id = pair_tokens.run_id
-        and there.layer = pair_tokens.next_layer
+    join layer_steps
+        on layer_steps.run_id = pair_tokens.run_id
+        and layer_steps.layer = pair_tokens.layer
 )
 select
     run_id,

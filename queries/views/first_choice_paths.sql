@@ -9,24 +9,20 @@ create or replace view first_choice_paths as
 with token_paths as (
     select
         routing.run_id as run_id,
-        prompts.domain as domain,
+        token_domains.domain as domain,
         routing.token_id as token_id,
         string_agg(routing.expert::varchar, '-' order by routing.layer) as path,
         count(*) as layers
     from routing
-    join tokens
-        on tokens.run_id = routing.run_id
-        and tokens.segment = routing.segment
-        and tokens.token_id = routing.token_id
-    join prompts
-        on prompts.run_id = tokens.run_id
-        and prompts.segment = tokens.segment
-        and prompts.prompt_id = tokens.prompt_id
+    join token_domains
+        on token_domains.run_id = routing.run_id
+        and token_domains.segment = routing.segment
+        and token_domains.token_id = routing.token_id
     where routing.rank = 0
-        and tokens.kind <> 'special'
+        and token_domains.kind <> 'special'
     group by
         routing.run_id,
-        prompts.domain,
+        token_domains.domain,
         routing.token_id
 ),
 depths as (

@@ -23,18 +23,11 @@ with pair_tokens as (
         transition_counts.expert,
         transition_counts.next_expert
 ),
-steps as (
-    select
-        run_id,
-        layer,
-        lead(layer) over (partition by run_id order by layer) as next_layer
-    from layers
-),
 counted as (
     select
         pair_tokens.run_id as run_id,
         pair_tokens.layer as layer,
-        steps.next_layer as next_layer,
+        layer_steps.next_layer as next_layer,
         pair_tokens.expert as expert,
         pair_tokens.next_expert as next_expert,
         pair_tokens.tokens as tokens,
@@ -46,9 +39,9 @@ counted as (
         ))::double as tokens_there,
         (sum(pair_tokens.tokens) over (partition by pair_tokens.run_id, pair_tokens.layer))::double as tokens_all
     from pair_tokens
-    join steps
-        on steps.run_id = pair_tokens.run_id
-        and steps.layer = pair_tokens.layer
+    join layer_steps
+        on layer_steps.run_id = pair_tokens.run_id
+        and layer_steps.layer = pair_tokens.layer
 )
 select
     run_id,

@@ -22,36 +22,27 @@ with pair_tokens as (
         transition_counts.expert,
         transition_counts.next_expert
 ),
-steps as (
-    select
-        run_id,
-        layer,
-        lead(layer) over (partition by run_id order by layer) as next_layer,
-        top_k,
-        lead(top_k) over (partition by run_id order by layer) as next_top_k
-    from layers
-),
 counted as (
     -- each of an expert's tokens goes to k' experts next and comes from k: N_ij sums to k' N_i and to k N_j
     select
         pair_tokens.run_id as run_id,
         pair_tokens.layer as layer,
-        steps.next_layer as next_layer,
+        layer_steps.next_layer as next_layer,
         pair_tokens.expert as expert,
         pair_tokens.next_expert as next_expert,
         pair_tokens.tokens as tokens,
         (sum(pair_tokens.tokens) over (partition by pair_tokens.run_id, pair_tokens.layer, pair_tokens.expert))::double
-        / nullif(steps.next_top_k, 0) as tokens_here,
+        / nullif(layer_steps.next_top_k, 0) as tokens_here,
         (sum(pair_tokens.tokens) over (
             partition by pair_tokens.run_id, pair_tokens.layer, pair_tokens.next_expert
         ))::double
-        / nullif(steps.top_k, 0) as tokens_there,
+        / nullif(layer_steps.top_k, 0) as tokens_there,
         (sum(pair_tokens.tokens) over (partition by pair_tokens.run_id, pair_tokens.layer))::double
-        / nullif(steps.top_k * steps.next_top_k, 0) as tokens_all
+        / nullif(layer_steps.top_k * layer_steps.next_top_k, 0) as tokens_all
     from pair_tokens
-    join steps
-        on steps.run_id = pair_tokens.run_id
-        and steps.layer = pair_tokens.layer
+    join layer_steps
+        on layer_steps.run_id = pair_tokens.run_id
+        and layer_steps.layer = pair_tokens.layer
 )
 select
     run_id,

@@ -11,20 +11,16 @@ select
     routing.rank as rank,
     routing.expert as expert,
     routing.weight as weight,
-    tokens.token as token,
-    tokens.kind as kind,
-    tokens.position as position,
-    tokens.prompt_id as prompt_id,
-    prompts.domain as domain
+    token_domains.token as token,
+    token_domains.kind as kind,
+    token_domains.position as position,
+    token_domains.prompt_id as prompt_id,
+    token_domains.domain as domain
 from routing
-join tokens
-    on tokens.run_id = routing.run_id
-    and tokens.segment = routing.segment
-    and tokens.token_id = routing.token_id
-join prompts
-    on prompts.run_id = tokens.run_id
-    and prompts.segment = tokens.segment
-    and prompts.prompt_id = tokens.prompt_id;
+join token_domains
+    on token_domains.run_id = routing.run_id
+    and token_domains.segment = routing.segment
+    and token_domains.token_id = routing.token_id;
 
 comment on view routes is 'One row per routing row: which expert each token went to, with its text, kind, position and domain.';
 comment on column routes.run_id is 'The run these rows belong to.';

@@ -28,7 +28,7 @@ from moewh.warehouse.answer.shell import find_duckdb
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.trust.rollups import compare
-from moewh.warehouse.views.base import QUERIES, open_warehouse
+from moewh.warehouse.views.base import QUERIES, open_warehouse, staging_read_by
 from moewh.warehouse.views.publishing import publish
 from tests.support.models import byte_tokenizer
 from tests.support.synthetic import Run, Token, random_warehouse, word
@@ -103,9 +103,12 @@ def defined(folder: Path, name: str, layers: dict[int, tuple[int, int]]) -> Rows
         for table in ("prompts", "tokens", "routing"):
             source = f"read_parquet('{folder / table}.parquet', hive_partitioning = false)"
             connection.execute(f"create table {table} as select 'r' as run_id, 0 as segment, * from {source}")
-        connection.execute("create table layers (run_id varchar, layer integer)")
-        connection.executemany("insert into layers values ('r', ?)", [[layer] for layer in layers])
+        connection.execute("create table layers (run_id varchar, layer integer, top_k integer)")
+        rows = [[layer, top_k] for layer, (_, top_k) in layers.items()]
+        connection.executemany("insert into layers values ('r', ?, ?)", rows)
         sql = (QUERIES / "rollups" / f"{name}.sql").read_text()
+        for view in staging_read_by(sql):
+            connection.execute(view.create)
         return connection.execute(f"select * exclude (run_id, segment) from ({sql}) order by all").fetchall()
 
 

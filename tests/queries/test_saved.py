@@ -92,7 +92,7 @@ def test_text_is_compared_as_text_in_a_plain_shell_too(query: Query) -> None:
     """A variable that was set to a number must not make numbers of a column of texts."""
     for name, kind in kinds_of(query).items():
         if KINDS[kind].type == "VARCHAR":
-            uses = re.findall(rf"getvariable\('{name}'\)(.{{0,12}})", query.code)
+            uses = re.findall(rf"getvariable\('{name}'\)(.{{0,12}})", query.code_read)
             assert uses
             assert all(use.startswith(("::varchar", " is null", " is not null")) for use in uses), uses
 

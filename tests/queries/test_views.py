@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moewh.warehouse.answer.catalog import describe_views
+from moewh.warehouse.answer.catalog import describe_views, empty_warehouse, list_queries
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
-from moewh.warehouse.views.base import QUERIES, canned_names, open_warehouse, view_names
+from moewh.warehouse.views.base import QUERIES, View, canned_names, open_warehouse, staging_views, view_names
 from tests.support.brute_force import BRUTE_FORCE, Rows, assert_same_rows, brute_expert_load, brute_router_saturation
 from tests.support.synthetic import Prompt, Run, Token, random_warehouse, word, write_run
 
@@ -403,6 +403,20 @@ def test_run_id_and_segment_keep_their_types(random: tuple[Layout, list[Run]]) -
             "select distinct run_id, typeof(run_id), typeof(segment) from routing where run_id = '007'"
         ).fetchall()
     assert row == [("007", "VARCHAR", "INTEGER")]
+
+
+@pytest.mark.parametrize("view", staging_views(), ids=lambda view: view.name)
+def test_staging_view_documented(view: View) -> None:
+    assert view.header.startswith(f"{view.name}: ")
+    assert "One row per " in view.header
+    with empty_warehouse() as connection:
+        named = "select coalesce(comment, '') from duckdb_views() where view_name = $name"
+        columns = "select coalesce(comment, '') from duckdb_columns() where table_name = $name"
+        comments = connection.execute(f"{named} union all {columns}", {"name": view.name}).fetchall()
+    assert len(comments) > 2
+    assert all(comment for (comment,) in comments)
+    assert view.name not in describe_views()
+    assert view.name not in list_queries()
 
 
 def test_canned_names_are_the_files() -> None:

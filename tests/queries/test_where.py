@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from moewh.warehouse.answer.query import Value
+from moewh.warehouse.answer.engine import open_engine
+from moewh.warehouse.answer.jail import Limits
+from moewh.warehouse.answer.query import Query, Value
 from moewh.warehouse.errors import UsageError
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
@@ -110,3 +112,21 @@ def test_where_leaves_out_no_rollup_silently(tmp_path: Path) -> None:
     (layout.segment("mixed", 1) / "pair_counts.parquet").unlink()
     with pytest.raises(Exception, match=r"segment=1 lacks pair_counts\.parquet"):
         answer(layout, "co_routing_where", {"domain": "code"})
+
+
+def test_own_sql_takes_the_conditions_of_chosen_tokens(random: tuple[Layout, list[Run]]) -> None:
+    layout, _ = random
+    query = Query("mine", "select count(*) from chosen_tokens")
+    counts = []
+    with open_engine("duckdb", None, layout, Limits()) as ask:
+        for values in ({"token_ids": ",".join(map(str, IDS))}, {"token": word(3), "run": "mixed"}, {}):
+            found = ask(query, values)
+            assert found is not None
+            counts.append(found.execute().fetchall()[0][0])
+        with pytest.raises(UsageError, match="does not use the parameter 'layer'"):
+            ask(query, {"layer": 1})
+        with pytest.raises(UsageError, match="token_ids is a list of whole numbers"):
+            ask(query, {"token_ids": "x"})
+    assert counts[0] > 0
+    assert counts[1] > 0
+    assert counts[2] == 0

@@ -274,7 +274,7 @@ def test_a_verify_that_ignores_sha256_misses_flips(layout: Layout, monkeypatch: 
     rng = random.Random(0)
     for _ in range(40):
         flip(path, rng)
-        missed += verify._file_fault((path.parent, path.name, entry)) is None
+        missed += verify._file_fault((path.parent, path.name, entry, schema.SCHEMA_VERSION)) is None
         path.write_bytes(data)
     assert missed > 0
 

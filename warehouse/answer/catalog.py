@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from moewh.warehouse.answer.query import Query, find_query, saved_names, single_statement, unknown
 from moewh.warehouse.errors import UsageError
 from moewh.warehouse.files import schema
-from moewh.warehouse.views.base import canned_views
+from moewh.warehouse.views.base import canned_views, derived_views
 
 if TYPE_CHECKING:
     import duckdb
@@ -111,12 +111,12 @@ def _describe_table(table: schema.Table) -> ViewDescription:
 
 
 def empty_warehouse() -> duckdb.DuckDBPyConnection:
-    """Every table, with no rows, and the canned views over them."""
+    """Every table, with no rows, and the staging and canned views over them."""
     import duckdb
 
     connection = duckdb.connect()
     connection.execute(";\n".join(_empty_table(table) for table in schema.TABLES))
-    for view in canned_views():
+    for view in derived_views():
         connection.execute(";\n".join((view.create, *view.comments)))
     return connection
 

@@ -61,11 +61,19 @@ _MARK = "moewh:a value"
 
 
 def kinds_of(query: Query) -> dict[str, str]:
-    """Return the kind of each parameter that the header declares; for a user's own SQL also of those it shows."""
-    declared = dict(re.findall(_DECLARED, query.header.partition("Parameters")[2]))
+    """Return the kind of each parameter that the header declares.
+
+    For a user's own SQL also of those it shows, and of those that the staging views it reads declare.
+    """
+    declared = _declared(query.header)
     if query.shipped:
         return declared
-    return {**shown_kinds(query), **declared}
+    staged = {name: kind for view in query.staging for name, kind in _declared(view.header).items()}
+    return {**staged, **shown_kinds(query), **declared}
+
+
+def _declared(header: str) -> dict[str, str]:
+    return dict(re.findall(_DECLARED, header.partition("Parameters")[2]))
 
 
 def shown_kinds(query: Query) -> dict[str, str]:

@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING
 
 from moewh.warehouse.errors import UsageError
 from moewh.warehouse.files import schema
-from moewh.warehouse.views.base import QUERIES, canned_views, view_names
+from moewh.warehouse.views.base import QUERIES, canned_views, staging_read_by, view_names
 
 if TYPE_CHECKING:
     import duckdb
+
+    from moewh.warehouse.views.base import View
 
 Value = int | float | bool | str
 
@@ -51,15 +53,25 @@ class Query:
         return re.sub(_COMMENT, "", self.sql)
 
     @cached_property
+    def staging(self) -> tuple[View, ...]:
+        """The staging views that this SQL reads, which may read variables too."""
+        return staging_read_by(self.code)
+
+    @cached_property
     def variables(self) -> AbstractSet[str]:
-        """The names this SQL reads with `getvariable`."""
-        return frozenset(re.findall(_VARIABLE, self.code, re.IGNORECASE))
+        """The names that this SQL and its staging views read with `getvariable`."""
+        return frozenset(re.findall(_VARIABLE, self.code_read, re.IGNORECASE))
 
     @cached_property
     def required(self) -> AbstractSet[str]:
         """The variables whose absence the SQL says nothing about."""
-        optional = {name for pair in re.findall(_OPTIONAL, self.code, re.IGNORECASE) for name in pair}
+        optional = {name for pair in re.findall(_OPTIONAL, self.code_read, re.IGNORECASE) for name in pair}
         return self.variables - optional
+
+    @property
+    def code_read(self) -> str:
+        """The SQL and that of its staging views."""
+        return "\n".join([self.code, *(view.code for view in self.staging)])
 
     @cached_property
     def header(self) -> str:

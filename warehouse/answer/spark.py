@@ -18,7 +18,7 @@ from moewh.warehouse.answer.query import Answer, Query, Value, check_names
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import FOLDERS, PATH_VALUES
-from moewh.warehouse.views.base import LACKS, canned_views, table_select
+from moewh.warehouse.views.base import LACKS, derived_views, table_select
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,19 +103,22 @@ def answer(
     tree = _parse(query.source, query.sql)
     check_names(query, values, _bound_names(tree))
     with _errors():
-        create_views(session, layout, tree)
+        create_views(session, layout, tree, values)
         rows = session.sql(to_spark(tree, values)).toArrow()
     connection = duckdb.connect()
     connection.register("answer", rows)
     return Answer(connection, "from answer", {})
 
 
-def create_views(session: SparkSession, layout: Layout, tree: exp.Expr) -> None:
-    """Make the views that a query reads, and those that they read, in the session. Raises as `answer` does."""
+def create_views(session: SparkSession, layout: Layout, tree: exp.Expr, values: Mapping[str, Value]) -> None:
+    """Make the views that a query reads, and those that they read, in the session. Raises as `answer` does.
+
+    Staging views read a query's variables: its values stand in them.
+    """
     for name in _needed(tree):
         if name in _TABLES:
             _read_files(session, layout.require(), _TABLES[name])
-        session.sql(to_spark(_definitions()[name], {})).createOrReplaceTempView(name)
+        session.sql(to_spark(_definitions()[name], values)).createOrReplaceTempView(name)
 
 
 def to_spark(tree: exp.Expr, values: Mapping[str, Value]) -> str:
@@ -171,8 +174,8 @@ def _definitions() -> dict[str, exp.Expr]:
     import sqlglot
 
     stored = {name: _parse(name, table_select(table, f"files_of_{name} as stored")) for name, table in _TABLES.items()}
-    canned = {view.name: sqlglot.parse_one(view.create, read="duckdb").expression for view in canned_views()}
-    return stored | canned
+    made = {view.name: sqlglot.parse_one(view.create, read="duckdb").expression for view in derived_views()}
+    return stored | made
 
 
 def _needed(tree: exp.Expr) -> list[str]:

@@ -118,20 +118,33 @@ class Layout:
         return not names or bool(names & {"runs", "segments"})
 
     def require(self) -> Layout:
-        """Return self if there is a warehouse here, else raise MoewhError."""
+        """Return self if there is a warehouse here that this moewh can read, else raise MoewhError."""
         if not self.exists():
             self.linked_folders()  # a link to a disk that is not mounted says more
             raise MoewhError(
                 f"there is no warehouse at {self.root}. Run `moewh ingest` or `moewh demo` to make one, "
                 "or name another with --warehouse."
             )
+        self._require_version()
         return self
+
+    def _require_version(self) -> None:
+        """Raise MoewhError for a warehouse of a version that this moewh does not know.
+
+        The manifest of the zero-row files says it for all: they are written first, and again by a newer moewh before
+        it adds anything. What cannot be read here is for `moewh verify` to name.
+        """
+        versions = _versions(self.segment(SCHEMA_RUN, 0))
+        if versions is not None and (refused := schema.refusal(*versions)):
+            raise MoewhError(f"the warehouse at {self.root} {refused}")
 
     def create(self) -> None:
         """Make an empty warehouse: zero-row files of every table. In an existing one, add those that are missing.
 
-        Raises MoewhError if the directory cannot be written.
+        Those of an older schema are written anew. Raises MoewhError if the directory cannot be written, and for a
+        warehouse of a version that this moewh does not know.
         """
+        self._require_version()
         with self.writing():
             self.staging.mkdir(parents=True, exist_ok=True)
             for layout in (Layout(self.empty), self):
@@ -192,7 +205,10 @@ class Layout:
             ) from error
 
     def _add_empty_tables(self, level: schema.Level, target: Path) -> None:
-        missing = [table for table in schema.TABLES if table.level == level and not (target / table.file).is_file()]
+        versions = _versions(target)
+        older = versions is not None and versions < (schema.FORMAT_VERSION, schema.SCHEMA_VERSION)
+        tables = [table for table in schema.TABLES if table.level == level]
+        missing = [table for table in tables if older or not (target / table.file).is_file()]
         if not missing:
             return
         import pyarrow.parquet as pq
@@ -308,6 +324,18 @@ def _one_disk(source: Path, target: Path) -> bool:
     except OSError as error:
         return error.errno != errno.EXDEV
     return True
+
+
+def _versions(folder: Path) -> tuple[int, int] | None:
+    """Return the format and the schema that a folder's manifest names; None where it does not."""
+    import json
+
+    try:
+        content = json.loads((folder / "manifest.json").read_bytes())
+        versions = (content["format"], content["schema"])
+    except (OSError, ValueError, RecursionError, TypeError, KeyError):
+        return None
+    return versions if all(isinstance(version, int) for version in versions) else None
 
 
 def _scan(folder: Path) -> list[os.DirEntry[str]]:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.files import schema
 from moewh.warehouse.files.pages import PageError, check_pages
-from moewh.warehouse.files.schema import FORMAT_VERSION, SCHEMA_VERSION
+from moewh.warehouse.files.schema import FORMAT_VERSION
 
 MANIFEST = "manifest.json"
 _BLOCK = 1 << 22
@@ -45,6 +46,8 @@ class Manifest:
     segment: int | None
     """Number of the segment; None for a run's own files."""
     files: dict[str, Entry]
+    schema: int = schema.SCHEMA_VERSION
+    """Version of the schema that the files were written with."""
 
 
 def write_manifest(folder: Path, identity: str | None, segment: int | None) -> int:
@@ -66,7 +69,7 @@ def write_manifest(folder: Path, identity: str | None, segment: int | None) -> i
                 "happens again, test this machine's memory and disk."
             ) from error
         files[path.name] = Entry(metadata.num_rows, path.stat().st_size, file_sha256(path))
-    (folder / MANIFEST).write_bytes(manifest_text(Manifest(identity, segment, files)))
+    (folder / MANIFEST).write_bytes(manifest_text(Manifest(identity, segment, files, schema.SCHEMA_VERSION)))
     return sum(entry.bytes for entry in files.values())
 
 
@@ -87,9 +90,8 @@ def parse_manifest(text: bytes) -> Manifest:
         raise ManifestError(f"is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise ManifestError("is not a JSON object")
-    versions = (content.get("format"), content.get("schema"))
-    if versions != (FORMAT_VERSION, SCHEMA_VERSION):
-        raise ManifestError(f"is of format and schema {versions}, not {(FORMAT_VERSION, SCHEMA_VERSION)}")
+    if refused := schema.refusal(content.get("format"), content.get("schema")):
+        raise ManifestError(refused)
     if set(content) != {"format", "schema", "identity", "segment", "files"}:
         raise ManifestError(f"has the keys {', '.join(sorted(content))}")
     identity, segment, files = content["identity"], content["segment"], content["files"]
@@ -98,7 +100,7 @@ def parse_manifest(text: bytes) -> Manifest:
     if not isinstance(files, dict):
         raise ManifestError("lists no files")
     entries = {name: _entry(name, entry) for name, entry in files.items()}
-    manifest = Manifest(identity, segment, entries)
+    manifest = Manifest(identity, segment, entries, content["schema"])
     if manifest_text(manifest) != text:
         raise ManifestError("is not spelled as it was written")
     return manifest
@@ -108,7 +110,7 @@ def manifest_text(manifest: Manifest) -> bytes:
     """Return the bytes of a manifest's file: there is one spelling of each."""
     files = {name: asdict(entry) for name, entry in manifest.files.items()}
     whose = {"identity": manifest.identity, "segment": manifest.segment}
-    content = {"format": FORMAT_VERSION, "schema": SCHEMA_VERSION, **whose, "files": files}
+    content = {"format": FORMAT_VERSION, "schema": manifest.schema, **whose, "files": files}
     return f"{json.dumps(content, indent=1)}\n".encode()
 
 

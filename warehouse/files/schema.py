@@ -2,7 +2,9 @@
 
 The Parquet writers, the base views, their comments and the schema page of the docs derive from
 `TABLES`. `run_id` and `segment` are not stored in the files: they come from the path, and every view
-puts them first. Shapes: E experts of a layer, H hidden size, K experts per token (top-k).
+puts them first. A new column says since which version of the schema it exists: what was written before
+answers NULL, and a warehouse that is newer than this list is refused.
+Shapes: E experts of a layer, H hidden size, K experts per token (top-k).
 """
 
 from __future__ import annotations
@@ -15,8 +17,6 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 """Version of the layout on disk."""
-SCHEMA_VERSION = 1
-"""Version of the tables below; a manifest names both."""
 POSITION_BITS = 24
 """token_id = prompt_id * 2**POSITION_BITS + position; a longer prompt is refused."""
 
@@ -35,6 +35,8 @@ class Column:
     encoding: Encoding = "dictionary"
     derived: bool = False
     """True for a column that the view computes and no file holds."""
+    since: int = 1
+    """The schema version that brought it; NULL in what was written before. It stands after the older columns."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,13 @@ class Table:
         """The columns that come from the folder names."""
         return (RUN_ID, SEGMENT) if self.level == "segment" else (RUN_ID,)
 
-    def arrow(self) -> pa.Schema:
-        """Return the Arrow schema of the Parquet file."""
+    @property
+    def newer(self) -> tuple[Column, ...]:
+        """The stored columns that older files lack."""
+        return tuple(column for column in self.stored if column.since > 1)
+
+    def arrow(self, version: int | None = None) -> pa.Schema:
+        """Return the Arrow schema of the Parquet file, as this or an older schema version has it."""
         import pyarrow as pa
 
         types = {
@@ -75,7 +82,13 @@ class Table:
             "TIMESTAMP": pa.timestamp("us"),
             "FLOAT[]": pa.list_(pa.float32()),
         }
-        return pa.schema([pa.field(column.name, types[column.type]) for column in self.stored])
+        return pa.schema(
+            [
+                pa.field(column.name, types[column.type])
+                for column in self.stored
+                if column.since <= (version or SCHEMA_VERSION)
+            ]
+        )
 
 
 RUN_ID = Column("run_id", "VARCHAR", "The run these rows belong to (from the path).")
@@ -459,3 +472,26 @@ TABLES: tuple[Table, ...] = (
 )
 
 ROLLUPS: tuple[Table, ...] = tuple(table for table in TABLES if table.rollup)
+
+SCHEMA_VERSION = max(column.since for table in TABLES for column in table.columns)
+"""Version of these tables; a manifest names it and FORMAT_VERSION."""
+
+
+def refusal(format_version: object, schema_version: object) -> str | None:
+    """Say why files of these versions cannot be read here, and what to do; None if they can."""
+    if not isinstance(format_version, int) or not isinstance(schema_version, int):
+        return "does not say which format and schema it has"
+    if format_version > FORMAT_VERSION:
+        return (
+            f"was written by a newer moewh (format {format_version}; this one knows {FORMAT_VERSION}). Upgrade moewh."
+        )
+    if format_version < FORMAT_VERSION:
+        return (
+            f"was written by an older moewh (format {format_version}; this one reads {FORMAT_VERSION}). "
+            "Use that moewh, or ingest it again."
+        )
+    if schema_version > SCHEMA_VERSION:
+        return (
+            f"was written by a newer moewh (schema {schema_version}; this one knows {SCHEMA_VERSION}). Upgrade moewh."
+        )
+    return None

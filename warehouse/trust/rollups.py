@@ -63,7 +63,11 @@ def _difference(table: schema.Table) -> str:
     """Return SQL for the rows of one segment that differ: key, stored and expected counts as text."""
     keys, counts = split_columns(table)
     same_key = " and ".join(f"stored.{name} is not distinct from expected.{name}" for name in keys)
-    same_counts = " and ".join(_same(name, type_) for name, type_ in counts.items())
+    newer = {column.name for column in table.newer}  # NULL in a segment that was written before
+    same_counts = " and ".join(
+        f"(stored.{name} is null or {_same(name, type_)})" if name in newer else _same(name, type_)
+        for name, type_ in counts.items()
+    )
     key = " || ', ' || ".join(
         f"'{name} = ' || coalesce(coalesce(stored.{name}, expected.{name})::varchar, 'NULL')" for name in keys
     )

@@ -108,11 +108,16 @@ def plan(layout: Layout) -> Plan:
 def check(planned: Plan, jobs: int | None = None, done: Callable[[int], None] = lambda _: None) -> list[Fault]:
     """Read every file and return all faults, in order of their paths; `done` is told the bytes as they are read."""
     faults = list(planned.faults)
-    work = [(folder.path, name, entry) for folder in planned.folders for name, entry in folder.files.items()]
+    work = [
+        (folder.path, name, entry, folder.manifest.schema)
+        for folder in planned.folders
+        if folder.manifest is not None
+        for name, entry in folder.files.items()
+    ]
     work.sort(key=lambda item: -item[2].bytes)  # the largest first, so that nobody waits for one in the end
     workers = ThreadPoolExecutor(jobs or os.cpu_count() or 1)  # reading and hashing both release the GIL
     try:
-        for (folder, name, entry), why in zip(work, workers.map(_file_fault, work), strict=True):
+        for (folder, name, entry, _), why in zip(work, workers.map(_file_fault, work), strict=True):
             done(entry.bytes)
             if why:
                 faults.append(Fault(folder, name, why))
@@ -214,12 +219,12 @@ def _take_manifest(folder: Folder, faults: list[Fault]) -> None:
 # ------------------------------------------------------------------------------------------ files
 
 
-def _file_fault(item: tuple[Path, str, Entry]) -> str | None:
+def _file_fault(item: tuple[Path, str, Entry, int]) -> str | None:
     """Say what is wrong with one file, or None; what has another sha256 is not looked into."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    folder, name, entry = item
+    folder, name, entry, version = item
     path = folder / name
     table = next(table for table in schema.TABLES if table.file == name)
     try:
@@ -231,7 +236,7 @@ def _file_fault(item: tuple[Path, str, Entry]) -> str | None:
             metadata, columns = file.metadata, file.schema_arrow
         if metadata.num_rows != entry.rows:
             return f"has {metadata.num_rows:,} rows, not {entry.rows:,}"
-        if difference := _schema_difference(columns, table.arrow()):
+        if difference := _schema_difference(columns, table.arrow(version)):
             return difference
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         return _message(error)

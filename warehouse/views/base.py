@@ -1,13 +1,17 @@
 """The views: one per stored table, generated from the schema, and the canned ones of `queries/views/`.
 
+Between the two stand the staging views of `queries/staging/`: what several canned views, saved queries, rollups and
+checks share. They are made like the others, and listed nowhere.
+
 `open_warehouse` builds them in memory for moewh's own use; `moewh.warehouse.views.publishing` writes the same
-statements, with their comments, to the file that a DuckDB shell opens. The views are bound to zero-row
-files as they are made, so opening costs the same however many segments there are.
+statements, with comments and a guard against newer rows, to the file that a DuckDB shell opens. The views are bound
+to zero-row files as they are made, so opening costs the same however many segments there are.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -53,6 +57,11 @@ class View:
     header: str
     """What the view answers, as the leading comment of its file says; for a stored table, its description."""
 
+    @property
+    def code(self) -> str:
+        """The statement that makes it, without its comment lines."""
+        return re.sub(r"(?m)^\s*--.*$", "", self.create)
+
 
 def view_names() -> tuple[str, ...]:
     """Return the names of all views: the stored tables first, then the canned ones in alphabetical order."""
@@ -64,16 +73,48 @@ def canned_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in (QUERIES / "views").glob("*.sql")))
 
 
-def base_views(root: Path) -> list[View]:
+def base_views(root: Path, *, guarded: bool = False) -> list[View]:
     """Return the views over the stored tables of the warehouse at `root`, each after those it reads."""
     tables = sorted(schema.TABLES, key=lambda table: table is schema.RUNS)
-    return [_base_view(table, root) for table in tables]
+    return [_base_view(table, root, guarded) for table in tables]
 
 
 @cache
 def canned_views() -> tuple[View, ...]:
     """Return the canned views, in alphabetical order."""
-    return tuple(_canned_view(QUERIES / "views" / f"{name}.sql") for name in canned_names())
+    return tuple(_read_view(QUERIES / "views" / f"{name}.sql") for name in canned_names())
+
+
+@cache
+def staging_views() -> tuple[View, ...]:
+    """Return the staging views, in alphabetical order."""
+    return tuple(_read_view(path) for path in sorted((QUERIES / "staging").glob("*.sql")))
+
+
+@cache
+def derived_views() -> tuple[View, ...]:
+    """Return the staging and the canned views, each after those it reads."""
+    from graphlib import TopologicalSorter
+
+    views = {view.name: view for view in (*staging_views(), *canned_views())}
+    reads = {
+        view.name: [name for name in views if view.name != name and _reads(view.code, name)] for view in views.values()
+    }
+    return tuple(views[name] for name in TopologicalSorter(reads).static_order())
+
+
+def staging_read_by(sql: str) -> tuple[View, ...]:
+    """Return the staging views that SQL without comments reads, itself or through another, in order of reading."""
+    found: list[View] = []
+    for view in reversed(derived_views()):
+        if view in staging_views() and any(_reads(code, view.name) for code in (sql, *(other.code for other in found))):
+            found.insert(0, view)
+    return tuple(found)
+
+
+def _reads(code: str, name: str) -> bool:
+    """Tell whether SQL names a view, and no CTE of that name."""
+    return name in code and re.search(rf"\b{name}\b(?!\s+as\s*\()", code) is not None
 
 
 def open_warehouse(layout: Layout) -> duckdb.DuckDBPyConnection:
@@ -91,20 +132,25 @@ def open_warehouse(layout: Layout) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def create_views(connection: duckdb.DuckDBPyConnection, layout: Layout, *, comments: bool) -> None:
+def create_views(
+    connection: duckdb.DuckDBPyConnection, layout: Layout, *, comments: bool, guarded: bool = False
+) -> None:
     """Make every view in the connection's current schema, in one transaction."""
-    connection.execute(";\n".join(["begin", *view_statements(layout, comments=comments), "commit"]))
+    statements = view_statements(layout, comments=comments, guarded=guarded)
+    connection.execute(";\n".join(["begin", *statements, "commit"]))
 
 
-def view_statements(layout: Layout, *, comments: bool) -> Iterator[str]:
+def view_statements(layout: Layout, *, comments: bool, guarded: bool = False) -> Iterator[str]:
     """Yield the statements that make every view, each after those it reads.
+
+    `guarded` views also look whether the warehouse has become newer than they are, as moewh itself does on opening.
 
     DuckDB looks at the files of each view it makes. `moewh_root` points it to zero-row files meanwhile,
     so that it need not list all segments once per view.
     """
     if layout.empty.is_dir():
         yield f"set variable moewh_root = {sql_string(glob_literal(layout.empty))}"
-    for view in (*base_views(layout.root), *canned_views()):
+    for view in (*base_views(layout.root, guarded=guarded), *derived_views()):
         yield view.create
         if comments:
             yield from view.comments
@@ -116,7 +162,7 @@ def sql_string(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _base_view(table: schema.Table, root: Path) -> View:
+def _base_view(table: schema.Table, root: Path, guarded: bool) -> View:
     comments = (
         f"comment on view {table.name} is {sql_string(table.description)}",
         *(
@@ -127,6 +173,8 @@ def _base_view(table: schema.Table, root: Path) -> View:
     body = table_select(table, f"{_files(table, root)} as stored")
     if table.rollup:
         body += _unless_missing(table, root)
+    if guarded and table.level == "run":
+        body += _unless_newer(table, root)
     return View(table.name, f"create or replace view {table.name} as\n{body}", comments, table.description)
 
 
@@ -158,14 +206,33 @@ def _files(table: schema.Table, root: Path) -> str:
         for number, column in enumerate(table.path_columns, 1)
     ]
     columns = ", ".join([*values, *(column.name for column in table.stored)])
-    files = f"read_parquet({_pattern(table, root)}, hive_partitioning = false, filename = true)"
+    options = f"hive_partitioning = false, filename = true{_given_schema(table)}"
+    files = f"read_parquet({_pattern(table, root)}, {options})"
     return f"(select {columns} from {files} where regexp_matches(filename, {end}))"
+
+
+def _given_schema(table: schema.Table) -> str:
+    """Return the option that makes NULLs of the columns that older files lack; nothing for a table without any.
+
+    `union_by_name` would do the same, but reads the footer of every file before a filter can leave it out.
+    """
+    if not table.newer:
+        return ""
+    columns = ", ".join(
+        f"{sql_string(column.name)}: {{name: {sql_string(column.name)}, type: '{column.type}', default_value: null}}"
+        for column in table.stored
+    )
+    return f", schema = map {{{columns}}}"
 
 
 def _pattern(table: schema.Table, root: Path) -> str:
     """Return SQL for the pattern that matches every file of a table."""
-    below = f"/{FOLDERS[table.level]}/{table.file}"
-    return f"coalesce(getvariable('moewh_root'), {sql_string(glob_literal(root))}) || '{below}'"
+    return _below(root, f"{FOLDERS[table.level]}/{table.file}")
+
+
+def _below(root: Path, path: str) -> str:
+    """Return SQL for a path or pattern below the root, wherever the warehouse lies now."""
+    return f"coalesce(getvariable('moewh_root'), {sql_string(glob_literal(root))}) || '/{path}'"
 
 
 def _unless_missing(table: schema.Table, root: Path) -> str:
@@ -189,8 +256,36 @@ from (
 where failure is not null"""
 
 
-def _canned_view(path: Path) -> View:
-    """Split a canned view's file: its header, the statement that makes it, then its comments."""
+def _unless_newer(table: schema.Table, root: Path) -> str:
+    """Return SQL that adds no rows, and fails the query if a newer moewh has written to the warehouse.
+
+    The manifest of the zero-row files says so for all (see `Layout.require`). The error stands in a CASE, which no
+    filter can get ahead of.
+    """
+    derived = [column for column in table.columns if column.derived]
+    in_order = (*table.path_columns, *table.stored, *derived)  # as `table_select` has them
+    columns = ",\n    ".join(f"failure::{column.type}" for column in in_order)
+    manifest = _below(root, f"segments/run_id={SCHEMA_RUN}/segment=0/manifest.json")
+    version = "regexp_extract(content, '\"schema\": ([0-9]+)', 1)"
+    return f"""
+union all
+select
+    {columns}
+from (
+    select
+        case
+            when try_cast({version} as integer) > {schema.SCHEMA_VERSION} then error(
+                'this warehouse was written to by a newer moewh (schema ' || {version}
+                || '; this file knows {schema.SCHEMA_VERSION}). Upgrade moewh and run `moewh refresh`.'
+            )
+        end as failure
+    from read_text({manifest})
+) as newer
+where failure is not null"""
+
+
+def _read_view(path: Path) -> View:
+    """Split a view's file: its header, the statement that makes it, then its comments."""
     text = path.read_text(encoding="utf-8")
     create, *comments = (statement for statement in text.split(";\n") if statement.strip())
     header = "\n".join(line.removeprefix("--").strip() for line in text.splitlines() if line.startswith("--"))

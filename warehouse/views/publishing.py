@@ -41,6 +41,6 @@ def _build(layout: Layout, file: Path) -> None:
     with duckdb.connect() as connection:
         connection.execute(f"attach {sql_string(str(file))} as built (storage_version '{STORAGE_VERSION}')")
         connection.execute("use built")
-        create_views(connection, layout, comments=True)
+        create_views(connection, layout, comments=True, guarded=True)
         connection.execute("use memory")
         connection.execute("detach built")

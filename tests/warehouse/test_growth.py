@@ -1,0 +1,196 @@
+"""A schema that grows: older segments answer NULL, newer ones their values, and an older moewh refuses by name.
+
+The schema of these tests has one more column in three tables, since version 2: a run's, a segment's small and its
+largest.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+
+from moewh.cli.main import main
+from moewh.warehouse.answer.shell import find_duckdb
+from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.files import schema
+from moewh.warehouse.files.layout import SCHEMA_RUN, Layout
+from moewh.warehouse.files.manifest import MANIFEST, read_manifest, write_manifest
+from moewh.warehouse.trust import verify
+from moewh.warehouse.views.base import open_warehouse
+from moewh.warehouse.views.publishing import publish
+from tests.support.damage import sound_warehouse
+
+GROWN = {schema.RUNS: 7, schema.PROMPTS: 8, schema.ROUTING: 9}
+"""The tables that get a column, and its value in what is written since."""
+ASKED = """
+select 'runs' as t, run_id, count(*) as n, count(added) as known, max(added) as added from runs group by run_id
+union all select 'prompts', run_id, count(*), count(added), max(added) from prompts group by run_id
+union all select 'routing', run_id, count(*), count(added), max(added) from routing group by run_id
+order by t, run_id"""
+NEWER = "was written by a newer moewh (schema 2; this one knows 1). Upgrade moewh."
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    made = sound_warehouse(tmp_path / "wh")
+    publish(made)
+    return made
+
+
+@pytest.fixture
+def grow(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Return what turns this moewh into the one of schema 2."""
+
+    def grown() -> None:
+        for table in GROWN:
+            added = schema.Column("added", "INTEGER", "What came later.", since=2)
+            derived = [column for column in table.columns if column.derived]
+            monkeypatch.setitem(vars(table), "columns", (*table.stored, added, *derived))
+        monkeypatch.setattr(schema, "SCHEMA_VERSION", 2)
+
+    return grown
+
+
+def write_newer(layout: Layout, run_id: str) -> None:
+    """Give a run's files the added column, as the moewh of schema 2 writes them."""
+    for folder in (layout.run(run_id), *layout.segments(run_id).iterdir()):
+        for table, value in GROWN.items():
+            if (file := folder / table.file).is_file():
+                rows = pq.read_table(file, partitioning=None)
+                more = rows.append_column("added", pa.array([value] * len(rows), pa.int32()))
+                pq.write_table(more, file, write_page_checksum=True)
+        manifest = read_manifest(folder)
+        write_manifest(folder, manifest.identity, manifest.segment)
+
+
+def in_process(layout: Layout) -> list[tuple[Any, ...]]:
+    with open_warehouse(layout) as connection:
+        return connection.execute(ASKED).fetchall()
+
+
+def in_shell(layout: Layout, sql: str = ASKED) -> subprocess.CompletedProcess[str]:
+    command = [find_duckdb(), "-readonly", "-json", str(layout.database)]
+    return subprocess.run(command, input=f"{sql};", capture_output=True, text=True, timeout=60, check=False)
+
+
+def moewh(layout: Layout, *arguments: str) -> Result:
+    return CliRunner().invoke(main, [*arguments, "--warehouse", str(layout.root)])
+
+
+def faults(layout: Layout) -> list[verify.Fault]:
+    return [*verify.check(verify.plan(layout)), *verify.check_rollups(layout)]
+
+
+def assert_known(rows: list[tuple[Any, ...]], newer: set[str]) -> None:
+    """All rows of the newer runs have their table's value, those of the others NULL."""
+    values = {table.name: value for table, value in GROWN.items()}
+    assert {(name, run_id) for name, run_id, *_ in rows} == {(name, run) for name in values for run in ("one", "two")}
+    for name, run_id, count, known, value in rows:
+        assert count > 0
+        assert (known, value) == ((count, values[name]) if run_id in newer else (0, None))
+
+
+def test_an_older_warehouse_answers_null(layout: Layout, grow: Callable[[], None]) -> None:
+    grow()
+    before = sorted(path for path in layout.root.rglob("*") if path.is_file())
+    assert_known(in_process(layout), set())
+    assert faults(layout) == []
+    assert moewh(layout, "check").exit_code == 0
+    assert sorted(path for path in layout.root.rglob("*") if path.is_file()) == before
+    publish(layout)
+    done = in_shell(layout)
+    assert done.returncode == 0, done.stderr
+    assert_known([tuple(row.values()) for row in json.loads(done.stdout)], set())
+
+
+def test_newer_segments_beside_older_ones(layout: Layout, grow: Callable[[], None]) -> None:
+    grow()
+    layout.create()
+    write_newer(layout, "two")
+    publish(layout)
+    assert_known(in_process(layout), {"two"})
+    done = in_shell(layout)
+    assert done.returncode == 0, done.stderr
+    assert_known([tuple(row.values()) for row in json.loads(done.stdout)], {"two"})
+    assert faults(layout) == []
+    assert moewh(layout, "check").exit_code == 0
+    for folder in (layout.segment(SCHEMA_RUN, 0), Layout(layout.empty).run(SCHEMA_RUN)):
+        assert read_manifest(folder).schema == 2
+    assert read_manifest(layout.segment("one", 0)).schema == 1
+
+
+def test_a_filter_on_run_id_still_leaves_files_out(layout: Layout, grow: Callable[[], None]) -> None:
+    grow()
+    with open_warehouse(layout) as connection:
+        plan = str(connection.execute("explain analyze select max(added) from routing where run_id = 'one'").fetchall())
+    assert "Total Files Read: 2" in plan
+
+
+def test_a_newer_manifest_with_older_columns_is_a_fault(layout: Layout, grow: Callable[[], None]) -> None:
+    grow()
+    folder = layout.segment("one", 0)
+    manifest = read_manifest(folder)
+    write_manifest(folder, manifest.identity, manifest.segment)
+    assert {fault.file for fault in faults(layout)} == {schema.PROMPTS.file, schema.ROUTING.file}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("query", "expert_load"), ("runs",), ("check",), ("verify",), ("refresh",), ("shell",)],
+    ids=lambda arguments: arguments[0],
+)
+def test_an_older_moewh_refuses(arguments: tuple[str, ...], layout: Layout) -> None:
+    in_version(layout, {"schema": 2})
+    result = moewh(layout, *arguments)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == [f"moewh: the warehouse at {layout.root} {NEWER}"]
+
+
+def test_an_older_moewh_writes_nothing(layout: Layout) -> None:
+    in_version(layout, {"schema": 2})
+    with pytest.raises(MoewhError, match="newer moewh"):
+        layout.create()
+
+
+def test_the_published_file_refuses_what_became_newer(layout: Layout) -> None:
+    assert in_shell(layout, "select count(*) from runs").returncode == 0
+    in_version(layout, {"schema": 2})
+    for view in ("runs", "layers", "experts", "expert_load", "layer_transitions where run_id = 'one'"):
+        done = in_shell(layout, f"select count(*) from {view}")
+        assert done.returncode == 1, view
+        assert "newer moewh (schema 2; this file knows 1). Upgrade moewh and run `moewh refresh`." in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("version", "remedy"),
+    [(2, "newer moewh (format 2; this one knows 1). Upgrade moewh."), (0, "Use that moewh, or ingest it again.")],
+)
+def test_another_format_is_refused(version: int, remedy: str, layout: Layout) -> None:
+    in_version(layout, {"format": version})
+    result = moewh(layout, "query", "expert_load")
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert remedy in result.stderr
+
+
+def in_version(layout: Layout, version: dict[str, int]) -> None:
+    """Make the zero-row files say that the warehouse is of another version."""
+    file = layout.segment(SCHEMA_RUN, 0) / MANIFEST
+    file.write_text(json.dumps(json.loads(file.read_text()) | version, indent=1) + "\n")
+
+
+def test_the_version_is_the_newest_column() -> None:
+    newest = max(column.since for table in schema.TABLES for column in table.columns)
+    assert newest == schema.SCHEMA_VERSION
+    column = replace(schema.ROUTING.columns[0], since=2)
+    assert replace(schema.ROUTING, columns=(column,)).newer == (column,)
+    assert all(not table.newer for table in schema.TABLES) or newest > 1
