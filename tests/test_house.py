@@ -25,6 +25,7 @@ ROOMS = (
     "moewh.ingest.geometry",
     "moewh.ingest.plan",
     "moewh.ingest.workers",
+    "moewh.ingest.traces",
     "moewh.ingest.identity",
     "moewh.ingest.capture",
     "moewh.ingest.proof",
@@ -106,6 +107,12 @@ def wrong_imports(graph: dict[str, set[str]]) -> list[str]:
 def graph() -> dict[str, set[str]]:
     known = modules()
     return {name: imports(path, set(known)) for name, path in known.items()}
+
+
+def test_every_file_is_in_a_room() -> None:
+    """A new file or folder of `ingest/` or `warehouse/` has its line in ROOMS."""
+    packages = {"moewh.ingest", "moewh.warehouse"}
+    assert [name for name in modules() if room(name) in packages and name not in packages] == []
 
 
 def test_imports_go_down(graph: dict[str, set[str]]) -> None:

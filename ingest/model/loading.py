@@ -162,7 +162,8 @@ def load_model(options: IngestOptions, process: Process | None = None) -> Loaded
             config=config,
             dtype=options.dtype,
             use_safetensors=None if options.allow_pickle else True,
-            generation_config=GenerationConfig(),  # its own settings shape nothing: see moewh.ingest.model.generation_tokens
+            # Its own settings shape nothing: see moewh.ingest.model.generation_tokens.
+            generation_config=GenerationConfig(),
             output_loading_info=True,
             **code,
             **({"device_map": "auto"} if device is None else {}),

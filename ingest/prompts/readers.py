@@ -1,9 +1,9 @@
 """Readers: from a file of any supported format to batches of (text, form, domain, source, metadata).
 
 Three steps. A file's bytes become plain ones (decompressed, UTF-8 without a byte order mark). Compiled readers make
-records of them: DuckDB reads JSON, Arrow everything else. `moewh.ingest.prompts.records` says which columns of a record are its
-prompt. What the compiled readers cannot say in one plain line, such as the very line that is broken, is looked up
-again only after they failed.
+records of them: DuckDB reads JSON, Arrow everything else. `moewh.ingest.prompts.records` says which columns of a
+record are its prompt. What the compiled readers cannot say in one plain line, such as the very line that is broken, is
+looked up again only after they failed.
 """
 
 from __future__ import annotations

@@ -153,10 +153,16 @@ def test_query_every_view_in_csv_equals_duckdb(name: str, layout: Layout) -> Non
     assert len(rows) - 1 == expected
 
 
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    """A warehouse as `moewh refresh` makes it."""
+    made = Layout(tmp_path_factory.mktemp("empty") / "new")
+    assert moewh(made, "refresh").exit_code == 0
+    return made
+
+
 @pytest.mark.parametrize("name", view_names())
-def test_query_every_view_of_an_empty_warehouse(name: str, tmp_path: Path) -> None:
-    empty = Layout(tmp_path / "new")
-    assert moewh(empty, "refresh").exit_code == 0
+def test_query_every_view_of_an_empty_warehouse(name: str, empty: Layout) -> None:
     assert len(answer(empty, name, "--format", "csv").splitlines()) == 1
 
 

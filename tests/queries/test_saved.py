@@ -24,7 +24,7 @@ from moewh.warehouse.trust.check import shipped_checks
 from moewh.warehouse.views.base import open_warehouse
 from tests.support.brute_force import brute_domain_specialization, brute_expert_load, brute_load_balance, confidence
 from tests.support.saved_queries import answer
-from tests.support.synthetic import Prompt, Run, Token, random_warehouse, word, write_run
+from tests.support.synthetic import Prompt, Run, Token, empty_warehouse, random_warehouse, word, write_run
 
 Rows = list[tuple[Any, ...]]
 
@@ -100,8 +100,7 @@ def test_text_is_compared_as_text_in_a_plain_shell_too(query: Query) -> None:
 @pytest.mark.parametrize("name", saved_names())
 def test_saved_query_needs_what_it_says(name: str, tmp_path: Path) -> None:
     """Over an empty warehouse: no rows, or that nothing is there; and one clear error for a value that is missing."""
-    layout = Layout(tmp_path / "wh")
-    layout.create()
+    layout = empty_warehouse(tmp_path / "wh")
     query = queries.find_query(name)
     values: dict[str, Value] = {
         variable: 0 if variable in ("layer", "other_layer", "expert") else "x" for variable in query.required
@@ -256,8 +255,7 @@ def test_layer_information(warehouse: tuple[Layout, dict[str, Run]]) -> None:
 
 def test_layer_information_by_hand(tmp_path: Path) -> None:
     """A layer that decides the next tells one bit; one that is independent of it none."""
-    layout = Layout(tmp_path / "wh")
-    layout.create()
+    layout = empty_warehouse(tmp_path / "wh")
     tokens = [Token(1, {0: [(a, 1.0)], 1: [(a, 1.0)], 2: [(b, 1.0)]}) for a, b in [(0, 0), (1, 0), (0, 1), (1, 1)] * 2]
     write_run(layout, Run("r", dict.fromkeys(range(3), (2, 1)), [[Prompt(tokens)]]))
     chance = 1 / (2 * 8 * math.log(2))

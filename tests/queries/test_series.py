@@ -14,7 +14,16 @@ from moewh.warehouse.answer.jail import Limits
 from moewh.warehouse.answer.query import Value, find_query
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.layout import Layout
-from tests.support.synthetic import Prompt, Run, Token, checkpoint_of, random_run, random_warehouse, write_run
+from tests.support.synthetic import (
+    Prompt,
+    Run,
+    Token,
+    checkpoint_of,
+    empty_warehouse,
+    random_run,
+    random_warehouse,
+    write_run,
+)
 
 Rows = list[tuple[Any, ...]]
 LAYERS = {0: (6, 2), 3: (5, 3)}
@@ -130,8 +139,7 @@ def test_a_plain_shell_compares_no_other_tokens_either(warehouse: tuple[Layout, 
 
 def test_saturation_by_hand_of_one_series_with_other_prompts(tmp_path: Path) -> None:
     """Two runs of one step over other prompts: each is measured against its own last checkpoint."""
-    layout = Layout(tmp_path / "wh")
-    layout.create()
+    layout = empty_warehouse(tmp_path / "wh")
     for run_id, key, step, expert in [("a1", "a", 1, 0), ("a2", "a", 2, 0), ("b1", "b", 1, 0), ("b2", "b", 2, 1)]:
         fields = {"series": "s", "tokens_key": key, "train_step": step}
         write_run(layout, Run(run_id, {0: (2, 1)}, [[Prompt([Token(1, {0: [(expert, 1.0)]})])]], fields))

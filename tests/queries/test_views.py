@@ -14,7 +14,7 @@ from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.base import QUERIES, View, canned_names, open_warehouse, staging_views, view_names
 from tests.support.brute_force import BRUTE_FORCE, Rows, assert_same_rows, brute_expert_load, brute_router_saturation
-from tests.support.synthetic import Prompt, Run, Token, random_warehouse, word, write_run
+from tests.support.synthetic import Prompt, Run, Token, empty_warehouse, random_warehouse, word, write_run
 
 CANNED = [path.stem for path in sorted((QUERIES / "views").glob("*.sql"))]
 
@@ -22,6 +22,11 @@ CANNED = [path.stem for path in sorted((QUERIES / "views").glob("*.sql"))]
 @pytest.fixture(scope="module")
 def random(tmp_path_factory: pytest.TempPathFactory) -> tuple[Layout, list[Run]]:
     return random_warehouse(tmp_path_factory.mktemp("random") / "wh")
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    return empty_warehouse(tmp_path_factory.mktemp("empty") / "wh")
 
 
 def rows_of(layout: Layout, view: str) -> Rows:
@@ -50,10 +55,8 @@ def test_view_file_names_itself(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", view_names())
-def test_view_empty_warehouse_answers(name: str, tmp_path: Path) -> None:
-    layout = Layout(tmp_path / "wh")
-    layout.create()
-    assert rows_of(layout, name) == []
+def test_view_empty_warehouse_answers(name: str, empty: Layout) -> None:
+    assert rows_of(empty, name) == []
 
 
 @pytest.mark.parametrize("name", view_names())
@@ -164,15 +167,13 @@ HAND_ROWS: dict[str, Rows] = {
 
 @pytest.mark.parametrize("name", CANNED)
 def test_view_three_tokens_exact_rows(name: str, tmp_path: Path) -> None:
-    layout = Layout(tmp_path / "wh")
-    layout.create()
+    layout = empty_warehouse(tmp_path / "wh")
     write_run(layout, BY_HAND)
     assert_same_rows(name, rows_of(layout, name), HAND_ROWS[name])
 
 
 def test_runs_counts_what_is_committed(tmp_path: Path) -> None:
-    layout = Layout(tmp_path / "wh")
-    layout.create()
+    layout = empty_warehouse(tmp_path / "wh")
     write_run(layout, BY_HAND)
     write_run(layout, Run("half", {0: (2, 1)}, [[Prompt([Token(1, {})])]], {"segments_planned": 2}))
     write_run(layout, Run("none", {0: (2, 1)}, [], {"segments_planned": 2}))
@@ -184,8 +185,7 @@ def test_runs_counts_what_is_committed(tmp_path: Path) -> None:
 
 
 def test_load_balance_of_a_layer_without_tokens(tmp_path: Path) -> None:
-    layout = Layout(tmp_path / "wh")
-    layout.create()
+    layout = empty_warehouse(tmp_path / "wh")
     write_run(layout, Run("idle", {0: (2, 1), 1: (1, 1)}, [[Prompt([Token(1, {1: [(0, 1.0)]})])]]))
     assert sorted(rows_of(layout, "load_balance")) == [
         ("idle", 0, None, None, None, None, None, 2),
@@ -195,8 +195,7 @@ def test_load_balance_of_a_layer_without_tokens(tmp_path: Path) -> None:
 
 def test_vocabulary_specialization_by_hand(tmp_path: Path) -> None:
     """Entry 1 goes to expert 0 in 9 of 12 and to expert 1 in 6; entry 2 always to expert 2; entry 3 is too rare."""
-    layout = Layout(tmp_path / "wh")
-    layout.create()
+    layout = empty_warehouse(tmp_path / "wh")
     chosen = [(1, [0, 1])] * 3 + [(1, [0, 2])] * 6 + [(1, [1, 2])] * 3 + [(2, [2, 0])] * 10 + [(3, [0, 1])] * 9
     tokens = [Token(vocab_id, {0: [(expert, 0.5) for expert in experts]}) for vocab_id, experts in chosen]
     special = [Token(3, {0: [(0, 0.5), (1, 0.5)]}, kind="special")]
@@ -206,8 +205,7 @@ def test_vocabulary_specialization_by_hand(tmp_path: Path) -> None:
 
 def test_expert_repetition_of_random_routing_is_its_baseline(tmp_path: Path) -> None:
     """Top-1 of 8 repeats in 12.5 %; top-2 of 8 shares an expert in 1 - (6/8)(5/7) = 46.4 % (Mixtral, section 5)."""
-    layout = Layout(tmp_path / "wh")
-    layout.create()
+    layout = empty_warehouse(tmp_path / "wh")
     rng = np.random.default_rng(0)
     tokens = [
         Token(
@@ -231,8 +229,7 @@ def test_expert_repetition_of_random_routing_is_its_baseline(tmp_path: Path) -> 
 
 def test_chance_values_of_the_metrics_page(tmp_path: Path) -> None:
     """Even, independent routing: 12 layers of 8 experts, top-2, then one of 6, top-3. What docs/metrics.md says."""
-    layout = Layout(tmp_path / "wh")
-    layout.create()
+    layout = empty_warehouse(tmp_path / "wh")
     rng, N = np.random.default_rng(0), 3_000
     layers = {**dict.fromkeys(range(12), (8, 2)), 12: (6, 3)}
     tokens = [
@@ -261,8 +258,7 @@ def test_chance_values_of_the_metrics_page(tmp_path: Path) -> None:
 
 
 def test_expert_repetition_baseline_where_two_tokens_must_share(tmp_path: Path) -> None:
-    layout = Layout(tmp_path / "wh")
-    layout.create()
+    layout = empty_warehouse(tmp_path / "wh")
     token = Token(1, {0: [(0, 0.5), (1, 0.5)], 1: [(0, 0.5), (1, 0.5)]})
     write_run(layout, Run("r", {0: (3, 2), 1: (4, 2)}, [[Prompt([token, token])]]))
     assert [row[7] for row in sorted(rows_of(layout, "expert_repetition"))] == [1.0, pytest.approx(5 / 6)]
@@ -273,8 +269,7 @@ TRAINED = {"series": "s", "tokens_key": "t"}
 
 def test_router_saturation_by_hand(tmp_path: Path) -> None:
     """The reference is the greatest step of the same series and tokens; other series and unknown steps stay out."""
-    layout = Layout(tmp_path / "wh")
-    layout.create()
+    layout = empty_warehouse(tmp_path / "wh")
 
     def one(run_id: str, sets: list[list[int]], **fields: Any) -> None:
         tokens = [Token(1, {2: [(e, 0.5) for e in experts]} if experts else {}) for experts in sets]
@@ -295,8 +290,7 @@ def test_router_saturation_by_hand(tmp_path: Path) -> None:
 
 def test_router_saturation_of_other_segments(tmp_path: Path) -> None:
     """Runs cut into other segments still compare the same tokens."""
-    layout = Layout(tmp_path / "wh")
-    layout.create()
+    layout = empty_warehouse(tmp_path / "wh")
     prompts = [Prompt([Token(1, {0: [(n, 1.0)]})]) for n in range(4)]
     write_run(layout, Run("one", {0: (4, 1)}, [prompts], {**TRAINED, "train_step": 2}))
     write_run(layout, Run("many", {0: (4, 1)}, [[prompt] for prompt in prompts], {**TRAINED, "train_step": 1}))
@@ -305,8 +299,7 @@ def test_router_saturation_of_other_segments(tmp_path: Path) -> None:
 
 def test_router_confidence_by_hand(tmp_path: Path) -> None:
     """Even logits; one that takes all, however large; a bias that moves the margin; a scoring nobody knows."""
-    layout = Layout(tmp_path / "wh")
-    layout.create()
+    layout = empty_warehouse(tmp_path / "wh")
     even, sure, biased, unknown, full = 0, 1, 2, 3, 4
     logits = {even: [1.0] * 4, sure: [1000.0, 0.0, 0.0, 0.0], biased: [0.0] * 4, unknown: [0.0] * 4, full: [0.0] * 2}
     choices: dict[int, list[tuple[int, float | None]]] = {n: [(0, 0.5)] for n in logits}
@@ -329,8 +322,7 @@ def test_router_confidence_by_hand(tmp_path: Path) -> None:
 
 
 def test_expert_load_without_weights_has_none(tmp_path: Path) -> None:
-    layout = Layout(tmp_path / "wh")
-    layout.create()
+    layout = empty_warehouse(tmp_path / "wh")
     write_run(layout, Run("ids-only", {0: (2, 1)}, [[Prompt([Token(1, {0: [(1, None)]})])]]))
     assert sorted(rows_of(layout, "expert_load")) == [
         ("ids-only", 0, 0, 0, 0.0, 0, 0.0, None),

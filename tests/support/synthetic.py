@@ -123,6 +123,19 @@ def with_logits(run: Run, seed: int) -> Run:
     return replace(run, segments=segments, scoring=known, selection_bias=biases)
 
 
+def empty_warehouse(root: Path) -> Layout:
+    """A warehouse without runs: what `Layout.create` makes, created once per process and copied from then on."""
+    shutil.copytree(_empty_warehouse().name, root, dirs_exist_ok=True)
+    return Layout(root)
+
+
+@cache
+def _empty_warehouse() -> TemporaryDirectory[str]:
+    folder = TemporaryDirectory()
+    Layout(Path(folder.name)).create()
+    return folder
+
+
 def random_warehouse(root: Path) -> tuple[Layout, list[Run]]:
     """Write random runs, one of them called `007`; layers are not consecutive and differ in top-k.
 

@@ -22,7 +22,7 @@ from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.trust.check import shipped_checks
 from moewh.warehouse.views.base import QUERIES
-from tests.support.synthetic import Prompt, Run, Token, random_warehouse, write_run
+from tests.support.synthetic import Prompt, Run, Token, empty_warehouse, random_warehouse, write_run
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +47,7 @@ def test_check_sound_warehouse(layout: Layout) -> None:
 
 
 def test_check_empty_warehouse(tmp_path: Path) -> None:
-    layout = Layout(tmp_path / "wh")
-    layout.create()
+    layout = empty_warehouse(tmp_path / "wh")
     for arguments in ([], ["--format", "json"]):
         result = check(layout, *arguments)
         assert (result.exit_code, result.stdout) == (1, "")
@@ -56,8 +55,7 @@ def test_check_empty_warehouse(tmp_path: Path) -> None:
 
 
 def test_check_of_a_run_without_rows_is_not_passed(tmp_path: Path) -> None:
-    layout = Layout(tmp_path / "wh")
-    layout.create()
+    layout = empty_warehouse(tmp_path / "wh")
     write_run(layout, Run("none", {0: (2, 1)}, [[Prompt([Token(1, {})])]]))
     (tmp_path / "mine.sql").write_text("select layer from expert_load where share > 0.9")
     result = check(layout, str(tmp_path / "mine.sql"))

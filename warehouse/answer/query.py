@@ -154,8 +154,8 @@ def prepare(
 ) -> Answer | None:
     """Set the query's variables, unset those without a value, and return its answer.
 
-    The statement runs as a subquery, which only reads (see `moewh.warehouse.answer.jail`); with `unsafe` as it stands, and one
-    without an answer, such as COPY, is done at once: then None is returned.
+    The statement runs as a subquery, which only reads (see `moewh.warehouse.answer.jail`); with `unsafe` as it stands,
+    and one without an answer, such as COPY, is done at once: then None is returned.
     Raises UsageError for more or fewer statements than one, for one that does more than read, for a name that the
     SQL does not use and for one that it needs and that has no value.
     """

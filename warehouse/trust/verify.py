@@ -4,8 +4,8 @@
 at once. What it finds are `Fault`s, each naming one file and why. Neither torch nor a model is needed.
 
 A file is bad if it is missing, unknown, of another size, has another sha256, cannot be read as Parquet, or has other
-columns, types or rows. (Page checksums were looked at before the sha256 was taken: see `manifest`.) A folder is bad if its manifest is, if it is
-another's (a segment moved or swapped), or if its counts do not agree with each other.
+columns, types or rows. (Page checksums were looked at before the sha256 was taken: see `manifest`.) A folder is bad if
+its manifest is, if it is another's (a segment moved or swapped), or if its counts do not agree with each other.
 """
 
 from __future__ import annotations
