@@ -22,6 +22,8 @@ ROOMS = (
     "moewh.ingest.run",
     "moewh.ingest.inspect",
     "moewh.ingest.geometry",
+    "moewh.ingest.plan",
+    "moewh.ingest.workers",
     "moewh.ingest.identity",
     "moewh.ingest.capture",
     "moewh.ingest.proof",

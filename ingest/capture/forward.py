@@ -6,7 +6,9 @@ A batch that does not fit in the device's memory is halved, and so are later one
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -57,78 +59,106 @@ def run_verified_batch(
     return capture.take(), measure_layers(loaded.sites, seen, loaded.config)
 
 
+Batches = deque[Rows]
+"""The contexts of each batch that is still to be run, in order."""
+TooLarge = Callable[[int], None]
+"""Told the index of a context that does not fit in the device's memory even alone."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the first batch showed, after every layer's output was rebuilt from what was captured."""
+
+    facts: dict[int, LayerFacts]
+    first: tuple[Rows, PendingRouting] | None
+    """That batch's rows of the segment and their routing; None if none of the segment's batches could be run."""
+
+
 class BatchRunner:
     """Runs the batches of a command, halving those that are too large for the device."""
 
-    def __init__(
-        self, loaded: LoadedModel, wanted: WantedVectors, first_batch: Callable[[dict[int, LayerFacts]], None]
-    ) -> None:
-        """`first_batch` is told what the first batch showed of each layer, once it has proved right."""
+    def __init__(self, loaded: LoadedModel, wanted: WantedVectors) -> None:
         self._loaded = loaded
         self._wanted = wanted
-        self._first_batch = first_batch
-        self._verified = False
         self._too_large: int | None = None
         """Padded tokens of the smallest batch that did not fit."""
 
-    def run(
-        self, segment: TokenisedSegment, contexts: Rows, too_large: Callable[[int], None]
-    ) -> list[tuple[Rows, PendingRouting]]:
-        """Launch these contexts as one batch, or as several smaller ones if memory is short.
+    def prove(self, segment: TokenisedSegment | None, batches: Batches, too_large: TooLarge) -> Proof:
+        """Run the first of the batches, and prove that every layer does what was captured.
 
-        Returns the rows of the segment that each one fills. `too_large` is told the place of a context that does
-        not fit even alone.
+        It is taken from `batches`. If they are empty, or none fits, a few made-up tokens stand in.
+        Raises MoewhError naming the module that does something else.
+        """
+
+        def launch(part: Rows) -> Proof:
+            assert segment is not None
+            batch = make_batch(segment, part, self._loaded.pad_id)
+            pending, facts = self._verified(batch)
+            return Proof(facts, (batch.rows_T, pending))
+
+        def padded(part: Rows) -> int:
+            assert segment is not None
+            return len(part) * int(segment.length_C[part].max())
+
+        return self._first(batches, padded, launch, too_large) or Proof(self._verified(PROBE)[1], None)
+
+    def run(
+        self, segment: TokenisedSegment, batches: Batches, too_large: TooLarge
+    ) -> Iterator[tuple[Rows, PendingRouting]]:
+        """Launch the batches one after another, each in smaller ones if memory is short; empties `batches`.
+
+        Yields the rows of the segment that each one fills, and their routing.
         """
 
         def launch(part: Rows) -> tuple[Rows, PendingRouting]:
             batch = make_batch(segment, part, self._loaded.pad_id)
-            return batch.rows_T, self._launch(batch)
+            return batch.rows_T, run_batch(self._loaded, batch, self._wanted)
 
-        return self._in_parts(contexts, int(segment.length_C[contexts].max()), launch, too_large)
+        def padded(part: Rows) -> int:
+            return len(part) * int(segment.length_C[part].max())
+
+        while (done := self._first(batches, padded, launch, too_large)) is not None:
+            yield done
 
     def generate(
-        self, segment: TokenisedSegment, contexts: Rows, sampling: Sampling, too_large: Callable[[int], None]
-    ) -> list[GeneratedBatch]:
-        """Generate after contexts of equal length, as one batch or in smaller ones: see `run`."""
-        if not self._verified:
-            self._launch(make_batch(segment, contexts[:1], self._loaded.pad_id))
+        self, segment: TokenisedSegment, batches: Batches, sampling: Sampling, too_large: TooLarge
+    ) -> Iterator[GeneratedBatch]:
+        """Generate after the contexts of each batch, which are of equal length: see `run`."""
 
         def launch(part: Rows) -> GeneratedBatch:
             return generate_batch(self._loaded, segment, part, sampling, self._wanted)
 
-        longest = int(segment.length_C[contexts[0]]) + sampling.tokens
-        return self._in_parts(contexts, longest, launch, too_large)
+        def padded(part: Rows) -> int:
+            return len(part) * (int(segment.length_C[part[0]]) + sampling.tokens)
 
-    def prove(self) -> None:
-        """Make sure that a batch has proved right, even if the prompts have no tokens."""
-        if not self._verified:
-            self._launch(PROBE)
+        while (done := self._first(batches, padded, launch, too_large)) is not None:
+            yield done
 
-    def _in_parts(
-        self, contexts: Rows, longest: int, launch: Callable[[Rows], Result], too_large: Callable[[int], None]
-    ) -> list[Result]:
-        """Launch contexts together, or halved until they fit; sizes that did not fit once are not tried again."""
-        padded = len(contexts) * longest
-        if self._too_large is None or padded < self._too_large or len(contexts) == 1:
-            with contextlib.suppress(torch.OutOfMemoryError):  # leaving it frees what the pass held
-                return [launch(contexts)]
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            self._too_large = min(padded, self._too_large or padded)
-            if len(contexts) == 1:
-                too_large(int(contexts[0]))
-                return []
-        halves = np.array_split(contexts, 2)
-        return [done for half in halves for done in self._in_parts(half, longest, launch, too_large)]
+    def _first(
+        self, batches: Batches, padded: Callable[[Rows], int], launch: Callable[[Rows], Result], too_large: TooLarge
+    ) -> Result | None:
+        """Launch what stands first in `batches`, halved until it fits; None if nothing is left.
 
-    def _launch(self, batch: Batch) -> PendingRouting:
-        if self._verified:
-            return run_batch(self._loaded, batch, self._wanted)
+        The other halves go back in front. Sizes that did not fit once are not tried again.
+        """
+        while batches:
+            contexts = batches.popleft()
+            size = padded(contexts)
+            if self._too_large is None or size < self._too_large or len(contexts) == 1:
+                with contextlib.suppress(torch.OutOfMemoryError):  # leaving it frees what the pass held
+                    return launch(contexts)
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                self._too_large = min(size, self._too_large or size)
+                if len(contexts) == 1:
+                    too_large(int(contexts[0]))
+                    continue
+            batches.extendleft(reversed(np.array_split(contexts, 2)))
+        return None
+
+    def _verified(self, batch: Batch) -> tuple[PendingRouting, dict[int, LayerFacts]]:
         with contextlib.nullcontext() if self._loaded.adapter is None else self._loaded.adapter.running():
-            pending, facts = run_verified_batch(self._loaded, batch, self._wanted)
-        self._first_batch(facts)
-        self._verified = True
-        return pending
+            return run_verified_batch(self._loaded, batch, self._wanted)
 
 
 def _on_device(loaded: LoadedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

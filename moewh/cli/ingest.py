@@ -104,9 +104,9 @@ def run_ingest(options: IngestOptions, warehouse: Layout) -> Summary:
             reporter.batch_done(tokens)
 
         process = this_process()
-        with Reporter(warehouse, process.rank, process.world) as reporter:
+        with Reporter(process.rank, process.world) as reporter:
             progress = Progress(reporter.started, batch_done, reporter.segment_done, reporter.warn, reporter.note)
-            return run(options, warehouse, progress)
+            return run(options, warehouse, progress, process)
 
 
 def summary_line(summary: Summary) -> str:

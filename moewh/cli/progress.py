@@ -17,21 +17,17 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from moewh.warehouse.views.publishing import publish
-
 if TYPE_CHECKING:
     from moewh.ingest.record import Identity
-    from moewh.warehouse.files.layout import Layout
 
 
 class Reporter:
-    """Shows one run's progress; a context manager. The warehouse's views are published as the run starts.
+    """Shows one run's progress; a context manager.
 
     Of several processes the first draws the bar, and each logs its own lines.
     """
 
-    def __init__(self, warehouse: Layout, rank: int = 0, world: int = 1) -> None:
-        self._warehouse = warehouse
+    def __init__(self, rank: int = 0, world: int = 1) -> None:
         self._console = Console(stderr=True)
         self._name = "moewh" if world == 1 else f"moewh[{rank}]"
         self._draws = self._console.is_terminal and rank == 0
@@ -60,8 +56,7 @@ class Reporter:
         self._bar.stop()
 
     def started(self, identity: Identity, segments: int) -> None:
-        """Publish the views, so that a shell can read along, and say how much there is to do."""
-        publish(self._warehouse)
+        """Show how much there is to do."""
         self._began = time.monotonic()
         self._task = self._bar.add_task(identity.run_id, total=segments, speed="")
         self._line(f"run {identity.run_id}: {segments} segment{'s'[: segments != 1]} to write")

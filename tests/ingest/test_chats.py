@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 
 from moewh.cli.main import main
 from moewh.ingest.options import IngestOptions
+from moewh.ingest.processes import Process
 from moewh.ingest.prompts import template_time
 from moewh.ingest.prompts.chats import ChatRules, chat_arguments
 from moewh.ingest.prompts.readers import CANONICAL
@@ -260,7 +261,14 @@ class Killed(BaseException):
     """Stands for a kill: nothing below it cleans up."""
 
 
-def start(warehouse: Path, model: Path, prompts: Path, kill_after: int | None = None, **more: Any) -> Summary:
+def start(
+    warehouse: Path,
+    model: Path,
+    prompts: Path,
+    kill_after: int | None = None,
+    process: Process | None = None,
+    **more: Any,
+) -> Summary:
     """Ingest, in segments of one prompt; `kill_after` ends it once so many segments are committed."""
 
     def committed(number: int, _: int) -> None:
@@ -268,7 +276,7 @@ def start(warehouse: Path, model: Path, prompts: Path, kill_after: int | None = 
             raise Killed
 
     options = IngestOptions(model=str(model), prompts=(str(prompts),), segment_rows=330, **more)
-    return ingest(options, Layout(warehouse), Progress(segment_done=committed))
+    return ingest(options, Layout(warehouse), Progress(segment_done=committed), process)
 
 
 @pytest.mark.parametrize("generate", [0, 2])
@@ -297,7 +305,7 @@ def test_a_run_that_is_killed_and_goes_on_another_day_holds_one_text(
 
 
 def test_a_time_that_is_not_fixed_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moewh.ingest.run.fix_time", lambda *_: None)
+    monkeypatch.setattr("moewh.ingest.plan.fix_time", lambda *_: None)
     model = save(tmp_path / "m", DATED)
     prompts = write(tmp_path / "p.jsonl", *({"messages": chat} for chat in CHATS))
     set_clocks(monkeypatch, FIRST, template_time)
@@ -312,7 +320,7 @@ def test_the_rest_of_a_run_without_its_time_is_refused(tmp_path: Path, monkeypat
     model = save(tmp_path / "m", DATED)
     prompts = write(tmp_path / "p.jsonl", *({"messages": chat} for chat in CHATS))
     with monkeypatch.context() as older, pytest.raises(Killed):
-        older.setattr("moewh.ingest.run.fix_time", lambda *_: None)
+        older.setattr("moewh.ingest.plan.fix_time", lambda *_: None)
         start(tmp_path / "wh", model, prompts, kill_after=1)
     with pytest.raises(MoewhError, match="begun without recording the time"):
         start(tmp_path / "wh", model, prompts)
@@ -352,11 +360,9 @@ def test_a_run_that_never_began_leaves_nothing(tmp_path: Path) -> None:
 
 def _one_of_two(rank: int, warehouse: Path, model: Path, prompts: Path, gate: Any) -> None:
     patch = pytest.MonkeyPatch()
-    patch.setenv("RANK", str(rank))
-    patch.setenv("WORLD_SIZE", "2")
     set_clocks(patch, (FIRST, LATER)[rank], template_time)
     gate.wait()
-    start(warehouse, model, prompts)
+    start(warehouse, model, prompts, process=Process(rank, 2))
 
 
 def test_processes_that_start_together_see_one_time(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 
-from moewh.ingest.capture.forward import BatchRunner
+from moewh.ingest.capture.generation import generate_batch
 from moewh.ingest.options import IngestOptions
 from moewh.ingest.run import ingest
 from moewh.warehouse.errors import UsageError
@@ -213,17 +213,14 @@ def test_memory_that_runs_out_gives_the_same_rows(
 ) -> None:
     folder = save_model(tmp_path / "model")
     whole = routing(run(tmp_path / "whole", folder, prompts, generate=NEW))
-    real = BatchRunner._in_parts
+    real = generate_batch
 
-    def short(self: Any, contexts: Any, longest: int, launch: Any, too_large: Any) -> Any:
-        def failing(part: Any) -> Any:
-            if len(part) > 1:
-                raise torch.OutOfMemoryError("simulated")
-            return launch(part)
+    def short(loaded: Any, segment: Any, contexts: Any, *rest: Any) -> Any:
+        if len(contexts) > 1:
+            raise torch.OutOfMemoryError("simulated")
+        return real(loaded, segment, contexts, *rest)
 
-        return real(self, contexts, longest, failing, too_large)
-
-    monkeypatch.setattr(BatchRunner, "_in_parts", short)
+    monkeypatch.setattr("moewh.ingest.capture.forward.generate_batch", short)
     parts = routing(run(tmp_path / "parts", folder, prompts, generate=NEW))
     assert {key: set(pairs) for key, pairs in parts.items()} == {key: set(pairs) for key, pairs in whole.items()}
 

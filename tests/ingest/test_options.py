@@ -17,6 +17,7 @@ from moewh.ingest.options import IngestOptions, command_words, each_checkpoint, 
 from moewh.ingest.prompts.chats import ChatRules, chat_arguments
 from moewh.ingest.prompts.stream import Plan
 from moewh.ingest.prompts.tokenise import TokenRules
+from moewh.ingest.record import Identity
 from moewh.warehouse.errors import UsageError
 
 NO_SHAPE: dict[str, Any] = {
@@ -63,7 +64,7 @@ IDENTITIES: list[tuple[dict[str, Any], str]] = [
 """Options, and the sha256 of the identity that they have always had: a run begun by an older moewh is completed."""
 
 
-def identity_of(options: IngestOptions, monkeypatch: pytest.MonkeyPatch) -> identity.Identity:
+def identity_of(options: IngestOptions, monkeypatch: pytest.MonkeyPatch) -> Identity:
     """The identity of a run of a made-up model, in which nothing depends on the versions of libraries."""
     monkeypatch.setattr(identity, "config_sha256", lambda _: "c")
     monkeypatch.setattr(identity, "tokenizer_sha256", lambda _: "t")
@@ -150,5 +151,6 @@ def test_an_option_that_was_not_given_leaves_the_identity_as_it_is() -> None:
 @pytest.mark.parametrize(("name", "value"), [("limit", 0), ("train_step", -1), ("temperature", float("nan"))])
 def test_a_number_out_of_range_is_refused_by_its_flag(name: str, value: float) -> None:
     flag = next(option_of(one).flag for one in fields(IngestOptions) if one.name == name)
+    options: dict[str, Any] = {name: value}
     with pytest.raises(UsageError, match=f"^{flag} is {value}. Give a .* number of at least "):
-        IngestOptions("m", ("p",), **{name: value})
+        IngestOptions("m", ("p",), **options)

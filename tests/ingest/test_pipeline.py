@@ -15,10 +15,11 @@ import pytest
 import torch
 
 from moewh.ingest import run as pipeline
-from moewh.ingest.capture.forward import BatchRunner
+from moewh.ingest.capture import forward
 from moewh.ingest.options import IngestOptions
 from moewh.ingest.processes import Process, this_process
 from moewh.ingest.run import Progress, Summary, ingest
+from moewh.ingest.workers import in_background
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.base import open_warehouse
@@ -36,9 +37,16 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_prompts(tmp_path_factory.mktemp("prompts") / "p.jsonl", 100)
 
 
-def run(warehouse: Path, model: Path, prompts: Path, progress: Progress | None = None, **options: Any) -> Summary:
-    chosen = {"segment_rows": 600, **options}
-    return ingest(IngestOptions(model=str(model), prompts=(str(prompts),), **chosen), Layout(warehouse), progress)
+def run(
+    warehouse: Path,
+    model: Path,
+    prompts: Path,
+    progress: Progress | None = None,
+    process: Process | None = None,
+    **options: Any,
+) -> Summary:
+    chosen = IngestOptions(model=str(model), prompts=(str(prompts),), **{"segment_rows": 600, **options})
+    return ingest(chosen, Layout(warehouse), progress, process)
 
 
 def rows(warehouse: Path) -> dict[tuple[int, ...], float]:
@@ -72,28 +80,21 @@ def test_senseless_environment_is_refused(environment: Mapping[str, str]) -> Non
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_shares_of_any_world_add_up_to_the_same_files(
-    world: int, tmp_path: Path, model: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shares_of_any_world_add_up_to_the_same_files(world: int, tmp_path: Path, model: Path, prompts: Path) -> None:
     planned = run(tmp_path / "one", model, prompts).segments
-    monkeypatch.setenv("WORLD_SIZE", str(world))
-    written = []
-    for rank in reversed(range(world)):
-        monkeypatch.setenv("RANK", str(rank))
-        written.append(len(run(tmp_path / "many", model, prompts).written))
+    written = [
+        len(run(tmp_path / "many", model, prompts, process=Process(rank, world)).written)
+        for rank in reversed(range(world))
+    ]
     assert sum(written) == planned
     assert max(written) - min(written) <= 1
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
 
 
-def test_another_world_size_completes_the_rest(
-    tmp_path: Path, model: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_world_size_completes_the_rest(tmp_path: Path, model: Path, prompts: Path) -> None:
     run(tmp_path / "one", model, prompts)
     for rank, world in ((1, 3), (0, 2), (0, 1)):
-        monkeypatch.setenv("RANK", str(rank))
-        monkeypatch.setenv("WORLD_SIZE", str(world))
-        run(tmp_path / "many", model, prompts)
+        run(tmp_path / "many", model, prompts, process=Process(rank, world))
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
     assert not list((tmp_path / "many" / ".staging" / "prompts").glob("*.parquet"))
 
@@ -135,15 +136,18 @@ def test_torchrun_with_one_process_killed_and_all_restarted(tmp_path: Path, mode
 def short_of_memory(monkeypatch: pytest.MonkeyPatch, most_tokens: int) -> list[int]:
     """Let forward passes over more padded tokens than this run out of memory; return the sizes tried."""
     tried = []
-    real = BatchRunner._launch
 
-    def launch(self: Any, batch: Any) -> Any:
-        tried.append(batch.input_ids_BS.size)
-        if batch.input_ids_BS.size > most_tokens:
-            raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
-        return real(self, batch)
+    def short(real: Any) -> Any:
+        def launch(loaded: Any, batch: Any, wanted: Any) -> Any:
+            tried.append(batch.input_ids_BS.size)
+            if batch.input_ids_BS.size > most_tokens:
+                raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+            return real(loaded, batch, wanted)
 
-    monkeypatch.setattr(BatchRunner, "_launch", launch)
+        return launch
+
+    for name in ("run_batch", "run_verified_batch"):
+        monkeypatch.setattr(forward, name, short(getattr(forward, name)))
     return tried
 
 
@@ -193,8 +197,8 @@ def test_prompt_too_large_even_alone_is_failed_and_the_rest_goes_on(
 def test_background_threads_as_on_a_gpu_write_the_same_files(
     tmp_path: Path, model: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not pipeline.in_background(torch.device("cpu"))
-    assert pipeline.in_background(torch.device("cuda"))
+    assert not in_background(torch.device("cpu"))
+    assert in_background(torch.device("cuda"))
     run(tmp_path / "between", model, prompts, batch_tokens=200)
     monkeypatch.setattr(pipeline, "in_background", lambda _: True)
     run(tmp_path / "beside", model, prompts, batch_tokens=200)

@@ -130,7 +130,7 @@ def test_cost_is_told_before_the_run(tmp_path: Path, prompts: Path) -> None:
     )
     ingest(options, Layout(tmp_path / "wh"), Progress(note=notes.append))
     size = 4 * (3 * 8 + 32)
-    assert notes == [f"router_logits and hidden_states take about {size} bytes a token before compression"]
+    assert notes == [f"router_logits and hidden_states take about {size} bytes per token before compression"]
 
 
 @pytest.mark.parametrize("layers", ["7", "0,x", "", "0,,1", "-1"])

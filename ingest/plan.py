@@ -1,0 +1,183 @@
+"""The plan of a run: options, prompts and loaded model in, everything that is settled before the first batch out.
+
+The rules of tokenising, the segments, the identity, and which segments are still to be written. Whatever can be refused
+without running the model is refused here. Nothing is written, except the time that a chat template sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from moewh.ingest.capture.vectors import WantedVectors, wanted_vectors
+from moewh.ingest.identity import identify, require_same
+from moewh.ingest.model.expected import top_k
+from moewh.ingest.model.loading import LoadedModel
+from moewh.ingest.options import IngestOptions, Sampling
+from moewh.ingest.processes import Process
+from moewh.ingest.prompts.chats import (
+    CLOCK,
+    GENERATION_PROMPT,
+    ChatRenderer,
+    ChatRules,
+    chat_arguments,
+    template_variables,
+)
+from moewh.ingest.prompts.readers import MESSAGES
+from moewh.ingest.prompts.stream import Plan, PromptStream, SizeRule
+from moewh.ingest.prompts.template_time import fix_time, forget_time
+from moewh.ingest.prompts.tokenise import TokenRules, tokenise
+from moewh.ingest.record import Identity
+from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.files.layout import Layout
+
+_PROMPTS_LOOKED_AT = 64
+"""Prompts that are tokenised at once before the run, to see that they give tokens."""
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What is settled before a run's first batch."""
+
+    identity: Identity
+    prompts: Plan
+    """How the prompts are split into segments."""
+    rules: TokenRules
+    size: SizeRule
+    batch_tokens: int
+    sampling: Sampling | None
+    wanted: WantedVectors
+    recorded: bool
+    """The run's own files are there already."""
+    missing: list[int]
+    """Segments that are this process's to write and are not there yet, in order."""
+
+
+def plan_run(
+    options: IngestOptions, layout: Layout, prompts: PromptStream, loaded: LoadedModel, process: Process
+) -> RunPlan:
+    """Return the plan of a run. Raises UsageError or MoewhError for what cannot be run."""
+    rules = TokenRules(
+        _max_length(options, loaded), options.on_overflow, options.special_tokens, vocabulary=loaded.vocabulary_rows
+    )
+    size = SizeRule(
+        rows_per_token=top_k(loaded.config) * len(loaded.sites),
+        max_length=rules.max_length,
+        chunked=options.on_overflow == "chunk",
+        segment_rows=options.segment_rows,
+        generate=options.generate,
+    )
+    if options.generate:
+        _check_start(loaded)
+    split = prompts.plan(size)
+    wanted = wanted_vectors(options, loaded.sites, loaded.text_config.model_type)
+    rules = replace(rules, chats=_chat_rules(options, loaded, split))
+    identity = identify(loaded, options, rules, split)
+    if split.chats and CLOCK in template_variables(loaded.tokenizer):
+        now = _fixed_time(layout, prompts, split, identity, ChatRenderer(loaded.tokenizer, rules.chats))
+        rules = replace(rules, chats=replace(rules.chats, now=now))
+        identity = identify(loaded, options, rules, split)
+    recorded = require_same(layout, identity)
+    missing = process.share(missing_segments(layout, identity, split))
+    if missing:
+        layout.require_one_disk(identity.run_id)
+    # A budget of one token puts every context into a batch of its own.
+    alone = any(site.reader.one_context_a_batch for site in loaded.sites)
+    batch_tokens = 1 if alone else options.batch_tokens
+    return RunPlan(identity, split, rules, size, batch_tokens, options.sampling, wanted, recorded, missing)
+
+
+def missing_segments(layout: Layout, identity: Identity, prompts: Plan) -> list[int]:
+    """Return the segments of a run, of every process, that are not there."""
+    return [number for number in range(prompts.segments) if not layout.segment(identity.run_id, number).is_dir()]
+
+
+def require_tokens(plan: RunPlan, prompts: PromptStream, loaded: LoadedModel) -> None:
+    """Raise MoewhError if every prompt that is not empty gives no tokens: the tokenizer is not the model's."""
+    without: list[int] = []
+    for first_prompt, table in _tables(prompts, plan.prompts):
+        part = tokenise(table, first_prompt, loaded.tokenizer, plan.rules)
+        without += part.without_tokens
+        if len(part.without_tokens) + part.status_P.count("empty") < len(part.status_P):
+            return
+    if without:
+        raise MoewhError(
+            f"none of the {len(without):,} prompts that are not empty gives a token (first: prompt {without[0]}). "
+            "Check the prompts, or name the model's tokenizer with --tokenizer."
+        )
+
+
+def release_time(plan: RunPlan, layout: Layout, process: Process) -> None:
+    """Let a run that did not begin start at another time; of several processes another may be about to begin it."""
+    run_id = plan.identity.run_id
+    if process.world == 1 and plan.rules.chats.now is not None and not layout.run(run_id).is_dir():
+        forget_time(layout, run_id)
+
+
+def _fixed_time(
+    layout: Layout, prompts: PromptStream, split: Plan, identity: Identity, renderer: ChatRenderer
+) -> datetime | None:
+    """Settle the time that the chat template sees; None if it asks for none."""
+
+    def asked() -> bool:
+        return _template_asks_for_time(prompts, split, renderer)
+
+    complete = not missing_segments(layout, identity, split)
+    return fix_time(layout, identity.run_id, identity.sha256, asked, complete)
+
+
+def _template_asks_for_time(prompts: PromptStream, split: Plan, renderer: ChatRenderer) -> bool:
+    """Render chats until one makes the template ask for the time."""
+    for first_prompt, table in _tables(prompts, split):
+        parts = zip(table.column("form").to_pylist(), table.column("text").to_pylist(), strict=True)
+        for place, (form, payload) in enumerate(parts):
+            if form == MESSAGES:
+                renderer.text(payload, f"prompt {first_prompt + place}")
+            if renderer.saw_clock:
+                return True
+    return False
+
+
+def _tables(prompts: PromptStream, split: Plan) -> Iterator[tuple[int, Any]]:
+    """Yield the prompts of the run a few at a time: (first prompt_id, canonical table)."""
+    for number in range(split.segments):
+        start, stop = split.bounds(number)
+        table = prompts.read(start, stop)
+        for offset in range(0, table.num_rows, _PROMPTS_LOOKED_AT):
+            yield start + offset, table.slice(offset, _PROMPTS_LOOKED_AT)
+
+
+def _chat_rules(options: IngestOptions, loaded: LoadedModel, plan: Plan) -> ChatRules:
+    """Return how chats are rendered. Raises UsageError for options of chats that have no effect."""
+    arguments = chat_arguments(options.chat_arguments)
+    given = "--chat-argument" if arguments else "--chat-template" if options.chat_template else None
+    if not plan.chats:
+        if given:
+            raise UsageError(f"{given} has no effect: no prompt is chat messages. Leave it out.")
+        return ChatRules()
+    used = template_variables(loaded.tokenizer)
+    for name in arguments:
+        if name not in used:
+            raise UsageError(f"--chat-argument {name}: the chat template does not use {name}.")
+    return ChatRules(arguments, bool(options.generate) and GENERATION_PROMPT in used)
+
+
+def _check_start(loaded: LoadedModel) -> None:
+    """Raise MoewhError if an encoder-decoder's decoder would start from a token that the model does not have."""
+    start, rows = loaded.model.generation_config.decoder_start_token_id, loaded.vocabulary_rows
+    if loaded.config.is_encoder_decoder and isinstance(start, int) and rows is not None and not 0 <= start < rows:
+        raise MoewhError(
+            f"decoder_start_token_id {start} is outside the model's vocabulary ({rows:,} rows). Correct "
+            "generation_config.json."
+        )
+
+
+def _max_length(options: IngestOptions, loaded: LoadedModel) -> int:
+    """Longest prompt in tokens: what the option says, else what the model takes less what is generated."""
+    most = loaded.max_length - options.generate
+    if (options.max_length or 1) > most:
+        asked = options.max_length or f"with --generate {options.generate}"
+        raise UsageError(f"--max-length {asked} is more than {loaded.source.title} takes: give at most {most}.")
+    return options.max_length or most
