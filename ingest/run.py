@@ -215,7 +215,9 @@ class _Run:
         routing = self._buffer(len(work.segment.vocab_id_T))
         collected: list[Future[None]] = []
         later = self.batches.run(work.segment, work.batches, self._too_large(work))
-        for rows_T, pending in chain(work.launched, later):
+        launched = work.launched.copy()
+        work.launched.clear()  # the first segment outlives its turn; what the device holds for it must not
+        for rows_T, pending in chain(launched, later):
             collected.append(collector.submit(_collect, routing, rows_T, pending))
             self.progress.batch_done(len(rows_T))
             self._wait_for(collected[:-_BATCHES_AHEAD])

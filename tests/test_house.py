@@ -25,7 +25,6 @@ ROOMS = (
     "moewh.ingest.geometry",
     "moewh.ingest.plan",
     "moewh.ingest.workers",
-    "moewh.ingest.traces",
     "moewh.ingest.identity",
     "moewh.ingest.capture",
     "moewh.ingest.proof",
