@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moewh.warehouse.answer.engine import Engine
 from moewh.warehouse.answer.query import Query, Value, find_query, prepare
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.runs import LIST_SQL
@@ -39,7 +40,10 @@ class Warehouse:
         return self._ask(Query("sql", sql), parameters)
 
     def query(self, name: str, **parameters: Value) -> duckdb.DuckDBPyRelation:
-        """Return the answer of a canned view or saved query. Raises UsageError for an unknown name or parameter."""
+        """Return the answer of a canned view or saved query.
+
+        Raises UsageError for an unknown name or parameter, and MoewhError for a run, layer, expert … that does not exist.
+        """
         return self._ask(find_query(name), parameters)
 
     def runs(self) -> duckdb.DuckDBPyRelation:
@@ -51,7 +55,8 @@ class Warehouse:
         return verify.check(verify.plan(self._layout))
 
     def _ask(self, query: Query, parameters: dict[str, Value]) -> duckdb.DuckDBPyRelation:
-        answer = prepare(self.connection, query, parameters)
+        engine = Engine(lambda asked, values: prepare(self.connection, asked, values))
+        answer = engine(query, parameters)
         assert answer is not None  # only an unsafe statement has none
         return answer.relation()
 

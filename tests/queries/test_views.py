@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moewh.warehouse.answer.catalog import describe_views, empty_warehouse, list_queries
+from moewh.warehouse.answer.catalog import describe_views, list_queries
+from moewh.warehouse.answer.catalog import empty_warehouse as tables_without_rows
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.base import QUERIES, View, canned_names, open_warehouse, staging_views, view_names
@@ -401,7 +402,7 @@ def test_run_id_and_segment_keep_their_types(random: tuple[Layout, list[Run]]) -
 def test_staging_view_documented(view: View) -> None:
     assert view.header.startswith(f"{view.name}: ")
     assert "One row per " in view.header
-    with empty_warehouse() as connection:
+    with tables_without_rows() as connection:
         named = "select coalesce(comment, '') from duckdb_views() where view_name = $name"
         columns = "select coalesce(comment, '') from duckdb_columns() where table_name = $name"
         comments = connection.execute(f"{named} union all {columns}", {"name": view.name}).fetchall()
