@@ -36,13 +36,13 @@ source = find_source(sys.argv[1], None)
 checkpoint = Checkpoint(source, read_config(source.location), None)
 torch.linalg.eigh(torch.eye(8, dtype=torch.float64))
 held, seconds, peaks = peak(), [], []
-for site in checkpoint.sites:
+for moe in checkpoint.moe_layers:
     began = time.monotonic()
-    with checkpoint.layer(site):
-        layer_geometry(layer_weights(site), site.layer, site.num_experts, int(sys.argv[2]), torch.device("cpu"))
+    with checkpoint.layer(moe):
+        layer_geometry(layer_weights(moe), moe.layer, moe.num_experts, int(sys.argv[2]), torch.device("cpu"))
     seconds.append(time.monotonic() - began)
     peaks.append(peak() - held)
-print(json.dumps({"layer": checkpoint.bytes_of(checkpoint.sites[0]), "seconds": seconds, "peaks": peaks}))
+print(json.dumps({"layer": checkpoint.bytes_of(checkpoint.moe_layers[0]), "seconds": seconds, "peaks": peaks}))
 """
 
 

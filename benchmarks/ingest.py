@@ -43,7 +43,7 @@ from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedTokenizerFast
 from moewh.ingest.capture.forward import run_batch
 from moewh.ingest.capture.hooks import run_stack, to_device
 from moewh.ingest.capture.vectors import WantedVectors
-from moewh.ingest.model.layers import find_sites
+from moewh.ingest.model.layers import find_moe_layers
 from moewh.ingest.model.loading import LoadedModel, Source
 from moewh.ingest.options import IngestOptions
 from moewh.ingest.prompts.batches import Batch, make_batch, plan_batches
@@ -104,7 +104,7 @@ class Bench:
     def flops_per_token(self) -> float:
         """Multiplications and additions of a token: two per weight that it meets, attention scores aside."""
         config = self.loaded.config
-        experts = sum(weight.numel() for site in self.loaded.sites for weight in site.experts.parameters())
+        experts = sum(weight.numel() for moe in self.loaded.moe_layers for weight in moe.experts.parameters())
         rest = sum(weight.numel() for weight in self.loaded.model.parameters()) - experts
         embeddings = config.vocab_size * config.hidden_size * 2
         return float(2 * (rest - embeddings + experts * config.num_experts_per_tok / config.num_experts))
@@ -230,7 +230,7 @@ def build(folder: Path, device: torch.device, tokens: int, batch_tokens: int, lo
         device=str(device),
     )
     source = Source(str(folder / "model"), None, "bench", "bench", None, "bench")
-    loaded = LoadedModel(source, model, tokenizer, find_sites(model, model.config).of_prompts(), None)
+    loaded = LoadedModel(source, model, tokenizer, find_moe_layers(model, model.config).of_prompts(), None)
     batches, found = batches_of_an_ingest(options, folder / "plan", tokenizer)
     return Bench(loaded, batches, found, folder, options, device)
 

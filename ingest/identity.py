@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import torch
 import transformers
 
-from moewh.ingest.families.rule import Site, unwrapped
+from moewh.ingest.families.rule import MoELayer, unwrapped
 from moewh.ingest.model.expected import num_layers
 from moewh.ingest.model.loading import LoadedModel, config_sha256
 from moewh.ingest.options import IngestOptions, shaping_options
@@ -109,8 +109,8 @@ def describe_run(loaded: LoadedModel, identity: Identity, facts: dict[int, Layer
         "series": loaded.source.series,
         "model_type": loaded.text_config.model_type,
         "num_hidden_layers": num_layers(loaded.config),
-        "num_moe_layers": len(loaded.sites),
-        "num_experts": max(site.num_experts for site in loaded.sites),
+        "num_moe_layers": len(loaded.moe_layers),
+        "num_experts": max(moe.num_experts for moe in loaded.moe_layers),
         "top_k": max(fact.top_k for fact in facts.values()),
         "dtype": shaping["dtype"],
         "attn_implementation": shaping["attn_implementation"],
@@ -125,18 +125,18 @@ def describe_run(loaded: LoadedModel, identity: Identity, facts: dict[int, Layer
         "transformers_version": transformers.__version__,
         "segments_planned": plan.segments,
     }
-    layers = [_layer_row(site, facts[site.layer]) for site in loaded.sites]
-    experts = [row for site in loaded.sites for row in _expert_rows(site, facts[site.layer])]
+    layers = [_layer_row(moe, facts[moe.layer]) for moe in loaded.moe_layers]
+    experts = [row for moe in loaded.moe_layers for row in _expert_rows(moe, facts[moe.layer])]
     return RunRecord(identity, run, layers, experts)
 
 
-def _layer_row(site: Site, facts: LayerFacts) -> dict[str, Any]:
+def _layer_row(moe: MoELayer, facts: LayerFacts) -> dict[str, Any]:
     return {
-        "layer": site.layer,
-        "stack": site.stack,
-        "module": site.path,
-        "router_class": type(unwrapped(site.router)).__name__ if site.router is not None else None,
-        "num_experts": site.num_experts,
+        "layer": moe.layer,
+        "stack": moe.stack,
+        "module": moe.path,
+        "router_class": type(unwrapped(moe.router)).__name__ if moe.router is not None else None,
+        "num_experts": moe.num_experts,
         "top_k": facts.top_k,
         "scoring": facts.scoring,
         "renormalized": facts.renormalized,
@@ -146,11 +146,11 @@ def _layer_row(site: Site, facts: LayerFacts) -> dict[str, Any]:
     }
 
 
-def _expert_rows(site: Site, facts: LayerFacts) -> list[dict[str, Any]]:
-    biases = facts.selection_bias or (None,) * site.num_experts
+def _expert_rows(moe: MoELayer, facts: LayerFacts) -> list[dict[str, Any]]:
+    biases = facts.selection_bias or (None,) * moe.num_experts
     return [
-        {"layer": site.layer, "expert": expert, "kind": kind, "selection_bias": biases[expert]}
-        for expert, kind in enumerate(site.kinds)
+        {"layer": moe.layer, "expert": expert, "kind": kind, "selection_bias": biases[expert]}
+        for expert, kind in enumerate(moe.kinds)
     ]
 
 

@@ -16,10 +16,10 @@ from moewh.ingest import demo
 from moewh.ingest.capture.vectors import WantedVectors
 from moewh.ingest.families.configuration import text_config
 from moewh.ingest.families.find import adapter_of
-from moewh.ingest.families.rule import Site
+from moewh.ingest.families.rule import MoELayer
 from moewh.ingest.model.architecture import check_place, check_versions, empty_model, read_config
 from moewh.ingest.model.expected import num_layers, top_k
-from moewh.ingest.model.layers import find_sites, locate_sites
+from moewh.ingest.model.layers import find_moe_layers, locate_moe_layers
 from moewh.ingest.model.loading import explaining
 from moewh.ingest.model.peft_adapter import PeftAdapter, find_adapter
 from moewh.ingest.model.repository import Repository
@@ -91,16 +91,16 @@ def inspect_model(model: str, revision: str | None = None, trust_remote_code: bo
     try:
         if peft_adapter is not None:
             peft_adapter.check(allow_pickle=True)
-        find_sites(empty, config)
+        find_moe_layers(empty, config)
     except MoewhError as refusal:
         reason = str(refusal)
     text = text_config(config)
-    sites = locate_sites(empty, config).sites
-    layers = [_shape(site, config) for site in sites]
-    every = frozenset(site.layer for site in sites)
+    moe_layers = locate_moe_layers(empty, config).moe_layers
+    layers = [_shape(moe, config) for moe in moe_layers]
+    every = frozenset(moe.layer for moe in moe_layers)
     hidden_size = getattr(text, "hidden_size", None)
     adapter = adapter_of(text.model_type)
-    scoring, renormalized = sites[-1].reader.declared(sites[-1], config) if sites else (None, None)
+    scoring, renormalized = moe_layers[-1].family.declared(moe_layers[-1], config) if moe_layers else (None, None)
     rows = sum(layer.top_k for layer in layers)
     return Inspection(
         model=model,
@@ -119,8 +119,8 @@ def inspect_model(model: str, revision: str | None = None, trust_remote_code: bo
         moe_intermediate_size=getattr(text, "moe_intermediate_size", None),
         routing_rows_per_token=rows,
         bytes_per_token=round(rows * _BYTES_PER_ROW.get(str(config.dtype).removeprefix("torch."), 2.0)),
-        router_logits_bytes_per_token=WantedVectors(router_logits=every).bytes_per_token(sites, 0),
-        hidden_states_bytes_per_token=WantedVectors(hidden_states=every).bytes_per_token(sites, hidden_size or 0),
+        router_logits_bytes_per_token=WantedVectors(router_logits=every).bytes_per_token(moe_layers, 0),
+        hidden_states_bytes_per_token=WantedVectors(hidden_states=every).bytes_per_token(moe_layers, hidden_size or 0),
         one_prompt_a_batch=bool(adapter and adapter.one_context_a_batch),
         layers=layers,
     )
@@ -146,23 +146,23 @@ def _build(model: str, revision: str | None, trust_remote_code: bool) -> tuple[A
         ) from error
 
 
-def _shape(site: Site, config: Any) -> LayerShape:
-    router = site.router
-    names = (path for path, module in site.block.named_children() if module is router)
-    parent = site.path if site.reader.block_is_container else site.path.rpartition(".")[0]
+def _shape(moe: MoELayer, config: Any) -> LayerShape:
+    router = moe.router
+    names = (path for path, module in moe.block.named_children() if module is router)
+    parent = moe.path if moe.family.block_is_container else moe.path.rpartition(".")[0]
     return LayerShape(
-        layer=site.layer,
-        stack=site.stack,
-        module=site.path,
-        module_class=type(site.experts).__name__,
+        layer=moe.layer,
+        stack=moe.stack,
+        module=moe.path,
+        module_class=type(moe.experts).__name__,
         router=None if router is None else ".".join(part for part in (parent, next(names)) if part),
         router_class=None if router is None else type(router).__name__,
-        num_experts=site.num_experts,
-        num_identity_experts=site.kinds.count("identity"),
-        num_shared_experts=shared_experts(site, config),
+        num_experts=moe.num_experts,
+        num_identity_experts=moe.kinds.count("identity"),
+        num_shared_experts=shared_experts(moe, config),
         top_k=top_k(config),
         router_weights={} if router is None else _shapes(router),
-        expert_weights=_shapes(site.experts, leave_out=router),
+        expert_weights=_shapes(moe.experts, leave_out=router),
     )
 
 

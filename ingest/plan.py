@@ -63,7 +63,7 @@ def plan_run(
         _max_length(options, loaded), options.on_overflow, options.special_tokens, vocabulary=loaded.vocabulary_rows
     )
     size = SizeRule(
-        rows_per_token=top_k(loaded.config) * len(loaded.sites),
+        rows_per_token=top_k(loaded.config) * len(loaded.moe_layers),
         max_length=rules.max_length,
         chunked=options.on_overflow == "chunk",
         segment_rows=options.segment_rows,
@@ -72,7 +72,7 @@ def plan_run(
     if options.generate:
         _check_start(loaded)
     split = prompts.plan(size)
-    wanted = wanted_vectors(options, loaded.sites, loaded.text_config.model_type)
+    wanted = wanted_vectors(options, loaded.moe_layers, loaded.text_config.model_type)
     rules = replace(rules, chats=_chat_rules(options, loaded, split))
     identity = identify(loaded, options, rules, split)
     if split.chats and CLOCK in template_variables(loaded.tokenizer):
@@ -84,7 +84,7 @@ def plan_run(
     if missing:
         layout.require_one_disk(identity.run_id)
     # A budget of one token puts every context into a batch of its own.
-    alone = any(site.reader.one_context_a_batch for site in loaded.sites)
+    alone = any(moe.family.one_context_a_batch for moe in loaded.moe_layers)
     batch_tokens = 1 if alone else options.batch_tokens
     return RunPlan(identity, split, rules, size, batch_tokens, options.sampling, wanted, recorded, missing)
 

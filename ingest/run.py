@@ -162,7 +162,7 @@ class _Run:
         publish(self.layout)
         self.progress.started(self.plan.identity, len(self.plan.missing))
         if wanted := self.plan.wanted.tables:
-            size = self.plan.wanted.bytes_per_token(self.loaded.sites, self.loaded.text_config.hidden_size)
+            size = self.plan.wanted.bytes_per_token(self.loaded.moe_layers, self.loaded.text_config.hidden_size)
             names = " and ".join(table.name for table in wanted)
             self.progress.note(f"{names} take about {size:,} bytes per token before compression")
 

@@ -42,7 +42,7 @@ class Warehouse:
     def query(self, name: str, **parameters: Value) -> duckdb.DuckDBPyRelation:
         """Return the answer of a canned view or saved query.
 
-        Raises UsageError for an unknown name or parameter, and MoewhError for a run, layer, expert … that does not exist.
+        Raises UsageError for an unknown name or parameter, and MoewhError for a run or layer that does not exist.
         """
         return self._ask(find_query(name), parameters)
 

@@ -92,9 +92,9 @@ def schema_page() -> str:
     lines = [
         "# Tables",
         "",
-        "Made by `make docs` from `warehouse/files/schema.py`; in a shell, `from duckdb_columns()` shows the same. Each",
-        "table is a Parquet file in every run's or segment's folder, and a view over all of them. Tables whose description",
-        "begins with Rollup hold counts of a segment's rows, which the [canned views](views.md) read.",
+        "Made by `make docs` from `warehouse/files/schema.py`; in a shell, `from duckdb_columns()` shows the same.",
+        "Each table is a Parquet file in every run's or segment's folder, and a view over all of them. Tables whose",
+        "description begins with Rollup hold counts of a segment's rows, which the [canned views](views.md) read.",
     ]
     for table in TABLES:
         view = describe_views()[table.name]

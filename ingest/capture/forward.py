@@ -51,12 +51,12 @@ def run_verified_batch(
     input_ids_BS, attention_mask_BS = _on_device(loaded, batch)
     with (
         capture_routing(loaded.found, batch.attention_mask_BS, wanted) as capture,
-        observe_calls(loaded.sites, attention_mask_BS) as seen,
+        observe_calls(loaded.moe_layers, attention_mask_BS) as seen,
     ):
-        speaking = any(site.stack == "decoder" for site in loaded.sites)
-        run_stack(loaded.model, input_ids_BS, attention_mask_BS, speaking=speaking)
-    verify_layers(loaded.sites, seen)
-    return capture.take(), measure_layers(loaded.sites, seen, loaded.config)
+        run_decoder = any(moe.stack == "decoder" for moe in loaded.moe_layers)
+        run_stack(loaded.model, input_ids_BS, attention_mask_BS, run_decoder=run_decoder)
+    verify_layers(loaded.moe_layers, seen)
+    return capture.take(), measure_layers(loaded.moe_layers, seen, loaded.config)
 
 
 Batches = deque[Rows]

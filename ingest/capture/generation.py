@@ -19,7 +19,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from moewh.ingest.capture.hooks import Capture, PendingRouting, failures_named
 from moewh.ingest.capture.vectors import WantedVectors, attach_vectors
-from moewh.ingest.families.rule import Call, Site
+from moewh.ingest.families.rule import Call, MoELayer
 from moewh.ingest.model.loading import LoadedModel
 from moewh.ingest.options import Sampling
 from moewh.ingest.routing import RoutingBuffer, TokenisedSegment, VectorKey
@@ -122,9 +122,9 @@ class _SeededSampling(LogitsProcessor):
 def _capture_passes(loaded: LoadedModel, wanted: WantedVectors) -> Iterator[list[Capture]]:
     """Capture every forward pass of the text stack until the end; a list with one capture per pass."""
     passes: list[Capture] = []
-    model, sites = loaded.model, loaded.found.sites
+    model, moe_layers = loaded.model, loaded.found.moe_layers
 
-    def begin(seeing: list[Site]) -> Any:
+    def begin(seeing: list[MoELayer]) -> Any:
         def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             given = kwargs.get("input_ids", args[0] if args else None)
             if given is None:
@@ -133,19 +133,19 @@ def _capture_passes(loaded: LoadedModel, wanted: WantedVectors) -> Iterator[list
 
         return hook
 
-    def record(site: Site, call: Call) -> None:
-        passes[-1].record(site, call)
+    def record(moe: MoELayer, call: Call) -> None:
+        passes[-1].record(moe, call)
 
-    def keep(table: Table, site: Site, vectors: Any) -> None:
-        passes[-1].keep(table, site, vectors)
+    def keep(table: Table, moe: MoELayer, vectors: Any) -> None:
+        passes[-1].keep(table, moe, vectors)
 
-    stacks = [(model.base_model, sites)]
+    stacks = [(model.base_model, moe_layers)]
     if model.config.is_encoder_decoder:
         parts = (("encoder", model.get_encoder()), ("decoder", model.get_decoder()))
-        stacks = [(module, [site for site in sites if site.stack == name]) for name, module in parts]
+        stacks = [(module, [moe for moe in moe_layers if moe.stack == name]) for name, module in parts]
     handles = [module.register_forward_pre_hook(begin(seeing), with_kwargs=True) for module, seeing in stacks]
-    for site in sites:
-        handles += site.reader.attach(site, record) + attach_vectors(site, wanted, keep)
+    for moe in moe_layers:
+        handles += moe.family.attach(moe, record) + attach_vectors(moe, wanted, keep)
     try:
         yield passes
     finally:

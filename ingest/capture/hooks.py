@@ -19,8 +19,8 @@ import torch
 import transformers
 
 from moewh.ingest.capture.vectors import WantedVectors, attach_vectors
-from moewh.ingest.families.rule import Call, Site
-from moewh.ingest.model.layers import Sites
+from moewh.ingest.families.rule import Call, MoELayer
+from moewh.ingest.model.layers import MoELayers
 from moewh.ingest.routing import NO_ROUTE, LayerRouting, VectorKey
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.schema import Table
@@ -30,8 +30,8 @@ from moewh.warehouse.files.schema import Table
 class _Copy:
     """Part of a batch's routing on its way from one device to the host: layers end to end, row by row."""
 
-    layers: list[tuple[Site, tuple[int, int]]]
-    """(the layer's site, its [T, K])"""
+    layers: list[tuple[MoELayer, tuple[int, int]]]
+    """(the MoE layer, its [T, K])"""
     expert_ids: torch.Tensor
     weights: torch.Tensor
     arrived: torch.cuda.Event | None
@@ -42,10 +42,10 @@ class _Copy:
             self.arrived.synchronize()
         ids, weights = self.expert_ids.int().numpy(), self.weights.float().numpy()
         start = 0
-        for site, (T, K) in self.layers:
+        for moe, (T, K) in self.layers:
             part = slice(start, start + T * K)
-            _check_experts(site, ids[part].reshape(T, K))
-            yield site.layer, LayerRouting(ids[part].reshape(T, K), weights[part].reshape(T, K))
+            _check_experts(moe, ids[part].reshape(T, K))
+            yield moe.layer, LayerRouting(ids[part].reshape(T, K), weights[part].reshape(T, K))
             start += T * K
 
 
@@ -69,18 +69,18 @@ class PendingRouting:
         return {key: vectors.float().numpy() for key, vectors in self.vectors.items()}
 
 
-def _check_experts(site: Site, expert_ids_TK: npt.NDArray[np.int32]) -> None:
+def _check_experts(moe: MoELayer, expert_ids_TK: npt.NDArray[np.int32]) -> None:
     """Raise MoewhError unless each token has K experts of this layer, or NO_ROUTE in all slots."""
-    if not expert_ids_TK.size or (expert_ids_TK.min() >= 0 and expert_ids_TK.max() < site.num_experts):
+    if not expert_ids_TK.size or (expert_ids_TK.min() >= 0 and expert_ids_TK.max() < moe.num_experts):
         return
     none_TK = expert_ids_TK == NO_ROUTE
-    wrong_T = ((expert_ids_TK < NO_ROUTE) | (expert_ids_TK >= site.num_experts)).any(1) | (
+    wrong_T = ((expert_ids_TK < NO_ROUTE) | (expert_ids_TK >= moe.num_experts)).any(1) | (
         none_TK.any(1) & ~none_TK.all(1)
     )
     if wrong_T.any():
         raise MoewhError(
-            f"{site.path} ({type(site.experts).__name__}) was called with the indices "
-            f"{expert_ids_TK[wrong_T][0].tolist()} for a token, but it has experts 0 to {site.num_experts - 1}. "
+            f"{moe.path} ({type(moe.experts).__name__}) was called with the indices "
+            f"{expert_ids_TK[wrong_T][0].tolist()} for a token, but it has experts 0 to {moe.num_experts - 1}. "
             "It is not recorded."
         )
 
@@ -88,8 +88,8 @@ def _check_experts(site: Site, expert_ids_TK: npt.NDArray[np.int32]) -> None:
 class Capture:
     """The routing of one forward pass over B contexts of S positions; `capture_routing` feeds it."""
 
-    def __init__(self, sites: Sequence[Site], mask_BS: npt.NDArray[np.int64]) -> None:
-        self._sites = sites
+    def __init__(self, moe_layers: Sequence[MoELayer], mask_BS: npt.NDArray[np.int64]) -> None:
+        self._moe_layers = moe_layers
         self._shape = mask_BS.shape
         self._rows = np.flatnonzero(mask_BS)
         self._rows_on: dict[torch.device, torch.Tensor] = {}
@@ -99,51 +99,49 @@ class Capture:
         self._calls: Counter[tuple[str, int]] = Counter()
         """By what is called (experts, or the router for a table) and layer: a block that loops is hooked per visit."""
 
-    def record(self, site: Site, call: Call) -> None:
+    def record(self, moe: MoELayer, call: Call) -> None:
         """Take one block's call: [B*S, K] indices and weights."""
         B, S = self._shape
         _, ids_TK, weights_TK = call
-        if not self._is_visit(site, "experts"):
+        if not self._is_visit(moe, "experts"):
             return
         if ids_TK.is_floating_point() or ids_TK.dtype == torch.bool or not weights_TK.is_floating_point():
             raise MoewhError(
-                f"{site.path} ({type(site.experts).__name__}) was called with indices of {ids_TK.dtype} and weights of "
+                f"{moe.path} ({type(moe.experts).__name__}) was called with indices of {ids_TK.dtype} and weights of "
                 f"{weights_TK.dtype}. moewh reads integers and floats, so it is not recorded."
             )
         if ids_TK.dim() != 2 or len(ids_TK) != B * S or weights_TK.shape != ids_TK.shape:
             raise MoewhError(
-                f"{site.path} was called with indices {list(ids_TK.shape)} and weights {list(weights_TK.shape)} "
+                f"{moe.path} was called with indices {list(ids_TK.shape)} and weights {list(weights_TK.shape)} "
                 f"for a batch of {B} x {S} tokens. moewh cannot tell which row is which token."
             )
         rows = self._real_rows(ids_TK.device)
         # int16 halves what travels.
-        smallest = torch.int16 if site.num_experts <= torch.iinfo(torch.int16).max else torch.int32
-        self._ids[site.layer] = ids_TK.detach().index_select(0, rows).to(smallest)
-        self._weights[site.layer] = weights_TK.detach().index_select(0, rows)
+        smallest = torch.int16 if moe.num_experts <= torch.iinfo(torch.int16).max else torch.int32
+        self._ids[moe.layer] = ids_TK.detach().index_select(0, rows).to(smallest)
+        self._weights[moe.layer] = weights_TK.detach().index_select(0, rows)
 
-    def keep(self, table: Table, site: Site, vectors: Any) -> None:
+    def keep(self, table: Table, moe: MoELayer, vectors: Any) -> None:
         """Take one router's logits or input: [B*S, width] (or [B, S, width])."""
-        if not self._is_visit(site, table.name):
+        if not self._is_visit(moe, table.name):
             return
         B, S = self._shape
         flat = vectors.detach().reshape(-1, vectors.shape[-1])
         if len(flat) != B * S:
             raise MoewhError(
-                f"{table.name}: the router of {site.path} gives {list(vectors.shape)} for a batch of {B} x {S} tokens, "
+                f"{table.name}: the router of {moe.path} gives {list(vectors.shape)} for a batch of {B} x {S} tokens, "
                 "which is not one row a token. Leave the option out."
             )
-        self._vectors[table, site.layer] = flat.index_select(0, self._real_rows(flat.device))
+        self._vectors[table, moe.layer] = flat.index_select(0, self._real_rows(flat.device))
 
-    def _is_visit(self, site: Site, called: str) -> bool:
+    def _is_visit(self, moe: MoELayer, called: str) -> bool:
         """Count a call, and tell whether it is this layer's. Raises MoewhError for one too many."""
-        call = self._calls[called, site.layer]
-        self._calls[called, site.layer] += 1
-        if call >= site.visits:
-            times = "twice" if site.visits == 1 else f"{call + 1} times, not {site.visits},"
-            raise MoewhError(
-                f"{site.path} was called {times} in one forward pass. moewh cannot tell which call counts."
-            )
-        return call == site.visit
+        call = self._calls[called, moe.layer]
+        self._calls[called, moe.layer] += 1
+        if call >= moe.visits:
+            times = "twice" if moe.visits == 1 else f"{call + 1} times, not {moe.visits},"
+            raise MoewhError(f"{moe.path} was called {times} in one forward pass. moewh cannot tell which call counts.")
+        return call == moe.visit
 
     def _real_rows(self, device: torch.device) -> torch.Tensor:
         if device not in self._rows_on:
@@ -155,7 +153,7 @@ class Capture:
 
         Raises MoewhError naming a container that was not called.
         """
-        missing = list(dict.fromkeys(site.path for site in self._sites if site.layer not in self._ids))
+        missing = list(dict.fromkeys(moe.path for moe in self._moe_layers if moe.layer not in self._ids))
         if missing:
             raise MoewhError(
                 f"{', '.join(missing[:3])} {'was' if len(missing) == 1 else 'were'} not called in a forward pass "
@@ -168,8 +166,8 @@ class Capture:
         return PendingRouting([self._copy(device, sorted(layers)) for device, layers in by_device.items()], vectors)
 
     def _copy(self, device: torch.device, layers: list[int]) -> _Copy:
-        sites = {site.layer: site for site in self._sites}
-        shapes = [(sites[layer], (self._ids[layer].shape[0], self._ids[layer].shape[1])) for layer in layers]
+        moe_layers = {moe.layer: moe for moe in self._moe_layers}
+        shapes = [(moe_layers[layer], (self._ids[layer].shape[0], self._ids[layer].shape[1])) for layer in layers]
         ids = torch.cat([self._ids[layer].flatten() for layer in layers])
         weights = torch.cat([self._weights[layer].flatten() for layer in layers])
         copied = _Copy(shapes, _to_host(ids), _to_host(weights), torch.cuda.Event() if device.type == "cuda" else None)
@@ -193,16 +191,16 @@ def _to_host(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def capture_routing(sites: Sites, mask_BS: npt.NDArray[np.int64], wanted: WantedVectors) -> Iterator[Capture]:
+def capture_routing(moe_layers: MoELayers, mask_BS: npt.NDArray[np.int64], wanted: WantedVectors) -> Iterator[Capture]:
     """Observe every block during one forward pass; the hooks are removed in the end, come what may.
 
     `mask_BS` is the attention mask on the host, so that finding the real rows waits for no device. Experts
     elsewhere that are called raise MoewhError.
     """
-    capture = Capture(sites.sites, mask_BS)
-    handles = [handle for site in sites.sites for handle in site.reader.attach(site, capture.record)]
-    handles += [handle for site in sites.sites for handle in attach_vectors(site, wanted, capture.keep)]
-    handles += [module.register_forward_pre_hook(_stranger(path)) for path, module in sites.others]
+    capture = Capture(moe_layers.moe_layers, mask_BS)
+    handles = [handle for moe in moe_layers.moe_layers for handle in moe.family.attach(moe, capture.record)]
+    handles += [handle for moe in moe_layers.moe_layers for handle in attach_vectors(moe, wanted, capture.keep)]
+    handles += [module.register_forward_pre_hook(_refuse_call(path)) for path, module in moe_layers.others]
     try:
         yield capture
     finally:
@@ -210,7 +208,7 @@ def capture_routing(sites: Sites, mask_BS: npt.NDArray[np.int64], wanted: Wanted
             handle.remove()
 
 
-def _stranger(path: str) -> Any:
+def _refuse_call(path: str) -> Any:
     def hook(*_: Any) -> None:
         raise MoewhError(f"{path} was called, but a prompt should not reach what is there. It is not recorded.")
 
@@ -218,17 +216,17 @@ def _stranger(path: str) -> Any:
 
 
 def run_stack(
-    model: Any, input_ids_BS: torch.Tensor, attention_mask_BS: torch.Tensor, *, speaking: bool = False
+    model: Any, input_ids_BS: torch.Tensor, attention_mask_BS: torch.Tensor, *, run_decoder: bool = False
 ) -> None:
     """Run every layer that sees a prompt over a right-padded batch, without cache and without the LM head.
 
-    An encoder-decoder's prompt goes through its encoder alone; with `speaking`, for a run that generates, its decoder
+    An encoder-decoder's prompt goes through its encoder alone; with `run_decoder`, for a run that generates, its decoder
     is given the same tokens. Otherwise `model.base_model` when that is another module, else its `language_model`
     (Llama4ForConditionalGeneration, which has no other base; in transformers 5.24 it fails at putting its own output
     together), else the model; with `logits_to_keep=1` where that has a head and takes it.
     """
     inputs: dict[str, Any] = {"input_ids": input_ids_BS, "attention_mask": attention_mask_BS}
-    if model.config.is_encoder_decoder and not speaking:
+    if model.config.is_encoder_decoder and not run_decoder:
         with failures_named(model):
             model.get_encoder()(**inputs)
         return

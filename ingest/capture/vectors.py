@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from moewh.ingest.families.rule import Site
+from moewh.ingest.families.rule import MoELayer
 from moewh.ingest.options import IngestOptions
 from moewh.warehouse.errors import UsageError
 from moewh.warehouse.files import schema
@@ -33,18 +33,18 @@ class WantedVectors:
         wanted = ((schema.ROUTER_LOGITS, self.router_logits), (schema.HIDDEN_STATES, self.hidden_states))
         return [table for table, layers in wanted if layers]
 
-    def bytes_per_token(self, sites: list[Site], hidden_size: int) -> int:
+    def bytes_per_token(self, moe_layers: list[MoELayer], hidden_size: int) -> int:
         """What the vectors of one token take, in bytes, before compression."""
-        logits = sum(site.num_experts for site in sites if site.layer in self.router_logits)
+        logits = sum(moe.num_experts for moe in moe_layers if moe.layer in self.router_logits)
         return 4 * (logits + hidden_size * len(self.hidden_states))
 
 
-def wanted_vectors(options: IngestOptions, sites: list[Site], model_type: str) -> WantedVectors:
+def wanted_vectors(options: IngestOptions, moe_layers: list[MoELayer], model_type: str) -> WantedVectors:
     """Read `--router-logits` and `--hidden-states`. Raises UsageError for what this model cannot give."""
-    layers = frozenset(site.layer for site in sites)
-    if options.router_logits and any(site.reader.returns_probabilities for site in sites):
+    layers = frozenset(moe.layer for moe in moe_layers)
+    if options.router_logits and any(moe.family.returns_probabilities for moe in moe_layers):
         raise UsageError(f"--router-logits: routers of {model_type} return probabilities, no logits. Leave it out.")
-    if (options.router_logits or options.hidden_states is not None) and any(site.router is None for site in sites):
+    if (options.router_logits or options.hidden_states is not None) and any(moe.router is None for moe in moe_layers):
         raise UsageError(
             f"{model_type} has no router module to observe. Leave out --router-logits and --hidden-states."
         )
@@ -63,20 +63,20 @@ def _layers(text: str, known: frozenset[int]) -> frozenset[int]:
     return chosen
 
 
-def attach_vectors(site: Site, wanted: WantedVectors, keep: Any) -> list[RemovableHandle]:
+def attach_vectors(moe: MoELayer, wanted: WantedVectors, keep: Any) -> list[RemovableHandle]:
     """Hook a layer's router: `keep(table, layer, tensor)` is told of each vector [B*S, E or H]."""
-    router, handles = site.router, []
-    if router is not None and site.layer in wanted.hidden_states:
+    router, handles = moe.router, []
+    if router is not None and moe.layer in wanted.hidden_states:
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             given = next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
-            keep(schema.HIDDEN_STATES, site, given)
+            keep(schema.HIDDEN_STATES, moe, given)
 
         handles.append(router.register_forward_pre_hook(before, with_kwargs=True))
-    if router is not None and site.layer in wanted.router_logits:
+    if router is not None and moe.layer in wanted.router_logits:
 
         def after(_: nn.Module, __: Any, output: Any) -> None:
-            keep(schema.ROUTER_LOGITS, site, site.reader.logits(output))
+            keep(schema.ROUTER_LOGITS, moe, moe.family.logits(output))
 
         handles.append(router.register_forward_hook(after))
     return handles

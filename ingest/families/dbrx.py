@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from moewh.ingest.families.layouts import Parts, Tensors
-from moewh.ingest.families.rule import Reader, Site
+from moewh.ingest.families.rule import FamilyAdapter, MoELayer
 
 
-class Dbrx(Reader):
+class Dbrx(FamilyAdapter):
     """All experts' neurons lie one after the other in three matrices of two dimensions."""
 
-    def split_experts(self, site: Site, tensors: Tensors) -> Parts | None:
+    def split_experts(self, moe: MoELayer, tensors: Tensors) -> Parts | None:
         """Split w1 (gate), v1 (up) and w2 (down, transposed), each [E · I, H]."""
         if set(tensors) != {"mlp.w1", "mlp.v1", "mlp.w2"}:
             return None
         gate, up, down = (
-            tensors[f"mlp.{name}"].unflatten(0, (site.num_experts, -1)).unbind() for name in ("w1", "v1", "w2")
+            tensors[f"mlp.{name}"].unflatten(0, (moe.num_experts, -1)).unbind() for name in ("w1", "v1", "w2")
         )
         return list(gate), list(up), [matrix.T for matrix in down]
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from moewh.ingest.families.rule import Reader
+from moewh.ingest.families.rule import FamilyAdapter
 
 
-class DeepseekV2(Reader):
+class DeepseekV2(FamilyAdapter):
     """The router ignores norm_topk_prob: a token's weights are never divided by their sum."""
 
     renormalized = False

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from moewh.ingest.families.rule import Call, Reader, Record, Site
+from moewh.ingest.families.rule import Call, FamilyAdapter, MoELayer, Record
 
 
-class Doge(Reader):
+class Doge(FamilyAdapter):
     """Product keys: an expert is a row of two embeddings, chosen as a pair of half-keys; no container at all.
 
     Its router views [B * S, 2 √E] as [2, B * S, √E], which mixes the logits of different tokens: what a token
@@ -31,9 +31,9 @@ class Doge(Reader):
         """The linear map to the half-keys' logits."""
         return block.get_submodule("router_gate")
 
-    def attach(self, site: Site, record: Record) -> list[RemovableHandle]:
+    def attach(self, moe: MoELayer, record: Record) -> list[RemovableHandle]:
         """Take the logits from the router, and the indices on their way into the experts' embedding."""
-        block = site.block
+        block = moe.block
         seen: dict[str, torch.Tensor] = {}
 
         def routed(_: nn.Module, args: tuple[Any, ...], logits: torch.Tensor) -> None:
@@ -47,23 +47,23 @@ class Doge(Reader):
             weights_TK = torch.softmax(scores, dim=-1)
             if block.norm_topk_prob:
                 weights_TK = weights_TK / weights_TK.sum(-1, keepdim=True)
-            record(site, Call(seen.pop("hidden"), ids_TK, weights_TK))
+            record(moe, Call(seen.pop("hidden"), ids_TK, weights_TK))
 
         return [
             block.router_gate.register_forward_hook(routed),
             block.down_embed.register_forward_pre_hook(embedded),
         ]
 
-    def rebuild(self, site: Site, call: Call) -> torch.Tensor:
+    def rebuild(self, moe: MoELayer, call: Call) -> torch.Tensor:
         """Σ weight · expert(x), and the dense MLP that the block adds."""
-        block = site.block
+        block = moe.block
         x = call.hidden_TH
         shared_NH: torch.Tensor = block.down_proj(block.act_fn(block.gate_proj(x)) * block.up_proj(x))
-        return super().rebuild(site, call) + shared_NH.double()
+        return super().rebuild(moe, call) + shared_NH.double()
 
-    def run_experts(self, site: Site, hidden_MH: torch.Tensor, expert_ids_M: torch.Tensor) -> torch.Tensor:
+    def run_experts(self, moe: MoELayer, hidden_MH: torch.Tensor, expert_ids_M: torch.Tensor) -> torch.Tensor:
         """An expert is one neuron: up · act(down · x)."""
-        block = site.block
+        block = moe.block
         scale_M = block.act_fn((block.down_embed(expert_ids_M) * hidden_MH).sum(-1))
         output_MH: torch.Tensor = block.up_embed(expert_ids_M) * scale_M[:, None]
         return output_MH

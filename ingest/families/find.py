@@ -11,20 +11,20 @@ from importlib.util import find_spec
 from typing import Any
 
 from moewh.ingest.families.configuration import text_config
-from moewh.ingest.families.rule import Reader
+from moewh.ingest.families.rule import FamilyAdapter
 
-_RULE = Reader()
+_RULE = FamilyAdapter()
 
 
-def family_of(config: Any) -> Reader:
+def family_of(config: Any) -> FamilyAdapter:
     """Return how a model's family is read: its own adapter, or the rule."""
     return adapter_of(text_config(config).model_type) or _RULE
 
 
-def adapter_of(model_type: str) -> Reader | None:
+def adapter_of(model_type: str) -> FamilyAdapter | None:
     """Return the adapter of the text configuration's model type; None for a family that follows the rule."""
     name = str(model_type).replace("-", "_")
     if not re.fullmatch(r"[a-z0-9][a-z0-9_]*", name) or find_spec(f"{__package__}.{name}") is None:
         return None
-    family: Reader | None = getattr(import_module(f"{__package__}.{name}"), "FAMILY", None)
+    family: FamilyAdapter | None = getattr(import_module(f"{__package__}.{name}"), "FAMILY", None)
     return family

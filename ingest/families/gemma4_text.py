@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from moewh.ingest.families.rule import Reader
+from moewh.ingest.families.rule import FamilyAdapter
 
 
-class Gemma4(Reader):
+class Gemma4(FamilyAdapter):
     """The router returns probabilities instead of logits, and multiplies each weight by a factor of its expert."""
 
     returns_probabilities = True

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from moewh.ingest.families.rule import Reader
+from moewh.ingest.families.rule import FamilyAdapter
 
 
-class Inkling(Reader):
+class Inkling(FamilyAdapter):
     """A token's weights are divided by a sum that includes those of the shared experts."""
 
     renormalized = False

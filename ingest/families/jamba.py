@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from moewh.ingest.families.rule import Reader
+from moewh.ingest.families.rule import FamilyAdapter
 
 
-class Jamba(Reader):
+class Jamba(FamilyAdapter):
     """A token's weights are not divided by their sum, and no configuration says so."""
 
     renormalized = False

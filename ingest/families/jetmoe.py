@@ -10,10 +10,10 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from moewh.ingest.families.layouts import Parts, Tensors
-from moewh.ingest.families.rule import Call, Reader, Record, Site, router_of, unwrapped
+from moewh.ingest.families.rule import Call, FamilyAdapter, MoELayer, Record, router_of, unwrapped
 
 
-class JetMoe(Reader):
+class JetMoe(FamilyAdapter):
     """The router sorts the (token, slot) pairs by expert; its 5-tuple tells how to put them back.
 
     Each layer has a second router, in its attention; the MLP's is the layer's routing.
@@ -25,15 +25,15 @@ class JetMoe(Reader):
         """Yield the MLPs: the block holds its experts' matrices itself."""
         return ((path, module) for path, module in model.named_modules() if path.endswith(".mlp"))
 
-    def not_the_routing(self, site: Site) -> list[str]:
+    def not_the_routing(self, moe: MoELayer) -> list[str]:
         """The layer's other experts: those of its attention."""
-        return [f"{site.path.removesuffix('.mlp')}.self_attention.experts"]
+        return [f"{moe.path.removesuffix('.mlp')}.self_attention.experts"]
 
-    def num_experts(self, site: Site) -> int:
+    def num_experts(self, moe: MoELayer) -> int:
         """As the router says."""
-        return int(unwrapped(router_of(site)).num_experts)  # type: ignore[arg-type]
+        return int(unwrapped(router_of(moe)).num_experts)  # type: ignore[arg-type]
 
-    def attach(self, site: Site, record: Record) -> list[RemovableHandle]:
+    def attach(self, moe: MoELayer, record: Record) -> list[RemovableHandle]:
         """Hook the router."""
 
         def after(_: nn.Module, args: tuple[Any, ...], output: tuple[Any, ...]) -> None:
@@ -43,20 +43,20 @@ class JetMoe(Reader):
             ids, weights = torch.empty_like(slots), torch.empty_like(gates)
             ids[slots], weights[slots] = experts, gates
             T = len(args[0])
-            record(site, Call(args[0], ids.reshape(T, -1), weights.reshape(T, -1)))
+            record(moe, Call(args[0], ids.reshape(T, -1), weights.reshape(T, -1)))
 
-        return [router_of(site).register_forward_hook(after)]
+        return [router_of(moe).register_forward_hook(after)]
 
-    def rebuild(self, site: Site, call: Call) -> torch.Tensor:
+    def rebuild(self, moe: MoELayer, call: Call) -> torch.Tensor:
         """The block adds its bias."""
-        bias_H: torch.Tensor = site.block.bias
-        return super().rebuild(site, call) + bias_H.double()
+        bias_H: torch.Tensor = moe.block.bias
+        return super().rebuild(moe, call) + bias_H.double()
 
-    def run_experts(self, site: Site, hidden_MH: torch.Tensor, expert_ids_M: torch.Tensor) -> torch.Tensor:
+    def run_experts(self, moe: MoELayer, hidden_MH: torch.Tensor, expert_ids_M: torch.Tensor) -> torch.Tensor:
         """Sort the rows by expert, run the block's two matrices, and sort back."""
-        block = site.block
+        block = moe.block
         order = expert_ids_M.argsort()
-        sizes = torch.bincount(expert_ids_M, minlength=self.num_experts(site)).tolist()
+        sizes = torch.bincount(expert_ids_M, minlength=self.num_experts(moe)).tolist()
         gate, up = block.input_linear(hidden_MH[order], sizes).chunk(2, dim=-1)
         output = torch.empty_like(hidden_MH)
         output[order] = block.output_linear(block.activation(gate) * up, sizes)
@@ -66,9 +66,9 @@ class JetMoe(Reader):
         """The fifth output."""
         return output[4]
 
-    def split_experts(self, site: Site, tensors: Tensors) -> Parts | None:
+    def split_experts(self, moe: MoELayer, tensors: Tensors) -> Parts | None:
         """Two modules of matrices: [E, 2I, H] and [E, H, I]."""
-        del site
+        del moe
         if set(tensors) != {"input_linear.weight", "output_linear.weight"}:
             return None
         gate, up = tensors["input_linear.weight"].chunk(2, dim=1)

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from moewh.ingest.families.rule import Call, Reader, Record, Site, router_of, unwrapped
+from moewh.ingest.families.rule import Call, FamilyAdapter, MoELayer, Record, router_of, unwrapped
 
 
-class Llama4(Reader):
+class Llama4(FamilyAdapter):
     """Every expert runs on every token, the weight multiplies its input, and nothing is told the indices.
 
     So the router is read: its scores [T, E] are zero but at the K chosen.
@@ -26,37 +26,37 @@ class Llama4(Reader):
             if isinstance(getattr(module, "experts", None), nn.Module) and hasattr(module, "router"):
                 yield f"{path}.experts", module.experts
 
-    def attach(self, site: Site, record: Record) -> list[RemovableHandle]:
+    def attach(self, moe: MoELayer, record: Record) -> list[RemovableHandle]:
         """Hook the router."""
 
         def after(router: nn.Module, args: tuple[Any, ...], output: tuple[Any, ...]) -> None:
             scores_TE, logits_TE = output
             # The very topk of the router's forward, so that ties fall the same way.
             ids_TK = torch.topk(logits_TE, unwrapped(router).top_k, dim=1).indices  # type: ignore[arg-type]
-            record(site, Call(args[0], ids_TK, scores_TE.gather(1, ids_TK)))
+            record(moe, Call(args[0], ids_TK, scores_TE.gather(1, ids_TK)))
 
-        return [router_of(site).register_forward_hook(after)]
+        return [router_of(moe).register_forward_hook(after)]
 
-    def observed(self, site: Site) -> nn.Module:
+    def observed(self, moe: MoELayer) -> nn.Module:
         """The block: the container's own output is not summed over experts."""
-        block: nn.Module = site.block
+        block: nn.Module = moe.block
         return block
 
-    def rebuild(self, site: Site, call: Call) -> torch.Tensor:
+    def rebuild(self, moe: MoELayer, call: Call) -> torch.Tensor:
         """Σ expert(weight · x), and the shared expert that the block adds."""
         N, K = call.expert_ids_TK.shape
         inputs = (call.hidden_TH[:, None] * call.weights_TK[..., None]).reshape(N * K, -1)
-        single = self.run_experts(site, inputs, call.expert_ids_TK.reshape(-1)).reshape(N, K, -1)
-        shared_NH: torch.Tensor = site.block.shared_expert(call.hidden_TH)
+        single = self.run_experts(moe, inputs, call.expert_ids_TK.reshape(-1)).reshape(N, K, -1)
+        shared_NH: torch.Tensor = moe.block.shared_expert(call.hidden_TH)
         return single.double().sum(1) + shared_NH.double()
 
-    def run_experts(self, site: Site, hidden_MH: torch.Tensor, expert_ids_M: torch.Tensor) -> torch.Tensor:
+    def run_experts(self, moe: MoELayer, hidden_MH: torch.Tensor, expert_ids_M: torch.Tensor) -> torch.Tensor:
         """Give each row to its expert and zeros to all others, as the block does."""
         M, H = hidden_MH.shape
         rows = torch.arange(M, device=hidden_MH.device)
-        inputs_EMH = hidden_MH.new_zeros(self.num_experts(site), M, H)
+        inputs_EMH = hidden_MH.new_zeros(self.num_experts(moe), M, H)
         inputs_EMH[expert_ids_M, rows] = hidden_MH
-        outputs: torch.Tensor = site.outermost(inputs_EMH.reshape(-1, H)).reshape(-1, M, H)
+        outputs: torch.Tensor = moe.outermost(inputs_EMH.reshape(-1, H)).reshape(-1, M, H)
         return outputs[expert_ids_M, rows]
 
     def logits(self, output: Any) -> Any:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from moewh.ingest.families.configuration import text_config
-from moewh.ingest.families.rule import Reader, Site
+from moewh.ingest.families.rule import FamilyAdapter, MoELayer
 
 
-class LongcatFlash(Reader):
+class LongcatFlash(FamilyAdapter):
     """Two attention sublayers make one layer, and num_hidden_layers counts the sublayers.
 
     Its last experts are identities: they put out what they are given.
@@ -20,9 +20,9 @@ class LongcatFlash(Reader):
         """Every layer, counted by num_layers."""
         return list(range(text_config(config).num_layers))
 
-    def identity_experts(self, site: Site) -> int:
+    def identity_experts(self, moe: MoELayer) -> int:
         """As the container says."""
-        return int(site.experts.zero_expert_num)  # type: ignore[arg-type]
+        return int(moe.experts.zero_expert_num)  # type: ignore[arg-type]
 
 
 FAMILY = LongcatFlash()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from moewh.ingest.families.rule import Reader
+from moewh.ingest.families.rule import FamilyAdapter
 
 
-class Phimoe(Reader):
+class Phimoe(FamilyAdapter):
     """Each slot's weight is a softmax over what the slots before it left, above a threshold."""
 
     measurable = False

@@ -38,11 +38,11 @@ class Call(NamedTuple):
     weights_TK: torch.Tensor
 
 
-Record = Callable[["Site", Call], None]
+Record = Callable[["MoELayer", Call], None]
 
 
 @dataclass(frozen=True)
-class Site:
+class MoELayer:
     """One MoE layer: where it is, and how its calls are read."""
 
     layer: int
@@ -58,7 +58,7 @@ class Site:
     """The module that holds both."""
     whole_layer: nn.Module
     """The transformer layer that the block is part of."""
-    reader: Reader
+    family: FamilyAdapter
     visit: int = 0
     """Which of the block's calls in a forward pass is this layer's, from 0."""
     visits: int = 1
@@ -67,16 +67,16 @@ class Site:
     @property
     def num_experts(self) -> int:
         """E: the routed experts of this layer, identity experts included."""
-        return self.reader.num_experts(self)
+        return self.family.num_experts(self)
 
     @property
     def kinds(self) -> list[str]:
         """What each of the E experts is: mlp or identity."""
-        identity = self.reader.identity_experts(self)
+        identity = self.family.identity_experts(self)
         return ["mlp"] * (self.num_experts - identity) + ["identity"] * identity
 
 
-class Reader:
+class FamilyAdapter:
     """How a family's MoE layers are found and read; this class is the rule, its subclasses are the adapters.
 
     The first line of a subclass's docstring is why the family differs: `moewh inspect` prints it.
@@ -113,7 +113,7 @@ class Reader:
         """Experts per token K; the largest, where layers differ."""
         return configuration.top_k(config) if self.fixed_top_k is None else self.fixed_top_k
 
-    def declared(self, site: Site, config: Any) -> tuple[str | None, bool | None]:
+    def declared(self, moe: MoELayer, config: Any) -> tuple[str | None, bool | None]:
         """The function from logits to weights, and whether a token's K weights are divided by their sum.
 
         As far as both are known without running the model: from the configuration, or from the code of the router or
@@ -121,7 +121,7 @@ class Reader:
         """
         text = text_config(config)
         stated = next((str(value) for name in _SCORING_NAMES if (value := getattr(text, name, None))), None)
-        scoring = stated or scoring_function(None if site.router is None else unwrapped(site.router), site.block)
+        scoring = stated or scoring_function(None if moe.router is None else unwrapped(moe.router), moe.block)
         if scoring is None:
             return None, None
         if self.renormalized is not None:
@@ -137,9 +137,9 @@ class Reader:
             if routed_call(module):
                 yield path, module
 
-    def not_the_routing(self, site: Site) -> list[str]:
-        """Paths of what looks like experts in a site's layer and is known to be no part of its routing."""
-        del site
+    def not_the_routing(self, moe: MoELayer) -> list[str]:
+        """Paths of what looks like experts in an MoE layer and is known to be no part of its routing."""
+        del moe
         return []
 
     def router(self, block: nn.Module) -> nn.Module | None:
@@ -148,59 +148,59 @@ class Reader:
             (getattr(block, name) for name in _ROUTER_NAMES if isinstance(getattr(block, name, None), nn.Module)), None
         )
 
-    def num_experts(self, site: Site) -> int:
+    def num_experts(self, moe: MoELayer) -> int:
         """E: the routed experts that a block's indices count."""
         for name in _COUNT_NAMES:
-            if isinstance(known := getattr(site.experts, name, None), int):
+            if isinstance(known := getattr(moe.experts, name, None), int):
                 return known
-        raise MoewhError(f"{site.path} ({type(site.experts).__name__}) does not say how many experts it holds.")
+        raise MoewhError(f"{moe.path} ({type(moe.experts).__name__}) does not say how many experts it holds.")
 
-    def identity_experts(self, site: Site) -> int:
+    def identity_experts(self, moe: MoELayer) -> int:
         """How many of the E experts, the last, put out what they are given."""
-        del site
+        del moe
         return 0
 
-    def split_experts(self, site: Site, tensors: layouts.Tensors) -> layouts.Parts | None:
+    def split_experts(self, moe: MoELayer, tensors: layouts.Tensors) -> layouts.Parts | None:
         """Split a container's matrices, by name, into those of each expert; None for an unknown layout."""
-        return layouts.split(site.experts, tensors)
+        return layouts.split(moe.experts, tensors)
 
     # ------------------------------------------------------------------------------------ how its calls are read
 
-    def attach(self, site: Site, record: Record) -> list[RemovableHandle]:
+    def attach(self, moe: MoELayer, record: Record) -> list[RemovableHandle]:
         """Hook the block so that `record` is told of each call; return the hooks."""
 
-        parameters = routed_call(site.experts)
+        parameters = routed_call(moe.experts)
         assert parameters is not None
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hidden, ids, weights = _read(site, parameters, args, kwargs)
-            record(site, Call(hidden, *self.rows(ids, weights)))
+            hidden, ids, weights = _read(moe, parameters, args, kwargs)
+            record(moe, Call(hidden, *self.rows(ids, weights)))
 
-        return [site.experts.register_forward_pre_hook(before, with_kwargs=True)]
+        return [moe.experts.register_forward_pre_hook(before, with_kwargs=True)]
 
     def rows(self, ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Turn what the container is called with into indices and weights [T, K]; NO_ROUTE where there is none."""
         return ids.reshape(-1, ids.shape[-1]), weights.reshape(-1, weights.shape[-1])
 
-    def observed(self, site: Site) -> nn.Module:
+    def observed(self, moe: MoELayer) -> nn.Module:
         """The module whose output `rebuild` gives again."""
-        return site.outermost
+        return moe.outermost
 
-    def run_experts(self, site: Site, hidden_MH: torch.Tensor, expert_ids_M: torch.Tensor) -> torch.Tensor:
+    def run_experts(self, moe: MoELayer, hidden_MH: torch.Tensor, expert_ids_M: torch.Tensor) -> torch.Tensor:
         """Run one expert on each of M rows, with weight one, through the container as the block calls it.
 
         In two slots, the second with weight 0: some containers cannot take a single one.
         """
         ids_M2 = expert_ids_M[:, None].expand(-1, 2)
         weights_M2 = hidden_MH.new_tensor([1.0, 0.0]).expand(len(hidden_MH), 2)
-        output_MH: torch.Tensor = site.outermost(hidden_MH, ids_M2, weights_M2)
+        output_MH: torch.Tensor = moe.outermost(hidden_MH, ids_M2, weights_M2)
         return output_MH
 
-    def rebuild(self, site: Site, call: Call) -> torch.Tensor:
+    def rebuild(self, moe: MoELayer, call: Call) -> torch.Tensor:
         """Return Σ weight · expert(x) for each of N rows, in float64: what `observed` should have put out."""
         N, K = call.expert_ids_TK.shape
         repeated = call.hidden_TH.repeat_interleave(K, dim=0)
-        single = self.run_experts(site, repeated, call.expert_ids_TK.clamp_min(0).reshape(-1))
+        single = self.run_experts(moe, repeated, call.expert_ids_TK.clamp_min(0).reshape(-1))
         weights_NK = call.weights_TK.double() * (call.expert_ids_TK != NO_ROUTE)
         return (single.reshape(N, K, -1).double() * weights_NK[..., None]).sum(1)
 
@@ -209,10 +209,10 @@ class Reader:
         return output[0] if isinstance(output, tuple) else output
 
 
-def router_of(site: Site) -> nn.Module:
+def router_of(moe: MoELayer) -> nn.Module:
     """The router of a layer whose family always has one."""
-    assert site.router is not None
-    return site.router
+    assert moe.router is not None
+    return moe.router
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -234,20 +234,20 @@ class _Parameters:
     weight_name: str
 
 
-def _read(site: Site, parameters: _Parameters, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+def _read(moe: MoELayer, parameters: _Parameters, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     """What a container is called with. Raises MoewhError for a call that its class's forward does not take."""
     try:
-        given = parameters.signature.bind(site.experts, *args, **kwargs).arguments
+        given = parameters.signature.bind(moe.experts, *args, **kwargs).arguments
     except TypeError as error:
         raise MoewhError(
-            f"{site.path} was called with other arguments than the forward of {type(site.experts).__name__} takes "
+            f"{moe.path} was called with other arguments than the forward of {type(moe.experts).__name__} takes "
             f"({error}): something replaces it. It is not recorded."
         ) from error
     tensors = [value for name, value in given.items() if name != "self"][:1]
     tensors += [given.get(name) for name in (parameters.index_name, parameters.weight_name)]
     if not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
         raise MoewhError(
-            f"{site.path} ({type(site.experts).__name__}) was called without a tensor of {parameters.index_name} or "
+            f"{moe.path} ({type(moe.experts).__name__}) was called without a tensor of {parameters.index_name} or "
             f"{parameters.weight_name}. It is not recorded."
         )
     return Call(*tensors)

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from moewh.ingest.families.layouts import Parts, Tensors
-from moewh.ingest.families.rule import Reader, Site
+from moewh.ingest.families.rule import FamilyAdapter, MoELayer
 from moewh.ingest.routing import NO_ROUTE
 
 
-class SwitchTransformers(Reader):
+class SwitchTransformers(FamilyAdapter):
     """The index is a one-hot mask [T, 1, E] after capacity: an empty row is a dropped token, which has no route.
 
     Capacity is counted along the padded sequence, so prompts are run one by one.
@@ -27,11 +27,11 @@ class SwitchTransformers(Reader):
         kept_T1 = ids.sum(-1) > 0
         return ids.argmax(-1).masked_fill(~kept_T1, NO_ROUTE), weights
 
-    def run_experts(self, site: Site, hidden_MH: torch.Tensor, expert_ids_M: torch.Tensor) -> torch.Tensor:
+    def run_experts(self, moe: MoELayer, hidden_MH: torch.Tensor, expert_ids_M: torch.Tensor) -> torch.Tensor:
         """Give the container a mask."""
-        mask_M1E = nn.functional.one_hot(expert_ids_M, self.num_experts(site))[:, None]
+        mask_M1E = nn.functional.one_hot(expert_ids_M, self.num_experts(moe))[:, None]
         ones = torch.ones(len(hidden_MH), 1, dtype=hidden_MH.dtype, device=hidden_MH.device)
-        output_MH: torch.Tensor = site.outermost(hidden_MH, mask_M1E, ones)
+        output_MH: torch.Tensor = moe.outermost(hidden_MH, mask_M1E, ones)
         return output_MH
 
     def logits(self, output: Any) -> Any:
@@ -42,9 +42,9 @@ class SwitchTransformers(Reader):
         """The second layer of each stack."""
         return 1 % step
 
-    def split_experts(self, site: Site, tensors: Tensors) -> Parts | None:
+    def split_experts(self, moe: MoELayer, tensors: Tensors) -> Parts | None:
         """A module for each expert: wi [I, H] and wo [H, I]."""
-        experts = range(site.num_experts)
+        experts = range(moe.num_experts)
         if set(tensors) != {f"expert_{expert}.{name}.weight" for expert in experts for name in ("wi", "wo")}:
             return None
         up, down = ([tensors[f"expert_{expert}.{name}.weight"] for expert in experts] for name in ("wi", "wo"))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from moewh.ingest.families.rule import Reader
+from moewh.ingest.families.rule import FamilyAdapter
 from moewh.ingest.routing import NO_ROUTE
 
 
-class Zaya(Reader):
+class Zaya(FamilyAdapter):
     """A token that the router lets skip the experts reaches them as expert 0 with weight 0: it has no route."""
 
     renormalized = False

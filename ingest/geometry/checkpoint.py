@@ -18,9 +18,9 @@ from torch import nn
 from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 
-from moewh.ingest.families.rule import Site
+from moewh.ingest.families.rule import MoELayer
 from moewh.ingest.model.architecture import DEQUANTIZED, dequantizer, empty_model, quantization_method
-from moewh.ingest.model.layers import find_sites
+from moewh.ingest.model.layers import find_moe_layers
 from moewh.ingest.model.loaded import check_sources
 from moewh.ingest.model.loading import Source, explaining
 from moewh.ingest.model.stored import conversion, parameter_sources, stored_tensors, weight_files
@@ -50,7 +50,7 @@ class Checkpoint:
         self._stored = {
             name: [(part.tensor.key, part.tensor.file) for part in parts] for name, parts in self._sources.parts.items()
         }
-        self.sites = find_sites(self.model, self.model.config).sites
+        self.moe_layers = find_moe_layers(self.model, self.model.config).moe_layers
 
     def _empty(self, config: Any, files: list[str], trust_remote_code: bool) -> Any:
         model = empty_model(config, trust_remote_code)
@@ -59,12 +59,12 @@ class Checkpoint:
         return model
 
     @contextmanager
-    def layer(self, site: Site) -> Iterator[None]:
+    def layer(self, moe: MoELayer) -> Iterator[None]:
         """Fill a layer's router and experts with their numbers; afterwards they are empty again.
 
         Raises MoewhError if the files lack any of them.
         """
-        wanted = _parameters(self.model, site)
+        wanted = _parameters(self.model, moe)
         check_sources(self.title, self.model, wanted, self._sources, self._quantizer)
         try:
             failures = self._load({name: self._stored[name] for name in wanted if name in self._stored})
@@ -74,12 +74,12 @@ class Checkpoint:
                     raise MoewhError(f"{self.title}: {name} cannot be read: {reason}. Check the model's files.")
             yield
         finally:
-            site.whole_layer.to("meta")
+            moe.whole_layer.to("meta")
 
-    def bytes_of(self, site: Site) -> int:
+    def bytes_of(self, moe: MoELayer) -> int:
         """Bytes that a layer's router and experts take in the files."""
         total = 0
-        for name in _parameters(self.model, site):
+        for name in _parameters(self.model, moe):
             for key, file in self._stored.get(name, []):
                 with safe_open(file, framework="pt") as opened:
                     part = opened.get_slice(key)
@@ -103,9 +103,9 @@ class Checkpoint:
         return {name: " ".join(str(error).split())[:200] for name, error in info.conversion_errors.items()}
 
 
-def _parameters(model: nn.Module, site: Site) -> list[str]:
+def _parameters(model: nn.Module, moe: MoELayer) -> list[str]:
     """Names of the parameters of a layer's experts and router."""
-    modules = (site.experts, site.router) if site.router is not None else (site.experts,)
+    modules = (moe.experts, moe.router) if moe.router is not None else (moe.experts,)
     of_layer = {id(parameter) for module in modules for parameter in module.parameters()}
     return [name for name, parameter in model.named_parameters() if id(parameter) in of_layer]
 

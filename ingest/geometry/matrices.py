@@ -1,6 +1,6 @@
 """The weights of a layer's router and experts in one form, whatever form its family keeps them in.
 
-In: a `Site` (on the meta device, or filled by `moewh.ingest.geometry.checkpoint`). Out: `LayerWeights`, views of the
+In: a `MoELayer` (on the meta device, or filled by `geometry.checkpoint`). Out: `LayerWeights`, views of the
 same numbers. A container goes by the names and shapes of its parameters, as its family splits them; one that is not
 exactly of a known layout is refused.
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from moewh.ingest.families.layouts import Tensors
-from moewh.ingest.families.rule import Site
+from moewh.ingest.families.rule import MoELayer
 from moewh.warehouse.errors import MoewhError
 
 _ROUTER_ROWS = ("weight", "proj.weight", "gate.weight", "wg.weight", "layer.weight", "classifier.weight")
@@ -55,44 +55,44 @@ class LayerWeights:
         return torch.cat([part[expert] for part in self.input_parts])
 
 
-def layer_weights(site: Site) -> LayerWeights:
+def layer_weights(moe: MoELayer) -> LayerWeights:
     """Return a layer's weights in one form. Raises MoewhError for a container that is not of a known layout."""
-    tensors = _matrices(site)
-    parts = site.reader.split_experts(site, tensors)
+    tensors = _matrices(moe)
+    parts = moe.family.split_experts(moe, tensors)
     if parts is None:
-        raise _unknown(site, tensors)
+        raise _unknown(moe, tensors)
     gate, up, down = parts
-    count = site.kinds.count("mlp")
+    count = moe.kinds.count("mlp")
     if min(len(up), len(down)) < count:
-        raise _unknown(site, tensors)
-    return LayerWeights(None if gate is None else gate[:count], up[:count], down[:count], router_rows(site))
+        raise _unknown(moe, tensors)
+    return LayerWeights(None if gate is None else gate[:count], up[:count], down[:count], router_rows(moe))
 
 
-def router_rows(site: Site) -> torch.Tensor | None:
+def router_rows(moe: MoELayer) -> torch.Tensor | None:
     """Return the router's row for each expert [E, …]; None for an MLP or for half-keys.
 
     A router that scores shared experts too has their rows after those of the routed ones.
     """
-    parameters = dict(site.router.named_parameters()) if site.router is not None else {}
+    parameters = dict(moe.router.named_parameters()) if moe.router is not None else {}
     rows = next((parameters[name] for name in _ROUTER_ROWS if name in parameters), None)
-    if rows is None or rows.dim() != 2 or len(rows) < site.num_experts:
+    if rows is None or rows.dim() != 2 or len(rows) < moe.num_experts:
         return None
-    return rows[: site.num_experts].detach()
+    return rows[: moe.num_experts].detach()
 
 
-def _matrices(site: Site) -> Tensors:
+def _matrices(moe: MoELayer) -> Tensors:
     """The container's parameters by name, but for biases, norms, and the router's own where it holds the router."""
-    routers = set() if site.router is None else {id(parameter) for parameter in site.router.parameters()}
+    routers = set() if moe.router is None else {id(parameter) for parameter in moe.router.parameters()}
     return {
         name: parameter.detach()
-        for name, parameter in site.experts.named_parameters()
+        for name, parameter in moe.experts.named_parameters()
         if parameter.dim() > 1 and not name.endswith("bias") and id(parameter) not in routers
     }
 
 
-def _unknown(site: Site, tensors: Tensors) -> MoewhError:
+def _unknown(moe: MoELayer, tensors: Tensors) -> MoewhError:
     shown = ", ".join(f"{name} {' x '.join(map(str, tensor.shape))}" for name, tensor in list(tensors.items())[:4])
     return MoewhError(
-        f"{site.path} ({type(site.experts).__name__}) keeps its experts' weights in a layout that `moewh geometry` "
+        f"{moe.path} ({type(moe.experts).__name__}) keeps its experts' weights in a layout that `moewh geometry` "
         f"does not know: {shown or 'no matrices'}. Its routing can be recorded and queried all the same."
     )

@@ -19,7 +19,7 @@ import torch
 from huggingface_hub.utils import logging as hub_logging
 from transformers.utils import logging as transformers_logging
 
-from moewh.ingest.families.rule import Site
+from moewh.ingest.families.rule import MoELayer
 from moewh.ingest.geometry.checkpoint import NO_SAFETENSORS, Checkpoint
 from moewh.ingest.geometry.matrices import layer_weights
 from moewh.ingest.geometry.subspaces import Columns, LayerGeometry, layer_geometry
@@ -95,25 +95,29 @@ def measure(
     config, commit_hash = _read(source, options.trust_remote_code)
     run = _find_run(layout, options, _identity(source, config, commit_hash))
     checkpoint = Checkpoint(source, config, commit_hash or source.revision, options.trust_remote_code)
-    sites = _recorded(layout, run, checkpoint.sites)
-    rank = _rank(options.rank, sites)
+    moe_layers = _recorded(layout, run, checkpoint.moe_layers)
+    rank = _rank(options.rank, moe_layers)
     if layout.geometry(run["run_id"]).is_dir() and not options.overwrite:
         _require_same(layout, run["run_id"], rank)
         return Measured(run["run_id"], rank)
-    layers = _measured_layers(checkpoint, sites, rank, device, layer_done)
+    layers = _measured_layers(checkpoint, moe_layers, rank, device, layer_done)
     experts, pairs = _write(layout, run, layers)
-    return Measured(run["run_id"], rank, len(sites), experts, pairs)
+    return Measured(run["run_id"], rank, len(moe_layers), experts, pairs)
 
 
 def _measured_layers(
-    checkpoint: Checkpoint, sites: list[Site], rank: int, device: torch.device, layer_done: Callable[[int, int], None]
+    checkpoint: Checkpoint,
+    moe_layers: list[MoELayer],
+    rank: int,
+    device: torch.device,
+    layer_done: Callable[[int, int], None],
 ) -> Iterator[LayerGeometry]:
     """Yield each layer's geometry; its weights are gone by then."""
-    for done, site in enumerate(sites, 1):
-        with checkpoint.layer(site):
-            found = layer_geometry(layer_weights(site), site.layer, site.num_experts, rank, device)
+    for done, moe in enumerate(moe_layers, 1):
+        with checkpoint.layer(moe):
+            found = layer_geometry(layer_weights(moe), moe.layer, moe.num_experts, rank, device)
         yield found
-        layer_done(done, len(sites))
+        layer_done(done, len(moe_layers))
 
 
 def _write(layout: Layout, run: dict[str, Any], layers: Iterable[LayerGeometry]) -> tuple[int, int]:
@@ -241,16 +245,16 @@ def _differences(run: dict[str, Any], identity: dict[str, Any]) -> list[str]:
     ]
 
 
-def _recorded(layout: Layout, run: dict[str, Any], sites: list[Site]) -> list[Site]:
+def _recorded(layout: Layout, run: dict[str, Any], moe_layers: list[MoELayer]) -> list[MoELayer]:
     """The layers that the run has: of an encoder-decoder that generated nothing, the encoder's."""
     path = layout.run(run["run_id"]) / schema.LAYERS.file
     layers = set(pq.read_table(path, columns=["layer"], partitioning=None).column("layer").to_pylist())
-    return [site for site in sites if site.layer in layers]
+    return [moe for moe in moe_layers if moe.layer in layers]
 
 
-def _rank(asked: int | None, sites: list[Site]) -> int:
+def _rank(asked: int | None, moe_layers: list[MoELayer]) -> int:
     """Return r, which every layer's matrices must have. Raises UsageError, and MoewhError for an unknown layout."""
-    layers = [layer_weights(site) for site in sites]
+    layers = [layer_weights(moe) for moe in moe_layers]
     most = min(weights.largest_rank for weights in layers)
     hidden = min(weights.hidden_size for weights in layers)
     rank = asked or max(1, min(_LARGEST_DEFAULT, hidden // _DEFAULT_PART, most))

@@ -16,7 +16,7 @@ from torch import nn
 
 from moewh.ingest.families.configuration import Stack, first_layer, text_config, visits
 from moewh.ingest.families.find import family_of
-from moewh.ingest.families.rule import INDEX_NAMES, WEIGHT_NAMES, Reader, Site, unwrapped
+from moewh.ingest.families.rule import INDEX_NAMES, WEIGHT_NAMES, FamilyAdapter, MoELayer, unwrapped
 from moewh.ingest.model.expected import expected_layers, top_k
 from moewh.warehouse.errors import MoewhError
 
@@ -34,17 +34,19 @@ _REPLACED = "original_module"
 
 
 @dataclass(frozen=True)
-class Sites:
+class MoELayers:
     """MoE layers to observe, in order, and the containers of experts that are none of them."""
 
-    sites: list[Site]
+    moe_layers: list[MoELayer]
     others: list[tuple[str, nn.Module]]
     """Path and module of what must not be called: the experts of vision or audio towers, and what was not loaded."""
 
-    def of_prompts(self) -> Sites:
+    def of_prompts(self) -> MoELayers:
         """The layers that see a prompt: of an encoder-decoder the encoder's; its decoder sees what it generates."""
-        seeing = [site for site in self.sites if site.stack == "encoder"] or self.sites
-        return Sites(seeing, self.others + [(site.path, site.experts) for site in self.sites if site not in seeing])
+        seeing = [moe for moe in self.moe_layers if moe.stack == "encoder"] or self.moe_layers
+        return MoELayers(
+            seeing, self.others + [(moe.path, moe.experts) for moe in self.moe_layers if moe not in seeing]
+        )
 
 
 def refuse_by_name(config: Any) -> None:
@@ -53,69 +55,71 @@ def refuse_by_name(config: Any) -> None:
         raise MoewhError(f"model type {text_config(config).model_type} is not recorded: {reason}. Use another model.")
 
 
-def find_sites(model: nn.Module, config: Any) -> Sites:
+def find_moe_layers(model: nn.Module, config: Any) -> MoELayers:
     """Return the MoE layers of the model's text stacks.
 
     `config` is the model's configuration. Raises MoewhError if there are none, if there are experts beside
     them that nothing observes, or if the configuration promises routed experts in other layers.
     """
     refuse_by_name(config)
-    located = locate_sites(model, config)
+    located = locate_moe_layers(model, config)
     if unobserved := list(_unobserved(model, located)):
         raise MoewhError(_cannot_observe(model, unobserved))
-    if not located.sites:
-        raise MoewhError(_no_sites(model, text_config(config).model_type, located))
-    expected, layers = expected_layers(config), [site.layer for site in located.sites]
+    if not located.moe_layers:
+        raise MoewhError(_no_moe_layers(model, text_config(config).model_type, located))
+    expected, layers = expected_layers(config), [moe.layer for moe in located.moe_layers]
     if layers != expected:
         raise MoewhError(
             f"{type(model).__name__}: its configuration has routed experts in layers {expected}, but containers "
             f"were found in layers {layers}. moewh cannot record this model whole, so it does not record it."
         )
-    check_top_k(located.sites, top_k(config))
+    check_top_k(located.moe_layers, top_k(config))
     return located
 
 
-def check_top_k(sites: list[Site], chosen: int) -> None:
+def check_top_k(moe_layers: list[MoELayer], chosen: int) -> None:
     """Raise MoewhError for a configuration that gives a token no expert, or more than there are."""
-    for site in sites:
-        if not 1 <= chosen <= site.num_experts:
+    for moe in moe_layers:
+        if not 1 <= chosen <= moe.num_experts:
             raise MoewhError(
-                f"{site.path}: the configuration gives a token {chosen} of {site.num_experts} experts. Correct it, or "
+                f"{moe.path}: the configuration gives a token {chosen} of {moe.num_experts} experts. Correct it, or "
                 "fetch it again."
             )
 
 
-def locate_sites(model: nn.Module, config: Any) -> Sites:
+def locate_moe_layers(model: nn.Module, config: Any) -> MoELayers:
     """Return whatever MoE layers there are, whether or not they can be recorded."""
-    reader = family_of(config)
-    sites, others = [], []
-    for path, module in reader.find(model):
+    family = family_of(config)
+    moe_layers, others = [], []
+    for path, module in family.find(model):
         found = _LAYER.match(path + ".")
         if found and not OTHER_MODALITY.search(path) and _REPLACED not in path.split("."):
-            sites += _sites(model, config, path, found, reader)
+            moe_layers += _moe_layers(model, config, path, found, family)
         else:
             others.append((path, module))
-    return Sites(sorted(sites, key=lambda site: site.layer), others)
+    return MoELayers(sorted(moe_layers, key=lambda moe: moe.layer), others)
 
 
-def _sites(model: nn.Module, config: Any, path: str, found: re.Match[str], reader: Reader) -> list[Site]:
+def _moe_layers(
+    model: nn.Module, config: Any, path: str, found: re.Match[str], family: FamilyAdapter
+) -> list[MoELayer]:
     """The layers that a container stands for: one, or one per visit in a model that loops."""
     stack: Stack = "encoder" if config.is_encoder_decoder and "encoder" in path.split(".") else "decoder"
     called = re.sub(f"(?:{_WRAPPER})+$", "", path)
     outermost = model.get_submodule(called)
-    block = outermost if reader.block_is_container else model.get_submodule(called.rpartition(".")[0])
+    block = outermost if family.block_is_container else model.get_submodule(called.rpartition(".")[0])
     layers = visits(config, int(found[1]))
     return [
-        Site(
+        MoELayer(
             layer=first_layer(config, stack) + layer,
             stack=stack,
             path=re.sub(f"{_WRAPPER}(?=\\.|$)", "", path),
             experts=unwrapped(model.get_submodule(path)),
             outermost=outermost,
-            router=reader.router(block),
+            router=family.router(block),
             block=block,
             whole_layer=model.get_submodule(found[0].rstrip(".")),
-            reader=reader,
+            family=family,
             visit=visit,
             visits=len(layers),
         )
@@ -123,14 +127,14 @@ def _sites(model: nn.Module, config: Any, path: str, found: re.Match[str], reade
     ]
 
 
-def _unobserved(model: nn.Module, located: Sites) -> Iterator[tuple[str, nn.Module]]:
+def _unobserved(model: nn.Module, located: MoELayers) -> Iterator[tuple[str, nn.Module]]:
     """Yield what looks like routed experts of a text stack and is in no container that was found: outermost modules.
 
     That is a module called `experts`, one whose class is called so, or one that holds several matrices per expert.
     Experts that every token passes are not routed; what wraps a container that was found (LoRA) is no other.
     """
-    known = [site.path for site in located.sites] + [path for path, _ in located.others]
-    known += [path for site in located.sites for path in site.reader.not_the_routing(site)]
+    known = [moe.path for moe in located.moe_layers] + [path for path, _ in located.others]
+    known += [path for moe in located.moe_layers for path in moe.family.not_the_routing(moe)]
     for path, module in model.named_modules():
         seen = any(f"{path}.".startswith(f"{other}.") or other.startswith(f"{path}.") for other in known)
         if seen or OTHER_MODALITY.search(path) or _SHARED.search(path):
@@ -158,7 +162,7 @@ def _cannot_observe(model: nn.Module, unobserved: list[tuple[str, nn.Module]]) -
     )
 
 
-def _no_sites(model: nn.Module, model_type: str, located: Sites) -> str:
+def _no_moe_layers(model: nn.Module, model_type: str, located: MoELayers) -> str:
     name = type(model).__name__
     if located.others:
         paths = ", ".join(path for path, _ in located.others[:3])

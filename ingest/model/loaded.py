@@ -21,7 +21,7 @@ from transformers.core_model_loading import MergeModulelist, WeightConverter, co
 from transformers.modeling_utils import LoadStateDictConfig
 
 from moewh.ingest.families.configuration import text_config
-from moewh.ingest.model.layers import OTHER_MODALITY, Sites
+from moewh.ingest.model.layers import OTHER_MODALITY, MoELayers
 from moewh.ingest.model.stored import DTYPES, Part, Sources, StoredTensor, conversion, few, parameter_sources
 from moewh.warehouse.errors import MoewhError
 
@@ -62,7 +62,13 @@ class Faults:
 
 
 def check_stored(
-    title: str, model: Any, found: Sites, stored: dict[str, StoredTensor], *, quantizer: Any = None, head: bool = False
+    title: str,
+    model: Any,
+    found: MoELayers,
+    stored: dict[str, StoredTensor],
+    *,
+    quantizer: Any = None,
+    head: bool = False,
 ) -> list[str]:
     """Hold the stored tensors against a model on the meta device, whose parameters become what would be loaded.
 
@@ -88,7 +94,7 @@ def check_sources(title: str, model: Any, names: Collection[str], sources: Sourc
     _source_faults(model, names, sources, quantizer).raise_any(title)
 
 
-def check_loaded(title: str, model: Any, found: Sites, info: dict[str, Any], *, head: bool) -> None:
+def check_loaded(title: str, model: Any, found: MoELayers, info: dict[str, Any], *, head: bool) -> None:
     """Raise MoewhError if transformers itself reports that the pass uses what it did not load.
 
     For weights in a format whose files say less than the loader does.
@@ -99,7 +105,7 @@ def check_loaded(title: str, model: Any, found: Sites, info: dict[str, Any], *, 
     Faults(missing, others=shapes + [str(line) for line in info["error_msgs"]]).raise_any(title)
 
 
-def used_parameters(model: Any, found: Sites, head: bool) -> set[str]:
+def used_parameters(model: Any, found: MoELayers, head: bool) -> set[str]:
     """Names of the parameters and buffers that the recorded pass uses: the text stack's and the input embeddings'.
 
     The text stack is the smallest model within the model that holds all recorded layers. With `head`, whatever is
@@ -119,15 +125,15 @@ def used_parameters(model: Any, found: Sites, head: bool) -> set[str]:
     return used
 
 
-def text_stack(model: nn.Module, found: Sites) -> str:
+def text_stack(model: nn.Module, found: MoELayers) -> str:
     """Path of the smallest model within the model that holds all recorded layers, with a dot; empty for itself."""
     models = [path for path, module in model.named_modules() if path and isinstance(module, PreTrainedModel)]
-    stacks = [f"{path}." for path in models if all(site.path.startswith(f"{path}.") for site in found.sites)]
+    stacks = [f"{path}." for path in models if all(moe.path.startswith(f"{path}.") for moe in found.moe_layers)]
     return max(stacks, key=len, default="")
 
 
 def unloaded_modules(
-    model: nn.Module, found: Sites, absent: Collection[str], head: bool
+    model: nn.Module, found: MoELayers, absent: Collection[str], head: bool
 ) -> list[tuple[str, nn.Module]]:
     """The modules that hold parameters which nothing is stored for: a prompt must not reach them.
 
@@ -138,7 +144,7 @@ def unloaded_modules(
     return [
         (path, model.get_submodule(path))
         for path in sorted(paths)
-        if path and not any(site.path.startswith(f"{path}.") for site in found.sites)
+        if path and not any(moe.path.startswith(f"{path}.") for moe in found.moe_layers)
     ]
 
 
@@ -244,7 +250,7 @@ def _expert_numbers(keys: list[str]) -> tuple[str, dict[int, str], str]:
 
 
 def _without_place(
-    model: Any, found: Sites, sources: Sources, known: dict[str, torch.Tensor], quantizer: Any
+    model: Any, found: MoELayers, sources: Sources, known: dict[str, torch.Tensor], quantizer: Any
 ) -> list[str]:
     """Keys of stored tensors in the text stack that the model has no parameter for, and that transformers minds."""
     info = SimpleNamespace(missing_keys=set(), unexpected_keys=set(sources.parts) - set(known))

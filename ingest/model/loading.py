@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from moewh.ingest import demo
 from moewh.ingest.families.configuration import text_config
-from moewh.ingest.families.rule import Site
+from moewh.ingest.families.rule import MoELayer
 from moewh.ingest.model.architecture import (
     check_parallel,
     check_place,
@@ -39,7 +39,7 @@ from moewh.ingest.model.architecture import (
 )
 from moewh.ingest.model.expected import max_positions
 from moewh.ingest.model.generation_tokens import StatedTokens, read_generation_tokens
-from moewh.ingest.model.layers import Sites, find_sites, refuse_by_name
+from moewh.ingest.model.layers import MoELayers, find_moe_layers, refuse_by_name
 from moewh.ingest.model.loaded import check_loaded, check_stored, unloaded_modules
 from moewh.ingest.model.peft_adapter import BASE_ALONE, PeftAdapter, find_adapter
 from moewh.ingest.model.repository import Repository, hub_commit
@@ -79,7 +79,7 @@ class LoadedModel:
     source: Source
     model: Any
     tokenizer: PreTrainedTokenizerBase
-    found: Sites
+    found: MoELayers
     weights_sha256: str | None
     """Fingerprint of a local folder's weights, and of an adapter with its base; None for the hub: the commit tells."""
     commit: str | None = None
@@ -97,9 +97,9 @@ class LoadedModel:
         return self.model.config
 
     @property
-    def sites(self) -> list[Site]:
+    def moe_layers(self) -> list[MoELayer]:
         """The MoE layers that are observed."""
-        return self.found.sites
+        return self.found.moe_layers
 
     @property
     def text_config(self) -> Any:
@@ -175,13 +175,13 @@ def load_model(options: IngestOptions, process: Process | None = None) -> Loaded
         raise MoewhError(
             f"{source.title}: {type(model).__name__} has no LM head to generate with. Leave --generate out."
         )
-    found = observed_sites(model, options)
+    found = observed_moe_layers(model, options)
     if absent is None:
         check_loaded(source.title, model, found, info, head=bool(options.generate))
     unloaded = unloaded_modules(model, found, absent or info["missing_keys"], head=bool(options.generate))
     if adapter is not None:
         model = adapter.apply(model)
-        found = observed_sites(model, options)
+        found = observed_moe_layers(model, options)
     check_parallel(model)
     if device is not None:
         model.to(device)
@@ -197,7 +197,7 @@ def load_model(options: IngestOptions, process: Process | None = None) -> Loaded
         source,
         model,
         tokenizer,
-        Sites(found.sites, found.others + unloaded),
+        MoELayers(found.moe_layers, found.others + unloaded),
         fingerprint,
         commit,
         train_step=step if options.train_step is None else options.train_step,
@@ -207,9 +207,9 @@ def load_model(options: IngestOptions, process: Process | None = None) -> Loaded
     )
 
 
-def observed_sites(model: Any, options: IngestOptions) -> Sites:
+def observed_moe_layers(model: Any, options: IngestOptions) -> MoELayers:
     """The MoE layers that a run observes: without generation, those that see a prompt. Raises MoewhError."""
-    found = find_sites(model, model.config)
+    found = find_moe_layers(model, model.config)
     return found if options.generate else found.of_prompts()
 
 
@@ -229,7 +229,7 @@ def check_files(title: str, files: Repository, config: Any, options: IngestOptio
     empty: Any = empty_model(config, options.trust_remote_code)
     if quantizer is not None:
         quantizer.preprocess_model(model=empty, dtype=config.dtype, checkpoint_files=paths)
-    found = observed_sites(empty, options)
+    found = observed_moe_layers(empty, options)
     stored = stored_tensors(paths)
     return check_stored(title, empty, found, stored, quantizer=quantizer, head=bool(options.generate))
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from moewh.ingest.families.configuration import shared_count, text_config
-from moewh.ingest.families.rule import Call, Site, unwrapped
+from moewh.ingest.families.rule import Call, MoELayer, unwrapped
 from moewh.ingest.proof.rebuild import TOLERANCE, Observation
 from moewh.ingest.routing import NO_ROUTE
 
@@ -48,18 +48,18 @@ class LayerFacts:
     """Of each expert, added to its score for the choice alone; None where the choice is not explained by one."""
 
 
-def measure_layers(sites: list[Site], seen: dict[int, Observation], config: Any) -> dict[int, LayerFacts]:
+def measure_layers(moe_layers: list[MoELayer], seen: dict[int, Observation], config: Any) -> dict[int, LayerFacts]:
     """Return what was measured of each layer."""
-    return {site.layer: _measure(site, seen[site.layer], config) for site in sites}
+    return {moe.layer: _measure(moe, seen[moe.layer], config) for moe in moe_layers}
 
 
-def _measure(site: Site, seen: Observation, config: Any) -> LayerFacts:
+def _measure(moe: MoELayer, seen: Observation, config: Any) -> LayerFacts:
     call = seen.call
     assert call is not None
     scoring, renormalized = _measure_scoring(call, seen)
-    if scoring is None or not site.reader.measurable:
-        scoring, stated = site.reader.declared(site, config)
-        sums_differ = renormalized is False and site.reader.measurable
+    if scoring is None or not moe.family.measurable:
+        scoring, stated = moe.family.declared(moe, config)
+        sums_differ = renormalized is False and moe.family.measurable
         renormalized = renormalized if stated is None or sums_differ else stated
     router_input = None
     if seen.router_input_NH is not None:
@@ -70,9 +70,9 @@ def _measure(site: Site, seen: Observation, config: Any) -> LayerFacts:
         scoring=scoring,
         renormalized=renormalized,
         post_scale=_measure_post_scale(seen, config),
-        num_shared_experts=shared_experts(site, config),
+        num_shared_experts=shared_experts(moe, config),
         router_input=router_input,
-        selection_bias=_measure_selection_bias(site, seen, scoring, config),
+        selection_bias=_measure_selection_bias(moe, seen, scoring, config),
     )
 
 
@@ -108,7 +108,7 @@ def _spread(name: str, logits_NE: torch.Tensor, expert_ids_NK: torch.Tensor, wei
 
 
 def _measure_selection_bias(
-    site: Site, seen: Observation, scoring: str | None, config: Any
+    moe: MoELayer, seen: Observation, scoring: str | None, config: Any
 ) -> tuple[float, ...] | None:
     """The bias that makes the chosen experts those of the K greatest score + bias, or zeros if none is needed.
 
@@ -116,12 +116,12 @@ def _measure_selection_bias(
     within the groups that a token chose from.
     """
     call, logits_NE = seen.call, seen.router_logits_NE
-    E = site.num_experts
+    E = moe.num_experts
     if call is None or logits_NE is None or logits_NE.shape[1] != E or scoring not in ("softmax", "sigmoid"):
         return None
     logits_NE = logits_NE.double()
     scores_NE = logits_NE.softmax(-1) if scoring == "softmax" else logits_NE.sigmoid()
-    bias_E = _correction_bias(site, E)
+    bias_E = _correction_bias(moe, E)
     selection_NE = scores_NE + bias_E.to(scores_NE)
     usable_N = (call.expert_ids_TK != NO_ROUTE).all(-1) & selection_NE.isfinite().all(-1)
     selection_NE, expert_ids_NK = selection_NE[usable_N], call.expert_ids_TK[usable_N].long()
@@ -135,9 +135,9 @@ def _measure_selection_bias(
     return tuple(bias_E.tolist()) if explained else None
 
 
-def _correction_bias(site: Site, num_experts: int) -> torch.Tensor:
+def _correction_bias(moe: MoELayer, num_experts: int) -> torch.Tensor:
     """What the router or its block calls a correction bias [E], else zeros."""
-    for module in (None if site.router is None else unwrapped(site.router), site.block):
+    for module in (None if moe.router is None else unwrapped(moe.router), moe.block):
         for name in _BIAS_NAMES:
             bias = getattr(module, name, None)
             if isinstance(bias, torch.Tensor) and bias.numel() == num_experts and not bias.is_meta:
@@ -155,7 +155,9 @@ def _measure_post_scale(seen: Observation, config: Any) -> float:
     if routed_NH is None or block_NH is None or block_NH.shape != routed_NH.shape:
         return 1.0
     parts = [
-        part.double().cpu() for part in (routed_NH, *seen.beside) if part is not None and part.shape == block_NH.shape
+        part.double().cpu()
+        for part in (routed_NH, *seen.other_outputs)
+        if part is not None and part.shape == block_NH.shape
     ]
     basis_NHJ, target_NH1 = torch.stack(parts, dim=-1), block_NH.double().cpu()[..., None]
     usable_N = target_NH1.isfinite().all(1)[:, 0] & (basis_NHJ[:, :, 0].norm(dim=1) > 0)
@@ -174,9 +176,9 @@ def _measure_post_scale(seen: Observation, config: Any) -> float:
     return nearest if abs(nearest - measured) <= tolerance * abs(measured) else measured
 
 
-def shared_experts(site: Site, config: Any) -> int:
+def shared_experts(moe: MoELayer, config: Any) -> int:
     """Count a layer's shared experts: as the configuration says, if the layer holds any module of them."""
     named = any(
-        _SHARED.search(name) and any(True for _ in part.parameters()) for name, part in site.whole_layer.named_modules()
+        _SHARED.search(name) and any(True for _ in part.parameters()) for name, part in moe.whole_layer.named_modules()
     )
-    return shared_count(config) if named else site.reader.shared_experts
+    return shared_count(config) if named else moe.family.shared_experts

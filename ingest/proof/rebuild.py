@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from moewh.ingest.families.rule import Call, Site
+from moewh.ingest.families.rule import Call, MoELayer
 from moewh.warehouse.errors import MoewhError
 
 CHECKED_TOKENS = 4
@@ -39,7 +39,7 @@ class Observation:
     """True if the router is given more than one row of numbers per token."""
     router_logits_NE: torch.Tensor | None = None
     block_output_NH: torch.Tensor | None = None
-    beside: list[torch.Tensor | None] = field(default_factory=list)
+    other_outputs: list[torch.Tensor | None] = field(default_factory=list)
     """Outputs of the block's other parts: shared experts."""
 
 
@@ -52,7 +52,7 @@ class _Observer:
         self._tokens = attention_mask_BS.numel()
         self.seen: dict[int, Observation] = {}
 
-    def few(self, output: Any) -> torch.Tensor | None:
+    def sample_rows(self, output: Any) -> torch.Tensor | None:
         """The rows that are kept of a tensor with one row per token (the first of a tuple); None for anything else."""
         tensor = output[0] if isinstance(output, tuple) else output
         if not isinstance(tensor, torch.Tensor) or tensor.dim() < 2 or not tensor.is_floating_point():
@@ -60,50 +60,50 @@ class _Observer:
         flat = tensor.detach().reshape(-1, tensor.shape[-1])
         return flat[self._rows.to(flat.device)].clone() if len(flat) == self._tokens else None
 
-    def attach(self, site: Site) -> list[RemovableHandle]:
+    def attach(self, moe: MoELayer) -> list[RemovableHandle]:
         """Hook one block and its parts."""
-        seen = self.seen[site.layer] = Observation()
+        seen = self.seen[moe.layer] = Observation()
 
         def router(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            given = [rows for value in (*args, *kwargs.values()) if (rows := self.few(value)) is not None]
+            given = [rows for value in (*args, *kwargs.values()) if (rows := self.sample_rows(value)) is not None]
             seen.router_input_NH = given[0] if given else None
             seen.router_state = len(given) > 1
-            seen.router_logits_NE = self.few(site.reader.logits(output))
+            seen.router_logits_NE = self.sample_rows(moe.family.logits(output))
 
-        handles = site.reader.attach(site, _of_visit(site, self.record))
-        handles.append(self._keep_output(site, site.reader.observed(site), partial(setattr, seen, "output_NH")))
-        handles.append(self._keep_output(site, site.block, partial(setattr, seen, "block_output_NH")))
-        for part in site.block.children():
-            if part not in (site.router, site.outermost):
-                handles.append(self._keep_output(site, part, seen.beside.append))
-        if site.router is not None:
-            handles.append(site.router.register_forward_hook(_of_visit(site, router), with_kwargs=True))
+        handles = moe.family.attach(moe, _of_visit(moe, self.record))
+        handles.append(self._keep_output(moe, moe.family.observed(moe), partial(setattr, seen, "output_NH")))
+        handles.append(self._keep_output(moe, moe.block, partial(setattr, seen, "block_output_NH")))
+        for part in moe.block.children():
+            if part not in (moe.router, moe.outermost):
+                handles.append(self._keep_output(moe, part, seen.other_outputs.append))
+        if moe.router is not None:
+            handles.append(moe.router.register_forward_hook(_of_visit(moe, router), with_kwargs=True))
         return handles
 
     def _keep_output(
-        self, site: Site, module: nn.Module, keep: Callable[[torch.Tensor | None], None]
+        self, moe: MoELayer, module: nn.Module, keep: Callable[[torch.Tensor | None], None]
     ) -> RemovableHandle:
-        return module.register_forward_hook(_of_visit(site, lambda _, __, output: keep(self.few(output))))
+        return module.register_forward_hook(_of_visit(moe, lambda _, __, output: keep(self.sample_rows(output))))
 
-    def record(self, site: Site, call: Call) -> None:
+    def record(self, moe: MoELayer, call: Call) -> None:
         """Take one block's call."""
         rows = [tensor.detach().reshape(-1, tensor.shape[-1])[self._rows.to(tensor.device)].clone() for tensor in call]
-        self.seen[site.layer].call = Call(*rows)
+        self.seen[moe.layer].call = Call(*rows)
 
 
-def _of_visit(site: Site, hook: Callable[..., None]) -> Callable[..., None]:
+def _of_visit(moe: MoELayer, hook: Callable[..., None]) -> Callable[..., None]:
     """A hook for the call that is this layer's, of a block that a model loops over."""
-    if site.visits == 1:
+    if moe.visits == 1:
         return hook
     calls = count()
-    return lambda *call: hook(*call) if next(calls) == site.visit else None
+    return lambda *call: hook(*call) if next(calls) == moe.visit else None
 
 
 @contextmanager
-def observe_calls(sites: Sequence[Site], attention_mask_BS: torch.Tensor) -> Iterator[dict[int, Observation]]:
+def observe_calls(moe_layers: Sequence[MoELayer], attention_mask_BS: torch.Tensor) -> Iterator[dict[int, Observation]]:
     """Keep, for one forward pass, inputs and outputs of every block and its parts, for a few real tokens."""
     observer = _Observer(attention_mask_BS)
-    handles = [handle for site in sites for handle in observer.attach(site)]
+    handles = [handle for moe in moe_layers for handle in observer.attach(moe)]
     try:
         yield observer.seen
     finally:
@@ -111,42 +111,42 @@ def observe_calls(sites: Sequence[Site], attention_mask_BS: torch.Tensor) -> Ite
             handle.remove()
 
 
-def verify_layers(sites: Sequence[Site], seen: dict[int, Observation]) -> None:
+def verify_layers(moe_layers: Sequence[MoELayer], seen: dict[int, Observation]) -> None:
     """Check every layer's rebuilt output.
 
     Raises MoewhError naming the module and the error if a layer's output is not Σ weight · expert(x), or if its
     experts cannot be run one by one.
     """
-    for site in sites:
-        call = seen[site.layer].call
+    for moe in moe_layers:
+        call = seen[moe.layer].call
         if call is None:
             raise MoewhError(
-                f"{site.path} was not called in a forward pass of the model: something replaces the experts' forward "
+                f"{moe.path} was not called in a forward pass of the model: something replaces the experts' forward "
                 "(kernels, compilation). Turn it off."
             )
         some = slice(None, None, -(-len(call.hidden_TH) // CHECKED_TOKENS))
-        output_NH = seen[site.layer].output_NH
+        output_NH = seen[moe.layer].output_NH
         try:
             error = rebuild_error(
-                site, Call(*(tensor[some] for tensor in call)), None if output_NH is None else output_NH[some]
+                moe, Call(*(tensor[some] for tensor in call)), None if output_NH is None else output_NH[some]
             )
         except torch.OutOfMemoryError:
             raise
         except (LookupError, RuntimeError, TypeError, ValueError) as failed:
             raise MoewhError(
-                f"{site.path} ({type(site.experts).__name__}): its experts cannot be run one by one to check what was "
+                f"{moe.path} ({type(moe.experts).__name__}): its experts cannot be run one by one to check what was "
                 f"captured ({' '.join(str(failed).split())[:200]}). It is not recorded."
             ) from failed
         tolerance = TOLERANCE.get(call.hidden_TH.dtype, TOLERANCE[torch.bfloat16])
         if not error <= tolerance:
             raise MoewhError(
-                f"{site.path} ({type(site.experts).__name__}): its output is not the sum of weight times expert over "
+                f"{moe.path} ({type(moe.experts).__name__}): its output is not the sum of weight times expert over "
                 f"the captured rows (relative error {error:.2g}, allowed {tolerance:.2g}). It is not recorded."
             )
 
 
 @torch.no_grad()
-def rebuild_error(site: Site, call: Call, output_NH: torch.Tensor | None) -> float:
+def rebuild_error(moe: MoELayer, call: Call, output_NH: torch.Tensor | None) -> float:
     """Return the largest relative L2 error over N rows of Σ_k weight_k · expert_k(x) against the real output.
 
     Each expert is run alone, with weight one. Rows whose output is no finite number prove nothing and are
@@ -154,7 +154,7 @@ def rebuild_error(site: Site, call: Call, output_NH: torch.Tensor | None) -> flo
     """
     if output_NH is None or not (finite_N := output_NH.isfinite().all(-1)).any():
         return float("inf")
-    rebuilt_NH = site.reader.rebuild(site, Call(*(tensor[finite_N] for tensor in call)))
+    rebuilt_NH = moe.family.rebuild(moe, Call(*(tensor[finite_N] for tensor in call)))
     actual_NH = output_NH[finite_N].double()
     errors_N = (rebuilt_NH - actual_NH).norm(dim=-1) / actual_NH.norm(dim=-1).clamp_min(1e-30)
     return float(errors_N.max())

@@ -388,7 +388,7 @@ def _arrow(table: Table, columns: dict[str, Any]) -> pa.Table:
 def _write_chunks(path: Path, table: Table, chunks: Iterator[pa.Table], options: dict[str, Any]) -> None:
     """Write chunks as they come, small ones of one kind together.
 
-    A row group never spans kinds, and those of a large layer never span layers: a reader leaves out what it does not
+    A row group never spans kinds, and those of a large layer never span layers: a family leaves out what it does not
     ask for. Special tokens are few, but choose nearly as many different pairs of experts as all others.
     """
     with pq.ParquetWriter(path, table.arrow(), **options) as writer:

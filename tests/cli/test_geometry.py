@@ -101,11 +101,11 @@ def test_command_equals_numpy(name: str, tmp_path: Path) -> None:
     done = moewh(layout, "geometry", "--model", str(tmp_path / "model"), "--rank", "5")
     assert done.exit_code == 0, done.stderr
     checkpoint = open_checkpoint(tmp_path / "model")
-    assert checkpoint.sites
-    for site in checkpoint.sites:
-        wanted = expected(named(name), model, site, path_of(checkpoint, site.router), 5)
+    assert checkpoint.moe_layers
+    for moe in checkpoint.moe_layers:
+        wanted = expected(named(name), model, moe, path_of(checkpoint, moe.router), 5)
         for table, rows in zip(TABLES, wanted, strict=True):
-            assert_rows(rows_of(layout, table, site.layer), rows)
+            assert_rows(rows_of(layout, table, moe.layer), rows)
     assert moewh(layout, "verify").exit_code == 0
 
 
@@ -134,14 +134,14 @@ def test_checkpoint_with_a_tensor_for_each_expert(name: str, tmp_path: Path) -> 
     model.config.save_pretrained(tmp_path)
     save_file(stored, tmp_path / "model.safetensors", {"format": "pt"})
     checkpoint = open_checkpoint(tmp_path)
-    for site in checkpoint.sites:
-        container = model.get_submodule(site.path)
-        with checkpoint.layer(site):
+    for moe in checkpoint.moe_layers:
+        container = model.get_submodule(moe.path)
+        with checkpoint.layer(moe):
             for parameter in ("gate_up_proj", "down_proj"):
-                assert torch.equal(getattr(site.experts, parameter), getattr(container, parameter))
-            rows = layer_weights(site).router_EH
+                assert torch.equal(getattr(moe.experts, parameter), getattr(container, parameter))
+            rows = layer_weights(moe).router_EH
             assert rows is not None
-            assert torch.equal(rows, model.get_parameter(f"{path_of(checkpoint, site.router)}.weight"))
+            assert torch.equal(rows, model.get_parameter(f"{path_of(checkpoint, moe.router)}.weight"))
 
 
 def test_fp8_is_turned_into_numbers(tmp_path: Path) -> None:
@@ -164,13 +164,13 @@ def test_fp8_is_turned_into_numbers(tmp_path: Path) -> None:
             numbers[key] = eight_bits.double() * scales.double().repeat_interleave(16, 0).repeat_interleave(16, 1)
     save_file(stored, tmp_path / "model.safetensors", {"format": "pt"})
     checkpoint = open_checkpoint(tmp_path)
-    for site in checkpoint.sites:
-        with checkpoint.layer(site):
-            weights = layer_weights(site)
+    for moe in checkpoint.moe_layers:
+        with checkpoint.layer(moe):
+            weights = layer_weights(moe)
             assert weights.gate is not None
             for name, matrices in (("gate_proj", weights.gate), ("up_proj", weights.up), ("down_proj", weights.down)):
                 for expert, matrix in enumerate(matrices):
-                    wanted = numbers[f"{site.path}.{expert}.{name}"]
+                    wanted = numbers[f"{moe.path}.{expert}.{name}"]
                     assert torch.allclose(matrix.double(), wanted, rtol=1e-6, atol=0)
 
 
@@ -200,11 +200,11 @@ def test_mxfp4_is_turned_into_numbers(tmp_path: Path) -> None:
             stored[f"{key}_bias"] = torch.zeros(8, out)
     save_file(stored, tmp_path / "model.safetensors", {"format": "pt"})
     checkpoint = open_checkpoint(tmp_path)
-    for site in checkpoint.sites:
-        with checkpoint.layer(site):
+    for moe in checkpoint.moe_layers:
+        with checkpoint.layer(moe):
             for name in ("gate_up_proj", "down_proj"):
-                found = getattr(site.experts, name).detach().double().numpy()
-                assert np.array_equal(found.swapaxes(1, 2), numbers[f"{site.path}.{name}"])
+                found = getattr(moe.experts, name).detach().double().numpy()
+                assert np.array_equal(found.swapaxes(1, 2), numbers[f"{moe.path}.{name}"])
 
 
 # ------------------------------------------------------------------------------------------ memory
@@ -221,11 +221,11 @@ torch.set_num_threads(1)
 peaks = []
 for folder in sys.argv[1:]:
     checkpoint = open_checkpoint(Path(folder))
-    for site in checkpoint.sites:
-        with checkpoint.layer(site):
-            layer_geometry(layer_weights(site), site.layer, site.num_experts, 4, torch.device("cpu"))
+    for moe in checkpoint.moe_layers:
+        with checkpoint.layer(moe):
+            layer_geometry(layer_weights(moe), moe.layer, moe.num_experts, 4, torch.device("cpu"))
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
-print(json.dumps([checkpoint.bytes_of(checkpoint.sites[0]), *peaks]))
+print(json.dumps([checkpoint.bytes_of(checkpoint.moe_layers[0]), *peaks]))
 """
 
 
@@ -361,7 +361,7 @@ def test_missing_weights_are_named(change: Callable[[Path], None], made: Layout,
     checkpoint = open_checkpoint(model)
     with (
         pytest.raises(MoewhError, match=r"model\.layers\.1\.mlp\.gate\.weight cannot be read"),
-        checkpoint.layer(checkpoint.sites[1]),
+        checkpoint.layer(checkpoint.moe_layers[1]),
     ):
         pass
 

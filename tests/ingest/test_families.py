@@ -12,9 +12,9 @@ import pytest
 import transformers
 
 from moewh.ingest.families import find
-from moewh.ingest.families.rule import Reader, Site
+from moewh.ingest.families.rule import FamilyAdapter, MoELayer
 from moewh.ingest.geometry.matrices import layer_weights
-from moewh.ingest.model.layers import find_sites
+from moewh.ingest.model.layers import find_moe_layers
 from moewh.warehouse.errors import MoewhError
 from tests.support.families import FAMILIES, WRAPPERS, Family, adapters, build, has_experts, present
 from tests.support.observed_families import check, failure, observe, observed
@@ -33,7 +33,11 @@ def test_family(family: Family) -> None:
 
 
 ADAPTERS = adapters()
-READING = [name for name, it in ADAPTERS.items() if type(it).attach != Reader.attach or type(it).rows != Reader.rows]
+READING = [
+    name
+    for name, it in ADAPTERS.items()
+    if type(it).attach != FamilyAdapter.attach or type(it).rows != FamilyAdapter.rows
+]
 """Families whose calls are read otherwise than by the rule."""
 
 
@@ -63,19 +67,19 @@ def said(family: Family) -> list[Any]:
     """What moewh says of a family that it has not run, layer by layer; or why it refuses it."""
     model = build(family)
     try:
-        sites = find_sites(model, model.config).sites
+        moe_layers = find_moe_layers(model, model.config).moe_layers
         return [
-            (site.path, site.kinds, site.reader.declared(site, model.config), site.reader.measurable, weights(site))
-            for site in sites
+            (moe.path, moe.kinds, moe.family.declared(moe, model.config), moe.family.measurable, weights(moe))
+            for moe in moe_layers
         ]
     except MoewhError as refusal:
         return [str(refusal)]
 
 
-def weights(site: Site) -> list[tuple[int, ...]] | str:
+def weights(moe: MoELayer) -> list[tuple[int, ...]] | str:
     """The shapes of a layer's matrices; or why `moewh geometry` refuses it."""
     try:
-        return [tuple(matrix.shape) for matrix in layer_weights(site).down]
+        return [tuple(matrix.shape) for matrix in layer_weights(moe).down]
     except MoewhError as refusal:
         return str(refusal)
 

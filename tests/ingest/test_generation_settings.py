@@ -155,9 +155,9 @@ def test_these_settings_would_change_what_transformers_says(
     torch.manual_seed(0)
     for prompt, expected in zip(IDS, greedy, strict=True):
         try:
-            speaking = class_of(folder).from_pretrained(copy)
+            run_decoder = class_of(folder).from_pretrained(copy)
             limit = {} if name == "max_new_tokens" else {"max_new_tokens": NEW}
-            output = speaking.generate(torch.tensor([prompt]), **limit)
+            output = run_decoder.generate(torch.tensor([prompt]), **limit)
             changed |= len(output) > 1 or output[0].tolist()[-len(expected) :] != expected
         except (ValueError, AttributeError, TypeError, KeyError):
             changed = True

@@ -45,19 +45,19 @@ def test_family_equals_numpy(family: Family, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     if family.name in REFUSED:
         with pytest.raises(MoewhError, match=REFUSED[family.name]):
-            for site in open_checkpoint(tmp_path).sites:
-                layer_weights(site)
+            for moe in open_checkpoint(tmp_path).moe_layers:
+                layer_weights(moe)
         return
     checkpoint = open_checkpoint(tmp_path)
-    assert len(checkpoint.sites) >= 2
-    for site in checkpoint.sites:
-        router = path_of(checkpoint, site.router)
-        with checkpoint.layer(site):
-            weights = layer_weights(site)
-            found = layer_geometry(weights, site.layer, site.num_experts, RANK, torch.device("cpu"))
+    assert len(checkpoint.moe_layers) >= 2
+    for moe in checkpoint.moe_layers:
+        router = path_of(checkpoint, moe.router)
+        with checkpoint.layer(moe):
+            weights = layer_weights(moe)
+            found = layer_geometry(weights, moe.layer, moe.num_experts, RANK, torch.device("cpu"))
         assert all(parameter.is_meta for parameter in checkpoint.model.parameters())
-        of_experts, of_router, of_pairs = expected(family, model, site, router, RANK)
-        mlp = site.kinds.count("mlp")
+        of_experts, of_router, of_pairs = expected(family, model, moe, router, RANK)
+        mlp = moe.kinds.count("mlp")
         assert_rows(as_rows(found.experts), of_experts, beyond=mlp)
         assert_rows(as_rows(found.router_pairs), of_router)
         assert_rows(as_rows(found.expert_pairs), of_pairs, beyond=mlp)
@@ -81,15 +81,15 @@ def test_router_rows_are_what_logits_are_products_with(family: Family, tmp_path:
     model = build(family)
     model.save_pretrained(tmp_path)
     checkpoint = open_checkpoint(tmp_path)
-    site = checkpoint.sites[-1]
-    router = model.get_submodule(path_of(checkpoint, site.router))
-    with checkpoint.layer(site):
-        rows_EH = layer_weights(site).router_EH
+    moe = checkpoint.moe_layers[-1]
+    router = model.get_submodule(path_of(checkpoint, moe.router))
+    with checkpoint.layer(moe):
+        rows_EH = layer_weights(moe).router_EH
     assert rows_EH is not None
     H = rows_EH.shape[1]
     units = torch.cat([torch.eye(H), torch.zeros(1, H)])[None]
     takes = [name for name in inspect.signature(router.forward).parameters if name.endswith("bias")]
-    logits = site.reader.logits(router(units, *(torch.zeros(len(rows_EH)) for _ in takes))).reshape(H + 1, -1)
+    logits = moe.family.logits(router(units, *(torch.zeros(len(rows_EH)) for _ in takes))).reshape(H + 1, -1)
     if not logits.is_floating_point():
         pytest.skip("this version of transformers puts out its choice first")
     assert torch.allclose((logits[:-1] - logits[-1]).T, rows_EH, atol=1e-6)
@@ -133,15 +133,15 @@ def test_weights_that_are_not_finite_are_refused() -> None:
 def test_unknown_layout_is_refused(tmp_path: Path) -> None:
     """One more matrix, or shapes that fit no layout: named, never guessed."""
     save_model(tmp_path)
-    site = open_checkpoint(tmp_path).sites[0]
-    layer_weights(site)
-    site.experts.adapter = torch.nn.Parameter(torch.zeros(2, 2))
+    moe = open_checkpoint(tmp_path).moe_layers[0]
+    layer_weights(moe)
+    moe.experts.adapter = torch.nn.Parameter(torch.zeros(2, 2))
     with pytest.raises(MoewhError, match=r"model.layers.0.mlp.experts \(OlmoeExperts\) .* adapter 2 x 2"):
-        layer_weights(site)
-    del site.experts.adapter
-    site.experts.down_proj = torch.nn.Parameter(torch.zeros(8, 32, 47))
+        layer_weights(moe)
+    del moe.experts.adapter
+    moe.experts.down_proj = torch.nn.Parameter(torch.zeros(8, 32, 47))
     with pytest.raises(MoewhError, match=r"gate_up_proj 8 x 96 x 32, down_proj 8 x 32 x 47"):
-        layer_weights(site)
+        layer_weights(moe)
 
 
 def test_page_names_the_families() -> None:

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from moewh.cli.main import main
 from moewh.ingest.families.configuration import visits
-from moewh.ingest.model.layers import find_sites
+from moewh.ingest.model.layers import find_moe_layers
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.base import open_warehouse
 from tests.support.families import FAMILIES, build, present
@@ -125,6 +125,6 @@ def test_another_number_of_passes_than_promised_is_refused_by_name(
 
 def test_inspect_says_that_layers_run_more_than_once(tmp_path: Path) -> None:
     model = saved(tmp_path / "model", 3)
-    assert [site.visit for site in find_sites(model, model.config).sites] == [0, 0, 0, 1, 1, 2, 2, 0]
+    assert [moe.visit for moe in find_moe_layers(model, model.config).moe_layers] == [0, 0, 0, 1, 1, 2, 2, 0]
     shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "model")]).stdout
     assert "0-7, visits of 4 modules" in shown

@@ -20,7 +20,7 @@ from transformers import MixtralConfig
 from transformers.models.mixtral import modeling_mixtral as mixtral
 
 from moewh.cli.main import main
-from moewh.ingest.model.layers import find_sites
+from moewh.ingest.model.layers import find_moe_layers
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.base import open_warehouse
@@ -291,7 +291,7 @@ def test_one_layer_of_unseen_experts_is_no_dense_layer(changed: Change) -> None:
     model.model.layers[1].mlp.experts.__class__ = Newer
     model.config.mlp_only_layers = [1]  # and the configuration says nothing of it
     with pytest.raises(MoewhError, match=r"model\.layers\.1\.mlp\.experts looks like routed experts"):
-        find_sites(model, model.config)
+        find_moe_layers(model, model.config)
 
 
 class Stacked(nn.Module):
@@ -335,7 +335,7 @@ def test_whatever_holds_experts_is_named(kind: str, place: str, routed: bool) ->
     name = "experts" if kind in ("list", "dictionary") else "inner"
     model.get_submodule(place).add_module(name, HOLDERS[kind]())
     with pytest.raises(MoewhError, match=rf"{place}\.{name}") as refusal:
-        find_sites(model, model.config)
+        find_moe_layers(model, model.config)
     assert "dense model" not in str(refusal.value)
 
 

@@ -18,7 +18,7 @@ from moewh.ingest.capture.vectors import WantedVectors
 from moewh.ingest.families import nllb_moe
 from moewh.ingest.families import rule as blocks
 from moewh.ingest.model import architecture
-from moewh.ingest.model.layers import Sites, find_sites
+from moewh.ingest.model.layers import MoELayers, find_moe_layers
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.base import open_warehouse
@@ -53,9 +53,9 @@ def test_nllb_moe_is_refused_by_name(prompts: Path) -> None:
 
 
 def test_a_wrong_capture_is_refused_before_anything_is_written(prompts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = blocks.Reader.rows
+    right = blocks.FamilyAdapter.rows
     wrong = lambda self, ids, weights: ((right(self, ids, weights)[0] + 1) % 8, right(self, ids, weights)[1])  # noqa: E731
-    monkeypatch.setattr(blocks.Reader, "rows", wrong)
+    monkeypatch.setattr(blocks.FamilyAdapter, "rows", wrong)
     line = refusal(save_model(prompts.parent / "model", "mixtral"), prompts)
     assert "model.layers.0.mlp.experts (MixtralExperts): its output is not the sum of weight times expert" in line
 
@@ -68,7 +68,7 @@ def test_the_guard_alone_would_refuse_nllb_moe(prompts: Path, monkeypatch: pytes
     assert "its output is not the sum of weight times expert" in refusal(folder, prompts)
 
 
-class _Intended(blocks.Reader):
+class _Intended(blocks.FamilyAdapter):
     """Reads nllb_moe as it is meant: two experts a token, each a module, weighted by the router's probabilities."""
 
     fixed_top_k = 2
@@ -79,10 +79,10 @@ class _Intended(blocks.Reader):
         top = weights.reshape(-1, weights.shape[-1]).topk(2, dim=-1)
         return top.indices, top.values
 
-    def run_experts(self, site: blocks.Site, hidden_MH: torch.Tensor, expert_ids_M: torch.Tensor) -> torch.Tensor:
+    def run_experts(self, moe: blocks.MoELayer, hidden_MH: torch.Tensor, expert_ids_M: torch.Tensor) -> torch.Tensor:
         """Call each row's expert."""
         rows = zip(hidden_MH, expert_ids_M.tolist(), strict=True)
-        return torch.stack([site.experts.get_submodule(f"expert_{expert}")(row) for row, expert in rows])
+        return torch.stack([moe.experts.get_submodule(f"expert_{expert}")(row) for row, expert in rows])
 
 
 def test_a_list_of_experts_is_refused_by_its_class() -> None:
@@ -92,21 +92,21 @@ def test_a_list_of_experts_is_refused_by_its_class() -> None:
     model = tiny_model("qwen3-dense")
     model.model.layers[0].mlp.experts = nn.ModuleList(HandMadeExpert(32, 32) for _ in range(4))
     with pytest.raises(MoewhError, match="list of HandMadeExpert"):
-        find_sites(model, model.config)
+        find_moe_layers(model, model.config)
 
 
 def test_containers_in_other_layers_than_promised_are_refused() -> None:
     model = tiny_model("mixtral")
     model.config.mlp_only_layers = [1]
     with pytest.raises(MoewhError, match=r"in layers \[0, 2\], but containers were found in layers \[0, 1, 2\]"):
-        find_sites(model, model.config)
+        find_moe_layers(model, model.config)
 
 
 def test_experts_elsewhere_that_are_called_are_an_error() -> None:
     model = tiny_model("mixtral")
-    found = find_sites(model, model.config)
-    last = found.sites[-1]
-    fewer = Sites(found.sites[:-1], [(last.path, last.experts)])
+    found = find_moe_layers(model, model.config)
+    last = found.moe_layers[-1]
+    fewer = MoELayers(found.moe_layers[:-1], [(last.path, last.experts)])
     input_ids = torch.arange(4)[None]
     mask = torch.ones_like(input_ids)
     with (

@@ -19,7 +19,7 @@ from torch import nn
 
 from moewh.ingest import families
 from moewh.ingest.families.find import adapter_of
-from moewh.ingest.families.rule import Reader
+from moewh.ingest.families.rule import FamilyAdapter
 
 VOCABULARY = 257
 TINY: dict[str, Any] = {
@@ -304,7 +304,7 @@ def build(family: Family, seed: int = 0) -> Any:
     return model
 
 
-def adapters() -> dict[str, Reader]:
+def adapters() -> dict[str, FamilyAdapter]:
     """Every family that has a file of its own: its model type, with _ for -, and its adapter."""
     found = ((module.name, adapter_of(module.name)) for module in pkgutil.iter_modules(families.__path__))
     return {name: adapter for name, adapter in found if adapter is not None}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from moewh.ingest.families.rule import Site
+from moewh.ingest.families.rule import MoELayer
 from moewh.ingest.geometry.checkpoint import Checkpoint
 from moewh.ingest.model.architecture import read_config
 from moewh.ingest.model.loading import find_source
@@ -76,19 +76,19 @@ MATRICES = {
 """By `Family.arithmetic`, which the families' tests hold against the models' forward passes; the others are `fused`."""
 
 
-def expected(family: Family, model: Any, site: Site, router: str | None, rank: int) -> list[list[Row]]:
-    """What the three tables must hold of a layer, by numpy on the loaded `model`; `site` tells the modules' paths."""
+def expected(family: Family, model: Any, moe: MoELayer, router: str | None, rank: int) -> list[list[Row]]:
+    """What the three tables must hold of a layer, by numpy on the loaded `model`; `moe` tells the modules' paths."""
     kind = MATRICES.get(family.arithmetic, fused)
-    experts = [kind(model.get_submodule(site.path), place) for place in range(site.kinds.count("mlp"))]
+    experts = [kind(model.get_submodule(moe.path), place) for place in range(moe.kinds.count("mlp"))]
     router_EH = None
     if router is not None and family.name not in WITHOUT_ROWS:
         stored = model.get_submodule(router).named_parameters()
         matrices = [matrix for name, matrix in stored if matrix.dim() == 2 and not name.endswith("bias")]
         assert len(matrices) == 1
-        router_EH = numbers(matrices[0])[: site.num_experts]
+        router_EH = numbers(matrices[0])[: moe.num_experts]
     return [
         direct_experts(experts, router_EH, rank),
-        direct_router_pairs(router_EH, site.num_experts),
+        direct_router_pairs(router_EH, moe.num_experts),
         direct_expert_pairs(experts, rank),
     ]
 

@@ -211,8 +211,8 @@ def _take_manifest(folder: Folder, faults: list[Fault]) -> None:
     needed = {name for name, table in tables.items() if not table.opt_in or folder.run_id == SCHEMA_RUN}
     faults += [Fault(folder.path, name, "is missing") for name in sorted((promised.keys() | needed) - there)]
     known = {MANIFEST} | (promised.keys() & tables.keys())
-    strangers = {path.name for path in folder.path.iterdir()} - known
-    faults += [Fault(folder.path, name, "is not a file of this folder") for name in sorted(strangers)]
+    unknown = {path.name for path in folder.path.iterdir()} - known
+    faults += [Fault(folder.path, name, "is not a file of this folder") for name in sorted(unknown)]
     folder.files = {name: entry for name, entry in promised.items() if name in there & tables.keys()}
 
 
