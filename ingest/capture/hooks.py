@@ -220,10 +220,10 @@ def run_stack(
 ) -> None:
     """Run every layer that sees a prompt over a right-padded batch, without cache and without the LM head.
 
-    An encoder-decoder's prompt goes through its encoder alone; with `run_decoder`, for a run that generates, its decoder
-    is given the same tokens. Otherwise `model.base_model` when that is another module, else its `language_model`
-    (Llama4ForConditionalGeneration, which has no other base; in transformers 5.24 it fails at putting its own output
-    together), else the model; with `logits_to_keep=1` where that has a head and takes it.
+    An encoder-decoder's prompt goes through its encoder alone; with `run_decoder`, for a run that generates, the same
+    tokens also go through its decoder. Any other model runs `model.base_model` when that is another module, else its
+    `language_model` (Llama4ForConditionalGeneration has no other base, and fails to assemble its own output in
+    transformers 5.24), else itself, with `logits_to_keep=1` where it has a head and takes that.
     """
     inputs: dict[str, Any] = {"input_ids": input_ids_BS, "attention_mask": attention_mask_BS}
     if model.config.is_encoder_decoder and not run_decoder:
