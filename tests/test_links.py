@@ -170,8 +170,8 @@ def test_links_that_lead_to_no_folder_of_moewh(
         assert (result.exit_code, str(target) in result.stderr) == (1, True), result.output
         assert len(result.stderr.splitlines()) == 1
     monkeypatch.setattr("ingest.run.load_model", lambda *_: pytest.fail("a model was loaded"))
-    for arguments in (INGEST, ["runs", "--delete", "one", "--yes"]):
-        result = moewh(layout, *arguments)
+    for writing in (INGEST, ("runs", "--delete", "one", "--yes")):
+        result = moewh(layout, *writing)
         assert (result.exit_code, str(target) in result.stderr) == (1, True), result.output
     verified = moewh(layout, "verify")
     assert verified.exit_code == 1
