@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -129,6 +130,22 @@ def test_a_link_within_a_segment_stays_out(sound: Layout, elsewhere: Path, tmp_p
             assert result.exit_code or "secret.txt" not in result.stdout, "a pattern that matches nothing"
 
 
+@pytest.mark.parametrize("parts", [1, 2, 3, 4])
+def test_a_file_named_as_a_table_stays_out(parts: int, sound: Layout, elsewhere: Path, tmp_path: Path) -> None:
+    """DuckDB takes the parts of a table's name together for a file's name."""
+    layout = copy_of(sound, tmp_path / "wh")
+    move_and_link(layout, "segments/run_id=one", elsewhere)
+    (elsewhere / "secret.csv").write_text("the secret outside\n1\n")
+    path = f"{layout.segments('one')}/../secret.csv"
+    dots = [place for place, letter in enumerate(path) if letter == "."][-3:][: parts - 1]
+    pieces = [path[start + 1 : stop] for start, stop in pairwise([-1, *dots, len(path)])]
+    assert len(pieces) == parts
+    name = ".".join(f'"{piece}"' for piece in pieces)
+    for sql in (f"from {name}", f"summarize {name}", f"pivot {name} on 1", f"describe {name}"):
+        result = moewh(layout, "query", "-c", sql, "--format", "csv")
+        assert (result.exit_code in (1, 2), "the secret" in result.output) == (True, False), sql
+
+
 @pytest.mark.skipif(duckdb.__version__ < "2", reason="DuckDB 1.5 follows the link before it takes `..`")
 def test_without_the_look_at_names_dots_lead_out(
     sound: Layout, elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -136,7 +153,7 @@ def test_without_the_look_at_names_dots_lead_out(
     layout = copy_of(sound, tmp_path / "wh")
     move_and_link(layout, "segments/run_id=one", elsewhere)
     (elsewhere / "secret.txt").write_text("the secret outside")
-    sql = f"from read_text('{layout.segments('one')}/../secret.txt')"
+    sql = f"select content from read_text('{layout.segments('one')}/../secret.txt')"
     assert moewh(layout, "query", "-c", sql).exit_code == 2
     monkeypatch.setattr(jail, "_unclear_files", lambda _tree: iter(()))
     assert "the secret outside" in moewh(layout, "query", "-c", sql, "--format", "csv").stdout
@@ -170,8 +187,8 @@ def test_links_that_lead_to_no_folder_of_moewh(
         assert (result.exit_code, str(target) in result.stderr) == (1, True), result.output
         assert len(result.stderr.splitlines()) == 1
     monkeypatch.setattr("moewh.ingest.run.load_model", lambda *_: pytest.fail("a model was loaded"))
-    for arguments in (list(INGEST), ["runs", "--delete", "one", "--yes"]):
-        result = moewh(layout, *arguments)
+    for writing in (INGEST, ("runs", "--delete", "one", "--yes")):
+        result = moewh(layout, *writing)
         assert (result.exit_code, str(target) in result.stderr) == (1, True), result.output
     verified = moewh(layout, "verify")
     assert verified.exit_code == 1

@@ -135,9 +135,15 @@ def _unclear_files(node: Any) -> Iterator[str]:
                 given = [argument for argument in _arguments(node["function"]) if argument["class"] != "COMPARISON"]
                 if not all(_is_literal(argument) for argument in given) or _climbs(given):
                     yield f"{name}()"
-        elif node.get("type") == "BASE_TABLE" and _climbs(node["table_name"]):
+        elif node.get("type") == "BASE_TABLE" and _climbs(_full_names(node)):
             yield "FROM"
         yield from _unclear_files(list(node.values()))
+
+
+def _full_names(table: dict[str, Any]) -> list[str]:
+    """Return what DuckDB may take a table's name for as a file: it joins the parts, as in `"link/."."/file.csv"`."""
+    parts = [table["catalog_name"], table["schema_name"], table["table_name"]]
+    return [".".join(filter(None, parts)), ".".join(table.get("qualified_name", {}).get("path", []))]
 
 
 def _arguments(function: dict[str, Any]) -> list[dict[str, Any]]:

@@ -200,10 +200,14 @@ def _read_files(session: SparkSession, layout: Layout, table: schema.Table) -> N
     if not base.is_dir():  # a warehouse from before this table
         session.createDataFrame([], columns).createOrReplaceTempView(f"files_of_{table.name}")
         return
-    read = session.read.schema(columns)
-    files = read.option("basePath", str(base)).parquet(f"{_escaped(base)}/{pattern}/{table.file}")
+    # As text first: Spark refuses a folder such as `segment=0.old`, which is to be left out.
+    texts = [f"`{column.name}` {_TYPES[column.type]}" for column in table.stored]
+    texts += [f"`{column.name}` string" for column in table.path_columns]
+    read = session.read.schema(", ".join(texts)).option("basePath", str(base))
+    files = read.parquet(f"{_escaped(base)}/{pattern}/{table.file}")
     for column in table.path_columns:
-        files = files.where(files[column.name].cast("string").rlike(f"^({PATH_VALUES[column.name]})$"))
+        files = files.where(files[column.name].rlike(f"^({PATH_VALUES[column.name]})$"))
+        files = files.withColumn(column.name, files[column.name].cast(_TYPES[column.type]))
     files.createOrReplaceTempView(f"files_of_{table.name}")
 
 
