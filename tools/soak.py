@@ -1,6 +1,6 @@
 """The long form of the fault tests: `make soak`, or `python -m tools.soak`. pytest does not collect it.
 
-Each part does to a warehouse, many times, what tests.support.faults.test_faults and tests.warehouse.test_verify do a few
+Each part does to a warehouse, many times, what tests.faults.test_faults and tests.warehouse.test_verify do a few
 times, and gives rows of a table: what was done, how often, and how often something was lost, torn or not noticed.
 Anything lost makes the exit code 1. Forty minutes of one core; a few with
 `--kills 10 --flips 50 --fuzz-seconds 10 --examples 20 --every 20`.

@@ -1,4 +1,4 @@
-"""An ingest disturbed and then completed: what `tests.support.faults.test_faults` does a few times and `tools.soak` many times.
+"""An ingest disturbed and then completed: what `tests.faults.test_faults` does a few times and `tools.soak` many times.
 
 Each function does one kind of harm to a `Trial`, and asserts that nothing committed was lost, doubled or torn.
 """
