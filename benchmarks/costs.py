@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from benchmarks.simulated import LAYERS, SEGMENT_TOKENS, Router, Vocabulary, simulated_tokens
 from benchmarks.timing import best, machine
 from moewh.ingest import demo
-from moewh.ingest.prompts.readers import CANONICAL
+from moewh.ingest.prompts.canonical import CANONICAL
 from moewh.ingest.prompts.tokenise import TokenRules, TokenTexts, tokenise
 from moewh.ingest.routing import RoutingBuffer
 from moewh.ingest.write.rollups import RollupCounter, one_thread_a_product

@@ -47,7 +47,7 @@ from moewh.ingest.model.layers import find_moe_layers
 from moewh.ingest.model.loading import LoadedModel, Source
 from moewh.ingest.options import IngestOptions
 from moewh.ingest.prompts.batches import Batch, make_batch, plan_batches
-from moewh.ingest.prompts.readers import CANONICAL
+from moewh.ingest.prompts.canonical import CANONICAL
 from moewh.ingest.prompts.tokenise import TokenRules, tokenise
 from moewh.ingest.run import Progress, ingest
 from moewh.warehouse.files import schema

@@ -19,7 +19,7 @@ import pyarrow as pa
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from moewh.ingest.prompts.readers import CANONICAL
+from moewh.ingest.prompts.canonical import CANONICAL
 from moewh.ingest.prompts.tokenise import TokenTexts
 from moewh.ingest.record import Identity, RunRecord
 from moewh.ingest.routing import LayerRouting, RoutingBuffer, TokenisedSegment

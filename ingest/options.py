@@ -10,13 +10,15 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any, Literal, TypeVar
 
 from moewh.warehouse.errors import UsageError
 from moewh.warehouse.files.layout import check_run_id
 
 Overflow = Literal["truncate", "chunk", "skip", "error"]
-PromptFormat = Literal["jsonl", "json", "csv", "tsv", "parquet", "arrow", "txt"]
+PROMPT_FORMATS = tuple(found.name for found in iter_modules([str(Path(__file__).parent / "prompts" / "formats")]))
+"""The files of `moewh.ingest.prompts.formats`, which are listed here without being loaded."""
 
 Shapes = Literal["always", "if given", "no"]
 Value = TypeVar("Value")
@@ -50,6 +52,8 @@ class Option:
     show_default: bool = False
     least: int | None = None
     """Smallest number allowed."""
+    choices: tuple[str, ...] = ()
+    """The only values allowed, if there are any, where the field's type does not say them."""
     shapes: Shapes = "no"
     """When the field is in the identity of a run. A new option is "if given": runs without it keep their identity.
 
@@ -94,9 +98,9 @@ class IngestOptions:
         Option(
             "--prompts",
             metavar="FILE",
-            help=".jsonl, .json, .csv, .tsv, .parquet, .arrow or .txt (one prompt per line), also .gz, .zst, .bz2 or "
-            ".xz; a folder; a quoted pattern; hf://datasets/ORG/NAME[@REVISION]/FILE; - for standard input; demo. "
-            "Repeat for more.",
+            help=f"{', '.join(f'.{name}' for name in PROMPT_FORMATS)} (.txt: one prompt per line), also .gz, .zst, "
+            ".bz2 or .xz; a folder; a quoted pattern; hf://datasets/ORG/NAME[@REVISION]/FILE; - for standard input; "
+            "demo. Repeat for more.",
         ),
     )
     dataset: str | None = option(
@@ -112,10 +116,12 @@ class IngestOptions:
     split: str | None = option(
         None, Option("--split", metavar="NAME", help="Split of the --dataset.  [default: the only one]")
     )
-    prompts_format: PromptFormat | None = option(  # noqa: RUF009 - it makes a field
+    prompts_format: str | None = option(
         None,
         Option(
-            "--prompts-format", help="Format of the prompts.  [default: by each file's suffix; standard input: jsonl]"
+            "--prompts-format",
+            choices=PROMPT_FORMATS,
+            help="Format of the prompts.  [default: by each file's suffix; standard input: jsonl]",
         ),
     )
     delimiter: str | None = option(
@@ -340,6 +346,7 @@ class IngestOptions:
             raise UsageError(f"--delimiter is {self.delimiter!r}. Give one ASCII character, such as ';' or a tab.")
         for one in fields(self):
             _check_number(option_of(one), getattr(self, one.name))
+            _check_choice(option_of(one), getattr(self, one.name))
         if self.generate and self.on_overflow == "chunk":
             raise UsageError("--generate needs a prompt in one piece. Choose another --on-overflow than chunk.")
 
@@ -361,6 +368,12 @@ def _check_number(declared: Option, value: float | None) -> None:
         return
     number = "whole" if isinstance(value, int) else "finite"
     raise UsageError(f"{declared.flag} is {value}. Give a {number} number of at least {declared.least}.")
+
+
+def _check_choice(declared: Option, value: Any) -> None:
+    """Raise UsageError for a value that is none of the option's choices."""
+    if declared.choices and value is not None and value not in declared.choices:
+        raise UsageError(f"{declared.flag} is {value}. Use {', '.join(declared.choices)}.")
 
 
 def shaping_options(options: IngestOptions, resolved: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from moewh.ingest.prompts.chats import (
     chat_arguments,
     template_variables,
 )
-from moewh.ingest.prompts.readers import MESSAGES
+from moewh.ingest.prompts.records import MESSAGES
 from moewh.ingest.prompts.stream import Plan, PromptStream, SizeRule
 from moewh.ingest.prompts.template_time import fix_time, forget_time
 from moewh.ingest.prompts.tokenise import TokenRules, tokenise

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from moewh.ingest.prompts.readers import CANONICAL
+from moewh.ingest.prompts.canonical import CANONICAL
 
 
 class PromptDigest:

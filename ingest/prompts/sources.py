@@ -15,23 +15,14 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 
 from moewh.ingest import demo
-from moewh.ingest.options import DEMO, STDIN, IngestOptions, PromptFormat
+from moewh.ingest.options import DEMO, STDIN, IngestOptions
+from moewh.ingest.prompts.canonical import BATCH_ROWS, PromptFile
 from moewh.ingest.prompts.hub import HUB, Dataset, HubName, open_dataset, pin
 from moewh.ingest.prompts.plain import COMPRESSIONS
-from moewh.ingest.prompts.readers import BATCH_ROWS, PromptFile, read_prompts, read_tables
+from moewh.ingest.prompts.readers import SUFFIXES, read_prompts
+from moewh.ingest.prompts.tables import read_tables
 from moewh.warehouse.errors import UsageError
 
-_SUFFIXES: dict[str, PromptFormat] = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-    ".txt": "txt",
-}
 _DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 """Files of the `datasets` library that lie beside the data."""
 _PAPERS = {"readme", "license", "licence", "notice", "changelog", "requirements", "citation"}
@@ -126,13 +117,13 @@ def _add_some(name: str, root: Path, files: list[Path], options: IngestOptions, 
     found.skipped += [str(path) for path in files if path not in set(good)]
     if not good:
         what = "matches no file" if not files else f"has no file with prompts, only {', '.join(map(str, files[:3]))}"
-        raise UsageError(f"{name} {what}. Use {', '.join(_SUFFIXES)} or give --prompts-format.")
+        raise UsageError(f"{name} {what}. Use {', '.join(SUFFIXES)} or give --prompts-format.")
     for path in good:
         source = path.relative_to(root).as_posix()
         found.inputs.append(_local_file(path, str(path), source, _format(str(path), options.prompts_format)))
 
 
-def _is_prompts(name: str, given: PromptFormat | None) -> bool:
+def _is_prompts(name: str, given: str | None) -> bool:
     """Tell whether a file that no one named alone is prompts, by its name."""
     if given is not None:
         return True
@@ -141,22 +132,22 @@ def _is_prompts(name: str, given: PromptFormat | None) -> bool:
     return kind is not None and not papers and name not in _DESCRIPTIONS
 
 
-def _format(name: str, given: PromptFormat | None) -> PromptFormat:
+def _format(name: str, given: str | None) -> str:
     kind = given or _known_format(name)
     if kind is None:
         raise UsageError(
-            f"the format of {name} is not known by its suffix. Use {', '.join(_SUFFIXES)} "
+            f"the format of {name} is not known by its suffix. Use {', '.join(SUFFIXES)} "
             f"(each also with {', '.join(COMPRESSIONS)}) or give --prompts-format."
         )
     return kind
 
 
-def _known_format(name: str) -> PromptFormat | None:
+def _known_format(name: str) -> str | None:
     path = PurePosixPath(name.lower())
-    return _SUFFIXES.get(path.with_suffix("").suffix if path.suffix in COMPRESSIONS else path.suffix)
+    return SUFFIXES.get(path.with_suffix("").suffix if path.suffix in COMPRESSIONS else path.suffix)
 
 
-def _local_file(path: Path, name: str, source: str, kind: PromptFormat) -> Input:
+def _local_file(path: Path, name: str, source: str, kind: str) -> Input:
     stat = path.stat()
 
     def batches(scratch: Path, options: IngestOptions) -> Iterator[pa.RecordBatch]:
@@ -165,7 +156,7 @@ def _local_file(path: Path, name: str, source: str, kind: PromptFormat) -> Input
     return Input(name, source, (str(path.resolve()), kind, stat.st_size, stat.st_mtime_ns), batches)
 
 
-def _standard_input(kind: PromptFormat) -> Input:
+def _standard_input(kind: str) -> Input:
     def batches(scratch: Path, options: IngestOptions) -> Iterator[pa.RecordBatch]:
         path = scratch / "stdin"
         with path.open("wb") as file:
@@ -175,7 +166,7 @@ def _standard_input(kind: PromptFormat) -> Input:
     return Input(STDIN, STDIN, None, batches)
 
 
-def _prompt_file(path: Path, kind: PromptFormat, name: str, source: str, options: IngestOptions) -> PromptFile:
+def _prompt_file(path: Path, kind: str, name: str, source: str, options: IngestOptions) -> PromptFile:
     columns = (options.text_column, options.domain_column, options.domain)
     return PromptFile(path, kind, name, source, *columns, options.delimiter)
 
@@ -193,12 +184,12 @@ def _find_on_hub(name: str, options: IngestOptions, found: Found) -> None:
         good = [path for path in paths if _is_prompts(PurePosixPath(path).name, options.prompts_format)]
         found.skipped += [hub.at(path).pinned for path in paths if path not in good]
         if not good:
-            raise UsageError(f"{name} has no file with prompts. Use {', '.join(_SUFFIXES)} or give --prompts-format.")
+            raise UsageError(f"{name} has no file with prompts. Use {', '.join(SUFFIXES)} or give --prompts-format.")
         paths = good
     found.inputs += [_hub_file(hub.at(path), _format(path, options.prompts_format)) for path in paths]
 
 
-def _hub_file(hub: HubName, kind: PromptFormat) -> Input:
+def _hub_file(hub: HubName, kind: str) -> Input:
     def batches(scratch: Path, options: IngestOptions) -> Iterator[pa.RecordBatch]:
         yield from read_prompts(_prompt_file(hub.download(), kind, hub.pinned, hub.pinned, options), scratch)
 

@@ -22,8 +22,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from moewh.ingest.options import IngestOptions
+from moewh.ingest.prompts.canonical import BATCH_ROWS, CANONICAL
 from moewh.ingest.prompts.digest import PromptDigest
-from moewh.ingest.prompts.readers import BATCH_ROWS, CANONICAL, MESSAGES
+from moewh.ingest.prompts.records import MESSAGES
 from moewh.ingest.prompts.sources import Input, find_inputs
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.layout import Layout, exclusive

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from moewh.ingest.options import Overflow
 from moewh.ingest.prompts.chats import ChatRenderer, ChatRules
-from moewh.ingest.prompts.readers import INPUT_IDS, MESSAGES
+from moewh.ingest.prompts.records import INPUT_IDS, MESSAGES
 from moewh.ingest.routing import TokenisedSegment
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.schema import POSITION_BITS

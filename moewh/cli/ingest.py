@@ -53,9 +53,10 @@ def _parameter(one: Field[Any], hint: Any) -> click.Option:
     if get_origin(kind) is tuple:
         return click.Option(words, multiple=True, **shown)
     read = declared.read
+    choices = get_args(kind) if get_origin(kind) is Literal else declared.choices
     return click.Option(
         words,
-        type=click.Choice(get_args(kind)) if get_origin(kind) is Literal else kind,
+        type=click.Choice(choices) if choices else kind,
         default=one.default,
         show_default=declared.show_default,
         callback=None if read is None else lambda _context, _parameter, word: None if word is None else read(word),

@@ -29,8 +29,9 @@ from hypothesis import strategies as st
 
 from moewh.cli.main import main
 from moewh.ingest.model.architecture import model_class
-from moewh.ingest.options import IngestOptions, PromptFormat
-from moewh.ingest.prompts.readers import PromptFile, read_prompts
+from moewh.ingest.options import IngestOptions
+from moewh.ingest.prompts.canonical import PromptFile
+from moewh.ingest.prompts.readers import read_prompts
 from moewh.ingest.run import Progress, ingest
 from moewh.warehouse.answer import query
 from moewh.warehouse.answer.jail import Limits, open_jailed
@@ -80,7 +81,7 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     return random_warehouse(tmp_path_factory.mktemp("hostile") / "wh")[0]
 
 
-def rows_of(content: bytes, form: PromptFormat, **labels: Any) -> list[dict[str, Any]]:
+def rows_of(content: bytes, form: str, **labels: Any) -> list[dict[str, Any]]:
     """Read a prompts file of these bytes."""
     with tempfile.NamedTemporaryFile(suffix=f".{form}") as file:
         file.write(content)
@@ -158,7 +159,7 @@ JSON = st.recursive(
 @example(b'text\n"a\n', "csv")
 @example(b"text,text\na,b\n", "csv")
 @example(b"PAR1PAR1", "parquet")
-def test_any_bytes_are_rows_or_one_error(content: bytes, form: PromptFormat) -> None:
+def test_any_bytes_are_rows_or_one_error(content: bytes, form: str) -> None:
     try:
         rows = rows_of(content, form)
     except MoewhError as error:
@@ -201,7 +202,7 @@ def test_any_json_is_rows_or_one_error(values: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("form", ["jsonl", "csv", "txt", "parquet"])
-def test_a_line_of_megabytes(form: PromptFormat) -> None:
+def test_a_line_of_megabytes(form: str) -> None:
     text = "long é " * 1_000_000
     buffer = io.BytesIO()
     pq.write_table(pa.table({"text": [text]}), buffer)

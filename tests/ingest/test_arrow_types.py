@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from moewh.ingest.prompts.readers import PromptFile, read_tables
+from moewh.ingest.prompts.canonical import PromptFile
+from moewh.ingest.prompts.tables import read_tables
 from moewh.warehouse.errors import MoewhError
 
 Case = tuple[pa.Array, list[Any]]

@@ -17,8 +17,8 @@ from moewh.cli.main import main
 from moewh.ingest.options import IngestOptions
 from moewh.ingest.processes import Process
 from moewh.ingest.prompts import template_time
+from moewh.ingest.prompts.canonical import CANONICAL
 from moewh.ingest.prompts.chats import ChatRules, chat_arguments
-from moewh.ingest.prompts.readers import CANONICAL
 from moewh.ingest.prompts.tokenise import TokenRules, tokenise
 from moewh.ingest.run import Progress, Summary, ingest
 from moewh.warehouse.errors import MoewhError, UsageError

@@ -9,7 +9,9 @@ import io
 import json
 import lzma
 import os
+import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from moewh.ingest.options import IngestOptions
+from moewh.ingest.prompts.readers import FORMATS, SUFFIXES
 from moewh.ingest.prompts.stream import PromptStream, SizeRule
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import Layout
@@ -360,3 +363,45 @@ def test_plans_of_other_options_are_not_taken(tmp_path: Path) -> None:
         with PromptStream(IngestOptions("m", (str(path),), **options), layout) as opened:  # type: ignore[arg-type]
             seen.add((opened._plan, json.dumps(opened.read(0, opened.plan(RULE).prompts).to_pylist())))
     assert len(seen) == 4
+
+
+def test_a_format_is_one_file(tmp_path: Path) -> None:
+    """A file put into a copy of the folder is a choice, a suffix and a reader; --help does not load it."""
+    root = Path(__file__).resolve().parents[2]
+    for room in ("ingest", "warehouse", "queries"):
+        shutil.copytree(root / room, tmp_path / "moewh" / room, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(root / "moewh" / "cli", tmp_path / "moewh" / "cli")
+    shutil.copy(root / "moewh" / "__init__.py", tmp_path / "moewh")
+    (tmp_path / "moewh" / "ingest" / "prompts" / "formats" / "upper.py").write_text(
+        "import pyarrow as pa\n"
+        "from moewh.ingest.prompts.canonical import Format\n"
+        "from moewh.ingest.prompts.tables import read_tables\n"
+        "def read(path, file):\n"
+        "    return read_tables([pa.table({'text': [path.read_text().upper()]})], file)\n"
+        "FORMAT = Format(('.up',), read)\n"
+    )
+    (tmp_path / "a.up").write_text("hi")
+    code = (
+        "import sys\n"
+        "from moewh.ingest.options import IngestOptions, PROMPT_FORMATS\n"
+        "assert 'upper' in PROMPT_FORMATS and not {'pyarrow', 'duckdb'} & set(sys.modules)\n"
+        "from pathlib import Path\n"
+        "from moewh.ingest.prompts.sources import find_inputs\n"
+        "options = IngestOptions('m', ('a.up',))\n"
+        "(found,) = find_inputs(options).inputs\n"
+        "print([text for batch in found.batches(Path(), options) for text in batch.column('text').to_pylist()])\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("['HI']\n", "")
+
+
+def test_no_two_formats_share_a_suffix() -> None:
+    suffixes = [suffix for form in FORMATS.values() for suffix in form.suffixes]
+    assert len(SUFFIXES) == len(suffixes)
+
+
+def test_an_unknown_format_is_named() -> None:
+    with pytest.raises(UsageError, match=r"--prompts-format is yaml\. Use arrow, csv, "):
+        IngestOptions("m", ("-",), prompts_format="yaml")

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from moewh.ingest.options import IngestOptions
+from moewh.ingest.prompts.canonical import CANONICAL
 from moewh.ingest.prompts.digest import PromptDigest
-from moewh.ingest.prompts.readers import CANONICAL
 from moewh.ingest.prompts.stream import Plan, PromptStream, SizeRule, estimated_rows, segment_starts
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import Layout

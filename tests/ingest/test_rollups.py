@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from moewh.ingest.prompts.readers import CANONICAL
+from moewh.ingest.prompts.canonical import CANONICAL
 from moewh.ingest.prompts.tokenise import TokenTexts
 from moewh.ingest.record import Identity, RunRecord
 from moewh.ingest.routing import NO_ROUTE, LayerRouting, RoutingBuffer, TokenisedSegment

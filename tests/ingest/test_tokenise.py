@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from moewh.ingest.options import Overflow
-from moewh.ingest.prompts.readers import CANONICAL
+from moewh.ingest.prompts.canonical import CANONICAL
 from moewh.ingest.prompts.tokenise import TokenRules, TokenTexts, tokenise, tokenizer_sha256
 from moewh.ingest.routing import TokenisedSegment
 from moewh.warehouse.errors import MoewhError

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moewh.ingest.prompts.readers import CANONICAL
+from moewh.ingest.prompts.canonical import CANONICAL
 from moewh.ingest.record import Identity, RunRecord
 from moewh.ingest.routing import LayerRouting, RoutingBuffer, TokenisedSegment, VectorBuffer
 from moewh.ingest.write import run_files

@@ -1,0 +1,127 @@
+"""What every reader of prompts shares: the canonical columns, one input, what a format is, and the last checks.
+
+In: batches of (text, form, domain, source, metadata) as `moewh.ingest.prompts.records` has DuckDB make them. Out: the
+same with the file's own labels filled in, in exactly the canonical schema.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from moewh.ingest.prompts.records import Convention, problem_of
+from moewh.ingest.prompts.spelling import strict_json
+from moewh.warehouse.errors import MoewhError
+
+CANONICAL = pa.schema([(name, pa.string()) for name in ("text", "form", "domain", "source", "metadata")])
+BATCH_ROWS = 16_384
+BLOCK_BYTES = 16 << 20
+LONGEST_LINE = 256 << 20
+
+
+@dataclass(frozen=True)
+class PromptFile:
+    """One input: where its bytes are, what to call it, and how its columns are named."""
+
+    path: Path
+    format: str
+    """Its file in `moewh.ingest.prompts.formats`."""
+    name: str
+    """As the user wrote it, for messages."""
+    source: str
+    """For prompts that name no source themselves."""
+    text_column: str | None = None
+    """None: by the conventions of `moewh.ingest.prompts.records`."""
+    domain_column: str = "domain"
+    domain: str | None = None
+    """A label for every prompt, instead of a column."""
+    delimiter: str | None = None
+    """None: what the format or the header says."""
+
+    def error(self, what: str) -> MoewhError:
+        """Return the error to raise, with the file's name in front."""
+        return MoewhError(f"{self.name}: {what}")
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format of prompts: the `FORMAT` of a file in `moewh.ingest.prompts.formats`, whose name is the format's."""
+
+    suffixes: tuple[str, ...]
+    """What its files are called, in lower case with the dot."""
+    read: Callable[[Path, PromptFile], Iterator[pa.RecordBatch]]
+    """(path of the plain bytes, file) → canonical batches. Raises `PromptFile.error` for what it cannot read."""
+    text: bool = True
+    """Whether its bytes are a text, which is UTF-8 without a byte order mark by the time it is read."""
+
+
+def canonical(
+    batches: Iterable[pa.RecordBatch], read: Sequence[Convention], file: PromptFile, word: str
+) -> Iterator[pa.RecordBatch]:
+    """Check that every record is a prompt, fill in the file's own labels, and yield exactly the canonical schema.
+
+    Raises MoewhError for the first record that is no prompt, named by its place.
+    """
+    before = labelled = 0
+    for batch in batches:
+        bad = pc.index(pc.is_valid(batch.column("problem")), pa.scalar(True)).as_py()
+        if bad >= 0:
+            problem = problem_of(batch.slice(bad, 1).to_pylist()[0], read)
+            raise file.error(f"{word} {before + bad + 1} {problem}.")
+        columns = {name: batch.column(name).cast(pa.string()) for name in CANONICAL.names}
+        if file.domain is not None:
+            columns["domain"] = pa.array([file.domain] * batch.num_rows, pa.string())
+        columns["text"] = _strict_payloads(pc.fill_null(columns["text"], ""), columns["form"])
+        columns["source"] = pc.fill_null(columns["source"], file.source)
+        columns["metadata"] = strict_json(columns["metadata"])
+        yield pa.RecordBatch.from_arrays(list(columns.values()), schema=CANONICAL)
+        before += batch.num_rows
+        labelled += pc.sum(batch.column("labelled")).as_py() or 0
+    if not labelled and before and file.domain_column != "domain":
+        raise file.error(f"no {word} has {file.domain_column!r}. Check --domain-column.")
+
+
+def _strict_payloads(texts: pa.StringArray, forms: pa.StringArray) -> pa.StringArray:
+    """Make messages and ids valid JSON; texts stay what they are."""
+    is_text = pc.equal(forms, "text")
+    return texts if pc.all(is_text).as_py() else pc.if_else(is_text, texts, strict_json(texts, pc.invert(is_text)))
+
+
+class Bound:
+    """Values of a query's parameters."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+
+    def __call__(self, value: str) -> str:
+        """Return the SQL that stands for a value."""
+        name = f"p{len(self.values)}"
+        self.values[name] = value
+        return f"${name}"
+
+
+def nested_null(keys: list[str]) -> str:
+    """Return the merge patch that takes a nested column out of a record."""
+    patch: Any = None
+    for key in reversed(keys):
+        patch = {key: patch}
+    return json.dumps(patch)
+
+
+def database() -> duckdb.DuckDBPyConnection:
+    """Return a DuckDB in memory whose answers do not depend on where in the world it runs."""
+    connection = duckdb.connect()
+    connection.execute("set TimeZone = 'UTC'")
+    return connection
+
+
+def first_line(error: BaseException) -> str:
+    """Return what a library's error says in one line."""
+    return str(error).strip().splitlines()[0]

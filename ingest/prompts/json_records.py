@@ -1,0 +1,119 @@
+"""JSON records to canonical batches: what every format of JSON is read with.
+
+In: SQL of a file's records. Out: canonical batches. What DuckDB cannot say in one plain line, such as the very line
+that is broken, is looked up again only after it failed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from moewh.ingest.prompts.canonical import (
+    BATCH_ROWS,
+    LONGEST_LINE,
+    Bound,
+    PromptFile,
+    canonical,
+    database,
+    first_line,
+    nested_null,
+)
+from moewh.ingest.prompts.plain import bad_utf8
+from moewh.ingest.prompts.records import BESIDE, Convention, RecordColumns, conventions, nested_path, prompts_sql
+from moewh.warehouse.files.layout import glob_literal
+
+Relation = Callable[[duckdb.DuckDBPyConnection, Bound], str]
+"""SQL of the relation of a file's records, one `json` each."""
+
+
+def read_json(path: Path, file: PromptFile, kind: str, relation: Relation) -> Iterator[pa.RecordBatch]:
+    """Bring JSON records to canonical batches. Raises MoewhError for the record or line that is none."""
+    bound = Bound()
+    names = {*(name for item in conventions(file.text_column) for name in item.columns), file.domain_column}
+    paths: list[str] = []
+    places: dict[str, list[int]] = {}
+    for name in sorted(names | {*BESIDE, "source"}):
+        keys = nested_path(name)
+        spellings = [json_key(name), *(["$." + ".".join(f'"{key}"' for key in keys)] if keys else [])]
+        places[name] = [len(paths) + offset + 1 for offset in range(len(spellings))]
+        paths += spellings
+
+    def value(name: str) -> str:
+        return f"coalesce({', '.join(f'v[{place}]' for place in places[name])})"
+
+    def text(name: str) -> str:
+        return f"{value(name)} ->> '$'"
+
+    def metadata(convention: Convention) -> str:
+        used = dict.fromkeys((*convention.columns, file.domain_column, "source"))
+        patches = [bound(json.dumps(used)), *(_nested_patch(name, places[name], bound) for name in used)]
+        record = "case when record_kind = 'OBJECT' then json else '{}' end"
+        return f"nullif(json_merge_patch({', '.join([record, *filter(None, patches)])})::varchar, '{{}}')"
+
+    connection = database()
+    try:
+        records = f"""
+            select json, json_type(json) as record_kind, v, {value(file.domain_column)} is not null as labelled,
+                   {value(file.domain_column)} ->> '$' as domain, {value("source")} ->> '$' as source
+            from (select json, json_extract(json, [{", ".join(map(bound, paths))}]) as v
+                  from {relation(connection, bound)})
+        """
+        read = conventions(file.text_column)
+        query = prompts_sql(records, read, RecordColumns(value, text, metadata, "json_keys(json)"))
+        batches = connection.sql(query, params=bound.values).to_arrow_reader(BATCH_ROWS)
+        yield from canonical(batches, read, file, "record")
+    except (duckdb.Error, pa.ArrowException) as error:
+        if "maximum_object_size" in str(error):
+            raise file.error(f"holds a record of more than {LONGEST_LINE >> 20} MiB. Split it.") from None
+        raise file.error(_bad_json(path, kind) or f"not valid JSON: {first_line(error)}") from None
+    finally:
+        connection.close()
+
+
+def json_objects(path: Path, kind: str, bound: Bound) -> str:
+    """SQL of the JSON values of a file, one `json` each, by what the file is: jsonl, an array or a document."""
+    form = {"jsonl": "newline_delimited", "array": "array", "document": "unstructured"}[kind]
+    options = f"format = '{form}', compression = 'uncompressed', maximum_object_size = {LONGEST_LINE}"
+    return f"read_json_objects({bound(glob_literal(path))}, {options})"
+
+
+def _nested_patch(name: str, places: list[int], bound: Bound) -> str | None:
+    """SQL of the merge patch that takes a nested column out of a record; None for a column that is not nested."""
+    keys = nested_path(name)
+    if keys is None:
+        return None
+    literal, nested = (f"v[{place}] is not null" for place in places)
+    return f"case when not {literal} and {nested} then {bound(nested_null(keys))} else '{{}}' end"
+
+
+def json_key(name: str) -> str:
+    """Return the JSON pointer to a top-level key, whatever characters it has; a path cannot name the empty key."""
+    return "/" + name.replace("~", "~0").replace("/", "~1")
+
+
+def _bad_json(path: Path, kind: str) -> str | None:
+    """Name the first line that is not UTF-8 or not JSON, if Python's reader sees one."""
+    if not_utf8 := bad_utf8(path):
+        return not_utf8
+    if kind != "jsonl":
+        return _bad_json_text(path.read_bytes(), "")
+    with path.open("rb") as lines:
+        found = (_bad_json_text(line, f"line {number} ") for number, line in enumerate(lines, 1) if line.strip())
+        return next((problem for problem in found if problem), None)
+
+
+def _bad_json_text(content: bytes, where: str) -> str | None:
+    try:
+        json.dumps(json.loads(content), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return f"{where}holds half of a surrogate pair (\\ud800 to \\udfff), which is no character."
+    except RecursionError:
+        return f"{where}is nested too deeply."
+    except ValueError as error:
+        return f"{where}is not valid JSON: {error}."
+    return None

@@ -1,0 +1,160 @@
+"""Arrow tables to canonical batches: what every format of rows and columns is read with, and every data set.
+
+In: Arrow tables of one schema. Out: canonical batches. A column of a type that DuckDB does not know is spelled as JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+
+import duckdb
+import pyarrow as pa
+
+from moewh.ingest.prompts.canonical import Bound, PromptFile, canonical, database, first_line, nested_null
+from moewh.ingest.prompts.records import BESIDE, Convention, RecordColumns, conventions, nested_path, prompts_sql
+from moewh.ingest.prompts.spelling import as_text, holds, spelled, unwrapped
+
+
+def read_tables(
+    tables: Iterable[pa.Table], file: PromptFile, *, empty_is_null: bool = False
+) -> Iterator[pa.RecordBatch]:
+    """Bring Arrow tables of one schema to canonical batches; what no prompt takes up becomes JSON metadata.
+
+    `empty_is_null`: an empty text is no value, as in CSV.
+    """
+    tables = iter(tables)
+    first = next(tables, None)
+    if first is None:
+        return
+    read = _table_conventions(first.schema, file)
+    yield from canonical(
+        _relabelled(chain([first], tables), read, file, empty_is_null=empty_is_null), read, file, "row"
+    )
+
+
+def _table_conventions(columns: pa.Schema, file: PromptFile) -> tuple[Convention, ...]:
+    """Return what may be a prompt among the columns of a table. Raises MoewhError for a table without."""
+    names = columns.names
+    if len(set(names)) < len(names):
+        raise file.error("has two columns of the same name. Rename one.")
+    listed = ", ".join(map(repr, names))
+    if file.domain_column != "domain" and _root(file.domain_column, names) is None:
+        raise file.error(f"has no column {file.domain_column!r}; it has {listed}. Check --domain-column.")
+    known = conventions(file.text_column)
+    there = [item for item in known if _root(item.head, names) is not None]
+    kinds = {item.head: columns.field(item.head).type for item in there if item.head in names}
+    read = [item for item in there if item.head not in kinds or holds(kinds[item.head], item.form)]
+    texts = [item for item in there if item.form == "text"]
+    if texts and texts[0] not in read and (len(there) == 1 or not pa.types.is_null(kinds[texts[0].head])):
+        raise file.error(f"column {texts[0].head!r} holds {kinds[texts[0].head]}, not text.")
+    if not read:
+        raise file.error(f"has no column {known[0].head!r}; it has {listed}. Name it with --text-column.")
+    return tuple(read)
+
+
+def _root(name: str, names: list[str]) -> str | None:
+    """Return the column of a table that holds a column: itself, or what `a.b` is nested in; None if there is none."""
+    if name in names:
+        return name
+    keys = nested_path(name)
+    return keys[0] if keys and keys[0] in names else None
+
+
+def _relabelled(
+    tables: Iterable[pa.Table], read: tuple[Convention, ...], file: PromptFile, *, empty_is_null: bool
+) -> Iterator[pa.RecordBatch]:
+    """Yield what `prompts_sql` makes of tables. A column that DuckDB cannot read is spelled as JSON first."""
+    connection = database()
+    try:
+        for table in tables:
+            given = _with_plain_columns(table, read, file)
+            try:
+                batches = _relabel(connection, given, frozenset(), read, file, empty_is_null=empty_is_null)
+            except duckdb.Error:
+                connection.close()
+                connection = database()  # some errors leave the old one of no use
+                given, as_json = spelled(given)
+                batches = _relabel(connection, given, as_json, read, file, empty_is_null=empty_is_null)
+            yield from batches
+    except duckdb.Error as error:
+        raise file.error(f"holds what DuckDB cannot read: {first_line(error)}") from None
+    finally:
+        connection.close()
+
+
+def _with_plain_columns(table: pa.Table, read: tuple[Convention, ...], file: PromptFile) -> pa.Table:
+    """Return a table whose text columns are plain strings, and whose others DuckDB reads right if it reads them."""
+    texts = {name for item in read for name in item.columns}
+    for place, name in enumerate(table.column_names):
+        try:
+            column = as_text(table.column(place)) if name in texts else table.column(place)
+        except pa.ArrowInvalid:
+            raise file.error(f"column {name!r} holds bytes that are not UTF-8.") from None
+        table = table.set_column(place, name, unwrapped(column))
+    return table
+
+
+def _relabel(
+    connection: duckdb.DuckDBPyConnection,
+    table: pa.Table,
+    as_json: frozenset[int],
+    read: tuple[Convention, ...],
+    file: PromptFile,
+    *,
+    empty_is_null: bool,
+) -> list[pa.RecordBatch]:
+    """Run `prompts_sql` on a table. DuckDB knows its columns by their places: to it, `Text` and `text` are one name."""
+    bound = Bound()
+    names = table.column_names
+    columns = {name: f"c{place}" + ("::json" if place in as_json else "") for place, name in enumerate(names)}
+    texts = {name for item in read if item.form == "text" for name in item.columns if name in names}
+    strings = {name for name in texts if pa.types.is_large_string(table.schema.field(name).type)}
+
+    def value(name: str) -> str:
+        root = _root(name, names)
+        if root is None:
+            return "null::json"
+        if root != name:
+            path = "$." + ".".join(f'"{key}"' for key in (nested_path(name) or [])[1:])
+            return f"json_extract(to_json({columns[root]}), {bound(path)})"
+        if name in strings:  # only whether there is one counts: `text` says which
+            return f"case when {text(name)} is not null then '\"\"'::json else 'null'::json end"
+        column = f"nullif({columns[name]}, '')" if empty_is_null else columns[name]
+        return f"coalesce(to_json({column}), 'null'::json)"
+
+    def text(name: str) -> str:
+        if name not in strings:
+            return f"{value(name)} ->> '$'"
+        return f"nullif({columns[name]}, '')" if empty_is_null else columns[name]
+
+    def label(name: str) -> str:
+        if name not in columns or columns[name].endswith("json"):
+            return f"{value(name)} ->> '$'"
+        return f"nullif({columns[name]}::varchar, '')" if empty_is_null else f"{columns[name]}::varchar"
+
+    def metadata(convention: Convention) -> str:
+        used = (*convention.columns, file.domain_column, "source")
+        rest = ", ".join(f"{bound(name)}, {columns[name]}" for name in names if name not in used)
+        nested = [name for name in used if _root(name, names) not in (None, name)]
+        patches = [
+            f"case when {value(name)} is not null then {bound(nested_null(nested_path(name) or []))} else '{{}}' end"
+            for name in nested
+        ]
+        packed = f"json_object({rest})" if rest else "null"
+        return f"json_merge_patch({', '.join([packed, *patches])})::varchar" if patches else f"{packed}::varchar"
+
+    needed = sorted({*(name for item in read for name in item.columns), *BESIDE})
+    values = {name: value(name) for name in needed}
+    v = {name: f"v{place}" for place, name in enumerate(needed)}
+    labelled = f"{value(file.domain_column)} is not null"
+    records = f"""
+        select *, 'OBJECT' as record_kind, {labelled} as labelled, {label(file.domain_column)} as domain,
+               {label("source")} as source, {", ".join(f"{values[name]} as {v[name]}" for name in needed)}
+        from given
+    """
+    keys = f"[{', '.join(map(bound, names))}]"
+    query = prompts_sql(records, read, RecordColumns(v.__getitem__, text, metadata, keys))
+    connection.register("given", table.rename_columns([f"c{place}" for place in range(len(names))]))
+    batches: list[pa.RecordBatch] = connection.sql(query, params=bound.values).to_arrow_table().to_batches()
+    return batches
