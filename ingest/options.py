@@ -98,7 +98,7 @@ class IngestOptions:
         Option(
             "--prompts",
             metavar="FILE",
-            help=f"{', '.join(f'.{name}' for name in PROMPT_FORMATS)} (.txt: one prompt per line), also .gz, .zst, "
+            help=f"{', '.join(f'.{name}' for name in PROMPT_FORMATS)} (one prompt per line in .txt), also .gz, .zst, "
             ".bz2 or .xz; a folder; a quoted pattern; hf://datasets/ORG/NAME[@REVISION]/FILE; - for standard input; "
             "demo. Repeat for more.",
         ),
