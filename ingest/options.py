@@ -381,13 +381,13 @@ def shaping_options(options: IngestOptions, resolved: Mapping[str, Any]) -> dict
 
     `resolved` has the values that are known only once the model is loaded; they take the place of those given.
     """
-    values = {one.name: resolved.get(one.name, getattr(options, one.name)) for one in fields(options)}
-    shapes = {one.name: option_of(one).shapes for one in fields(options)}
-    return {
-        name: value
-        for name, value in values.items()
-        if shapes[name] == "always" or (shapes[name] == "if given" and value)
-    }
+    shaping = {}
+    for one in fields(options):
+        shapes, value = option_of(one).shapes, resolved.get(one.name, getattr(options, one.name))
+        given = value != one.default if one.default else bool(value)  # (), {} and None all mean: not given
+        if shapes == "always" or (shapes == "if given" and given):
+            shaping[one.name] = value
+    return shaping
 
 
 def command_words(identity: Mapping[str, Any]) -> list[str]:
@@ -402,6 +402,8 @@ def command_words(identity: Mapping[str, Any]) -> list[str]:
         elif isinstance(value, dict):
             for name, part in value.items():
                 words += [declared.flag, f"{name}={json.dumps(part)}"]
+        elif isinstance(value, list | tuple):
+            words += [word for part in value for word in (declared.flag, str(part))]
         else:
             words += [declared.flag, str(value)]
     return words

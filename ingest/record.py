@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 _OF_TOKENS = ("prompts_sha256", "tokenizer_sha256", "max_length", "on_overflow", "special_tokens")
-_OF_CHATS = ("chat_arguments", "template_time")
-"""What decides the text of chats, besides the tokenizer; in an identity only where it does."""
+_OF_TOKENS_IF_GIVEN = ("chat_arguments", "template_time")
+"""What else decides the tokens, in an identity only where it does: an option that shapes tokens is added here."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Identity:
     def tokens_key(self) -> str:
         """Digest of what decides the tokens and their ids: prompts, tokenizer and tokenisation options."""
         deciding: list[Any] = [self.shaping.get(name) for name in _OF_TOKENS]
-        deciding += [[name, self.shaping[name]] for name in _OF_CHATS if name in self.shaping]
+        deciding += [[name, self.shaping[name]] for name in _OF_TOKENS_IF_GIVEN if name in self.shaping]
         if self.shaping.get("generate"):  # then it is the model that decides
             deciding.append(self.sha256)
         return hashlib.sha256(json.dumps(deciding).encode()).hexdigest()

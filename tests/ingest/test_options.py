@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +13,15 @@ import torch
 
 from moewh.cli.ingest import ingest, ingest_parameters
 from moewh.ingest import identity
-from moewh.ingest.options import IngestOptions, command_words, each_checkpoint, option_of, shaping_options
+from moewh.ingest.options import (
+    IngestOptions,
+    Option,
+    command_words,
+    each_checkpoint,
+    option,
+    option_of,
+    shaping_options,
+)
 from moewh.ingest.prompts.chats import ChatRules, chat_arguments
 from moewh.ingest.prompts.stream import Plan
 from moewh.ingest.prompts.tokenise import TokenRules
@@ -108,7 +116,7 @@ def test_every_field_is_an_option_in_the_same_order() -> None:
     given = [(made.name, made.opts) for made in ingest_parameters()]
     names = {"model": "models", "revision": "revisions"}
     assert given == [(names.get(one.name, one.name), [option_of(one).flag]) for one in fields(IngestOptions)]
-    shown = [made.opts[-1] for made in ingest.get_params(click.Context(ingest))]
+    shown = [made.opts[-1] for made in ingest.get_params(click.Context(ingest, help_option_names=["-h", "--help"]))]
     assert shown == [flags[0] for _, flags in given] + ["--warehouse", "--help"]
 
 
@@ -154,3 +162,30 @@ def test_a_number_out_of_range_is_refused_by_its_flag(name: str, value: float) -
     options: dict[str, Any] = {name: value}
     with pytest.raises(UsageError, match=f"^{flag} is {value}. Give a .* number of at least "):
         IngestOptions("m", ("p",), **options)
+
+
+NO_TOKENS = {"dtype", "limit", "segment_rows", "generate", "temperature", "seed", "router_logits", "hidden_states"}
+"""Options that shape rows and not the tokens of a prompt (those generated are covered by the whole identity)."""
+
+
+def test_every_option_that_decides_tokens_is_in_the_tokens_key() -> None:
+    shaping = {one.name for one in fields(IngestOptions) if option_of(one).shapes != "no"}
+    names = ("prompts_sha256", "tokenizer_sha256", "max_length", "on_overflow", "special_tokens")
+    known = dict.fromkeys(names, "x")
+    for name in sorted(shaping - NO_TOKENS):
+        changed = Identity({**known, name: "y"}, "r")
+        assert changed.tokens_key != Identity(known, "r").tokens_key, f"{name}: add it to ingest/record.py, or above"
+
+
+def test_an_option_is_given_where_it_differs_from_its_default() -> None:
+    @dataclass(frozen=True)
+    class More(IngestOptions):
+        padded: bool = option(True, Option("--no-padding", "No padding.", shapes="if given"))
+        share: float = option(0.5, Option("--share", "A share.", shapes="if given"))
+        words: tuple[str, ...] = option((), Option("--word", "A word.", shapes="if given"))
+
+    asked: dict[str, Any] = {"model": "m", "prompts": ("p",)}
+    names = {"padded", "share", "words"}
+    assert not names & shaping_options(More(**asked), {}).keys()
+    given = shaping_options(More(**asked, padded=False, share=0.0, words=("a", "b")), {})
+    assert {name: given[name] for name in names} == {"padded": False, "share": 0.0, "words": ("a", "b")}

@@ -36,7 +36,8 @@ select 'runs' as t, run_id, count(*) as n, count(added) as known, max(added) as 
 union all select 'prompts', run_id, count(*), count(added), max(added) from prompts group by run_id
 union all select 'routing', run_id, count(*), count(added), max(added) from routing group by run_id
 order by t, run_id"""
-NEWER = "was written by a newer moewh (schema 2; this one knows 1). Upgrade moewh."
+NEXT = schema.SCHEMA_VERSION + 1
+NEWER = f"was written by a newer moewh (schema {NEXT}; this one knows {NEXT - 1}). Upgrade moewh."
 
 
 @pytest.fixture
@@ -48,20 +49,20 @@ def layout(tmp_path: Path) -> Layout:
 
 @pytest.fixture
 def grow(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Return what turns this moewh into the one of schema 2."""
+    """Return what turns this moewh into the one of the next schema."""
 
     def grown() -> None:
         for table in GROWN:
-            added = schema.Column("added", "INTEGER", "What came later.", since=2)
+            added = schema.Column("added", "INTEGER", "What came later.", since=NEXT)
             derived = [column for column in table.columns if column.derived]
             monkeypatch.setitem(vars(table), "columns", (*table.stored, added, *derived))
-        monkeypatch.setattr(schema, "SCHEMA_VERSION", 2)
+        monkeypatch.setattr(schema, "SCHEMA_VERSION", NEXT)
 
     return grown
 
 
 def write_newer(layout: Layout, run_id: str) -> None:
-    """Give a run's files the added column, as the moewh of schema 2 writes them."""
+    """Give a run's files the added column, as the moewh of the next schema writes them."""
     for folder in (layout.run(run_id), *layout.segments(run_id).iterdir()):
         for table, value in GROWN.items():
             if (file := folder / table.file).is_file():
@@ -149,25 +150,25 @@ def test_a_newer_manifest_with_older_columns_is_a_fault(layout: Layout, grow: Ca
     ids=lambda arguments: arguments[0],
 )
 def test_an_older_moewh_refuses(arguments: tuple[str, ...], layout: Layout) -> None:
-    in_version(layout, {"schema": 2})
+    in_version(layout, {"schema": NEXT})
     result = moewh(layout, *arguments)
     assert result.exit_code == 1
     assert result.stderr.splitlines() == [f"moewh: the warehouse at {layout.root} {NEWER}"]
 
 
 def test_an_older_moewh_writes_nothing(layout: Layout) -> None:
-    in_version(layout, {"schema": 2})
+    in_version(layout, {"schema": NEXT})
     with pytest.raises(MoewhError, match="newer moewh"):
         layout.create()
 
 
 def test_the_published_file_refuses_what_became_newer(layout: Layout) -> None:
     assert in_shell(layout, "select count(*) from runs").returncode == 0
-    in_version(layout, {"schema": 2})
+    in_version(layout, {"schema": NEXT})
     for view in ("runs", "layers", "experts", "expert_load", "layer_transitions where run_id = 'one'"):
         done = in_shell(layout, f"select count(*) from {view}")
         assert done.returncode == 1, view
-        assert "newer moewh (schema 2; this file knows 1). Upgrade moewh and run `moewh refresh`." in done.stderr
+        assert f"newer moewh (schema {NEXT}; this file knows {NEXT - 1}). Upgrade moewh and run" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -191,6 +192,6 @@ def in_version(layout: Layout, version: dict[str, int]) -> None:
 def test_the_version_is_the_newest_column() -> None:
     newest = max(column.since for table in schema.TABLES for column in table.columns)
     assert newest == schema.SCHEMA_VERSION
-    column = replace(schema.ROUTING.columns[0], since=2)
+    column = replace(schema.ROUTING.columns[0], since=NEXT)
     assert replace(schema.ROUTING, columns=(column,)).newer == (column,)
     assert all(not table.newer for table in schema.TABLES) or newest > 1
