@@ -166,8 +166,9 @@ def _chat_rules(options: IngestOptions, loaded: LoadedModel, plan: Plan) -> Chat
 
 def _check_start(loaded: LoadedModel) -> None:
     """Raise MoewhError if an encoder-decoder's decoder would start from a token that the model does not have."""
-    start, rows = loaded.model.generation_config.decoder_start_token_id, loaded.vocabulary_rows
-    if loaded.config.is_encoder_decoder and isinstance(start, int) and rows is not None and not 0 <= start < rows:
+    start = None if loaded.generation_tokens is None else loaded.generation_tokens.used.start_id
+    rows = loaded.vocabulary_rows
+    if start is not None and rows is not None and not 0 <= start < rows:
         raise MoewhError(
             f"decoder_start_token_id {start} is outside the model's vocabulary ({rows:,} rows). Correct "
             "generation_config.json."

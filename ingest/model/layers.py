@@ -135,14 +135,17 @@ def _unobserved(model: nn.Module, located: MoELayers) -> Iterator[tuple[str, nn.
     """
     known = [moe.path for moe in located.moe_layers] + [path for path, _ in located.others]
     known += [path for moe in located.moe_layers for path in moe.family.not_the_routing(moe)]
-    for path, module in model.named_modules():
-        seen = any(f"{path}.".startswith(f"{other}.") or other.startswith(f"{path}.") for other in known)
+    for called, module in model.named_modules():
+        path = re.sub(f"{_WRAPPER}(?=\\.|$)", "", called)
+        seen = _REPLACED in path.split(".") or any(
+            f"{path}.".startswith(f"{other}.") or other.startswith(f"{path}.") for other in known
+        )
         if seen or OTHER_MODALITY.search(path) or _SHARED.search(path):
             continue
         stacked = [tensor for tensor in module.parameters(recurse=False) if tensor.dim() > 2]
         if path.endswith("experts") or _EXPERTS_CLASS.search(type(module).__name__) or len(stacked) > 1:
             known.append(path)
-            yield path, module
+            yield called, module
 
 
 def _cannot_observe(model: nn.Module, unobserved: list[tuple[str, nn.Module]]) -> str:

@@ -133,11 +133,14 @@ class PeftAdapter:
             yield
         except torch.OutOfMemoryError:
             raise
-        except _FAILURES as error:
+        except (*_FAILURES, MoewhError) as error:
+            cause = error.__cause__ if isinstance(error, MoewhError) else error  # the pass may have named it already
+            if not isinstance(cause, _FAILURES):
+                raise
             raise MoewhError(
                 f"{self.title}: the model does not run with this adapter, which targets a module that peft cannot "
-                f"adapt: {_one_line(error)}."
-            ) from error
+                f"adapt: {_one_line(cause)}."
+            ) from cause
 
     def _weights_file(self) -> Path:
         for name in (ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME):

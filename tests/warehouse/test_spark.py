@@ -319,7 +319,7 @@ CLUSTER = """
 import sys
 from pathlib import Path
 from tests.support.two_engines import assert_same
-from warehouse import query, spark
+from moewh.warehouse.answer import query, spark
 from moewh.warehouse.files.layout import Layout
 with spark.open_spark("local-cluster[2,1,1024]") as session:
     for name in sys.argv[2:]:
