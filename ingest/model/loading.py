@@ -138,9 +138,7 @@ def load_model(options: IngestOptions, process: Process | None = None) -> Loaded
         raise UsageError(f"--dtype {options.dtype} is not known. Use auto, {', '.join(_DTYPES)}.")
     check_versions()
     device = choose_device(options.device, process or Process())
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    hub_logging.set_verbosity_error()
+    _quiet()
     check_place(options.model)
     source = find_source(options.model, options.revision, options.series)
     with explaining(source.title):
@@ -156,20 +154,8 @@ def load_model(options: IngestOptions, process: Process | None = None) -> Loaded
         refuse_by_name(config)
         absent = check_files(source.title, base, config, options)
         tokenizer = load_tokenizer(_tokenizer_source(options, source.title, tokenizer_files), options.chat_template)
-        model, info = model_class(config, options.trust_remote_code).from_pretrained(
-            base.location,
-            revision=base.revision,
-            config=config,
-            dtype=options.dtype,
-            use_safetensors=None if options.allow_pickle else True,
-            # Its own settings shape nothing: see moewh.ingest.model.generation_tokens.
-            generation_config=GenerationConfig(),
-            output_loading_info=True,
-            **code,
-            **({"device_map": "auto"} if device is None else {}),
-            **({} if adapter is None else BASE_ALONE),
-            **loading_arguments(config),
-        )
+        more = {**({"device_map": "auto"} if device is None else {}), **({} if adapter is None else BASE_ALONE)}
+        model, info = _from_files(base, config, options, more)
         generation_tokens = read_generation_tokens(base, tokenizer, config) if options.generate else None
     if options.generate and not model.can_generate():
         raise MoewhError(
@@ -186,10 +172,7 @@ def load_model(options: IngestOptions, process: Process | None = None) -> Loaded
     if device is not None:
         model.to(device)
     model.eval().requires_grad_(False)
-    folder = Path(base.location)
-    fingerprint = weights_fingerprint(folder) if folder.is_dir() else None
-    if adapter is not None:
-        fingerprint = adapter.sha256(fingerprint)
+    fingerprint = _fingerprint(base, adapter)
     if source.series is None:
         source = replace(source, series=_series(source, base, fingerprint or ""))
     step, tokens = training_progress(source.checkpoint)
@@ -205,6 +188,38 @@ def load_model(options: IngestOptions, process: Process | None = None) -> Loaded
         adapter=adapter,
         generation_tokens=generation_tokens,
     )
+
+
+def _quiet() -> None:
+    """Keep what transformers and the hub print off the terminal: moewh says what a user must know."""
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
+
+
+def _from_files(files: Repository, config: Any, options: IngestOptions, more: dict[str, Any]) -> tuple[Any, Any]:
+    """Load a model and return it with transformers' report of what was loaded. Raises what transformers raises."""
+    model, info = model_class(config, options.trust_remote_code).from_pretrained(
+        files.location,
+        revision=files.revision,
+        config=config,
+        dtype=options.dtype,
+        use_safetensors=None if options.allow_pickle else True,
+        # Its own settings shape nothing: see moewh.ingest.model.generation_tokens.
+        generation_config=GenerationConfig(),
+        output_loading_info=True,
+        trust_remote_code=options.trust_remote_code,
+        **more,
+        **loading_arguments(config),
+    )
+    return model, info
+
+
+def _fingerprint(files: Repository, adapter: PeftAdapter | None) -> str | None:
+    """Fingerprint of a folder's weights, with the adapter's where there is one; None for a hub's model alone."""
+    folder = Path(files.location)
+    of_weights = weights_fingerprint(folder) if folder.is_dir() else None
+    return of_weights if adapter is None else adapter.sha256(of_weights)
 
 
 def observed_moe_layers(model: Any, options: IngestOptions) -> MoELayers:
