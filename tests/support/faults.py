@@ -314,7 +314,7 @@ def _mutations() -> dict[str, list[tuple[Any, str, Any]]]:
     from moewh.warehouse.files import layout
 
     sync, commit = layout.sync, layout.commit
-    writers = ("moewh.warehouse.files.layout", "moewh.ingest.write.segment", "moewh.ingest.identity")
+    writers = ("moewh.warehouse.files.layout", "moewh.ingest.write.segment", "moewh.ingest.write.run_files")
 
     def rename_first(folder: Path, target: Path) -> bool:
         layout.make_folder(target.parent)

@@ -186,6 +186,7 @@ def record_of(run: Run) -> RunRecord:
     """What describes a run."""
     experts, top_ks = zip(*run.layers.values(), strict=True)
     facts = {
+        "tokens_key": None,
         "model": "synthetic",
         "num_moe_layers": len(run.layers),
         "num_experts": max(experts),

@@ -16,6 +16,7 @@ from moewh.warehouse.answer.jail import Limits, open_jailed
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.base import view_names
 from tests.support.escapes import ESCAPES, SECRET
+from tests.support.saved_queries import VALUES
 from tests.support.synthetic import random_warehouse
 
 ODD_NAMES = ["plain", "a b", "a'b", 'a"b', "[ab]", "a*", "a?b", "ünï日本", "-rf", "$HOME", "%41", "a;b", "a\nb"]
@@ -156,10 +157,9 @@ def test_what_reads_the_warehouse_is_allowed(sql: str, shared: Layout) -> None:
 
 
 def test_everything_shipped_runs(shared: Layout) -> None:
-    values = {"layer": 2, "other_layer": 3, "expert": 1, "run": "007", "other_run": "mixed"}
     for name in (*view_names(), *query.saved_names()):
         needed = query.find_query(name).required
-        parameters = [part for key in sorted(needed) for part in ("-p", f"{key}={values.get(key, 'x')}")]
+        parameters = [part for key in sorted(needed) for part in ("-p", f"{key}={VALUES[name][key]}")]
         for form in ("csv", "table"):
             result = moewh(shared, "query", name, "--format", form, *parameters)
             assert (result.exit_code, result.stderr) == (0, ""), name
