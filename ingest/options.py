@@ -437,7 +437,7 @@ def each_checkpoint(
 
 
 def _checkpoint_name(model: str, revision: str | None, *, several_models: bool) -> str:
-    """What tells a checkpoint from the others of one command, in the letters of a run_id."""
+    """What distinguishes a checkpoint from the others of one command, in the letters of a run_id."""
     base = Path(model).name
     name = revision if revision and not several_models else f"{base}-{revision}" if revision else base
     return "".join(char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in name)

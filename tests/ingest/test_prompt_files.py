@@ -405,3 +405,23 @@ def test_no_two_formats_share_a_suffix() -> None:
 def test_an_unknown_format_is_named() -> None:
     with pytest.raises(UsageError, match=r"--prompts-format is yaml\. Use arrow, csv, "):
         IngestOptions("m", ("-",), prompts_format="yaml")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_a_table_cut_within_a_quoted_field_is_named(suffix: str, tmp_path: Path) -> None:
+    """Wherever the file is cut: within quotes it is refused, elsewhere each whole text is read."""
+    whole = b'text\nplain\n"a ""b""\nc"\n'
+    first, last = whole.index(b'"'), whole.rindex(b'"')
+    for end in range(first, len(whole) + 1):
+        (tmp_path / f"p{suffix}").write_bytes(whole[:end])
+        before = whole[first:end]
+        if end > last or before.count(b'"') % 2 == 0:
+            assert read(tmp_path, tmp_path / f"p{suffix}")[0]["text"] == "plain"
+        else:
+            with pytest.raises(MoewhError, match="ends within a quoted field"):
+                read(tmp_path, tmp_path / f"p{suffix}")
+
+
+def test_a_quote_within_a_plain_field_is_text(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_bytes(b'text\n5" tall\nshort\n')
+    assert [row["text"] for row in read(tmp_path, tmp_path / "p.csv")] == ['5" tall', "short"]

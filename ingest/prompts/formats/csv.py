@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,8 @@ def _tables(path: Path, file: PromptFile, delimiter: str) -> Iterator[pa.Table]:
     """Every column is read as text. A row that does not fit into a block is read again in a larger one."""
     if not path.stat().st_size:
         return
+    if _ends_within_quotes(path, delimiter):
+        raise file.error("ends within a quoted field: the file is cut off, or a quote never ends. Fetch it again.")
     parse = pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     done = 0
     for block_bytes in (BLOCK_BYTES, LONGEST_LINE):
@@ -54,6 +57,25 @@ def _tables(path: Path, file: PromptFile, delimiter: str) -> Iterator[pa.Table]:
                 f"holds a row of more than {block_bytes >> 20} MiB, or a quote that never ends." if too_long else None
             )
             raise file.error(bad_utf8(path) or what or f"not valid CSV: {first_line(error)}") from None
+
+
+def _ends_within_quotes(path: Path, delimiter: str) -> bool:
+    """Tell whether a quoted field never ends, which Arrow takes for one that ends with the file.
+
+    Only a file with an odd number of quotes can be so; it alone is read by Python's reader, which says so.
+    """
+    with path.open("rb") as handle:
+        quotes = sum(block.count(b'"') for block in iter(lambda: handle.read(BLOCK_BYTES), b""))
+    if quotes % 2 == 0:
+        return False
+    csv.field_size_limit(LONGEST_LINE)
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
+        try:
+            for _ in csv.reader(lines, delimiter=delimiter, strict=True):
+                pass
+        except csv.Error as error:
+            return "unexpected end of data" in str(error)
+    return False
 
 
 def _delimiter(path: Path, file: PromptFile) -> str:
