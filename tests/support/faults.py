@@ -327,7 +327,7 @@ def _mutations() -> dict[str, list[tuple[Any, str, Any]]]:
         target.mkdir(parents=True, exist_ok=True)
         for file in sorted(folder.iterdir()):
             file.rename(target / file.name)
-            time.sleep(0.01)
+            time.sleep(0.02)
         return True
 
     def race_is_an_error(folder: Path, target: Path) -> bool:

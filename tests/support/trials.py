@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.base import open_warehouse
 from tests.support.damage import faults_of
@@ -202,9 +203,17 @@ class Reader(threading.Thread):
                 self.wrong.append(str(error))
                 continue
             self.wrong += [f"{key}: {row}" for key, row in rows.items() if self.expected.get(key) != row]
+            self.wrong += [f"{folder} is not whole" for folder in torn_segments(Layout(self.root))]
             self.wrong += [f"{key} went away" for key in seen - rows.keys()]
             seen = set(rows)
             self.reads += 1
+
+
+def torn_segments(layout: Layout) -> list[Path]:
+    """Return the folders of segments that lack a file: a rename of the whole folder never shows one."""
+    needed = {"manifest.json", *(t.file for t in schema.TABLES if t.level == "segment" and not t.opt_in)}
+    folders = layout.root.glob("segments/run_id=*/segment=*")
+    return [folder for folder in folders if not needed <= {path.name for path in folder.iterdir()}]
 
 
 def expected_rows(layout: Layout, names: list[str]) -> dict[tuple[str, int], tuple[Any, ...]]:
