@@ -1,13 +1,13 @@
--- chosen_tokens: the tokens that a query is asked about by its variables.
--- One row per run and token of kind prompt and generated that meets every condition given. No rows where only a
--- domain, a run or nothing is given: rollups answer that without reading a row.
+-- chosen_routing: the rows of the tokens that a query is asked about by its variables.
+-- One row per routing row of a token of kind prompt and generated that meets every condition given. No rows where only
+-- a domain, a run or nothing is given: rollups answer that without reading a row.
 -- Parameters (conditions, each optional):
 --   domain (domain): the domain of their prompt.
 --   prompt_ids (prompt ids): such as 3,17,256; in a shell as text: '3,17,256'.
 --   token (token): the token's text, spaces included.
 --   token_ids (token ids): from a table: set variable token_ids = (select string_agg(token_id, ',') from mine).
 --   run (run): default every run.
-create or replace view chosen_tokens as
+create or replace view chosen_routing as
 with listed_parts as (
     select unnest(string_split(getvariable('token_ids')::varchar, ',')) as part
 ),
@@ -21,16 +21,27 @@ listed_prompt_parts as (
 listed_prompts as (
     select part::bigint as prompt_id
     from listed_prompt_parts
+),
+chosen_entries as (
+    select
+        run_id,
+        vocab_id
+    from vocabulary
+    where token = getvariable('token')::varchar
 )
 select
     run_id,
-    segment,
-    token_id
-from token_domains
+    layer,
+    token_id,
+    expert
+from routing
 where kind <> 'special'
     and (getvariable('run') is null or run_id = getvariable('run')::varchar)
     and (getvariable('domain') is null or domain = getvariable('domain')::varchar)
-    and (getvariable('token') is null or token = getvariable('token')::varchar)
+    and (
+        getvariable('token') is null
+        or (run_id, vocab_id) in (select (chosen_entries.run_id, chosen_entries.vocab_id) from chosen_entries)
+    )
     and (
         getvariable('prompt_ids') is null
         or prompt_id in (select listed_prompts.prompt_id from listed_prompts)
@@ -45,7 +56,8 @@ where kind <> 'special'
         or getvariable('token_ids') is not null
     );
 
-comment on view chosen_tokens is 'Staging. One row per token that meets the conditions set as variables.';
-comment on column chosen_tokens.run_id is 'The run these rows belong to.';
-comment on column chosen_tokens.segment is 'The committed unit of work these rows came in.';
-comment on column chosen_tokens.token_id is 'prompt_id * 2^24 + position: the token''s id within its run.';
+comment on view chosen_routing is 'Staging. One row per routing row of a token that meets the conditions set as variables.';
+comment on column chosen_routing.run_id is 'The run these rows belong to.';
+comment on column chosen_routing.layer is 'Layer index in the model.';
+comment on column chosen_routing.token_id is 'prompt_id * 2^24 + position: the token''s id within its run.';
+comment on column chosen_routing.expert is '0-based expert index within the layer.';
