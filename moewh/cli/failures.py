@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import click
 
 from moewh.warehouse.errors import MoewhError
+
+_OTHER_COLUMNS = r'Failed to read file "(.+)/[^/"]+": schema mismatch in glob: column "(\w+)"'
+"""What DuckDB says of a file that has other columns than the view was made for."""
 
 
 def explain(error: Exception) -> tuple[str, int] | None:
@@ -45,6 +49,11 @@ def _os_error(error: OSError) -> str:
 
 def _duckdb_error(text: str) -> str:
     """Keep DuckDB's message and the line it names, without the drawing of the place below it."""
+    if other := re.search(_OTHER_COLUMNS, text):
+        return (
+            f"{other[1]} was written by another version of moewh: it lacks the column {other[2]}. `moewh verify` says "
+            "which, and `moewh verify --repair` takes it out."
+        )
     message, _, place = text.partition("\n\nLINE ")
     if place:
         message += f" (line {place.partition(':')[0]})"

@@ -31,9 +31,12 @@ chosen_entries as (
 )
 select
     run_id,
-    layer,
+    segment,
     token_id,
-    expert
+    layer,
+    rank,
+    expert,
+    weight
 from routing
 where kind <> 'special'
     and (getvariable('run') is null or run_id = getvariable('run')::varchar)
@@ -58,6 +61,9 @@ where kind <> 'special'
 
 comment on view chosen_routing is 'Staging. One row per routing row of a token that meets the conditions set as variables.';
 comment on column chosen_routing.run_id is 'The run these rows belong to.';
-comment on column chosen_routing.layer is 'Layer index in the model.';
+comment on column chosen_routing.segment is 'The committed unit of work these rows came in.';
 comment on column chosen_routing.token_id is 'prompt_id * 2^24 + position: the token''s id within its run.';
+comment on column chosen_routing.layer is 'Layer index in the model.';
+comment on column chosen_routing.rank is '0-based place of this expert among the token''s choices; NULL where unknown.';
 comment on column chosen_routing.expert is '0-based expert index within the layer.';
+comment on column chosen_routing.weight is 'The scalar the model multiplied this expert''s output by; NULL where unknown.';

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 2
 """Version of the layout on disk."""
+OLDER_REMEDY = "Ingest its prompts again, into another folder, or use that moewh."
+"""What to do with what an older moewh wrote."""
 POSITION_BITS = 24
 """token_id = prompt_id * 2**POSITION_BITS + position; a longer prompt is refused."""
 
@@ -516,7 +518,7 @@ def refusal(format_version: object, schema_version: object) -> str | None:
     if format_version < FORMAT_VERSION:
         return (
             f"was written by an older moewh (format {format_version}; this one reads {FORMAT_VERSION}). "
-            "Ingest it again, or use that moewh."
+            f"{OLDER_REMEDY}"
         )
     if schema_version > SCHEMA_VERSION:
         return (
