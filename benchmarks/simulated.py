@@ -129,8 +129,8 @@ def build(
 
 def simulated_run(segments: int) -> RunRecord:
     """Return what describes the run."""
-    facts = {"model": "simulated", "num_moe_layers": LAYERS, "num_experts": EXPERTS, "top_k": TOP_K, "origin": "forward"}
     shape = {"num_experts": EXPERTS, "top_k": TOP_K}
+    facts = {"model": "simulated", "origin": "forward", "num_moe_layers": LAYERS, **shape}
     layers = [{"layer": layer, **shape} for layer in range(LAYERS)]
     experts = [
         {"layer": layer, "expert": expert, "kind": "mlp"} for layer in range(LAYERS) for expert in range(EXPERTS)

@@ -8,6 +8,7 @@ import sys
 import click
 
 from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.files import schema
 
 _OTHER_COLUMNS = r'Failed to read file "(.+)/[^/"]+": schema mismatch in glob: column "(\w+)"'
 """What DuckDB says of a file that has other columns than the view was made for."""
@@ -37,6 +38,10 @@ def explain(error: Exception) -> tuple[str, int] | None:
     return explained
 
 
+def _stored_columns() -> set[str]:
+    return {column.name for table in schema.TABLES for column in table.stored}
+
+
 def one_line(message: str) -> str:
     """Join a message's lines; spaces within a line stay, since they may be those of a token."""
     return " ".join(line for line in map(str.strip, message.splitlines()) if line)
@@ -57,6 +62,12 @@ def _duckdb_error(text: str) -> str:
     message, _, place = text.partition("\n\nLINE ")
     if place:
         message += f" (line {place.partition(':')[0]})"
+    if (lost := re.search(r'Referenced column "(\w+)" not found', text)) and lost[1] in _stored_columns():
+        # if it is the first file that lacks it, DuckDB names no file
+        message += (
+            ". If that column is one of the view's, a segment was written by another version of moewh: "
+            "`moewh verify` says which."
+        )
     if "disabled by configuration" in message or "has been locked" in message:
         message += ". A query may read the warehouse only; --unsafe lifts that."
     if "No files found that match the pattern" in message:

@@ -517,8 +517,7 @@ def refusal(format_version: object, schema_version: object) -> str | None:
         )
     if format_version < FORMAT_VERSION:
         return (
-            f"was written by an older moewh (format {format_version}; this one reads {FORMAT_VERSION}). "
-            f"{OLDER_REMEDY}"
+            f"was written by an older moewh (format {format_version}; this one reads {FORMAT_VERSION}). {OLDER_REMEDY}"
         )
     if schema_version > SCHEMA_VERSION:
         return (
