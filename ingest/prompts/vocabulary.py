@@ -48,7 +48,7 @@ def vocabulary_texts(tokenizer: PreTrainedTokenizerBase, rows: int | None = None
         texts: Sequence[str | None] = tokenizer.backend_tokenizer.decode_batch(
             [[vocab_id] for vocab_id in range(size)], skip_special_tokens=False
         )
-        pieces = tokenizer.convert_ids_to_tokens(range(size))
+        pieces: Sequence[object] = tokenizer.convert_ids_to_tokens(list(range(size)))
     else:
         decoded = [_decode(tokenizer, vocab_id, known) for vocab_id in range(size)]
         texts, pieces = [text for text, _ in decoded], [piece for _, piece in decoded]

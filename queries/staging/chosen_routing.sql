@@ -30,28 +30,28 @@ chosen_entries as (
     where token = getvariable('token')::varchar
 )
 select
-    run_id,
-    segment,
-    token_id,
-    layer,
-    rank,
-    expert,
-    weight
+    routing.run_id as run_id,
+    routing.segment as segment,
+    routing.token_id as token_id,
+    routing.layer as layer,
+    routing.rank as rank,
+    routing.expert as expert,
+    routing.weight as weight
 from routing
-where kind <> 'special'
-    and (getvariable('run') is null or run_id = getvariable('run')::varchar)
-    and (getvariable('domain') is null or domain = getvariable('domain')::varchar)
-    and (
-        getvariable('token') is null
-        or (run_id, vocab_id) in (select (chosen_entries.run_id, chosen_entries.vocab_id) from chosen_entries)
-    )
+left join chosen_entries
+    on chosen_entries.run_id = routing.run_id
+    and chosen_entries.vocab_id = routing.vocab_id
+where routing.kind <> 'special'
+    and (getvariable('run') is null or routing.run_id = getvariable('run')::varchar)
+    and (getvariable('domain') is null or routing.domain = getvariable('domain')::varchar)
+    and (getvariable('token') is null or chosen_entries.vocab_id is not null)
     and (
         getvariable('prompt_ids') is null
-        or prompt_id in (select listed_prompts.prompt_id from listed_prompts)
+        or routing.prompt_id in (select listed_prompts.prompt_id from listed_prompts)
     )
     and (
         getvariable('token_ids') is null
-        or token_id in (select listed_ids.token_id from listed_ids)
+        or routing.token_id in (select listed_ids.token_id from listed_ids)
     )
     and (
         getvariable('prompt_ids') is not null

@@ -56,6 +56,19 @@ class Upper(PreTrainedTokenizerFast):
         return super()._decode(*args, **kwargs).upper()
 
 
+class Broken(Words):
+    """A tokenizer that fails on every one of its tokens."""
+
+    def _convert_id_to_token(self, index: int) -> str:
+        raise LookupError(index)
+
+
+def made(kind: Any, **arguments: Any) -> PreTrainedTokenizerBase:
+    """Make a tokenizer of a class of this module: those of transformers that it extends have no types."""
+    tokenizer: PreTrainedTokenizerBase = kind(unk_token="<unk>", **arguments)
+    return tokenizer
+
+
 def metaspace() -> Tokenizer:
     words = ["<unk>", "\u2581the", "\u2581", "re", "<0xE2>", "\u2581caf\u00e9"]
     tokenizer = Tokenizer(models.BPE({word: n for n, word in enumerate(words)}, [], unk_token="<unk>"))
@@ -93,8 +106,8 @@ TOKENIZERS: dict[str, tuple[Callable[[], PreTrainedTokenizerBase], bool]] = {
         True,
     ),
     "ids with gaps": (sparse, True),
-    "a fast class of its own": (lambda: Upper(tokenizer_object=metaspace(), unk_token="<unk>"), False),
-    "in Python": (lambda: Words(unk_token="<unk>"), False),
+    "a fast class of its own": (lambda: made(Upper, tokenizer_object=metaspace()), False),
+    "in Python": (lambda: made(Words), False),
     "ByT5": (ByT5Tokenizer, False),
 }
 """Tokenizer, and whether its Rust part decodes for it."""
@@ -130,19 +143,17 @@ def test_in_bulk_as_one_by_one(name: str, monkeypatch: pytest.MonkeyPatch) -> No
 def test_rows_of_the_embedding_that_are_no_tokens_have_no_text() -> None:
     assert vocabulary_texts(byte_tokenizer(), 300).to_pylist()[257:] == [""] * 43
     words = [" the", " ", "re", "<unk>", " caf\u00e9"]
-    assert vocabulary_texts(Words(unk_token="<unk>"), 8).to_pylist() == [*words, *[None] * 3]
+    assert vocabulary_texts(made(Words), 8).to_pylist() == [*words, *[None] * 3]
 
 
 def test_a_token_that_cannot_be_decoded_is_named() -> None:
-    tokenizer = Words(unk_token="<unk>")
-    tokenizer._convert_id_to_token = lambda index: [][index]
-    with pytest.raises(MoewhError, match=r"the tokenizer \(Words\) cannot decode its token 0: .*--tokenizer"):
-        vocabulary_texts(tokenizer)
+    with pytest.raises(MoewhError, match=r"the tokenizer \(Broken\) cannot decode its token 0: .*--tokenizer"):
+        vocabulary_texts(made(Broken))
 
 
 def test_texts_of_tokens_are_looked_up() -> None:
     vocab_id_T = np.array([2, 0, 2], np.int32)
-    assert TokenTexts(vocabulary_texts(Words(unk_token="<unk>")))(vocab_id_T).to_pylist() == ["re", " the", "re"]
+    assert TokenTexts(vocabulary_texts(made(Words)))(vocab_id_T).to_pylist() == ["re", " the", "re"]
     assert TokenTexts(None)(vocab_id_T).to_pylist() == [None] * 3
 
 
