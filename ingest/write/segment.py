@@ -5,7 +5,6 @@ Nothing in a segment depends on the clock or the host, so equal inputs give byte
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from moewh.ingest.record import Identity
 from moewh.ingest.routing import KINDS, RoutingBuffer, Texts, TokenisedSegment, VectorBuffer
 from moewh.ingest.write.rollups import RollupCounter, one_thread_a_product
 from moewh.ingest.write.tables import ROW_GROUP_ROWS, parquet_options, write_table
+from moewh.warehouse.cpus import usable_cpus
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout, commit
 from moewh.warehouse.files.manifest import write_manifest
@@ -28,7 +28,7 @@ from moewh.warehouse.files.schema import Table
 
 _VECTOR_NUMBERS = 1 << 22
 """Numbers of an opt-in table in one row group."""
-_THREADS = min(4, os.cpu_count() or 1)
+_THREADS = min(4, usable_cpus())
 """Threads that rank and count a segment's layers, beside the one that writes its rows."""
 
 
