@@ -18,11 +18,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 from moewh.warehouse.cpus import usable_cpus
 
 _COMPILER = "torch._dynamo"
+_MASKS = f"{_COMPILER}._trace_wrapped_higher_order_op"
 _MODEL_CODE = "transformers.modeling_utils"
 _THREADS_GIVEN = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _WAITING_GIVEN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
@@ -37,7 +38,7 @@ def start_light() -> None:
         if not any(name in os.environ for name in _WAITING_GIVEN):
             # Where cores are shared, threads that spin while they wait take the core of the one they wait for.
             os.environ["OMP_WAIT_POLICY"] = "passive"
-        with _no_collection():
+        with no_collection():
             _import_model_code()
     set_threads()
 
@@ -55,7 +56,7 @@ def _import_model_code() -> None:
     from transformers.utils import is_torch_distributed_available
 
     if _COMPILER not in sys.modules and (spec := importlib.util.find_spec(_COMPILER)) is not None:
-        sys.modules[_COMPILER] = _LazyCompiler(spec)
+        _put_off_compiler(spec)
     available = torch.distributed.is_available
     torch.distributed.is_available = lambda: False
     try:
@@ -65,8 +66,17 @@ def _import_model_code() -> None:
     importlib.import_module(_MODEL_CODE)
 
 
+def _put_off_compiler(spec: ModuleSpec) -> None:
+    """Put a lazy module in the compiler's place, and import the one submodule that masks are made with without it."""
+    compiler = sys.modules[_COMPILER] = _LazyCompiler(spec)
+    compiler.__path__ = list(spec.submodule_search_locations or ())
+    if importlib.util.find_spec(_MASKS) is not None:
+        importlib.import_module(_MASKS)
+    del compiler.__path__
+
+
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """Look for no garbage while importing: there is none, and looking takes an eighth of the time."""
     gc.disable()
     try:
@@ -77,22 +87,22 @@ def _no_collection() -> Iterator[None]:
 
 
 class _LazyCompiler(ModuleType):
-    """Stands for torch's compiler until something asks for more than transformers does when it is imported.
+    """torch's compiler, which becomes itself when it is asked for more than transformers asks for while imported.
 
-    Until it is loaded nothing is compiled, so that its decorators only need to be remembered. Its submodules can be
-    imported without it.
+    Until then nothing is compiled, so that its decorators only need to be remembered.
     """
 
     def __init__(self, spec: ModuleSpec) -> None:
         super().__init__(spec.name)
-        self.__spec__, self.__path__ = spec, list(spec.submodule_search_locations or ())
+        self.__spec__, self.__file__ = spec, spec.origin
         self._in_graph: list[Callable[..., Any]] = []
 
     def __getattr__(self, name: str) -> Any:
-        """Load the compiler in this module's place for whatever else is asked for."""
-        if name.startswith("__"):
+        """Load the compiler; `__path__` is asked for by whoever imports one of its submodules."""
+        if name.startswith("__") and name != "__path__":
             raise AttributeError(name)
-        return getattr(self._loaded(), name)
+        self._load()
+        return getattr(self, name)
 
     def assume_constant_result(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Mark a function as the compiler does."""
@@ -109,22 +119,23 @@ class _LazyCompiler(ModuleType):
         if fn is None:
             return functools.partial(self.disable, recursive=recursive, **more)
         if not inspect.isroutine(fn):
-            return cast(Callable[..., Any], self._loaded().disable(fn, recursive, **more))
+            self._load()
+            return self.disable(fn, recursive, **more)
 
         @functools.wraps(fn)
         def call(*args: Any, **kwargs: Any) -> Any:
-            compiler = sys.modules[_COMPILER]
-            return (fn if compiler is self else compiler.disable(fn, recursive, **more))(*args, **kwargs)
+            loaded = type(self) is not _LazyCompiler
+            return (self.disable(fn, recursive, **more) if loaded else fn)(*args, **kwargs)
 
         return call
 
-    def _loaded(self) -> ModuleType:
-        if sys.modules[_COMPILER] is self:
-            del sys.modules[_COMPILER]
-            compiler = importlib.import_module(_COMPILER)
-            for name, part in vars(self).items():
-                if isinstance(part, ModuleType):
-                    setattr(compiler, name, part)  # a submodule that was imported before
-            for function in self._in_graph:
-                compiler.allow_in_graph(function)
-        return sys.modules[_COMPILER]
+    def _load(self) -> None:
+        """Turn into the compiler, as importlib's own lazy modules do."""
+        in_graph, spec = vars(self).pop("_in_graph"), self.__spec__
+        assert spec is not None
+        assert spec.loader is not None
+        self.__class__ = ModuleType
+        self.__path__ = list(spec.submodule_search_locations or ())
+        spec.loader.exec_module(self)
+        for function in in_graph:
+            self.allow_in_graph(function)
