@@ -83,12 +83,14 @@ def print_stages(model: str, prompts: str, warehouse: str) -> None:
     stages.mark("interpreter and command")
     from moewh.ingest.model import light_start
 
+    light_start.sleep_while_waiting()
     with light_start.no_collection():
         import torch  # noqa: F401
     stages.mark("torch")
     light_start.start_light()
     stages.mark("transformers")
     from moewh.ingest import run
+    from moewh.ingest.capture.forward import BatchRunner
     from moewh.ingest.model import loading
     from moewh.ingest.options import IngestOptions
     from moewh.warehouse.files.layout import Layout
@@ -99,7 +101,7 @@ def print_stages(model: str, prompts: str, warehouse: str) -> None:
     stages.around(loading, "_from_files", "weights")
     stages.around(loading, "_fingerprint", "fingerprint")
     stages.around(run, "plan_run", "plan of the prompts")
-    stages.around(run.BatchRunner, "prove", "first batch and its proof")
+    stages.around(BatchRunner, "prove", "first batch and its proof")
     stages.around(run, "publish", "publishing")
     stages.around(run, "write_segment", "writing")
     run.ingest(IngestOptions(model=model, prompts=(prompts,)), Layout(Path(warehouse)))
@@ -158,9 +160,10 @@ def report(costs: dict[str, list[Cost]], stages: str, whole: Cost) -> str:
     lines += ["", "| stage of moewh | core-seconds | seconds |", "|---|---:|---:|"]
     rest = whole
     for line in stages.splitlines():
-        name, cores, seconds = line.split("\t")
-        lines.append(f"| {name} | {float(cores):.2f} | {float(seconds):.2f} |")
-        rest = Cost(rest.cores - float(cores), rest.seconds - float(seconds))
+        name, *figures_of_stage = line.split("\t")
+        stage = Cost(*map(float, figures_of_stage))
+        lines.append(f"| {name} | {stage.cores:.2f} | {stage.seconds:.2f} |")
+        rest = Cost(rest.cores - stage.cores, rest.seconds - stage.seconds)
     return "\n".join([*lines, f"| exit | {rest.cores:.2f} | {rest.seconds:.2f} |"])
 
 

@@ -35,12 +35,19 @@ def start_light() -> None:
     What the user sets in the environment wins. Raises UsageError as `usable_cpus` does.
     """
     if _MODEL_CODE not in sys.modules:
-        if not any(name in os.environ for name in _WAITING_GIVEN):
-            # Where cores are shared, threads that spin while they wait take the core of the one they wait for.
-            os.environ["OMP_WAIT_POLICY"] = "passive"
+        sleep_while_waiting()
         with no_collection():
             _import_model_code()
     set_threads()
+
+
+def sleep_while_waiting() -> None:
+    """Let torch's threads sleep while they wait for each other; they read the environment when torch is imported.
+
+    By default they spin. Where cores are shared, that takes the core of the very thread they wait for.
+    """
+    if not any(name in os.environ for name in _WAITING_GIVEN):
+        os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
 def set_threads() -> None:
@@ -53,7 +60,7 @@ def set_threads() -> None:
 
 def _import_model_code() -> None:
     import torch
-    from transformers.utils import is_torch_distributed_available
+    from transformers.utils.import_utils import is_torch_distributed_available
 
     if _COMPILER not in sys.modules and (spec := importlib.util.find_spec(_COMPILER)) is not None:
         _put_off_compiler(spec)
@@ -134,7 +141,7 @@ class _LazyCompiler(ModuleType):
         in_graph, spec = vars(self).pop("_in_graph"), self.__spec__
         assert spec is not None
         assert spec.loader is not None
-        self.__class__ = ModuleType
+        self.__class__ = ModuleType  # type: ignore[assignment]
         self.__path__ = list(spec.submodule_search_locations or ())
         spec.loader.exec_module(self)
         for function in in_graph:

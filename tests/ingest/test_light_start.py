@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
-from transformers.utils import is_torch_distributed_available
+from transformers.utils.import_utils import is_torch_distributed_available
 
 from moewh.cli.main import main
 from moewh.ingest.model import light_start
