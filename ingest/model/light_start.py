@@ -1,8 +1,8 @@
 """The light start of a command that runs a model: what it does before it imports torch and transformers' model code.
 
 Importing any model class makes transformers import torch's compiler and its distributed tensors, neither of which a
-command uses. Threads that wait are told to sleep. All of it holds for the whole process, so a command does this; the
-library does not.
+command uses. Both stay within reach: what is asked for is loaded then. Threads that wait are told to sleep. All of it
+holds for the whole process, so a command does this; the library does not.
 """
 
 from __future__ import annotations
@@ -71,6 +71,23 @@ def _import_model_code() -> None:
     finally:
         torch.distributed.is_available = available
     importlib.import_module(_MODEL_CODE)
+    for package in (torch.distributed, torch.fx.experimental, torch.utils):
+        _import_when_asked(package)
+
+
+def _import_when_asked(package: ModuleType) -> None:
+    """Let a package import a submodule that something takes for imported, as peft does `torch.distributed.tensor`."""
+    before = vars(package).get("__getattr__")
+
+    def find(name: str) -> Any:
+        inner = f"{package.__name__}.{name}"
+        if not name.startswith("__") and importlib.util.find_spec(inner) is not None:
+            return importlib.import_module(inner)
+        if before is not None:
+            return before(name)
+        raise AttributeError(f"module {package.__name__!r} has no attribute {name!r}")
+
+    vars(package)["__getattr__"] = find
 
 
 def _put_off_compiler(spec: ModuleSpec) -> None:
