@@ -29,6 +29,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.queries
 	$(BIN)/python -m benchmarks.ingest
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.start
 
 # The fault tests at length, and ten minutes of fuzzing: about forty minutes.
 soak: $(VENV)/.installed

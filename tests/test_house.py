@@ -43,6 +43,7 @@ ROOMS = (
     "moewh.warehouse.views",
     "moewh.warehouse.files",
     "moewh.warehouse.stopping",
+    "moewh.warehouse.cpus",
     "moewh.warehouse.errors",
     "moewh.warehouse",
     "moewh.ingest",

@@ -298,9 +298,10 @@ def _shape_faults(model: Any, stored: dict[str, StoredTensor]) -> list[str]:
     info, _ = convert_and_load_state_dict_in_model(model, tensors, config)
     mismatched = sorted(info.mismatched_keys, key=lambda mismatch: mismatch[0])
     faults = [_shapes(*mismatch) for mismatch in mismatched]
-    sources = parameter_sources(model, stored.values())
-    for name in sorted(info.conversion_errors):
-        faults += list(_differing(name, [part.tensor for part in sources.parts.get(name, [])]))
+    if info.conversion_errors:
+        sources = parameter_sources(model, stored.values())
+        for name in sorted(info.conversion_errors):
+            faults += list(_differing(name, [part.tensor for part in sources.parts.get(name, [])]))
     return faults
 
 

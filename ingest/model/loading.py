@@ -154,7 +154,7 @@ def load_model(options: IngestOptions, process: Process | None = None) -> Loaded
         refuse_by_name(config)
         absent = check_files(source.title, base, config, options)
         tokenizer = load_tokenizer(_tokenizer_source(options, source.title, tokenizer_files), options.chat_template)
-        more = {**({"device_map": "auto"} if device is None else {}), **({} if adapter is None else BASE_ALONE)}
+        more = {**device_arguments(device), **({} if adapter is None else BASE_ALONE)}
         model, info = _from_files(base, config, options, more)
         generation_tokens = read_generation_tokens(base, tokenizer, config) if options.generate else None
     if options.generate and not model.can_generate():
@@ -291,6 +291,17 @@ def choose_device(name: str | None, process: Process) -> torch.device | None:
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
     return device
+
+
+def device_arguments(device: torch.device | None) -> dict[str, Any]:
+    """Return what makes from_pretrained load each tensor onto its device, and not the whole model onto the host first.
+
+    None stands for all devices. Empty for a CPU, and without accelerate, which placing tensors needs.
+    """
+    if device is None:
+        return {"device_map": "auto"}
+    placed = device.type != "cpu" and importlib.util.find_spec("accelerate") is not None
+    return {"device_map": {"": device}} if placed else {}
 
 
 def weights_fingerprint(folder: Path) -> str:

@@ -5,7 +5,6 @@ Nothing in a segment depends on the clock or the host, so equal inputs give byte
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from moewh.ingest.record import Identity
 from moewh.ingest.routing import KINDS, Ranked, RoutingBuffer, Texts, TokenisedSegment, VectorBuffer
 from moewh.ingest.write.rollups import RollupCounter, one_thread_a_product
 from moewh.ingest.write.tables import ROW_GROUP_ROWS, parquet_options, write_table
+from moewh.warehouse.cpus import usable_cpus
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout, commit
 from moewh.warehouse.files.manifest import write_manifest
@@ -33,7 +33,7 @@ _BATCH_ROWS = 1 << 16
 """Rows of routing that are encoded at once."""
 _LABELS = pa.dictionary(pa.int32(), pa.string())
 """Arrow's type of a column of few different texts."""
-_THREADS = min(4, os.cpu_count() or 1)
+_THREADS = min(4, usable_cpus())
 """Threads that rank and count a segment's layers, beside the one that writes its rows."""
 
 _Number = TypeVar("_Number", np.int32, np.float32)

@@ -95,6 +95,9 @@ def run_ingest(options: IngestOptions, warehouse: Layout) -> Summary:
     Raises StoppedError when a signal comes: committed segments stay, and the one being computed is dropped.
     """
     with stoppable(lambda: _RESUME_ADVICE) as check:
+        from moewh.ingest.model.light_start import start_light
+
+        start_light()
         from moewh.cli.progress import Reporter
         from moewh.ingest.processes import this_process
         from moewh.ingest.run import Progress

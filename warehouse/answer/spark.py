@@ -7,7 +7,6 @@ of `moewh.warehouse.files.schema`, so that a run called `007` stays text. Only t
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from moewh.warehouse.answer.query import Answer, Query, Value, check_names
+from moewh.warehouse.cpus import usable_cpus
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import FOLDERS, PATH_VALUES
@@ -83,7 +83,7 @@ def _settings(master: str | None) -> dict[str, str]:
     }
     if master.startswith("local"):
         here = {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1", "spark.ui.enabled": "false"}
-        settings |= {**here, "spark.sql.shuffle.partitions": str(os.cpu_count() or 1)}
+        settings |= {**here, "spark.sql.shuffle.partitions": str(usable_cpus())}
     return settings
 
 

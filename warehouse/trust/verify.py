@@ -11,7 +11,6 @@ its manifest is, if it is another's (a segment moved or swapped), or if its coun
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moewh.warehouse.cpus import usable_cpus
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import FOLDERS, SCHEMA_RUN, SEGMENT_FOLDER, Layout, check_run_id
@@ -115,7 +115,7 @@ def check(planned: Plan, jobs: int | None = None, done: Callable[[int], None] = 
         for name, entry in folder.files.items()
     ]
     work.sort(key=lambda item: -item[2].bytes)  # the largest first, so that nobody waits for one in the end
-    workers = ThreadPoolExecutor(jobs or os.cpu_count() or 1)  # reading and hashing both release the GIL
+    workers = ThreadPoolExecutor(jobs or usable_cpus())  # reading and hashing both release the GIL
     try:
         for (folder, name, entry, _), why in zip(work, workers.map(_file_fault, work), strict=True):
             done(entry.bytes)

@@ -1,0 +1,165 @@
+"""The light start of a command that runs a model: what it does before it imports torch and transformers' model code.
+
+Importing any model class makes transformers import torch's compiler and its distributed tensors, neither of which a
+command uses. Both stay within reach: what is asked for is loaded then. Threads that wait are told to sleep. All of it
+holds for the whole process, so a command does this; the library does not.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+from moewh.warehouse.cpus import usable_cpus
+
+_COMPILER = "torch._dynamo"
+_MASKS = f"{_COMPILER}._trace_wrapped_higher_order_op"
+_MODEL_CODE = "transformers.modeling_utils"
+_THREADS_GIVEN = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_WAITING_GIVEN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
+
+def start_light() -> None:
+    """Import torch and transformers' model code, and settle torch's threads.
+
+    What the user sets in the environment wins. Raises UsageError as `usable_cpus` does.
+    """
+    if _MODEL_CODE not in sys.modules:
+        sleep_while_waiting()
+        with no_collection():
+            _import_model_code()
+    set_threads()
+
+
+def sleep_while_waiting() -> None:
+    """Let torch's threads sleep while they wait for each other; they read the environment when torch is imported.
+
+    By default they spin. Where cores are shared, that takes the core of the very thread they wait for.
+    """
+    if not any(name in os.environ for name in _WAITING_GIVEN):
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+
+
+def set_threads() -> None:
+    """Let torch use no more threads than this process may use CPUs, unless the environment says how many."""
+    import torch
+
+    if not any(name in os.environ for name in _THREADS_GIVEN):
+        torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
+
+
+def _import_model_code() -> None:
+    import torch
+    from transformers.utils.import_utils import is_torch_distributed_available
+
+    if _COMPILER not in sys.modules and (spec := importlib.util.find_spec(_COMPILER)) is not None:
+        _put_off_compiler(spec)
+    available = torch.distributed.is_available
+    torch.distributed.is_available = lambda: False
+    try:
+        is_torch_distributed_available()  # transformers keeps the first answer
+    finally:
+        torch.distributed.is_available = available
+    importlib.import_module(_MODEL_CODE)
+    for package in (torch.distributed, torch.fx.experimental, torch.utils):
+        _import_when_asked(package)
+
+
+def _import_when_asked(package: ModuleType) -> None:
+    """Let a package import a submodule that something takes for imported, as peft does `torch.distributed.tensor`."""
+    before = vars(package).get("__getattr__")
+
+    def find(name: str) -> Any:
+        inner = f"{package.__name__}.{name}"
+        if not name.startswith("__") and importlib.util.find_spec(inner) is not None:
+            return importlib.import_module(inner)
+        if before is not None:
+            return before(name)
+        raise AttributeError(f"module {package.__name__!r} has no attribute {name!r}")
+
+    vars(package)["__getattr__"] = find
+
+
+def _put_off_compiler(spec: ModuleSpec) -> None:
+    """Put a lazy module in the compiler's place, and import the one submodule that masks are made with without it."""
+    compiler = sys.modules[_COMPILER] = _LazyCompiler(spec)
+    compiler.__path__ = list(spec.submodule_search_locations or ())
+    if importlib.util.find_spec(_MASKS) is not None:
+        importlib.import_module(_MASKS)
+    del compiler.__path__
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Look for no garbage while importing: there is none, and looking takes an eighth of the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+class _LazyCompiler(ModuleType):
+    """torch's compiler, which becomes itself when it is asked for more than transformers asks for while imported.
+
+    Until then nothing is compiled, so that its decorators only need to be remembered.
+    """
+
+    def __init__(self, spec: ModuleSpec) -> None:
+        super().__init__(spec.name)
+        self.__spec__, self.__file__ = spec, spec.origin
+        self._in_graph: list[Callable[..., Any]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        """Load the compiler; `__path__` is asked for by whoever imports one of its submodules."""
+        if name.startswith("__") and name != "__path__":
+            raise AttributeError(name)
+        self._load()
+        return getattr(self, name)
+
+    def assume_constant_result(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Mark a function as the compiler does."""
+        function.__dict__["_dynamo_marked_constant"] = True
+        return function
+
+    def allow_in_graph(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Keep a function to tell the compiler of."""
+        self._in_graph.append(function)
+        return function
+
+    def disable(self, fn: Callable[..., Any] | None = None, recursive: bool = True, **more: Any) -> Callable[..., Any]:
+        """Return a function that the compiler, once it is loaded, leaves alone; without `fn`, the decorator."""
+        if fn is None:
+            return functools.partial(self.disable, recursive=recursive, **more)
+        if not inspect.isroutine(fn):
+            self._load()
+            return self.disable(fn, recursive, **more)
+
+        @functools.wraps(fn)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            loaded = type(self) is not _LazyCompiler
+            return (self.disable(fn, recursive, **more) if loaded else fn)(*args, **kwargs)
+
+        return call
+
+    def _load(self) -> None:
+        """Turn into the compiler, as importlib's own lazy modules do."""
+        in_graph, spec = vars(self).pop("_in_graph"), self.__spec__
+        assert spec is not None
+        assert spec.loader is not None
+        self.__class__ = ModuleType  # type: ignore[assignment]
+        self.__path__ = list(spec.submodule_search_locations or ())
+        spec.loader.exec_module(self)
+        for function in in_graph:
+            self.allow_in_graph(function)

@@ -1,0 +1,153 @@
+"""The light start of a command: what it leaves out stays within reach, and the rows are the same."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from click.testing import CliRunner
+from transformers.utils.import_utils import is_torch_distributed_available
+
+from moewh.cli.main import main
+from moewh.ingest.model import light_start
+from moewh.ingest.options import IngestOptions
+from moewh.ingest.run import ingest
+from moewh.warehouse.files.layout import Layout
+from tests.support.models import save_model, tiny_model
+from tests.support.runs import contents, write_prompts
+
+COMMAND = """
+import os, sys
+from moewh.cli.main import main
+try:
+    main(sys.argv[1:])
+finally:
+    heavy = {"torch._dynamo.convert_frame", "torch.distributed.tensor", "torch.distributed.checkpoint"}
+    print(*heavy & set(sys.modules))
+    print(os.environ.get("OMP_WAIT_POLICY"))
+"""
+REACH = """
+import sys
+from moewh.ingest.model.light_start import start_light
+start_light()
+import torch
+from transformers.integrations import deepgemm, finegrained_fp8
+in_graph = [value for module in (deepgemm, finegrained_fp8) for value in vars(module).values()
+            if value in sys.modules["torch._dynamo"]._in_graph]
+assert in_graph, "transformers marks no function: the test shows nothing"
+left_alone = torch.compiler.disable(lambda x: x + 1)
+assert left_alone(torch.zeros(1)) == 1 and "torch._dynamo.convert_frame" not in sys.modules
+assert torch.distributed.is_available()
+assert "torch.distributed.tensor" not in sys.modules and torch.distributed.tensor.DTensor
+assert not hasattr(torch.distributed, "nothing_of_this_name")
+
+compiled = torch.compile(lambda x: x * 2, backend="eager", fullgraph=True)
+assert compiled(torch.ones(2)).tolist() == [2, 2]
+import torch._dynamo._trace_wrapped_higher_order_op
+from torch._dynamo import trace_rules
+from torch._dynamo.variables import TorchInGraphFunctionVariable
+assert torch._dynamo._trace_wrapped_higher_order_op.TransformGetItemToIndex
+assert all(trace_rules.lookup_callable(function) is TorchInGraphFunctionVariable for function in in_graph)
+try:
+    torch.compile(left_alone, backend="eager", fullgraph=True)(torch.zeros(1))
+except torch._dynamo.exc.Unsupported:
+    print("left alone")
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_prompts(tmp_path_factory.mktemp("prompts") / "p.jsonl", 20)
+
+
+def python(code: str, *arguments: str, **environment: str) -> str:
+    """Run code in a process of its own, without the variables that settle threads; return what it prints."""
+    inherited = {name: value for name, value in os.environ.items() if "OMP" not in name and "MKL" not in name}
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, env={**inherited, **environment}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_command_loads_no_compiler_and_writes_what_the_library_does(tmp_path: Path, model: Path, prompts: Path) -> None:
+    words = ("ingest", "--model", str(model), "--prompts", str(prompts), "--warehouse")
+    threads = str(torch.get_num_threads())
+    printed = python(COMMAND, *words, str(tmp_path / "command"), OMP_NUM_THREADS=threads)
+    assert printed.splitlines()[-2:] == ["", "passive"]  # DuckDB may draw a progress bar before
+    ingest(IngestOptions(model=str(model), prompts=(str(prompts),)), Layout(tmp_path / "library"))
+    assert contents(tmp_path / "command") == contents(tmp_path / "library") != {}
+
+
+def test_what_was_left_out_is_loaded_when_it_is_asked_for() -> None:
+    assert python(REACH) == "left alone\n"
+
+
+def test_command_applies_an_adapter_as_the_library_does(tmp_path: Path, model: Path, prompts: Path) -> None:
+    """peft uses parts of torch that it leaves to transformers to import."""
+    peft = pytest.importorskip("peft")
+    from tests.support.lora import save_adapter
+
+    settings = peft.LoraConfig(r=2, target_modules=["q_proj"])
+    adapter = save_adapter(tiny_model("olmoe"), tmp_path / "adapter", model, settings)
+    words = ("ingest", "--model", str(adapter), "--prompts", str(prompts), "--warehouse", str(tmp_path / "command"))
+    python(COMMAND, *words, OMP_NUM_THREADS=str(torch.get_num_threads()))
+    ingest(IngestOptions(model=str(adapter), prompts=(str(prompts),)), Layout(tmp_path / "library"))
+    assert contents(tmp_path / "command") == contents(tmp_path / "library") != {}
+
+
+def test_users_way_to_wait_wins() -> None:
+    code = "import os; from moewh.ingest.model.light_start import start_light; start_light(); "
+    assert python(code + "print('OMP_WAIT_POLICY' in os.environ)", GOMP_SPINCOUNT="7") == "False\n"
+
+
+def test_library_leaves_its_users_process_alone() -> None:
+    """This process has imported the whole of `moewh.ingest.run` and never asked for a light start before it did."""
+    assert is_torch_distributed_available()
+    assert type(sys.modules.get("torch._dynamo")).__name__ != "_LazyCompiler"
+
+
+@pytest.fixture
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize(
+    ("environment", "cpus", "threads"),
+    [({}, 1, 1), ({}, 2, 2), ({}, 64, 2), ({"OMP_NUM_THREADS": "2"}, 1, 2), ({"MKL_NUM_THREADS": "2"}, 1, 2)],
+)
+def test_threads(environment: dict[str, str], cpus: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(light_start, "usable_cpus", lambda: cpus)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    light_start.set_threads()
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_command_records_the_threads_it_may_use(
+    tmp_path: Path, model: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    words = ["ingest", "--model", str(model), "--prompts", str(prompts), "--warehouse", str(tmp_path)]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output
+    (row,) = tmp_path.glob("runs/run_id=tiny*/run.parquet")
+    assert pq.read_table(row, columns=["threads"], partitioning=None).to_pylist() == [{"threads": 1}]
