@@ -41,6 +41,7 @@ from moewh.ingest.write.run_files import write_run
 from moewh.ingest.write.segment import Committed, write_segment
 from moewh.warehouse.errors import UsageError
 from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.sealing.seal import seal
 from moewh.warehouse.views.publishing import publish
 
 _BATCHES_AHEAD = 16
@@ -140,7 +141,9 @@ class _Run:
             self._loop(first)
         elif not self.plan.recorded:  # the run's own files were lost, its segments not; or they are for others to write
             self._begin(self.batches.prove(None, deque(), lambda _: None))
-        self.prompts.finished(complete=not missing_segments(self.layout, self.plan.identity, self.plan.prompts))
+        if complete := not missing_segments(self.layout, self.plan.identity, self.plan.prompts):
+            seal(self.layout, self.plan.identity.run_id)
+        self.prompts.finished(complete=complete)
         self.summary.seconds = time.monotonic() - began
         self.summary.peak_memory = _peak_memory()
         return self.summary

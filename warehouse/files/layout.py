@@ -5,6 +5,8 @@ Layout::
     wh/warehouse.duckdb                       views only (moewh.warehouse.views.publishing)
        runs/run_id=<run>/run.parquet …        what a run is
        segments/run_id=<run>/segment=<n>/     committed rows
+       sealed/run_id=<run>/                   the counts of a complete run, merged (moewh.warehouse.sealing)
+       unsealed/run_id=<run>/                 a link to the segments of any other run, through which counts are read
        geometry/run_id=<run>/                 what the model's weights alone say (moewh geometry)
        quarantine/                            damaged segments taken out
        .staging/                              work in flight; no view's glob matches it
@@ -37,8 +39,17 @@ FOLDERS: dict[schema.Level, str] = {
     "run": "runs/run_id=*",
     "segment": "segments/run_id=*/segment=*",
     "geometry": "geometry/run_id=*",
+    "sealed": "sealed/run_id=*",
 }
 """The folders that hold the files of each level's tables, as a pattern below the root."""
+
+UNSEALED = "unsealed/run_id=*"
+"""The folders of the runs that are not sealed: each holds UNSEALED_MARK, and UNSEALED_LINK to the run's segments.
+
+Views read the counts of segments through these links alone, so that no answer lists the segments of a sealed run.
+"""
+UNSEALED_MARK = "unsealed"
+UNSEALED_LINK = "segments"
 
 SEGMENT_FOLDER = "segment="
 """What the name of a segment's folder begins with, before its number."""
@@ -47,6 +58,7 @@ _FIRST_FILES: dict[schema.Level, str] = {
     "run": schema.RUNS.file,
     "segment": schema.SEGMENTS.file,
     "geometry": schema.EXPERT_GEOMETRY.file,
+    "sealed": schema.SEGMENTS.file,
 }
 """A file that every folder of a level holds."""
 
@@ -104,6 +116,14 @@ class Layout:
         """Folder of what the weights of a run's model say."""
         return self.root / "geometry" / f"run_id={run_id}"
 
+    def sealed(self, run_id: str) -> Path:
+        """Folder of a sealed run's merged counts."""
+        return self.root / "sealed" / f"run_id={run_id}"
+
+    def unsealed(self, run_id: str) -> Path:
+        """Folder through which the counts of a run that is not sealed are read."""
+        return self.root / "unsealed" / f"run_id={run_id}"
+
     def template_times(self, run_id: str) -> Path:
         """Folder that keeps the time which the chat template of a run sees, from before the run is there."""
         return self.staging / "template_time" / f"run_id={run_id}"
@@ -151,6 +171,33 @@ class Layout:
                 self._add_empty_tables("run", layout.run(SCHEMA_RUN))
                 self._add_empty_tables("segment", layout.segment(SCHEMA_RUN, 0))
                 self._add_empty_tables("geometry", layout.geometry(SCHEMA_RUN))
+                self._add_empty_tables("sealed", layout.sealed(SCHEMA_RUN))
+                if not layout.unsealed(SCHEMA_RUN).is_dir():
+                    self._link(layout, SCHEMA_RUN)
+
+    def link_unsealed(self, run_id: str) -> None:
+        """Make a run's segments readable through `unsealed/`, unless they are.
+
+        A copy of a warehouse may hold the files that a link led to: such a folder is replaced by a link.
+        """
+        if not (self.unsealed(run_id) / UNSEALED_LINK).is_symlink():
+            self.unlink_unsealed(run_id)
+            self._link(self, run_id)
+
+    def _link(self, layout: Layout, run_id: str) -> None:
+        """Commit the folder of a run that is not sealed to another layout's `unsealed/`, or this one's."""
+        make_folder(layout.segments(run_id))
+        with self.staged(f"unsealed.{run_id}") as folder:
+            (folder / UNSEALED_MARK).touch()
+            (folder / UNSEALED_LINK).symlink_to(Path("..", "..", "segments", layout.segments(run_id).name))
+            commit(folder, layout.unsealed(run_id))
+
+    def unlink_unsealed(self, run_id: str) -> None:
+        """Take a run's segments out of `unsealed/`, by one rename."""
+        if self.unsealed(run_id).is_dir():
+            with self.staged(f"unsealed.{run_id}") as folder:
+                self.unsealed(run_id).rename(folder / "gone")
+                sync(self.unsealed(run_id).parent)
 
     def linked_folders(self) -> list[Path]:
         """Return where the symbolic links lead that stand for a folder of moewh: `segments`, a run's, a segment's.
@@ -188,7 +235,7 @@ class Layout:
         Links that lead nowhere are refused as when reading.
         """
         self.linked_folders()
-        folders = [self.root, *(self.root / pattern.partition("/")[0] for pattern in FOLDERS.values())]
+        folders = [self.root, *(self.root / pattern.partition("/")[0] for pattern in (*FOLDERS.values(), UNSEALED))]
         if run_id is not None:
             folders.append(self.segments(run_id))
         require_renames(self.staging if self.staging.is_dir() else self.root, folders)
@@ -207,7 +254,7 @@ class Layout:
     def _add_empty_tables(self, level: schema.Level, target: Path) -> None:
         versions = _versions(target)
         older = versions is not None and versions < (schema.FORMAT_VERSION, schema.SCHEMA_VERSION)
-        tables = [table for table in schema.TABLES if table.level == level]
+        tables = [table for table in (*schema.TABLES, *schema.SEALED) if table.level == level]
         missing = [table for table in tables if older or not (target / table.file).is_file()]
         if not missing:
             return
@@ -287,7 +334,8 @@ def commit(folder: Path, target: Path) -> bool:
     process committed there first.
     """
     for file in sorted(folder.iterdir()):
-        sync(file)
+        if not file.is_symlink():  # a link is part of its folder
+            sync(file)
     sync(folder)
     make_folder(target.parent)
     try:
