@@ -7,6 +7,7 @@ import sys
 import click
 
 from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.files.layout import own_paths
 
 
 def explain(error: Exception) -> tuple[str, int] | None:
@@ -45,7 +46,7 @@ def _os_error(error: OSError) -> str:
 
 def _duckdb_error(text: str) -> str:
     """Keep DuckDB's message and the line it names, without the drawing of the place below it."""
-    message, _, place = text.partition("\n\nLINE ")
+    message, _, place = own_paths(text).partition("\n\nLINE ")
     if place:
         message += f" (line {place.partition(':')[0]})"
     if "disabled by configuration" in message or "has been locked" in message:

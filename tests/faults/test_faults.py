@@ -218,7 +218,7 @@ def test_processes_at_once_show_a_commit_that_is_none(mutation: str, trial: Tria
 
 def test_the_reader_notices_torn_segments(undisturbed: Layout, tmp_path: Path) -> None:
     reader = Reader(tmp_path / "wh", expected_rows(undisturbed, ["r"]))
-    shutil.copytree(undisturbed.root, tmp_path / "wh")
+    shutil.copytree(undisturbed.root, tmp_path / "wh", symlinks=True)
     layout = Layout(tmp_path / "wh")
     shutil.copyfile(layout.segment("r", 1) / "routing.parquet", layout.segment("r", 0) / "routing.parquet")
     reader.start()
@@ -257,7 +257,7 @@ def ask(shell: subprocess.Popen[str], sql: str) -> str:
 @pytest.mark.parametrize("options", [["-readonly"], []], ids=["read-only", "read-write"])
 def test_a_shell_may_hold_the_file(options: list[str], trial: Trial) -> None:
     """moewh ingests, refreshes and queries under a shell that has warehouse.duckdb open."""
-    shutil.copytree(trial.undisturbed.root, trial.root)
+    shutil.copytree(trial.undisturbed.root, trial.root, symlinks=True)
     layout = Layout(trial.root)
     at = ["--warehouse", str(layout.root)]
     with start_shell(layout, *options) as shell:
@@ -291,7 +291,7 @@ def kill_a_shell_and_publish(layout: Layout) -> None:
 def test_a_killed_shells_log_does_not_come_back(
     undisturbed: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(undisturbed.root, tmp_path / "wh")
+    shutil.copytree(undisturbed.root, tmp_path / "wh", symlinks=True)
     kill_a_shell_and_publish(Layout(tmp_path / "wh"))
     unlink = Path.unlink
     keep = lambda path, **named: None if path.suffix == ".wal" else unlink(path, **named)  # noqa: E731

@@ -97,14 +97,14 @@ def last_segment_lost(trial: Trial, every: int) -> Iterator[tuple[int, Path, set
     That is: the step, the segment and those before it.
     """
     half = trial.root.with_name("half")
-    shutil.copytree(trial.undisturbed.root, half)
+    shutil.copytree(trial.undisturbed.root, half, symlinks=True)
     last = max(segments_of(half), key=lambda path: int(path.name.removeprefix("segment=")))
     shutil.rmtree(half / last)
-    shutil.copytree(half, trial.root)
+    shutil.copytree(half, trial.root, symlinks=True)
     steps = trial.ingest()["result"]
     for step in sorted({*range(1, steps + 1, every), steps}):
         shutil.rmtree(trial.root)
-        shutil.copytree(half, trial.root)
+        shutil.copytree(half, trial.root, symlinks=True)
         yield step, last, segments_of(half)
     shutil.rmtree(half)
 

@@ -172,25 +172,46 @@ class Layout:
                 self._add_empty_tables("segment", layout.segment(SCHEMA_RUN, 0))
                 self._add_empty_tables("geometry", layout.geometry(SCHEMA_RUN))
                 self._add_empty_tables("sealed", layout.sealed(SCHEMA_RUN))
-                if not layout.unsealed(SCHEMA_RUN).is_dir():
-                    self._link(layout, SCHEMA_RUN)
+                self._add_empty_way(layout)
 
     def link_unsealed(self, run_id: str) -> None:
         """Make a run's segments readable through `unsealed/`, unless they are.
 
         A copy of a warehouse may hold the files that a link led to: such a folder is replaced by a link.
         """
-        if not (self.unsealed(run_id) / UNSEALED_LINK).is_symlink():
-            self.unlink_unsealed(run_id)
-            self._link(self, run_id)
-
-    def _link(self, layout: Layout, run_id: str) -> None:
-        """Commit the folder of a run that is not sealed to another layout's `unsealed/`, or this one's."""
-        make_folder(layout.segments(run_id))
+        if (self.unsealed(run_id) / UNSEALED_LINK).is_symlink():
+            return
+        self.unlink_unsealed(run_id)
+        make_folder(self.segments(run_id))
         with self.staged(f"unsealed.{run_id}") as folder:
             (folder / UNSEALED_MARK).touch()
-            (folder / UNSEALED_LINK).symlink_to(Path("..", "..", "segments", layout.segments(run_id).name))
-            commit(folder, layout.unsealed(run_id))
+            (folder / UNSEALED_LINK).symlink_to(Path("..", "..", "segments", self.segments(run_id).name))
+            commit(folder, self.unsealed(run_id))
+
+    def has_empty_way(self) -> bool:
+        """Tell whether `unsealed/` has its zero-row files, the same as those among the segments."""
+        source = self.segment(SCHEMA_RUN, 0)
+        there = self.unsealed(SCHEMA_RUN) / UNSEALED_LINK / f"{SEGMENT_FOLDER}0"
+        return all(_same_bytes(source / table.file, there / table.file) for table in schema.MERGED)
+
+    def _add_empty_way(self, layout: Layout) -> None:
+        """Give `unsealed/` of a layout its zero-row files: no link, so that any copy of a warehouse has them."""
+        if layout.has_empty_way():
+            return
+        target = layout.unsealed(SCHEMA_RUN)
+        self.require_one_disk()
+        with self.staged(SCHEMA_RUN) as folder:
+            if target.is_dir():
+                target.rename(folder / "old")
+            files = folder / "new" / UNSEALED_LINK / f"{SEGMENT_FOLDER}0"
+            files.mkdir(parents=True)
+            for table in schema.MERGED:
+                shutil.copyfile(layout.segment(SCHEMA_RUN, 0) / table.file, files / table.file)
+                sync(files / table.file)
+            sync(files)
+            sync(files.parent)
+            (folder / "new" / UNSEALED_MARK).touch()
+            commit(folder / "new", target)
 
     def unlink_unsealed(self, run_id: str) -> None:
         """Take a run's segments out of `unsealed/`, by one rename."""
@@ -206,6 +227,7 @@ class Layout:
         a folder that moewh did not write.
         """
         found = []
+        self.require_links()
         for link, needed in self._links():
             target = link.resolve()
             if not target.is_dir():
@@ -216,6 +238,15 @@ class Layout:
                 raise MoewhError(f"{link} is a link to {target}, which holds no {needed}. Remove the link.")
             found.append(target)
         return found
+
+    def require_links(self) -> None:
+        """Raise MoewhError for a copy of the warehouse that holds a run's segments where it must link to them."""
+        for run in _scan(self.unsealed(SCHEMA_RUN).parent):
+            if run.name != self.unsealed(SCHEMA_RUN).name and not (Path(run.path) / UNSEALED_LINK).is_symlink():
+                raise MoewhError(
+                    f"{run.path} holds no link to the run's segments, as a copy that followed links. "
+                    "Run `moewh refresh`."
+                )
 
     def _links(self) -> Iterator[tuple[Path, str]]:
         """Yield the links among moewh's folders, each with a pattern of what must lie below its target."""
@@ -334,7 +365,7 @@ def commit(folder: Path, target: Path) -> bool:
     process committed there first.
     """
     for file in sorted(folder.iterdir()):
-        if not file.is_symlink():  # a link is part of its folder
+        if not file.is_symlink():  # which is part of its folder
             sync(file)
     sync(folder)
     make_folder(target.parent)
@@ -386,6 +417,10 @@ def _versions(folder: Path) -> tuple[int, int] | None:
     return versions if all(isinstance(version, int) for version in versions) else None
 
 
+def _same_bytes(one: Path, other: Path) -> bool:
+    return one.is_file() and other.is_file() and one.read_bytes() == other.read_bytes()
+
+
 def _scan(folder: Path) -> list[os.DirEntry[str]]:
     """Return what a folder holds, without asking the disk about each; nothing for what is no folder."""
     try:
@@ -410,6 +445,11 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def own_paths(text: str) -> str:
+    """Return a message that names files read through `unsealed/` with the paths of those files themselves."""
+    return re.sub(rf"/{UNSEALED.replace('*', '([^/]*)')}/{UNSEALED_LINK}/", r"/segments/run_id=\1/", text)
 
 
 def glob_literal(path: Path) -> str:

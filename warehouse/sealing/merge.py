@@ -1,6 +1,7 @@
 """What sealing writes: the counts of many segments added up by key, in key order.
 
-In: the folders of a run's segments. Out: one Parquet file for each table of counts, and one with the segments' own rows.
+In: the folders of a run's segments. Out: one Parquet file for each table of counts, and one with
+the segments' own rows.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ _BATCH = 1 << 17
 
 
 def write_merged(segments: list[Path], folder: Path) -> None:
-    """Write the merged tables of segments, given in order, to `folder`. Raises MoewhError for one without its counts."""
+    """Write the merged tables of segments, given in order, to `folder`.
+
+    Raises MoewhError for a segment without its counts.
+    """
     spill = folder.with_name(f"duckdb.{os.getpid()}")
     with duckdb.connect(config={"temp_directory": str(spill)}) as connection:
         for table in schema.MERGED:

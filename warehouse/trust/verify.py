@@ -190,16 +190,15 @@ def _list_unsealed(layout: Layout, found: Plan) -> None:
     for run in _entries(top):
         run_id = run.name.removeprefix(RUN_FOLDER)
         way = run / UNSEALED_LINK
-        if run.name == run_id or not _is_legal(run_id) or not (run / UNSEALED_MARK).is_file() or not way.is_symlink():
+        found_way = way.is_symlink() or (run_id == SCHEMA_RUN and layout.has_empty_way())
+        if run.name == run_id or not _is_legal(run_id) or not (run / UNSEALED_MARK).is_file() or not found_way:
             found.faults.append(Fault(run, "", "does not link to a run's segments; `moewh refresh` makes it anew"))
         else:
             linked.add(run_id)
     for folder in found.folders:
-        if folder.level == "run" and folder.path.parent.parent == layout.root:
-            if folder.run_id not in linked and not layout.sealed(folder.run_id).is_dir():
-                found.faults.append(
-                    Fault(layout.unsealed(folder.run_id), "", "is missing; `moewh refresh` makes it anew")
-                )
+        here = folder.level == "run" and folder.path == layout.run(folder.run_id)
+        if here and folder.run_id not in linked and not layout.sealed(folder.run_id).is_dir():
+            found.faults.append(Fault(layout.unsealed(folder.run_id), "", "is missing; `moewh refresh` makes it anew"))
 
 
 def _list_segments(run: Path, run_id: str, found: Plan) -> None:
