@@ -41,7 +41,7 @@ from moewh.ingest.write.run_files import write_run
 from moewh.ingest.write.segment import Committed, write_segment
 from moewh.warehouse.errors import UsageError
 from moewh.warehouse.files.layout import Layout
-from moewh.warehouse.sealing.seal import seal
+from moewh.warehouse.sealing.seal import seal, unseal
 from moewh.warehouse.views.publishing import publish
 
 _BATCHES_AHEAD = 16
@@ -160,6 +160,8 @@ class _Run:
         """Make the warehouse, the run's own files and the database, now that the model has proved right."""
         self.layout.create()
         self.layout.sweep()
+        if self.plan.missing:
+            unseal(self.layout, self.plan.identity.run_id)  # somebody took a segment of a sealed run away
         if not self.plan.recorded:
             write_run(self.layout, describe_run(self.loaded, self.plan.identity, proof.facts, self.plan.prompts))
         publish(self.layout)

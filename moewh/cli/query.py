@@ -52,7 +52,7 @@ def query(
     """
     from moewh.warehouse.answer import output as out
     from moewh.warehouse.answer import query as queries
-    from moewh.warehouse.answer.again import Watched, until_settled
+    from moewh.warehouse.answer.again import HeldBack, until_settled
     from moewh.warehouse.answer.jail import Limits
 
     if name is None and sql is None:
@@ -75,7 +75,7 @@ def query(
         from moewh.warehouse.trust.verify import require_sound
 
         require_sound(warehouse)
-    printed = Watched(sys.stdout)
+    printed = HeldBack(sys.stdout)
 
     def answer_it() -> None:
         with open_engine(engine, master, warehouse, Limits(**limits), written) as ask:
@@ -83,4 +83,4 @@ def query(
             if answer is not None:
                 out.write(answer, chosen, output, printed)
 
-    until_settled(warehouse, answer_it, lambda: printed.written)
+    until_settled(warehouse, answer_it, printed)

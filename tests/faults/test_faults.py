@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from moewh.warehouse.files.layout import FOLDERS, Layout
 from moewh.warehouse.views.publishing import publish
 from tests.support.commit_order import check_order, kernel_commits, steps_of
 from tests.support.damage import faults_of
-from tests.support.faults import ERRORS, Job, Plan, Server, segments_of
+from tests.support.faults import ERRORS, Plan, Server, segments_of
 from tests.support.runs import contents
 from tests.support.trials import (
     STEPS,
@@ -44,30 +43,6 @@ from tests.support.trials import (
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, unshare and strace as Linux has them")
 KILLS = 20
 FAILURES = 10
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with Server() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    return Job.make(tmp_path_factory.mktemp("job"))
-
-
-@pytest.fixture(scope="module")
-def undisturbed(server: Server, job: Job, tmp_path_factory: pytest.TempPathFactory) -> Layout:
-    root = tmp_path_factory.mktemp("undisturbed") / "wh"
-    assert server.moewh(job.plan(root, "--run-id", "r"))["code"] == 0
-    assert len(segments_of(root)) >= 5
-    return Layout(root)
-
-
-@pytest.fixture
-def trial(server: Server, job: Job, undisturbed: Layout, tmp_path: Path) -> Trial:
-    return Trial(server, job, undisturbed, tmp_path / "wh")
 
 
 # ------------------------------------------------------------------------------------------ killed

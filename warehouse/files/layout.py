@@ -44,12 +44,16 @@ FOLDERS: dict[schema.Level, str] = {
 """The folders that hold the files of each level's tables, as a pattern below the root."""
 
 UNSEALED = "unsealed/run_id=*"
-"""The folders of the runs that are not sealed: each holds UNSEALED_MARK, and UNSEALED_LINK to the run's segments.
+"""The folders of the runs that are not sealed: each holds a mark, and UNSEALED_LINK to the run's segments.
 
 Views read the counts of segments through these links alone, so that no answer lists the segments of a sealed run.
 """
-UNSEALED_MARK = "unsealed"
 UNSEALED_LINK = "segments"
+MARK = "mark-*"
+"""The empty file in a sealed or an unsealed folder whose name is another each time the folder is made.
+
+By it a query notices a run that was unsealed and sealed again while its files were listed.
+"""
 
 SEGMENT_FOLDER = "segment="
 """What the name of a segment's folder begins with, before its number."""
@@ -184,7 +188,7 @@ class Layout:
         self.unlink_unsealed(run_id)
         make_folder(self.segments(run_id))
         with self.staged(f"unsealed.{run_id}") as folder:
-            (folder / UNSEALED_MARK).touch()
+            add_mark(folder)
             (folder / UNSEALED_LINK).symlink_to(Path("..", "..", "segments", self.segments(run_id).name))
             commit(folder, self.unsealed(run_id))
 
@@ -210,7 +214,7 @@ class Layout:
                 sync(files / table.file)
             sync(files)
             sync(files.parent)
-            (folder / "new" / UNSEALED_MARK).touch()
+            add_mark(folder / "new")
             commit(folder / "new", target)
 
     def unlink_unsealed(self, run_id: str) -> None:
@@ -298,6 +302,8 @@ class Layout:
             for table in missing:
                 pq.write_table(table.arrow().empty_table(), folder / table.file)
             write_manifest(folder, None, None)
+            if level == "sealed":
+                add_mark(folder)
             if not commit(folder, target):
                 for table in missing:
                     (folder / table.file).replace(target / table.file)
@@ -356,6 +362,11 @@ def exclusive(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def add_mark(folder: Path) -> None:
+    """Put a mark of its own into a folder that is to be committed."""
+    (folder / MARK.replace("*", os.urandom(8).hex())).touch()
 
 
 def commit(folder: Path, target: Path) -> bool:

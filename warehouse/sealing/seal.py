@@ -11,8 +11,22 @@ leaves a run that is sealed or one that is not (see `moewh.warehouse.views.base`
 
 from __future__ import annotations
 
+import time
+
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import SCHEMA_RUN, SEGMENT_FOLDER, Layout, commit, exclusive, make_folder, sync
+from moewh.warehouse.files.layout import (
+    SCHEMA_RUN,
+    SEGMENT_FOLDER,
+    Layout,
+    add_mark,
+    commit,
+    exclusive,
+    make_folder,
+    sync,
+)
+
+PAUSE = 0.25
+"""Seconds for which a run is in both places: DuckDB lists files while it plans a query, and leaves out what is gone."""
 
 
 def seal(layout: Layout, run_id: str) -> bool:
@@ -25,6 +39,7 @@ def seal(layout: Layout, run_id: str) -> bool:
     with layout.writing(), exclusive(layout.segments(run_id)):
         if not layout.sealed(run_id).is_dir() and is_complete(layout, run_id):
             _commit_merged(layout, run_id)
+            time.sleep(PAUSE)
         layout.unlink_unsealed(run_id)
     return True
 
@@ -39,6 +54,7 @@ def unseal(layout: Layout, run_id: str) -> None:
     make_folder(layout.segments(run_id))
     with layout.writing(), exclusive(layout.segments(run_id)):
         layout.link_unsealed(run_id)
+        time.sleep(PAUSE)
         with layout.staged(f"unsealed.{run_id}") as folder:
             layout.sealed(run_id).rename(folder / "gone")
             sync(layout.sealed(run_id).parent)
@@ -79,4 +95,5 @@ def _commit_merged(layout: Layout, run_id: str) -> None:
     with layout.staged(f"sealed.{run_id}") as folder:
         write_merged([layout.segment(run_id, number) for number in segment_numbers(layout, run_id)], folder)
         write_manifest(folder, identity, None)
+        add_mark(folder)
         commit(folder, layout.sealed(run_id))

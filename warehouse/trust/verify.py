@@ -23,11 +23,11 @@ from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import (
     FOLDERS,
+    MARK,
     SCHEMA_RUN,
     SEGMENT_FOLDER,
     UNSEALED,
     UNSEALED_LINK,
-    UNSEALED_MARK,
     Layout,
     check_run_id,
 )
@@ -191,7 +191,7 @@ def _list_unsealed(layout: Layout, found: Plan) -> None:
         run_id = run.name.removeprefix(RUN_FOLDER)
         way = run / UNSEALED_LINK
         found_way = way.is_symlink() or (run_id == SCHEMA_RUN and layout.has_empty_way())
-        if run.name == run_id or not _is_legal(run_id) or not (run / UNSEALED_MARK).is_file() or not found_way:
+        if run.name == run_id or not _is_legal(run_id) or len(list(run.glob(MARK))) != 1 or not found_way:
             found.faults.append(Fault(run, "", "does not link to a run's segments; `moewh refresh` makes it anew"))
         else:
             linked.add(run_id)
@@ -237,11 +237,14 @@ def _take_manifest(folder: Folder, faults: list[Fault]) -> None:
         faults.append(Fault(folder.path, MANIFEST, _message(error)))
         return
     there = {path.name for path in folder.path.iterdir() if path.is_file()}
+    marks = {path.name for path in folder.path.glob(MARK)} if folder.level == "sealed" else set()
+    if folder.level == "sealed" and len(marks) != 1:
+        faults.append(Fault(folder.path, "", f"has {len(marks)} marks, not 1"))
     promised = folder.manifest.files
     tables = {table.file: table for table in _tables(folder.level)}
     needed = {name for name, table in tables.items() if not table.opt_in or folder.run_id == SCHEMA_RUN}
     faults += [Fault(folder.path, name, "is missing") for name in sorted((promised.keys() | needed) - there)]
-    known = {MANIFEST} | (promised.keys() & tables.keys())
+    known = {MANIFEST} | marks | (promised.keys() & tables.keys())
     unknown = {path.name for path in folder.path.iterdir()} - known
     faults += [Fault(folder.path, name, "is not a file of this folder") for name in sorted(unknown)]
     folder.files = {name: entry for name, entry in promised.items() if name in there & tables.keys()}

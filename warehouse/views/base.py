@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import (
     FOLDERS,
+    MARK,
     PATH_VALUES,
     SCHEMA_RUN,
     UNSEALED,
     UNSEALED_LINK,
-    UNSEALED_MARK,
     Layout,
     glob_literal,
 )
@@ -253,10 +253,10 @@ def _below(root: Path, path: str) -> str:
 def _merged_select(table: schema.Table, root: Path) -> str:
     """Return the query of a table whose rows sealing merges: a run's sealed set where there is one, else its segments'.
 
-    DuckDB lists the files of a query in the order in which it names them. What is listed first (the runs, those that
-    are sealed, those that are not) is compared with what is sealed in the end: if nothing changed meanwhile, what was
-    listed in between is of one state. If something did, or if a run is in neither place, the query fails. A run that
-    is in both was sealed by a process that was killed before it removed the link: the sealed set counts.
+    A run that is in both places is being sealed, or was when a process was killed: the sealed set counts. DuckDB lists
+    the files of a query more or less in the order in which it names them. So what is listed first (the runs, those that
+    are sealed, those that are not) is compared with what is listed last: if it has changed, or if a run is in neither
+    place, the query fails. moewh itself also looks before and after (`moewh.warehouse.answer.again`), in any order.
     The rows of a sealed set have no segment, except those of `segments`.
     """
     names = [column.name for column in (*table.path_columns, *table.columns)]
@@ -271,13 +271,10 @@ def _merged_select(table: schema.Table, root: Path) -> str:
     {_runs_of(root, f"{FOLDERS['run']}/{schema.RUNS.file}")}
 ),
 sealed_before as (
-    {_runs_of(root, f"{FOLDERS['sealed']}/{schema.SEGMENTS.file}")}
+    {_runs_of(root, f"{FOLDERS['sealed']}/{MARK}")}
 ),
 unsealed as (
-    {_runs_of(root, f"{UNSEALED}/{UNSEALED_MARK}")}
-),
-in_both as (
-    select run_id from unsealed where run_id <> '{SCHEMA_RUN}' and run_id in (select run_id from sealed_before)
+    {_runs_of(root, f"{UNSEALED}/{MARK}")}
 )
 select
     {nothing}
@@ -287,11 +284,12 @@ union all
 select
     {", ".join(names)}
 from {_files(table, root, through, f"/{UNSEALED_LINK}")} as stored
-where run_id not in (select run_id from in_both)
+anti join sealed_before using (run_id)
 union all
 select
     {sealed}
 from {_files(merged, root, _pattern(merged, root))} as stored
+semi join sealed_before using (run_id)
 union all
 select
     {failure}
@@ -299,8 +297,12 @@ from (
     select error('run ' || run_id || ' was sealed, unsealed or deleted while its files were listed. {ASK_AGAIN}')
         as failure
     from sealed_before
-    full join ({_runs_of(root, f"{FOLDERS['sealed']}/{schema.SEGMENTS.file}")}) as sealed_after using (run_id)
+    full join ({_runs_of(root, f"{FOLDERS['sealed']}/{MARK}")}) as sealed_after using (run_id, file)
     where sealed_before.run_id is null or sealed_after.run_id is null
+    union all
+    select error('run ' || run_id || ' was sealed or deleted while its files were listed. {ASK_AGAIN}')
+    from unsealed
+    anti join ({_runs_of(root, f"{UNSEALED}/{MARK}")}) as unsealed_after using (run_id, file)
     union all
     select error('run ' || run_id || ' {NEITHER}')
     from runs_there
@@ -311,10 +313,10 @@ where failure is not null"""
 
 
 def _runs_of(root: Path, pattern: str) -> str:
-    """Return SQL for the runs that have a file, `pattern` below the root; it is listed as the query is bound."""
+    """Return SQL for the runs that have a file, `pattern` below the root, and its path."""
     end = f"'/run_id=({PATH_VALUES['run_id']})/[^/]*$'"
     files = f"glob({_below(root, pattern)})"
-    return f"select regexp_extract(file, {end}, 1) as run_id from {files} where regexp_matches(file, {end})"
+    return f"select regexp_extract(file, {end}, 1) as run_id, file from {files} where regexp_matches(file, {end})"
 
 
 def _names(table: schema.Table) -> list[str]:
@@ -344,7 +346,7 @@ from (
     from glob({segments}) as segment
     anti join glob({rollups}) as counts
         on {counted} = {folder}
-    where {run_id} not in (select run_id from in_both)
+    where {run_id} not in (select run_id from sealed_before)
 ) as missing
 where failure is not null"""
 
