@@ -1,9 +1,14 @@
-"""The run's own files: a `RunRecord` in, run.parquet, layers.parquet and experts.parquet out, committed at once."""
+"""The run's own files: a `RunRecord` in, run.parquet, layers.parquet, experts.parquet and
+vocabulary.parquet out, committed at once.
+"""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 from typing import Any
+
+import numpy as np
+import pyarrow as pa
 
 from moewh.ingest.record import RunRecord
 from moewh.warehouse import __version__
@@ -15,7 +20,7 @@ from moewh.warehouse.files.tables import write_table
 
 
 def write_run(layout: Layout, record: RunRecord) -> None:
-    """Commit the run's own files (run, layers, experts) with one rename. Losing a race is success.
+    """Commit the run's own files (run, layers, experts, vocabulary) with one rename. Losing a race is success.
 
     Raises MoewhError if the disk refuses.
     """
@@ -28,9 +33,15 @@ def write_run(layout: Layout, record: RunRecord) -> None:
         write_table(folder, schema.RUNS, _columns(schema.RUNS, [{**begun, **said, **record.run}]))
         write_table(folder, schema.LAYERS, _columns(schema.LAYERS, record.layers))
         write_table(folder, schema.EXPERTS, _columns(schema.EXPERTS, record.experts))
+        write_table(folder, schema.VOCABULARY, _vocabulary(record))
         write_manifest(folder, identity.sha256, None)
         commit(folder, layout.run(record.run_id))
 
 
 def _columns(table: Table, rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
     return {column.name: [row.get(column.name) for row in rows] for column in table.stored}
+
+
+def _vocabulary(record: RunRecord) -> dict[str, Any]:
+    texts = pa.array([], pa.string()) if record.vocabulary is None else record.vocabulary
+    return {"vocab_id": np.arange(len(texts), dtype=np.int32), "token": texts}

@@ -44,17 +44,13 @@ compared_tokens as (
     from compared_runs
     join routing as here
         on here.run_id = compared_runs.run_id
-    join tokens
-        on tokens.run_id = here.run_id
-        and tokens.segment = here.segment
-        and tokens.token_id = here.token_id
     join routing as there
         on there.run_id = compared_runs.reference_run_id
         and there.layer = here.layer
         and there.token_id = here.token_id
     where here.rank = 0
         and there.rank = 0
-        and tokens.kind <> 'special'
+        and here.kind <> 'special'
     group by
         compared_runs.run_id,
         compared_runs.reference_run_id,
@@ -69,16 +65,12 @@ shared_experts as (
     from compared_runs
     join routing as here
         on here.run_id = compared_runs.run_id
-    join tokens
-        on tokens.run_id = here.run_id
-        and tokens.segment = here.segment
-        and tokens.token_id = here.token_id
     join routing as there
         on there.run_id = compared_runs.reference_run_id
         and there.layer = here.layer
         and there.token_id = here.token_id
         and there.expert = here.expert
-    where tokens.kind <> 'special'
+    where here.kind <> 'special'
     group by
         compared_runs.run_id,
         compared_runs.reference_run_id,

@@ -177,7 +177,7 @@ def test_queries_while_runs_are_sealed_and_unsealed(trial: Trial, tmp_path: Path
     stop = threading.Event()
 
     def move() -> None:
-        while not stop.is_set():
+        while not stop.wait(1.5):
             unseal(layout, "r")
             assert seal(layout, "r")
 

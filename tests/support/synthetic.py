@@ -196,6 +196,7 @@ def record_of(run: Run) -> RunRecord:
         "num_experts": max(experts),
         "top_k": max(top_ks),
         "segments_planned": len(run.segments),
+        "origin": "forward",
         **run.fields,
     }
     layers = [
@@ -208,7 +209,13 @@ def record_of(run: Run) -> RunRecord:
         for layer, (e, _) in run.layers.items()
         for n in range(e)
     ]
-    return RunRecord(Identity({"synthetic": run.run_id}, run.run_id), facts, layers, rows)
+    return RunRecord(Identity({"synthetic": run.run_id}, run.run_id), facts, layers, rows, vocabulary(run))
+
+
+def vocabulary(run: Run) -> pa.Array:
+    """The text of every vocabulary entry up to the greatest that the run has."""
+    entries = 1 + max((token.vocab_id for token in run.tokens()), default=-1)
+    return pa.array([word(vocab_id) for vocab_id in range(entries)], pa.string())
 
 
 def write_random_geometry(layout: Layout, run: Run, seed: int) -> None:

@@ -352,7 +352,7 @@ where failure is not null"""
 
 
 def _unless_newer(table: schema.Table, root: Path) -> str:
-    """Return SQL that adds no rows, and fails the query if a newer moewh has written to the warehouse.
+    """Return SQL that adds no rows, and fails the query if the warehouse is of another format or a newer schema.
 
     The manifest of the zero-row files says so for all (see `Layout.require`). The error stands in a CASE, which no
     filter can get ahead of.
@@ -361,7 +361,9 @@ def _unless_newer(table: schema.Table, root: Path) -> str:
     in_order = (*table.path_columns, *table.stored, *derived)  # as `table_select` has them
     columns = ",\n    ".join(f"failure::{column.type}" for column in in_order)
     manifest = _below(root, f"segments/run_id={SCHEMA_RUN}/segment=0/manifest.json")
-    version = "regexp_extract(content, '\"schema\": ([0-9]+)', 1)"
+    form, version = (
+        f"try_cast(regexp_extract(content, '\"{name}\": ([0-9]+)', 1) as integer)" for name in ("format", "schema")
+    )
     return f"""
 union all
 select
@@ -369,13 +371,18 @@ select
 from (
     select
         case
-            when try_cast({version} as integer) > {schema.SCHEMA_VERSION} then error(
-                'this warehouse was written to by a newer moewh (schema ' || {version}
-                || '; this file knows {schema.SCHEMA_VERSION}). Upgrade moewh and run `moewh refresh`.'
+            when {form} < {schema.FORMAT_VERSION} then error(
+                'this warehouse was written by an older moewh (format ' || {form}
+                || '; this file reads {schema.FORMAT_VERSION}). {schema.OLDER_REMEDY}'
+            )
+            when {form} > {schema.FORMAT_VERSION} or {version} > {schema.SCHEMA_VERSION} then error(
+                'this warehouse was written to by a newer moewh (format ' || {form} || ', schema ' || {version}
+                || '; this file knows {schema.FORMAT_VERSION} and {schema.SCHEMA_VERSION}). '
+                || 'Upgrade moewh and run `moewh refresh`.'
             )
         end as failure
     from read_text({manifest})
-) as newer
+) as other
 where failure is not null"""
 
 
