@@ -28,9 +28,9 @@ from moewh.ingest.prompts.vocabulary import TokenTexts
 from moewh.ingest.routing import RoutingBuffer
 from moewh.ingest.write.rollups import RollupCounter, one_thread_a_product
 from moewh.ingest.write.segment import write_routing
-from moewh.ingest.write.tables import parquet_options
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.manifest import file_sha256
+from moewh.warehouse.files.tables import parquet_options
 
 
 def main() -> None:

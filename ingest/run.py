@@ -44,6 +44,7 @@ from moewh.ingest.write.run_files import write_run
 from moewh.ingest.write.segment import Committed, write_segment
 from moewh.warehouse.errors import UsageError
 from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.sealing.seal import seal, unseal
 from moewh.warehouse.views.publishing import publish
 
 _BATCHES_AHEAD = 16
@@ -142,7 +143,9 @@ class _Run:
             self._loop(first)
         elif not self.plan.recorded:  # the run's own files were lost, its segments not; or they are for others to write
             self._begin(self.batches.prove(None, deque(), lambda _: None))
-        self.prompts.finished(complete=not missing_segments(self.layout, self.plan.identity, self.plan.prompts))
+        if complete := not missing_segments(self.layout, self.plan.identity, self.plan.prompts):
+            seal(self.layout, self.plan.identity.run_id)
+        self.prompts.finished(complete=complete)
         self.summary.seconds = time.monotonic() - began
         self.summary.peak_memory = _peak_memory()
         return self.summary
@@ -164,6 +167,8 @@ class _Run:
         """Make the warehouse, the run's own files and the database, now that the model has proved right."""
         self.layout.create()
         self.layout.sweep()
+        if self.plan.missing:
+            unseal(self.layout, self.plan.identity.run_id)  # somebody took a segment of a sealed run away
         if not self.plan.recorded:
             record = describe_run(self.loaded, self.plan.identity, proof.facts, self.plan.prompts)
             write_run(self.layout, replace(record, vocabulary=self.vocabulary))

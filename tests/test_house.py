@@ -40,6 +40,7 @@ ROOMS = (
     "moewh.warehouse.trust",
     "moewh.warehouse.runs",
     "moewh.warehouse.answer",
+    "moewh.warehouse.sealing",
     "moewh.warehouse.views",
     "moewh.warehouse.files",
     "moewh.warehouse.stopping",

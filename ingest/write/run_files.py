@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 
 from moewh.ingest.record import RunRecord
-from moewh.ingest.write.tables import write_table
 from moewh.warehouse import __version__
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout, commit
 from moewh.warehouse.files.manifest import write_manifest
 from moewh.warehouse.files.schema import Table
+from moewh.warehouse.files.tables import write_table
 
 
 def write_run(layout: Layout, record: RunRecord) -> None:
@@ -28,6 +28,8 @@ def write_run(layout: Layout, record: RunRecord) -> None:
     said = {"identity": identity.sha256, "options": identity.json, "tokens_key": identity.tokens_key}
     begun = {"created_at": datetime.now(UTC).replace(tzinfo=None), "moewh_version": __version__}
     with layout.writing(), layout.staged(f"run.{record.run_id}") as folder:
+        if not layout.sealed(record.run_id).is_dir():
+            layout.link_unsealed(record.run_id)
         write_table(folder, schema.RUNS, _columns(schema.RUNS, [{**begun, **said, **record.run}]))
         write_table(folder, schema.LAYERS, _columns(schema.LAYERS, record.layers))
         write_table(folder, schema.EXPERTS, _columns(schema.EXPERTS, record.experts))

@@ -20,12 +20,12 @@ from moewh.ingest.prompts.digest import PromptDigest
 from moewh.ingest.record import Identity
 from moewh.ingest.routing import KINDS, Ranked, RoutingBuffer, Texts, TokenisedSegment, VectorBuffer
 from moewh.ingest.write.rollups import RollupCounter, one_thread_a_product
-from moewh.ingest.write.tables import ROW_GROUP_ROWS, parquet_options, write_table
 from moewh.warehouse.cpus import usable_cpus
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout, commit
 from moewh.warehouse.files.manifest import write_manifest
 from moewh.warehouse.files.schema import Table
+from moewh.warehouse.files.tables import ROW_GROUP_ROWS, parquet_options, write_table
 
 _VECTOR_NUMBERS = 1 << 22
 """Numbers of an opt-in table in one row group."""
@@ -68,7 +68,7 @@ def write_segment(
     with layout.writing(), layout.staged(f"{target.parent.name}.{target.name}") as folder:
         rollups = RollupCounter(segment, texts)
         rows = write_routing(folder / schema.ROUTING.file, segment, routing, rollups)
-        rollups.write(folder, parquet_options)
+        rollups.write(folder)
         if routing.vectors is not None:
             for opt_in in routing.vectors.tables:
                 _write_vectors(folder, opt_in, segment, routing.vectors)

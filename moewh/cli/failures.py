@@ -9,6 +9,7 @@ import click
 
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files import schema
+from moewh.warehouse.files.layout import own_paths
 
 _OTHER_COLUMNS = r'Failed to read file "(.+)/[^/"]+": schema mismatch in glob: column "(\w+)"'
 """What DuckDB says of a file that has other columns than the view was made for."""
@@ -54,6 +55,7 @@ def _os_error(error: OSError) -> str:
 
 def _duckdb_error(text: str) -> str:
     """Keep DuckDB's message and the line it names, without the drawing of the place below it."""
+    text = own_paths(text)
     if other := re.search(_OTHER_COLUMNS, text):
         return (
             f"{other[1]} was written by another version of moewh: it lacks the column {other[2]}. `moewh verify` says "

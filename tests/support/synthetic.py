@@ -28,6 +28,7 @@ from moewh.ingest.write import run_files
 from moewh.ingest.write import segment as segments
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.sealing.seal import seal
 
 WORDS = ("the", "quick", " brown", " fox", "", " lead", "|,\"'", "\n", "\\", "naïve", "日本")
 
@@ -125,7 +126,7 @@ def with_logits(run: Run, seed: int) -> Run:
 
 def empty_warehouse(root: Path) -> Layout:
     """A warehouse without runs: what `Layout.create` makes, created once per process and copied from then on."""
-    shutil.copytree(_empty_warehouse().name, root, dirs_exist_ok=True)
+    shutil.copytree(_empty_warehouse().name, root, dirs_exist_ok=True, symlinks=True)
     return Layout(root)
 
 
@@ -140,10 +141,11 @@ def random_warehouse(root: Path) -> tuple[Layout, list[Run]]:
     """Write random runs, one of them called `007`; layers are not consecutive and differ in top-k.
 
     The last three are checkpoints of one series, the middle one with raw logits. The first three have a geometry.
+    Every other run is sealed.
     Written once per process, and copied from then on.
     """
     folder, runs = _random_warehouse()
-    shutil.copytree(folder.name, root, dirs_exist_ok=True)
+    shutil.copytree(folder.name, root, dirs_exist_ok=True, symlinks=True)
     return Layout(root), runs
 
 
@@ -166,8 +168,10 @@ def _random_warehouse() -> tuple[TemporaryDirectory[str], list[Run]]:
         with_logits(checkpoint_of(last, "step-20", 20, 6, changed=0.3), 7),
         last,
     ]
-    for run in runs:
+    for number, run in enumerate(runs):
         write_run(layout, run)
+        if number % 2:  # counts come from segments and from sealed sets
+            assert seal(layout, run.run_id)
     return folder, runs
 
 

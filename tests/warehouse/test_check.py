@@ -33,7 +33,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Layout:
 @pytest.fixture
 def layout(tmp_path: Path, sound: Layout) -> Layout:
     """A copy to damage."""
-    return Layout(Path(shutil.copytree(sound.root, tmp_path / "wh")))
+    return Layout(Path(shutil.copytree(sound.root, tmp_path / "wh", symlinks=True)))
 
 
 def check(layout: Layout, *arguments: str) -> Result:

@@ -23,8 +23,8 @@ POSITION_BITS = 24
 """token_id = prompt_id * 2**POSITION_BITS + position; a longer prompt is refused."""
 
 Encoding = Literal["dictionary", "plain", "delta", "byte_stream_split"]
-Level = Literal["run", "segment", "geometry"]
-"""What a table's files lie beside: a run's own, a segment's, or those of a run's geometry."""
+Level = Literal["run", "segment", "geometry", "sealed"]
+"""What a table's files lie beside: a run's own, a segment's, those of a run's geometry, or what sealing merged."""
 
 
 @dataclass(frozen=True)
@@ -502,6 +502,26 @@ TABLES: tuple[Table, ...] = (
 )
 
 ROLLUPS: tuple[Table, ...] = tuple(table for table in TABLES if table.rollup)
+
+MERGED: tuple[Table, ...] = (SEGMENTS, *ROLLUPS)
+"""The tables of segments that a sealed run holds once for all its segments."""
+
+
+def sealed(table: Table) -> Table:
+    """Return a merged table as a sealed run holds it: `segments` with the number of each, counts with none."""
+    number = (replace(SEGMENT, description="Number of the segment."),) if table is SEGMENTS else ()
+    return replace(table, level="sealed", columns=(*number, *table.columns))
+
+
+SEALED: tuple[Table, ...] = tuple(sealed(table) for table in MERGED)
+
+
+def split_columns(table: Table) -> tuple[list[str], dict[str, str]]:
+    """Return a rollup's key columns, and its other columns with their types."""
+    text_or_number = {column.name: column.type for column in table.columns}
+    values = {name: type_ for name, type_ in text_or_number.items() if type_ in ("BIGINT", "DOUBLE") or name == "token"}
+    return [name for name in text_or_number if name not in values], values
+
 
 SCHEMA_VERSION = max(column.since for table in TABLES for column in table.columns)
 """Version of these tables; a manifest names it and FORMAT_VERSION."""
