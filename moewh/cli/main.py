@@ -18,6 +18,7 @@ from moewh.cli.check import check
 from moewh.cli.demo import demo
 from moewh.cli.failures import explain, one_line
 from moewh.cli.geometry import geometry
+from moewh.cli.import_ import import_
 from moewh.cli.ingest import ingest
 from moewh.cli.inspect import inspect
 from moewh.cli.query import query
@@ -86,5 +87,5 @@ def main(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (demo, inspect, ingest, query, check, verify, views, runs, geometry, shell, refresh):
+for command in (demo, inspect, ingest, import_, query, check, verify, views, runs, geometry, shell, refresh):
     main.add_command(command)
