@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -198,7 +198,7 @@ class Spool:
         weights = {"weights": np.dtype(np.float32)} if self.weights else {}
         return {"ids": self._dtype, **weights, "vocab": np.dtype(np.int32), "context": np.dtype(np.int32)}
 
-    def _read(self, name: str, number: int, dtype: np.dtype[np.generic]) -> npt.NDArray[np.generic]:
+    def _read(self, name: str, number: int, dtype: np.dtype[np.generic]) -> npt.NDArray[Any]:
         return np.fromfile(self._path(name, number), dtype)
 
     def _path(self, name: str, number: int | None = None) -> Path:

@@ -68,7 +68,8 @@ class _Reader:
         raise self._file.error(f"has a value of type {kind}, which GGUF does not know.")
 
     def _count(self) -> int:
-        if (count := self._number("Q")) > _MOST_NAMES:
+        count = int(self._number("Q"))
+        if count > _MOST_NAMES:
             raise self._file.error(f"says that it holds {count:,} entries. It is damaged.")
         return count
 
