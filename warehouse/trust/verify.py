@@ -330,7 +330,7 @@ def _unknown(folder: Path, table: schema.Table, column: str) -> int:
     with pq.ParquetFile(folder / table.file) as file:
         groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
         place = file.schema_arrow.get_field_index(column)
-    return sum(group.column(place).statistics.null_count for group in groups)
+    return sum(group.column(place).statistics.null_count for group in groups if group.num_rows)
 
 
 def _row(folder: Path, table: schema.Table) -> dict[str, Any]:
