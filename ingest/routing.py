@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,7 @@ class TokenisedSegment:
 
     prompts: pa.Table
     """[P] with the canonical columns, as they were read."""
-    text_P: list[str] | list[str | None]
+    text_P: Sequence[str | None]
     """As tokenised: messages after the chat template, token ids decoded. None where no text is known."""
     first_prompt: int
     status_P: list[str]

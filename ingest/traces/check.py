@@ -51,7 +51,7 @@ def check_sequence(sequence: Sequence, model: TraceModel, segment_rows: int) -> 
         sequence,
         tokens,
         _expert_ids(sequence, places, model),
-        _weights(sequence, places),
+        _weights(sequence, places, model),
         _vocab_ids(sequence, tokens, model),
     )
 
@@ -73,7 +73,10 @@ def check_counts(counts: Counts, model: TraceModel) -> dict[int, npt.NDArray[np.
         raise MoewhError(f"{where}: has counts at layer {layer}, where {model.name} has no experts. Check --model.")
     if not tokens_LE.any():
         raise MoewhError(f"{where}: every count is 0: nothing was recorded.")
-    beyond = [width > experts and tokens_LE[place, experts:].any() for place, experts in zip(places, model.experts_L)]
+    beyond = [
+        width > experts and tokens_LE[place, experts:].any()
+        for place, experts in zip(places, model.experts_L, strict=True)
+    ]
     if any(beyond):
         raise MoewhError(f"{where}: has counts of experts that {model.name} does not have. Check --model.")
     return {
@@ -163,7 +166,7 @@ def _require_whole_rows(sequence: Sequence, ids_RLK: npt.NDArray[np.int32], mode
         raise MoewhError(f"{_at(sequence, row, model.layers[place])}: names an expert twice. The file is damaged.")
 
 
-def _weights(sequence: Sequence, places: list[int]) -> npt.NDArray[np.float32] | None:
+def _weights(sequence: Sequence, places: list[int], model: TraceModel) -> npt.NDArray[np.float32] | None:
     weights_RLK = sequence.weights_RLK
     if weights_RLK is None:
         return None
@@ -176,10 +179,7 @@ def _weights(sequence: Sequence, places: list[int]) -> npt.NDArray[np.float32] |
     bad = np.argwhere(~np.isfinite(taken_RLK))
     if len(bad):
         row, place, _ = bad[0]
-        raise MoewhError(
-            f"{sequence.where}, token {sequence.first + row}: has a weight at the layer in place {places[place]} that "
-            "is no finite number."
-        )
+        raise MoewhError(f"{_at(sequence, row, model.layers[place])}: has a weight that is no finite number.")
     return taken_RLK
 
 

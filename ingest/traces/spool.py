@@ -71,7 +71,7 @@ class Spool:
         self._files: dict[str, IO[bytes]] = {}
 
     def add(self, checked: Checked) -> dict[str, object]:
-        """Take the next sequence; return its row in `prompts`. Raises MoewhError if its kind differs from the others'."""
+        """Take the next sequence; return its row in `prompts`. Raises MoewhError if it is of another kind."""
         self._require_one_kind(checked)
         if self._open is None or self._tokens + checked.tokens > self._most_tokens:
             self._begin()
@@ -123,12 +123,12 @@ class Spool:
         weights, ordered = checked.weights_RLK is not None, checked.sequence.ordered
         if self.weights is None:
             self.weights, self.ordered = weights, ordered
-        if weights != self.weights or (not weights and ordered != self.ordered):
-            what = "weights" if weights != self.weights else "ordered experts"
-            raise MoewhError(
-                f"{checked.sequence.where}: what came before {'has' if not weights else 'lacks'} {what}, this "
-                f"{'does' if weights else 'does not'}. Import them as two runs."
-            )
+        for what, here, before in (("weights", weights, self.weights), ("ordered experts", ordered, self.ordered)):
+            if here != before:
+                raise MoewhError(
+                    f"{checked.sequence.where}: {'has' if here else 'lacks'} {what}, what came before "
+                    f"{'has them' if before else 'does not'}. Import them as two runs."
+                )
 
     def _row(self, checked: Checked) -> dict[str, object]:
         sequence, labels = checked.sequence, self._labels

@@ -83,8 +83,8 @@ class TraceFile:
     """Numbers that one array may hold: a sequence whose rows exceed a segment is refused before it is read."""
 
     def error(self, what: str) -> MoewhError:
-        """Return the error to raise, with the file's name in front."""
-        return MoewhError(f"{self.name}: {what}")
+        """Return the error to raise, with the file's name in front if it is not there already."""
+        return MoewhError(what if what.startswith(self.name) else f"{self.name}: {what}")
 
 
 @dataclass(frozen=True)

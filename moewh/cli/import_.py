@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from moewh.ingest.traces.run import Imported
 
 
-class _FormatChoice(click.ParamType):
+class _FormatChoice(click.ParamType[str]):
     """The name of a format: a file of `ingest/traces/formats/`, listed when first asked for."""
 
     name = "format"

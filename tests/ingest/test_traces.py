@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from moewh.cli.main import main
 from moewh.ingest.traces.trace import format_names
+from moewh.ingest.write import segment
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.trust.verify import check, plan
 from moewh.warehouse.views.base import open_warehouse
@@ -190,9 +191,14 @@ def test_weights_that_were_not_recorded_are_null(model: Path, tmp_path: Path) ->
 
 
 def test_physical_ids_are_mapped(model: Path, tmp_path: Path) -> None:
-    dump = recorder_dump(traced())
-    physical = dump["records"][0]["topk_ids_of_layer"][1, :, :TOP_K]
-    assert not torch.equal(physical, 7 - physical), "the placement changes ids"
+    """The dump's placement reverses the experts; with one that does not, the same ids mean others."""
+    trace = traced()
+    dump = recorder_dump(trace)
+    dump["last_physical_to_logical_map"] = dump["last_physical_to_logical_map"].flip(1)
+    torch.save(dump, tmp_path / "dump.pt")
+    layout = imported("sglang-recorder", [tmp_path / "dump.pt"], model, tmp_path / "wh")
+    reverse = [(*row[:4], EXPERTS - 1 - row[4], None) for row in expected(trace)]
+    assert rows_of(layout) == sorted(reverse, key=lambda row: (*row[:3], row[4]))
 
 
 def test_decoding_pass_has_a_context_per_token(model: Path, tmp_path: Path) -> None:
@@ -239,7 +245,7 @@ def test_microbatches_of_a_step(model: Path, tmp_path: Path) -> None:
     assert rows_of(layout) == expected(trace), "layers may be numbered from 1"
 
 
-def test_tokenizer_gives_texts(model: Path, tmp_path: Path) -> None:
+def test_tokenizer_gives_texts(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.save_pretrained(tmp_path / "bytes")
     ids = tokenizer("naïve")["input_ids"]
@@ -270,22 +276,20 @@ def test_segments_do_not_change_answers(model: Path, tmp_path: Path) -> None:
 
 
 def test_killed_and_run_again_completes(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from moewh.ingest.traces import run
-
     files, more = write_plain(tmp_path, traced(sequences=9)), ("--segment-rows", "50")
     whole = imported("plain", files, model, tmp_path / "whole", *more)
     layout = Layout(tmp_path / "wh")
-    write = run.write_segment
+    write = segment.write_segment
 
     def dying(*arguments: Any, **named: Any) -> Any:
         if arguments[2] == 2:
             raise KeyboardInterrupt
         return write(*arguments, **named)
 
-    monkeypatch.setattr(run, "write_segment", dying)
+    monkeypatch.setattr("moewh.ingest.traces.run.write_segment", dying)
     assert run_import("plain", files, model, layout, *more).exit_code != 0
     assert ask(layout, "select status, segments from runs") == [("running", 2)]
-    monkeypatch.setattr(run, "write_segment", write)
+    monkeypatch.setattr("moewh.ingest.traces.run.write_segment", write)
     before = {path: path.stat().st_mtime_ns for path in layout.root.glob("segments/run_id=t*/*/*")}
     imported("plain", files, model, layout.root, *more)
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())

@@ -170,7 +170,7 @@ def test_check_and_verify_find_no_fault(layout: Layout) -> None:
 def test_ranks_and_weights_sees_faults_without_ranks(damage: str) -> None:
     import duckdb
 
-    rows = [[None, 1, None], [None, 2, None]]
+    rows: list[list[Any]] = [[None, 1, None], [None, 2, None]]
     if damage == "part of the ranks":
         rows[0][0] = 0
     elif damage == "a weight without a rank":

@@ -114,8 +114,10 @@ def without_ranks(run: Run, run_id: str, *, entries: bool = True) -> Run:
     """The run as an engine that returns ids alone would tell of it: no ranks, no weights; without `entries`, no text."""
 
     def told(token: Token) -> Token:
-        choices = {layer: [(expert, None) for expert, _ in pairs] for layer, pairs in token.choices.items()}
-        return replace(token, choices=dict(choices), vocab_id=token.vocab_id if entries else NO_ENTRY)
+        choices: dict[int, list[tuple[int, float | None]]] = {
+            layer: [(expert, None) for expert, _ in pairs] for layer, pairs in token.choices.items()
+        }
+        return replace(token, choices=choices, vocab_id=token.vocab_id if entries else NO_ENTRY)
 
     segments = [[replace(p, tokens=[told(t) for t in p.tokens]) for p in prompts] for prompts in run.segments]
     return replace(run, run_id=run_id, segments=segments, ordered=False)

@@ -10,7 +10,7 @@ import base64
 import io
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,7 +140,7 @@ def write_vllm(folder: Path, trace: list[Traced]) -> list[Path]:
 
 
 def write_vllm_npz(folder: Path, trace: list[Traced]) -> list[Path]:
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for number, one in enumerate(trace):
         arrays[f"{number}/routed_experts"] = one.hidden_RLK.astype(np.uint8)
         arrays[f"{number}/prompt_token_ids"] = one.ids_T[: one.prompt]
@@ -377,7 +377,7 @@ def write_llama_imatrix(folder: Path, counts_LE: Ints) -> list[Path]:
     return [folder / "imatrix.gguf"]
 
 
-def gguf(pairs: dict[str, str | int], tensors: dict[str, Ints]) -> bytes:
+def gguf(pairs: Mapping[str, str | int], tensors: Mapping[str, npt.NDArray[Any]]) -> bytes:
     """A GGUF file of texts, unsigned numbers and float32 tensors [1, n]."""
 
     def text(value: str) -> bytes:

@@ -1,7 +1,7 @@
 """llama.cpp's importance matrix as GGUF (`llama-imatrix`): counts alone.
 
-For each layer's stacked experts, `blk.N.ffn_gate_exps.weight.counts` [E] is how often each was selected. One of the
-expert tensors of a layer is read: all of them see the same tokens. The older `.dat` has no counts per expert.
+For each layer's stacked experts, `blk.N.ffn_gate_exps.weight.counts` [E] is how often each was selected. One of
+a layer's expert tensors is read: all of them see the same tokens. The older `.dat` has no counts per expert.
 GGUF: a header, key-value pairs, the tensors' names and shapes, then their data (github.com/ggml-org/ggml, docs/gguf.md).
 """
 
@@ -116,18 +116,19 @@ def _counts(stream: IO[bytes], file: TraceFile, model: TraceModel) -> Counts:
         raise file.error(f"has experts in the layers {layers}, {model.name} in {list(model.layers)}. Check --model.")
     counts_LE = np.zeros((model.num_hidden_layers, int(model.experts_L.max())), np.int64)
     for layer in layers:
-        counts_LE[layer] = _tensor(stream, by_layer[layer], infos[by_layer[layer]], data, file, counts_LE.shape[1])
+        name = by_layer[layer]
+        shape, kind, offset = infos[name]
+        if kind != _F32 or math.prod(shape) != counts_LE.shape[1]:
+            raise file.error(
+                f"{name} has shape {list(shape)} and type {kind}, not float32 counts of {counts_LE.shape[1]} experts."
+            )
+        stream.seek(data + offset)
+        counts_LE[layer] = _tensor(stream, counts_LE.shape[1], name, file)
     chunks = metadata.get("imatrix.chunk_count")
     return Counts(file.name, counts_LE, file.path.name, {"chunks": chunks} if type(chunks) is int else None)
 
 
-def _tensor(
-    stream: IO[bytes], name: str, info: tuple[tuple[int, ...], int, int], data: int, file: TraceFile, experts: int
-) -> Array:
-    shape, kind, offset = info
-    if kind != _F32 or math.prod(shape) != experts:
-        raise file.error(f"{name} has shape {list(shape)} and type {kind}, not float32 counts of {experts} experts.")
-    stream.seek(data + offset)
+def _tensor(stream: IO[bytes], experts: int, name: str, file: TraceFile) -> Array:
     content = stream.read(4 * experts)
     if len(content) != 4 * experts:
         raise file.error(f"ends within {name}. It is cut off.")

@@ -84,7 +84,7 @@ def _nested(value: pa.Scalar, where: str, file: TraceFile) -> Array:
 
 def _sequence(where: str, fields: dict[str, Any], arrays: dict[str, Array], file: TraceFile) -> Sequence:
     if "expert_ids" not in arrays:
-        raise file.error(f"{where.removeprefix(file.name).lstrip(', ')} has no expert_ids.")
+        raise file.error(f"{where} has no expert_ids.")
     fields = {name: value for name, value in fields.items() if value is not None}
     for name, value in fields.items():
         if name not in _TYPES:

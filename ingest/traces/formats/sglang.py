@@ -18,6 +18,7 @@ from moewh.ingest.traces.arrays import decode_base64, raw_array
 from moewh.ingest.traces.check import as_ids
 from moewh.ingest.traces.documents import read_documents
 from moewh.ingest.traces.trace import Array, Sequence, TraceFile, TraceModel, each, start_of
+from moewh.warehouse.errors import MoewhError
 
 
 def _read(file: TraceFile, model: TraceModel) -> Iterator[Sequence]:
@@ -30,8 +31,8 @@ def _generated(where: str, answer: dict[str, Any], file: TraceFile, model: Trace
     if not isinstance(meta, dict):
         raise file.error(f"{where}: its meta_info is no JSON object.")
     rows_RLK = _routing(meta.get("routed_experts"), where, file, model)
-    prompt, generated = (_count(meta, name, where, file) for name in ("prompt_tokens", "completion_tokens"))
-    return _sequence(where, rows_RLK, prompt, generated, file, _vocab_ids(answer, meta, prompt, generated, where, file))
+    lengths = _lengths(meta, where)
+    return _sequence(where, rows_RLK, lengths, file.path.name, _vocab_ids(answer, meta, lengths, where))
 
 
 def _chat(where: str, answer: dict[str, Any], file: TraceFile, model: TraceModel) -> Sequence:
@@ -41,14 +42,13 @@ def _chat(where: str, answer: dict[str, Any], file: TraceFile, model: TraceModel
     rows_RLK = _routing(beside.get("routed_experts"), where, file, model)
     if len(choices) > 1:  # usage counts all of them together
         return Sequence(where, rows_RLK, source=file.path.name, metadata={"choices": len(choices)})
-    prompt, generated = (_count(usage, name, where, file) for name in ("prompt_tokens", "completion_tokens"))
-    return _sequence(where, rows_RLK, prompt, generated, file, None)
+    return _sequence(where, rows_RLK, _lengths(usage, where), file.path.name, None)
 
 
 def _routing(value: Any, where: str, file: TraceFile, model: TraceModel) -> Array:
     if value is None:
         raise file.error(
-            f"{where.removeprefix(file.name).lstrip(', ') or 'it'} has no routed_experts. Start SGLang with "
+            f"{where} has no routed_experts. Start SGLang with "
             "--enable-return-routed-experts, and ask for return_routed_experts."
         )
     data = decode_base64(value, where)
@@ -62,36 +62,36 @@ def _routing(value: Any, where: str, file: TraceFile, model: TraceModel) -> Arra
     return raw_array(data, "int32", (rows, model.num_hidden_layers, model.top_k), where)
 
 
-def _count(holder: dict[str, Any], name: str, where: str, file: TraceFile) -> int:
-    value = holder.get(name)
-    if type(value) is not int or value < 0:
-        raise file.error(f"{where}: its {name} is {value!r}, not a number of tokens.")
-    return value
+def _lengths(holder: dict[str, Any], where: str) -> tuple[int, int]:
+    """Return how many tokens the prompt and the answer have."""
+    prompt, generated = (holder.get(name) for name in ("prompt_tokens", "completion_tokens"))
+    if type(prompt) is not int or type(generated) is not int or min(prompt, generated) < 0:
+        raise MoewhError(f"{where}: has {prompt!r} prompt_tokens and {generated!r} completion_tokens.")
+    return prompt, generated
 
 
-def _vocab_ids(
-    answer: dict[str, Any], meta: dict[str, Any], prompt: int, generated: int, where: str, file: TraceFile
-) -> Array | None:
-    """Return the token ids as far as the answer has them."""
+def _vocab_ids(answer: dict[str, Any], meta: dict[str, Any], lengths: tuple[int, int], where: str) -> Array | None:
+    """Return the token ids of prompt and answer, as far as they are told."""
+    prompt, generated = lengths
     output = answer.get("output_ids")
     if output is None:
         return None
     output_ids = as_ids(output, where)
     if len(output_ids) != generated:
-        raise file.error(f"{where}: has {len(output_ids)} output_ids for {generated} completion_tokens.")
+        raise MoewhError(f"{where}: has {len(output_ids)} output_ids for {generated} completion_tokens.")
     given = meta.get("input_token_logprobs")
     ids_T = np.full(prompt + generated, NO_ENTRY, np.int64)
     ids_T[prompt:] = output_ids
     if isinstance(given, list) and len(given) == prompt:
-        ids_T[:prompt] = as_ids(
-            [item[1] if isinstance(item, list) and len(item) > 1 else None for item in given], where
-        )
+        told = [item[1] if isinstance(item, list) and len(item) > 1 else None for item in given]
+        ids_T[:prompt] = as_ids(told, where)
     return ids_T
 
 
 def _sequence(
-    where: str, rows_RLK: Array, prompt: int, generated: int, file: TraceFile, vocab_ids_T: Array | None
+    where: str, rows_RLK: Array, lengths: tuple[int, int], source: str, vocab_ids_T: Array | None
 ) -> Sequence:
+    prompt, generated = lengths
     return Sequence(
         where,
         rows_RLK,
@@ -99,7 +99,7 @@ def _sequence(
         tokens=prompt + generated,
         vocab_ids_T=vocab_ids_T,
         generated_from=prompt,
-        source=file.path.name,
+        source=source,
     )
 
 

@@ -82,7 +82,7 @@ def _logical(ids_LTK: Array, logical_LP: Array | None, where: str, file: TraceFi
     if logical_LP is None:
         raise file.error(f"{where}: the file has no last_physical_to_logical_map, and its ids are physical.")
     if logical_LP.ndim != 2 or len(logical_LP) != len(ids_LTK) or logical_LP.dtype.kind != "i":
-        raise file.error(f"its map has shape {logical_LP.shape}, and {where} has {len(ids_LTK)} layers.")
+        raise file.error(f"{where}: the file's map has shape {logical_LP.shape}, and there are {len(ids_LTK)} layers.")
     most = logical_LP.shape[1]
     if ids_LTK.size and int(ids_LTK.max()) >= most:
         raise file.error(f"{where}: has the physical expert {ids_LTK.max()}, and its map has {most}.")

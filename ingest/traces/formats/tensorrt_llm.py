@@ -48,7 +48,7 @@ def _counts(file: TraceFile, model: TraceModel) -> Counts:
     iterations = set()
     try:
         with safe_open(file.path, "np") as tensors:
-            for name in tensors.keys():
+            for name in sorted(tensors.keys()):
                 key = _KEY.fullmatch(name)
                 shape = tuple(tensors.get_slice(name).get_shape())
                 if key is None or shape != counts_LE.shape[1:] or int(key[2]) >= len(counts_LE):

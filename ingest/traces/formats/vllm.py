@@ -27,7 +27,7 @@ def _read(file: TraceFile, _: TraceModel) -> Iterator[Sequence]:
     for where, answer in read_documents(file):
         choices = answer.get("choices")
         if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
-            raise file.error(f"{where.removeprefix(file.name).lstrip(', ') or 'it'} has no list of choices.")
+            raise file.error(f"{where} has no list of choices.")
         for number, choice in enumerate(choices):
             yield _choice(f"{where}, choice {number}", answer, choice, file)
 
@@ -45,10 +45,7 @@ def _choice(where: str, answer: dict[str, Any], choice: dict[str, Any], file: Tr
 
 def _routing(value: Any, where: str, file: TraceFile) -> Array:
     if value is None:
-        raise file.error(
-            f"{where.removeprefix(file.name).lstrip(', ')} has no routed_experts. Start vLLM with "
-            "--enable-return-routed-experts."
-        )
+        raise file.error(f"{where} has no routed_experts. Start vLLM with --enable-return-routed-experts.")
     return (
         decode_npy(value, where, file.most_values)
         if isinstance(value, str)
