@@ -203,6 +203,8 @@ def _at(sequence: Sequence, row: int, layer: int) -> str:
 
 def as_ids(values: object, where: str) -> Array:
     """Return a list of token ids as an array. Raises MoewhError for anything else."""
+    if isinstance(values, np.ndarray) and values.dtype.kind in "iu":
+        return values
     if not isinstance(values, list) or not all(type(value) is int for value in values):
         raise MoewhError(f"{where}: its token ids are not a list of whole numbers.")
     try:

@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from moewh.cli.main import main
+from moewh.ingest.traces.numbers import take_arrays
 from moewh.ingest.traces.trace import format_names
 from moewh.ingest.write import segment
 from moewh.warehouse.files.layout import Layout
@@ -307,3 +308,41 @@ def test_other_file_is_another_run(model: Path, tmp_path: Path) -> None:
     result = run_import("plain", write_plain(tmp_path, traced(1)), model, layout, "--run-id", "mine")
     assert result.exit_code == 1
     assert "run 'mine' exists and is another run: files was" in result.output
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "array"),
+    [
+        ('{"a": [[1, 2], [3, 4]], "b": 1}', "a", [[1, 2], [3, 4]]),
+        ('{"a":[ [1,2 ],\t[3,-4]]}', "a", [[1, 2], [3, -4]]),
+        ('{"a": [[[0.5, 1e-3]]]}', "a", [[[0.5, 1e-3]]]),
+        ('{"a": [7]}', "a", [7]),
+        ('{"a": [[1, 2], [3]]}', "a", None),
+        ('{"a": [[1], [2, 3], [4]]}', "a", None),
+        ('{"a": [[1, 2], 3]}', "a", None),
+        ('{"a": [1, NaN]}', "a", None),
+        ('{"a": [1, "2"]}', "a", None),
+        ('{"a": [1 2]}', "a", None),
+        ('{"a": [1.2.3]}', "a", None),
+        ('{"a": []}', "a", None),
+        ('{"a": [[], []]}', "a", None),
+        ('{"a": [1, , 2]}', "a", None),
+        ('{"a": [1], "a": [2]}', "a", None),
+        ('{"b": "\\"a\\": [1]"}', "a", None),
+    ],
+)
+def test_arrays_are_taken_out_of_json_only_whole(text: str, field: str, array: list[Any] | None) -> None:
+    rest, taken = take_arrays(text.encode(), [field])
+    if array is None:
+        assert (rest, taken) == (text.encode(), {})
+        return
+    assert taken[field].tolist() == array == json.loads(text)[field]
+    assert json.loads(rest) == {**json.loads(text), field: None}
+
+
+def test_array_that_a_text_quotes_stays_in_it(model: Path, tmp_path: Path) -> None:
+    text = '{"expert_ids": [[[1, 2], [3, 4]]], "text": "about \'token_ids\'", "metadata": {"token_ids": [5, 6]}}\n'
+    (tmp_path / "t.jsonl").write_text(text + text)
+    layout = imported("plain", [tmp_path / "t.jsonl"], model, tmp_path / "wh")
+    assert ask(layout, "select distinct metadata from prompts") == [('{"token_ids": [5, 6]}',)]
+    assert ask(layout, "select distinct vocab_id from tokens") == [(None,)]

@@ -244,7 +244,7 @@ CASES: dict[str, tuple[str, Make, str]] = {
         "vllm",
         vllm(
             lambda c: c.update(
-                routed_experts=npy_of("{'descr': '|u1', 'fortran_order': False, 'shape': (%d, 3, 2), }" % (1 << 50))
+                routed_experts=npy_of(f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({1 << 50}, 3, 2), }}")
             )
         ),
         "line 2, choice 0: has 6,755,399,441,055,744 numbers, and a segment takes",
@@ -370,7 +370,7 @@ CASES: dict[str, tuple[str, Make, str]] = {
     ),
     "a layer's file is missing": ("flame-moe", flame(lambda paths: paths[:-1]), "has the layers 2, but tiny-v3 has"),
     "samples are missing": ("flame-moe", flame(lambda paths: paths[2:]), "give the samples, and the layers"),
-    "more rows than tokens": ("flame-moe", flame(lambda paths: paths[1:]), "has 30 rows"),
+    "more rows than samples": ("flame-moe", flame(lambda paths: paths[1:]), "has 30 rows"),
     "NaN scores": ("flame-moe", flame(with_nan), "token 0, layer 2: has a weight"),
     "no Parquet": ("plain", raw(b"PAR1 and no more", "t.parquet"), "t.parquet: cannot be read as Parquet"),
     # ---- counts

@@ -19,7 +19,7 @@ from moewh.warehouse.answer.query import Value, find_query, saved_names
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.trust.verify import check, plan
 from moewh.warehouse.views.base import canned_names, open_warehouse
-from tests.support.saved_queries import VALUES, answer
+from tests.support.saved_queries import VALUES
 from tests.support.synthetic import (
     checkpoint_of,
     empty_warehouse,
@@ -115,7 +115,7 @@ def in_kind(columns: list[str], row: tuple[Any, ...], kind: str) -> bool:
 
 
 def comparable(rows: list[dict[str, Any]], left_out: set[str]) -> list[tuple[Any, ...]]:
-    """Rows without the names of runs and without what cannot be known, floats to 12 digits, in an order of their own."""
+    """Rows without the names of runs and without what cannot be known, floats to 12 digits, sorted."""
     kept = [
         tuple(
             float(f"{value:.12g}") if isinstance(value, float) else value

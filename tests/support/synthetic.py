@@ -111,7 +111,7 @@ def checkpoint_of(run: Run, run_id: str, train_step: int, seed: int, changed: fl
 
 
 def without_ranks(run: Run, run_id: str, *, entries: bool = True) -> Run:
-    """The run as an engine that returns ids alone would tell of it: no ranks, no weights; without `entries`, no text."""
+    """The run as an engine that returns ids alone tells of it: no ranks, no weights; without `entries`, no text."""
 
     def told(token: Token) -> Token:
         choices: dict[int, list[tuple[int, float | None]]] = {

@@ -2,7 +2,7 @@
 
 For each layer's stacked experts, `blk.N.ffn_gate_exps.weight.counts` [E] is how often each was selected. One of
 a layer's expert tensors is read: all of them see the same tokens. The older `.dat` has no counts per expert.
-GGUF: a header, key-value pairs, the tensors' names and shapes, then their data (github.com/ggml-org/ggml, docs/gguf.md).
+GGUF: a header, key-value pairs, the tensors' names and shapes, then their data (docs/gguf.md of ggml-org/ggml).
 """
 
 from __future__ import annotations

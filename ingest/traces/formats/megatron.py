@@ -24,7 +24,7 @@ _Pass = dict[int, Array]
 def _read(file: TraceFile, model: TraceModel) -> Iterator[Sequence]:
     step: int | None = None
     passes: list[_Pass] = []
-    for where, line in read_documents(file):
+    for where, line in read_documents(file, ("top_indices",)):
         if line.get("block", "decoder") != "decoder":
             continue
         number, layer = (_whole(line, name, where, file) for name in ("step", "layer"))

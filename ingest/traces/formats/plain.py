@@ -42,7 +42,7 @@ def _read(file: TraceFile, _: TraceModel) -> Iterator[Sequence]:
 
 
 def _lines(file: TraceFile) -> Iterator[tuple[str, dict[str, Any], dict[str, Array]]]:
-    for where, record in read_documents(file):
+    for where, record in read_documents(file, _ARRAYS):
         given = {name: record.pop(name) for name in _ARRAYS if record.get(name) is not None}
         arrays = {name: as_array(value, f"{where}, {name}", file.most_values) for name, value in given.items()}
         yield where, record, arrays
