@@ -38,7 +38,7 @@ from moewh.ingest.traces.run import ImportOptions, import_trace
 from moewh.ingest.write.segment import write_segment
 from moewh.warehouse.files.layout import Layout
 
-TOKENS = 200_000
+TOKENS = 100_000
 Ids = npt.NDArray[np.int32]
 Weights = npt.NDArray[np.float32]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers.utils import logging as transformers_logging
 
 from moewh.ingest import demo
 from moewh.ingest.families.configuration import text_config
@@ -25,6 +26,7 @@ def read_model(model: str, revision: str | None = None, trust_remote_code: bool 
     Raises MoewhError if there is no configuration, or one of a model without experts.
     """
     check_versions()
+    transformers_logging.set_verbosity_error()
     check_place(model)
     location = str(demo.checkpoint_path(revision)) if model == DEMO else model
     with explaining(model):

@@ -16,6 +16,7 @@ import click
 
 from moewh.cli.check import check
 from moewh.cli.demo import demo
+from moewh.cli.export import export
 from moewh.cli.failures import explain, one_line
 from moewh.cli.geometry import geometry
 from moewh.cli.import_ import import_
@@ -87,5 +88,5 @@ def main(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (demo, inspect, ingest, import_, query, check, verify, views, runs, geometry, shell, refresh):
+for command in (demo, inspect, ingest, import_, query, export, check, verify, views, runs, geometry, shell, refresh):
     main.add_command(command)

@@ -103,9 +103,10 @@ def test_saved_query_needs_what_it_says(name: str, tmp_path: Path) -> None:
     layout = empty_warehouse(tmp_path / "wh")
     query = queries.find_query(name)
     values: dict[str, Value] = {
-        variable: 0 if variable in ("layer", "other_layer", "expert") else "x" for variable in query.required
+        variable: {"layer": 0, "other_layer": 0, "expert": 0, "placement": "0:0:0"}.get(variable, "x")
+        for variable in query.required
     }
-    if values:
+    if values.keys() - {"placement"}:
         with pytest.raises(MoewhError, match=r"there is no .*Runs: none\.$"):
             answer(layout, name, values)
     else:
