@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -346,3 +348,20 @@ def test_array_that_a_text_quotes_stays_in_it(model: Path, tmp_path: Path) -> No
     layout = imported("plain", [tmp_path / "t.jsonl"], model, tmp_path / "wh")
     assert ask(layout, "select distinct metadata from prompts") == [('{"token_ids": [5, 6]}',)]
     assert ask(layout, "select distinct vocab_id from tokens") == [(None,)]
+
+
+def test_repair_names_the_import_that_writes_it_again(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = traced(sequences=9)
+    files = write_plain(tmp_path, trace)
+    layout = imported("plain", files, model, tmp_path / "wh", "--segment-rows", "50", "--domain", "a b")
+    (segment,) = layout.root.glob("segments/run_id=t*/segment=1")
+    (segment / "routing.parquet").write_bytes(b"")
+    result = CliRunner().invoke(main, ["verify", "--repair", "--warehouse", str(layout.root)])
+    (command,) = re.findall(r"moewh (import .*)", result.output)
+    monkeypatch.chdir(tmp_path)
+    again = CliRunner().invoke(main, shlex.split(command.rstrip("`. ")))
+    assert again.exit_code == 0, again.output
+    assert rows_of(layout) == expected(trace)
+    assert check(plan(layout)) == []
