@@ -365,3 +365,42 @@ def test_repair_names_the_import_that_writes_it_again(
     assert again.exit_code == 0, again.output
     assert rows_of(layout) == expected(trace)
     assert check(plan(layout)) == []
+
+
+def test_plain_example_of_the_page(tmp_path: Path) -> None:
+    """The line that docs/import.md shows, and the configuration that it shows for a model of its own."""
+    page = (Path(__file__).parents[2] / "docs" / "import.md").read_text()
+    (tmp_path / "t.jsonl").write_text(next(line for line in page.splitlines() if line.startswith('{"expert_ids"')))
+    (shape,) = re.findall(r'`({"model_type": "olmoe".*?})`', page, re.DOTALL)
+    (tmp_path / "config.json").write_text(
+        json.dumps({**json.loads(shape), "num_hidden_layers": 2, "num_experts_per_tok": 2})
+    )
+    layout = imported("plain", [tmp_path / "t.jsonl"], tmp_path / "config.json", tmp_path / "wh")
+    assert ask(layout, "select rank, expert from routing where token_id = 1 and layer = 1 order by rank") == [
+        (0, 0),
+        (1, 1),
+    ]
+
+
+def test_every_format_is_on_the_page() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "import.md").read_text()
+    assert sorted(re.findall(r"(?m)^\| `([a-z-]+)` \|", page)[: len(format_names())]) == format_names()
+
+
+def test_imatrix_of_the_gguf_package(model: Path, tmp_path: Path) -> None:
+    """Written by ggml-org's own writer, where it is installed."""
+    gguf = pytest.importorskip("gguf", reason="the gguf package is not installed")
+    writer = gguf.GGUFWriter(tmp_path / "imatrix.gguf", "")
+    writer.add_type("imatrix")
+    writer.add_array("imatrix.datasets", ["a.txt"])
+    writer.add_uint32("imatrix.chunk_count", 3)
+    counts = np.random.default_rng(2).integers(0, 40, (len(MOE), EXPERTS))
+    for place, layer in enumerate(MOE):
+        name = f"blk.{layer}.ffn_down_exps.weight"
+        writer.add_tensor(f"{name}.in_sum2", np.ones((EXPERTS, 16), np.float32))
+        writer.add_tensor(f"{name}.counts", counts[place].astype(np.float32).reshape(EXPERTS, 1))
+    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
+        step()
+    layout = imported("llama-imatrix", [tmp_path / "imatrix.gguf"], model, tmp_path / "wh")
+    loads = [(layer, e, int(n)) for layer, row in zip(MOE, counts, strict=True) for e, n in enumerate(row)]
+    assert ask(layout, "select layer, expert, tokens from expert_load order by all") == loads
