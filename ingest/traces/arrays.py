@@ -118,14 +118,18 @@ def as_array(value: Any, where: str, most_values: int) -> Array:
     """Return a tensor, an array or nested lists as an array. Raises MoewhError for anything else, or for too many."""
     if hasattr(value, "detach"):
         if value.numel() > most_values:  # before it is copied: a small tensor may stand for a large one
-            raise MoewhError(f"{where}: has {value.numel():,} numbers, and a segment takes {most_values:,}.")
+            raise MoewhError(
+                f"{where}: has {value.numel():,} numbers, and a segment takes {most_values:,}. Raise --segment-rows."
+            )
         try:
             value = value.detach().float().numpy() if value.is_floating_point() else value.detach().numpy()
         except (TypeError, RuntimeError) as error:
             raise MoewhError(f"{where}: is a tensor that holds no plain numbers: {error}.") from None
     if isinstance(value, np.ndarray):
         if value.size > most_values:
-            raise MoewhError(f"{where}: has {value.size:,} numbers, and a segment takes {most_values:,}.")
+            raise MoewhError(
+                f"{where}: has {value.size:,} numbers, and a segment takes {most_values:,}. Raise --segment-rows."
+            )
         return value
     if not isinstance(value, list):
         raise MoewhError(f"{where}: is {type(value).__name__}, not a list of numbers.")

@@ -77,9 +77,11 @@ def import_trace(
 
     Raises UsageError or MoewhError. What was committed before stays; a trace that is wrong anywhere leaves nothing.
     """
-    files = _files(options)
+    paths = _paths(options)
     found = find_format(options.format)
     model = read_model(options.model, options.revision, options.trust_remote_code)
+    most_values = options.segment_rows * model.num_hidden_layers // len(model.layers)  # dense layers may be told, too
+    files = [TraceFile(path, str(path), most_values) for path in paths]
     tokens = _Tokens.of(options)
     identity = _identify(options, files, model, tokens)
     layout.require_one_disk(options.run_id if options.run_id and not is_complete(layout, options.run_id) else None)
@@ -233,7 +235,7 @@ class _Digests:
         self._waiting = []
 
 
-def _files(options: ImportOptions) -> list[TraceFile]:
+def _paths(options: ImportOptions) -> list[Path]:
     """Return the files that are named, those of a folder in order of their names."""
     paths: list[Path] = []
     for name in options.files:
@@ -246,7 +248,7 @@ def _files(options: ImportOptions) -> list[TraceFile]:
             raise UsageError(f"there is no file {name}. Check the path.")
     if not paths:
         raise UsageError(f"{options.files[0]} holds no files.")
-    return [TraceFile(path, str(path), options.segment_rows) for path in paths]
+    return paths
 
 
 def _identify(options: ImportOptions, files: list[TraceFile], model: TraceModel, tokens: _Tokens) -> Identity:

@@ -80,7 +80,7 @@ class TraceFile:
     name: str
     """As the user wrote it, for messages."""
     most_values: int
-    """Numbers that one array may hold: a sequence whose rows exceed a segment is refused before it is read."""
+    """Numbers that one array may hold, as many as a segment takes with dense layers: more are refused unread."""
 
     def error(self, what: str) -> MoewhError:
         """Return the error to raise, with the file's name in front if it is not there already."""

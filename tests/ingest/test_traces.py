@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -303,6 +307,27 @@ def test_killed_and_run_again_completes(model: Path, tmp_path: Path, monkeypatch
     again = run_import("plain", files, model, layout, *more)
     assert "complete already; nothing was written" in again.output
     assert not list(layout.staging.glob("*.part"))
+
+
+def test_sigkill_between_segments(model: Path, tmp_path: Path) -> None:
+    files = write_plain(tmp_path, traced(sequences=120))
+    more = ("--segment-rows", "50")
+    whole = imported("plain", files, model, tmp_path / "whole", *more)
+    words = ["import", "plain", str(files[0]), "--model", str(model), "--warehouse", str(tmp_path / "wh"), *more]
+    code = "import sys; from moewh.cli.main import main; main(sys.argv[1:])"
+    layout = Layout(tmp_path / "wh")
+    with subprocess.Popen([sys.executable, "-c", code, *words], stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and len(list(layout.root.glob("segments/run_id=t*/segment=*"))) < 3:
+            time.sleep(0.01)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL, "it was still at work"
+    (killed,) = ask(layout, "select status, segments from runs")
+    assert killed[0] == "running"
+    imported("plain", files, model, layout.root, *more)
+    names = [path.relative_to(whole.root) for path in whole.root.glob("segments/run_id=t*/*/*")]
+    assert len(names) > killed[1]
+    assert all((whole.root / name).read_bytes() == (layout.root / name).read_bytes() for name in names)
+    assert not list(layout.staging.glob("*.part")), "what was left behind is gone"
 
 
 def test_other_file_is_another_run(model: Path, tmp_path: Path) -> None:

@@ -483,6 +483,19 @@ def test_sequence_longer_than_a_segment(model: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, [*words, "--segment-rows", "8"])
     assert result.exit_code == 1
     assert "line 1: has 3 tokens, and a segment takes 2 of this model. Raise --segment-rows." in result.output
+    result = CliRunner().invoke(main, [*words, "--segment-rows", "4"])
+    assert "line 1, expert_ids: has 8 numbers, and a segment takes 6. Raise --segment-rows." in result.output
+
+
+def test_dense_layers_take_no_room_in_a_segment(model: Path, tmp_path: Path) -> None:
+    """A sequence that fills a segment exactly fits it, also when its trace has the dense layers too."""
+    trace = traced(sequences=2)
+    rows = max(len(one.ids_T) for one in trace) * len(MOE) * TOP_K
+    files = WRITERS["vllm"][1](tmp_path, trace)
+    words = ["import", "vllm", *map(str, files), "--model", str(model), "--warehouse", str(tmp_path / "wh")]
+    result = CliRunner().invoke(main, [*words, "--segment-rows", str(rows)])
+    assert result.exit_code == 0, result.output
+    assert CliRunner().invoke(main, [*words, "--segment-rows", str(rows - 1)]).exit_code == 1
 
 
 def test_dense_model_is_refused(tmp_path: Path) -> None:
