@@ -34,16 +34,14 @@ group by a.layer, a.expert, b.expert"""
 def in_prompts(prompts: list[int]) -> str:
     """Return the condition that keeps the self-joins to the tokens of some prompts."""
     listed = ", ".join(map(str, prompts))
-    return f"where a.token_id in (select token_id from tokens where prompt_id in ({listed}) and kind <> 'special')"
+    return f"where a.prompt_id in ({listed}) and a.kind <> 'special'"
 
 
 def polars_pairs(layout: Layout, prompts: list[int] | None, transitions: bool = False) -> int:
     """The self-join in polars' streaming engine, layer by layer; return the pairs counted."""
-    routing = pl.scan_parquet(_files(layout, "routing"), hive_partitioning=False).drop("rank", "weight")
+    routing = pl.scan_parquet(_files(layout, "routing"), hive_partitioning=False)
     if prompts is not None:
-        tokens = pl.scan_parquet(_files(layout, "tokens"), hive_partitioning=False)
-        chosen = tokens.filter(pl.col("prompt_id").is_in(prompts) & (pl.col("kind") != "special")).select("token_id")
-        routing = routing.join(chosen, on="token_id", how="semi")
+        routing = routing.filter(pl.col("prompt_id").is_in(prompts) & (pl.col("kind") != "special"))
     counted = 0
     for layer in range(15 if transitions else 16):
         a = routing.filter(pl.col("layer") == layer).select("token_id", "expert")

@@ -17,19 +17,20 @@ from typing import cast
 
 import numpy as np
 import pyarrow as pa
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
-from benchmarks.simulated import LAYERS, SEGMENT_TOKENS, Router, Vocabulary, simulated_tokens
+from benchmarks.simulated import LAYERS, SEGMENT_TOKENS, Router, simulated_tokens, vocabulary
 from benchmarks.timing import best, machine
 from moewh.ingest import demo
 from moewh.ingest.prompts.canonical import CANONICAL
-from moewh.ingest.prompts.tokenise import TokenRules, TokenTexts, tokenise
+from moewh.ingest.prompts.tokenise import TokenRules, tokenise
+from moewh.ingest.prompts.vocabulary import TokenTexts
 from moewh.ingest.routing import RoutingBuffer
 from moewh.ingest.write.rollups import RollupCounter, one_thread_a_product
 from moewh.ingest.write.segment import write_routing
-from moewh.ingest.write.tables import parquet_options
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.manifest import file_sha256
+from moewh.warehouse.files.tables import parquet_options
 
 
 def main() -> None:
@@ -46,8 +47,7 @@ def costs(tokens: int, domains: int = 1, token_share: float = 0.5) -> dict[str, 
     buffer = RoutingBuffer(tokens)
     for layer in range(LAYERS):
         buffer.add(np.arange(tokens), {layer: router(layer, segment.vocab_id_T)})
-    texts = TokenTexts(cast(PreTrainedTokenizerBase, Vocabulary()))
-    texts(segment.vocab_id_T)  # decoded once a run, not once a segment
+    texts = TokenTexts(vocabulary())
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(1) as worker, one_thread_a_product():
         folder = Path(scratch)
         ranked = list(buffer.layers(worker))

@@ -11,16 +11,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from moewh.ingest.prompts.canonical import CANONICAL
-from moewh.ingest.prompts.tokenise import TokenTexts
+from moewh.ingest.prompts.vocabulary import TokenTexts
 from moewh.ingest.record import Identity, RunRecord
 from moewh.ingest.routing import LayerRouting, RoutingBuffer, TokenisedSegment
 from moewh.ingest.write.run_files import write_run
@@ -64,16 +62,9 @@ class Router:
         return ids_TK.int(), weights_TK.bfloat16().float()
 
 
-class Vocabulary:
-    """As much of a tokenizer as the segment writer needs: the text of an entry."""
-
-    def decode(self, ids: list[int], **_: Any) -> str:
-        """Return the text of the first of some entries."""
-        return self.convert_ids_to_tokens(ids[0])
-
-    def convert_ids_to_tokens(self, vocab_id: int) -> str:
-        """Return the text of an entry."""
-        return f" word{vocab_id:x}"
+def vocabulary() -> pa.Array:
+    """Return the text of every vocabulary entry."""
+    return pa.array([f" word{vocab_id:x}" for vocab_id in range(VOCABULARY)])
 
 
 def zipf_tokens(tokens: int, seed: int) -> npt.NDArray[np.int32]:
@@ -119,7 +110,7 @@ def build(
     """Write a warehouse of one run with this many tokens, or go on with one that is there already."""
     layout = Layout(root)
     layout.create()
-    router, texts = Router(token_share), TokenTexts(cast(PreTrainedTokenizerBase, Vocabulary()))
+    router, texts = Router(token_share), TokenTexts(vocabulary())
     planned = max(1, tokens // segment_tokens)
     record = simulated_run(planned)
     write_run(layout, record)
@@ -138,13 +129,13 @@ def build(
 
 def simulated_run(segments: int) -> RunRecord:
     """Return what describes the run."""
-    facts = {"model": "simulated", "num_moe_layers": LAYERS, "num_experts": EXPERTS, "top_k": TOP_K}
     shape = {"num_experts": EXPERTS, "top_k": TOP_K}
+    facts = {"model": "simulated", "origin": "forward", "num_moe_layers": LAYERS, **shape}
     layers = [{"layer": layer, **shape} for layer in range(LAYERS)]
     experts = [
         {"layer": layer, "expert": expert, "kind": "mlp"} for layer in range(LAYERS) for expert in range(EXPERTS)
     ]
-    return RunRecord(Identity({}, RUN), {**facts, "segments_planned": segments}, layers, experts)
+    return RunRecord(Identity({}, RUN), {**facts, "segments_planned": segments}, layers, experts, vocabulary())
 
 
 def repeat(source: Layout, root: Path, segments: int) -> Layout:

@@ -37,7 +37,7 @@ def warehouse_of(root: Path, size: int, tokens: int) -> Layout:
     for number in range(segments):
         folder = layout.segment(RUN, number)
         if number:
-            shutil.copytree(first, folder)
+            shutil.copytree(first, folder, symlinks=True)
         write_table(folder, schema.SEGMENTS, [{**summary, "last": number == segments - 1}])
         write_manifest(folder, identity, number)
     run = {"model": "simulated", "identity": identity, "options": options, "segments_planned": segments}

@@ -124,6 +124,7 @@ def describe_run(loaded: LoadedModel, identity: Identity, facts: dict[int, Layer
         "torch_version": torch.__version__,
         "transformers_version": transformers.__version__,
         "segments_planned": plan.segments,
+        "origin": "forward",
     }
     layers = [_layer_row(moe, facts[moe.layer]) for moe in loaded.moe_layers]
     experts = [row for moe in loaded.moe_layers for row in _expert_rows(moe, facts[moe.layer])]

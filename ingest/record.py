@@ -11,6 +11,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 _OF_TOKENS = ("prompts_sha256", "tokenizer_sha256", "max_length", "on_overflow", "special_tokens")
 _OF_TOKENS_IF_GIVEN = ("chat_arguments", "template_time")
 """What else decides the tokens, in an identity only where it does: an option that shapes tokens is added here."""
@@ -45,7 +47,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run: its identity, and its rows in the tables `runs`, `layers` and `experts`, by column.
+    """A run: its identity, its rows in the tables `runs`, `layers` and `experts`, by column, and its vocabulary.
 
     A column that a row leaves out is NULL. Of `runs`, the writer fills in what the identity says (identity, options,
     tokens_key) and when and by which moewh the run was begun.
@@ -55,6 +57,8 @@ class RunRecord:
     run: dict[str, Any]
     layers: list[dict[str, Any]]
     experts: list[dict[str, Any]]
+    vocabulary: pa.Array | None = None
+    """[V] strings: the text of each vocabulary entry by vocab_id, NULL where there is none; None if none is known."""
 
     @property
     def run_id(self) -> str:

@@ -16,11 +16,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from moewh.ingest.capture.forward import Batches, BatchRunner, Proof, Rows
 from moewh.ingest.capture.generation import GeneratedBatch, generated_size, plan_equal_batches, with_generated
@@ -33,7 +35,8 @@ from moewh.ingest.processes import Process
 from moewh.ingest.prompts.batches import plan_batches
 from moewh.ingest.prompts.chats import chat_arguments
 from moewh.ingest.prompts.stream import PromptStream, estimated_rows, prompt_bytes
-from moewh.ingest.prompts.tokenise import TokenTexts, tokenise
+from moewh.ingest.prompts.tokenise import tokenise
+from moewh.ingest.prompts.vocabulary import TokenTexts, vocabulary_texts
 from moewh.ingest.record import Identity
 from moewh.ingest.routing import RoutingBuffer, TokenisedSegment, VectorBuffer
 from moewh.ingest.workers import InBetween, in_background, start_workers
@@ -41,6 +44,7 @@ from moewh.ingest.write.run_files import write_run
 from moewh.ingest.write.segment import Committed, write_segment
 from moewh.warehouse.errors import UsageError
 from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.sealing.seal import seal, unseal
 from moewh.warehouse.views.publishing import publish
 
 _BATCHES_AHEAD = 16
@@ -125,7 +129,6 @@ class _Run:
         self, layout: Layout, prompts: PromptStream, loaded: LoadedModel, plan: RunPlan, progress: Progress
     ) -> None:
         self.layout, self.prompts, self.loaded, self.plan, self.progress = layout, prompts, loaded, plan, progress
-        self.texts = TokenTexts(loaded.tokenizer)
         self.batches = BatchRunner(loaded, plan.wanted)
         self.summary = Summary(plan.identity.run_id, plan.prompts.segments)
 
@@ -140,10 +143,17 @@ class _Run:
             self._loop(first)
         elif not self.plan.recorded:  # the run's own files were lost, its segments not; or they are for others to write
             self._begin(self.batches.prove(None, deque(), lambda _: None))
-        self.prompts.finished(complete=not missing_segments(self.layout, self.plan.identity, self.plan.prompts))
+        if complete := not missing_segments(self.layout, self.plan.identity, self.plan.prompts):
+            seal(self.layout, self.plan.identity.run_id)
+        self.prompts.finished(complete=complete)
         self.summary.seconds = time.monotonic() - began
         self.summary.peak_memory = _peak_memory()
         return self.summary
+
+    @cached_property
+    def vocabulary(self) -> pa.Array:
+        """[V] texts of the tokenizer's vocabulary, decoded when they are first asked for."""
+        return vocabulary_texts(self.loaded.tokenizer, self.loaded.vocabulary_rows)
 
     def _prove(self, first: _Work) -> Proof:
         """Run the first batch of the first missing segment, and prove that the model does what is captured."""
@@ -157,8 +167,11 @@ class _Run:
         """Make the warehouse, the run's own files and the database, now that the model has proved right."""
         self.layout.create()
         self.layout.sweep()
+        if self.plan.missing:
+            unseal(self.layout, self.plan.identity.run_id)  # somebody took a segment of a sealed run away
         if not self.plan.recorded:
-            write_run(self.layout, describe_run(self.loaded, self.plan.identity, proof.facts, self.plan.prompts))
+            record = describe_run(self.loaded, self.plan.identity, proof.facts, self.plan.prompts)
+            write_run(self.layout, replace(record, vocabulary=self.vocabulary))
         publish(self.layout)
         self.progress.started(self.plan.identity, len(self.plan.missing))
         if wanted := self.plan.wanted.tables:
@@ -259,7 +272,7 @@ class _Run:
             )
         last = number == self.plan.prompts.segments - 1
         committed = write_segment(
-            self.layout, self.plan.identity, number, segment, routing, texts=self.texts, last=last
+            self.layout, self.plan.identity, number, segment, routing, texts=TokenTexts(self.vocabulary), last=last
         )
         self.progress.segment_done(number, self.plan.prompts.segments)
         return committed

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from moewh.warehouse.answer.query import Answer
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.layout import SCHEMA_RUN, SEGMENT_FOLDER, Layout, make_folder, sync
+from moewh.warehouse.sealing.seal import unseal
 from moewh.warehouse.views.publishing import publish
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def list_runs(connection: duckdb.DuckDBPyConnection) -> Answer:
 
 def run_ids(layout: Layout) -> list[str]:
     """Return the ids of all runs that have a folder, in order."""
-    places = (layout.run("x"), layout.segments("x"), layout.geometry("x"))
+    places = (layout.run("x"), layout.segments("x"), layout.geometry("x"), layout.sealed("x"), layout.unsealed("x"))
     folders = [folder for place in places for folder in place.parent.glob("run_id=*")]
     return sorted({folder.name.removeprefix("run_id=") for folder in folders} - {SCHEMA_RUN})
 
@@ -51,8 +52,8 @@ def check_known(layout: Layout, run_id: str) -> None:
 def delete_run(layout: Layout, run_id: str) -> list[Path]:
     """Delete a run, its segments and its geometry. Return where links among its folders led.
 
-    All its segments leave in one rename, then the geometry, then the run itself; what a kill leaves is the whole
-    run, a run without segments (which ingest fills again, or a second delete removes), or no run.
+    It is unsealed; then all its segments leave in one rename, then the geometry, then the run itself. What a kill
+    leaves is the whole run, a run without segments (which ingest fills again, or a second delete removes), or no run.
     Files are removed after that, out of every view's sight; of a folder that is a link, the link alone is.
     `warehouse.duckdb` is written again. Raises MoewhError for an unknown run.
     """
@@ -61,9 +62,11 @@ def delete_run(layout: Layout, run_id: str) -> list[Path]:
     folders = (layout.segments(run_id), layout.geometry(run_id), layout.run(run_id))
     links = (link for folder in folders for link in (folder, *folder.glob(f"{SEGMENT_FOLDER}*")) if link.is_symlink())
     kept = [link.resolve() for link in links]
+    unseal(layout, run_id)
     with layout.staged("deleted") as folder:
         for name, place in zip(("segments", "geometry", "run"), folders, strict=True):
             _take_out(place, folder / name)
+        layout.unlink_unsealed(run_id)
         _take_out(layout.template_times(run_id), folder / "template_time")
     layout.sweep()
     publish(layout)

@@ -37,11 +37,11 @@ from moewh.ingest.model.loading import (
 from moewh.ingest.model.peft_adapter import adapter_settings_file
 from moewh.ingest.model.repository import Repository
 from moewh.ingest.processes import Process
-from moewh.ingest.write.tables import parquet_options
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout, commit, sync
 from moewh.warehouse.files.manifest import write_manifest
+from moewh.warehouse.files.tables import parquet_options
 from moewh.warehouse.runs import check_known, run_ids
 from moewh.warehouse.trust.repair import geometry_rank
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
@@ -286,33 +285,6 @@ def _flatten(prompts: pa.Table, texts: list[str], first_prompt: int, encoded: li
         start_C=np.cumsum(length_C) - length_C,
         length_C=length_C,
     )
-
-
-class TokenTexts:
-    """Vocabulary ids decoded one by one, each at most once."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
-        self._texts: dict[int, str] = {}
-
-    def __call__(self, vocab_id_T: npt.NDArray[np.int32]) -> pa.Array:
-        """Return the text of each token, as an Arrow dictionary array of T strings.
-
-        A token that is only part of a character decodes to U+FFFD.
-        """
-        distinct, index_T = np.unique(vocab_id_T, return_inverse=True)
-        texts = [self._text(int(vocab_id)) for vocab_id in distinct]
-        return pa.DictionaryArray.from_arrays(pa.array(index_T, pa.int32()), pa.array(texts, pa.string()))
-
-    def _text(self, vocab_id: int) -> str:
-        if vocab_id not in self._texts:
-            text = str(self._tokenizer.decode([vocab_id], clean_up_tokenization_spaces=False))
-            piece = self._tokenizer.convert_ids_to_tokens(vocab_id)
-            # SentencePiece marks a leading space with U+2581 and drops it when it decodes a piece alone.
-            if isinstance(piece, str) and piece.startswith("\u2581") and not text.startswith(" "):
-                text = " " + text
-            self._texts[vocab_id] = text
-        return self._texts[vocab_id]
 
 
 def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:

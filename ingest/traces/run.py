@@ -22,9 +22,10 @@ from moewh.ingest.identity import is_complete, require_same
 from moewh.ingest.model.tokenizer import TokenizerSource, load_tokenizer
 from moewh.ingest.prompts.canonical import CANONICAL
 from moewh.ingest.prompts.digest import PromptDigest
-from moewh.ingest.prompts.tokenise import TokenTexts, tokenizer_sha256
+from moewh.ingest.prompts.tokenise import tokenizer_sha256
+from moewh.ingest.prompts.vocabulary import TokenTexts, vocabulary_texts
 from moewh.ingest.record import Identity, RunRecord
-from moewh.ingest.routing import NO_ENTRY, NO_ROUTE, RoutingBuffer, Texts, TokenisedSegment
+from moewh.ingest.routing import NO_ENTRY, NO_ROUTE, RoutingBuffer, TokenisedSegment
 from moewh.ingest.traces.check import Checked, check_counts, check_sequence
 from moewh.ingest.traces.model import read_model
 from moewh.ingest.traces.spool import Labels, Spool
@@ -34,6 +35,7 @@ from moewh.ingest.write.segment import Committed, write_segment
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import Layout, check_run_id
 from moewh.warehouse.files.manifest import file_sha256
+from moewh.warehouse.sealing.seal import seal, unseal
 from moewh.warehouse.views.publishing import publish
 
 _PROMPTS_AT_ONCE = 4_096
@@ -82,7 +84,7 @@ def import_trace(
     model = read_model(options.model, options.revision, options.trust_remote_code)
     most_values = options.segment_rows * model.num_hidden_layers // len(model.layers)  # dense layers may be told, too
     files = [TraceFile(path, str(path), most_values) for path in paths]
-    tokens = _Tokens.of(options)
+    tokens = _Tokens.of(options, model)
     identity = _identify(options, files, model, tokens)
     layout.require_one_disk(options.run_id if options.run_id and not is_complete(layout, options.run_id) else None)
     began = require_same(layout, identity)
@@ -97,13 +99,14 @@ class _Tokens:
     """The tokenizer, as far as one is named."""
 
     sha256: str | None
-    texts: Texts
+    vocabulary: pa.Array | None
+    """[V] texts; None if none is known."""
     labels: Labels
 
     @classmethod
-    def of(cls, options: ImportOptions) -> _Tokens:
+    def of(cls, options: ImportOptions, model: TraceModel) -> _Tokens:
         if options.tokenizer is None:
-            return cls(None, _no_texts, Labels(options.domain))
+            return cls(None, None, Labels(options.domain))
         revision = None if Path(options.tokenizer).exists() else "main"
         source = TokenizerSource(options.tokenizer, options.tokenizer, revision, options.trust_remote_code, named=True)
         tokenizer = load_tokenizer(source)
@@ -112,7 +115,8 @@ class _Tokens:
             return str(tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False))
 
         special_ids = np.array(sorted(tokenizer.all_special_ids), np.int32)
-        return cls(tokenizer_sha256(tokenizer), TokenTexts(tokenizer), Labels(options.domain, decode, special_ids))
+        texts = vocabulary_texts(tokenizer, model.vocabulary)
+        return cls(tokenizer_sha256(tokenizer), texts, Labels(options.domain, decode, special_ids))
 
 
 @dataclass
@@ -139,6 +143,7 @@ class _Import:
                 self._begin(columns, spool.segments)
                 for number in filter(self._wanted, range(spool.segments)):
                     done.written.append(self._write(number, *spool.segment(number), spool.segments))
+            seal(self.layout, self.identity.run_id)
         finally:
             self.layout.remove_empty()
         return done
@@ -179,6 +184,7 @@ class _Import:
         self._begin({"prompts_sha256": digest.hexdigest(), "tokens_key": None}, 1)
         load = int(sum(int(tokens_E.sum()) for tokens_E in buffer.counts.values()))
         committed = self._write(0, _without_tokens(prompts), buffer, 1)
+        seal(self.layout, self.identity.run_id)
         return Imported(self.identity.run_id, 1, [committed], load=load)
 
     def _wanted(self, number: int) -> bool:
@@ -188,16 +194,24 @@ class _Import:
         """Make the warehouse, the run's own files and the database, now that the trace has proved right."""
         self.layout.create()
         self.layout.sweep()
+        unseal(self.layout, self.identity.run_id)  # somebody may have taken a segment of a sealed run away
         if not self.began:
             origin = {"origin": "imported", "origin_format": self.options.format}
             run = {**self.model.run, **origin, **columns, "segments_planned": segments}
-            write_run(self.layout, RunRecord(self.identity, run, self.model.layer_rows, self.model.expert_rows))
+            model, texts = self.model, self.tokens.vocabulary
+            write_run(self.layout, RunRecord(self.identity, run, model.layer_rows, model.expert_rows, texts))
         publish(self.layout)
 
     def _write(self, number: int, segment: TokenisedSegment, routing: RoutingBuffer, segments: int) -> Committed:
         last = number == segments - 1
         committed = write_segment(
-            self.layout, self.identity, number, segment, routing, texts=self.tokens.texts, last=last
+            self.layout,
+            self.identity,
+            number,
+            segment,
+            routing,
+            texts=TokenTexts(self.tokens.vocabulary),
+            last=last,
         )
         self.segment_done(number, segments)
         return committed
@@ -270,10 +284,6 @@ def _identify(options: ImportOptions, files: list[TraceFile], model: TraceModel,
 
 def _said(metadata: dict[str, Any]) -> dict[str, str]:
     return {"metadata": json.dumps(metadata, sort_keys=True)}
-
-
-def _no_texts(vocab_id_T: npt.NDArray[np.int32]) -> pa.Array:
-    return pa.nulls(len(vocab_id_T), pa.string())
 
 
 def _without_tokens(prompts: pa.Table) -> TokenisedSegment:

@@ -10,7 +10,7 @@ suffixes: V distinct vocabulary entries, N rows of a file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,17 +21,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 from threadpoolctl import ThreadpoolController
 
 from moewh.ingest.routing import KINDS, NO_ENTRY, Ranked, Texts, TokenisedSegment
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.schema import Table
+from moewh.warehouse.files.tables import write_chunks
 
 Ints = npt.NDArray[np.int64]
 _COUNTED = ("prompt", "generated")
 """The kinds that repetition is counted over."""
-_ROW_GROUP_ROWS = 1 << 17
 _BLOCK = 4_096
 """Tokens of one one-hot product: small enough for the cache, and for float32 to count exactly."""
 _PRODUCT_WORK = 64
@@ -147,12 +146,11 @@ class RollupCounter:
             weight_sum=None,
         )
 
-    def write(self, folder: Path, options: Callable[[Table], dict[str, Any]]) -> None:
-        """Write every rollup's file; `options` gives those of the Parquet writer."""
+    def write(self, folder: Path) -> None:
+        """Write every rollup's file."""
         for table in schema.ROLLUPS:
             chunks = sorted(self._chunks.pop(table), key=lambda chunk: chunk[0])
-            arrow = (_arrow(table, columns) for _, columns in chunks)
-            _write_chunks(folder / table.file, table, arrow, options(table))
+            write_chunks(folder / table.file, table, (_arrow(table, columns) for _, columns in chunks))
 
     def _keep(self, table: Table, key: tuple[Any, ...], **columns: Any) -> None:
         """Keep rows until the file is written; `key` puts them in order, a scalar column holds for all of them."""
@@ -404,28 +402,3 @@ def _arrow(table: Table, columns: dict[str, Any]) -> pa.Table:
         else:
             arrays.append(pa.array(value).cast(field.type))
     return pa.table(arrays, schema=arrow_schema)
-
-
-def _write_chunks(path: Path, table: Table, chunks: Iterator[pa.Table], options: dict[str, Any]) -> None:
-    """Write chunks as they come, small ones of one kind together.
-
-    A row group never spans kinds, and those of a large layer never span layers: a family leaves out what it does not
-    ask for. Special tokens are few, but choose nearly as many different pairs of experts as all others.
-    """
-    with pq.ParquetWriter(path, table.arrow(), **options) as writer:
-        waiting: list[pa.Table] = []
-        for chunk in chunks:
-            if waiting and (
-                sum(map(len, waiting)) >= _ROW_GROUP_ROWS or (len(chunk) and _kind(chunk) != _kind(waiting[0]))
-            ):
-                writer.write_table(pa.concat_tables(waiting), row_group_size=_ROW_GROUP_ROWS)
-                waiting = []
-            if len(chunk):
-                waiting.append(chunk)
-        if waiting:
-            writer.write_table(pa.concat_tables(waiting), row_group_size=_ROW_GROUP_ROWS)
-
-
-def _kind(chunk: pa.Table) -> str | None:
-    """The kind of a chunk of at least one row, all of one kind; None for a table without kinds."""
-    return chunk["kind"][0].as_py() if "kind" in chunk.column_names else None

@@ -1,21 +1,26 @@
-"""The run's own files: a `RunRecord` in, run.parquet, layers.parquet and experts.parquet out, committed at once."""
+"""The run's own files: a `RunRecord` in, run.parquet, layers.parquet, experts.parquet and
+vocabulary.parquet out, committed at once.
+"""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from moewh.ingest.record import RunRecord
-from moewh.ingest.write.tables import write_table
 from moewh.warehouse import __version__
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout, commit
 from moewh.warehouse.files.manifest import write_manifest
 from moewh.warehouse.files.schema import Table
+from moewh.warehouse.files.tables import write_table
 
 
 def write_run(layout: Layout, record: RunRecord) -> None:
-    """Commit the run's own files (run, layers, experts) with one rename. Losing a race is success.
+    """Commit the run's own files (run, layers, experts, vocabulary) with one rename. Losing a race is success.
 
     Raises MoewhError if the disk refuses.
     """
@@ -23,12 +28,20 @@ def write_run(layout: Layout, record: RunRecord) -> None:
     said = {"identity": identity.sha256, "options": identity.json, "tokens_key": identity.tokens_key}
     begun = {"created_at": datetime.now(UTC).replace(tzinfo=None), "moewh_version": __version__}
     with layout.writing(), layout.staged(f"run.{record.run_id}") as folder:
+        if not layout.sealed(record.run_id).is_dir():
+            layout.link_unsealed(record.run_id)
         write_table(folder, schema.RUNS, _columns(schema.RUNS, [{**begun, **said, **record.run}]))
         write_table(folder, schema.LAYERS, _columns(schema.LAYERS, record.layers))
         write_table(folder, schema.EXPERTS, _columns(schema.EXPERTS, record.experts))
+        write_table(folder, schema.VOCABULARY, _vocabulary(record))
         write_manifest(folder, identity.sha256, None)
         commit(folder, layout.run(record.run_id))
 
 
 def _columns(table: Table, rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
     return {column.name: [row.get(column.name) for row in rows] for column in table.stored}
+
+
+def _vocabulary(record: RunRecord) -> dict[str, Any]:
+    texts = pa.array([], pa.string()) if record.vocabulary is None else record.vocabulary
+    return {"vocab_id": np.arange(len(texts), dtype=np.int32), "token": texts}

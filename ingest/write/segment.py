@@ -10,26 +10,33 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moewh.ingest.prompts.digest import PromptDigest
 from moewh.ingest.record import Identity
-from moewh.ingest.routing import KINDS, RoutingBuffer, Texts, TokenisedSegment, VectorBuffer
+from moewh.ingest.routing import KINDS, Ranked, RoutingBuffer, Texts, TokenisedSegment, VectorBuffer
 from moewh.ingest.write.rollups import RollupCounter, one_thread_a_product
-from moewh.ingest.write.tables import ROW_GROUP_ROWS, parquet_options, write_table
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout, commit
 from moewh.warehouse.files.manifest import write_manifest
 from moewh.warehouse.files.schema import Table
+from moewh.warehouse.files.tables import ROW_GROUP_ROWS, parquet_options, write_table
 
 _VECTOR_NUMBERS = 1 << 22
 """Numbers of an opt-in table in one row group."""
+_BATCH_ROWS = 1 << 16
+"""Rows of routing that are encoded at once."""
+_LABELS = pa.dictionary(pa.int32(), pa.string())
+"""Arrow's type of a column of few different texts."""
 _THREADS = min(4, os.cpu_count() or 1)
 """Threads that rank and count a segment's layers, beside the one that writes its rows."""
+
+_Number = TypeVar("_Number", np.int32, np.float32)
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ def write_segment(
     with layout.writing(), layout.staged(f"{target.parent.name}.{target.name}") as folder:
         rollups = RollupCounter(segment, texts)
         rows = write_routing(folder / schema.ROUTING.file, segment, routing, rollups)
-        rollups.write(folder, parquet_options)
+        rollups.write(folder)
         if routing.vectors is not None:
             for opt_in in routing.vectors.tables:
                 _write_vectors(folder, opt_in, segment, routing.vectors)
@@ -80,27 +87,26 @@ def write_routing(path: Path, segment: TokenisedSegment, routing: RoutingBuffer,
 
     While a layer is written, other threads rank the next one and count those before.
     """
-    table = schema.ROUTING
-    token_id_T = segment.token_id_T
+    arrow, of_tokens = _routing_arrow(), _RoutedTokens(segment)
     rows = 0
     counting: deque[Future[None]] = deque()
     with (
         one_thread_a_product(),
         ThreadPoolExecutor(_THREADS) as workers,
-        pq.ParquetWriter(path, table.arrow(), **parquet_options(table)) as writer,
+        pq.ParquetWriter(path, arrow, **_routing_options()) as writer,
     ):
         for layer, ranked in routing.layers(workers):
             counting.append(rollups.add(layer, ranked, workers))
-            ids_TK, weights_TK = ranked.expert_ids_TK[ranked.routed_T], ranked.weights_TK
+            ids_TK, weights_TK = _routed(ranked.expert_ids_TK, ranked), ranked.weights_TK
             T, K = ids_TK.shape
             columns = {
-                "token_id": np.repeat(token_id_T[ranked.routed_T], K),
+                **of_tokens.columns(ranked.routed_T, K),
                 "layer": np.full(T * K, layer, np.int32),
                 "rank": np.tile(np.arange(K, dtype=np.int32), T) if ranked.ordered else pa.nulls(T * K),
                 "expert": ids_TK.ravel(),
-                "weight": pa.nulls(T * K) if weights_TK is None else weights_TK[ranked.routed_T].ravel(),
+                "weight": pa.nulls(T * K) if weights_TK is None else _routed(weights_TK, ranked).ravel(),
             }
-            writer.write_table(pa.table(columns, schema=table.arrow()), row_group_size=ROW_GROUP_ROWS)
+            writer.write_table(pa.table(columns, schema=arrow), row_group_size=ROW_GROUP_ROWS)
             rows += T * K
             while len(counting) > _THREADS:
                 counting.popleft().result()
@@ -109,6 +115,55 @@ def write_routing(path: Path, segment: TokenisedSegment, routing: RoutingBuffer,
     for layer, tokens_E in routing.counts.items():
         rollups.add_load(layer, tokens_E)
     return rows
+
+
+class _RoutedTokens:
+    """The columns of routing that a token's rows share: made once for all layers where every token is routed."""
+
+    def __init__(self, segment: TokenisedSegment) -> None:
+        domain_P = segment.prompts.column("domain").combine_chunks().dictionary_encode()
+        domain_T = domain_P.indices.take(pa.array(segment.prompt_T - segment.first_prompt))
+        self._columns_T = {
+            "token_id": pa.array(segment.token_id_T),
+            "vocab_id": segment.entry_T,
+            "kind": _kinds(segment).cast(_LABELS),
+            "domain": pa.DictionaryArray.from_arrays(domain_T, domain_P.dictionary),
+            "prompt_id": pa.array(segment.prompt_T),
+        }
+        self._whole: dict[int, dict[str, pa.Array]] = {}
+
+    def columns(self, routed_T: npt.NDArray[np.bool_], K: int) -> dict[str, pa.Array]:
+        """Return the columns of the tokens that are routed at a layer, each value K times."""
+        if not routed_T.all():
+            return self._repeated(np.flatnonzero(routed_T), K)
+        if K not in self._whole:
+            self._whole[K] = self._repeated(np.arange(len(routed_T)), K)
+        return self._whole[K]
+
+    def _repeated(self, place_T: npt.NDArray[np.int64], K: int) -> dict[str, pa.Array]:
+        place = pa.array(np.repeat(place_T, K))
+        return {name: column.take(place) for name, column in self._columns_T.items()}
+
+
+def _routed(array_TK: npt.NDArray[_Number], ranked: Ranked) -> npt.NDArray[_Number]:
+    """Return the rows of the tokens that are routed, without a copy where all are."""
+    return array_TK if ranked.routed_T.all() else array_TK[ranked.routed_T]
+
+
+def _routing_arrow() -> pa.Schema:
+    """The types that the writer is given: texts by their place in a dictionary, so that it need not hash every row."""
+    fields = list(schema.ROUTING.arrow())
+    return pa.schema([field.with_type(_LABELS) if field.type == pa.string() else field for field in fields])
+
+
+def _routing_options() -> dict[str, Any]:
+    """How the routing table is written: as any table, and tuned where its many short rows make it worth it."""
+    return parquet_options(schema.ROUTING) | {
+        "store_schema": False,  # the file's texts are texts, whatever the writer was given
+        "write_batch_size": _BATCH_ROWS,
+        # Every row group has every kind: its least and greatest would leave out nothing.
+        "write_statistics": [column.name for column in schema.ROUTING.stored if column.name != "kind"],
+    }
 
 
 def _write_vectors(folder: Path, table: Table, segment: TokenisedSegment, vectors: VectorBuffer) -> None:
@@ -150,7 +205,6 @@ def _prompts_sha256(segment: TokenisedSegment) -> str:
 
 
 def _token_columns(segment: TokenisedSegment, texts: Texts) -> dict[str, Any]:
-    kinds = pa.DictionaryArray.from_arrays(pa.array(segment.kind_T), list(KINDS))
     return {
         "token_id": segment.token_id_T,
         "prompt_id": segment.prompt_T,
@@ -158,5 +212,10 @@ def _token_columns(segment: TokenisedSegment, texts: Texts) -> dict[str, Any]:
         "context": segment.context_T,
         "vocab_id": segment.entry_T,
         "token": segment.texts(texts),
-        "kind": kinds.cast(pa.string()),
+        "kind": _kinds(segment).cast(pa.string()),
     }
+
+
+def _kinds(segment: TokenisedSegment) -> pa.DictionaryArray:
+    """[T] tokens.kind, by place in KINDS."""
+    return pa.DictionaryArray.from_arrays(pa.array(segment.kind_T), list(KINDS))

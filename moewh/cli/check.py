@@ -68,32 +68,31 @@ def check(
         for query, values in checks:
             with contextlib.suppress(UsageError):  # of one check: it is named when its turn comes
                 ask.meant(query, values)
-        worst = report(_results(ask, checks, rollups=not paths), form, stream)
+        worst = report(_results(warehouse, ask, checks, rollups=not paths), form, stream)
     if worst:
         raise SystemExit(worst)
 
 
-def _results(ask: Ask, checks: list[tuple[Query, dict[str, Value]]], *, rollups: bool) -> Iterator[Result]:
+def _results(
+    warehouse: Layout, ask: Ask, checks: list[tuple[Query, dict[str, Value]]], *, rollups: bool
+) -> Iterator[Result]:
     """Run one check after the other."""
     for query, values in checks:
-        yield _result(query.source.removesuffix(".sql"), partial(rows_of, ask, query, values))
+        yield _result(warehouse, query.source.removesuffix(".sql"), partial(rows_of, ask, query, values))
     if rollups:
         run_id = checks[0][1].get("run")  # which all shipped checks take
-        yield _result(ROLLUPS, partial(rollup_faults, ask, run_id))
+        yield _result(warehouse, ROLLUPS, partial(rollup_faults, ask, run_id))
 
 
-def _result(name: str, find: Callable[[], Iterator[Fault]]) -> Result:
+def _result(warehouse: Layout, name: str, find: Callable[[], Iterator[Fault]]) -> Result:
     """Run one check to its end; one that fails is named on stderr. Raises what is no fault of the check's."""
     import duckdb
 
-    result = Result(name)
+    from moewh.warehouse.answer.again import until_settled
+
     began = time.monotonic()
     try:
-        for fault in find():
-            result.faults += 1
-            if len(result.kept) < KEPT:
-                result.kept.append(fault)
-        result.status = "faults" if result.faults else "ok"
+        result = until_settled(warehouse, lambda: _found(name, find()))
     except (MoewhError, duckdb.Error) as error:
         explained = explain(error)
         if explained is None or isinstance(error, duckdb.InterruptException):  # time is up, or a signal came
@@ -101,6 +100,16 @@ def _result(name: str, find: Callable[[], Iterator[Fault]]) -> Result:
         result = Result(name, "error", message=one_line(explained[0]))
         click.echo(f"moewh: {name}: {result.message}", err=True)
     result.seconds = time.monotonic() - began
+    return result
+
+
+def _found(name: str, faults: Iterator[Fault]) -> Result:
+    result = Result(name)
+    for fault in faults:
+        result.faults += 1
+        if len(result.kept) < KEPT:
+            result.kept.append(fault)
+    result.status = "faults" if result.faults else "ok"
     return result
 
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import click
 
 from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.files import schema
+from moewh.warehouse.files.layout import own_paths
+
+_OTHER_COLUMNS = r'Failed to read file "(.+)/[^/"]+": schema mismatch in glob: column "(\w+)"'
+"""What DuckDB says of a file that has other columns than the view was made for."""
 
 
 def explain(error: Exception) -> tuple[str, int] | None:
@@ -33,6 +39,10 @@ def explain(error: Exception) -> tuple[str, int] | None:
     return explained
 
 
+def _stored_columns() -> set[str]:
+    return {column.name for table in schema.TABLES for column in table.stored}
+
+
 def one_line(message: str) -> str:
     """Join a message's lines; spaces within a line stay, since they may be those of a token."""
     return " ".join(line for line in map(str.strip, message.splitlines()) if line)
@@ -45,9 +55,21 @@ def _os_error(error: OSError) -> str:
 
 def _duckdb_error(text: str) -> str:
     """Keep DuckDB's message and the line it names, without the drawing of the place below it."""
+    text = own_paths(text)
+    if other := re.search(_OTHER_COLUMNS, text):
+        return (
+            f"{other[1]} was written by another version of moewh: it lacks the column {other[2]}. `moewh verify` says "
+            "which, and `moewh verify --repair` takes it out."
+        )
     message, _, place = text.partition("\n\nLINE ")
     if place:
         message += f" (line {place.partition(':')[0]})"
+    if (lost := re.search(r'Referenced column "(\w+)" not found', text)) and lost[1] in _stored_columns():
+        # if it is the first file that lacks it, DuckDB names no file
+        message += (
+            ". If that column is one of the view's, a segment was written by another version of moewh: "
+            "`moewh verify` says which."
+        )
     if "disabled by configuration" in message or "has been locked" in message:
         message += ". A query may read the warehouse only; --unsafe lifts that."
     if "No files found that match the pattern" in message:

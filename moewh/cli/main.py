@@ -25,6 +25,7 @@ from moewh.cli.inspect import inspect
 from moewh.cli.query import query
 from moewh.cli.refresh import refresh
 from moewh.cli.runs import runs
+from moewh.cli.seal import seal
 from moewh.cli.shell import shell
 from moewh.cli.verify import verify
 from moewh.cli.views import views
@@ -88,5 +89,20 @@ def main(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (demo, inspect, ingest, import_, query, export, check, verify, views, runs, geometry, shell, refresh):
+for command in (
+    demo,
+    inspect,
+    ingest,
+    import_,
+    query,
+    export,
+    check,
+    verify,
+    views,
+    runs,
+    geometry,
+    shell,
+    refresh,
+    seal,
+):
     main.add_command(command)

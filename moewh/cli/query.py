@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def query(
     """
     from moewh.warehouse.answer import output as out
     from moewh.warehouse.answer import query as queries
+    from moewh.warehouse.answer.again import HeldBack, until_settled
     from moewh.warehouse.answer.jail import Limits
 
     if name is None and sql is None:
@@ -73,7 +75,12 @@ def query(
         from moewh.warehouse.trust.verify import require_sound
 
         require_sound(warehouse)
-    with open_engine(engine, master, warehouse, Limits(**limits), written) as ask:
-        answer = ask(found, values)
-        if answer is not None:
-            out.write(answer, chosen, output)
+    printed = HeldBack(sys.stdout)
+
+    def answer_it() -> None:
+        with open_engine(engine, master, warehouse, Limits(**limits), written) as ask:
+            answer = ask(found, values)
+            if answer is not None:
+                out.write(answer, chosen, output, printed)
+
+    until_settled(warehouse, answer_it, printed)

@@ -16,10 +16,12 @@ def refresh(warehouse: Layout) -> None:
 
     Files that every warehouse has are added where they are missing, so this also makes a new, empty one.
     """
+    from moewh.warehouse.sealing.seal import require_linked
     from moewh.warehouse.views.publishing import publish
 
     if warehouse.root.is_dir() and not warehouse.looks_like_one():
         raise UsageError(f"{warehouse.root} is not a warehouse. Name another with --warehouse.")
     warehouse.create()
+    require_linked(warehouse)
     publish(warehouse)
     click.echo(f"Wrote {warehouse.database}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -20,6 +21,7 @@ def runs(delete: str | None, yes: bool, form: str | None, output: Path | None, w
     """List the runs of the warehouse, complete or not; with --delete, remove one."""
     from moewh.warehouse import runs as library
     from moewh.warehouse.answer import output as out
+    from moewh.warehouse.answer.again import HeldBack, until_settled
     from moewh.warehouse.views.base import open_warehouse
 
     if delete is not None and (form or output):
@@ -29,8 +31,13 @@ def runs(delete: str | None, yes: bool, form: str | None, output: Path | None, w
         chosen = out.choose_format(form, output)
         if output is not None:
             out.written_path(output)  # refuses what cannot be written
-        with open_warehouse(warehouse) as connection:
-            out.write(library.list_runs(connection), chosen, output)
+        printed = HeldBack(sys.stdout)
+
+        def list_them() -> None:
+            with open_warehouse(warehouse) as connection:
+                out.write(library.list_runs(connection), chosen, output, printed)
+
+        until_settled(warehouse, list_them, printed)
         return
     library.check_known(warehouse, delete)
     if not yes and not click.confirm(f"Delete run {delete} and all its segments from {warehouse.root}?", err=True):

@@ -5,21 +5,17 @@
 select
     routing.run_id as run_id,
     routing.segment as segment,
-    tokens.kind as kind,
+    routing.kind as kind,
     routing.layer as layer,
     routing.expert as expert,
-    tokens.vocab_id as vocab_id,
+    routing.vocab_id as vocab_id,
     count(*)::bigint as tokens
 from routing
-join tokens
-    on tokens.run_id = routing.run_id
-    and tokens.segment = routing.segment
-    and tokens.token_id = routing.token_id
-where tokens.vocab_id is not null
+where routing.vocab_id is not null
 group by
     routing.run_id,
     routing.segment,
-    tokens.kind,
+    routing.kind,
     routing.layer,
     routing.expert,
-    tokens.vocab_id
+    routing.vocab_id

@@ -4,8 +4,8 @@
 select
     a.run_id as run_id,
     a.segment as segment,
-    token_domains.kind as kind,
-    token_domains.domain as domain,
+    a.kind as kind,
+    a.domain as domain,
     a.layer as layer,
     a.expert as expert_a,
     b.expert as expert_b,
@@ -17,15 +17,11 @@ join routing as b
     and b.token_id = a.token_id
     and b.layer = a.layer
     and b.expert > a.expert
-join token_domains
-    on token_domains.run_id = a.run_id
-    and token_domains.segment = a.segment
-    and token_domains.token_id = a.token_id
 group by
     a.run_id,
     a.segment,
-    token_domains.kind,
-    token_domains.domain,
+    a.kind,
+    a.domain,
     a.layer,
     a.expert,
     b.expert

@@ -6,8 +6,8 @@
 select
     here.run_id as run_id,
     here.segment as segment,
-    token_domains.kind as kind,
-    token_domains.domain as domain,
+    here.kind as kind,
+    here.domain as domain,
     here.layer as layer,
     there.layer as next_layer,
     here.expert as expert,
@@ -26,15 +26,11 @@ join routing as there
     and there.segment = here.segment
     and there.token_id = here.token_id
     and there.layer = layer_steps.next_layer
-join token_domains
-    on token_domains.run_id = here.run_id
-    and token_domains.segment = here.segment
-    and token_domains.token_id = here.token_id
 group by
     here.run_id,
     here.segment,
-    token_domains.kind,
-    token_domains.domain,
+    here.kind,
+    here.domain,
     here.layer,
     there.layer,
     here.expert,

@@ -19,11 +19,7 @@ join routing
     and routing.segment = router_confidence.segment
     and routing.token_id = router_confidence.token_id
     and routing.layer = router_confidence.layer
-join tokens
-    on tokens.run_id = routing.run_id
-    and tokens.segment = routing.segment
-    and tokens.token_id = routing.token_id
-where tokens.kind <> 'special'
+where routing.kind <> 'special'
     and (getvariable('run') is null or router_confidence.run_id = getvariable('run')::varchar)
     and (getvariable('layer') is null or router_confidence.layer = getvariable('layer'))
 group by

@@ -11,43 +11,38 @@
 --   width (count): tokens shown on each side; default 10.
 with ranked as (
     select
-        routing.run_id as run_id,
-        routing.segment as segment,
-        routing.token_id as token_id,
-        routing.rank as choice,
-        routing.weight as weight,
-        tokens.prompt_id as prompt_id,
-        tokens.position as position,
-        tokens.context as context,
-        tokens.token as token,
-        row_number() over (
-            partition by routing.run_id
-            order by routing.weight desc nulls last, routing.token_id
-        ) as place
-    from routing
-    join tokens
-        on tokens.run_id = routing.run_id
-        and tokens.segment = routing.segment
-        and tokens.token_id = routing.token_id
-    where routing.layer = getvariable('layer')
-        and routing.expert = getvariable('expert')
-        and tokens.kind <> 'special'
-        and (getvariable('run') is null or routing.run_id = getvariable('run')::varchar)
-),
-strongest as (
-    select
         run_id,
         segment,
         token_id,
-        choice,
+        rank as choice,
         weight,
-        prompt_id,
-        position,
-        context,
-        token,
-        place
+        domain,
+        row_number() over (partition by run_id order by weight desc nulls last, token_id) as place
+    from routing
+    where layer = getvariable('layer')
+        and expert = getvariable('expert')
+        and kind <> 'special'
+        and (getvariable('run') is null or run_id = getvariable('run')::varchar)
+),
+strongest as (
+    select
+        ranked.run_id as run_id,
+        ranked.segment as segment,
+        ranked.token_id as token_id,
+        ranked.choice as choice,
+        ranked.weight as weight,
+        ranked.domain as domain,
+        ranked.place as place,
+        tokens.prompt_id as prompt_id,
+        tokens.position as position,
+        tokens.context as context,
+        tokens.token as token
     from ranked
-    where place <= coalesce(getvariable('strongest'), 20)
+    join tokens
+        on tokens.run_id = ranked.run_id
+        and tokens.segment = ranked.segment
+        and tokens.token_id = ranked.token_id
+    where ranked.place <= coalesce(getvariable('strongest'), 20)
 ),
 around as (
     select
@@ -71,7 +66,7 @@ around as (
 select
     strongest.run_id as run_id,
     strongest.token_id as token_id,
-    prompts.domain as domain,
+    strongest.domain as domain,
     strongest.choice as choice,
     strongest.weight as weight,
     around.before as before,
@@ -81,8 +76,4 @@ from strongest
 join around
     on around.run_id = strongest.run_id
     and around.token_id = strongest.token_id
-join prompts
-    on prompts.run_id = strongest.run_id
-    and prompts.segment = strongest.segment
-    and prompts.prompt_id = strongest.prompt_id
 order by strongest.run_id, strongest.place

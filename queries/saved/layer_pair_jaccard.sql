@@ -18,13 +18,9 @@ with both_layers as (
         on there.run_id = here.run_id
         and there.segment = here.segment
         and there.token_id = here.token_id
-    join tokens
-        on tokens.run_id = here.run_id
-        and tokens.segment = here.segment
-        and tokens.token_id = here.token_id
     where here.layer = getvariable('layer')
         and there.layer = getvariable('other_layer')
-        and tokens.kind <> 'special'
+        and here.kind <> 'special'
         and (getvariable('run') is null or here.run_id = getvariable('run')::varchar)
 ),
 pair_tokens as (

@@ -12,20 +12,15 @@
 --   layer (layer): default every layer.
 with expert_sets as (
     select
-        routing.run_id as run_id,
-        routing.layer as layer,
-        routing.token_id as token_id,
-        list(routing.expert) as experts
-    from routing
-    join chosen_tokens
-        on chosen_tokens.run_id = routing.run_id
-        and chosen_tokens.segment = routing.segment
-        and chosen_tokens.token_id = routing.token_id
-    where (getvariable('run') is null or routing.run_id = getvariable('run')::varchar)
+        run_id,
+        layer,
+        token_id,
+        list(expert) as experts
+    from chosen_routing
     group by
-        routing.run_id,
-        routing.layer,
-        routing.token_id
+        run_id,
+        layer,
+        token_id
 ),
 here_sets as (
     select

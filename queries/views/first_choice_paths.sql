@@ -10,20 +10,16 @@ create or replace view first_choice_paths as
 with token_paths as (
     select
         routing.run_id as run_id,
-        token_domains.domain as domain,
+        routing.domain as domain,
         routing.token_id as token_id,
         string_agg(routing.expert::varchar, '-' order by routing.layer) as path,
         count(*) as layers
     from routing
-    join token_domains
-        on token_domains.run_id = routing.run_id
-        and token_domains.segment = routing.segment
-        and token_domains.token_id = routing.token_id
     where routing.rank = 0
-        and token_domains.kind <> 'special'
+        and routing.kind <> 'special'
     group by
         routing.run_id,
-        token_domains.domain,
+        routing.domain,
         routing.token_id
 ),
 depths as (

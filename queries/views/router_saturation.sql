@@ -48,10 +48,6 @@ compared_tokens as (
     from compared_runs
     join routing as here
         on here.run_id = compared_runs.run_id
-    join tokens
-        on tokens.run_id = here.run_id
-        and tokens.segment = here.segment
-        and tokens.token_id = here.token_id
     join routing as there
         on there.run_id = compared_runs.reference_run_id
         and there.layer = here.layer
@@ -64,7 +60,7 @@ compared_tokens as (
         and there_layers.layer = there.layer
     where coalesce(here.rank, 0) = 0
         and coalesce(there.rank, 0) = 0
-        and tokens.kind <> 'special'
+        and here.kind <> 'special'
     group by
         compared_runs.run_id,
         compared_runs.reference_run_id,
@@ -79,16 +75,12 @@ shared_experts as (
     from compared_runs
     join routing as here
         on here.run_id = compared_runs.run_id
-    join tokens
-        on tokens.run_id = here.run_id
-        and tokens.segment = here.segment
-        and tokens.token_id = here.token_id
     join routing as there
         on there.run_id = compared_runs.reference_run_id
         and there.layer = here.layer
         and there.token_id = here.token_id
         and there.expert = here.expert
-    where tokens.kind <> 'special'
+    where here.kind <> 'special'
     group by
         compared_runs.run_id,
         compared_runs.reference_run_id,

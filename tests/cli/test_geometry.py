@@ -84,7 +84,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Layout:
 @pytest.fixture
 def copied(made: Layout, tmp_path: Path) -> Layout:
     """The same, to be changed; the model lies beside it."""
-    shutil.copytree(made.root.parent, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(made.root.parent, tmp_path, dirs_exist_ok=True, symlinks=True)
     return Layout(tmp_path / "wh")
 
 

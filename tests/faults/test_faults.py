@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from moewh.warehouse.files.layout import FOLDERS, Layout
 from moewh.warehouse.views.publishing import publish
 from tests.support.commit_order import check_order, kernel_commits, steps_of
 from tests.support.damage import faults_of
-from tests.support.faults import ERRORS, Job, Plan, Server, segments_of
+from tests.support.faults import ERRORS, Plan, Server, segments_of
 from tests.support.runs import contents
 from tests.support.trials import (
     STEPS,
@@ -44,30 +43,6 @@ from tests.support.trials import (
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, unshare and strace as Linux has them")
 KILLS = 20
 FAILURES = 10
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with Server() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    return Job.make(tmp_path_factory.mktemp("job"))
-
-
-@pytest.fixture(scope="module")
-def undisturbed(server: Server, job: Job, tmp_path_factory: pytest.TempPathFactory) -> Layout:
-    root = tmp_path_factory.mktemp("undisturbed") / "wh"
-    assert server.moewh(job.plan(root, "--run-id", "r"))["code"] == 0
-    assert len(segments_of(root)) >= 5
-    return Layout(root)
-
-
-@pytest.fixture
-def trial(server: Server, job: Job, undisturbed: Layout, tmp_path: Path) -> Trial:
-    return Trial(server, job, undisturbed, tmp_path / "wh")
 
 
 # ------------------------------------------------------------------------------------------ killed
@@ -218,7 +193,7 @@ def test_processes_at_once_show_a_commit_that_is_none(mutation: str, trial: Tria
 
 def test_the_reader_notices_torn_segments(undisturbed: Layout, tmp_path: Path) -> None:
     reader = Reader(tmp_path / "wh", expected_rows(undisturbed, ["r"]))
-    shutil.copytree(undisturbed.root, tmp_path / "wh")
+    shutil.copytree(undisturbed.root, tmp_path / "wh", symlinks=True)
     layout = Layout(tmp_path / "wh")
     shutil.copyfile(layout.segment("r", 1) / "routing.parquet", layout.segment("r", 0) / "routing.parquet")
     reader.start()
@@ -257,7 +232,7 @@ def ask(shell: subprocess.Popen[str], sql: str) -> str:
 @pytest.mark.parametrize("options", [["-readonly"], []], ids=["read-only", "read-write"])
 def test_a_shell_may_hold_the_file(options: list[str], trial: Trial) -> None:
     """moewh ingests, refreshes and queries under a shell that has warehouse.duckdb open."""
-    shutil.copytree(trial.undisturbed.root, trial.root)
+    shutil.copytree(trial.undisturbed.root, trial.root, symlinks=True)
     layout = Layout(trial.root)
     at = ["--warehouse", str(layout.root)]
     with start_shell(layout, *options) as shell:
@@ -291,7 +266,7 @@ def kill_a_shell_and_publish(layout: Layout) -> None:
 def test_a_killed_shells_log_does_not_come_back(
     undisturbed: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(undisturbed.root, tmp_path / "wh")
+    shutil.copytree(undisturbed.root, tmp_path / "wh", symlinks=True)
     kill_a_shell_and_publish(Layout(tmp_path / "wh"))
     unlink = Path.unlink
     keep = lambda path, **named: None if path.suffix == ".wal" else unlink(path, **named)  # noqa: E731

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from moewh.ingest.prompts.canonical import CANONICAL
-from moewh.ingest.prompts.tokenise import TokenTexts
+from moewh.ingest.prompts.vocabulary import TokenTexts, vocabulary_texts
 from moewh.ingest.record import Identity, RunRecord
 from moewh.ingest.routing import NO_ROUTE, LayerRouting, RoutingBuffer, TokenisedSegment
 from moewh.ingest.write.run_files import write_run
@@ -89,11 +89,12 @@ def write_random_run(layout: Layout, layers: dict[int, tuple[int, int]], seed: i
     layout.create()
     identity = Identity({}, "r")
     described = [{"layer": n, "num_experts": e, "top_k": k} for n, (e, k) in layers.items()]
-    write_run(layout, RunRecord(identity, {"segments_planned": 1}, described, []))
+    texts = vocabulary_texts(byte_tokenizer())
+    write_run(layout, RunRecord(identity, {"segments_planned": 1}, described, [], texts))
     segment, routing = random_segment(layers, seed)
     buffer = RoutingBuffer(len(segment.vocab_id_T))
     buffer.add(np.arange(len(segment.vocab_id_T)), routing)
-    write_segment(layout, identity, 0, segment, buffer, texts=TokenTexts(byte_tokenizer()), last=True)
+    write_segment(layout, identity, 0, segment, buffer, texts=TokenTexts(texts), last=True)
     return layout.segment("r", 0)
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from moewh.ingest.options import Overflow
 from moewh.ingest.prompts.canonical import CANONICAL
-from moewh.ingest.prompts.tokenise import TokenRules, TokenTexts, tokenise, tokenizer_sha256
+from moewh.ingest.prompts.tokenise import TokenRules, tokenise, tokenizer_sha256
+from moewh.ingest.prompts.vocabulary import TokenTexts, vocabulary_texts
 from moewh.ingest.routing import TokenisedSegment
 from moewh.warehouse.errors import MoewhError
 from tests.support.models import BOS, byte_tokenizer
@@ -156,7 +157,7 @@ def test_maximum_length_without_room_for_text_is_refused() -> None:
 def test_token_texts_join_to_the_prompt() -> None:
     text = "tabs\tand spaces  and ümlaut"
     tokens = segment(("text", text), rules=TokenRules(64, "error", special_tokens=False))
-    texts = TokenTexts(byte_tokenizer())(tokens.vocab_id_T).to_pylist()
+    texts = TokenTexts(vocabulary_texts(byte_tokenizer()))(tokens.vocab_id_T).to_pylist()
     assert "".join(texts).replace("\ufffd", "") == text.replace("ü", "")
     assert texts.count("\ufffd") == 2
 

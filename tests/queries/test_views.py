@@ -6,7 +6,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from moewh.warehouse.answer.catalog import describe_views, list_queries
@@ -414,3 +416,37 @@ def test_staging_view_documented(view: View) -> None:
 
 def test_canned_names_are_the_files() -> None:
     assert list(canned_names()) == CANNED
+
+
+# ------------------------------------------------------------------------------------------ the cost of routes
+
+
+AT_THE_COST_OF_A_SCAN = (
+    "select count(*) from routes",
+    "select domain, count(*) from routes group by domain",
+    "select layer, expert, sum(weight) from routes where kind = 'prompt' and position > 3 group by all",
+    "select prompt_id, max(rank) from routes where run_id = '007' group by prompt_id",
+)
+
+
+@pytest.mark.parametrize("asked", AT_THE_COST_OF_A_SCAN)
+def test_routes_without_text_are_a_scan(asked: str, random: tuple[Layout, list[Run]]) -> None:
+    """DuckDB 2 leaves out a join to what it knows to be unique and nobody asks for; 1.5 answers the same with it."""
+    with open_warehouse(random[0]) as connection:
+        plan = str(connection.execute(f"explain {asked}").fetchall())
+        with_text = str(connection.execute("explain select min(token) from routes").fetchall())
+    assert "join" in with_text.lower()
+    if int(duckdb.__version__.partition(".")[0]) >= 2:
+        assert "join" not in plan.lower()
+
+
+def test_routes_of_an_entry_that_no_vocabulary_holds(tmp_path: Path) -> None:
+    """A row stays, without a text: the text of another run's entry is not its own."""
+    layout = empty_warehouse(tmp_path / "wh")
+    for run_id in ("a", "b"):
+        write_run(layout, Run(run_id, {0: (2, 1)}, [[Prompt([Token(3, {0: [(1, 1.0)]})])]]))
+    file = layout.run("a") / schema.VOCABULARY.file
+    pq.write_table(schema.VOCABULARY.arrow().empty_table(), file)
+    with open_warehouse(layout) as connection:
+        rows = connection.execute("select run_id, token, position from routes order by run_id").fetchall()
+    assert rows == [("a", None, 0), ("b", word(3), 0)]

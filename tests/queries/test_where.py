@@ -114,9 +114,9 @@ def test_where_leaves_out_no_rollup_silently(tmp_path: Path) -> None:
         answer(layout, "co_routing_where", {"domain": "code"})
 
 
-def test_own_sql_takes_the_conditions_of_chosen_tokens(random: tuple[Layout, list[Run]]) -> None:
+def test_own_sql_takes_the_conditions_of_chosen_routing(random: tuple[Layout, list[Run]]) -> None:
     layout, _ = random
-    query = Query("mine", "select count(*) from chosen_tokens")
+    query = Query("mine", "select count(*) from chosen_routing")
     counts = []
     with open_engine("duckdb", None, layout, Limits()) as ask:
         for values in ({"token_ids": ",".join(map(str, IDS))}, {"token": word(3), "run": "mixed"}, {}):

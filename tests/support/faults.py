@@ -212,7 +212,7 @@ def run_read_only(commands: list[list[str]], root: str, copy_of: str, mutation: 
     _own_mounts()
     parent = Path(root).parent
     _mount(parent, "size=64m")
-    shutil.copytree(copy_of, root)
+    shutil.copytree(copy_of, root, symlinks=True)
     _mount(parent, "remount,ro")
     done = []
     for arguments in commands:

@@ -14,10 +14,15 @@ def write_prompts(path: Path, count: int) -> Path:
 
 
 def contents(warehouse: Path, *, with_run: bool = False) -> dict[str, str]:
-    """sha256 of every committed file; a run's own row, and so its manifest, has a clock in it and is left out."""
+    """sha256 of every committed file.
+
+    Left out are a run's own row, and so its manifest, which has a clock in it, and the mark of a sealed set.
+    """
     return {
         str(path.relative_to(warehouse)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for folder in ("runs", "segments")
+        for folder in ("runs", "segments", "sealed")
         for path in sorted((warehouse / folder).rglob("*"))
-        if path.is_file() and (with_run or folder == "segments" or path.name not in ("run.parquet", "manifest.json"))
+        if path.is_file()
+        and not path.name.startswith("mark-")
+        and (with_run or folder != "runs" or path.name not in ("run.parquet", "manifest.json"))
     }

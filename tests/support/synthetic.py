@@ -28,6 +28,7 @@ from moewh.ingest.write import run_files
 from moewh.ingest.write import segment as segments
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.sealing.seal import seal
 
 WORDS = ("the", "quick", " brown", " fox", "", " lead", "|,\"'", "\n", "\\", "naïve", "日本")
 
@@ -140,7 +141,7 @@ def with_logits(run: Run, seed: int) -> Run:
 
 def empty_warehouse(root: Path) -> Layout:
     """A warehouse without runs: what `Layout.create` makes, created once per process and copied from then on."""
-    shutil.copytree(_empty_warehouse().name, root, dirs_exist_ok=True)
+    shutil.copytree(_empty_warehouse().name, root, dirs_exist_ok=True, symlinks=True)
     return Layout(root)
 
 
@@ -155,10 +156,11 @@ def random_warehouse(root: Path) -> tuple[Layout, list[Run]]:
     """Write random runs, one of them called `007`; layers are not consecutive and differ in top-k.
 
     The last three are checkpoints of one series, the middle one with raw logits. The first three have a geometry.
+    Every other run is sealed.
     Written once per process, and copied from then on.
     """
     folder, runs = _random_warehouse()
-    shutil.copytree(folder.name, root, dirs_exist_ok=True)
+    shutil.copytree(folder.name, root, dirs_exist_ok=True, symlinks=True)
     return Layout(root), runs
 
 
@@ -181,8 +183,10 @@ def _random_warehouse() -> tuple[TemporaryDirectory[str], list[Run]]:
         with_logits(checkpoint_of(last, "step-20", 20, 6, changed=0.3), 7),
         last,
     ]
-    for run in runs:
+    for number, run in enumerate(runs):
         write_run(layout, run)
+        if number % 2:  # counts come from segments and from sealed sets
+            assert seal(layout, run.run_id)
     return folder, runs
 
 
@@ -209,6 +213,7 @@ def record_of(run: Run) -> RunRecord:
         "num_experts": max(experts),
         "top_k": max(top_ks),
         "segments_planned": len(run.segments),
+        "origin": "forward",
         **run.fields,
     }
     layers = [
@@ -221,7 +226,13 @@ def record_of(run: Run) -> RunRecord:
         for layer, (e, _) in run.layers.items()
         for n in range(e)
     ]
-    return RunRecord(Identity({"synthetic": run.run_id}, run.run_id), facts, layers, rows)
+    return RunRecord(Identity({"synthetic": run.run_id}, run.run_id), facts, layers, rows, vocabulary(run))
+
+
+def vocabulary(run: Run) -> pa.Array:
+    """The text of every vocabulary entry up to the greatest that the run has."""
+    entries = 1 + max((token.vocab_id for token in run.tokens()), default=-1)
+    return pa.array([word(vocab_id) for vocab_id in range(entries)], pa.string())
 
 
 def write_random_geometry(layout: Layout, run: Run, seed: int) -> None:

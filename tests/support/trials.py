@@ -20,6 +20,7 @@ import pytest
 
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.sealing.seal import unseal
 from moewh.warehouse.views.base import open_warehouse
 from tests.support.damage import faults_of
 from tests.support.faults import Job, Plan, Server, segments_of
@@ -97,14 +98,15 @@ def last_segment_lost(trial: Trial, every: int) -> Iterator[tuple[int, Path, set
     That is: the step, the segment and those before it.
     """
     half = trial.root.with_name("half")
-    shutil.copytree(trial.undisturbed.root, half)
+    shutil.copytree(trial.undisturbed.root, half, symlinks=True)
+    unseal(Layout(half), "r")
     last = max(segments_of(half), key=lambda path: int(path.name.removeprefix("segment=")))
     shutil.rmtree(half / last)
-    shutil.copytree(half, trial.root)
+    shutil.copytree(half, trial.root, symlinks=True)
     steps = trial.ingest()["result"]
     for step in sorted({*range(1, steps + 1, every), steps}):
         shutil.rmtree(trial.root)
-        shutil.copytree(half, trial.root)
+        shutil.copytree(half, trial.root, symlinks=True)
         yield step, last, segments_of(half)
     shutil.rmtree(half)
 

@@ -33,7 +33,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Layout:
 @pytest.fixture
 def layout(tmp_path: Path, sound: Layout) -> Layout:
     """A copy to damage."""
-    return Layout(Path(shutil.copytree(sound.root, tmp_path / "wh")))
+    return Layout(Path(shutil.copytree(sound.root, tmp_path / "wh", symlinks=True)))
 
 
 def check(layout: Layout, *arguments: str) -> Result:
@@ -164,6 +164,23 @@ DAMAGE: dict[str, list[tuple[Callable[[Layout], None], str]]] = {
         (in_place(schema.TRANSITION_COUNTS, lambda rows: rows[0].update(first_choice_tokens=99)), "run_id = step-20"),
     ],
     "domain_sums": [(in_place(schema.EXPERT_COUNTS, lambda rows: rows[0].update(tokens=99)), "run_id = step-20")],
+    "routing_copies": [
+        (in_place(schema.ROUTING, lambda rows: of(3, 0, rows).update(vocab_id=99)), "layer = 3"),
+        (in_place(schema.ROUTING, lambda rows: of(3, 1, rows).update(vocab_id=None)), "layer = 3"),
+        (in_place(schema.ROUTING, lambda rows: of(3, 0, rows).update(kind="generated")), "layer = 3"),
+        (in_place(schema.ROUTING, lambda rows: of(3, 0, rows).update(prompt_id=99)), "layer = 3"),
+        (in_place(schema.ROUTING, lambda rows: of(3, 0, rows).update(domain="other")), "layer = 3"),
+        (in_place(schema.ROUTING, lambda rows: of(3, 0, rows).update(domain=None)), "layer = 3"),
+    ],
+    "known_texts": [
+        (
+            lambda layout: rewrite(
+                layout.run("step-20"), schema.VOCABULARY, lambda rows: rows[3].update(token="another")
+            ),
+            "vocabulary_token = another",
+        ),
+        (lambda layout: rewrite(layout.run("step-20"), schema.VOCABULARY, lambda rows: rows.clear()), "token = "),
+    ],
     "load_sums": [(in_place(schema.EXPERT_COUNTS, lambda rows: rows[0].update(tokens=99)), "run_id = step-20")],
 }
 """Check → what makes it fail, and what it then says."""

@@ -36,6 +36,7 @@ select 'runs' as t, run_id, count(*) as n, count(added) as known, max(added) as 
 union all select 'prompts', run_id, count(*), count(added), max(added) from prompts group by run_id
 union all select 'routing', run_id, count(*), count(added), max(added) from routing group by run_id
 order by t, run_id"""
+FORMAT = schema.FORMAT_VERSION
 NEXT = schema.SCHEMA_VERSION + 1
 NEWER = f"was written by a newer moewh (schema {NEXT}; this one knows {NEXT - 1}). Upgrade moewh."
 
@@ -168,19 +169,64 @@ def test_the_published_file_refuses_what_became_newer(layout: Layout) -> None:
     for view in ("runs", "layers", "experts", "expert_load", "layer_transitions where run_id = 'one'"):
         done = in_shell(layout, f"select count(*) from {view}")
         assert done.returncode == 1, view
-        assert f"newer moewh (schema {NEXT}; this file knows {NEXT - 1}). Upgrade moewh and run" in done.stderr
+        assert f"newer moewh (format {FORMAT}, schema {NEXT}; this file knows {FORMAT} and {NEXT - 1})" in done.stderr
+        assert "Upgrade moewh and run `moewh refresh`." in done.stderr
 
 
+OTHER_FORMATS = {
+    FORMAT + 1: (f"newer moewh (format {FORMAT + 1}; this one knows {FORMAT})", "Upgrade moewh."),
+    FORMAT - 1: (f"older moewh (format {FORMAT - 1}; this one reads {FORMAT})", "Ingest its prompts again, into"),
+}
+
+
+@pytest.mark.parametrize("version", OTHER_FORMATS)
 @pytest.mark.parametrize(
-    ("version", "remedy"),
-    [(2, "newer moewh (format 2; this one knows 1). Upgrade moewh."), (0, "Use that moewh, or ingest it again.")],
+    "arguments",
+    [("query", "expert_load"), ("runs",), ("check",), ("verify",), ("refresh",), ("shell",)],
+    ids=lambda arguments: arguments[0],
 )
-def test_another_format_is_refused(version: int, remedy: str, layout: Layout) -> None:
+def test_another_format_is_refused(arguments: tuple[str, ...], version: int, layout: Layout) -> None:
     in_version(layout, {"format": version})
-    result = moewh(layout, "query", "expert_load")
+    result = moewh(layout, *arguments)
     assert result.exit_code == 1
     assert len(result.stderr.splitlines()) == 1
-    assert remedy in result.stderr
+    assert all(part in result.stderr for part in OTHER_FORMATS[version])
+
+
+@pytest.mark.parametrize("version", OTHER_FORMATS)
+def test_another_format_is_not_written_to(version: int, layout: Layout) -> None:
+    in_version(layout, {"format": version})
+    with pytest.raises(MoewhError, match=f"format {version}"):
+        layout.create()
+
+
+@pytest.mark.parametrize("version", OTHER_FORMATS)
+def test_the_published_file_refuses_another_format(version: int, layout: Layout) -> None:
+    in_version(layout, {"format": version})
+    for view in ("runs", "vocabulary", "expert_load"):
+        done = in_shell(layout, f"select count(*) from {view}")
+        assert done.returncode == 1, view
+        assert f"format {version}" in done.stderr
+        assert OTHER_FORMATS[version][1].partition(".")[0] in done.stderr
+
+
+@pytest.mark.parametrize(("run_id", "number"), [("one", 0), ("one", 1), ("two", 1)])
+def test_a_segment_of_the_first_format_is_named(run_id: str, number: int, layout: Layout) -> None:
+    """One that was copied in: no query that reads what it lacks answers NULL, and verify takes it out."""
+    folder = layout.segment(run_id, number)
+    rows = pq.read_table(folder / schema.ROUTING.file, partitioning=None)
+    pq.write_table(rows.select(["token_id", "layer", "rank", "expert", "weight"]), folder / schema.ROUTING.file)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"format": 1}, indent=1) + "\n")
+    for asked in ("select count(vocab_id) from routing", "from routes limit 1", "select min(kind) from routes"):
+        result = moewh(layout, "query", "-c", asked)
+        assert result.exit_code == 1, asked
+        assert len(result.stderr.splitlines()) == 1
+        named = "a segment" if (run_id, number) == ("one", 0) else str(folder)  # DuckDB names no first file
+        assert f"{named} was written by another version of moewh" in result.stderr
+    assert [fault.path for fault in verify.check(verify.plan(layout))] == [folder / MANIFEST]
+    assert moewh(layout, "verify", "--repair").exit_code == 1
+    assert moewh(layout, "query", "-c", "select count(vocab_id) from routing").exit_code == 0
 
 
 def in_version(layout: Layout, version: dict[str, int]) -> None:

@@ -70,7 +70,7 @@ def move_and_link(layout: Layout, name: str, elsewhere: Path) -> Path:
 
 
 def copy_of(sound: Layout, root: Path) -> Layout:
-    shutil.copytree(sound.root, root)
+    shutil.copytree(sound.root, root, symlinks=True)
     publish(Layout(root))
     return Layout(root)
 

@@ -113,7 +113,7 @@ def test_all_columns_together_above_the_root(case: str, sound: Layout, answers: 
     """In `moewh query`, `verify` and `check`, and in the plain shell; each above some others and below the rest."""
     folders = [f"{CASES[case](name)}={number}" for number, name in enumerate(COLUMNS)]
     moved = Layout(tmp_path.joinpath(*folders, "wh"))
-    shutil.copytree(sound.root, moved.root)
+    shutil.copytree(sound.root, moved.root, symlinks=True)
     assert all_answers(moved) == answers
     before = shell_answer(sound.database, STORED)
     publish(moved)
@@ -127,7 +127,7 @@ def test_all_columns_together_above_the_root(case: str, sound: Layout, answers: 
 @pytest.mark.parametrize("folder", AWKWARD)
 def test_awkward_folders_above_the_root(folder: str, sound: Layout, answers: dict[str, str], tmp_path: Path) -> None:
     moved = Layout(tmp_path / folder / "wh")
-    shutil.copytree(sound.root, moved.root)
+    shutil.copytree(sound.root, moved.root, symlinks=True)
     assert moewh(moved, "query", "-c", STORED, "--format", "csv") == answers["stored"]
     moewh(moved, "refresh")
     assert shell_answer(moved.database, STORED) == shell_answer(sound.database, STORED)
@@ -135,7 +135,7 @@ def test_awkward_folders_above_the_root(folder: str, sound: Layout, answers: dic
 
 def test_all_awkward_folders_above_the_root(sound: Layout, answers: dict[str, str], tmp_path: Path) -> None:
     moved = Layout(tmp_path.joinpath(*AWKWARD, "wh"))
-    shutil.copytree(sound.root, moved.root)
+    shutil.copytree(sound.root, moved.root, symlinks=True)
     assert all_answers(moved) == answers
 
 
@@ -144,7 +144,7 @@ def test_the_root_itself_is_a_column(
 ) -> None:
     """Named by its whole path, and by a relative one."""
     folder = tmp_path / "layer=7"
-    shutil.copytree(sound.root, folder / "run_id=9")
+    shutil.copytree(sound.root, folder / "run_id=9", symlinks=True)
     monkeypatch.chdir(folder)
     for root in (str(folder / "run_id=9"), "run_id=9"):
         result = CliRunner().invoke(main, ["query", "-c", STORED, "--format", "csv", "--warehouse", root])
@@ -192,7 +192,7 @@ def test_a_folder_that_is_no_segment_counts_nowhere(
 ) -> None:
     """A copy that somebody left there doubles no row; `verify` names it."""
     copy = Layout(tmp_path / "wh")
-    shutil.copytree(sound.root, copy.root)
+    shutil.copytree(sound.root, copy.root, symlinks=True)
     shutil.copytree(copy.segment("one", 0), copy.segments("one") / stray)
     shutil.copytree(copy.run("one"), copy.root / "runs" / "run_id=one (copy)")
     assert moewh(copy, "query", "-c", STORED, "--format", "csv") == answers["stored"]
@@ -205,7 +205,7 @@ def test_a_folder_that_is_no_segment_counts_nowhere(
 def test_a_fault_is_told_of_the_right_run(sound: Layout, tmp_path: Path) -> None:
     """What stands above the root is no run that could be restored."""
     copy = Layout(tmp_path / "run_id=above" / "wh")
-    shutil.copytree(sound.root, copy.root)
+    shutil.copytree(sound.root, copy.root, symlinks=True)
     (copy.root / "segments" / "stray").mkdir()
     result = CliRunner().invoke(main, ["verify", "--warehouse", str(copy.root)])
     assert "segments/stray: is not the folder of a run" in result.stdout

@@ -51,11 +51,12 @@ def choose_format(name: str | None, output: Path | None) -> str:
     return chosen
 
 
-def write(answer: Answer, form: str, output: Path | None) -> None:
-    """Write a result in one of FORMATS to a file, or to stdout without one. Raises OSError."""
+def write(answer: Answer, form: str, output: Path | None, printed: TextIO | None = None) -> None:
+    """Write a result in one of FORMATS to a file, or to `printed` (default: stdout) without one. Raises OSError."""
     if output is None:
-        _TEXT_WRITERS[form](answer, sys.stdout)
-        sys.stdout.flush()
+        stream = sys.stdout if printed is None else printed
+        _TEXT_WRITERS[form](answer, stream)
+        stream.flush()
         return
     with _replaced(output) as path:
         if form == "parquet":
@@ -123,7 +124,7 @@ def _write_table(answer: Answer, stream: TextIO) -> None:
     answer = texts.as_select(answer)
     columns = texts.columns_of(answer)
     shown = texts.converted(answer, columns, texts.as_shown)
-    if stream is not sys.stdout or not stream.isatty():
+    if not stream.isatty():
         box.write_whole(columns, texts.rows_of(shown), stream)
         return
     head = replace(shown, statement=f"select * from ({shown.statement}) limit {box.LIMIT + 1}")

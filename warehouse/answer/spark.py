@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 from moewh.warehouse.answer.query import Answer, Query, Value, check_names
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import FOLDERS, PATH_VALUES
-from moewh.warehouse.views.base import LACKS, derived_views, table_select
+from moewh.warehouse.files.layout import FOLDERS, PATH_VALUES, SCHEMA_RUN
+from moewh.warehouse.views.base import ASK_AGAIN, LACKS, NEITHER, derived_views, table_select
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pyspark.sql import SparkSession
+    from pyspark.sql import DataFrame, SparkSession
     from sqlglot import exp
 
     from moewh.warehouse.files.layout import Layout
@@ -192,28 +192,67 @@ def _needed(tree: exp.Expr) -> list[str]:
 
 def _read_files(session: SparkSession, layout: Layout, table: schema.Table) -> None:
     """Make `files_of_<table>`: every file of a table, with the types of the schema."""
+    if table in schema.MERGED:
+        files = _merged_files(session, layout, table)
+    elif (layout.root / FOLDERS[table.level].partition("/")[0]).is_dir():
+        files = _files(session, layout, table, "*")
+    else:  # a warehouse from before this table
+        files = session.createDataFrame([], _columns(table))
+    files.createOrReplaceTempView(f"files_of_{table.name}")
+
+
+def _merged_files(session: SparkSession, layout: Layout, table: schema.Table) -> DataFrame:
+    """Return the rows of a table that sealing merges: of sealed sets, and of the segments of all other runs."""
+    from pyspark.sql.functions import lit
+
+    sealed, open_runs = _states(layout)
+    if table.rollup:
+        _require_in_every_segment(layout, open_runs, table)
+    files = _files(session, layout, schema.sealed(table), "*")
+    for column in (column for column in table.path_columns if column.name not in files.columns):
+        files = files.withColumn(column.name, lit(None).cast(_TYPES[column.type]))
+    for run_id in open_runs:
+        files = files.unionByName(_files(session, layout, table, run_id))
+    if _states(layout) != (sealed, open_runs):
+        raise MoewhError(f"a run was sealed, unsealed or begun while its files were listed. {ASK_AGAIN}")
+    return files
+
+
+def _states(layout: Layout) -> tuple[list[str], list[str]]:
+    """Return the runs that are sealed, and those whose segments are counted one by one."""
+    sealed, linked = (
+        sorted(folder.name.removeprefix("run_id=") for folder in place.parent.glob("run_id=*"))
+        for place in (layout.sealed("x"), layout.unsealed("x"))
+    )
+    if lost := sorted(
+        {path.name.removeprefix("run_id=") for path in layout.run("x").parent.glob("run_id=*")} - {*sealed, *linked}
+    ):
+        raise MoewhError(f"run {lost[0]} {NEITHER}")
+    return sealed, [run_id for run_id in linked if run_id not in sealed or run_id == SCHEMA_RUN]
+
+
+def _files(session: SparkSession, layout: Layout, table: schema.Table, run_id: str) -> DataFrame:
+    """Return the rows of a table's files, of one run or of all (`*`), with the types of the schema."""
     top, _, pattern = FOLDERS[table.level].partition("/")
     base = layout.root / top
-    if table.rollup:
-        _require_in_every_segment(base, table)
-    columns = ", ".join(f"`{column.name}` {_TYPES[column.type]}" for column in (*table.stored, *table.path_columns))
-    if not base.is_dir():  # a warehouse from before this table
-        session.createDataFrame([], columns).createOrReplaceTempView(f"files_of_{table.name}")
-        return
     # As text first: Spark refuses a folder such as `segment=0.old`, which is to be left out.
     texts = [f"`{column.name}` {_TYPES[column.type]}" for column in table.stored]
     texts += [f"`{column.name}` string" for column in table.path_columns]
     read = session.read.schema(", ".join(texts)).option("basePath", str(base))
-    files = read.parquet(f"{_escaped(base)}/{pattern}/{table.file}")
+    files = read.parquet(f"{_escaped(base)}/{pattern.replace('*', run_id, 1)}/{table.file}")
     for column in table.path_columns:
         files = files.where(files[column.name].rlike(f"^({PATH_VALUES[column.name]})$"))
         files = files.withColumn(column.name, files[column.name].cast(_TYPES[column.type]))
-    files.createOrReplaceTempView(f"files_of_{table.name}")
+    return files
 
 
-def _require_in_every_segment(base: Path, table: schema.Table) -> None:
+def _columns(table: schema.Table) -> str:
+    return ", ".join(f"`{column.name}` {_TYPES[column.type]}" for column in (*table.stored, *table.path_columns))
+
+
+def _require_in_every_segment(layout: Layout, runs: list[str], table: schema.Table) -> None:
     """Refuse a segment that lacks a rollup's file, as the views do in DuckDB."""
-    for segment in sorted(base.glob("run_id=*/segment=*")):
+    for segment in (folder for run_id in runs for folder in sorted(layout.segments(run_id).glob("segment=*"))):
         if (segment / schema.SEGMENTS.file).is_file() and not (segment / table.file).is_file():
             raise MoewhError(f"segment {segment}{LACKS.format(file=table.file)}")
 

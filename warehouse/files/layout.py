@@ -5,6 +5,8 @@ Layout::
     wh/warehouse.duckdb                       views only (moewh.warehouse.views.publishing)
        runs/run_id=<run>/run.parquet …        what a run is
        segments/run_id=<run>/segment=<n>/     committed rows
+       sealed/run_id=<run>/                   the counts of a complete run, merged (moewh.warehouse.sealing)
+       unsealed/run_id=<run>/                 a link to the segments of any other run, through which counts are read
        geometry/run_id=<run>/                 what the model's weights alone say (moewh geometry)
        quarantine/                            damaged segments taken out
        .staging/                              work in flight; no view's glob matches it
@@ -37,8 +39,21 @@ FOLDERS: dict[schema.Level, str] = {
     "run": "runs/run_id=*",
     "segment": "segments/run_id=*/segment=*",
     "geometry": "geometry/run_id=*",
+    "sealed": "sealed/run_id=*",
 }
 """The folders that hold the files of each level's tables, as a pattern below the root."""
+
+UNSEALED = "unsealed/run_id=*"
+"""The folders of the runs that are not sealed: each holds a mark, and UNSEALED_LINK to the run's segments.
+
+Views read the counts of segments through these links alone, so that no answer lists the segments of a sealed run.
+"""
+UNSEALED_LINK = "segments"
+MARK = "mark-*"
+"""The empty file in a sealed or an unsealed folder whose name is another each time the folder is made.
+
+By it a query notices a run that was unsealed and sealed again while its files were listed.
+"""
 
 SEGMENT_FOLDER = "segment="
 """What the name of a segment's folder begins with, before its number."""
@@ -47,6 +62,7 @@ _FIRST_FILES: dict[schema.Level, str] = {
     "run": schema.RUNS.file,
     "segment": schema.SEGMENTS.file,
     "geometry": schema.EXPERT_GEOMETRY.file,
+    "sealed": schema.SEGMENTS.file,
 }
 """A file that every folder of a level holds."""
 
@@ -104,6 +120,14 @@ class Layout:
         """Folder of what the weights of a run's model say."""
         return self.root / "geometry" / f"run_id={run_id}"
 
+    def sealed(self, run_id: str) -> Path:
+        """Folder of a sealed run's merged counts."""
+        return self.root / "sealed" / f"run_id={run_id}"
+
+    def unsealed(self, run_id: str) -> Path:
+        """Folder through which the counts of a run that is not sealed are read."""
+        return self.root / "unsealed" / f"run_id={run_id}"
+
     def template_times(self, run_id: str) -> Path:
         """Folder that keeps the time which the chat template of a run sees, from before the run is there."""
         return self.staging / "template_time" / f"run_id={run_id}"
@@ -151,6 +175,54 @@ class Layout:
                 self._add_empty_tables("run", layout.run(SCHEMA_RUN))
                 self._add_empty_tables("segment", layout.segment(SCHEMA_RUN, 0))
                 self._add_empty_tables("geometry", layout.geometry(SCHEMA_RUN))
+                self._add_empty_tables("sealed", layout.sealed(SCHEMA_RUN))
+                self._add_empty_way(layout)
+
+    def link_unsealed(self, run_id: str) -> None:
+        """Make a run's segments readable through `unsealed/`, unless they are.
+
+        A copy of a warehouse may hold the files that a link led to: such a folder is replaced by a link.
+        """
+        if (self.unsealed(run_id) / UNSEALED_LINK).is_symlink():
+            return
+        self.unlink_unsealed(run_id)
+        make_folder(self.segments(run_id))
+        with self.staged(f"unsealed.{run_id}") as folder:
+            add_mark(folder)
+            (folder / UNSEALED_LINK).symlink_to(Path("..", "..", "segments", self.segments(run_id).name))
+            commit(folder, self.unsealed(run_id))
+
+    def has_empty_way(self) -> bool:
+        """Tell whether `unsealed/` has its zero-row files, the same as those among the segments."""
+        source = self.segment(SCHEMA_RUN, 0)
+        there = self.unsealed(SCHEMA_RUN) / UNSEALED_LINK / f"{SEGMENT_FOLDER}0"
+        return all(_same_bytes(source / table.file, there / table.file) for table in schema.MERGED)
+
+    def _add_empty_way(self, layout: Layout) -> None:
+        """Give `unsealed/` of a layout its zero-row files: no link, so that any copy of a warehouse has them."""
+        if layout.has_empty_way():
+            return
+        target = layout.unsealed(SCHEMA_RUN)
+        self.require_one_disk()
+        with self.staged(SCHEMA_RUN) as folder:
+            if target.is_dir():
+                target.rename(folder / "old")
+            files = folder / "new" / UNSEALED_LINK / f"{SEGMENT_FOLDER}0"
+            files.mkdir(parents=True)
+            for table in schema.MERGED:
+                shutil.copyfile(layout.segment(SCHEMA_RUN, 0) / table.file, files / table.file)
+                sync(files / table.file)
+            sync(files)
+            sync(files.parent)
+            add_mark(folder / "new")
+            commit(folder / "new", target)
+
+    def unlink_unsealed(self, run_id: str) -> None:
+        """Take a run's segments out of `unsealed/`, by one rename."""
+        if self.unsealed(run_id).is_dir():
+            with self.staged(f"unsealed.{run_id}") as folder:
+                self.unsealed(run_id).rename(folder / "gone")
+                sync(self.unsealed(run_id).parent)
 
     def linked_folders(self) -> list[Path]:
         """Return where the symbolic links lead that stand for a folder of moewh: `segments`, a run's, a segment's.
@@ -159,6 +231,7 @@ class Layout:
         a folder that moewh did not write.
         """
         found = []
+        self.require_links()
         for link, needed in self._links():
             target = link.resolve()
             if not target.is_dir():
@@ -169,6 +242,15 @@ class Layout:
                 raise MoewhError(f"{link} is a link to {target}, which holds no {needed}. Remove the link.")
             found.append(target)
         return found
+
+    def require_links(self) -> None:
+        """Raise MoewhError for a copy of the warehouse that holds a run's segments where it must link to them."""
+        for run in _scan(self.unsealed(SCHEMA_RUN).parent):
+            if run.name != self.unsealed(SCHEMA_RUN).name and not (Path(run.path) / UNSEALED_LINK).is_symlink():
+                raise MoewhError(
+                    f"{run.path} holds no link to the run's segments, as a copy that followed links. "
+                    "Run `moewh refresh`."
+                )
 
     def _links(self) -> Iterator[tuple[Path, str]]:
         """Yield the links among moewh's folders, each with a pattern of what must lie below its target."""
@@ -188,7 +270,7 @@ class Layout:
         Links that lead nowhere are refused as when reading.
         """
         self.linked_folders()
-        folders = [self.root, *(self.root / pattern.partition("/")[0] for pattern in FOLDERS.values())]
+        folders = [self.root, *(self.root / pattern.partition("/")[0] for pattern in (*FOLDERS.values(), UNSEALED))]
         if run_id is not None:
             folders.append(self.segments(run_id))
         require_renames(self.staging if self.staging.is_dir() else self.root, folders)
@@ -207,7 +289,7 @@ class Layout:
     def _add_empty_tables(self, level: schema.Level, target: Path) -> None:
         versions = _versions(target)
         older = versions is not None and versions < (schema.FORMAT_VERSION, schema.SCHEMA_VERSION)
-        tables = [table for table in schema.TABLES if table.level == level]
+        tables = [table for table in (*schema.TABLES, *schema.SEALED) if table.level == level]
         missing = [table for table in tables if older or not (target / table.file).is_file()]
         if not missing:
             return
@@ -220,6 +302,8 @@ class Layout:
             for table in missing:
                 pq.write_table(table.arrow().empty_table(), folder / table.file)
             write_manifest(folder, None, None)
+            if level == "sealed":
+                add_mark(folder)
             if not commit(folder, target):
                 for table in missing:
                     (folder / table.file).replace(target / table.file)
@@ -280,6 +364,11 @@ def exclusive(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def add_mark(folder: Path) -> None:
+    """Put a mark of its own into a folder that is to be committed."""
+    (folder / MARK.replace("*", os.urandom(8).hex())).touch()
+
+
 def commit(folder: Path, target: Path) -> bool:
     """Make a staged folder visible at `target`: fsync its files and itself, rename it, fsync the parent.
 
@@ -287,7 +376,8 @@ def commit(folder: Path, target: Path) -> bool:
     process committed there first.
     """
     for file in sorted(folder.iterdir()):
-        sync(file)
+        if not file.is_symlink():  # which is part of its folder
+            sync(file)
     sync(folder)
     make_folder(target.parent)
     try:
@@ -338,6 +428,10 @@ def _versions(folder: Path) -> tuple[int, int] | None:
     return versions if all(isinstance(version, int) for version in versions) else None
 
 
+def _same_bytes(one: Path, other: Path) -> bool:
+    return one.is_file() and other.is_file() and one.read_bytes() == other.read_bytes()
+
+
 def _scan(folder: Path) -> list[os.DirEntry[str]]:
     """Return what a folder holds, without asking the disk about each; nothing for what is no folder."""
     try:
@@ -362,6 +456,11 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def own_paths(text: str) -> str:
+    """Return a message that names files read through `unsealed/` with the paths of those files themselves."""
+    return re.sub(rf"/{UNSEALED.replace('*', '([^/]*)')}/{UNSEALED_LINK}/", r"/segments/run_id=\1/", text)
 
 
 def glob_literal(path: Path) -> str:

@@ -9,20 +9,22 @@ Shapes: E experts of a layer, H hidden size, K experts per token (top-k).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of the layout on disk."""
+OLDER_REMEDY = "Ingest its prompts again, into another folder, or use that moewh."
+"""What to do with what an older moewh wrote."""
 POSITION_BITS = 24
 """token_id = prompt_id * 2**POSITION_BITS + position; a longer prompt is refused."""
 
-Encoding = Literal["dictionary", "delta", "byte_stream_split"]
-Level = Literal["run", "segment", "geometry"]
-"""What a table's files lie beside: a run's own, a segment's, or those of a run's geometry."""
+Encoding = Literal["dictionary", "plain", "delta", "byte_stream_split"]
+Level = Literal["run", "segment", "geometry", "sealed"]
+"""What a table's files lie beside: a run's own, a segment's, those of a run's geometry, or what sealing merged."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Column:
     encoding: Encoding = "dictionary"
     derived: bool = False
     """True for a column that the view computes and no file holds."""
+    nullable: bool = True
+    """False where every row has a value: the file then says nothing of NULLs, which is faster to write and to read."""
     since: int = 1
     """The schema version that brought it; NULL in what was written before. It stands after the older columns."""
 
@@ -84,7 +88,7 @@ class Table:
         }
         return pa.schema(
             [
-                pa.field(column.name, types[column.type])
+                pa.field(column.name, types[column.type], column.nullable)
                 for column in self.stored
                 if column.since <= (version or SCHEMA_VERSION)
             ]
@@ -96,6 +100,7 @@ SEGMENT = Column("segment", "INTEGER", "The committed unit of work these rows ca
 
 _TOKEN_ID = Column("token_id", "BIGINT", "prompt_id * 2^24 + position: the token's id within its run.", "delta")
 _LAYER = Column("layer", "INTEGER", "Layer index in the model; an encoder's layers come before its decoder's.")
+_TOKEN_KIND = Column("kind", "VARCHAR", "prompt; special (added by the tokenizer); generated.")
 _EXPERT = Column("expert", "INTEGER", "0-based expert index within the layer.")
 
 RUNS = Table(
@@ -125,6 +130,12 @@ RUNS = Table(
         Column("tokens_key", "VARCHAR", "Runs with an equal key have the same tokens under the same ids."),
         Column("identity", "VARCHAR", "sha256 of options: runs with an equal identity have equal rows."),
         Column("options", "VARCHAR", "Everything that shapes this run's rows, as a JSON object."),
+        Column(
+            "origin",
+            "VARCHAR",
+            "forward (moewh ran the model), recorded (the user's own passes) or imported (another program's record).",
+        ),
+        Column("origin_format", "VARCHAR", "Format of what was recorded or imported; NULL for forward."),
         Column("created_at", "TIMESTAMP", "When the run was started, in UTC."),
         Column("moewh_version", "VARCHAR", "Version of moewh that started the run."),
         Column("torch_version", "VARCHAR", "Version of torch that started the run."),
@@ -171,6 +182,17 @@ EXPERTS = Table(
             "FLOAT",
             "Added to its score for the choice alone, not for its weight; 0 where there is none, NULL where unknown.",
         ),
+    ),
+)
+
+VOCABULARY = Table(
+    "vocabulary",
+    "run",
+    "vocabulary.parquet",
+    "One row per run and entry of its tokenizer's vocabulary; none where no text is known.",
+    (
+        Column("vocab_id", "INTEGER", "The tokenizer's id of the entry.", "delta"),
+        Column("token", "VARCHAR", "The entry decoded to text by itself; NULL where it has no text.", "plain"),
     ),
 )
 
@@ -221,7 +243,7 @@ TOKENS = Table(
         Column("context", "INTEGER", "0-based chunk: tokens attend only within their own context."),
         Column("vocab_id", "INTEGER", "The tokenizer's id of this token."),
         Column("token", "VARCHAR", "The token decoded to text by itself."),
-        Column("kind", "VARCHAR", "prompt; special (added by the tokenizer); generated."),
+        _TOKEN_KIND,
     ),
 )
 
@@ -230,18 +252,25 @@ ROUTING = Table(
     "segment",
     "routing.parquet",
     "One row per run, token, MoE layer and chosen expert; sorted by layer, token_id, rank. "
-    "A token has K rows at a layer or none (padding, dropped, skipped or invalid numbers).",
+    "A token has K rows at a layer or none (padding, dropped, skipped or invalid numbers). "
+    "The columns from vocab_id on repeat what tokens and prompts say of the token.",
+    # An encoding here decides what a row costs: `benchmarks/results/queries.md` has the bits per column.
     (
-        _TOKEN_ID,
-        _LAYER,
-        Column("rank", "INTEGER", "0-based, by descending weight; ties by expert."),
-        _EXPERT,
+        replace(_TOKEN_ID, nullable=False),
+        replace(_LAYER, encoding="plain", nullable=False),
+        Column("rank", "INTEGER", "0-based, by descending weight; ties by expert. NULL where unknown.", "plain"),
+        replace(_EXPERT, nullable=False),
         Column(
             "weight",
             "FLOAT",
-            "The very scalar the model multiplied this expert's output by; a token's need not sum to 1.",
+            "The very scalar the model multiplied this expert's output by; a token's need not sum to 1. "
+            "NULL where unknown.",
             "byte_stream_split",
         ),
+        Column("vocab_id", "INTEGER", "The tokenizer's id of the token; NULL where unknown.", "plain"),
+        replace(_TOKEN_KIND, nullable=False),
+        Column("domain", "VARCHAR", "Domain of the token's prompt; NULL is a domain of its own."),
+        Column("prompt_id", "BIGINT", "The prompt the token belongs to.", nullable=False),
     ),
 )
 
@@ -454,6 +483,7 @@ TABLES: tuple[Table, ...] = (
     RUNS,
     LAYERS,
     EXPERTS,
+    VOCABULARY,
     SEGMENTS,
     PROMPTS,
     TOKENS,
@@ -473,6 +503,26 @@ TABLES: tuple[Table, ...] = (
 
 ROLLUPS: tuple[Table, ...] = tuple(table for table in TABLES if table.rollup)
 
+MERGED: tuple[Table, ...] = (SEGMENTS, *ROLLUPS)
+"""The tables of segments that a sealed run holds once for all its segments."""
+
+
+def sealed(table: Table) -> Table:
+    """Return a merged table as a sealed run holds it: `segments` with the number of each, counts with none."""
+    number = (replace(SEGMENT, description="Number of the segment."),) if table is SEGMENTS else ()
+    return replace(table, level="sealed", columns=(*number, *table.columns))
+
+
+SEALED: tuple[Table, ...] = tuple(sealed(table) for table in MERGED)
+
+
+def split_columns(table: Table) -> tuple[list[str], dict[str, str]]:
+    """Return a rollup's key columns, and its other columns with their types."""
+    text_or_number = {column.name: column.type for column in table.columns}
+    values = {name: type_ for name, type_ in text_or_number.items() if type_ in ("BIGINT", "DOUBLE") or name == "token"}
+    return [name for name in text_or_number if name not in values], values
+
+
 SCHEMA_VERSION = max(column.since for table in TABLES for column in table.columns)
 """Version of these tables; a manifest names it and FORMAT_VERSION."""
 
@@ -487,8 +537,7 @@ def refusal(format_version: object, schema_version: object) -> str | None:
         )
     if format_version < FORMAT_VERSION:
         return (
-            f"was written by an older moewh (format {format_version}; this one reads {FORMAT_VERSION}). "
-            "Use that moewh, or ingest it again."
+            f"was written by an older moewh (format {format_version}; this one reads {FORMAT_VERSION}). {OLDER_REMEDY}"
         )
     if schema_version > SCHEMA_VERSION:
         return (

@@ -72,6 +72,7 @@ def rollup_faults(ask: Ask, run_id: Value | None) -> Iterator[Fault]:
     from moewh.warehouse.trust.rollups import compare
 
     for fault in compare(ask, run_id):
-        where = f"run {fault.run_id}, segment {fault.segment}, {fault.table}: {fault.key}"
+        segment = "" if fault.segment is None else f", segment {fault.segment}"
+        where = f"run {fault.run_id}{segment}, {fault.table}: {fault.key}"
         text = f"{where}: stored {fault.stored or 'no row'}, the rows give {fault.expected or 'no row'}"
         yield Fault(text, asdict(fault))

@@ -13,6 +13,7 @@ from typing import Any
 
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import SCHEMA_RUN, Layout, make_folder, require_renames, sync
+from moewh.warehouse.sealing.seal import seal, unseal
 from moewh.warehouse.trust.verify import RUN_FOLDER
 from moewh.warehouse.views.publishing import publish
 
@@ -23,6 +24,7 @@ OptionWords = Callable[[dict[str, Any]], list[str]]
 def quarantine(layout: Layout, folders: Iterable[Path]) -> dict[Path, Path]:
     """Move bad folders out of every view's sight, each by one rename; return where each went.
 
+    A run that loses a segment is unsealed first; one that loses its sealed counts is sealed again from its segments.
     `warehouse.duckdb` is written anew. Raises MoewhError if the disk refuses.
     """
     moved = {}
@@ -32,6 +34,8 @@ def quarantine(layout: Layout, folders: Iterable[Path]) -> dict[Path, Path]:
         for folder in bad:
             if not folder.exists():
                 continue
+            if (run_id := run_of(layout, folder)) is not None:
+                _uncover(layout, run_id, folder)
             target = _free_place(layout.root / "quarantine" / folder.relative_to(layout.root))
             make_folder(target.parent)
             folder.rename(target)
@@ -39,8 +43,19 @@ def quarantine(layout: Layout, folders: Iterable[Path]) -> dict[Path, Path]:
             sync(folder.parent)
             moved[folder] = target
     layout.create()
+    for folder in moved:
+        if (run_id := run_of(layout, folder)) is not None and folder == layout.sealed(run_id):
+            seal(layout, run_id)
     publish(layout)
     return moved
+
+
+def _uncover(layout: Layout, run_id: str, folder: Path) -> None:
+    """Have the segments of a run counted one by one before one of them, or its sealed counts, go."""
+    if folder.is_relative_to(layout.segments(run_id)):
+        unseal(layout, run_id)
+    elif folder == layout.sealed(run_id):
+        layout.link_unsealed(run_id)
 
 
 def remedy(layout: Layout, folder: Path, option_words: OptionWords) -> str | None:
@@ -48,6 +63,8 @@ def remedy(layout: Layout, folder: Path, option_words: OptionWords) -> str | Non
     run_id = run_of(layout, folder)
     if run_id is None:
         return None
+    if folder == layout.sealed(run_id):
+        return f"moewh seal {run_id} --warehouse {shlex.quote(str(layout.root))}"
     measured = folder.is_relative_to(layout.geometry(run_id))
     return geometry_command(layout, run_id) if measured else restore_command(layout, run_id, option_words)
 

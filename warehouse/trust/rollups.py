@@ -27,7 +27,8 @@ class Fault:
 
     table: str
     run_id: str
-    segment: int
+    segment: int | None
+    """None where a sealed run's merged counts are compared."""
     key: str
     """The row's key as `column = value, …`."""
     stored: str | None
@@ -36,25 +37,38 @@ class Fault:
     """The counts the SQL gives; None if it has no such row."""
 
 
+_UNITS = """
+select run_id, segment from segments
+where run_id not in (select run_id from expert_counts where segment is null)
+union all
+select distinct run_id, null::integer as segment from expert_counts where segment is null
+order by run_id, segment
+"""
+"""What is compared at once: each segment, or a sealed run."""
+_COUNTS_ALONE = "select run_id from segments group by run_id having sum(tokens) = 0"
+"""Runs whose load has no rows."""
+
+
 def definition(table: schema.Table) -> str:
     """Return the SQL that defines a rollup: its columns over every segment, run_id and segment first."""
     return (QUERIES / "rollups" / f"{table.name}.sql").read_text(encoding="utf-8")
 
 
 def compare(ask: Ask, only: Value | None = None) -> Iterator[Fault]:
-    """Yield every row in which a stored rollup differs from its definition, segment by segment, on any engine.
+    """Yield every row in which a stored rollup differs from its definition, on any engine.
 
-    With `only`, those of that run alone. The load of a run that was imported as counts alone has no rows to be counted.
+    Segment by segment; a sealed run, whose counts are merged, as a whole. With `only`, those of that run alone. The load
+    of a run that was imported as counts alone has no rows to be counted.
     """
-    for run_id, segment, tokens in _rows(
-        ask, "select run_id, segment, tokens from segments order by run_id, segment", {}
-    ):
+    alone = {run_id for (run_id,) in _rows(ask, _COUNTS_ALONE, {})}
+    for run_id, segment in _rows(ask, _UNITS, {}):
         if only is not None and run_id != only:
             continue
+        values = {"run": run_id} | ({} if segment is None else {"segment": segment})
         for table in schema.ROLLUPS:
-            if table is schema.EXPERT_COUNTS and not tokens:
+            if table is schema.EXPERT_COUNTS and run_id in alone:
                 continue
-            rows = _rows(ask, _difference(table), {"run": run_id, "segment": segment})
+            rows = _rows(ask, _difference(table, sealed=segment is None), values)
             yield from (Fault(table.name, run_id, segment, *row) for row in rows)
 
 
@@ -63,9 +77,14 @@ def _rows(ask: Ask, sql: str, values: Mapping[str, Value]) -> list[tuple[Any, ..
     return answer.execute().fetchall() if answer is not None else []
 
 
-def _difference(table: schema.Table) -> str:
-    """Return SQL for the rows of one segment that differ: key, stored and expected counts as text."""
-    keys, counts = split_columns(table)
+def _difference(table: schema.Table, *, sealed: bool) -> str:
+    """Return SQL for the rows that differ, of one segment or a sealed run: key, stored and expected counts as text."""
+    keys, counts = schema.split_columns(table)
+    one = "run_id = $run" + ("" if sealed else " and segment = $segment")
+    expected = f"select * from ({definition(table)}) where {one}"
+    if sealed:
+        sums = ", ".join(f"{_added(name, type_)} as {name}" for name, type_ in counts.items())
+        expected = f"select {', '.join(keys)}, {sums} from ({expected}) group by {', '.join(keys)}"
     same_key = " and ".join(f"stored.{name} is not distinct from expected.{name}" for name in keys)
     newer = {column.name for column in table.newer}  # NULL in a segment that was written before
     same_counts = " and ".join(
@@ -76,10 +95,8 @@ def _difference(table: schema.Table) -> str:
         f"'{name} = ' || coalesce(coalesce(stored.{name}, expected.{name})::varchar, 'NULL')" for name in keys
     )
     return f"""
-        with stored as (select *, true as here from {table.name} where run_id = $run and segment = $segment),
-        expected as (
-            select *, true as here from ({definition(table)}) where run_id = $run and segment = $segment
-        )
+        with stored as (select *, true as here from {table.name} where {one}),
+        expected as (select *, true as here from ({expected}))
         select
             {key} as row_key,
             case when stored.here then {_shown("stored", counts)} end as stored,
@@ -89,11 +106,9 @@ def _difference(table: schema.Table) -> str:
         order by row_key"""
 
 
-def split_columns(table: schema.Table) -> tuple[list[str], dict[str, str]]:
-    """Return a rollup's key columns, and its other columns with their types."""
-    text_or_number = {column.name: column.type for column in table.columns}
-    values = {name: type_ for name, type_ in text_or_number.items() if type_ in ("BIGINT", "DOUBLE") or name == "token"}
-    return [name for name in text_or_number if name not in values], values
+def _added(name: str, type_: str) -> str:
+    """Return SQL that adds a count up over segments; the text of a vocabulary entry is the same in all of them."""
+    return f"min({name})" if type_ == "VARCHAR" else f"sum({name})::{type_}"
 
 
 def _same(name: str, type_: str) -> str:

@@ -21,7 +21,16 @@ from typing import TYPE_CHECKING, Any
 
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import FOLDERS, SCHEMA_RUN, SEGMENT_FOLDER, Layout, check_run_id
+from moewh.warehouse.files.layout import (
+    FOLDERS,
+    MARK,
+    SCHEMA_RUN,
+    SEGMENT_FOLDER,
+    UNSEALED,
+    UNSEALED_LINK,
+    Layout,
+    check_run_id,
+)
 from moewh.warehouse.files.manifest import MANIFEST, Entry, Manifest, ManifestError, file_sha256, read_manifest
 
 if TYPE_CHECKING:
@@ -95,6 +104,7 @@ def plan(layout: Layout) -> Plan:
     for place in (layout.require(), Layout(layout.empty)):
         for level in FOLDERS:
             _list_level(place, level, found)
+        _list_unsealed(place, found)
     for folder in found.folders:
         _take_manifest(folder, found.faults)
     described = {folder.run_id for folder in found.folders if folder.level == "run"}
@@ -107,7 +117,7 @@ def check(planned: Plan, jobs: int | None = None, done: Callable[[int], None] = 
     """Read every file and return all faults, in order of their paths; `done` is told the bytes as they are read."""
     faults = list(planned.faults)
     work = [
-        (folder.path, name, entry, folder.manifest.schema)
+        (folder, name, entry)
         for folder in planned.folders
         if folder.manifest is not None
         for name, entry in folder.files.items()
@@ -115,10 +125,10 @@ def check(planned: Plan, jobs: int | None = None, done: Callable[[int], None] = 
     work.sort(key=lambda item: -item[2].bytes)  # the largest first, so that nobody waits for one in the end
     workers = ThreadPoolExecutor(jobs or os.cpu_count() or 1)  # reading and hashing both release the GIL
     try:
-        for (folder, name, entry, _), why in zip(work, workers.map(_file_fault, work), strict=True):
+        for (folder, name, entry), why in zip(work, workers.map(_file_fault, work), strict=True):
             done(entry.bytes)
             if why:
-                faults.append(Fault(folder, name, why))
+                faults.append(Fault(folder.path, name, why))
     finally:
         workers.shutdown(cancel_futures=True)
     bad = {fault.folder for fault in faults}
@@ -136,7 +146,10 @@ def check_rollups(layout: Layout) -> list[Fault]:
     found: dict[tuple[Path, str], Fault] = {}
     with open_warehouse(layout) as connection:
         for fault in compare(partial(prepare, connection)):
-            key = (layout.segment(fault.run_id, fault.segment), files[fault.table])
+            folder = (
+                layout.sealed(fault.run_id) if fault.segment is None else layout.segment(fault.run_id, fault.segment)
+            )
+            key = (folder, files[fault.table])
             why = f"{fault.key}: stored {fault.stored or 'no row'}, the rows give {fault.expected or 'no row'}"
             found.setdefault(key, Fault(*key, why))
     return list(found.values())
@@ -166,6 +179,24 @@ def _list_level(layout: Layout, level: schema.Level, found: Plan) -> None:
             _list_segments(run, run_id, found)
         else:
             found.folders.append(Folder(run, level, run_id, None))
+
+
+def _list_unsealed(layout: Layout, found: Plan) -> None:
+    """Find runs whose counts no view reads, and whatever `unsealed/` holds that is no way to a run's segments."""
+    top = layout.root / UNSEALED.partition("/")[0]
+    linked = set()
+    for run in _entries(top):
+        run_id = run.name.removeprefix(RUN_FOLDER)
+        way = run / UNSEALED_LINK
+        found_way = way.is_symlink() or (run_id == SCHEMA_RUN and layout.has_empty_way())
+        if run.name == run_id or not _is_legal(run_id) or len(list(run.glob(MARK))) != 1 or not found_way:
+            found.faults.append(Fault(run, "", "does not link to a run's segments; `moewh refresh` makes it anew"))
+        else:
+            linked.add(run_id)
+    for folder in found.folders:
+        here = folder.level == "run" and folder.path == layout.run(folder.run_id)
+        if here and folder.run_id not in linked and not layout.sealed(folder.run_id).is_dir():
+            found.faults.append(Fault(layout.unsealed(folder.run_id), "", "is missing; `moewh refresh` makes it anew"))
 
 
 def _list_segments(run: Path, run_id: str, found: Plan) -> None:
@@ -204,11 +235,14 @@ def _take_manifest(folder: Folder, faults: list[Fault]) -> None:
         faults.append(Fault(folder.path, MANIFEST, _message(error)))
         return
     there = {path.name for path in folder.path.iterdir() if path.is_file()}
+    marks = {path.name for path in folder.path.glob(MARK)} if folder.level == "sealed" else set()
+    if folder.level == "sealed" and len(marks) != 1:
+        faults.append(Fault(folder.path, "", f"has {len(marks)} marks, not 1"))
     promised = folder.manifest.files
-    tables = {table.file: table for table in schema.TABLES if table.level == folder.level}
+    tables = {table.file: table for table in _tables(folder.level)}
     needed = {name for name, table in tables.items() if not table.opt_in or folder.run_id == SCHEMA_RUN}
     faults += [Fault(folder.path, name, "is missing") for name in sorted((promised.keys() | needed) - there)]
-    known = {MANIFEST} | (promised.keys() & tables.keys())
+    known = {MANIFEST} | marks | (promised.keys() & tables.keys())
     unknown = {path.name for path in folder.path.iterdir()} - known
     faults += [Fault(folder.path, name, "is not a file of this folder") for name in sorted(unknown)]
     folder.files = {name: entry for name, entry in promised.items() if name in there & tables.keys()}
@@ -217,14 +251,19 @@ def _take_manifest(folder: Folder, faults: list[Fault]) -> None:
 # ------------------------------------------------------------------------------------------ files
 
 
-def _file_fault(item: tuple[Path, str, Entry, int]) -> str | None:
+def _tables(level: schema.Level) -> list[schema.Table]:
+    return [table for table in (*schema.TABLES, *schema.SEALED) if table.level == level]
+
+
+def _file_fault(item: tuple[Folder, str, Entry]) -> str | None:
     """Say what is wrong with one file, or None; what has another sha256 is not looked into."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    folder, name, entry, version = item
-    path = folder / name
-    table = next(table for table in schema.TABLES if table.file == name)
+    folder, name, entry = item
+    path = folder.path / name
+    table = next(table for table in _tables(folder.level) if table.file == name)
+    version = folder.manifest.schema if folder.manifest is not None else None
     try:
         if (size := path.stat().st_size) != entry.bytes:
             return f"has {size:,} bytes, not {entry.bytes:,}"
@@ -275,6 +314,10 @@ def _check_belonging(folders: list[Folder]) -> Iterator[Fault]:
                 yield Fault(folder.path, schema.RUNS.file, "says options that do not give its identity")
         elif folder.level == "segment":
             yield from _check_counts(folder, folder.number or 0, run["segments_planned"])
+        elif folder.level == "sealed":
+            yield from _check_sealed(
+                folder, [one for one in folders if one.run_id == folder.run_id and one.number is not None]
+            )
         else:
             yield from _check_experts(folder, runs[folder.run_id])
 
@@ -303,6 +346,32 @@ def _check_counts(folder: Folder, number: int, planned: int) -> Iterator[Fault]:
     if (tokens := _total(folder.path, schema.VOCAB_COUNTS, "tokens")) != first_choices:
         why = f"has {tokens:,} tokens, but {schema.EXPERT_COUNTS.file} has {first_choices:,} first choices"
         yield Fault(folder.path, schema.VOCAB_COUNTS.file, why)
+
+
+def _check_sealed(folder: Folder, segments: list[Folder]) -> Iterator[Fault]:
+    """Find a sealed set that is not of the segments that are there, or whose totals are not theirs.
+
+    A segment that is bad itself is named for that; it is not counted here.
+    """
+    import pyarrow.parquet as pq
+
+    held = pq.read_table(folder.path / schema.SEGMENTS.file, partitioning=None).to_pylist()
+    numbers = {row["segment"] for row in held}
+    beside = folder.path.parents[1] / "segments" / folder.path.name
+    if gone := sorted(number for number in numbers if not (beside / f"{SEGMENT_FOLDER}{number}").is_dir()):
+        yield Fault(folder.path, schema.SEGMENTS.file, f"holds segment {gone[0]}, which is not there")
+    if strangers := sorted({one.number for one in segments if one.number is not None} - numbers):
+        yield Fault(folder.path, schema.SEGMENTS.file, f"lacks segment {strangers[0]}, which is there")
+    for one in segments:
+        there = [row for row in held if row["segment"] == one.number]
+        if there and {**_row(one.path, schema.SEGMENTS), "segment": one.number} != there[0]:
+            yield Fault(folder.path, schema.SEGMENTS.file, f"says something else of segment {one.number} than it does")
+    if {one.number for one in segments} != numbers:
+        return
+    for table in (schema.EXPERT_COUNTS, schema.AFFINITY_COUNTS):  # each counts every routing row that it can once
+        count, rows = _total(folder.path, table, "tokens"), sum(_total(one.path, table, "tokens") for one in segments)
+        if count != rows:
+            yield Fault(folder.path, table.file, f"has {count:,} routing_rows, but the run's segments have {rows:,}")
 
 
 def _check_experts(folder: Folder, run: Folder) -> Iterator[Fault]:

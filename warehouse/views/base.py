@@ -19,7 +19,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import FOLDERS, PATH_VALUES, SCHEMA_RUN, Layout, glob_literal
+from moewh.warehouse.files.layout import (
+    FOLDERS,
+    MARK,
+    PATH_VALUES,
+    SCHEMA_RUN,
+    UNSEALED,
+    UNSEALED_LINK,
+    Layout,
+    glob_literal,
+)
 
 if TYPE_CHECKING:
     import duckdb
@@ -28,6 +37,12 @@ QUERIES = Path(__file__).resolve().parent.parent.parent / "queries"
 
 LACKS = " lacks {file}: a count would leave it out. Remove that folder and run its ingest again."
 """What is said of a segment without a rollup's file."""
+
+NEITHER = "is neither sealed nor unsealed: a count would leave it out. Run `moewh refresh`."
+"""What is said of a run whose counts are nowhere to be read."""
+
+ASK_AGAIN = "Ask again."
+"""Ends what is said of a run that was sealed, unsealed or deleted while a query looked for its files."""
 
 _DERIVED_RUN_COLUMNS = """
     case when coalesce(done.segments, 0) >= stored.segments_planned then 'complete' else 'running' end as status,
@@ -170,9 +185,10 @@ def _base_view(table: schema.Table, root: Path, guarded: bool) -> View:
             for column in (*table.path_columns, *table.columns)
         ),
     )
-    body = table_select(table, f"{_files(table, root)} as stored")
-    if table.rollup:
-        body += _unless_missing(table, root)
+    if table in schema.MERGED:
+        body = _merged_select(table, root)
+    else:
+        body = table_select(table, f"{_files(table, root, _pattern(table, root))} as stored")
     if guarded and table.level == "run":
         body += _unless_newer(table, root)
     return View(table.name, f"create or replace view {table.name} as\n{body}", comments, table.description)
@@ -187,19 +203,19 @@ def table_select(table: schema.Table, files: str) -> str:
     return f"select\n    {stored},{_DERIVED_RUN_COLUMNS.format(files=files)}"
 
 
-def _files(table: schema.Table, root: Path) -> str:
-    """Return a subquery over every file of a table: its columns, those of the path first.
+def _files(table: schema.Table, root: Path, pattern: str, between: str = "") -> str:
+    """Return a subquery over every file of a table that `pattern` matches: its columns, those of the path first.
 
     These are read from the path's end, so that what lies above the root says nothing: DuckDB's own partitions would be
     every `name=value` of the whole path, and would hide columns of the file. They are constant within a file, so a
     filter on them still leaves out files before they are opened. A folder that is no run's or no segment's, such as a
-    copy called `segment=0.old`, is left out; `moewh verify` names it.
+    copy called `segment=0.old`, is left out; `moewh verify` names it. `between` names the folder between the two.
     A warehouse from before `moewh geometry` has no such files, which `read_parquet` would refuse.
     """
     if table.level == "geometry" and not (Layout(root).geometry(SCHEMA_RUN) / table.file).is_file():
         nothing = ", ".join(f"null::{column.type} as {column.name}" for column in (*table.path_columns, *table.stored))
         return f"(select {nothing} where false)"
-    folders = "".join(f"/{column.name}=({PATH_VALUES[column.name]})" for column in table.path_columns)
+    folders = between.join(f"/{column.name}=({PATH_VALUES[column.name]})" for column in table.path_columns)
     end = f"'{folders}/[^/]*$'"
     values = [
         f"regexp_extract(filename, {end}, {number})::{column.type} as {column.name}"
@@ -207,8 +223,7 @@ def _files(table: schema.Table, root: Path) -> str:
     ]
     columns = ", ".join([*values, *(column.name for column in table.stored)])
     options = f"hive_partitioning = false, filename = true{_given_schema(table)}"
-    files = f"read_parquet({_pattern(table, root)}, {options})"
-    return f"(select {columns} from {files} where regexp_matches(filename, {end}))"
+    return f"(select {columns} from read_parquet({pattern}, {options}) where regexp_matches(filename, {end}))"
 
 
 def _given_schema(table: schema.Table) -> str:
@@ -235,29 +250,109 @@ def _below(root: Path, path: str) -> str:
     return f"coalesce(getvariable('moewh_root'), {sql_string(glob_literal(root))}) || '/{path}'"
 
 
+def _merged_select(table: schema.Table, root: Path) -> str:
+    """Return the query of a table whose rows sealing merges: a run's sealed set where there is one, else its segments'.
+
+    A run that is in both places is being sealed, or was when a process was killed: the sealed set counts. DuckDB lists
+    the files of a query more or less in the order in which it names them. So what is listed first (the runs, those that
+    are sealed, those that are not) is compared with what is listed last: if it has changed, or if a run is in neither
+    place, the query fails. moewh itself also looks before and after (`moewh.warehouse.answer.again`), in any order.
+    The rows of a sealed set have no segment, except those of `segments`.
+    """
+    names = [column.name for column in (*table.path_columns, *table.columns)]
+    nothing = ",\n    ".join(
+        f"null::{column.type} as {column.name}" for column in (*table.path_columns, *table.columns)
+    )
+    failure = ",\n    ".join(f"failure::{column.type}" for column in (*table.path_columns, *table.columns))
+    merged = schema.sealed(table)
+    sealed = ",\n    ".join(name if name in _names(merged) else "null" for name in names)
+    through = _below(root, f"{UNSEALED}/{UNSEALED_LINK}/segment=*/{table.file}")
+    body = f"""with runs_there as (
+    {_runs_of(root, f"{FOLDERS['run']}/{schema.RUNS.file}")}
+),
+sealed_before as (
+    {_runs_of(root, f"{FOLDERS['sealed']}/{MARK}")}
+),
+unsealed as (
+    {_runs_of(root, f"{UNSEALED}/{MARK}")}
+)
+select
+    {nothing}
+from runs_there cross join sealed_before cross join unsealed
+where false
+union all
+select
+    {", ".join(names)}
+from {_files(table, root, through, f"/{UNSEALED_LINK}")} as stored
+anti join sealed_before using (run_id)
+union all
+select
+    {sealed}
+from {_files(merged, root, _pattern(merged, root))} as stored
+semi join sealed_before using (run_id)
+union all
+select
+    {failure}
+from (
+    select error('run ' || run_id || ' was sealed, unsealed or deleted while its files were listed. {ASK_AGAIN}')
+        as failure
+    from sealed_before
+    full join ({_runs_of(root, f"{FOLDERS['sealed']}/{MARK}")}) as sealed_after using (run_id, file)
+    where sealed_before.run_id is null or sealed_after.run_id is null
+    union all
+    select error('run ' || run_id || ' was sealed or deleted while its files were listed. {ASK_AGAIN}')
+    from unsealed
+    anti join ({_runs_of(root, f"{UNSEALED}/{MARK}")}) as unsealed_after using (run_id, file)
+    union all
+    select error('run ' || run_id || ' {NEITHER}')
+    from runs_there
+    where run_id not in (select run_id from sealed_before) and run_id not in (select run_id from unsealed)
+) as changed
+where failure is not null"""
+    return body + (_unless_missing(table, root) if table.rollup else "")
+
+
+def _runs_of(root: Path, pattern: str) -> str:
+    """Return SQL for the runs that have a file, `pattern` below the root, and its path."""
+    end = f"'/run_id=({PATH_VALUES['run_id']})/[^/]*$'"
+    files = f"glob({_below(root, pattern)})"
+    return f"select regexp_extract(file, {end}, 1) as run_id, file from {files} where regexp_matches(file, {end})"
+
+
+def _names(table: schema.Table) -> list[str]:
+    return [column.name for column in (*table.path_columns, *table.columns)]
+
+
 def _unless_missing(table: schema.Table, root: Path) -> str:
-    """Return SQL that adds no rows to a rollup's view, and fails the query if a segment lacks the rollup's file.
+    """Return SQL that adds no rows to a rollup's view, and fails the query if an unsealed segment lacks its file.
 
     A pattern matches what is there, so such a segment would be left out without a word. Every column is
     the error, so that no filter can take the row away before it is raised.
     """
     columns = ",\n    ".join(f"failure::{column.type}" for column in (*table.path_columns, *table.columns))
     folder, counted = (f"regexp_replace({alias}.file, '/[^/]*$', '')" for alias in ("segment", "counts"))
+    through = f"/{UNSEALED.replace('*', '([^/]*)')}/{UNSEALED_LINK}/"
+    named = f"regexp_replace({folder}, '{through}', '/segments/run_id=\\1/')"
+    run_id = f"regexp_extract(segment.file, '/run_id=({PATH_VALUES['run_id']})/', 1)"
+    segments, rollups = (
+        _below(root, f"{UNSEALED}/{UNSEALED_LINK}/segment=*/{file}") for file in (schema.SEGMENTS.file, table.file)
+    )
     return f"""
 union all
 select
     {columns}
 from (
-    select error('segment ' || {folder} || {sql_string(LACKS.format(file=table.file))}) as failure
-    from glob({_pattern(schema.SEGMENTS, root)}) as segment
-    anti join glob({_pattern(table, root)}) as counts
+    select error('segment ' || {named} || {sql_string(LACKS.format(file=table.file))}) as failure
+    from glob({segments}) as segment
+    anti join glob({rollups}) as counts
         on {counted} = {folder}
+    where {run_id} not in (select run_id from sealed_before)
 ) as missing
 where failure is not null"""
 
 
 def _unless_newer(table: schema.Table, root: Path) -> str:
-    """Return SQL that adds no rows, and fails the query if a newer moewh has written to the warehouse.
+    """Return SQL that adds no rows, and fails the query if the warehouse is of another format or a newer schema.
 
     The manifest of the zero-row files says so for all (see `Layout.require`). The error stands in a CASE, which no
     filter can get ahead of.
@@ -266,7 +361,9 @@ def _unless_newer(table: schema.Table, root: Path) -> str:
     in_order = (*table.path_columns, *table.stored, *derived)  # as `table_select` has them
     columns = ",\n    ".join(f"failure::{column.type}" for column in in_order)
     manifest = _below(root, f"segments/run_id={SCHEMA_RUN}/segment=0/manifest.json")
-    version = "regexp_extract(content, '\"schema\": ([0-9]+)', 1)"
+    form, version = (
+        f"try_cast(regexp_extract(content, '\"{name}\": ([0-9]+)', 1) as integer)" for name in ("format", "schema")
+    )
     return f"""
 union all
 select
@@ -274,13 +371,18 @@ select
 from (
     select
         case
-            when try_cast({version} as integer) > {schema.SCHEMA_VERSION} then error(
-                'this warehouse was written to by a newer moewh (schema ' || {version}
-                || '; this file knows {schema.SCHEMA_VERSION}). Upgrade moewh and run `moewh refresh`.'
+            when {form} < {schema.FORMAT_VERSION} then error(
+                'this warehouse was written by an older moewh (format ' || {form}
+                || '; this file reads {schema.FORMAT_VERSION}). {schema.OLDER_REMEDY}'
+            )
+            when {form} > {schema.FORMAT_VERSION} or {version} > {schema.SCHEMA_VERSION} then error(
+                'this warehouse was written to by a newer moewh (format ' || {form} || ', schema ' || {version}
+                || '; this file knows {schema.FORMAT_VERSION} and {schema.SCHEMA_VERSION}). '
+                || 'Upgrade moewh and run `moewh refresh`.'
             )
         end as failure
     from read_text({manifest})
-) as newer
+) as other
 where failure is not null"""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pyarrow.parquet as pq
 from moewh.warehouse.files.schema import Table
 
 ROW_GROUP_ROWS = 1 << 20
+COUNTS_ROW_GROUP_ROWS = 1 << 17
+"""Of a table of counts."""
 
 
 def write_table(folder: Path, table: Table, columns: dict[str, Any]) -> None:
@@ -34,3 +37,28 @@ def parquet_options(table: Table) -> dict[str, Any]:
         "use_dictionary": [name for name, encoding in named.items() if encoding == "dictionary"],
         "column_encoding": {name: encodings[kind] for name, kind in named.items() if kind in encodings},
     }
+
+
+def write_chunks(path: Path, table: Table, chunks: Iterable[pa.Table]) -> None:
+    """Write chunks as they come, small ones of one kind together.
+
+    A row group never spans kinds, and those of a large layer never span layers: a family leaves out what it does not
+    ask for. Special tokens are few, but choose nearly as many different pairs of experts as all others.
+    """
+    with pq.ParquetWriter(path, table.arrow(), **parquet_options(table)) as writer:
+        waiting: list[pa.Table] = []
+        for chunk in chunks:
+            if waiting and (
+                sum(map(len, waiting)) >= COUNTS_ROW_GROUP_ROWS or (len(chunk) and _kind(chunk) != _kind(waiting[0]))
+            ):
+                writer.write_table(pa.concat_tables(waiting), row_group_size=COUNTS_ROW_GROUP_ROWS)
+                waiting = []
+            if len(chunk):
+                waiting.append(chunk)
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting), row_group_size=COUNTS_ROW_GROUP_ROWS)
+
+
+def _kind(chunk: pa.Table) -> str | None:
+    """The kind of a chunk of at least one row, all of one kind; None for a table without kinds."""
+    return chunk["kind"][0].as_py() if "kind" in chunk.column_names else None

@@ -1,0 +1,85 @@
+"""The text of every entry of a tokenizer's vocabulary: each decoded by itself, all at once.
+
+In: a tokenizer, and how many rows the model's embedding has. Out: [V] Arrow strings by vocab_id, which the run's own
+files hold (`RunRecord.vocabulary`) and which give each token its text (`TokenTexts`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from transformers import PreTrainedTokenizerBase, TokenizersBackend
+
+from moewh.warehouse.errors import MoewhError
+
+_SPACE = "\u2581"
+"""What SentencePiece writes for a leading space, and drops when it decodes a piece alone."""
+_DECODERS = ("decode", "_decode", "convert_ids_to_tokens")
+"""Methods of a fast tokenizer that its Rust part stands for, unless a class has its own."""
+
+
+class TokenTexts:
+    """The text of vocabulary entries, looked up in the [V] texts of a vocabulary."""
+
+    def __init__(self, vocabulary: pa.Array | None) -> None:
+        """Without a vocabulary no text is known: every token's is NULL."""
+        self._vocabulary = vocabulary
+
+    def __call__(self, vocab_id_T: npt.NDArray[np.int32]) -> pa.Array:
+        """Return the text of each token, as an Arrow dictionary array of T strings."""
+        if self._vocabulary is None:
+            return pa.nulls(len(vocab_id_T), pa.string()).dictionary_encode()
+        return pa.DictionaryArray.from_arrays(pa.array(vocab_id_T, pa.int32()), self._vocabulary)
+
+
+def vocabulary_texts(tokenizer: PreTrainedTokenizerBase, rows: int | None = None) -> pa.Array:
+    """Return the text of every vocabulary entry: [V] strings, V the tokenizer's ids or the embedding's rows.
+
+    A token that is only part of a character decodes to U+FFFD. A row of the embedding that is no token of the
+    tokenizer has the text the tokenizer gives for it, NULL if it gives none. Raises MoewhError, naming the id, for a
+    token that the tokenizer cannot decode.
+    """
+    known = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=-1))
+    size = max(known, rows or 0)
+    if _decodes_in_rust(tokenizer):
+        texts: Sequence[str | None] = tokenizer.backend_tokenizer.decode_batch(
+            [[vocab_id] for vocab_id in range(size)], skip_special_tokens=False
+        )
+        pieces: Sequence[object] = tokenizer.convert_ids_to_tokens(list(range(size)))
+    else:
+        decoded = [_decode(tokenizer, vocab_id, known) for vocab_id in range(size)]
+        texts, pieces = [text for text, _ in decoded], [piece for _, piece in decoded]
+    return pa.array(map(_with_space, texts, pieces), pa.string())
+
+
+def _decodes_in_rust(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tell whether a tokenizer decodes as the Rust tokenizer that it wraps."""
+    kind = type(tokenizer)
+    return issubclass(kind, TokenizersBackend) and all(
+        getattr(kind, name) is getattr(TokenizersBackend, name) for name in _DECODERS
+    )
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, vocab_id: int, known: int) -> tuple[str | None, object]:
+    """Return an entry's text and its piece, by the tokenizer's own methods."""
+    try:
+        text = str(tokenizer.decode([vocab_id], clean_up_tokenization_spaces=False))
+        return text, tokenizer.convert_ids_to_tokens(vocab_id)
+    except Exception as error:  # a tokenizer may be anyone's code
+        if vocab_id >= known:
+            return None, None
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise MoewhError(
+            f"the tokenizer ({type(tokenizer).__name__}) cannot decode its token {vocab_id}: {reason}. "
+            "Check its files, or name another with --tokenizer."
+        ) from error
+
+
+def _with_space(text: str | None, piece: object) -> str | None:
+    """Return the text with the leading space that its piece stands for."""
+    if text is not None and isinstance(piece, str) and piece.startswith(_SPACE) and not text.startswith(" "):
+        return f" {text}"
+    return text

@@ -1,0 +1,35 @@
+"""`moewh seal`: merges the counts of complete runs, so that answers do not grow with their segments."""
+
+from __future__ import annotations
+
+import click
+
+from moewh.cli.options import warehouse_option
+from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.files.layout import Layout
+
+
+@click.command(short_help="Merge the counts of complete runs, so that answers do not grow with segments.")
+@click.argument("names", metavar="[RUN]...", nargs=-1)
+@warehouse_option
+def seal(names: tuple[str, ...], warehouse: Layout) -> None:
+    """Seal each RUN, or every complete run: merge the counts of its segments into one set.
+
+    `moewh ingest` seals a run when its last segment is committed. This is for a run whose ingest was killed just then,
+    and after `moewh verify --repair`. A run that is sealed stays as it is.
+    """
+    from moewh.warehouse import runs as library
+    from moewh.warehouse.sealing import seal as sealing
+
+    warehouse.require()
+    for run_id in names:
+        library.check_known(warehouse, run_id)
+        if not sealing.is_complete(warehouse, run_id):
+            raise MoewhError(f"run {run_id} is not complete. Run its ingest again; that also seals it.")
+    chosen = names or [run_id for run_id in library.run_ids(warehouse) if sealing.is_complete(warehouse, run_id)]
+    before = {run_id for run_id in chosen if warehouse.sealed(run_id).is_dir()}
+    for run_id in chosen:
+        sealing.seal(warehouse, run_id)
+        click.echo(f"Run {run_id} was sealed already." if run_id in before else f"Sealed run {run_id}.")
+    if not chosen:
+        click.echo("There is no complete run.")

@@ -1,0 +1,21 @@
+-- routing_copies: what a routing row repeats of its token (entry, kind) and its prompt (id, domain) is what they say.
+-- One row per run, segment, token and layer where it is not. Rows of tokens that are not there are for known_tokens.
+-- Parameters:
+--   run (run): default every run.
+select distinct
+    routing.run_id as run_id,
+    routing.segment as segment,
+    routing.token_id as token_id,
+    routing.layer as layer
+from routing
+join token_domains
+    on token_domains.run_id = routing.run_id
+    and token_domains.segment = routing.segment
+    and token_domains.token_id = routing.token_id
+where (getvariable('run') is null or routing.run_id = getvariable('run')::varchar)
+    and (
+        routing.vocab_id is distinct from token_domains.vocab_id
+        or routing.kind is distinct from token_domains.kind
+        or routing.prompt_id is distinct from token_domains.prompt_id
+        or routing.domain is distinct from token_domains.domain
+    )

@@ -1,0 +1,192 @@
+"""Sealing, unsealing and deleting, killed at their every step: no answer counts a segment twice or not at all."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import pytest
+from click.testing import CliRunner
+
+from moewh.cli.main import main
+from moewh.warehouse.files import schema
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.sealing.seal import seal, unseal
+from moewh.warehouse.views import base
+from moewh.warehouse.views.base import open_warehouse
+from tests.support.damage import faults_of, flip
+from tests.support.faults import Plan
+from tests.support.runs import contents
+from tests.support.trials import Trial
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks as Linux has them")
+SUM = "select run_id, sum(tokens) as tokens from expert_counts group by run_id"
+Counts = dict[str, dict[str, int]]
+
+
+def counts(layout: Layout) -> Counts:
+    """What every table of counts adds up to, by table and run."""
+    with open_warehouse(layout) as connection:
+        return {
+            table.name: dict(
+                connection.execute(f"select run_id, sum({_counted(table)}) from {table.name} group by 1").fetchall()
+            )
+            for table in schema.MERGED
+        }
+
+
+def _counted(table: schema.Table) -> str:
+    return "pairs" if table is schema.REPETITION_COUNTS else "tokens"
+
+
+def counted_by_segment(layout: Layout, run_id: str) -> dict[str, int]:
+    """What they add up to over the files of the segments that are there, read without any view."""
+    totals = {}
+    for table in schema.MERGED:
+        files = [str(path) for path in layout.segments(run_id).glob(f"segment=*/{table.file}")]
+        if files:
+            ((total,),) = duckdb.sql(f"select sum({_counted(table)}) from read_parquet({files})").fetchall()
+            totals[table.name] = total
+    return totals
+
+
+def copies(trial: Trial, start: Layout, plan: Plan, every: int = 1) -> Iterator[None]:
+    """Yield once for each step of a command, with the warehouse as a kill at that step leaves it."""
+    shutil.copytree(start.root, trial.root, symlinks=True)
+    steps = trial.server.moewh(plan)["result"]
+    for step in range(1, steps + 1, every):
+        shutil.rmtree(trial.root)
+        shutil.copytree(start.root, trial.root, symlinks=True)
+        outcome = trial.server.moewh(Plan(plan.arguments, plan.root, kill_at=step))
+        assert outcome["code"] == -signal.SIGKILL, outcome
+        yield
+
+
+@pytest.fixture
+def two_runs(trial: Trial, tmp_path: Path) -> Layout:
+    """The undisturbed run, and another beside it."""
+    layout = Layout(tmp_path / "two")
+    shutil.copytree(trial.undisturbed.root, layout.root, symlinks=True)
+    assert trial.server.moewh(trial.job.plan(layout.root, "--run-id", "s"))["code"] == 0
+    return layout
+
+
+def test_sealing_killed_at_every_step(trial: Trial, tmp_path: Path) -> None:
+    start = Layout(tmp_path / "start")
+    shutil.copytree(trial.undisturbed.root, start.root, symlinks=True)
+    unseal(start, "r")
+    expected = counts(start)
+    assert expected == counts(trial.undisturbed)
+    plan = Plan(["seal", "--warehouse", str(trial.root)], str(trial.root))
+    sealed = set()
+    for _ in copies(trial, start, plan):
+        layout = Layout(trial.root)
+        sealed.add(layout.sealed("r").is_dir())
+        assert counts(layout) == expected
+        assert faults_of(layout) == []
+        assert trial.server.moewh(plan)["code"] == 0
+        assert contents(trial.root) == contents(trial.undisturbed.root)
+        assert not layout.unsealed("r").exists()
+    assert sealed == {True, False}
+
+
+def test_taking_a_segment_out_killed_at_every_step(trial: Trial, tmp_path: Path) -> None:
+    start = Layout(tmp_path / "start")
+    shutil.copytree(trial.undisturbed.root, start.root, symlinks=True)
+    flip(start.segment("r", 1) / schema.ROUTING.file, random.Random(0))
+    plan = Plan(["verify", "--repair", "--warehouse", str(trial.root)], str(trial.root))
+    there = set()
+    for _ in copies(trial, start, plan, every=2):
+        layout = Layout(trial.root)
+        there.add(layout.segment("r", 1).is_dir())
+        found = counts(layout)
+        assert {name: runs["r"] for name, runs in found.items()} == counted_by_segment(layout, "r")
+        trial.server.moewh(plan)
+        assert trial.ingest()["code"] == 0
+        shutil.rmtree(trial.root / "quarantine")
+        assert contents(trial.root) == contents(trial.undisturbed.root)
+        assert layout.sealed("r").is_dir()
+    assert there == {True, False}
+
+
+def test_deleting_killed_at_every_step(trial: Trial, two_runs: Layout) -> None:
+    plan = Plan(["runs", "--delete", "r", "--yes", "--warehouse", str(trial.root)], str(trial.root))
+    whole = counts(two_runs)
+    seen = set()
+    for _ in copies(trial, two_runs, plan):
+        layout = Layout(trial.root)
+        for name, runs in counts(layout).items():
+            assert runs["s"] == whole[name]["s"]
+            assert runs.get("r") in (None, whole[name]["r"])
+        seen.add("r" in counts(layout)["expert_counts"])
+        again = trial.server.moewh(plan)
+        assert again["code"] == 0 or "there is no run 'r'" in again["stderr"]
+        assert counts(layout) == {name: {"s": runs["s"]} for name, runs in whole.items()}
+        assert list(layout.root.rglob("run_id=r")) == []
+    assert seen == {True, False}
+
+
+@pytest.mark.parametrize(
+    "guard", ["", "anti join sealed_before using (run_id)"], ids=["as it is", "both places counted"]
+)
+def test_readers_while_runs_are_sealed_and_unsealed(
+    guard: str, trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every answer is the right one, or an error that passes; without its guard, some are wrong."""
+    layout = Layout(tmp_path / "wh")
+    shutil.copytree(trial.undisturbed.root, layout.root, symlinks=True)
+    expected = counts(layout)["expert_counts"]
+    real = base._merged_select
+    monkeypatch.setattr(base, "_merged_select", lambda *given: real(*given).replace(guard or "\0", "", 1))
+    stop, wrong, right = threading.Event(), list[str](), list[str]()
+
+    def read() -> None:
+        with open_warehouse(layout) as connection:
+            while not stop.is_set():
+                try:
+                    rows = dict(connection.execute(SUM).fetchall())
+                except duckdb.Error as error:
+                    if not any(said in str(error) for said in (base.ASK_AGAIN, "No such file", " lacks ")):
+                        wrong.append(str(error))
+                else:
+                    (right if rows == expected else wrong).append(str(rows))
+
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for _ in range(12):
+        unseal(layout, "r")
+        assert seal(layout, "r")
+    stop.set()
+    for reader in readers:
+        reader.join()
+    assert right
+    assert bool(wrong) == bool(guard), wrong[:3]
+
+
+def test_queries_while_runs_are_sealed_and_unsealed(trial: Trial, tmp_path: Path) -> None:
+    """The command asks again, so that every answer is the right one."""
+    layout = Layout(tmp_path / "wh")
+    shutil.copytree(trial.undisturbed.root, layout.root, symlinks=True)
+    stop = threading.Event()
+
+    def move() -> None:
+        while not stop.wait(1.5):
+            unseal(layout, "r")
+            assert seal(layout, "r")
+
+    mover = threading.Thread(target=move)
+    mover.start()
+    try:
+        for _ in range(10):
+            result = CliRunner().invoke(main, ["query", "-c", SUM, "--format", "csv", "--warehouse", str(layout.root)])
+            assert (result.exit_code, result.stdout) == (0, "run_id,tokens\nr,2904\n"), result.output
+    finally:
+        stop.set()
+        mover.join()

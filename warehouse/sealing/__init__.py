@@ -1,0 +1,1 @@
+"""Sealing: the counts of a complete run, merged over its segments."""

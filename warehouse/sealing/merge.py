@@ -1,0 +1,78 @@
+"""What sealing writes: the counts of many segments added up by key, in key order.
+
+In: the folders of a run's segments. Out: one Parquet file for each table of counts, and one with
+the segments' own rows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.files import schema
+from moewh.warehouse.files.layout import SEGMENT_FOLDER, glob_literal
+from moewh.warehouse.files.schema import split_columns
+from moewh.warehouse.files.tables import write_chunks
+from moewh.warehouse.sealing.affinity import merged_affinity
+
+_BATCH = 1 << 17
+
+
+def write_merged(segments: list[Path], folder: Path) -> None:
+    """Write the merged tables of segments, given in order, to `folder`.
+
+    Raises MoewhError for a segment without its counts.
+    """
+    spill = folder.with_name(f"duckdb.{os.getpid()}")
+    with duckdb.connect(config={"temp_directory": str(spill)}) as connection:
+        for table in schema.MERGED:
+            files = [segment / table.file for segment in segments]
+            for file in files:
+                if not file.is_file():
+                    raise MoewhError(f"segment {file.parent} lacks {file.name}. See `moewh verify`.")
+            rows = merged_affinity(files) if table is schema.AFFINITY_COUNTS else _merged(connection, table, files)
+            write_chunks(folder / table.file, schema.sealed(table), rows)
+
+
+def _merged(connection: duckdb.DuckDBPyConnection, table: schema.Table, files: list[Path]) -> Iterator[pa.Table]:
+    """Yield a table's rows over all its files, summed by key and in key order, those of one kind together."""
+    given = {"files": [glob_literal(file) for file in files]}
+    read = "read_parquet($files, hive_partitioning = false, filename = true)"
+    if table is schema.SEGMENTS:
+        number = f"regexp_extract(filename, '/{SEGMENT_FOLDER}([0-9]+)/[^/]*$', 1)::integer"
+        columns = ", ".join(column.name for column in table.stored)
+        yield from _batches(connection, table, f"select {number} as segment, {columns} from {read} order by 1", given)
+        return
+    keys, counts = split_columns(table)
+    sums = ", ".join(f"{_sum(name, type_)} as {name}" for name, type_ in counts.items())
+    listed = ", ".join(keys)
+    sql = f"select {listed}, {sums} from {read} where {{kind}} group by {listed} order by {listed}"
+    if "kind" not in keys:
+        yield from _batches(connection, table, sql.format(kind="true"), given)
+        return
+    kinds = connection.execute(f"select distinct kind from {read} order by kind", given).fetchall()
+    for (kind,) in kinds:
+        yield from _batches(connection, table, sql.format(kind="kind = $kind"), {**given, "kind": kind})
+
+
+def _sum(name: str, type_: str) -> str:
+    """Return SQL for a count of all segments; sums of weights add in the order of the segments, on every machine."""
+    if type_ == "DOUBLE":
+        return f"sum({name} order by len(filename), filename)"
+    return f"min({name})" if type_ == "VARCHAR" else f"sum({name})::{type_}"
+
+
+def _batches(
+    connection: duckdb.DuckDBPyConnection, table: schema.Table, sql: str, values: dict[str, Any]
+) -> Iterator[pa.Table]:
+    import pyarrow as pa
+
+    wanted = schema.sealed(table).arrow()
+    for batch in connection.sql(sql, params=values).to_arrow_reader(_BATCH):
+        yield pa.Table.from_batches([batch]).select(wanted.names).cast(wanted)
