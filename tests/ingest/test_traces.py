@@ -104,6 +104,7 @@ def test_format_gives_its_rows(case: str, model: Path, tmp_path: Path) -> None:
     (stored,) = ask(layout, "select num_experts, top_k, num_moe_layers, status, options, tokens_key from runs")
     assert stored[:4] == (EXPERTS, TOP_K, len(MOE), "complete")
     assert json.loads(stored[4])["import"] == form
+    assert ask(layout, "select origin, origin_format from runs") == [("imported", form)]
     assert (stored[5] is not None) == known
     assert check(plan(layout)) == []
 

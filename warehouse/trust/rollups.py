@@ -57,8 +57,8 @@ def definition(table: schema.Table) -> str:
 def compare(ask: Ask, only: Value | None = None) -> Iterator[Fault]:
     """Yield every row in which a stored rollup differs from its definition, on any engine.
 
-    Segment by segment; a sealed run, whose counts are merged, as a whole. With `only`, those of that run alone. The load
-    of a run that was imported as counts alone has no rows to be counted.
+    Segment by segment; a sealed run, whose counts are merged, as a whole. With `only`, those of that run alone. The
+    load of a run that was imported as counts alone has no rows to be counted.
     """
     alone = {run_id for (run_id,) in _rows(ask, _COUNTS_ALONE, {})}
     for run_id, segment in _rows(ask, _UNITS, {}):
