@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,8 @@ KINDS = ("prompt", "special", "generated")
 """Values of tokens.kind."""
 NO_ROUTE = -1
 """Stands for the expert of a token that no expert gets: dropped by capacity, or skipped by the router."""
+NO_ENTRY = -1
+"""Stands for the vocabulary entry of a token that is not known: NULL in every table, and in no count by entry."""
 VectorKey = tuple[Table, int]
 """(table, layer)"""
 Texts = Callable[[npt.NDArray[np.int32]], pa.Array]
@@ -35,8 +37,8 @@ class TokenisedSegment:
 
     prompts: pa.Table
     """[P] with the canonical columns, as they were read."""
-    text_P: list[str]
-    """As tokenised: messages after the chat template, token ids decoded."""
+    text_P: Sequence[str | None]
+    """As tokenised: messages after the chat template, token ids decoded. None where no text is known."""
     first_prompt: int
     status_P: list[str]
     num_tokens_P: npt.NDArray[np.int64]
@@ -45,6 +47,7 @@ class TokenisedSegment:
     position_T: npt.NDArray[np.int32]
     context_T: npt.NDArray[np.int32]
     vocab_id_T: npt.NDArray[np.int32]
+    """NO_ENTRY where a token's entry is not known."""
     special_T: npt.NDArray[np.bool_]
     start_C: npt.NDArray[np.int64]
     """Where each context begins in the flat arrays."""
@@ -63,6 +66,19 @@ class TokenisedSegment:
         return kind_T
 
     @property
+    def entry_T(self) -> pa.Array:
+        """vocab_id of each token, NULL where it is not known."""
+        return pa.array(self.vocab_id_T, mask=self.vocab_id_T == NO_ENTRY)
+
+    def texts(self, texts: Texts) -> pa.Array:
+        """Return the text of each token as Arrow strings, NULL where its entry is not known."""
+        known_T = self.vocab_id_T != NO_ENTRY
+        if known_T.all():
+            return texts(self.vocab_id_T).cast(pa.string())
+        places_T = pa.array(np.cumsum(known_T) - 1, mask=~known_T)
+        return texts(self.vocab_id_T[known_T]).cast(pa.string()).take(places_T)
+
+    @property
     def token_id_T(self) -> npt.NDArray[np.int64]:
         """prompt_id * 2**24 + position."""
         return (self.prompt_T << POSITION_BITS) + self.position_T
@@ -77,11 +93,14 @@ class LayerRouting:
 
     expert_ids_TK: npt.NDArray[np.int32]
     weights_TK: npt.NDArray[np.float32] | None
-    """None where no weights were recorded; the slots then count as ranks."""
+    """None where no weights were recorded."""
+    ordered: bool = True
+    """Of routing without weights: whether the slots are in order of rank. If not, no rank is known."""
 
     def take(self, rows: npt.NDArray[np.int64]) -> LayerRouting:
         """Return the routing of some of the tokens."""
-        return LayerRouting(self.expert_ids_TK[rows], None if self.weights_TK is None else self.weights_TK[rows])
+        weights_TK = None if self.weights_TK is None else self.weights_TK[rows]
+        return LayerRouting(self.expert_ids_TK[rows], weights_TK, self.ordered)
 
 
 class VectorBuffer:
@@ -119,6 +138,8 @@ class Ranked:
     expert_ids_TK: npt.NDArray[np.int32]
     weights_TK: npt.NDArray[np.float32] | None
     routed_T: npt.NDArray[np.bool_]
+    ordered: bool = True
+    """False where no rank is known; a token's experts are then in ascending order."""
 
 
 class RoutingBuffer:
@@ -131,6 +152,8 @@ class RoutingBuffer:
         self._layers: dict[int, LayerRouting] = {}
         self.failed_prompts: set[int] = set()
         """prompt_id of prompts that could not be run."""
+        self.counts: dict[int, npt.NDArray[np.int64]] = {}
+        """Layer → tokens of each expert [E], of a trace that has counts alone: they become load, and no rows."""
 
     def add(self, rows_T: npt.NDArray[np.int64], routing: dict[int, LayerRouting]) -> None:
         """Put the routing of one batch's tokens where those tokens lie in the segment."""
@@ -138,7 +161,7 @@ class RoutingBuffer:
             if layer not in self._layers:
                 shape = (self._tokens, part.expert_ids_TK.shape[1])
                 weights_TK = None if part.weights_TK is None else np.full(shape, np.nan, np.float32)
-                self._layers[layer] = LayerRouting(np.full(shape, NO_ROUTE, np.int32), weights_TK)
+                self._layers[layer] = LayerRouting(np.full(shape, NO_ROUTE, np.int32), weights_TK, part.ordered)
             whole = self._layers[layer]
             whole.expert_ids_TK[rows_T] = part.expert_ids_TK
             if whole.weights_TK is not None:
@@ -175,7 +198,8 @@ def rank(routing: LayerRouting) -> Ranked:
     float, read as an integer, have the float's order once those of negative numbers are flipped.
     """
     if routing.weights_TK is None:
-        return Ranked(routing.expert_ids_TK, None, np.asarray((routing.expert_ids_TK != NO_ROUTE).all(1)))
+        ids_TK = routing.expert_ids_TK if routing.ordered else np.sort(routing.expert_ids_TK, axis=1)
+        return Ranked(ids_TK, None, np.asarray((ids_TK != NO_ROUTE).all(1)), routing.ordered)
     bits_TK = (routing.weights_TK + 0.0).view(np.int32)  # + 0.0 makes -0.0 equal to 0.0 in bits too
     keys_TK = ~_flip_negative(bits_TK).astype(np.int64) << 32 | routing.expert_ids_TK
     keys_TK.sort(axis=1)

@@ -23,6 +23,7 @@ ROOMS = (
     "moewh.ingest.run",
     "moewh.ingest.inspect",
     "moewh.ingest.geometry",
+    "moewh.ingest.traces",
     "moewh.ingest.plan",
     "moewh.ingest.workers",
     "moewh.ingest.identity",

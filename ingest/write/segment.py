@@ -102,7 +102,7 @@ def write_routing(path: Path, segment: TokenisedSegment, routing: RoutingBuffer,
             columns = {
                 **of_tokens.columns(ranked.routed_T, K),
                 "layer": np.full(T * K, layer, np.int32),
-                "rank": np.tile(np.arange(K, dtype=np.int32), T),
+                "rank": np.tile(np.arange(K, dtype=np.int32), T) if ranked.ordered else pa.nulls(T * K),
                 "expert": ids_TK.ravel(),
                 "weight": pa.nulls(T * K) if weights_TK is None else _routed(weights_TK, ranked).ravel(),
             }
@@ -112,6 +112,8 @@ def write_routing(path: Path, segment: TokenisedSegment, routing: RoutingBuffer,
                 counting.popleft().result()
         for counted in counting:
             counted.result()
+    for layer, tokens_E in routing.counts.items():
+        rollups.add_load(layer, tokens_E)
     return rows
 
 
@@ -123,7 +125,7 @@ class _RoutedTokens:
         domain_T = domain_P.indices.take(pa.array(segment.prompt_T - segment.first_prompt))
         self._columns_T = {
             "token_id": pa.array(segment.token_id_T),
-            "vocab_id": pa.array(segment.vocab_id_T),
+            "vocab_id": segment.entry_T,
             "kind": _kinds(segment).cast(_LABELS),
             "domain": pa.DictionaryArray.from_arrays(domain_T, domain_P.dictionary),
             "prompt_id": pa.array(segment.prompt_T),
@@ -208,8 +210,8 @@ def _token_columns(segment: TokenisedSegment, texts: Texts) -> dict[str, Any]:
         "prompt_id": segment.prompt_T,
         "position": segment.position_T,
         "context": segment.context_T,
-        "vocab_id": segment.vocab_id_T,
-        "token": texts(segment.vocab_id_T).cast(pa.string()),
+        "vocab_id": segment.entry_T,
+        "token": segment.texts(texts),
         "kind": _kinds(segment).cast(pa.string()),
     }
 

@@ -86,7 +86,7 @@ def ingest(*, warehouse: Layout, **chosen: Any) -> None:
         click.echo(summary_line(run_ingest(options, warehouse)), err=True)
 
 
-_RESUME_ADVICE = "stopped; what is committed is kept. Run the same command again to go on from there."
+RESUME_ADVICE = "stopped; what is committed is kept. Run the same command again to go on from there."
 
 
 def run_ingest(options: IngestOptions, warehouse: Layout) -> Summary:
@@ -94,7 +94,7 @@ def run_ingest(options: IngestOptions, warehouse: Layout) -> Summary:
 
     Raises StoppedError when a signal comes: committed segments stay, and the one being computed is dropped.
     """
-    with stoppable(lambda: _RESUME_ADVICE) as check:
+    with stoppable(lambda: RESUME_ADVICE) as check:
         from moewh.ingest.model.light_start import start_light
 
         start_light()

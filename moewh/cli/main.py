@@ -16,8 +16,10 @@ import click
 
 from moewh.cli.check import check
 from moewh.cli.demo import demo
+from moewh.cli.export import export
 from moewh.cli.failures import explain, one_line
 from moewh.cli.geometry import geometry
+from moewh.cli.import_ import import_
 from moewh.cli.ingest import ingest
 from moewh.cli.inspect import inspect
 from moewh.cli.query import query
@@ -87,5 +89,20 @@ def main(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (demo, inspect, ingest, query, check, verify, views, runs, geometry, shell, refresh, seal):
+for command in (
+    demo,
+    inspect,
+    ingest,
+    import_,
+    query,
+    export,
+    check,
+    verify,
+    views,
+    runs,
+    geometry,
+    shell,
+    refresh,
+    seal,
+):
     main.add_command(command)

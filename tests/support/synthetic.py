@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from moewh.ingest.prompts.canonical import CANONICAL
 from moewh.ingest.record import Identity, RunRecord
-from moewh.ingest.routing import LayerRouting, RoutingBuffer, TokenisedSegment, VectorBuffer
+from moewh.ingest.routing import NO_ENTRY, LayerRouting, RoutingBuffer, TokenisedSegment, VectorBuffer
 from moewh.ingest.write import run_files
 from moewh.ingest.write import segment as segments
 from moewh.warehouse.files import schema
@@ -73,6 +73,8 @@ class Run:
     """Columns of `runs` to set besides the run's identity."""
     scoring: dict[int, str] = field(default_factory=dict)
     """Layer → the function from logits to weights, where known."""
+    ordered: bool = True
+    """False where no rank is known: then no weight is, either."""
     selection_bias: dict[int, list[float]] = field(default_factory=dict)
     """Layer → what is added to each expert's score before the choice, where known."""
 
@@ -107,6 +109,19 @@ def checkpoint_of(run: Run, run_id: str, train_step: int, seed: int, changed: fl
 
     segments = [[replace(p, tokens=[rerouted(t) for t in p.tokens]) for p in prompts] for prompts in run.segments]
     return replace(run, run_id=run_id, segments=segments, fields={**run.fields, "train_step": train_step})
+
+
+def without_ranks(run: Run, run_id: str, *, entries: bool = True) -> Run:
+    """The run as an engine that returns ids alone tells of it: no ranks, no weights; without `entries`, no text."""
+
+    def told(token: Token) -> Token:
+        choices: dict[int, list[tuple[int, float | None]]] = {
+            layer: [(expert, None) for expert, _ in pairs] for layer, pairs in token.choices.items()
+        }
+        return replace(token, choices=choices, vocab_id=token.vocab_id if entries else NO_ENTRY)
+
+    segments = [[replace(p, tokens=[told(t) for t in p.tokens]) for p in prompts] for prompts in run.segments]
+    return replace(run, run_id=run_id, segments=segments, ordered=False)
 
 
 def with_logits(run: Run, seed: int) -> Run:
@@ -182,7 +197,9 @@ def write_run(layout: Layout, run: Run) -> None:
     first_prompt = 0
     for number, prompts in enumerate(run.segments):
         last = number + 1 == len(run.segments)
-        write_segment(layout, record.identity, number, prompts, first_prompt, layers=run.layers, last=last)
+        write_segment(
+            layout, record.identity, number, prompts, first_prompt, layers=run.layers, last=last, ordered=run.ordered
+        )
         first_prompt += len(prompts)
 
 
@@ -246,6 +263,7 @@ def write_segment(
     *,
     layers: dict[int, tuple[int, int]],
     last: bool,
+    ordered: bool = True,
 ) -> None:
     """Write one segment; its first prompt's id is `first_prompt`, its run's MoE layers are `layers`."""
     tokens = [token for prompt in prompts for token in prompt.tokens]
@@ -258,7 +276,8 @@ def write_segment(
             ids = np.array([[expert for expert, _ in pairs] for pairs in chosen], np.int32).reshape(-1, top_k)
             weights = [[weight for _, weight in pairs] for pairs in chosen]
             known = None not in weights[0]
-            routing.add(rows, {layer: LayerRouting(ids, np.array(weights, np.float32) if known else None)})
+            weights_TK = np.array(weights, np.float32) if known else None
+            routing.add(rows, {layer: LayerRouting(ids, weights_TK, ordered)})
     segments.write_segment(layout, identity, number, segment, routing, texts=_texts, last=last)
 
 

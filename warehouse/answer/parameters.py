@@ -15,6 +15,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from moewh.warehouse.answer.placement import placement_text
 from moewh.warehouse.answer.query import Query, Value
 from moewh.warehouse.errors import UsageError
 
@@ -29,6 +30,8 @@ class Kind:
     most: float = math.inf
     ids: bool = False
     """True for whole numbers in a text, with commas between them."""
+    placement: bool = False
+    """True for a placement of experts, or the path of one."""
 
 
 _INT32 = 2**31 - 1
@@ -41,6 +44,7 @@ KINDS = {
     "text": Kind("VARCHAR"),
     "prompt ids": Kind("VARCHAR", "a list of whole numbers such as 3,17,256", ids=True),
     "token ids": Kind("VARCHAR", "a list of whole numbers such as 3,17,256", ids=True),
+    "placement": Kind("VARCHAR", placement=True),
     "layer": Kind("INTEGER", "a whole number", -_INT32, _INT32),
     "expert": Kind("INTEGER", "a whole number", -_INT32, _INT32),
     "count": Kind("INTEGER", f"a whole number from 0 to {_INT32}", 0, _INT32),
@@ -123,6 +127,8 @@ def _of_kind(name: str, kind: Kind, value: Value) -> Value:
         fits = fits and kind.least <= float(text) <= kind.most and math.isfinite(float(text))
     if not fits:
         raise UsageError(f"-p {name}={text}: {name} is {kind.wants}.")
+    if kind.placement:
+        return placement_text(text)
     if kind.type == "VARCHAR":
         return text
     return int(text) if kind.type == "INTEGER" else float(text)

@@ -102,10 +102,25 @@ def restore_command(layout: Layout, run_id: str, option_words: OptionWords) -> s
     """
     row = _run_row(layout, run_id)
     if row is None:
-        return f"the `moewh ingest` command that began run {run_id}"
-    words = ["moewh", "ingest", *_model_words(row), "--run-id", run_id, *option_words(json.loads(row["options"]))]
+        return f"the `moewh ingest` or `moewh import` command that began run {run_id}"
+    options = json.loads(row["options"])
+    if "import" in options:
+        return import_command(layout, run_id, row, options)
+    words = ["moewh", "ingest", *_model_words(row), "--run-id", run_id, *option_words(options)]
     prompts = f"--prompts FILE (the prompts of sha256 {row['prompts_sha256'][:12]}…)"
     return f"{shlex.join(words)} --warehouse {shlex.quote(str(layout.root))} {prompts}"
+
+
+def import_command(layout: Layout, run_id: str, row: dict[str, Any], options: dict[str, Any]) -> str:
+    """Return the import command that writes a run's missing segments again.
+
+    Its files are known by name and digest only, and its tokenizer by digest only.
+    """
+    words = ["moewh", "import", options["import"], *(name for name, _ in options["files"]), "--model", row["model"]]
+    given = {"--revision": row["revision"], "--run-id": run_id, "--domain": options["domain"]}
+    words += [word for flag, value in given.items() if value is not None for word in (flag, value)]
+    words += ["--segment-rows", str(options["segment_rows"]), "--warehouse", str(layout.root)]
+    return shlex.join(words) + (" --tokenizer ID_OR_PATH" if options["tokenizer_sha256"] else "")
 
 
 def run_of(layout: Layout, folder: Path) -> str | None:

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 RUN_FOLDER = "run_id="
 _COUNTED = {"prompts": schema.PROMPTS, "tokens": schema.TOKENS, "routing_rows": schema.ROUTING}
 """Columns of segment.parquet, and the tables whose rows they count."""
-_PER_ROUTING_ROW = (schema.EXPERT_COUNTS, schema.AFFINITY_COUNTS)
-"""Rollups that count every routing row once."""
 
 
 @dataclass(frozen=True)
@@ -332,10 +330,18 @@ def _check_counts(folder: Folder, number: int, planned: int) -> Iterator[Fault]:
     elif row["last"] != (number == planned - 1):
         yield Fault(folder.path, schema.SEGMENTS.file, f"is wrong about being the last of {planned} segments")
     expected = [(name, table.file, folder.files[table.file].rows) for name, table in _COUNTED.items()]
-    expected += [("routing_rows", table.file, _total(folder.path, table, "tokens")) for table in _PER_ROUTING_ROW]
+    if row["tokens"]:  # a run that was imported as counts alone has a load and no rows
+        expected += [("routing_rows", schema.EXPERT_COUNTS.file, _total(folder.path, schema.EXPERT_COUNTS, "tokens"))]
+    entries_known = not _unknown(folder.path, schema.TOKENS, "vocab_id")
+    if entries_known:
+        expected += [
+            ("routing_rows", schema.AFFINITY_COUNTS.file, _total(folder.path, schema.AFFINITY_COUNTS, "tokens"))
+        ]
     for name, file, count in expected:
         if row[name] != count:
             yield Fault(folder.path, file, f"has {count:,} {name}, but {schema.SEGMENTS.file} says {row[name]:,}")
+    if not entries_known or _unknown(folder.path, schema.EXPERT_COUNTS, "first_choice_tokens"):
+        return
     first_choices = _total(folder.path, schema.EXPERT_COUNTS, "first_choice_tokens")
     if (tokens := _total(folder.path, schema.VOCAB_COUNTS, "tokens")) != first_choices:
         why = f"has {tokens:,} tokens, but {schema.EXPERT_COUNTS.file} has {first_choices:,} first choices"
@@ -360,12 +366,12 @@ def _check_sealed(folder: Folder, segments: list[Folder]) -> Iterator[Fault]:
         there = [row for row in held if row["segment"] == one.number]
         if there and {**_row(one.path, schema.SEGMENTS), "segment": one.number} != there[0]:
             yield Fault(folder.path, schema.SEGMENTS.file, f"says something else of segment {one.number} than it does")
-    rows = sum(row["routing_rows"] for row in held)
-    for table in _PER_ROUTING_ROW:
-        if (count := _total(folder.path, table, "tokens")) != rows:
-            yield Fault(
-                folder.path, table.file, f"has {count:,} routing_rows, but {schema.SEGMENTS.file} says {rows:,}"
-            )
+    if {one.number for one in segments} != numbers:
+        return
+    for table in (schema.EXPERT_COUNTS, schema.AFFINITY_COUNTS):  # each counts every routing row that it can once
+        count, rows = _total(folder.path, table, "tokens"), sum(_total(one.path, table, "tokens") for one in segments)
+        if count != rows:
+            yield Fault(folder.path, table.file, f"has {count:,} routing_rows, but the run's segments have {rows:,}")
 
 
 def _check_experts(folder: Folder, run: Folder) -> Iterator[Fault]:
@@ -384,6 +390,16 @@ def _total(folder: Path, table: schema.Table, column: str) -> int:
 
     values = pq.read_table(folder / table.file, columns=[column], partitioning=None).column(column)
     return int(pc.sum(values).as_py() or 0)
+
+
+def _unknown(folder: Path, table: schema.Table, column: str) -> int:
+    """Return how many rows of a column are NULL, from the statistics of its file."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(folder / table.file) as file:
+        groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
+        place = file.schema_arrow.get_field_index(column)
+    return sum(group.column(place).statistics.null_count for group in groups if group.num_rows)
 
 
 def _row(folder: Path, table: schema.Table) -> dict[str, Any]:

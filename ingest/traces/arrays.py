@@ -1,0 +1,147 @@
+"""Arrays out of files that anyone may have written: `.npy`, `.npz`, base64, and `torch.save` with weights alone.
+
+No reader here unpickles code, and none makes an array before its header has been held against the bytes that are there
+and against the most numbers a sequence may have: a header can promise anything, and a compressed file can hold it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import math
+import zipfile
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from moewh.ingest.traces.trace import Array, TraceFile
+from moewh.warehouse.errors import MoewhError
+
+_HEADER = 10_000
+"""Most bytes of a `.npy` header: what numpy itself takes."""
+
+
+def decode_base64(text: object, where: str) -> bytes:
+    """Return the bytes of a base64 string. Raises MoewhError for what is none, such as one that was cut off."""
+    if not isinstance(text, str):
+        raise MoewhError(f"{where}: its routed experts are no base64 text.")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise MoewhError(f"{where}: its routed experts are no whole base64 text. The file is cut or damaged.") from None
+
+
+def decode_npy(text: object, where: str, most_values: int) -> Array:
+    """Return the array of a `.npy` file in base64."""
+    data = decode_base64(text, where)
+    return _read_npy(io.BytesIO(data), len(data), where, most_values)
+
+
+def raw_array(data: bytes, dtype: str, shape: tuple[int, ...], where: str) -> Array:
+    """Return bytes as an array of a dtype and shape. Raises MoewhError where they are not as many."""
+    kind = np.dtype(dtype).newbyteorder("<")
+    if min(shape, default=0) < 0 or len(data) != math.prod(shape) * kind.itemsize:
+        raise MoewhError(f"{where}: has {len(data):,} bytes for {kind.name} numbers of shape {shape}.")
+    return np.frombuffer(data, kind).reshape(shape)
+
+
+def read_npz(file: TraceFile) -> dict[str, Array]:
+    """Return the arrays of an `.npz` file by name, one after the other. Raises the file's error for anything else."""
+    arrays = {}
+    try:
+        with zipfile.ZipFile(file.path) as archive:
+            for entry in archive.infolist():
+                name = entry.filename.removesuffix(".npy")
+                with archive.open(entry) as stream:
+                    arrays[name] = _read_npy(stream, entry.file_size, f"{file.name}, {name}", file.most_values)
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+        raise file.error(f"cannot be read as .npz: {error}.") from error
+    return arrays
+
+
+def _read_npy(stream: IO[bytes], size: int, where: str, most_values: int) -> Array:
+    """Read one `.npy` of `size` bytes. Raises MoewhError for one that is cut, too large, or that holds objects."""
+    try:
+        version = np.lib.format.read_magic(stream)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read_header(stream, max_header_size=_HEADER)
+    except ValueError as error:
+        raise MoewhError(f"{where}: is no .npy array: {' '.join(str(error).split())[:200]}.") from None
+    values = math.prod(shape)
+    if dtype.hasobject or dtype.kind not in "iufU":
+        raise MoewhError(f"{where}: holds {dtype}, not numbers.")
+    if values > most_values:
+        raise MoewhError(f"{where}: has {values:,} numbers, and a segment takes {most_values:,}. Raise --segment-rows.")
+    needed = values * dtype.itemsize
+    data = stream.read(needed + 1) if needed <= size else b""
+    if len(data) != needed:
+        raise MoewhError(f"{where}: promises numbers of shape {shape} that are not there. The file is cut or damaged.")
+    array = np.frombuffer(data, dtype)
+    return array.reshape(shape, order="F" if fortran else "C")
+
+
+def load_torch(file: TraceFile) -> Any:
+    """Return what `torch.save` wrote: tensors, numpy arrays and plain values, and never code.
+
+    Raises the file's error for another file, one that is cut, and one that names anything to be run.
+    """
+    import torch
+
+    if not file.path.is_file():
+        raise file.error("there is no such file. Check the path.")
+    try:
+        with zipfile.ZipFile(file.path) as archive:
+            # torch stores its records as they are; what is compressed could unfold to any size
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise file.error("holds compressed records, which torch.save does not write.")
+    except (zipfile.BadZipFile, OSError):
+        raise file.error("is no whole file of torch.save.") from None
+    try:
+        with torch.serialization.safe_globals(_numpy_globals()):
+            return torch.load(file.path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a pickle may fail in any way
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise file.error(f"cannot be read with weights alone: {first[:200].rstrip('. ')}.") from None
+
+
+def _numpy_globals() -> list[Any]:
+    """What numpy arrays are made of in a pickle: none of it runs code."""
+    reconstruct: Any = np.zeros(1).__reduce__()[0]
+    kinds = [type(np.dtype(name)) for name in ("i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8")]
+    legacy = (reconstruct, "numpy.core.multiarray._reconstruct")
+    return [reconstruct, legacy, np.ndarray, np.dtype, *kinds]
+
+
+def as_array(value: Any, where: str, most_values: int) -> Array:
+    """Return a tensor, an array or nested lists as an array. Raises MoewhError for anything else, or for too many."""
+    if hasattr(value, "detach"):
+        if value.numel() > most_values:  # before it is copied: a small tensor may stand for a large one
+            raise MoewhError(
+                f"{where}: has {value.numel():,} numbers, and a segment takes {most_values:,}. Raise --segment-rows."
+            )
+        try:
+            value = value.detach().float().numpy() if value.is_floating_point() else value.detach().numpy()
+        except (TypeError, RuntimeError) as error:
+            raise MoewhError(f"{where}: is a tensor that holds no plain numbers: {error}.") from None
+    if isinstance(value, np.ndarray):
+        if value.size > most_values:
+            raise MoewhError(
+                f"{where}: has {value.size:,} numbers, and a segment takes {most_values:,}. Raise --segment-rows."
+            )
+        return value
+    if not isinstance(value, list):
+        raise MoewhError(f"{where}: is {type(value).__name__}, not a list of numbers.")
+    try:
+        return np.array(value)
+    except (ValueError, OverflowError):
+        raise MoewhError(f"{where}: its lists are not of one length.") from None
+
+
+def beside(file: TraceFile, name: str) -> Path:
+    """Return the path of another file in the same folder. Raises the file's error where there is none."""
+    path = file.path.parent / name
+    if not path.is_file():
+        raise file.error(f"needs {name} beside it.")
+    return path

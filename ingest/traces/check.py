@@ -1,0 +1,213 @@
+"""Checks: a sequence as its file has it in, its arrays as moewh stores them out; or one line that says what is wrong.
+
+The three traps of every trace are met here, for all formats at once: the order within a row says nothing unless the
+format promises it, a row that was not captured is no route to expert 0, and weights are those that were recorded or
+none. Shapes as in `moewh.ingest.traces.trace`; here L are the MoE layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from moewh.ingest.routing import NO_ENTRY, NO_ROUTE
+from moewh.ingest.traces.trace import Array, Counts, Sequence, TraceModel
+from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.files.schema import POSITION_BITS
+
+_WORD = 64
+"""Experts of one word, when a row's are put in a set of bits."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A sequence that may be written."""
+
+    sequence: Sequence
+    tokens: int
+    expert_ids_RLK: npt.NDArray[np.int32]
+    """NO_ROUTE for a token that has no rows at a layer."""
+    weights_RLK: npt.NDArray[np.float32] | None
+    vocab_id_T: npt.NDArray[np.int32] | None
+
+
+def check_sequence(sequence: Sequence, model: TraceModel, segment_rows: int) -> Checked:
+    """Return a sequence's arrays. Raises MoewhError, naming file and position, for what cannot be right."""
+    where, ids_RLK = sequence.where, sequence.expert_ids_RLK
+    if ids_RLK.dtype.kind not in "iu" or ids_RLK.ndim != 3:
+        raise MoewhError(
+            f"{where}: its experts are {ids_RLK.dtype} of shape {ids_RLK.shape}, not whole numbers of shape "
+            "[tokens, layers, experts per token]."
+        )
+    if ids_RLK.shape[2] != model.top_k:
+        raise MoewhError(
+            f"{where}: has {ids_RLK.shape[2]} experts per token, but {model.name} has {model.top_k}. Check --model."
+        )
+    places = model.places(ids_RLK.shape[1], where)
+    tokens = _tokens(sequence, model, segment_rows)
+    return Checked(
+        sequence,
+        tokens,
+        _expert_ids(sequence, places, model),
+        _weights(sequence, places, model),
+        _vocab_ids(sequence, tokens, model),
+    )
+
+
+def check_counts(counts: Counts, model: TraceModel) -> dict[int, npt.NDArray[np.int64]]:
+    """Return the tokens of each MoE layer's experts. Raises MoewhError for counts that are not of this model."""
+    where, tokens_LE = counts.where, counts.tokens_LE
+    if tokens_LE.ndim != 2 or (width := tokens_LE.shape[1]) != model.experts_L.max():
+        raise MoewhError(
+            f"{where}: its counts have shape {tokens_LE.shape}, but {model.name} has {model.experts_L.max()} experts "
+            "per layer. Check --model."
+        )
+    if not np.isfinite(tokens_LE).all() or (tokens_LE < 0).any() or (tokens_LE != np.floor(tokens_LE)).any():
+        raise MoewhError(f"{where}: its counts are not whole numbers from 0.")
+    places = model.places(tokens_LE.shape[0], where)
+    dense = np.delete(np.arange(len(tokens_LE)), places)
+    if tokens_LE[dense].any():
+        layer = int(dense[tokens_LE[dense].any(1)][0])
+        raise MoewhError(f"{where}: has counts at layer {layer}, where {model.name} has no experts. Check --model.")
+    if not tokens_LE.any():
+        raise MoewhError(f"{where}: every count is 0: nothing was recorded.")
+    beyond = [
+        width > experts and tokens_LE[place, experts:].any()
+        for place, experts in zip(places, model.experts_L, strict=True)
+    ]
+    if any(beyond):
+        raise MoewhError(f"{where}: has counts of experts that {model.name} does not have. Check --model.")
+    return {
+        layer: tokens_LE[place, :experts].astype(np.int64)
+        for layer, place, experts in zip(model.layers, places, model.experts_L, strict=True)
+    }
+
+
+def _tokens(sequence: Sequence, model: TraceModel, segment_rows: int) -> int:
+    """Return T. Raises MoewhError for a sequence that is empty, too long, or that has rows for tokens it lacks."""
+    where, rows, vocab_ids_T = sequence.where, len(sequence.expert_ids_RLK), sequence.vocab_ids_T
+    tokens = sequence.first + rows if sequence.tokens is None else sequence.tokens
+    if vocab_ids_T is not None:
+        if vocab_ids_T.ndim != 1 or vocab_ids_T.dtype.kind not in "iu":
+            raise MoewhError(f"{where}: its token ids are {vocab_ids_T.dtype} of shape {vocab_ids_T.shape}, no list.")
+        if sequence.tokens is not None and len(vocab_ids_T) != tokens:
+            raise MoewhError(f"{where}: has {len(vocab_ids_T):,} token ids for {tokens:,} tokens.")
+        tokens = len(vocab_ids_T)
+    if not rows or sequence.first < 0 or sequence.first + rows > tokens:
+        raise MoewhError(
+            f"{where}: has routing for {rows:,} tokens from position {sequence.first}, but {tokens:,} tokens."
+        )
+    most = min(1 << POSITION_BITS, segment_rows // (len(model.layers) * model.top_k))
+    if tokens > most:
+        raise MoewhError(
+            f"{where}: has {tokens:,} tokens, and a segment takes {most:,} of this model. Raise --segment-rows."
+        )
+    return tokens
+
+
+def _expert_ids(sequence: Sequence, places: list[int], model: TraceModel) -> npt.NDArray[np.int32]:
+    """Return the experts at the MoE layers, NO_ROUTE where nothing was captured."""
+    given = sequence.expert_ids_RLK
+    taken_RLK = given if places == list(range(given.shape[1])) else given[:, places]
+    _require_dense(sequence, places, model)
+    least, most = int(taken_RLK.min()), int(taken_RLK.max())
+    if least < NO_ROUTE or most >= model.experts_L.min():
+        whole_RLK = taken_RLK.astype(np.int64)
+        outside = np.argwhere((whole_RLK < NO_ROUTE) | (whole_RLK >= model.experts_L[:, None]))
+        if len(outside):
+            row, place, slot = outside[0]
+            raise MoewhError(
+                f"{_at(sequence, row, model.layers[place])}: expert {taken_RLK[row, place, slot]} is none of the "
+                f"layer's {model.experts_L[place]} experts. Check --model."
+            )
+    ids_RLK = taken_RLK.astype(np.int32)
+    if model.top_k > 1:  # with one expert per token, a row of zeros is a route to expert 0
+        ids_RLK[~ids_RLK.any(2)] = NO_ROUTE
+    _require_whole_rows(sequence, ids_RLK, model, least)
+    return ids_RLK
+
+
+def _require_dense(sequence: Sequence, places: list[int], model: TraceModel) -> None:
+    """Raise MoewhError for routing at a layer that the configuration says has no experts."""
+    given = sequence.expert_ids_RLK
+    dense = np.setdiff1d(np.arange(given.shape[1]), places)
+    if len(dense) and (routed := np.argwhere(given[:, dense].astype(np.int64) > 0)).size:
+        row, place, _ = routed[0]
+        raise MoewhError(
+            f"{_at(sequence, row, dense[place])}: has routing, and {model.name} has no experts there. Check --model."
+        )
+
+
+def _require_whole_rows(sequence: Sequence, ids_RLK: npt.NDArray[np.int32], model: TraceModel, least: int) -> None:
+    """Raise MoewhError for a row that has an expert twice, or that was captured in part."""
+    if least < 0:
+        missing = (ids_RLK == NO_ROUTE).sum(2)
+        partly = np.argwhere((missing > 0) & (missing < model.top_k))
+        if len(partly):
+            row, place = partly[0]
+            raise MoewhError(
+                f"{_at(sequence, row, model.layers[place])}: has {model.top_k - missing[row, place]} of "
+                f"{model.top_k} experts. moewh stores a token's experts whole or not at all."
+            )
+    found_RL = np.zeros(ids_RLK.shape[:2], np.int64)
+    one = np.uint64(1)
+    for word in range(int(model.experts_L.max() - 1) // _WORD + 1):
+        bits_RL = np.zeros(ids_RLK.shape[:2], np.uint64)
+        for slot in range(model.top_k):
+            ids_RL = ids_RLK[:, :, slot]
+            bit_RL = one << (ids_RL & (_WORD - 1)).astype(np.uint64)
+            bits_RL |= np.where(ids_RL >> 6 == word, bit_RL, np.uint64(0))
+        found_RL += np.bitwise_count(bits_RL)
+    twice = np.argwhere((found_RL != model.top_k) & (ids_RLK[:, :, 0] != NO_ROUTE))
+    if len(twice):
+        row, place = twice[0]
+        raise MoewhError(f"{_at(sequence, row, model.layers[place])}: names an expert twice. The file is damaged.")
+
+
+def _weights(sequence: Sequence, places: list[int], model: TraceModel) -> npt.NDArray[np.float32] | None:
+    weights_RLK = sequence.weights_RLK
+    if weights_RLK is None:
+        return None
+    if weights_RLK.dtype.kind != "f" or weights_RLK.shape != sequence.expert_ids_RLK.shape:
+        raise MoewhError(
+            f"{sequence.where}: its weights are {weights_RLK.dtype} of shape {weights_RLK.shape}, its experts of shape "
+            f"{sequence.expert_ids_RLK.shape}."
+        )
+    taken_RLK = weights_RLK[:, places].astype(np.float32)
+    bad = np.argwhere(~np.isfinite(taken_RLK))
+    if len(bad):
+        row, place, _ = bad[0]
+        raise MoewhError(f"{_at(sequence, row, model.layers[place])}: has a weight that is no finite number.")
+    return taken_RLK
+
+
+def _vocab_ids(sequence: Sequence, tokens: int, model: TraceModel) -> npt.NDArray[np.int32] | None:
+    given = sequence.vocab_ids_T
+    if given is None:
+        return None
+    most = model.vocabulary or np.iinfo(np.int32).max
+    if tokens and (int(given.max()) >= most or int(given.min()) < NO_ENTRY):
+        position = int(np.argmax((given >= most) | (given < NO_ENTRY)))
+        raise MoewhError(
+            f"{sequence.where}, token {position}: token id {given[position]} is outside the model's vocabulary "
+            f"({most:,} entries). Check --model."
+        )
+    return given.astype(np.int32)
+
+
+def _at(sequence: Sequence, row: int, layer: int) -> str:
+    return f"{sequence.where}, token {sequence.first + row}, layer {layer}"
+
+
+def as_ids(values: object, where: str) -> Array:
+    """Return a list of token ids as an array. Raises MoewhError for anything else."""
+    if isinstance(values, np.ndarray) and values.dtype.kind in "iu":
+        return values
+    if not isinstance(values, list) or not all(type(value) is int for value in values):
+        raise MoewhError(f"{where}: its token ids are not a list of whole numbers.")
+    try:
+        return np.array(values, np.int64)
+    except OverflowError:
+        raise MoewhError(f"{where}: has a token id beyond 64 bits.") from None

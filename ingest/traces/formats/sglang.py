@@ -1,0 +1,106 @@
+"""SGLang: answers of `/generate` or of its OpenAI endpoints with `return_routed_experts`.
+
+The routing is base64 of little-endian int32 without a header: rows for the positions from `routed_experts_start_len`
+to the last but one, over all hidden layers. `/generate` has it in `meta_info`, the OpenAI answers in `sgl_ext`, of the
+first choice alone. Token ids of the prompt are in the answer only with `input_token_logprobs`; else they are unknown.
+Logical ids, no weights; the order within a row says nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from moewh.ingest.routing import NO_ENTRY
+from moewh.ingest.traces.arrays import decode_base64, raw_array
+from moewh.ingest.traces.check import as_ids
+from moewh.ingest.traces.documents import read_documents
+from moewh.ingest.traces.trace import Array, Sequence, TraceFile, TraceModel, each, start_of
+from moewh.warehouse.errors import MoewhError
+
+
+def _read(file: TraceFile, model: TraceModel) -> Iterator[Sequence]:
+    for where, answer in read_documents(file):
+        yield _generated(where, answer, file, model) if "meta_info" in answer else _chat(where, answer, file, model)
+
+
+def _generated(where: str, answer: dict[str, Any], file: TraceFile, model: TraceModel) -> Sequence:
+    meta = answer["meta_info"]
+    if not isinstance(meta, dict):
+        raise file.error(f"{where}: its meta_info is no JSON object.")
+    rows_RLK = _routing(meta.get("routed_experts"), where, file, model)
+    lengths = _lengths(meta, where)
+    return _sequence(where, rows_RLK, lengths, file.path.name, _vocab_ids(answer, meta, lengths, where))
+
+
+def _chat(where: str, answer: dict[str, Any], file: TraceFile, model: TraceModel) -> Sequence:
+    beside, usage, choices = answer.get("sgl_ext"), answer.get("usage"), answer.get("choices")
+    if not isinstance(beside, dict) or not isinstance(usage, dict) or not isinstance(choices, list):
+        raise file.error(f"{where}: has neither meta_info nor sgl_ext, usage and choices: it is no answer of SGLang.")
+    rows_RLK = _routing(beside.get("routed_experts"), where, file, model)
+    if len(choices) > 1:  # usage counts all of them together
+        return Sequence(where, rows_RLK, source=file.path.name, metadata={"choices": len(choices)})
+    return _sequence(where, rows_RLK, _lengths(usage, where), file.path.name, None)
+
+
+def _routing(value: Any, where: str, file: TraceFile, model: TraceModel) -> Array:
+    if value is None:
+        raise file.error(
+            f"{where} has no routed_experts. Start SGLang with "
+            "--enable-return-routed-experts, and ask for return_routed_experts."
+        )
+    data = decode_base64(value, where)
+    width = model.num_hidden_layers * model.top_k
+    rows, rest = divmod(len(data), 4 * width)
+    if rest:
+        raise file.error(
+            f"{where}: its routing has {len(data):,} bytes, no multiple of {model.num_hidden_layers} layers times "
+            f"{model.top_k} experts of {model.name}. Check --model; else the file is cut."
+        )
+    return raw_array(data, "int32", (rows, model.num_hidden_layers, model.top_k), where)
+
+
+def _lengths(holder: dict[str, Any], where: str) -> tuple[int, int]:
+    """Return how many tokens the prompt and the answer have."""
+    prompt, generated = (holder.get(name) for name in ("prompt_tokens", "completion_tokens"))
+    if type(prompt) is not int or type(generated) is not int or min(prompt, generated) < 0:
+        raise MoewhError(f"{where}: has {prompt!r} prompt_tokens and {generated!r} completion_tokens.")
+    return prompt, generated
+
+
+def _vocab_ids(answer: dict[str, Any], meta: dict[str, Any], lengths: tuple[int, int], where: str) -> Array | None:
+    """Return the token ids of prompt and answer, as far as they are told."""
+    prompt, generated = lengths
+    output = answer.get("output_ids")
+    if output is None:
+        return None
+    output_ids = as_ids(output, where)
+    if len(output_ids) != generated:
+        raise MoewhError(f"{where}: has {len(output_ids)} output_ids for {generated} completion_tokens.")
+    given = meta.get("input_token_logprobs")
+    ids_T = np.full(prompt + generated, NO_ENTRY, np.int64)
+    ids_T[prompt:] = output_ids
+    if isinstance(given, list) and len(given) == prompt:
+        told = [item[1] if isinstance(item, list) and len(item) > 1 else None for item in given]
+        ids_T[:prompt] = as_ids(told, where)
+    return ids_T
+
+
+def _sequence(
+    where: str, rows_RLK: Array, lengths: tuple[int, int], source: str, vocab_ids_T: Array | None
+) -> Sequence:
+    prompt, generated = lengths
+    return Sequence(
+        where,
+        rows_RLK,
+        first=start_of(len(rows_RLK), prompt + generated, where, prompt),
+        tokens=prompt + generated,
+        vocab_ids_T=vocab_ids_T,
+        generated_from=prompt,
+        source=source,
+    )
+
+
+FORMAT = each(_read)

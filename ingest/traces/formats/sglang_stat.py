@@ -1,0 +1,28 @@
+"""SGLang's expert distribution recorder in the modes `stat` and `stat_approx`: counts alone.
+
+One `.pt` of rank 0: `logical_count` [steps, L, E] over all hidden layers; steps of an unfilled buffer are zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from moewh.ingest.traces.arrays import as_array, load_torch
+from moewh.ingest.traces.trace import Counts, Format, TraceFile, TraceModel
+
+
+def _read(files: list[TraceFile], _: TraceModel) -> Iterator[Counts]:
+    for file in files:
+        dump = load_torch(file)
+        if not isinstance(dump, dict) or "logical_count" not in dump:
+            raise file.error(
+                "has no logical_count: it is no dump of the mode stat. For per_token, import sglang-recorder."
+            )
+        counts_SLE = as_array(dump["logical_count"], f"{file.name}, logical_count", file.most_values)
+        if counts_SLE.ndim != 3 or counts_SLE.dtype.kind not in "iu":
+            raise file.error(f"its logical_count has shape {counts_SLE.shape}, not [steps, layers, experts].")
+        used = int(counts_SLE.any((1, 2)).sum())
+        yield Counts(file.name, counts_SLE.sum(0, dtype="int64"), file.path.name, {"steps": used})
+
+
+FORMAT = Format(read_counts=_read)

@@ -1,0 +1,66 @@
+"""TensorRT-LLM's expert statistics (EXPERT_STATISTIC_PATH): counts alone.
+
+Give the folder, or its `rankN.safetensors`: keys `<iteration>_<layer>` with the tokens of each expert. `meta_info.json`
+beside them says E and K, which must be the model's. Files of ranks are added up; `rankN_raw.safetensors` are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from moewh.ingest.traces.arrays import beside
+from moewh.ingest.traces.trace import Counts, Format, TraceFile, TraceModel
+
+_RANK = re.compile(r"rank\d+\.safetensors")
+_KEY = re.compile(r"(\d+)_(\d{1,5})")
+
+
+def _read(files: list[TraceFile], model: TraceModel) -> Iterator[Counts]:
+    ranks = [file for file in files if _RANK.fullmatch(file.path.name)]
+    if not ranks:
+        raise files[0].error("give the folder of statistics, or its files rankN.safetensors.")
+    for file in ranks:
+        _require_model(file, model)
+        yield _counts(file, model)
+
+
+def _require_model(file: TraceFile, model: TraceModel) -> None:
+    """Raise the file's error if its meta_info.json is of another model."""
+    try:
+        meta = json.loads(beside(file, "meta_info.json").read_bytes())
+        said = (int(meta["num_experts"]), int(meta["num_experts_per_token"]))
+    except (ValueError, TypeError, LookupError, RecursionError):
+        raise file.error("its meta_info.json does not say num_experts and num_experts_per_token.") from None
+    if said != (int(model.experts_L.max()), model.top_k):
+        raise file.error(
+            f"is of a model with {said[0]} experts, {said[1]} per token; {model.name} has {model.experts_L.max()}, "
+            f"{model.top_k} per token. Check --model."
+        )
+
+
+def _counts(file: TraceFile, model: TraceModel) -> Counts:
+    counts_LE = np.zeros((model.num_hidden_layers, int(model.experts_L.max())), np.int64)
+    iterations = set()
+    try:
+        with safe_open(file.path, "np") as tensors:
+            for name in sorted(tensors.keys()):
+                key = _KEY.fullmatch(name)
+                shape = tuple(tensors.get_slice(name).get_shape())
+                if key is None or shape != counts_LE.shape[1:] or int(key[2]) >= len(counts_LE):
+                    raise file.error(f"has {name} of shape {list(shape)}, which is no layer's counts of {model.name}.")
+                tokens_E = tensors.get_tensor(name)
+                if tokens_E.dtype.kind not in "iu":
+                    raise file.error(f"{name} is {tokens_E.dtype}, not counts.")
+                counts_LE[int(key[2])] += tokens_E.astype(np.int64)
+                iterations.add(int(key[1]))
+    except (SafetensorError, OSError) as error:
+        raise file.error(f"cannot be read as safetensors: {' '.join(str(error).split())[:200]}.") from error
+    return Counts(file.name, counts_LE, file.path.name, {"iterations": len(iterations)})
+
+
+FORMAT = Format(read_counts=_read)

@@ -1,0 +1,95 @@
+"""vLLM: answers of its server with `routed_experts`, or offline outputs saved as `.npz`.
+
+Server answers (`.json`, or one a line in `.jsonl`) hold the routing of each choice as a base64 `.npy` of shape
+[R, L, K]; ask for `return_token_ids` to have the tokens too. Before 0.26 the prompt's part was a field of its own. The
+last sampled token has no row, and `routed_experts_prompt_start` leaves out the first ones. An `.npz` holds, for each
+output N, `N/routed_experts`, and `N/prompt_token_ids` and `N/token_ids` where they are known. Logical ids, no weights;
+the order within a row says nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from moewh.ingest.traces.arrays import as_array, decode_npy, read_npz
+from moewh.ingest.traces.check import as_ids
+from moewh.ingest.traces.documents import read_documents
+from moewh.ingest.traces.trace import Array, Sequence, TraceFile, TraceModel, each, start_of
+
+
+def _read(file: TraceFile, _: TraceModel) -> Iterator[Sequence]:
+    if file.path.suffix == ".npz":
+        yield from _outputs(file)
+        return
+    for where, answer in read_documents(file):
+        choices = answer.get("choices")
+        if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+            raise file.error(f"{where} has no list of choices.")
+        for number, choice in enumerate(choices):
+            yield _choice(f"{where}, choice {number}", answer, choice, file)
+
+
+def _choice(where: str, answer: dict[str, Any], choice: dict[str, Any], file: TraceFile) -> Sequence:
+    rows_RLK = _routing(choice.get("routed_experts"), where, file)
+    before = answer.get("prompt_routed_experts", choice.get("prompt_routed_experts"))
+    if before is not None:
+        rows_RLK = _joined(_routing(before, where, file), rows_RLK, where, file)
+    prompt_ids = choice.get("prompt_token_ids", answer.get("prompt_token_ids"))
+    ids = None if prompt_ids is None else (as_ids(prompt_ids, where), as_ids(choice.get("token_ids"), where))
+    about = {"finish_reason": choice.get("finish_reason"), "id": answer.get("id")}
+    return _sequence(where, rows_RLK, ids, file, {key: value for key, value in about.items() if value is not None})
+
+
+def _routing(value: Any, where: str, file: TraceFile) -> Array:
+    if value is None:
+        raise file.error(f"{where} has no routed_experts. Start vLLM with --enable-return-routed-experts.")
+    return (
+        decode_npy(value, where, file.most_values)
+        if isinstance(value, str)
+        else as_array(value, where, file.most_values)
+    )
+
+
+def _joined(before: Array, after: Array, where: str, file: TraceFile) -> Array:
+    if before.shape[1:] != after.shape[1:]:
+        raise file.error(f"{where}: the prompt's routing has shape {before.shape}, that of its answer {after.shape}.")
+    return np.concatenate([before, after])
+
+
+def _outputs(file: TraceFile) -> Iterator[Sequence]:
+    arrays = read_npz(file)
+    numbers = {name.partition("/")[0] for name in arrays if name.endswith("/routed_experts")}
+    if not numbers:
+        raise file.error("has no array called N/routed_experts.")
+    for number in sorted(numbers, key=lambda name: (len(name), name)):
+        names = (f"{number}/prompt_token_ids", f"{number}/token_ids")
+        ids = (arrays[names[0]], arrays[names[1]]) if all(name in arrays for name in names) else None
+        where = f"{file.name}, output {number}"
+        yield _sequence(where, arrays[f"{number}/routed_experts"], ids, file, None)
+
+
+def _sequence(
+    where: str, rows_RLK: Array, ids: tuple[Array, Array] | None, file: TraceFile, metadata: dict[str, Any] | None
+) -> Sequence:
+    """Place the rows of one output: they end before its last token."""
+    if ids is None:
+        return Sequence(where, rows_RLK, source=file.path.name, metadata=metadata)
+    prompt, generated = ids
+    tokens = len(prompt) + len(generated)
+    # a list of rows for each part had one for the last token, too
+    start = 0 if len(rows_RLK) == tokens else start_of(len(rows_RLK), tokens, where, len(prompt))
+    return Sequence(
+        where,
+        rows_RLK,
+        first=start,
+        vocab_ids_T=np.concatenate([prompt, generated]),
+        generated_from=len(prompt),
+        source=file.path.name,
+        metadata=metadata,
+    )
+
+
+FORMAT = each(_read)

@@ -1,0 +1,92 @@
+"""The model of a trace: a hub id, a folder or a configuration file in, a `TraceModel` out; no weights are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers.utils import logging as transformers_logging
+
+from moewh.ingest import demo
+from moewh.ingest.families.configuration import text_config
+from moewh.ingest.model.architecture import check_place, check_versions, empty_model, read_config
+from moewh.ingest.model.expected import num_layers, top_k
+from moewh.ingest.model.layers import find_moe_layers
+from moewh.ingest.model.loading import config_sha256, explaining
+from moewh.ingest.options import DEMO
+from moewh.ingest.proof.measure import shared_experts
+from moewh.ingest.traces.trace import TraceModel
+from moewh.warehouse.errors import MoewhError
+
+
+def read_model(model: str, revision: str | None = None, trust_remote_code: bool = False) -> TraceModel:
+    """Return what a configuration says of a model's layers and experts.
+
+    Raises MoewhError if there is no configuration, or one of a model without experts.
+    """
+    check_versions()
+    transformers_logging.set_verbosity_error()
+    check_place(model)
+    location = str(demo.checkpoint_path(revision)) if model == DEMO else model
+    with explaining(model):
+        hub = {} if Path(location).exists() else {"revision": revision}
+        config = read_config(location, trust_remote_code=trust_remote_code, **hub)
+    try:
+        moe_layers = find_moe_layers(empty_model(config, trust_remote_code), config).moe_layers
+    except MoewhError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        raise MoewhError(f"transformers cannot build {model} from its configuration: {text} Complete it.") from error
+    text_part: Any = text_config(config)
+    chosen = top_k(config)
+    scoring, renormalized = moe_layers[-1].family.declared(moe_layers[-1], config)
+    experts_L = np.array([moe.num_experts for moe in moe_layers], np.int64)
+    vocabulary = getattr(text_part, "vocab_size", None)
+    return TraceModel(
+        title=model,
+        name=_name(model),
+        config_sha256=config_sha256(config),
+        num_hidden_layers=num_layers(config),
+        layers=tuple(moe.layer for moe in moe_layers),
+        experts_L=experts_L,
+        top_k=chosen,
+        vocabulary=vocabulary if isinstance(vocabulary, int) else None,
+        run={
+            "model": model,
+            "revision": revision,
+            "model_type": text_part.model_type,
+            "num_hidden_layers": num_layers(config),
+            "num_moe_layers": len(moe_layers),
+            "num_experts": int(experts_L.max()),
+            "top_k": chosen,
+        },
+        layer_rows=[
+            {
+                "layer": moe.layer,
+                "stack": moe.stack,
+                "module": moe.path,
+                "router_class": None if moe.router is None else type(moe.router).__name__,
+                "num_experts": moe.num_experts,
+                "top_k": chosen,
+                "scoring": scoring,
+                "renormalized": renormalized,
+                "num_shared_experts": shared_experts(moe, config),
+            }
+            for moe in moe_layers
+        ],
+        expert_rows=[
+            {"layer": moe.layer, "expert": expert, "kind": kind}
+            for moe in moe_layers
+            for expert, kind in enumerate(moe.kinds)
+        ],
+    )
+
+
+def _name(model: str) -> str:
+    """The last part of a hub id or path; of a configuration file called config.json, that of its folder."""
+    path = Path(model)
+    if path.suffix == ".json":
+        return path.absolute().parent.name if path.stem == "config" else path.stem
+    return path.absolute().name if path.exists() else path.name

@@ -1,0 +1,68 @@
+"""Nested lists of numbers in a JSON text, read as arrays at once.
+
+A parser of JSON makes a Python object of every number, which costs more than all the rest of an import. So the lists
+of fields that hold nothing else are taken out of the text first: their brackets and commas say the shape, and must be
+those of lists of equal lengths; the numbers between are read in one go. Whatever looks otherwise is left to the parser.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+
+from moewh.ingest.traces.trace import Array
+
+_OF_NUMBERS = b"0123456789-+.eE \t\r\n"
+
+
+def take_arrays(text: bytes, names: Sequence[str]) -> tuple[bytes, dict[str, Array]]:
+    """Return the text of a JSON object with null for each named field that is an array, and the arrays by name.
+
+    The caller must look that null stands at the field itself: the text may quote it somewhere else.
+    """
+    arrays = {}
+    for name in names:
+        key = b'"%s"' % name.encode()
+        found = re.search(re.escape(key) + rb"\s*:\s*(\[[\[\s]*)", text)
+        if found is None or text.count(key) != 1:
+            continue
+        start, depth = found.start(1), found[1].count(b"[")
+        end = text.find(b"]" * depth, start)
+        if end >= 0 and (array := _array(text[start : end + depth], depth)) is not None:
+            arrays[name] = array
+            text = text[:start] + b"null" + text[end + depth :]
+    return text, arrays
+
+
+def _array(text: bytes, depth: int) -> Array | None:
+    """Return lists of lists of numbers as an array; None for what is none, or has lists of several lengths."""
+    shape = _shape(text.translate(None, _OF_NUMBERS), depth)
+    compact = text.translate(None, b" \t\r\n")
+    if shape is None or any(gap in compact for gap in (b",,", b"[,", b",]", b"[]")):
+        return None
+    kind = np.float64 if any(mark in text for mark in (b".", b"e", b"E")) else np.int64
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", DeprecationWarning)  # numpy before 2.4: what cannot be read to its end
+            values = np.fromstring(text.translate(None, b"[]"), kind, sep=",")
+    except (ValueError, DeprecationWarning):
+        return None
+    return values.reshape(shape) if len(values) == math.prod(shape) else None
+
+
+def _shape(skeleton: bytes, depth: int) -> tuple[int, ...] | None:
+    """Return the shape of nested lists of equal lengths, from their brackets and commas alone; None for any other."""
+    first = skeleton[depth - 1 : skeleton.index(b"]") + 1]
+    pattern, shape = first, [first.count(b",") + 1]
+    for level in range(1, depth):
+        part = skeleton[depth - 1 - level : skeleton.index(b"]" * (level + 1)) + level + 1]
+        count, rest = divmod(len(part) - 1, len(pattern) + 1)
+        pattern = b"[" + b",".join([pattern] * count) + b"]"
+        if rest or pattern != part:
+            return None
+        shape.insert(0, count)
+    return tuple(shape) if pattern == skeleton else None

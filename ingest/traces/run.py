@@ -1,0 +1,306 @@
+"""One import from end to end: files of a trace and a model's configuration in, a run's committed segments out.
+
+In order: hash the files, read the configuration, look whether the run is there already, read and check the whole trace
+into the spool, begin the run, commit the segments that are missing. Nothing is committed before all of the trace has
+been checked. Killed and run again, the same command completes the run; a complete one is left alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from moewh.ingest.identity import is_complete, require_same
+from moewh.ingest.model.tokenizer import TokenizerSource, load_tokenizer
+from moewh.ingest.prompts.canonical import CANONICAL
+from moewh.ingest.prompts.digest import PromptDigest
+from moewh.ingest.prompts.tokenise import tokenizer_sha256
+from moewh.ingest.prompts.vocabulary import TokenTexts, vocabulary_texts
+from moewh.ingest.record import Identity, RunRecord
+from moewh.ingest.routing import NO_ENTRY, NO_ROUTE, RoutingBuffer, TokenisedSegment
+from moewh.ingest.traces.check import Checked, check_counts, check_sequence
+from moewh.ingest.traces.model import read_model
+from moewh.ingest.traces.spool import Labels, Spool
+from moewh.ingest.traces.trace import Format, Sequence, TraceFile, TraceModel, find_format
+from moewh.ingest.write.run_files import write_run
+from moewh.ingest.write.segment import Committed, write_segment
+from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.files.layout import Layout, check_run_id
+from moewh.warehouse.files.manifest import file_sha256
+from moewh.warehouse.sealing.seal import seal, unseal
+from moewh.warehouse.views.publishing import publish
+
+_PROMPTS_AT_ONCE = 4_096
+"""Prompts whose digest is taken together."""
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What an import is asked for."""
+
+    format: str
+    files: tuple[str, ...]
+    model: str
+    revision: str | None = None
+    tokenizer: str | None = None
+    run_id: str | None = None
+    domain: str | None = None
+    segment_rows: int = 64_000_000
+    trust_remote_code: bool = False
+
+
+@dataclass
+class Imported:
+    """What an import did, for its closing line."""
+
+    run_id: str
+    segments: int
+    written: list[Committed] = field(default_factory=list)
+    routes: int = 0
+    """Choices of tokens at layers that the trace has."""
+    missing: int = 0
+    """Those that it has not: nothing was captured there."""
+    load: int = 0
+    """Of a trace of counts alone: their sum."""
+
+
+def import_trace(
+    options: ImportOptions, layout: Layout, segment_done: Callable[[int, int], None] = lambda *_: None
+) -> Imported:
+    """Import a trace as a run. `segment_done` is told (number, segments) after each.
+
+    Raises UsageError or MoewhError. What was committed before stays; a trace that is wrong anywhere leaves nothing.
+    """
+    paths = _paths(options)
+    found = find_format(options.format)
+    model = read_model(options.model, options.revision, options.trust_remote_code)
+    most_values = options.segment_rows * model.num_hidden_layers // len(model.layers)  # dense layers may be told, too
+    files = [TraceFile(path, str(path), most_values) for path in paths]
+    tokens = _Tokens.of(options, model)
+    identity = _identify(options, files, model, tokens)
+    layout.require_one_disk(options.run_id if options.run_id and not is_complete(layout, options.run_id) else None)
+    began = require_same(layout, identity)
+    if began and is_complete(layout, identity.run_id):
+        return Imported(identity.run_id, len(list(layout.segments(identity.run_id).glob("segment=*"))))
+    work = _Import(options, layout, files, model, tokens, identity, began, segment_done)
+    return work.counts(found) if found.read_counts is not None else work.sequences(found)
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """The tokenizer, as far as one is named."""
+
+    sha256: str | None
+    vocabulary: pa.Array | None
+    """[V] texts; None if none is known."""
+    labels: Labels
+
+    @classmethod
+    def of(cls, options: ImportOptions, model: TraceModel) -> _Tokens:
+        if options.tokenizer is None:
+            return cls(None, None, Labels(options.domain))
+        revision = None if Path(options.tokenizer).exists() else "main"
+        source = TokenizerSource(options.tokenizer, options.tokenizer, revision, options.trust_remote_code, named=True)
+        tokenizer = load_tokenizer(source)
+
+        def decode(ids: npt.NDArray[np.int32]) -> str:
+            return str(tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False))
+
+        special_ids = np.array(sorted(tokenizer.all_special_ids), np.int32)
+        texts = vocabulary_texts(tokenizer, model.vocabulary)
+        return cls(tokenizer_sha256(tokenizer), texts, Labels(options.domain, decode, special_ids))
+
+
+@dataclass
+class _Import:
+    """One command's import."""
+
+    options: ImportOptions
+    layout: Layout
+    files: list[TraceFile]
+    model: TraceModel
+    tokens: _Tokens
+    identity: Identity
+    began: bool
+    """Whether the run's own files are there."""
+    segment_done: Callable[[int, int], None]
+
+    def sequences(self, found: Format) -> Imported:
+        """Import a format of sequences, through the spool."""
+        assert found.read is not None
+        done = Imported(self.identity.run_id, 0)
+        try:
+            with self.layout.writing(), self.layout.staged("import") as folder:
+                spool, columns = self._read(found.read(self.files, self.model), folder, done)
+                self._begin(columns, spool.segments)
+                for number in filter(self._wanted, range(spool.segments)):
+                    done.written.append(self._write(number, *spool.segment(number), spool.segments))
+            seal(self.layout, self.identity.run_id)
+        finally:
+            self.layout.remove_empty()
+        return done
+
+    def _read(self, sequences: Iterator[Sequence], folder: Path, done: Imported) -> tuple[Spool, dict[str, Any]]:
+        """Check the whole trace and keep it in the spool; return that, and what a run's row says of all of it."""
+        spool = Spool(folder, self.model, self.options.segment_rows, self.tokens.labels, self._wanted)
+        digests = _Digests()
+        for sequence in sequences:
+            checked = check_sequence(sequence, self.model, self.options.segment_rows)
+            digests.update(spool.add(checked), checked)
+            absent = int((checked.expert_ids_RLK[:, :, 0] == NO_ROUTE).sum())
+            done.missing += absent
+            done.routes += checked.expert_ids_RLK.shape[0] * checked.expert_ids_RLK.shape[1] - absent
+        spool.close()
+        if not done.routes:
+            raise MoewhError(
+                f"{self.files[0].name}: {'no row was captured' if done.missing else 'there are no sequences'}. Check "
+                "that the server was started with the option that returns routed experts."
+            )
+        done.segments = spool.segments
+        return spool, digests.columns()
+
+    def counts(self, found: Format) -> Imported:
+        """Import a format of counts alone: one segment without tokens, whose load is the sum of all files."""
+        assert found.read_counts is not None
+        rows: list[dict[str, Any]] = []
+        buffer = RoutingBuffer(0)
+        for counts in found.read_counts(self.files, self.model):
+            for layer, tokens_E in check_counts(counts, self.model).items():
+                buffer.counts[layer] = buffer.counts.get(layer, 0) + tokens_E
+            label = {"form": "text", "domain": self.options.domain, "source": counts.source}
+            rows.append({**label, **_said({"counts_alone": True, **(counts.metadata or {})})})
+        prompts = pa.Table.from_pylist(rows, CANONICAL)
+        digest = PromptDigest()
+        for batch in prompts.to_batches():
+            digest.update(batch)
+        self._begin({"prompts_sha256": digest.hexdigest(), "tokens_key": None}, 1)
+        load = int(sum(int(tokens_E.sum()) for tokens_E in buffer.counts.values()))
+        committed = self._write(0, _without_tokens(prompts), buffer, 1)
+        seal(self.layout, self.identity.run_id)
+        return Imported(self.identity.run_id, 1, [committed], load=load)
+
+    def _wanted(self, number: int) -> bool:
+        return not self.layout.segment(self.identity.run_id, number).is_dir()
+
+    def _begin(self, columns: dict[str, Any], segments: int) -> None:
+        """Make the warehouse, the run's own files and the database, now that the trace has proved right."""
+        self.layout.create()
+        self.layout.sweep()
+        unseal(self.layout, self.identity.run_id)  # somebody may have taken a segment of a sealed run away
+        if not self.began:
+            origin = {"origin": "imported", "origin_format": self.options.format}
+            run = {**self.model.run, **origin, **columns, "segments_planned": segments}
+            model, texts = self.model, self.tokens.vocabulary
+            write_run(self.layout, RunRecord(self.identity, run, model.layer_rows, model.expert_rows, texts))
+        publish(self.layout)
+
+    def _write(self, number: int, segment: TokenisedSegment, routing: RoutingBuffer, segments: int) -> Committed:
+        last = number == segments - 1
+        committed = write_segment(
+            self.layout,
+            self.identity,
+            number,
+            segment,
+            routing,
+            texts=TokenTexts(self.tokens.vocabulary),
+            last=last,
+        )
+        self.segment_done(number, segments)
+        return committed
+
+
+class _Digests:
+    """What a run's row says of all its prompts and tokens together."""
+
+    def __init__(self) -> None:
+        self._prompts, self._tokens = PromptDigest(), hashlib.sha256()
+        self._waiting: list[dict[str, Any]] = []
+        self._known = True
+
+    def update(self, row: dict[str, Any], checked: Checked) -> None:
+        """Take in the next sequence."""
+        self._waiting.append({name: row[name] for name in CANONICAL.names})
+        if len(self._waiting) == _PROMPTS_AT_ONCE:
+            self._flush()
+        ids = checked.vocab_id_T
+        self._known = self._known and ids is not None and bool((ids != NO_ENTRY).all())
+        if ids is not None:
+            self._tokens.update(len(ids).to_bytes(8, "little") + ids.astype("<i4").tobytes())
+
+    def columns(self) -> dict[str, Any]:
+        """Return the digest of the prompts, and the key of runs with the same tokens: NULL if some are not known."""
+        self._flush()
+        return {
+            "prompts_sha256": self._prompts.hexdigest(),
+            "tokens_key": self._tokens.hexdigest() if self._known else None,
+        }
+
+    def _flush(self) -> None:
+        for batch in pa.Table.from_pylist(self._waiting, CANONICAL).to_batches():
+            self._prompts.update(batch)
+        self._waiting = []
+
+
+def _paths(options: ImportOptions) -> list[Path]:
+    """Return the files that are named, those of a folder in order of their names."""
+    paths: list[Path] = []
+    for name in options.files:
+        path = Path(name)
+        if path.is_dir():
+            paths += sorted(inside for inside in path.iterdir() if inside.is_file() and inside.name[0] != ".")
+        elif path.is_file():
+            paths.append(path)
+        else:
+            raise UsageError(f"there is no file {name}. Check the path.")
+    if not paths:
+        raise UsageError(f"{options.files[0]} holds no files.")
+    return paths
+
+
+def _identify(options: ImportOptions, files: list[TraceFile], model: TraceModel, tokens: _Tokens) -> Identity:
+    """Return the identity of the run: the trace's own bytes, the configuration, and what labels its rows."""
+    shaping = {
+        "import": options.format,
+        "files": [[file.path.name, file_sha256(file.path)] for file in files],
+        "model": model.title,
+        "config_sha256": model.config_sha256,
+        "tokenizer_sha256": tokens.sha256,
+        "domain": options.domain,
+        "segment_rows": options.segment_rows,
+    }
+    digest = Identity(shaping, "").sha256[:8]
+    base = "".join(char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in model.name)
+    run_id = options.run_id or f"{base.lstrip('._-')[:54] or 'model'}-{digest}"
+    return Identity(shaping, check_run_id(run_id))
+
+
+def _said(metadata: dict[str, Any]) -> dict[str, str]:
+    return {"metadata": json.dumps(metadata, sort_keys=True)}
+
+
+def _without_tokens(prompts: pa.Table) -> TokenisedSegment:
+    """Return a segment of prompts that have no tokens: the files of counts."""
+    nothing = np.zeros(0, np.int64)
+    small = np.zeros(0, np.int32)
+    return TokenisedSegment(
+        prompts=prompts,
+        text_P=[None] * len(prompts),
+        first_prompt=0,
+        status_P=["ok"] * len(prompts),
+        num_tokens_P=np.zeros(len(prompts), np.int64),
+        prompt_T=nothing,
+        position_T=small,
+        context_T=small,
+        vocab_id_T=small,
+        special_T=np.zeros(0, np.bool_),
+        start_C=nothing,
+        length_C=nothing,
+    )

@@ -1,0 +1,172 @@
+"""What every trace format shares: the files it reads, the model they are of, and the sequences it yields.
+
+A format's reader takes `TraceFile`s and a `TraceModel` and yields `Sequence`s as the files have them, or, for a format
+of counts alone, `Counts`. What they hold is checked in one place, `moewh.ingest.traces.check`. Shapes: T tokens of a
+sequence, R of them with routing, L layers (all hidden layers, or the MoE layers alone), K experts per token, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moewh.warehouse.errors import MoewhError
+
+Array = npt.NDArray[Any]
+_FORMATS = Path(__file__).resolve().parent / "formats"
+
+
+@dataclass(frozen=True)
+class TraceModel:
+    """What the configuration of the model says: nothing here is taken from a trace."""
+
+    title: str
+    """Hub id or path, as given."""
+    name: str
+    """Its last part."""
+    config_sha256: str
+    num_hidden_layers: int
+    layers: tuple[int, ...]
+    """The MoE layers."""
+    experts_L: npt.NDArray[np.int64]
+    """Experts of each MoE layer."""
+    top_k: int
+    vocabulary: int | None
+    """Entries of the vocabulary; None if the configuration does not tell."""
+    run: dict[str, Any] = field(default_factory=dict)
+    """Columns of `runs`."""
+    layer_rows: list[dict[str, Any]] = field(default_factory=list)
+    expert_rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def places(self, width: int, where: str) -> list[int]:
+        """Return where each MoE layer lies on an axis of `width` layers: all hidden layers, or the MoE layers alone.
+
+        Raises MoewhError for another width.
+        """
+        if width == self.num_hidden_layers:
+            return list(self.layers)
+        if width == len(self.layers):
+            return list(range(width))
+        raise MoewhError(
+            f"{where}: has {width} layers, but {self.name} has {self.num_hidden_layers} layers, {len(self.layers)} of "
+            "them with experts. Check --model."
+        )
+
+    def numbered(self, names: Iterable[int], where: str) -> list[int]:
+        """Return the names of the MoE layers in order, given layers that are named by number, from 0 or from 1.
+
+        Raises MoewhError for any other set.
+        """
+        given = sorted(set(names))
+        if given in (list(self.layers), [layer + 1 for layer in self.layers]):
+            return given
+        raise MoewhError(
+            f"{where}: has the layers {_listed(given)}, but {self.name} has experts in the layers "
+            f"{_listed(self.layers)} (from 0). Check --model, and that all files of the trace are given."
+        )
+
+
+@dataclass(frozen=True)
+class TraceFile:
+    """One input file."""
+
+    path: Path
+    name: str
+    """As the user wrote it, for messages."""
+    most_values: int
+    """Numbers that one array may hold, as many as a segment takes with dense layers: more are refused unread."""
+
+    def error(self, what: str) -> MoewhError:
+        """Return the error to raise, with the file's name in front if it is not there already."""
+        return MoewhError(what if what.startswith(self.name) else f"{self.name}: {what}")
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One sequence as a trace has it: becomes a prompt."""
+
+    where: str
+    """File and position, for messages."""
+    expert_ids_RLK: Array
+    """Logical expert indices. A row of K zeros (where K > 1) or of K times -1 is one that was not captured."""
+    weights_RLK: Array | None = None
+    """The factors that the experts' outputs were multiplied by; None where they were not recorded."""
+    ordered: bool = False
+    """Of a trace without weights: whether a row's experts are in order of rank."""
+    first: int = 0
+    """Position of the first row with routing."""
+    tokens: int | None = None
+    """T; None where it follows from the token ids, or from the rows."""
+    vocab_ids_T: Array | None = None
+    """Token ids, -1 where one is not known; None if none is."""
+    context_T: Array | None = None
+    """Which tokens attend to each other, where not all of them do."""
+    generated_from: int | None = None
+    """Position of the first token that the model generated."""
+    text: str | None = None
+    domain: str | None = None
+    source: str | None = None
+    metadata: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The load of a model's experts in one file, without any rows."""
+
+    where: str
+    tokens_LE: Array
+    source: str
+    metadata: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format: how its files are read, and what a person is told of it."""
+
+    read: Callable[[list[TraceFile], TraceModel], Iterator[Sequence]] | None = None
+    """Yields the sequences, in order. Raises `TraceFile.error` for what it cannot read."""
+    read_counts: Callable[[list[TraceFile], TraceModel], Iterator[Counts]] | None = None
+    """Of a format that has counts alone."""
+
+
+def each(read: Callable[[TraceFile, TraceModel], Iterator[Sequence]]) -> Format:
+    """Return the format whose files are read one by one."""
+
+    def read_all(files: list[TraceFile], model: TraceModel) -> Iterator[Sequence]:
+        for file in files:
+            yield from read(file, model)
+
+    return Format(read_all)
+
+
+def format_names() -> list[str]:
+    """Return the names of all formats, from the files of `formats/`."""
+    return sorted(path.stem.replace("_", "-") for path in _FORMATS.glob("[!_]*.py"))
+
+
+def find_format(name: str) -> Format:
+    """Return a format by its name."""
+    found: Format = import_module(f"moewh.ingest.traces.formats.{name.replace('-', '_')}").FORMAT
+    return found
+
+
+def start_of(rows: int, tokens: int, where: str, most: int | None = None) -> int:
+    """Return the position of the first of R rows, which end before the last token: that one has none.
+
+    `most` is the greatest position that rows may begin at. Raises MoewhError for more rows than that, or too few.
+    """
+    start = tokens - 1 - rows
+    if start < 0 or (most is not None and start > most):
+        raise MoewhError(f"{where}: has routing for {rows:,} tokens, but {tokens:,} tokens. The file is not whole.")
+    return start
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    found = list(numbers)
+    return ", ".join(map(str, found[:8])) + (f", … ({len(found)})" if len(found) > 8 else "")

@@ -1,0 +1,130 @@
+"""Exporting: one run's load or routing by domain, written as a file of another program's format.
+
+A format is a file of `exports/`. It gets an `ExportedRun`, which asks the warehouse for what the format needs, and a
+path. A file is written beside its place and renamed, so that no half of one is ever read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moewh.warehouse.answer.existence import require_existing
+from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.views.base import open_warehouse
+
+if TYPE_CHECKING:
+    import duckdb
+    import numpy as np
+    import numpy.typing as npt
+
+_FORMATS = Path(__file__).resolve().parent / "exports"
+_LOAD = """
+    select experts.layer, list(coalesce(counted.tokens, 0) order by experts.expert)
+    from experts
+    left join (
+        select layer, expert, sum(tokens)::bigint as tokens
+        from expert_counts
+        where run_id = $run and kind <> 'special' and ($domain is null or domain = $domain)
+        group by all
+    ) as counted using (layer, expert)
+    where experts.run_id = $run
+    group by experts.layer
+    order by experts.layer"""
+
+
+@dataclass(frozen=True)
+class ExportedRun:
+    """The run that is exported."""
+
+    connection: duckdb.DuckDBPyConnection
+    run_id: str
+    domain: str | None
+    num_hidden_layers: int
+    top_k: int
+
+    def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        """Answer SQL that may name $run and $domain."""
+        given = {"run": self.run_id, "domain": self.domain}
+        return self.connection.execute(sql, {key: value for key, value in given.items() if f"${key}" in sql}).fetchall()
+
+    def load(self) -> tuple[list[int], npt.NDArray[np.int64]]:
+        """Return the MoE layers, and the tokens of each one's experts [L, E], over tokens of kind prompt and generated.
+
+        Raises MoewhError if layers have different numbers of experts, or no token was routed.
+        """
+        import numpy as np
+
+        rows = self.rows(_LOAD)
+        widths = sorted({len(tokens) for _, tokens in rows})
+        if len(widths) > 1:
+            raise MoewhError(
+                f"run {self.run_id} has layers of {widths[0]} and of {widths[-1]} experts: it is no matrix."
+            )
+        tokens_LE = np.array([tokens for _, tokens in rows], np.int64)
+        if not tokens_LE.any():
+            raise MoewhError(f"run {self.run_id} has no routed tokens{f' in {self.domain!r}' if self.domain else ''}.")
+        return [layer for layer, _ in rows], tokens_LE
+
+
+@dataclass(frozen=True)
+class Export:
+    """One format."""
+
+    write: Callable[[ExportedRun, Path], None]
+    """Writes the run to a path that does not exist yet."""
+    folder: bool = False
+    """Whether it makes a folder instead of a file."""
+
+
+def export_names() -> list[str]:
+    """Return the names of all formats, from the files of `exports/`."""
+    return sorted(path.stem.replace("_", "-") for path in _FORMATS.glob("[!_]*.py"))
+
+
+def export_run(name: str, layout: Layout, run_id: str | None, domain: str | None, target: Path) -> str:
+    """Write a run in a format to `target`, replacing a file there; return the run's id.
+
+    Without `run_id`, the warehouse's only run. Raises UsageError if there are several, or if a folder is in the way;
+    MoewhError if there is no such run or domain.
+    """
+    found: Export = import_module(f"moewh.warehouse.answer.exports.{name.replace('-', '_')}").EXPORT
+    if target.is_dir():
+        raise UsageError(f"there is a folder {target} already. Choose another -o.")
+    with open_warehouse(layout) as connection:
+        run = _find_run(connection, run_id, domain)
+        part = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            found.write(run, part)
+            part.replace(target)
+        finally:
+            _remove(part)
+    return run.run_id
+
+
+def _find_run(connection: duckdb.DuckDBPyConnection, run_id: str | None, domain: str | None) -> ExportedRun:
+    if run_id is None:
+        known = [row[0] for row in connection.execute("select run_id from runs order by run_id").fetchall()]
+        if len(known) != 1:
+            raise UsageError(f"there are {len(known)} runs. Name one with --run: {', '.join(known[:20]) or 'none'}.")
+        run_id = known[0]
+    values = {"run": run_id} | ({} if domain is None else {"domain": domain})
+    require_existing(lambda sql, _: connection.execute(sql).fetchall(), {"run": "run", "domain": "domain"}, values)
+    sql = "select coalesce(num_hidden_layers, max(layer) + 1), max(layers.top_k) from runs join layers using (run_id) "
+    (found,) = connection.execute(sql + "where run_id = ? group by num_hidden_layers", [run_id]).fetchall()
+    return ExportedRun(connection, run_id, domain, *found)
+
+
+def _remove(part: Path) -> None:
+    """Remove what a failed export left."""
+    if part.is_dir():
+        for file in part.iterdir():
+            file.unlink()
+        part.rmdir()
+    else:
+        part.unlink(missing_ok=True)

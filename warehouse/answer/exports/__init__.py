@@ -1,0 +1,1 @@
+"""Exports: answers as files that other programs read. A file's stem names its format."""

@@ -1,0 +1,47 @@
+"""CommitteeAudit's CSV: layer, domain, expert_idx, expert_weight, topk_rank, one row per expert that a domain uses.
+
+expert_weight is the mean weight of the expert over the domain's tokens (weight_sum / N_D), topk_rank its place by that
+among the layer's experts, from 0. Domains without a name are called `unlabelled`.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from moewh.warehouse.answer.export import Export, ExportedRun
+from moewh.warehouse.errors import MoewhError
+
+_WEIGHTS = """
+    with counted as (
+        select layer, coalesce(domain, 'unlabelled') as domain, expert, sum(tokens) as tokens, sum(weight_sum) as weight
+        from expert_counts
+        where run_id = $run and kind <> 'special' and ($domain is null or domain = $domain)
+        group by all
+    ),
+    shares as (
+        select
+            counted.layer as layer,
+            counted.domain as domain,
+            expert,
+            weight * layers.top_k / sum(tokens) over (partition by counted.layer, counted.domain) as weight
+        from counted
+        join layers on layers.run_id = $run and layers.layer = counted.layer
+    )
+    select layer, domain, expert, weight,
+        row_number() over (partition by layer, domain order by weight desc, expert) - 1 as place
+    from shares
+    order by layer, domain, place"""
+
+
+def _write(run: ExportedRun, path: Path) -> None:
+    rows = run.rows(_WEIGHTS)
+    if not rows or any(weight is None for *_, weight, _ in rows):
+        raise MoewhError(f"run {run.run_id} has no weights, and the audit ranks experts by them. Export another run.")
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["layer", "domain", "expert_idx", "expert_weight", "topk_rank"])
+        table.writerows(rows)
+
+
+EXPORT = Export(_write)

@@ -1,0 +1,46 @@
+"""Placements: which GPU holds which expert, from a file to the text that `placement_quality` reads.
+
+A file is Parquet, or JSON (a list of objects, or one per line), with the whole numbers layer, expert and gpu; an expert
+with copies on several GPUs has several rows. The text is `layer:expert:gpu`, with commas between.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from moewh.warehouse.errors import UsageError
+
+_TEXT = re.compile(r"[0-9]{1,6}:[0-9]{1,7}:[0-9]{1,7}(,[0-9]{1,6}:[0-9]{1,7}:[0-9]{1,7})*")
+_COLUMNS = ("layer", "expert", "gpu")
+
+
+def placement_text(value: str) -> str:
+    """Return a placement as text, from that text or from the path of a file.
+
+    Raises UsageError for neither, and for a file without the columns, with NULLs or with other values than numbers.
+    """
+    if _TEXT.fullmatch(value):
+        return value
+    path = Path(value)
+    if path.suffix not in (".parquet", ".json", ".jsonl") or not path.is_file():
+        raise UsageError(
+            f"-p placement={value}: placement is a .parquet, .json or .jsonl file with {', '.join(_COLUMNS)}, "
+            "or a text such as 0:0:0,0:1:3 (layer:expert:gpu)."
+        )
+    import duckdb
+
+    reader = "read_parquet" if path.suffix == ".parquet" else "read_json"
+    with duckdb.connect() as connection:
+        try:
+            relation = connection.execute(f"select {', '.join(_COLUMNS)} from {reader}(?)", [str(path)])
+            rows = relation.fetchall()
+        except duckdb.Error as error:
+            raise UsageError(f"{path} cannot be read as a placement: {str(error).splitlines()[0]}") from None
+    for number, row in enumerate(rows):
+        if not all(type(item) is int and 0 <= item < 1 << 20 for item in row):
+            told = ", ".join(f"{name} = {item}" for name, item in zip(_COLUMNS, row, strict=True))
+            raise UsageError(f"{path}, row {number}: {told}. Give whole numbers from 0.")
+    if not rows:
+        raise UsageError(f"{path} has no rows.")
+    return ",".join(f"{layer}:{expert}:{gpu}" for layer, expert, gpu in sorted(set(rows)))
