@@ -80,12 +80,12 @@ def require_same(layout: Layout, identity: Identity) -> bool:
 
 
 def is_complete(layout: Layout, run_id: str) -> bool:
-    """Tell whether a run has all its segments, as far as its own row says how many."""
+    """Tell whether a run has all its segments, as far as its own row says how many; else False."""
     path = layout.run(run_id) / schema.RUNS.file
     if not path.is_file():
         return False
     (planned,) = pq.read_table(path, columns=["segments_planned"], partitioning=None).column(0).to_pylist()
-    return len(list(layout.segments(run_id).glob("segment=*"))) >= int(planned)
+    return planned is not None and len(list(layout.segments(run_id).glob("segment=*"))) >= int(planned)
 
 
 def _require_same_segments(layout: Layout, identity: Identity) -> None:
@@ -125,12 +125,13 @@ def describe_run(loaded: LoadedModel, identity: Identity, facts: dict[int, Layer
         "transformers_version": transformers.__version__,
         "segments_planned": plan.segments,
     }
-    layers = [_layer_row(moe, facts[moe.layer]) for moe in loaded.moe_layers]
-    experts = [row for moe in loaded.moe_layers for row in _expert_rows(moe, facts[moe.layer])]
+    layers = [layer_row(moe, facts[moe.layer]) for moe in loaded.moe_layers]
+    experts = [row for moe in loaded.moe_layers for row in expert_rows(moe, facts[moe.layer])]
     return RunRecord(identity, run, layers, experts)
 
 
-def _layer_row(moe: MoELayer, facts: LayerFacts) -> dict[str, Any]:
+def layer_row(moe: MoELayer, facts: LayerFacts) -> dict[str, Any]:
+    """Return a layer's row of the table `layers`."""
     return {
         "layer": moe.layer,
         "stack": moe.stack,
@@ -146,7 +147,8 @@ def _layer_row(moe: MoELayer, facts: LayerFacts) -> dict[str, Any]:
     }
 
 
-def _expert_rows(moe: MoELayer, facts: LayerFacts) -> list[dict[str, Any]]:
+def expert_rows(moe: MoELayer, facts: LayerFacts) -> list[dict[str, Any]]:
+    """Return the rows of a layer's experts in the table `experts`."""
     biases = facts.selection_bias or (None,) * moe.num_experts
     return [
         {"layer": moe.layer, "expert": expert, "kind": kind, "selection_bias": biases[expert]}

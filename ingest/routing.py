@@ -23,6 +23,8 @@ KINDS = ("prompt", "special", "generated")
 """Values of tokens.kind."""
 NO_ROUTE = -1
 """Stands for the expert of a token that no expert gets: dropped by capacity, or skipped by the router."""
+NO_ENTRY = -1
+"""Stands for the vocabulary entry of a token that is not known: NULL in every table, and in no count by entry."""
 VectorKey = tuple[Table, int]
 """(table, layer)"""
 Texts = Callable[[npt.NDArray[np.int32]], pa.Array]
@@ -35,8 +37,8 @@ class TokenisedSegment:
 
     prompts: pa.Table
     """[P] with the canonical columns, as they were read."""
-    text_P: list[str]
-    """As tokenised: messages after the chat template, token ids decoded."""
+    text_P: list[str] | list[str | None]
+    """As tokenised: messages after the chat template, token ids decoded. None where no text is known."""
     first_prompt: int
     status_P: list[str]
     num_tokens_P: npt.NDArray[np.int64]
@@ -77,11 +79,14 @@ class LayerRouting:
 
     expert_ids_TK: npt.NDArray[np.int32]
     weights_TK: npt.NDArray[np.float32] | None
-    """None where no weights were recorded; the slots then count as ranks."""
+    """None where no weights were recorded."""
+    ordered: bool = True
+    """Of routing without weights: whether the slots are in order of rank. If not, no rank is known."""
 
     def take(self, rows: npt.NDArray[np.int64]) -> LayerRouting:
         """Return the routing of some of the tokens."""
-        return LayerRouting(self.expert_ids_TK[rows], None if self.weights_TK is None else self.weights_TK[rows])
+        weights_TK = None if self.weights_TK is None else self.weights_TK[rows]
+        return LayerRouting(self.expert_ids_TK[rows], weights_TK, self.ordered)
 
 
 class VectorBuffer:
@@ -138,7 +143,7 @@ class RoutingBuffer:
             if layer not in self._layers:
                 shape = (self._tokens, part.expert_ids_TK.shape[1])
                 weights_TK = None if part.weights_TK is None else np.full(shape, np.nan, np.float32)
-                self._layers[layer] = LayerRouting(np.full(shape, NO_ROUTE, np.int32), weights_TK)
+                self._layers[layer] = LayerRouting(np.full(shape, NO_ROUTE, np.int32), weights_TK, part.ordered)
             whole = self._layers[layer]
             whole.expert_ids_TK[rows_T] = part.expert_ids_TK
             if whole.weights_TK is not None:

@@ -30,7 +30,10 @@ LACKS = " lacks {file}: a count would leave it out. Remove that folder and run i
 """What is said of a segment without a rollup's file."""
 
 _DERIVED_RUN_COLUMNS = """
-    case when coalesce(done.segments, 0) >= stored.segments_planned then 'complete' else 'running' end as status,
+    case
+        when coalesce(done.segments, 0) >= coalesce(stored.segments_planned, done.up_to_last) then 'complete'
+        else 'running'
+    end as status,
     coalesce(done.segments, 0)::bigint as segments,
     coalesce(done.prompts, 0)::bigint as prompts,
     coalesce(done.tokens, 0)::bigint as tokens
@@ -40,7 +43,8 @@ left join (
         run_id,
         count(*)::bigint as segments,
         sum(prompts)::bigint as prompts,
-        sum(tokens)::bigint as tokens
+        sum(tokens)::bigint as tokens,
+        max(case when last then segment + 1 end) as up_to_last
     from segments
     group by run_id
 ) as done
