@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from uuid import uuid4
 
 import pyarrow.parquet as pq
 import torch
@@ -53,12 +54,23 @@ def identify(loaded: LoadedModel, options: IngestOptions, rules: TokenRules, pla
         shaping["generation_prompt"] = True
     if plan.pinned:
         shaping["datasets"] = list(plan.pinned)
+    shaping |= of_memory(loaded)
     digest = Identity(shaping, "").sha256[:8]
     base = "".join(char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in loaded.source.name)
     run_id = options.run_id or f"{base.lstrip('._-')[:54] or 'model'}-{digest}"
     if rules.chats.now is not None:
         shaping[TEMPLATE_TIME] = as_seen(rules.chats.now, loaded.tokenizer)
     return Identity(shaping, check_run_id(run_id))
+
+
+def of_memory(loaded: LoadedModel) -> dict[str, Any]:
+    """What the identity says of a model that was in memory.
+
+    Of hooks and replaced code only names can be told, so a run with any is made unlike every other.
+    """
+    if loaded.patches is None:
+        return {}
+    return {"in_memory": True} | ({"patches": list(loaded.patches), "unlike": uuid4().hex} if loaded.patches else {})
 
 
 def require_same(layout: Layout, identity: Identity) -> bool:

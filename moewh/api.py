@@ -1,14 +1,22 @@
-"""The Python API over a warehouse: open one, ask it, get DuckDB relations back."""
+"""The Python API: open a warehouse and ask it in DuckDB relations, ingest into it, record your own forward passes.
+
+Each function is thin: the work is done in `moewh.warehouse` and `moewh.ingest`, which is loaded when it is needed.
+"""
 
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from moewh.warehouse.answer.engine import Engine
 from moewh.warehouse.answer.query import Query, Value, find_query, prepare
+from moewh.warehouse.errors import UsageError
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.runs import LIST_SQL
 from moewh.warehouse.trust import verify
@@ -16,6 +24,10 @@ from moewh.warehouse.views.base import open_warehouse
 
 if TYPE_CHECKING:
     import duckdb
+
+    from moewh.ingest.options import IngestOptions
+    from moewh.ingest.recorder.record import Recorder
+    from moewh.ingest.run import Summary
 
 
 class Warehouse:
@@ -34,6 +46,23 @@ class Warehouse:
     def connection(self) -> duckdb.DuckDBPyConnection:
         """The DuckDB connection, with a view for every table and canned view."""
         return open_warehouse(self._layout)
+
+    def close(self) -> None:
+        """Close the connection, if there is one; relations of it cannot be read any more."""
+        if "connection" in vars(self):
+            self.connection.close()
+            del self.connection
+
+    def __enter__(self) -> Warehouse:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Warehouse({str(self.path)!r})"
 
     def sql(self, sql: str, **parameters: Value) -> duckdb.DuckDBPyRelation:
         """Return the answer to one SQL statement; `parameters` are bound as $name and readable with getvariable."""
@@ -64,3 +93,104 @@ class Warehouse:
 def open(path: str | os.PathLike[str] = "wh") -> Warehouse:
     """Open the warehouse at `path`. Raises MoewhError if there is none."""
     return Warehouse(path)
+
+
+def ingest(
+    model: Any,
+    prompts: str | os.PathLike[str] | Iterable[Any] | None,
+    warehouse: str | os.PathLike[str] = "wh",
+    run_id: str | None = None,
+    *,
+    tokenizer: Any = None,
+    **options: Any,
+) -> Summary:
+    """Run prompts through a model, record their routing, and return what was written; as `moewh ingest` does.
+
+    `model` is a hub id, a folder, or a model in memory, which needs its `tokenizer` and is given back as it was.
+    `prompts` is the path of a file or folder, a list of `Path`s, or any iterable of records: texts, or dicts with the
+    columns that a file would have (text, messages or input_ids; domain; source; all others are metadata). It is None
+    for a `dataset`. `options` are those of the command: max_length=512, generate=16.
+    Raises UsageError or MoewhError; what was committed stays.
+    """
+    from moewh.ingest.processes import this_process
+    from moewh.ingest.prompts.in_memory import in_memory
+    from moewh.ingest.run import Progress
+    from moewh.ingest.run import ingest as run
+
+    paths = _paths(prompts)
+    named = model if isinstance(model, str | os.PathLike) else type(model).__name__
+    asked = _ingest_options(os.fspath(named), paths, run_id, options, in_files=prompts is None)
+    layout = Layout(Path(warehouse).absolute())
+    records = in_memory(prompts) if not paths and isinstance(prompts, Iterable) else None
+    if records is not None and asked.dataset is not None:
+        raise UsageError("a dataset cannot follow prompts that are in memory. Give one of them.")
+    progress = Progress(warn=lambda text: warnings.warn(text, stacklevel=2))
+    if isinstance(model, str | os.PathLike):
+        asked = asked if tokenizer is None else _with_tokenizer(asked, tokenizer)
+        return run(asked, layout, progress, this_process(), records=records)
+    from moewh.ingest.model.in_memory import borrowed, model_in_memory, unwrapped_model
+
+    _refuse_of_files(options)
+    with borrowed(unwrapped_model(model)):
+        progress_of_run = {"series": asked.series, "train_step": asked.train_step, "train_tokens": asked.train_tokens}
+        loaded = model_in_memory(model, tokenizer, **progress_of_run, generates=bool(asked.generate))
+        return run(asked, layout, progress, this_process(), model=loaded, records=records)
+
+
+def record(
+    model: Any,
+    tokenizer: Any,
+    warehouse: str | os.PathLike[str] = "wh",
+    run_id: str | None = None,
+    **options: Any,
+) -> Recorder:
+    """Record every forward pass of a model that your own code makes in a `with` block: see `Recorder`."""
+    from moewh.ingest.recorder.record import Recorder
+
+    return Recorder(model, tokenizer, Layout(Path(warehouse).absolute()), run_id, **options)
+
+
+_OF_FILES = ("revision", "device", "dtype", "trust_remote_code", "allow_pickle", "chat_template")
+"""Options that say how files are loaded."""
+
+
+def _paths(prompts: Any) -> tuple[str, ...]:
+    """Return the paths that prompts are; none if they are records. Raises UsageError for what is neither."""
+    if isinstance(prompts, str | os.PathLike):
+        return (os.fspath(prompts),)
+    if prompts is None:
+        return ()
+    if isinstance(prompts, Mapping) or hasattr(prompts, "to_records") or not isinstance(prompts, Iterable):
+        raise UsageError(
+            f"prompts are a {type(prompts).__name__}. Give a path, or a list of records: dicts or texts "
+            "(of a data frame, its to_dict('records'))."
+        )
+    listed = (
+        isinstance(prompts, list | tuple) and bool(prompts) and all(isinstance(one, os.PathLike) for one in prompts)
+    )
+    return tuple(os.fspath(one) for one in prompts) if listed else ()
+
+
+def _ingest_options(
+    model: str, paths: tuple[str, ...], run_id: str | None, options: dict[str, Any], *, in_files: bool
+) -> IngestOptions:
+    """Return the options of a run. Raises UsageError for names that are none."""
+    from moewh.ingest.options import RECORDS, IngestOptions
+
+    known = {one.name for one in fields(IngestOptions)} - {"model", "prompts", "run_id", "tokenizer"}
+    if unknown := sorted(options.keys() - known):
+        raise UsageError(f"ingest has no option {unknown[0]!r}. They are {', '.join(sorted(known))}.")
+    return IngestOptions(model=model, prompts=paths if paths or in_files else (RECORDS,), run_id=run_id, **options)
+
+
+def _with_tokenizer(options: IngestOptions, tokenizer: Any) -> IngestOptions:
+    from dataclasses import replace
+
+    if not isinstance(tokenizer, str | os.PathLike):
+        raise UsageError("a model that is loaded takes the name of a tokenizer. Give its hub id or folder.")
+    return replace(options, tokenizer=os.fspath(tokenizer))
+
+
+def _refuse_of_files(options: dict[str, Any]) -> None:
+    if wrong := [name for name in _OF_FILES if name in options]:
+        raise UsageError(f"{wrong[0]} is of a model that is loaded, and this one is in memory. Leave it out.")

@@ -16,6 +16,8 @@ from moewh.warehouse.files.layout import SCHEMA_RUN, Layout, make_folder, requir
 from moewh.warehouse.trust.verify import RUN_FOLDER
 from moewh.warehouse.views.publishing import publish
 
+_OF_CODE = {"in_memory", "recorded_at"}
+"""What the options of a run hold that no command can write again."""
 OptionWords = Callable[[dict[str, Any]], list[str]]
 """Turns what shapes a run's rows (the column `options`) into the words of an ingest command."""
 
@@ -86,6 +88,8 @@ def restore_command(layout: Layout, run_id: str, option_words: OptionWords) -> s
     row = _run_row(layout, run_id)
     if row is None:
         return f"the `moewh ingest` command that began run {run_id}"
+    if _OF_CODE & json.loads(row["options"]).keys():
+        return f"`moewh runs --delete {run_id}`, then the Python code that wrote run {run_id}"
     words = ["moewh", "ingest", *_model_words(row), "--run-id", run_id, *option_words(json.loads(row["options"]))]
     prompts = f"--prompts FILE (the prompts of sha256 {row['prompts_sha256'][:12]}…)"
     return f"{shlex.join(words)} --warehouse {shlex.quote(str(layout.root))} {prompts}"
