@@ -128,12 +128,12 @@ def ingest(
     if isinstance(model, str | os.PathLike):
         asked = asked if tokenizer is None else _with_tokenizer(asked, tokenizer)
         return run(asked, layout, progress, this_process(), records=records)
-    from moewh.ingest.model.in_memory import borrowed, model_in_memory, unwrapped_model
+    from moewh.ingest.model.in_memory import borrowed, model_in_memory
 
     _refuse_of_files(options)
-    with borrowed(unwrapped_model(model)):
-        progress_of_run = {"series": asked.series, "train_step": asked.train_step, "train_tokens": asked.train_tokens}
-        loaded = model_in_memory(model, tokenizer, **progress_of_run, generates=bool(asked.generate))
+    described = {"series": asked.series, "train_step": asked.train_step, "train_tokens": asked.train_tokens}
+    loaded = model_in_memory(model, tokenizer, **described, generates=bool(asked.generate))
+    with borrowed(loaded.model):
         return run(asked, layout, progress, this_process(), model=loaded, records=records)
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import random
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ from moewh.ingest.model.patches import patches
 from moewh.ingest.model.peft_adapter import SUPPORTED_TYPES
 from moewh.warehouse.errors import MoewhError, UsageError
 
+RECORDED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Models whose passes are being recorded: none of moewh's own may come in between."""
 _OF_PEFT = ("_active_adapter", "_disable_adapters")
 """Settings that decide which adapter runs, under names that begin like private ones."""
 _NOT_SHAPING = {"training", "gradient_checkpointing", "max_seq_len_cached"}
@@ -166,7 +169,10 @@ def borrowed(model: nn.Module) -> Iterator[None]:
 
     That is: not training, no autocast, and no generation settings of its own. Its modules' attributes and buffers and
     all random states are as before afterwards, so that a training run goes on as if nothing had happened.
+    Raises MoewhError for a model that is being recorded.
     """
+    if model in RECORDED:
+        raise MoewhError("the model's passes are being recorded (moewh.record). Leave that block first.")
     before = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
     python, numpy = random.getstate(), np.random.get_state()
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

@@ -106,6 +106,7 @@ def _flatten(block: Block, tokens: EndTokens) -> _Flat:
     generated_S = np.concatenate([np.full(part.ids_BS.shape[1], part.generated) for part in block.parts])
     over_BS, ended_BS = _after_end(ids_BS, generated_S, tokens)
     mask_BS = mask_BS & ~over_BS
+    require_whole(mask_BS)
     real = np.flatnonzero(mask_BS)
     B = len(ids_BS)
     routing = {}
@@ -115,6 +116,16 @@ def _flatten(block: Block, tokens: EndTokens) -> _Flat:
     length_B = mask_BS.sum(1)
     generated_T = np.broadcast_to(generated_S, ids_BS.shape)[mask_BS]
     return _Flat(length_B[length_B > 0], ids_BS.ravel()[real], generated_T, routing)
+
+
+def require_whole(mask_BS: Bools) -> None:
+    """Raise MoewhError for a mask with a gap between tokens: what lies in it is neither seen nor absent."""
+    starts_BS = mask_BS[:, 1:] & ~mask_BS[:, :-1]
+    if len(mask_BS) and (starts_BS.sum(1) + mask_BS[:, 0]).max(initial=0) > 1:
+        raise MoewhError(
+            "attention_mask masks positions between tokens. Only padding before or after a sequence's tokens can be "
+            "masked."
+        )
 
 
 def _joined(parts: list[LayerRouting], B: int) -> LayerRouting:
