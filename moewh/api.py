@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +24,6 @@ from moewh.warehouse.views.base import open_warehouse
 if TYPE_CHECKING:
     import duckdb
 
-    from moewh.ingest.options import IngestOptions
     from moewh.ingest.recorder.record import Recorder
     from moewh.ingest.run import Summary
 
@@ -114,23 +112,24 @@ def ingest(
     """
     from moewh.ingest.processes import this_process
     from moewh.ingest.prompts.in_memory import in_memory
+    from moewh.ingest.recorder.asked import ingest_options, prompt_paths, refuse_of_files, with_tokenizer
     from moewh.ingest.run import Progress
     from moewh.ingest.run import ingest as run
 
-    paths = _paths(prompts)
+    paths = prompt_paths(prompts)
     named = model if isinstance(model, str | os.PathLike) else type(model).__name__
-    asked = _ingest_options(os.fspath(named), paths, run_id, options, in_files=prompts is None)
+    asked = ingest_options(os.fspath(named), paths, run_id, options, in_files=prompts is None)
     layout = Layout(Path(warehouse).absolute())
     records = in_memory(prompts) if not paths and isinstance(prompts, Iterable) else None
     if records is not None and asked.dataset is not None:
         raise UsageError("a dataset cannot follow prompts that are in memory. Give one of them.")
     progress = Progress(warn=lambda text: warnings.warn(text, stacklevel=2))
     if isinstance(model, str | os.PathLike):
-        asked = asked if tokenizer is None else _with_tokenizer(asked, tokenizer)
+        asked = asked if tokenizer is None else with_tokenizer(asked, tokenizer)
         return run(asked, layout, progress, this_process(), records=records)
     from moewh.ingest.model.in_memory import borrowed, model_in_memory
 
-    _refuse_of_files(options)
+    refuse_of_files(options)
     described = {"series": asked.series, "train_step": asked.train_step, "train_tokens": asked.train_tokens}
     loaded = model_in_memory(model, tokenizer, **described, generates=bool(asked.generate))
     with borrowed(loaded.model):
@@ -148,49 +147,3 @@ def record(
     from moewh.ingest.recorder.record import Recorder
 
     return Recorder(model, tokenizer, Layout(Path(warehouse).absolute()), run_id, **options)
-
-
-_OF_FILES = ("revision", "device", "dtype", "trust_remote_code", "allow_pickle", "chat_template")
-"""Options that say how files are loaded."""
-
-
-def _paths(prompts: Any) -> tuple[str, ...]:
-    """Return the paths that prompts are; none if they are records. Raises UsageError for what is neither."""
-    if isinstance(prompts, str | os.PathLike):
-        return (os.fspath(prompts),)
-    if prompts is None:
-        return ()
-    if isinstance(prompts, Mapping) or hasattr(prompts, "to_records") or not isinstance(prompts, Iterable):
-        raise UsageError(
-            f"prompts are a {type(prompts).__name__}. Give a path, or a list of records: dicts or texts "
-            "(of a data frame, its to_dict('records'))."
-        )
-    listed = (
-        isinstance(prompts, list | tuple) and bool(prompts) and all(isinstance(one, os.PathLike) for one in prompts)
-    )
-    return tuple(os.fspath(one) for one in prompts) if listed else ()
-
-
-def _ingest_options(
-    model: str, paths: tuple[str, ...], run_id: str | None, options: dict[str, Any], *, in_files: bool
-) -> IngestOptions:
-    """Return the options of a run. Raises UsageError for names that are none."""
-    from moewh.ingest.options import RECORDS, IngestOptions
-
-    known = {one.name for one in fields(IngestOptions)} - {"model", "prompts", "run_id", "tokenizer"}
-    if unknown := sorted(options.keys() - known):
-        raise UsageError(f"ingest has no option {unknown[0]!r}. They are {', '.join(sorted(known))}.")
-    return IngestOptions(model=model, prompts=paths if paths or in_files else (RECORDS,), run_id=run_id, **options)
-
-
-def _with_tokenizer(options: IngestOptions, tokenizer: Any) -> IngestOptions:
-    from dataclasses import replace
-
-    if not isinstance(tokenizer, str | os.PathLike):
-        raise UsageError("a model that is loaded takes the name of a tokenizer. Give its hub id or folder.")
-    return replace(options, tokenizer=os.fspath(tokenizer))
-
-
-def _refuse_of_files(options: dict[str, Any]) -> None:
-    if wrong := [name for name in _OF_FILES if name in options]:
-        raise UsageError(f"{wrong[0]} is of a model that is loaded, and this one is in memory. Leave it out.")
