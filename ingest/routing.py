@@ -47,6 +47,7 @@ class TokenisedSegment:
     position_T: npt.NDArray[np.int32]
     context_T: npt.NDArray[np.int32]
     vocab_id_T: npt.NDArray[np.int32]
+    """NO_ENTRY where a token's entry is not known."""
     special_T: npt.NDArray[np.bool_]
     start_C: npt.NDArray[np.int64]
     """Where each context begins in the flat arrays."""
@@ -63,6 +64,19 @@ class TokenisedSegment:
         if self.generated_T is not None:
             kind_T[self.generated_T] = KINDS.index("generated")
         return kind_T
+
+    @property
+    def entry_T(self) -> pa.Array:
+        """vocab_id of each token, NULL where it is not known."""
+        return pa.array(self.vocab_id_T, mask=self.vocab_id_T == NO_ENTRY)
+
+    def texts(self, texts: Texts) -> pa.Array:
+        """Return the text of each token as Arrow strings, NULL where its entry is not known."""
+        known_T = self.vocab_id_T != NO_ENTRY
+        if known_T.all():
+            return texts(self.vocab_id_T).cast(pa.string())
+        places_T = pa.array(np.cumsum(known_T) - 1, mask=~known_T)
+        return texts(self.vocab_id_T[known_T]).cast(pa.string()).take(places_T)
 
     @property
     def token_id_T(self) -> npt.NDArray[np.int64]:
@@ -124,6 +138,8 @@ class Ranked:
     expert_ids_TK: npt.NDArray[np.int32]
     weights_TK: npt.NDArray[np.float32] | None
     routed_T: npt.NDArray[np.bool_]
+    ordered: bool = True
+    """False where no rank is known; a token's experts are then in ascending order."""
 
 
 class RoutingBuffer:
@@ -136,6 +152,8 @@ class RoutingBuffer:
         self._layers: dict[int, LayerRouting] = {}
         self.failed_prompts: set[int] = set()
         """prompt_id of prompts that could not be run."""
+        self.counts: dict[int, npt.NDArray[np.int64]] = {}
+        """Layer → tokens of each expert [E], of a trace that has counts alone: they become load, and no rows."""
 
     def add(self, rows_T: npt.NDArray[np.int64], routing: dict[int, LayerRouting]) -> None:
         """Put the routing of one batch's tokens where those tokens lie in the segment."""
@@ -180,7 +198,8 @@ def rank(routing: LayerRouting) -> Ranked:
     float, read as an integer, have the float's order once those of negative numbers are flipped.
     """
     if routing.weights_TK is None:
-        return Ranked(routing.expert_ids_TK, None, np.asarray((routing.expert_ids_TK != NO_ROUTE).all(1)))
+        ids_TK = routing.expert_ids_TK if routing.ordered else np.sort(routing.expert_ids_TK, axis=1)
+        return Ranked(ids_TK, None, np.asarray((ids_TK != NO_ROUTE).all(1)), routing.ordered)
     bits_TK = (routing.weights_TK + 0.0).view(np.int32)  # + 0.0 makes -0.0 equal to 0.0 in bits too
     keys_TK = ~_flip_negative(bits_TK).astype(np.int64) << 32 | routing.expert_ids_TK
     keys_TK.sort(axis=1)

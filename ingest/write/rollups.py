@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from threadpoolctl import ThreadpoolController
 
-from moewh.ingest.routing import KINDS, Ranked, Texts, TokenisedSegment
+from moewh.ingest.routing import KINDS, NO_ENTRY, Ranked, Texts, TokenisedSegment
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.schema import Table
 
@@ -80,21 +80,24 @@ class _Chosen:
     """E: one more than the greatest index chosen."""
     ids_TK: Ints
     routed_T: npt.NDArray[np.bool_]
+    ordered: bool
+    """Whether the first of a token's experts is its first choice."""
 
 
 @dataclass(frozen=True)
 class _Vocabulary:
-    """The V distinct vocabulary entries among some tokens."""
+    """The V distinct vocabulary entries among some tokens, those that are not known left out."""
 
     id_V: npt.NDArray[np.int32]
     text_V: pa.Array
     entry_T: Ints
-    """Each token's place among them."""
+    """Each token's place among them; -1 where its entry is not known."""
 
     @classmethod
     def of(cls, vocab_id_T: npt.NDArray[np.int32], texts: Texts) -> _Vocabulary:
         id_V, entry_T = np.unique(vocab_id_T, return_inverse=True)
-        return cls(id_V, texts(id_V).cast(pa.string()), entry_T)
+        unknown = int(id_V[:1].tolist() == [NO_ENTRY])
+        return cls(id_V[unknown:], texts(id_V[unknown:]).cast(pa.string()), entry_T - unknown)
 
 
 class RollupCounter:
@@ -115,7 +118,8 @@ class RollupCounter:
         """Have the workers count one layer, greater than those before it; the future is done when they have."""
         order_T = self._groups.order_T
         ids_TK = ranked.expert_ids_TK[order_T].astype(np.int64)
-        chosen = _Chosen(layer, int(ids_TK.max(initial=-1)) + 1, ids_TK, ranked.routed_T[order_T])
+        experts = int(ids_TK.max(initial=-1)) + 1
+        chosen = _Chosen(layer, experts, ids_TK, ranked.routed_T[order_T], ranked.ordered)
         previous, self._previous = self._previous, chosen
         return workers.submit(self._count, previous, chosen, ranked)
 
@@ -127,6 +131,21 @@ class RollupCounter:
         for kind, place in self._groups.kinds():
             self._add_vocabulary(kind, chosen, place)
         self._add_repetition(chosen.layer, ranked)
+
+    def add_load(self, layer: int, tokens_E: Ints) -> None:
+        """Take a layer's load as it is: counts of experts' tokens, of the first prompt's domain, without any rows."""
+        expert = np.flatnonzero(tokens_E)
+        self._keep(
+            schema.EXPERT_COUNTS,
+            (0, layer),
+            kind=KINDS[0],
+            domain=self._domains[0],
+            layer=layer,
+            expert=expert,
+            tokens=tokens_E[expert],
+            first_choice_tokens=None,
+            weight_sum=None,
+        )
 
     def write(self, folder: Path, options: Callable[[Table], dict[str, Any]]) -> None:
         """Write every rollup's file; `options` gives those of the Parquet writer."""
@@ -145,8 +164,8 @@ class RollupCounter:
         routed_T = chosen.routed_T[place]
         ids_TK = chosen.ids_TK[place][routed_T]
         tokens_E = np.bincount(ids_TK.ravel(), minlength=chosen.experts)
-        first_E = np.bincount(ids_TK[:, 0], minlength=chosen.experts)
         expert = np.flatnonzero(tokens_E)
+        first_E = np.bincount(ids_TK[:, 0], minlength=chosen.experts)[expert] if chosen.ordered else None
         sum_E = None
         if weights_TK is not None:
             weights = weights_TK[place][routed_T].ravel()
@@ -158,7 +177,7 @@ class RollupCounter:
             layer=chosen.layer,
             expert=expert,
             tokens=tokens_E[expert],
-            first_choice_tokens=first_E[expert],
+            first_choice_tokens=first_E,
             weight_sum=sum_E,
         )
 
@@ -171,8 +190,10 @@ class RollupCounter:
         self._keep(schema.PAIR_COUNTS, (group, chosen.layer), **label, layer=chosen.layer, **found)
         if previous is None:
             return
-        first_EE = _count_first_choices(previous, chosen, place)
         expert, next_expert = np.nonzero(transitions_EE)
+        first_choices = None
+        if previous.ordered and chosen.ordered:
+            first_choices = _count_first_choices(previous, chosen, place)[expert, next_expert]
         self._keep(
             schema.TRANSITION_COUNTS,
             (group, previous.layer),
@@ -182,12 +203,12 @@ class RollupCounter:
             expert=expert,
             next_expert=next_expert,
             tokens=transitions_EE[expert, next_expert],
-            first_choice_tokens=first_EE[expert, next_expert],
+            first_choice_tokens=first_choices,
         )
 
     def _add_vocabulary(self, kind: str, chosen: _Chosen, place: slice) -> None:
         vocabulary = self._vocabulary[kind]
-        routed_T = chosen.routed_T[place]
+        routed_T = chosen.routed_T[place] & (vocabulary.entry_T >= 0)
         entry_T = vocabulary.entry_T[routed_T]
         V = len(vocabulary.id_V)
         flat, tokens = _count((chosen.ids_TK[place][routed_T] * V + entry_T[:, None]).ravel())
@@ -229,7 +250,7 @@ class RollupCounter:
                 domain=self._domains[place],
                 layer=layer,
                 pairs=pairs_D[[place]],
-                first_choice_pairs=first_D[[place]],
+                first_choice_pairs=first_D[[place]] if ranked.ordered else None,
                 any_choice_pairs=any_D[[place]],
             )
 

@@ -96,7 +96,7 @@ def write_routing(path: Path, segment: TokenisedSegment, routing: RoutingBuffer,
             columns = {
                 "token_id": np.repeat(token_id_T[ranked.routed_T], K),
                 "layer": np.full(T * K, layer, np.int32),
-                "rank": np.tile(np.arange(K, dtype=np.int32), T),
+                "rank": np.tile(np.arange(K, dtype=np.int32), T) if ranked.ordered else pa.nulls(T * K),
                 "expert": ids_TK.ravel(),
                 "weight": pa.nulls(T * K) if weights_TK is None else weights_TK[ranked.routed_T].ravel(),
             }
@@ -106,6 +106,8 @@ def write_routing(path: Path, segment: TokenisedSegment, routing: RoutingBuffer,
                 counting.popleft().result()
         for counted in counting:
             counted.result()
+    for layer, tokens_E in routing.counts.items():
+        rollups.add_load(layer, tokens_E)
     return rows
 
 
@@ -154,7 +156,7 @@ def _token_columns(segment: TokenisedSegment, texts: Texts) -> dict[str, Any]:
         "prompt_id": segment.prompt_T,
         "position": segment.position_T,
         "context": segment.context_T,
-        "vocab_id": segment.vocab_id_T,
-        "token": texts(segment.vocab_id_T).cast(pa.string()),
+        "vocab_id": segment.entry_T,
+        "token": segment.texts(texts),
         "kind": kinds.cast(pa.string()),
     }

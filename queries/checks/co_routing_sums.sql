@@ -1,5 +1,6 @@
 -- co_routing_sums: each of an expert's tokens has top_k - 1 other experts, so that over all expert_b conditional sums
--- to top_k - 1. The pairs are counted apart from the load: here one is held against the other.
+-- to top_k - 1. The pairs are counted apart from the load: here one is held against the other. A run that was imported
+-- as counts alone (no routing rows) has no pairs.
 -- One row per run, layer and expert whose pairs are not top_k - 1 times its tokens.
 -- Parameters:
 --   run (run): default every run.
@@ -32,5 +33,6 @@ left join pairs_of
     and pairs_of.layer = expert_load.layer
     and pairs_of.expert = expert_load.expert
 where (getvariable('run') is null or expert_load.run_id = getvariable('run')::varchar)
+    and expert_load.run_id in (select segments.run_id from segments where segments.routing_rows > 0)
     and coalesce(pairs_of.pairs, 0) <> expert_load.tokens * (layers.top_k - 1)
 order by run_id, layer, expert

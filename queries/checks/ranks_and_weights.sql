@@ -1,4 +1,5 @@
--- ranks_and_weights: ranks are 0 to k - 1, each once, by descending weight; ties by expert; no expert twice.
+-- ranks_and_weights: ranks are 0 to k - 1, each once, by descending weight; ties by expert; no expert twice. A token's
+-- ranks at a layer are all known or none is; where weights are known, ranks are.
 -- One row per run, segment, layer and token where they are not: the rank and expert that follow another.
 -- Parameters:
 --   run (run): default every run.
@@ -11,9 +12,10 @@ with ordered_choices as (
         rank as choice,
         expert,
         weight,
-        (row_number() over (partition by run_id, segment, layer, token_id order by rank) - 1)::integer as place,
-        lag(expert) over (partition by run_id, segment, layer, token_id order by rank) as previous_expert,
-        lag(weight) over (partition by run_id, segment, layer, token_id order by rank) as previous_weight
+        (row_number() over (partition by run_id, segment, layer, token_id order by rank, expert) - 1)::integer as place,
+        lag(rank) over (partition by run_id, segment, layer, token_id order by rank, expert) as previous_choice,
+        lag(expert) over (partition by run_id, segment, layer, token_id order by rank, expert) as previous_expert,
+        lag(weight) over (partition by run_id, segment, layer, token_id order by rank, expert) as previous_weight
     from routing
     where (getvariable('run') is null or run_id = getvariable('run')::varchar)
 )
@@ -33,4 +35,6 @@ where choice <> place
     or weight > previous_weight
     or (weight = previous_weight and expert <= previous_expert)
     or expert = previous_expert
+    or (choice is null and (previous_choice is not null or weight is not null))
+    or (choice is not null and place > 0 and previous_choice is null)
 order by run_id, segment, layer, token_id, choice

@@ -1,6 +1,7 @@
 -- transition_sums: a token goes from each of its k experts to each of its k' next ones, and from one first choice to
 -- one, so that over all next experts conditional sums to k'. All pairs and first choices are counted apart: here one is
--- held against the other. No expert sends on more tokens than it has.
+-- held against the other. Where ranks are not known, all pairs are at least a multiple of k * k'. No expert sends on more
+-- tokens than it has.
 -- One row per run and layer where all pairs are not k * k' times the first choices, or an expert sends on too many.
 -- Parameters:
 --   run (run): default every run.
@@ -25,6 +26,7 @@ sent_of as (
         sent.layer as layer,
         sum(sent.pairs)::bigint as pairs,
         max(layer_steps.top_k * layer_steps.next_top_k) as pairs_a_token,
+        count(expert_load.first_choice_tokens) as experts_ranked,
         sum(case when sent.pairs > expert_load.tokens * layer_steps.next_top_k then 1 else 0 end)::bigint as experts_over
     from sent
     join layer_steps
@@ -53,12 +55,13 @@ select
     sent_of.run_id as run_id,
     sent_of.layer as layer,
     sent_of.pairs as pairs,
-    coalesce(firsts.tokens, 0) * sent_of.pairs_a_token as expected,
+    case when sent_of.experts_ranked > 0 then coalesce(firsts.tokens, 0) * sent_of.pairs_a_token end as expected,
     sent_of.experts_over as experts_over
 from sent_of
 left join firsts
     on firsts.run_id = sent_of.run_id
     and firsts.layer = sent_of.layer
-where sent_of.pairs <> coalesce(firsts.tokens, 0) * sent_of.pairs_a_token
+where (sent_of.experts_ranked > 0 and sent_of.pairs <> coalesce(firsts.tokens, 0) * sent_of.pairs_a_token)
+    or sent_of.pairs % sent_of.pairs_a_token <> 0
     or sent_of.experts_over > 0
 order by run_id, layer

@@ -1,5 +1,6 @@
 -- affinity_counts: how often each entry of the vocabulary is routed to each expert.
--- One row per run, segment, kind, layer, expert and vocabulary entry with at least one such token.
+-- One row per run, segment, kind, layer, expert and vocabulary entry with at least one such token. Tokens whose entry is
+-- not known are left out.
 -- Mergeable: counts of several segments add up.
 select
     routing.run_id as run_id,
@@ -14,6 +15,7 @@ join tokens
     on tokens.run_id = routing.run_id
     and tokens.segment = routing.segment
     and tokens.token_id = routing.token_id
+where tokens.vocab_id is not null
 group by
     routing.run_id,
     routing.segment,

@@ -1,7 +1,8 @@
 -- repetition_counts: how often adjacent tokens choose the same experts.
 -- One row per run, segment, domain and layer with at least one pair of adjacent tokens: positions p and p + 1 of one
 -- prompt and context (their token_id differ by 1), both of kind prompt or generated, both with rows at the layer.
--- Mergeable: counts of several segments add up, because no prompt is split over segments.
+-- Mergeable: counts of several segments add up, because no prompt is split over segments. first_choice_pairs is NULL
+-- where no rank is known.
 with adjacent as (
     select
         here.run_id as run_id,
@@ -26,7 +27,10 @@ compared as (
         adjacent.token_id as token_id,
         a.layer as layer,
         sum(case when a.expert = b.expert then 1 else 0 end) as shared,
-        sum(case when a.expert = b.expert and a.rank = 0 and b.rank = 0 then 1 else 0 end) as shared_first
+        sum(case
+            when a.expert = b.expert and a.rank = 0 and b.rank = 0 then 1
+            when a.rank >= 0 and b.rank >= 0 then 0
+        end) as shared_first
     from adjacent
     join routing as a
         on a.run_id = adjacent.run_id

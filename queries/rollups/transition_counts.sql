@@ -2,7 +2,7 @@
 -- One row per run, segment, kind, domain, layer, next layer and pair of experts that shares at least one token.
 -- The next layer is the next row of layers; a token counts in all k * k' pairs of its choices at the two, and in none
 -- if it has no rows at one of them.
--- Mergeable: counts of several segments add up.
+-- Mergeable: counts of several segments add up. first_choice_tokens is NULL where no rank is known.
 select
     here.run_id as run_id,
     here.segment as segment,
@@ -13,7 +13,10 @@ select
     here.expert as expert,
     there.expert as next_expert,
     count(*)::bigint as tokens,
-    sum(case when here.rank = 0 and there.rank = 0 then 1 else 0 end)::bigint as first_choice_tokens
+    sum(case
+        when here.rank = 0 and there.rank = 0 then 1
+        when here.rank >= 0 and there.rank >= 0 then 0
+    end)::bigint as first_choice_tokens
 from routing as here
 join layer_steps
     on layer_steps.run_id = here.run_id

@@ -19,13 +19,15 @@ with same_tokens as (
     where here.run_id = getvariable('run')::varchar
         and there.run_id = getvariable('other_run')::varchar
 ),
-compared as (
+paired as (
+    -- one row per token and layer, of rank 0; without ranks, one for each pair of its choices
     select
         here.run_id as run_id,
         here.segment as segment,
         here.token_id as token_id,
-        count(*)::bigint as layers,
-        sum(layers.top_k)::double as choices
+        layers.top_k as top_k,
+        ((case when here.rank is null then layers.top_k else 1 end)
+        * (case when there.rank is null then there_layers.top_k else 1 end))::double as rows_here
     from same_tokens
     join routing as here
         on here.run_id = same_tokens.run_id
@@ -36,13 +38,25 @@ compared as (
     join layers
         on layers.run_id = here.run_id
         and layers.layer = here.layer
-    where here.rank = 0
-        and there.rank = 0
+    join layers as there_layers
+        on there_layers.run_id = there.run_id
+        and there_layers.layer = there.layer
+    where coalesce(here.rank, 0) = 0
+        and coalesce(there.rank, 0) = 0
         and (getvariable('layer') is null or here.layer = getvariable('layer'))
+),
+compared as (
+    select
+        run_id,
+        segment,
+        token_id,
+        round(sum(1 / rows_here))::bigint as layers,
+        sum(top_k / rows_here) as choices
+    from paired
     group by
-        here.run_id,
-        here.segment,
-        here.token_id
+        run_id,
+        segment,
+        token_id
 ),
 shared as (
     select

@@ -2,6 +2,7 @@
 -- One row per run and token routed to the expert at the layer, the strongest first. before and after are the texts of
 -- the tokens next to it in the same prompt and context, width of them on each side.
 -- Tokens of kind prompt and generated; the weights of different runs are not on one scale, so each run is ranked alone.
+-- A run without weights is in order of token_id; choice and weight are NULL where they are not known.
 -- Parameters:
 --   layer (layer): the expert's layer.
 --   expert (expert): the expert.

@@ -3,6 +3,7 @@
 --   coverage    = 0.5, 0.8 or 0.95
 --   paths       = the least number of paths that together have that share of the tokens
 --   paths_used  = paths that any token takes; tokens = those that have one. Both grow with the corpus: compare equal ones.
+-- A run whose ranks are not known has no first choices: it has no rows here.
 -- Parameters:
 --   run (run): default every run.
 --   domain (domain): default all tokens.

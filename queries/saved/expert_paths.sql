@@ -3,6 +3,7 @@
 --   share            = N_path / N
 --   cumulative_share = the share of this path and all before it
 -- expert_path_coverage tells how many paths cover how much.
+-- A run whose ranks are not known has no first choices: it has no rows here.
 -- Parameters:
 --   run (run): default every run.
 --   domain (domain): default all tokens.

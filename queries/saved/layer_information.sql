@@ -7,6 +7,7 @@
 --   chance             = (I - 1) (J - 1) / (2 N ln 2)                     bits that independent choices show by chance
 -- with I and J the experts that are some token's first choice at each layer. Chance: Miller (1955) and Madow's first
 -- correction of an entropy estimated from N samples, which for mutual information adds up to that much.
+-- A run whose ranks are not known has no first choices: it has no rows here.
 -- Counts come from first_choice_transitions, so the cost does not grow with tokens.
 -- Parameters:
 --   run (run): default every run.

@@ -11,8 +11,6 @@
 with both_layers as (
     select
         here.run_id as run_id,
-        here.rank as rank_here,
-        there.rank as rank_there,
         here.expert as expert,
         there.expert as other_expert
     from routing as here
@@ -41,37 +39,55 @@ pair_tokens as (
         expert,
         other_expert
 ),
-here_tokens as (
-    -- a token's expert meets each of its other experts once: rank 0 of them counts it once
+chosen_at as (
     select
-        run_id,
-        expert,
-        count(*)::double as tokens
-    from both_layers
-    where rank_there = 0
+        layers.run_id as run_id,
+        layers.top_k as top_k,
+        other.top_k as other_top_k
+    from layers
+    join layers as other
+        on other.run_id = layers.run_id
+    where layers.layer = getvariable('layer')
+        and other.layer = getvariable('other_layer')
+),
+here_tokens as (
+    -- a token has k experts at the one layer and k' at the other: N_ij sums to k' N_i, to k N_j and to k k' N
+    select
+        pair_tokens.run_id as run_id,
+        pair_tokens.expert as expert,
+        sum(pair_tokens.tokens)::double / chosen_at.other_top_k as tokens
+    from pair_tokens
+    join chosen_at
+        on chosen_at.run_id = pair_tokens.run_id
     group by
-        run_id,
-        expert
+        pair_tokens.run_id,
+        pair_tokens.expert,
+        chosen_at.other_top_k
 ),
 there_tokens as (
     select
-        run_id,
-        other_expert,
-        count(*)::double as tokens
-    from both_layers
-    where rank_here = 0
+        pair_tokens.run_id as run_id,
+        pair_tokens.other_expert as other_expert,
+        sum(pair_tokens.tokens)::double / chosen_at.top_k as tokens
+    from pair_tokens
+    join chosen_at
+        on chosen_at.run_id = pair_tokens.run_id
     group by
-        run_id,
-        other_expert
+        pair_tokens.run_id,
+        pair_tokens.other_expert,
+        chosen_at.top_k
 ),
 all_tokens as (
     select
-        run_id,
-        count(*)::double as tokens
-    from both_layers
-    where rank_here = 0
-        and rank_there = 0
-    group by run_id
+        pair_tokens.run_id as run_id,
+        sum(pair_tokens.tokens)::double / (chosen_at.top_k * chosen_at.other_top_k) as tokens
+    from pair_tokens
+    join chosen_at
+        on chosen_at.run_id = pair_tokens.run_id
+    group by
+        pair_tokens.run_id,
+        chosen_at.top_k,
+        chosen_at.other_top_k
 )
 select
     pair_tokens.run_id as run_id,

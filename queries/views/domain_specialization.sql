@@ -13,8 +13,7 @@ with chosen as (
         expert_counts.domain as domain,
         expert_counts.layer as layer,
         expert_counts.expert as expert,
-        sum(expert_counts.tokens)::bigint as tokens,
-        sum(expert_counts.first_choice_tokens)::bigint as first_choice_tokens
+        sum(expert_counts.tokens)::bigint as tokens
     from expert_counts
     where expert_counts.kind <> 'special'
     group by
@@ -24,16 +23,22 @@ with chosen as (
         expert_counts.expert
 ),
 domain_tokens as (
+    -- a token has top_k experts: over them N_iD sums to top_k N_D
     select
-        run_id,
-        domain,
-        layer,
-        sum(first_choice_tokens)::bigint as tokens
+        chosen.run_id as run_id,
+        chosen.domain as domain,
+        chosen.layer as layer,
+        layers.top_k as top_k,
+        sum(chosen.tokens)::double / layers.top_k as tokens
     from chosen
+    join layers
+        on layers.run_id = chosen.run_id
+        and layers.layer = chosen.layer
     group by
-        run_id,
-        domain,
-        layer
+        chosen.run_id,
+        chosen.domain,
+        chosen.layer,
+        layers.top_k
 ),
 counted as (
     select
@@ -46,9 +51,8 @@ counted as (
         (sum(chosen.tokens) over (
             partition by domain_tokens.run_id, domain_tokens.layer, experts.expert
         ))::double as expert_tokens,
-        (sum(chosen.first_choice_tokens) over (
-            partition by domain_tokens.run_id, domain_tokens.layer
-        ))::double as layer_tokens
+        (sum(chosen.tokens) over (partition by domain_tokens.run_id, domain_tokens.layer))::double
+        / domain_tokens.top_k as layer_tokens
     from domain_tokens
     join experts
         on experts.run_id = domain_tokens.run_id
@@ -67,7 +71,7 @@ select
     tokens,
     tokens::double / nullif(domain_tokens, 0) as share,
     coalesce(expert_tokens, 0) / nullif(layer_tokens, 0) as overall_share,
-    tokens::double * layer_tokens / nullif(domain_tokens::double * expert_tokens, 0) as lift
+    tokens::double * layer_tokens / nullif(domain_tokens * expert_tokens, 0) as lift
 from counted;
 
 comment on view domain_specialization is 'One row per domain, layer and expert: how much of the domain goes to the expert, against all domains.';

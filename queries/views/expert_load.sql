@@ -3,6 +3,7 @@
 -- Over tokens of kind prompt and generated with rows at the layer: N_i routed to expert i:
 --   share       = N_i / sum of N_i over the layer's experts (NULL while the layer has no tokens)
 --   mean_weight = weight_sum / N_i           (NULL for an expert never chosen)
+-- first_choice_tokens is NULL where no rank is known, weight_sum and mean_weight where no weight is: imported runs.
 create or replace view expert_load as
 with chosen as (
     select
@@ -26,7 +27,13 @@ select
     coalesce(chosen.tokens, 0)::bigint as tokens,
     coalesce(chosen.tokens, 0)::double
     / nullif(sum(chosen.tokens) over (partition by experts.run_id, experts.layer), 0) as share,
-    coalesce(chosen.first_choice_tokens, 0)::bigint as first_choice_tokens,
+    coalesce(
+        chosen.first_choice_tokens,
+        case
+            when sum(chosen.tokens) over (partition by experts.run_id, experts.layer) is null
+                or sum(chosen.first_choice_tokens) over (partition by experts.run_id, experts.layer) is not null then 0
+        end
+    )::bigint as first_choice_tokens,
     case when chosen.tokens is null then 0::double else chosen.weight_sum end as weight_sum,
     chosen.weight_sum / nullif(chosen.tokens, 0) as mean_weight
 from experts

@@ -8,6 +8,7 @@
 --   any_choice_random   = 1 - C(E - k, k) / C(E, k) = 1 - product over j < k of (E - k - j) / (E - j)
 -- Mixtral (arXiv:2401.04088), Table 5: there, with 8 experts and top-2, 12.5 % and 46 %. An uneven load repeats more
 -- than that by itself: the sum over experts of (N_i / N)^2 is what independent choices with this load would give.
+-- A run whose ranks are not known (runs.origin_format says where it comes from) has no first choices: first_choice is NULL.
 -- Counts come from the rollup repetition_counts, so the cost does not grow with tokens.
 create or replace view expert_repetition as
 with pairs_of as (

@@ -5,7 +5,7 @@
 --   share_of_token  = N_xi / N_x             over all experts it sums to top_k
 --   share_of_expert = N_xi / N_i             over all entries it sums to 1
 --   lift            = N_xi * N / (N_x * N_i) 1 where the expert does not care for the token
--- Rare entries reach high lifts by chance: filter on tokens.
+-- Rare entries reach high lifts by chance: filter on tokens. Tokens whose entry is not known are left out of N_x and N_xi.
 -- Counts come from the rollups affinity_counts, vocab_counts and expert_counts: filter on layer and expert to read little.
 create or replace view expert_token_affinity as
 with pair_tokens as (
@@ -42,8 +42,7 @@ expert_choices as (
         expert_counts.run_id as run_id,
         expert_counts.layer as layer,
         expert_counts.expert as expert,
-        sum(expert_counts.tokens)::bigint as tokens,
-        sum(expert_counts.first_choice_tokens)::bigint as first_choice_tokens
+        sum(expert_counts.tokens)::bigint as tokens
     from expert_counts
     where expert_counts.kind <> 'special'
     group by
@@ -52,13 +51,18 @@ expert_choices as (
         expert_counts.expert
 ),
 expert_tokens as (
+    -- a token has top_k experts: over them N_i sums to top_k N
     select
-        run_id,
-        layer,
-        expert,
-        tokens,
-        (sum(first_choice_tokens) over (partition by run_id, layer))::bigint as layer_tokens
+        expert_choices.run_id as run_id,
+        expert_choices.layer as layer,
+        expert_choices.expert as expert,
+        expert_choices.tokens as tokens,
+        (sum(expert_choices.tokens) over (partition by expert_choices.run_id, expert_choices.layer))::double
+        / layers.top_k as layer_tokens
     from expert_choices
+    join layers
+        on layers.run_id = expert_choices.run_id
+        and layers.layer = expert_choices.layer
 )
 select
     pair_tokens.run_id as run_id,

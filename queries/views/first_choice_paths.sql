@@ -3,6 +3,7 @@
 -- in order, as '3-0-12-7'; over tokens of kind prompt and generated with rows at all MoE layers of the run. NULL is a
 -- domain of its own.
 -- With L layers of E experts there are E^L paths: an even, independent router would hardly use one twice.
+-- A run whose ranks are not known (runs.origin_format says where it comes from) has no first choices: it has no rows here.
 -- Reads the rows of rank 0, so the cost grows with tokens: filter on run_id. expert_paths and expert_path_coverage
 -- answer what is asked of it most.
 create or replace view first_choice_paths as

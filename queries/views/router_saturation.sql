@@ -40,7 +40,11 @@ compared_tokens as (
         compared_runs.run_id as run_id,
         compared_runs.reference_run_id as reference_run_id,
         here.layer as layer,
-        count(*)::bigint as tokens
+        -- without ranks, a token has a row for each pair of its choices, instead of the one row of rank 0
+        round(count(*)::double / max(
+            (case when here.rank is null then layers.top_k else 1 end)
+            * (case when there.rank is null then there_layers.top_k else 1 end)
+        ))::bigint as tokens
     from compared_runs
     join routing as here
         on here.run_id = compared_runs.run_id
@@ -52,8 +56,14 @@ compared_tokens as (
         on there.run_id = compared_runs.reference_run_id
         and there.layer = here.layer
         and there.token_id = here.token_id
-    where here.rank = 0
-        and there.rank = 0
+    join layers
+        on layers.run_id = here.run_id
+        and layers.layer = here.layer
+    join layers as there_layers
+        on there_layers.run_id = there.run_id
+        and there_layers.layer = there.layer
+    where coalesce(here.rank, 0) = 0
+        and coalesce(there.rank, 0) = 0
         and tokens.kind <> 'special'
     group by
         compared_runs.run_id,

@@ -22,7 +22,7 @@ Look = Callable[[str, Mapping[str, Value]], Rows]
 RUNS = "select run_id, series, tokens_key from runs order by run_id"
 LAYERS = "select run_id, layer, num_experts from layers order by run_id, layer"
 DOMAINS = "select distinct run_id, domain from prompts order by run_id, domain"
-TOKENS = "select distinct run_id, token from vocab_counts where kind <> 'special' order by token"
+TOKENS = "select distinct run_id, token from vocab_counts where kind <> 'special' and token is not null order by token"
 TOKEN = "select distinct run_id from vocab_counts where kind <> 'special' and token = getvariable('token')::varchar"
 PROMPTS = "select distinct run_id, prompt_id from prompts where prompt_id in ({ids})"
 PROMPT_RANGES = "select run_id, min(prompt_id), max(prompt_id) from prompts group by run_id order by run_id"
