@@ -28,6 +28,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.costs
 	$(BIN)/python -m benchmarks.queries
 	$(BIN)/python -m benchmarks.ingest
+	$(BIN)/python -m benchmarks.record
 	$(BIN)/python -m benchmarks.memory
 
 # The fault tests at length, and ten minutes of fuzzing: about forty minutes.

@@ -46,7 +46,9 @@ def compare(ask: Ask, only: Value | None = None) -> Iterator[Fault]:
 
     With `only`, those of that run alone. The load of a run that was imported as counts alone has no rows to be counted.
     """
-    for run_id, segment, tokens in _rows(ask, "select run_id, segment, tokens from segments order by run_id, segment", {}):
+    for run_id, segment, tokens in _rows(
+        ask, "select run_id, segment, tokens from segments order by run_id, segment", {}
+    ):
         if only is not None and run_id != only:
             continue
         for table in schema.ROLLUPS:

@@ -304,7 +304,9 @@ def _check_counts(folder: Folder, number: int, planned: int | None) -> Iterator[
         expected += [("routing_rows", schema.EXPERT_COUNTS.file, _total(folder.path, schema.EXPERT_COUNTS, "tokens"))]
     entries_known = not _unknown(folder.path, schema.TOKENS, "vocab_id")
     if entries_known:
-        expected += [("routing_rows", schema.AFFINITY_COUNTS.file, _total(folder.path, schema.AFFINITY_COUNTS, "tokens"))]
+        expected += [
+            ("routing_rows", schema.AFFINITY_COUNTS.file, _total(folder.path, schema.AFFINITY_COUNTS, "tokens"))
+        ]
     for name, file, count in expected:
         if row[name] != count:
             yield Fault(folder.path, file, f"has {count:,} {name}, but {schema.SEGMENTS.file} says {row[name]:,}")
