@@ -49,12 +49,24 @@ class OpenRun:
         self._blocks: deque[Block] = deque()
         self._writing: Future[Committed] | None = None
         self._segments = self._prompts = 0
-        self._begun = False
+        self._prepared = self._begun = False
+
+    def prepare(self) -> None:
+        """Make the warehouse, if it is not there. Raises MoewhError for a run that exists, and if the disk refuses."""
+        require_new(self.layout, self.record.run_id)
+        self.layout.create()
+        self.layout.require_one_disk()
+        self.layout.sweep()
+        publish(self.layout)
+        self._prepared = True
 
     def add(self, block: Block) -> None:
         """Take a block behind those before it; it may still grow. The run begins with the first."""
         if not self._begun:
-            self._begin()
+            if not self._prepared:
+                self.prepare()
+            write_run(self.layout, self.record)
+            self._begun = True
         self._blocks.append(block)
 
     def commit_full(self) -> None:
@@ -81,22 +93,11 @@ class OpenRun:
                 self._commit(left, last=whole)
         if self._writing is not None:
             self._writing.result()
-        if self._begun:
-            publish(self.layout)
 
     @property
     def begun(self) -> bool:
         """Whether there was any block."""
         return self._begun
-
-    def _begin(self) -> None:
-        self.layout.create()
-        self.layout.require_one_disk()
-        self.layout.sweep()
-        require_new(self.layout, self.record.run_id)
-        write_run(self.layout, self.record)
-        publish(self.layout)
-        self._begun = True
 
     def _commit(self, count: int, *, last: bool) -> None:
         """Hand the first blocks to the writer, which may be one segment behind."""

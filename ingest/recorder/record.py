@@ -101,6 +101,7 @@ class Recorder:
                 special_ids=loaded.tokenizer.all_special_ids,
                 end_tokens=_end_tokens(loaded),
             )
+            self._run.prepare()
             self._observer = PassObserver(loaded, lambda: self._labels, self._done)
             self._observer.attach()
             RECORDED.add(inner)

@@ -409,8 +409,7 @@ def test_what_cannot_be_told_apart_is_refused(use: Callable[[Any], None], messag
     assert "\n" not in str(refused.value)
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
     assert "get_compiled_call" not in vars(model)
-    if (tmp_path / "warehouse.duckdb").exists():
-        assert moewh.open(tmp_path).sql("select status from runs").fetchall() == [("running",)]
+    assert set(moewh.open(tmp_path).sql("select status from runs").fetchall()) <= {("running",)}
 
 
 @pytest.mark.parametrize(

@@ -181,3 +181,30 @@ def test_a_run_that_exists_or_has_nothing_is_refused(tmp_path: Path) -> None:
 def test_a_shape_that_no_model_has_is_refused(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=message):
         moewh.Writer(tmp_path, "mine", **arguments)
+
+
+def test_what_is_not_known_is_null(tmp_path: Path) -> None:
+    """Token ids, weights, and ranks of experts in no order."""
+    given = sequences(4)
+    for run, ordered in (("unordered", False), ("ordered", True)):
+        with moewh.Writer(tmp_path, run, "m", **SHAPE, ordered=ordered) as writer:
+            for _, expert_ids, _ in given:
+                writer.write(None, expert_ids)
+    warehouse = moewh.open(tmp_path)
+    asked = "select token_id, layer, rank, expert, weight from routing where run_id = $run order by all"
+    for run, places in (("unordered", [None] * K), ("ordered", range(K))):
+        expected = [
+            (prompt * 2**24 + position, layer, rank, expert, None)
+            for prompt, (_, expert_TLK, _) in enumerate(given)
+            for position, expert_LK in enumerate(expert_TLK.tolist())
+            for layer, experts in zip(SHAPE["layers"], expert_LK, strict=True)
+            for rank, expert in zip(places, experts, strict=True)
+        ]
+        found = warehouse.sql(asked, run=run).fetchall()
+        assert sorted(found, key=str) == sorted(expected, key=str)
+    unknown = warehouse.sql("select count(vocab_id), count(token), count(*) > 0 from tokens").fetchall()
+    assert unknown == [(0, 0, True)]
+    assert warehouse.sql("select count(text), count(*) from prompts").fetchall() == [(0, 8)]
+    loads = warehouse.query("expert_load").df()
+    assert loads["tokens"].sum() == 2 * sum(expert_TLK.size for _, expert_TLK, _ in given)
+    assert warehouse.verify() == []
