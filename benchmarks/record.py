@@ -49,10 +49,10 @@ def made_models(device: torch.device) -> tuple[Any, Any]:
     cuda = device.type == "cuda"
     config = OlmoeConfig(**(OLMOE_1B_7B if cuda else CPU_SHAPE), pad_token_id=0, eos_token_id=None)
     torch.manual_seed(0)
-    models = [OlmoeForCausalLM(config).to(torch.bfloat16 if cuda else torch.float32).eval().to(device)]
-    models.append(OlmoeForCausalLM(config).to(models[0].dtype).eval().to(device))
+    dtype = torch.bfloat16 if cuda else torch.float32
+    models: list[Any] = [OlmoeForCausalLM(config) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
-    return models[0], models[1]
+    return models[0].to(device, dtype).eval(), models[1].to(device, dtype).eval()
 
 
 def made_batches(count: int, device: torch.device) -> list[dict[str, torch.Tensor]]:

@@ -130,7 +130,11 @@ def ingest(
     from moewh.ingest.model.in_memory import borrowed, model_in_memory
 
     refuse_of_files(options)
-    described = {"series": asked.series, "train_step": asked.train_step, "train_tokens": asked.train_tokens}
+    described: dict[str, Any] = {
+        "series": asked.series,
+        "train_step": asked.train_step,
+        "train_tokens": asked.train_tokens,
+    }
     loaded = model_in_memory(model, tokenizer, **described, generates=bool(asked.generate))
     with borrowed(loaded.model):
         return run(asked, layout, progress, this_process(), model=loaded, records=records)

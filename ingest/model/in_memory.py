@@ -123,7 +123,7 @@ def fingerprint(model: nn.Module) -> str:
 
 def _tensor_digest(tensor: torch.Tensor) -> str:
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
-    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -164,7 +164,7 @@ def _generation_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> Stated
 
 
 @contextmanager
-def borrowed(model: nn.Module) -> Iterator[None]:
+def borrowed(model: Any) -> Iterator[None]:
     """Put a model in the state of a recorded pass, and give it back as it was, come what may.
 
     That is: not training, no autocast, and no generation settings of its own. Its modules' attributes and buffers and

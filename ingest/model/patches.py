@@ -25,10 +25,10 @@ def patches(model: nn.Module) -> tuple[str, ...]:
 
 
 def _patches(module: nn.Module) -> Iterator[str]:
-    for attribute, kind in _HOOKS.items():
+    for attribute, what in _HOOKS.items():
         for hook in getattr(module, attribute).values():
             if _is_foreign(hook):
-                yield f"{kind} {_name(hook)}"
+                yield f"{what} {_name(hook)}"
     for attribute in _FORWARDS:
         replaced = vars(module).get(attribute)
         if replaced is not None and _is_foreign(replaced):

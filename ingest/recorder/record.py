@@ -35,6 +35,7 @@ from moewh.warehouse.files.layout import Layout, check_run_id
 
 _PASSES_AHEAD = 16
 """Passes whose routing may be on its way from the device at once."""
+_PROBED_TEXT = "The quick brown fox jumps over the lazy dog; 7 + 5 = 12, and def f(x): return x."
 _PROBED_TOKENS = 32
 
 
@@ -64,7 +65,7 @@ class Recorder:
         """
         self._model, self._tokenizer, self._layout = model, tokenizer, layout
         self._given_id = None if run_id is None else check_run_id(run_id)
-        self._described = {"series": series, "train_step": train_step, "train_tokens": train_tokens}
+        self._described: dict[str, Any] = {"series": series, "train_step": train_step, "train_tokens": train_tokens}
         self._pad_token_id, self._segment_rows = pad_token_id, segment_rows
         self._labels = Labels()
         self._futures: list[Future[None]] = []
@@ -124,11 +125,8 @@ class Recorder:
             self._collector.submit(self._run.close, whole=kind is None).result()
 
     def _describe(self, loaded: LoadedModel) -> RunRecord:
-        """Prove the model on made-up tokens, and describe the run."""
-        V = loaded.vocabulary_rows or len(loaded.tokenizer)
-        S = min(_PROBED_TOKENS, loaded.max_length)
-        ids_1S = (np.arange(S, dtype=np.int64) * V // S)[None]
-        _, facts = run_verified_batch(loaded, Batch(ids_1S, np.ones((1, S), np.int64), np.arange(S)), WantedVectors())
+        """Prove the model on a text of ours, and describe the run."""
+        _, facts = run_verified_batch(loaded, _probe(loaded), WantedVectors())
         identity = self._identify(loaded)
         record = describe_run(loaded, identity, facts, Plan(0, "", ()))
         open_ended = dict.fromkeys(("prompts_sha256", "segments_planned", "tokens_key", "max_length"))
@@ -157,7 +155,8 @@ class Recorder:
 
     def _done(self, made: Pass | None, closed: list[Block]) -> None:
         self._futures.append(self._collector.submit(self._collect, made, closed))
-        self._wait_for(len(self._futures) - _PASSES_AHEAD)
+        while self._futures and (self._futures[0].done() or len(self._futures) > _PASSES_AHEAD):
+            self._wait_for(1)
 
     def _wait_for(self, count: int) -> None:
         """Wait for the first of what was submitted, and raise what went wrong there."""
@@ -187,6 +186,14 @@ class Recorder:
         if made.positions_BS is not None:
             _require_one_sequence_a_row(made.positions_BS)
         return Part(ids_BS, mask_BS, made.generated, routing)
+
+
+def _probe(loaded: LoadedModel) -> Batch:
+    """A batch that any language model can run, for the proof."""
+    ids = loaded.tokenizer(_PROBED_TEXT, add_special_tokens=False)["input_ids"]
+    known = [token for token in ids if token < (loaded.vocabulary_rows or token + 1)]
+    known = known[: min(_PROBED_TOKENS, loaded.max_length)] or [0, 1, 2, 3]
+    return Batch(np.array([known]), np.ones((1, len(known)), np.int64), np.arange(len(known)))
 
 
 def _require_one_sequence_a_row(positions: torch.Tensor) -> None:

@@ -26,7 +26,7 @@ from moewh.warehouse.files.layout import Layout, check_run_id
 from moewh.warehouse.runs import run_ids
 
 
-class TrainerCallback(transformers.TrainerCallback):  # type: ignore[misc]
+class TrainerCallback(transformers.TrainerCallback):
     """Ingests fixed prompts when training begins, at every N-th step and when it ends.
 
     Runs are called RUN_ID-stepN and are of the series RUN_ID. One that is there already for a later step is refused
@@ -103,7 +103,7 @@ class TrainerCallback(transformers.TrainerCallback):  # type: ignore[misc]
     def _ingest(self, step: int, given: dict[str, Any]) -> None:
         tokenizer = self._tokenizer or given.get("processing_class")
         options = self._options_at(step)
-        described = {"series": options.series, "train_step": step, "train_tokens": options.train_tokens}
+        described: dict[str, Any] = {"series": options.series, "train_step": step, "train_tokens": options.train_tokens}
         loaded = model_in_memory(given["model"], tokenizer, **described, generates=bool(options.generate))
         records = None if self._records is None else in_memory(self._records)
         with borrowed(loaded.model):

@@ -53,7 +53,8 @@ def texts(template: Any, *payloads: Any, **rules: Any) -> list[str]:
     tokenizer.chat_template = template
     rows = [{"text": json.dumps(payload), "form": "messages", "source": "s"} for payload in payloads]
     table = pa.Table.from_pylist(rows, schema=CANONICAL)
-    return tokenise(table, 3, tokenizer, TokenRules(4096, "error", True, ChatRules(**rules))).text_P
+    segment = tokenise(table, 3, tokenizer, TokenRules(4096, "error", True, ChatRules(**rules)))
+    return [text for text in segment.text_P if text is not None]
 
 
 def applied(template: Any, messages: Any, **arguments: Any) -> str:

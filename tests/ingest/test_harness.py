@@ -13,7 +13,7 @@ from tests.support.models import byte_tokenizer, tiny_model
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 
-QUESTIONS = [
+QUESTIONS: list[dict[str, Any]] = [
     {"question": "the cat sat on the", "choices": ["mat", "dogs"], "answer": 0},
     {"question": "3 + 4 =", "choices": ["seven", "8"], "answer": 0},
     {"question": "so it", "choices": ["go", "goes"], "answer": 1},

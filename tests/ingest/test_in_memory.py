@@ -163,6 +163,11 @@ def test_a_class_that_was_patched_is_seen(monkeypatch: pytest.MonkeyPatch) -> No
     assert "layers.0.mlp: forward of its class" in patches(model)[0]
 
 
+def _numpy_state() -> list[int]:
+    state: Any = np.random.get_state()
+    return list(state[1].tolist())
+
+
 def test_the_model_is_given_back_as_it_was(tmp_path: Path) -> None:
     model = tiny_model("olmoe").train()
     model.model.layers[1].eval()
@@ -170,7 +175,7 @@ def test_the_model_is_given_back_as_it_was(tmp_path: Path) -> None:
     flags = [module.training for module in model.modules()]
     rope = model.model.rotary_emb.inv_freq
     settings = model.generation_config
-    states = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())
+    states = (torch.get_rng_state(), random.getstate(), _numpy_state())
     moewh.ingest(model, RECORDS, tmp_path, "run", tokenizer=byte_tokenizer(), generate=2)
     assert [module.training for module in model.modules()] == flags
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -178,7 +183,7 @@ def test_the_model_is_given_back_as_it_was(tmp_path: Path) -> None:
     assert model.model.rotary_emb.inv_freq is rope
     assert model.generation_config is settings
     assert torch.equal(torch.get_rng_state(), states[0])
-    assert (random.getstate(), np.random.get_state()[1].tolist()) == states[1:]
+    assert (random.getstate(), _numpy_state()) == states[1:]
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     model(input_ids=torch.tensor([[1, 2]]), labels=torch.tensor([[1, 2]])).loss.backward()
 

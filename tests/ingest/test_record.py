@@ -230,7 +230,7 @@ def test_gradient_checkpointing_is_recorded_once(reentrant: bool, tmp_path: Path
 def test_a_lora_model_and_a_hooked_module(tmp_path: Path) -> None:
     torch.manual_seed(3)
     model = tiny_model("olmoe")
-    adapted = peft.get_peft_model(
+    adapted: Any = peft.get_peft_model(
         model, peft.LoraConfig(r=2, target_modules=["q_proj", "gate"], init_lora_weights=False)
     )
     inputs = batch(TEXTS)

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 import moewh
+from moewh.ingest.options import command_words
 from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.trust.repair import remedy
 from tests.support.models import byte_tokenizer, save_model
 
 SHAPE: dict[str, Any] = {"layers": [1, 3, 4], "num_experts": 6, "top_k": 2}
@@ -103,6 +106,16 @@ def test_a_segment_beyond_the_last_is_a_fault(tmp_path: Path) -> None:
     assert moewh.open(tmp_path).sql("select status from runs").fetchall() == [("running",)]
 
 
+def test_no_command_is_named_that_would_write_it_again(tmp_path: Path) -> None:
+    with moewh.Writer(tmp_path, "mine", "m", **SHAPE) as writer:
+        writer.write(*sequences(1)[0])
+    (tmp_path / "segments" / "run_id=mine" / "segment=0" / "tokens.parquet").unlink()
+    faults = moewh.open(tmp_path).verify()
+    assert [fault.why for fault in faults] == ["is missing"]
+    told = remedy(Layout(tmp_path), faults[0].folder, command_words)
+    assert told == "`moewh runs --delete mine`, then the Python code that wrote run mine"
+
+
 def test_layers_and_experts_come_from_the_model(tmp_path: Path) -> None:
     folder = save_model(tmp_path / "model", "mixtral", num_hidden_layers=2)
     ids = np.tile(np.array([0, 5, 2]), (4, 2, 1))
@@ -143,10 +156,10 @@ _WRONG: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("case", _WRONG)
 def test_what_cannot_be_right_is_refused_and_nothing_is_taken(case: str, tmp_path: Path) -> None:
-    good = {
+    good: dict[str, Any] = {
         "token_ids": [1, 2],
         "expert_ids": np.tile([1, 2], (2, 3, 1)),
-        "weights": np.tile(np.float32([0.5, 0.25]), (2, 3, 1)),
+        "weights": np.tile(np.array([0.5, 0.25], np.float32), (2, 3, 1)),
     }
     changed, message = _WRONG[case]
     writer = moewh.Writer(tmp_path / "wh", "mine", "m", **SHAPE)
