@@ -193,9 +193,9 @@ class PassObserver:
             self._drop(id(cache))
             return None
         if known is None:
-            if held:
+            if held or (held is None and _has_state(cache)):
                 raise MoewhError(
-                    f"the cache holds {held} positions that were not recorded (it is a copy, or was filled before). "
+                    f"the cache holds {held or 'some'} positions that were not recorded (it is a copy, or was filled before). "
                     "moewh cannot tell which tokens they are. Begin the sequence within the recording."
                 )
             return None
@@ -256,13 +256,24 @@ def _mask(mask: Any, shape: tuple[int, ...], past: int) -> torch.Tensor | None:
 
 
 def _length(cache: Any) -> int | None:
-    """Positions that a cache holds; None if it does not tell."""
+    """Positions that a cache holds; None if it does not tell. Raises MoewhError for what is no cache."""
     if cache is None:
         return 0
+    if not hasattr(cache, "get_seq_length"):
+        raise MoewhError(
+            f"the cache is a {type(cache).__name__}, which does not tell how much it holds. Use one of transformers "
+            "(DynamicCache)."
+        )
     try:
         return int(cache.get_seq_length())
-    except (ValueError, AttributeError):  # one of linear attention alone
+    except ValueError:  # one of linear attention alone
         return None
+
+
+def _has_state(cache: Any) -> bool:
+    """Tell whether a cache of linear attention was filled."""
+    tells = getattr(cache, "has_previous_state", None)
+    return tells is not None and bool(tells())
 
 
 def _cache_of(output: Any) -> Any:

@@ -368,6 +368,10 @@ def _copied_cache(model: Any) -> None:
     model(input_ids=torch.tensor([[4]]), past_key_values=cache)
 
 
+def _foreign_cache(model: Any) -> None:
+    model(input_ids=torch.tensor([[4]]), past_key_values=((torch.zeros(1, 4, 2, 8),) * 2,) * 3)
+
+
 def _layer(model: Any) -> None:
     model.model.layers[0].mlp(torch.zeros(1, 2, model.config.hidden_size))
 
@@ -396,6 +400,7 @@ def _nothing(model: Any) -> None:
         (_static_cache, "attention_mask is .*a static cache"),
         (_cut_cache, "the cache holds 2 positions of 1 sequences, and 3 of 1 were recorded"),
         (_copied_cache, "the cache holds 3 positions that were not recorded"),
+        (_foreign_cache, "the cache is a tuple, which does not tell how much it holds"),
         (_layer, r"model\.layers\.0\.mlp\.experts was called outside of a forward pass of OlmoeModel"),
         (_assisted, "assisted decoding"),
         (_ingest_within, r"passes are being recorded \(moewh.record\)"),
