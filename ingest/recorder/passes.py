@@ -195,7 +195,7 @@ class PassObserver:
         if known is None:
             if held or (held is None and _has_state(cache)):
                 raise MoewhError(
-                    f"the cache holds {held or 'some'} positions that were not recorded (it is a copy, or was filled before). "
+                    f"the cache holds {held or 'some'} positions that were not recorded (a copy, or filled before). "
                     "moewh cannot tell which tokens they are. Begin the sequence within the recording."
                 )
             return None
