@@ -28,6 +28,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.costs
 	$(BIN)/python -m benchmarks.queries
 	$(BIN)/python -m benchmarks.ingest
+	$(BIN)/python -m benchmarks.record
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.start
 

@@ -24,8 +24,7 @@ from benchmarks.timing import best, machine
 from moewh.ingest import demo
 from moewh.ingest.prompts.canonical import CANONICAL
 from moewh.ingest.prompts.tokenise import TokenRules, tokenise
-from moewh.ingest.prompts.vocabulary import TokenTexts
-from moewh.ingest.routing import RoutingBuffer
+from moewh.ingest.routing import RoutingBuffer, TokenTexts
 from moewh.ingest.write.rollups import RollupCounter, one_thread_a_product
 from moewh.ingest.write.segment import write_routing
 from moewh.warehouse.files import schema

@@ -18,9 +18,8 @@ import pyarrow as pa
 import torch
 
 from moewh.ingest.prompts.canonical import CANONICAL
-from moewh.ingest.prompts.vocabulary import TokenTexts
 from moewh.ingest.record import Identity, RunRecord
-from moewh.ingest.routing import LayerRouting, RoutingBuffer, TokenisedSegment
+from moewh.ingest.routing import LayerRouting, RoutingBuffer, TokenisedSegment, TokenTexts
 from moewh.ingest.write.run_files import write_run
 from moewh.ingest.write.segment import write_segment
 from moewh.warehouse.files.layout import Layout, make_folder

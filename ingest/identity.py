@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from uuid import uuid4
 
 import pyarrow.parquet as pq
 import torch
@@ -53,12 +54,23 @@ def identify(loaded: LoadedModel, options: IngestOptions, rules: TokenRules, pla
         shaping["generation_prompt"] = True
     if plan.pinned:
         shaping["datasets"] = list(plan.pinned)
+    shaping |= of_memory(loaded)
     digest = Identity(shaping, "").sha256[:8]
     base = "".join(char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in loaded.source.name)
     run_id = options.run_id or f"{base.lstrip('._-')[:54] or 'model'}-{digest}"
     if rules.chats.now is not None:
         shaping[TEMPLATE_TIME] = as_seen(rules.chats.now, loaded.tokenizer)
     return Identity(shaping, check_run_id(run_id))
+
+
+def of_memory(loaded: LoadedModel) -> dict[str, Any]:
+    """What the identity says of a model that was in memory.
+
+    Of hooks and replaced code only names can be told, so a run with any is made unlike every other.
+    """
+    if loaded.patches is None:
+        return {}
+    return {"in_memory": True} | ({"patches": list(loaded.patches), "unlike": uuid4().hex} if loaded.patches else {})
 
 
 def require_same(layout: Layout, identity: Identity) -> bool:
@@ -80,12 +92,12 @@ def require_same(layout: Layout, identity: Identity) -> bool:
 
 
 def is_complete(layout: Layout, run_id: str) -> bool:
-    """Tell whether a run has all its segments, as far as its own row says how many."""
+    """Tell whether a run has all its segments, as far as its own row says how many; else False."""
     path = layout.run(run_id) / schema.RUNS.file
     if not path.is_file():
         return False
     (planned,) = pq.read_table(path, columns=["segments_planned"], partitioning=None).column(0).to_pylist()
-    return len(list(layout.segments(run_id).glob("segment=*"))) >= int(planned)
+    return planned is not None and len(list(layout.segments(run_id).glob("segment=*"))) >= int(planned)
 
 
 def _require_same_segments(layout: Layout, identity: Identity) -> None:
@@ -126,12 +138,13 @@ def describe_run(loaded: LoadedModel, identity: Identity, facts: dict[int, Layer
         "segments_planned": plan.segments,
         "origin": "forward",
     }
-    layers = [_layer_row(moe, facts[moe.layer]) for moe in loaded.moe_layers]
-    experts = [row for moe in loaded.moe_layers for row in _expert_rows(moe, facts[moe.layer])]
+    layers = [layer_row(moe, facts[moe.layer]) for moe in loaded.moe_layers]
+    experts = [row for moe in loaded.moe_layers for row in expert_rows(moe, facts[moe.layer])]
     return RunRecord(identity, run, layers, experts)
 
 
-def _layer_row(moe: MoELayer, facts: LayerFacts) -> dict[str, Any]:
+def layer_row(moe: MoELayer, facts: LayerFacts) -> dict[str, Any]:
+    """Return a layer's row of the table `layers`."""
     return {
         "layer": moe.layer,
         "stack": moe.stack,
@@ -147,7 +160,8 @@ def _layer_row(moe: MoELayer, facts: LayerFacts) -> dict[str, Any]:
     }
 
 
-def _expert_rows(moe: MoELayer, facts: LayerFacts) -> list[dict[str, Any]]:
+def expert_rows(moe: MoELayer, facts: LayerFacts) -> list[dict[str, Any]]:
+    """Return the rows of a layer's experts in the table `experts`."""
     biases = facts.selection_bias or (None,) * moe.num_experts
     return [
         {"layer": moe.layer, "expert": expert, "kind": kind, "selection_bias": biases[expert]}

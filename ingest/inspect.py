@@ -86,7 +86,7 @@ def inspect_model(model: str, revision: str | None = None, trust_remote_code: bo
     """
     check_versions()
     transformers_logging.set_verbosity_error()
-    config, empty, peft_adapter = _build(model, revision, trust_remote_code)
+    config, empty, peft_adapter = build_empty(model, revision, trust_remote_code)
     reason = None
     try:
         if peft_adapter is not None:
@@ -126,7 +126,8 @@ def inspect_model(model: str, revision: str | None = None, trust_remote_code: bo
     )
 
 
-def _build(model: str, revision: str | None, trust_remote_code: bool) -> tuple[Any, nn.Module, PeftAdapter | None]:
+def build_empty(model: str, revision: str | None, trust_remote_code: bool) -> tuple[Any, nn.Module, PeftAdapter | None]:
+    """Build a hub id, folder or configuration file on the meta device: configuration, model, adapter if it is one."""
     check_place(model)
     location = str(demo.checkpoint_path(revision)) if model == DEMO else model
     files = Repository(location, None if Path(location).exists() else revision or "main")

@@ -25,6 +25,8 @@ Value = TypeVar("Value")
 
 STDIN = "-"
 """The name that stands for standard input as a file of prompts."""
+RECORDS = "records"
+"""What records that are in memory are called, as a file of prompts and as their source."""
 DEMO = "demo"
 """The name that stands for the embedded model, and for the embedded prompts."""
 _OPTION = "option"

@@ -31,6 +31,20 @@ Texts = Callable[[npt.NDArray[np.int32]], pa.Array]
 """Gives the text of each of T vocabulary entries, as an Arrow array of strings or a dictionary of them."""
 
 
+class TokenTexts:
+    """The text of vocabulary entries, looked up in the [V] texts of a vocabulary."""
+
+    def __init__(self, vocabulary: pa.Array | None) -> None:
+        """Without a vocabulary no text is known: every token's is NULL."""
+        self._vocabulary = vocabulary
+
+    def __call__(self, vocab_id_T: npt.NDArray[np.int32]) -> pa.Array:
+        """Return the text of each token, as an Arrow dictionary array of T strings."""
+        if self._vocabulary is None:
+            return pa.nulls(len(vocab_id_T), pa.string()).dictionary_encode()
+        return pa.DictionaryArray.from_arrays(pa.array(vocab_id_T, pa.int32()), self._vocabulary)
+
+
 @dataclass(frozen=True)
 class TokenisedSegment:
     """The tokens of one segment's prompts: P prompts, T tokens, C contexts."""

@@ -34,11 +34,12 @@ from moewh.ingest.plan import RunPlan, missing_segments, plan_run, release_time,
 from moewh.ingest.processes import Process
 from moewh.ingest.prompts.batches import plan_batches
 from moewh.ingest.prompts.chats import chat_arguments
+from moewh.ingest.prompts.sources import Found
 from moewh.ingest.prompts.stream import PromptStream, estimated_rows, prompt_bytes
 from moewh.ingest.prompts.tokenise import tokenise
-from moewh.ingest.prompts.vocabulary import TokenTexts, vocabulary_texts
+from moewh.ingest.prompts.vocabulary import vocabulary_texts
 from moewh.ingest.record import Identity
-from moewh.ingest.routing import RoutingBuffer, TokenisedSegment, VectorBuffer
+from moewh.ingest.routing import RoutingBuffer, TokenisedSegment, TokenTexts, VectorBuffer
 from moewh.ingest.workers import InBetween, in_background, start_workers
 from moewh.ingest.write.run_files import write_run
 from moewh.ingest.write.segment import Committed, write_segment
@@ -82,11 +83,18 @@ class Progress:
 
 
 def ingest(
-    options: IngestOptions, layout: Layout, progress: Progress | None = None, process: Process | None = None
+    options: IngestOptions,
+    layout: Layout,
+    progress: Progress | None = None,
+    process: Process | None = None,
+    *,
+    model: LoadedModel | None = None,
+    records: Found | None = None,
 ) -> Summary:
     """Run the prompts through the model and commit every segment of this process's share that is not there yet.
 
-    Without `process`, this is the only one. Raises UsageError or MoewhError; what was committed before stays, and
+    Without `process`, this is the only one. `model` and `records` are in memory already, and take the place of what
+    the options name. Raises UsageError or MoewhError; what was committed before stays, and
     nothing half-written is left.
     """
     progress, process = progress or Progress(), process or Process()
@@ -94,10 +102,10 @@ def ingest(
         raise UsageError("several processes cannot share standard input. Write the prompts to a file first.")
     chat_arguments(options.chat_arguments)  # refused before anything is loaded
     layout.require_one_disk(options.run_id if options.run_id and not is_complete(layout, options.run_id) else None)
-    with PromptStream(options, layout) as prompts:
+    with PromptStream(options, layout, records) as prompts:
         if prompts.skipped:
             progress.note(_skipped(prompts.skipped))
-        loaded = load_model(options, process)
+        loaded = load_model(options, process) if model is None else model
         plan = plan_run(options, layout, prompts, loaded, process)
         try:
             return _Run(layout, prompts, loaded, plan, progress).execute()

@@ -1,24 +1,50 @@
 """moewh: a SQL-queryable activation warehouse for Mixture-of-Experts language models.
 
 The public names are loaded when they are first used: `import moewh` costs nothing.
+`moewh.ingest` is a package and a function: the package is called to ingest.
 """
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import moewh.ingest  # noqa: F401 - it becomes callable below
 from moewh.warehouse import __version__
 
 if TYPE_CHECKING:
-    from moewh.api import Warehouse, open
+    from moewh.api import Warehouse, ingest, open, record
+    from moewh.ingest.recorder.trainer import TrainerCallback
+    from moewh.ingest.recorder.writer import Writer
 
-__all__ = ["Warehouse", "__version__", "open"]
+__all__ = ["TrainerCallback", "Warehouse", "Writer", "__version__", "ingest", "open", "record"]
+
+_HOMES = {
+    "TrainerCallback": "moewh.ingest.recorder.trainer",
+    "Writer": "moewh.ingest.recorder.writer",
+    "Warehouse": "moewh.api",
+    "open": "moewh.api",
+    "record": "moewh.api",
+}
+
+
+class _CallablePackage(ModuleType):
+    """The package `moewh.ingest`, which is also the function of that name."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Run prompts through a model and record its routing: see `moewh.api.ingest`."""
+        from moewh.api import ingest
+
+        return ingest(*arguments, **options)
+
+
+sys.modules["moewh.ingest"].__class__ = _CallablePackage
 
 
 def __getattr__(name: str) -> Any:
     """Load a public name from the module that defines it."""
-    if name in __all__:
-        from moewh import api
-
-        return getattr(api, name)
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

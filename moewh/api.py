@@ -1,14 +1,21 @@
-"""The Python API over a warehouse: open one, ask it, get DuckDB relations back."""
+"""The Python API: open a warehouse and ask it in DuckDB relations, ingest into it, record your own forward passes.
+
+Each function is thin: the work is done in `moewh.warehouse` and `moewh.ingest`, which is loaded when it is needed.
+"""
 
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from moewh.warehouse.answer.engine import Engine
 from moewh.warehouse.answer.query import Query, Value, find_query, prepare
+from moewh.warehouse.errors import UsageError
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.runs import LIST_SQL
 from moewh.warehouse.trust import verify
@@ -16,6 +23,9 @@ from moewh.warehouse.views.base import open_warehouse
 
 if TYPE_CHECKING:
     import duckdb
+
+    from moewh.ingest.recorder.record import Recorder
+    from moewh.ingest.run import Summary
 
 
 class Warehouse:
@@ -34,6 +44,23 @@ class Warehouse:
     def connection(self) -> duckdb.DuckDBPyConnection:
         """The DuckDB connection, with a view for every table and canned view."""
         return open_warehouse(self._layout)
+
+    def close(self) -> None:
+        """Close the connection, if there is one; relations of it cannot be read any more."""
+        if "connection" in vars(self):
+            self.connection.close()
+            del self.connection
+
+    def __enter__(self) -> Warehouse:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Warehouse({str(self.path)!r})"
 
     def sql(self, sql: str, **parameters: Value) -> duckdb.DuckDBPyRelation:
         """Return the answer to one SQL statement; `parameters` are bound as $name and readable with getvariable."""
@@ -64,3 +91,63 @@ class Warehouse:
 def open(path: str | os.PathLike[str] = "wh") -> Warehouse:
     """Open the warehouse at `path`. Raises MoewhError if there is none."""
     return Warehouse(path)
+
+
+def ingest(
+    model: Any,
+    prompts: str | os.PathLike[str] | Iterable[Any] | None,
+    warehouse: str | os.PathLike[str] = "wh",
+    run_id: str | None = None,
+    *,
+    tokenizer: Any = None,
+    **options: Any,
+) -> Summary:
+    """Run prompts through a model, record their routing, and return what was written; as `moewh ingest` does.
+
+    `model` is a hub id, a folder, or a model in memory, which needs its `tokenizer` and is given back as it was.
+    `prompts` is the path of a file or folder, a list of `Path`s, or any iterable of records: texts, or dicts with the
+    columns that a file would have (text, messages or input_ids; domain; source; all others are metadata). It is None
+    for a `dataset`. `options` are those of the command: max_length=512, generate=16.
+    Raises UsageError or MoewhError; what was committed stays.
+    """
+    from moewh.ingest.processes import this_process
+    from moewh.ingest.prompts.in_memory import in_memory
+    from moewh.ingest.recorder.asked import ingest_options, prompt_paths, refuse_of_files, with_tokenizer
+    from moewh.ingest.run import Progress
+    from moewh.ingest.run import ingest as run
+
+    paths = prompt_paths(prompts)
+    named = model if isinstance(model, str | os.PathLike) else type(model).__name__
+    asked = ingest_options(os.fspath(named), paths, run_id, options, in_files=prompts is None)
+    layout = Layout(Path(warehouse).absolute())
+    records = in_memory(prompts) if not paths and isinstance(prompts, Iterable) else None
+    if records is not None and asked.dataset is not None:
+        raise UsageError("a dataset cannot follow prompts that are in memory. Give one of them.")
+    progress = Progress(warn=lambda text: warnings.warn(text, stacklevel=2))
+    if isinstance(model, str | os.PathLike):
+        asked = asked if tokenizer is None else with_tokenizer(asked, tokenizer)
+        return run(asked, layout, progress, this_process(), records=records)
+    from moewh.ingest.model.in_memory import borrowed, model_in_memory
+
+    refuse_of_files(options)
+    described: dict[str, Any] = {
+        "series": asked.series,
+        "train_step": asked.train_step,
+        "train_tokens": asked.train_tokens,
+    }
+    loaded = model_in_memory(model, tokenizer, **described, generates=bool(asked.generate))
+    with borrowed(loaded.model):
+        return run(asked, layout, progress, this_process(), model=loaded, records=records)
+
+
+def record(
+    model: Any,
+    tokenizer: Any,
+    warehouse: str | os.PathLike[str] = "wh",
+    run_id: str | None = None,
+    **options: Any,
+) -> Recorder:
+    """Record every forward pass of a model that your own code makes in a `with` block: see `Recorder`."""
+    from moewh.ingest.recorder.record import Recorder
+
+    return Recorder(model, tokenizer, Layout(Path(warehouse).absolute()), run_id, **options)

@@ -20,6 +20,7 @@ ROOMS = (
     "moewh.cli",
     "moewh",
     "moewh.api",
+    "moewh.ingest.recorder",
     "moewh.ingest.run",
     "moewh.ingest.inspect",
     "moewh.ingest.geometry",

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import moewh
+from moewh.ingest import demo
 from moewh.warehouse.files.layout import Layout
 from tests.support.synthetic import random_run, write_run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = (
     *("README.md", "SECURITY.md", "docs/architecture.md", "docs/reliability.md"),
-    *("docs/spark.md", "docs/geometry.md", "docs/metrics.md"),
+    *("docs/spark.md", "docs/geometry.md", "docs/metrics.md", "docs/python.md"),
 )
 _ROOMS = "moewh|ingest|warehouse|queries|tests|tools|benchmarks|docs"
 _PATH = re.compile(rf"(?<![\w./-])(?:{_ROOMS})/[\w./*-]*[\w/]")
@@ -73,3 +76,27 @@ def test_readme_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     exec(block, names)
     assert {"run_id", "layer", "expert", "tokens"} <= set(names["load"].columns)
     assert names["pairs"].fetchall()
+
+
+def test_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every example, one after another, beside a model's folder."""
+    shutil.copytree(demo.checkpoint_path(None), tmp_path / "my-model")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in _PYTHON.findall((REPOSITORY / "docs" / "python.md").read_text()):
+        exec(block, names)
+    warehouse = names["warehouse"]
+    status = dict(warehouse.sql("select run_id, status from runs").fetchall())
+    trained = {f"trained-step{step}" for step in (0, 2, 4)}
+    assert set(status) == {"base", "in-memory", "steered", "recorded", "from-elsewhere", *trained}
+    assert set(status.values()) == {"complete"}
+    assert names["load"].fetchall() and len(names["rows"]) == 5
+    assert {row[0] for row in names["saturation"].fetchall()} >= trained
+    domains = "select domain, count(*) from prompts where run_id = 'recorded' group by all order by all"
+    assert warehouse.sql(domains).fetchall() == [("code", 1), ("prose", 2)]
+
+
+def test_python_page_names_every_public_name() -> None:
+    page = (REPOSITORY / "docs" / "python.md").read_text()
+    named = set(moewh.__all__) - {"Warehouse", "__version__"}
+    assert [name for name in sorted(named) if f"| `moewh.{name}(" not in page] == []

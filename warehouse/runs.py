@@ -21,7 +21,11 @@ select
     revision,
     train_step,
     status,
-    segments || '/' || segments_planned as segments,
+    segments || '/' || coalesce(
+        segments_planned::varchar,
+        case when status = 'complete' then segments::varchar end,
+        '?'
+    ) as segments,
     prompts,
     tokens,
     created_at

@@ -90,8 +90,8 @@ class Capture:
 
     def __init__(self, moe_layers: Sequence[MoELayer], mask_BS: npt.NDArray[np.int64]) -> None:
         self._moe_layers = moe_layers
-        self._shape = mask_BS.shape
-        self._rows = np.flatnonzero(mask_BS)
+        self.shape = mask_BS.shape
+        self._rows = None if mask_BS.all() else np.flatnonzero(mask_BS)
         self._rows_on: dict[torch.device, torch.Tensor] = {}
         self._ids: dict[int, torch.Tensor] = {}
         self._weights: dict[int, torch.Tensor] = {}
@@ -101,7 +101,7 @@ class Capture:
 
     def record(self, moe: MoELayer, call: Call) -> None:
         """Take one block's call: [B*S, K] indices and weights."""
-        B, S = self._shape
+        B, S = self.shape
         _, ids_TK, weights_TK = call
         if not self._is_visit(moe, "experts"):
             return
@@ -115,24 +115,23 @@ class Capture:
                 f"{moe.path} was called with indices {list(ids_TK.shape)} and weights {list(weights_TK.shape)} "
                 f"for a batch of {B} x {S} tokens. moewh cannot tell which row is which token."
             )
-        rows = self._real_rows(ids_TK.device)
         # int16 halves what travels.
         smallest = torch.int16 if moe.num_experts <= torch.iinfo(torch.int16).max else torch.int32
-        self._ids[moe.layer] = ids_TK.detach().index_select(0, rows).to(smallest)
-        self._weights[moe.layer] = weights_TK.detach().index_select(0, rows)
+        self._ids[moe.layer] = self._real(ids_TK).to(smallest)
+        self._weights[moe.layer] = self._real(weights_TK)
 
     def keep(self, table: Table, moe: MoELayer, vectors: Any) -> None:
         """Take one router's logits or input: [B*S, width] (or [B, S, width])."""
         if not self._is_visit(moe, table.name):
             return
-        B, S = self._shape
+        B, S = self.shape
         flat = vectors.detach().reshape(-1, vectors.shape[-1])
         if len(flat) != B * S:
             raise MoewhError(
                 f"{table.name}: the router of {moe.path} gives {list(vectors.shape)} for a batch of {B} x {S} tokens, "
                 "which is not one row a token. Leave the option out."
             )
-        self._vectors[table, moe.layer] = flat.index_select(0, self._real_rows(flat.device))
+        self._vectors[table, moe.layer] = self._real(flat)
 
     def _is_visit(self, moe: MoELayer, called: str) -> bool:
         """Count a call, and tell whether it is this layer's. Raises MoewhError for one too many."""
@@ -143,10 +142,13 @@ class Capture:
             raise MoewhError(f"{moe.path} was called {times} in one forward pass. moewh cannot tell which call counts.")
         return call == moe.visit
 
-    def _real_rows(self, device: torch.device) -> torch.Tensor:
-        if device not in self._rows_on:
-            self._rows_on[device] = to_device(self._rows, device)
-        return self._rows_on[device]
+    def _real(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return a copy of the rows that are no padding: what runs later may write over what it was given."""
+        if self._rows is None:
+            return rows.detach().clone()
+        if rows.device not in self._rows_on:
+            self._rows_on[rows.device] = to_device(self._rows, rows.device)
+        return rows.detach().index_select(0, self._rows_on[rows.device])
 
     def take(self) -> PendingRouting:
         """Launch the copy of everything captured to the host; nothing here waits for the device.
@@ -162,7 +164,7 @@ class Capture:
         by_device: dict[torch.device, list[int]] = {}
         for layer, ids in self._ids.items():
             by_device.setdefault(ids.device, []).append(layer)
-        vectors = {key: _to_host(tensor) for key, tensor in self._vectors.items()}
+        vectors = {key: to_host(tensor) for key, tensor in self._vectors.items()}
         return PendingRouting([self._copy(device, sorted(layers)) for device, layers in by_device.items()], vectors)
 
     def _copy(self, device: torch.device, layers: list[int]) -> _Copy:
@@ -170,7 +172,7 @@ class Capture:
         shapes = [(moe_layers[layer], (self._ids[layer].shape[0], self._ids[layer].shape[1])) for layer in layers]
         ids = torch.cat([self._ids[layer].flatten() for layer in layers])
         weights = torch.cat([self._weights[layer].flatten() for layer in layers])
-        copied = _Copy(shapes, _to_host(ids), _to_host(weights), torch.cuda.Event() if device.type == "cuda" else None)
+        copied = _Copy(shapes, to_host(ids), to_host(weights), torch.cuda.Event() if device.type == "cuda" else None)
         if copied.arrived is not None:
             copied.arrived.record(torch.cuda.current_stream(device))
         return copied
@@ -182,8 +184,8 @@ def to_device(array: npt.NDArray[np.int64], device: torch.device) -> torch.Tenso
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def _to_host(tensor: torch.Tensor) -> torch.Tensor:
-    """Copy to the host; from a GPU into pinned memory and without waiting."""
+def to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """Copy to the host; from a GPU into pinned memory and without waiting. What is there already is not copied."""
     if tensor.device.type != "cuda":
         return tensor.cpu()
     pinned = torch.empty_like(tensor, device="cpu", pin_memory=True)
@@ -221,9 +223,8 @@ def run_stack(
     """Run every layer that sees a prompt over a right-padded batch, without cache and without the LM head.
 
     An encoder-decoder's prompt goes through its encoder alone; with `run_decoder`, for a run that generates, the same
-    tokens also go through its decoder. Any other model runs `model.base_model` when that is another module, else its
-    `language_model` (Llama4ForConditionalGeneration has no other base, and fails to assemble its own output in
-    transformers 5.24), else itself, with `logits_to_keep=1` where it has a head and takes that.
+    tokens also go through its decoder. Any other model runs its `text_base`, with `logits_to_keep=1` where that has a
+    head and takes it.
     """
     inputs: dict[str, Any] = {"input_ids": input_ids_BS, "attention_mask": attention_mask_BS}
     if model.config.is_encoder_decoder and not run_decoder:
@@ -232,13 +233,21 @@ def run_stack(
         return
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = input_ids_BS
-    base = getattr(model, "base_model", model)
-    if base is model:
-        base = getattr(model, "language_model", model)
-        if "logits_to_keep" in inspect.signature(type(base).forward).parameters:
-            inputs["logits_to_keep"] = 1
+    base = text_base(model)
+    if "logits_to_keep" in inspect.signature(type(base).forward).parameters:
+        inputs["logits_to_keep"] = 1
     with failures_named(model):
         base(use_cache=False, **inputs)
+
+
+def text_base(model: Any) -> Any:
+    """The module that runs every layer which sees a prompt, without a head where that can be had.
+
+    `model.base_model` when that is another module, else its `language_model` (Llama4ForConditionalGeneration has no
+    other base, and fails to assemble its own output in transformers 5.24), else the model itself.
+    """
+    base = getattr(model, "base_model", model)
+    return base if base is not model else getattr(model, "language_model", model)
 
 
 @contextmanager

@@ -90,6 +90,8 @@ class LoadedModel:
     """What is in the model's modules beside its own weights."""
     generation_tokens: StatedTokens | None = None
     """Where what it says starts and ends; None for a run that generates nothing."""
+    patches: tuple[str, ...] | None = None
+    """Of a model that was in memory: what changes its passes besides its weights. None: loaded from files."""
 
     @property
     def config(self) -> Any:

@@ -151,7 +151,7 @@ def _local_file(path: Path, name: str, source: str, kind: str) -> Input:
     stat = path.stat()
 
     def batches(scratch: Path, options: IngestOptions) -> Iterator[pa.RecordBatch]:
-        return read_prompts(_prompt_file(path, kind, name, source, options), scratch)
+        return read_prompts(prompt_file(path, kind, name, source, options), scratch)
 
     return Input(name, source, (str(path.resolve()), kind, stat.st_size, stat.st_mtime_ns), batches)
 
@@ -161,12 +161,13 @@ def _standard_input(kind: str) -> Input:
         path = scratch / "stdin"
         with path.open("wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file)
-        yield from read_prompts(_prompt_file(path, kind, "standard input", STDIN, options), scratch)
+        yield from read_prompts(prompt_file(path, kind, "standard input", STDIN, options), scratch)
 
     return Input(STDIN, STDIN, None, batches)
 
 
-def _prompt_file(path: Path, kind: str, name: str, source: str, options: IngestOptions) -> PromptFile:
+def prompt_file(path: Path, kind: str, name: str, source: str, options: IngestOptions) -> PromptFile:
+    """Return one input, with its columns named as the options say."""
     columns = (options.text_column, options.domain_column, options.domain)
     return PromptFile(path, kind, name, source, *columns, options.delimiter)
 
@@ -191,14 +192,14 @@ def _find_on_hub(name: str, options: IngestOptions, found: Found) -> None:
 
 def _hub_file(hub: HubName, kind: str) -> Input:
     def batches(scratch: Path, options: IngestOptions) -> Iterator[pa.RecordBatch]:
-        yield from read_prompts(_prompt_file(hub.download(), kind, hub.pinned, hub.pinned, options), scratch)
+        yield from read_prompts(prompt_file(hub.download(), kind, hub.pinned, hub.pinned, options), scratch)
 
     return Input(hub.pinned, hub.pinned, (hub.pinned, kind), batches, hub.at("").pinned)
 
 
 def _dataset_input(dataset: Dataset, options: IngestOptions) -> Input:
     def batches(scratch: Path, options: IngestOptions) -> Iterator[pa.RecordBatch]:
-        file = _prompt_file(scratch, "arrow", dataset.name, dataset.source, options)
+        file = prompt_file(scratch, "arrow", dataset.name, dataset.source, options)
         return read_tables(dataset.tables(BATCH_ROWS), file)
 
     pinned = dataset.hub.pinned if dataset.hub else None

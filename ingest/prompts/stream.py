@@ -25,7 +25,7 @@ from moewh.ingest.options import IngestOptions
 from moewh.ingest.prompts.canonical import BATCH_ROWS, CANONICAL
 from moewh.ingest.prompts.digest import PromptDigest
 from moewh.ingest.prompts.records import MESSAGES
-from moewh.ingest.prompts.sources import Input, find_inputs
+from moewh.ingest.prompts.sources import Found, Input, find_inputs
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.layout import Layout, exclusive
 
@@ -70,9 +70,10 @@ class PromptStream:
     killed process leaves them, for the command that resumes it.
     """
 
-    def __init__(self, options: IngestOptions, layout: Layout) -> None:
+    def __init__(self, options: IngestOptions, layout: Layout, found: Found | None = None) -> None:
+        """Take the inputs that are given, else look up what the options name."""
         self._options = options
-        found = find_inputs(options)
+        found = find_inputs(options) if found is None else found
         self._inputs = found.inputs
         self.skipped = found.skipped
         """Files of folders and patterns that are no prompts."""
@@ -103,7 +104,7 @@ class PromptStream:
     def finished(self, *, complete: bool) -> None:
         """Say that this command did its share; if the run is complete, no other needs the spool."""
         self._finished = True
-        self._spool_is_needed = not complete
+        self._spool_is_needed = not complete and self._plan is not None
 
     def plan(self, rule: SizeRule) -> Plan:
         """Digest the prompts and cut them into segments. Raises MoewhError for unreadable input.

@@ -1,15 +1,13 @@
 """The text of every entry of a tokenizer's vocabulary: each decoded by itself, all at once.
 
 In: a tokenizer, and how many rows the model's embedding has. Out: [V] Arrow strings by vocab_id, which the run's own
-files hold (`RunRecord.vocabulary`) and which give each token its text (`TokenTexts`).
+files hold (`RunRecord.vocabulary`) and which give each token its text (`moewh.ingest.routing.TokenTexts`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase, TokenizersBackend
 
@@ -19,20 +17,6 @@ _SPACE = "\u2581"
 """What SentencePiece writes for a leading space, and drops when it decodes a piece alone."""
 _DECODERS = ("decode", "_decode", "convert_ids_to_tokens")
 """Methods of a fast tokenizer that its Rust part stands for, unless a class has its own."""
-
-
-class TokenTexts:
-    """The text of vocabulary entries, looked up in the [V] texts of a vocabulary."""
-
-    def __init__(self, vocabulary: pa.Array | None) -> None:
-        """Without a vocabulary no text is known: every token's is NULL."""
-        self._vocabulary = vocabulary
-
-    def __call__(self, vocab_id_T: npt.NDArray[np.int32]) -> pa.Array:
-        """Return the text of each token, as an Arrow dictionary array of T strings."""
-        if self._vocabulary is None:
-            return pa.nulls(len(vocab_id_T), pa.string()).dictionary_encode()
-        return pa.DictionaryArray.from_arrays(pa.array(vocab_id_T, pa.int32()), self._vocabulary)
 
 
 def vocabulary_texts(tokenizer: PreTrainedTokenizerBase, rows: int | None = None) -> pa.Array:

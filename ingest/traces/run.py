@@ -23,9 +23,9 @@ from moewh.ingest.model.tokenizer import TokenizerSource, load_tokenizer
 from moewh.ingest.prompts.canonical import CANONICAL
 from moewh.ingest.prompts.digest import PromptDigest
 from moewh.ingest.prompts.tokenise import tokenizer_sha256
-from moewh.ingest.prompts.vocabulary import TokenTexts, vocabulary_texts
+from moewh.ingest.prompts.vocabulary import vocabulary_texts
 from moewh.ingest.record import Identity, RunRecord
-from moewh.ingest.routing import NO_ENTRY, NO_ROUTE, RoutingBuffer, TokenisedSegment
+from moewh.ingest.routing import NO_ENTRY, NO_ROUTE, RoutingBuffer, TokenisedSegment, TokenTexts
 from moewh.ingest.traces.check import Checked, check_counts, check_sequence
 from moewh.ingest.traces.model import read_model
 from moewh.ingest.traces.spool import Labels, Spool
@@ -89,6 +89,7 @@ def import_trace(
     layout.require_one_disk(options.run_id if options.run_id and not is_complete(layout, options.run_id) else None)
     began = require_same(layout, identity)
     if began and is_complete(layout, identity.run_id):
+        seal(layout, identity.run_id)  # a kill may have come just before
         return Imported(identity.run_id, len(list(layout.segments(identity.run_id).glob("segment=*"))))
     work = _Import(options, layout, files, model, tokens, identity, began, segment_done)
     return work.counts(found) if found.read_counts is not None else work.sequences(found)

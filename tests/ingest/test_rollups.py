@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from moewh.ingest.prompts.canonical import CANONICAL
-from moewh.ingest.prompts.vocabulary import TokenTexts, vocabulary_texts
+from moewh.ingest.prompts.vocabulary import vocabulary_texts
 from moewh.ingest.record import Identity, RunRecord
-from moewh.ingest.routing import NO_ROUTE, LayerRouting, RoutingBuffer, TokenisedSegment
+from moewh.ingest.routing import NO_ROUTE, LayerRouting, RoutingBuffer, TokenisedSegment, TokenTexts
 from moewh.ingest.write.run_files import write_run
 from moewh.ingest.write.segment import write_segment
 from moewh.warehouse.answer.engine import open_engine

@@ -12,8 +12,8 @@ import pytest
 from moewh.ingest.options import Overflow
 from moewh.ingest.prompts.canonical import CANONICAL
 from moewh.ingest.prompts.tokenise import TokenRules, tokenise, tokenizer_sha256
-from moewh.ingest.prompts.vocabulary import TokenTexts, vocabulary_texts
-from moewh.ingest.routing import TokenisedSegment
+from moewh.ingest.prompts.vocabulary import vocabulary_texts
+from moewh.ingest.routing import TokenisedSegment, TokenTexts
 from moewh.warehouse.errors import MoewhError
 from tests.support.models import BOS, byte_tokenizer
 

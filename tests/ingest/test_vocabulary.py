@@ -16,7 +16,8 @@ from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, 
 from moewh.cli.main import main
 from moewh.ingest import demo
 from moewh.ingest.prompts import vocabulary as bulk
-from moewh.ingest.prompts.vocabulary import TokenTexts, vocabulary_texts
+from moewh.ingest.prompts.vocabulary import vocabulary_texts
+from moewh.ingest.routing import TokenTexts
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout

@@ -140,7 +140,11 @@ RUNS = Table(
         Column("moewh_version", "VARCHAR", "Version of moewh that started the run."),
         Column("torch_version", "VARCHAR", "Version of torch that started the run."),
         Column("transformers_version", "VARCHAR", "Version of transformers that started the run."),
-        Column("segments_planned", "INTEGER", "Segments the run has when it is complete."),
+        Column(
+            "segments_planned",
+            "INTEGER",
+            "Segments the run has when it is complete; NULL where only its last segment tells.",
+        ),
         Column("status", "VARCHAR", "complete when every planned segment is there, else running.", derived=True),
         Column("segments", "BIGINT", "Segments committed so far.", derived=True),
         Column("prompts", "BIGINT", "Prompts committed so far.", derived=True),

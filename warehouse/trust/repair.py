@@ -17,6 +17,8 @@ from moewh.warehouse.sealing.seal import seal, unseal
 from moewh.warehouse.trust.verify import RUN_FOLDER
 from moewh.warehouse.views.publishing import publish
 
+_OF_CODE = {"in_memory", "recorded_at"}
+"""What the options of a run hold that no command can write again."""
 OptionWords = Callable[[dict[str, Any]], list[str]]
 """Turns what shapes a run's rows (the column `options`) into the words of an ingest command."""
 
@@ -104,6 +106,8 @@ def restore_command(layout: Layout, run_id: str, option_words: OptionWords) -> s
     if row is None:
         return f"the `moewh ingest` or `moewh import` command that began run {run_id}"
     options = json.loads(row["options"])
+    if _OF_CODE & options.keys():
+        return f"`moewh runs --delete {run_id}`, then the Python code that wrote run {run_id}"
     if "import" in options:
         return import_command(layout, run_id, row, options)
     words = ["moewh", "ingest", *_model_words(row), "--run-id", run_id, *option_words(options)]

@@ -303,6 +303,7 @@ def _check_belonging(folders: list[Folder]) -> Iterator[Fault]:
     """Find folders, whole in themselves, that are not what their place says: swapped, foreign, out of count."""
     runs = {folder.run_id: folder for folder in folders if folder.level == "run"}
     rows = {run_id: _row(folder.path, schema.RUNS) for run_id, folder in runs.items() if run_id != SCHEMA_RUN}
+    lengths = {run_id: row["segments_planned"] or _up_to_last(run_id, folders) for run_id, row in rows.items()}
     for folder in folders:
         run = rows.get(folder.run_id)
         if run is None or folder.manifest is None:
@@ -313,7 +314,7 @@ def _check_belonging(folders: list[Folder]) -> Iterator[Fault]:
             if hashlib.sha256(run["options"].encode()).hexdigest() != run["identity"]:
                 yield Fault(folder.path, schema.RUNS.file, "says options that do not give its identity")
         elif folder.level == "segment":
-            yield from _check_counts(folder, folder.number or 0, run["segments_planned"])
+            yield from _check_counts(folder, folder.number or 0, lengths[folder.run_id])
         elif folder.level == "sealed":
             yield from _check_sealed(
                 folder, [one for one in folders if one.run_id == folder.run_id and one.number is not None]
@@ -322,10 +323,22 @@ def _check_belonging(folders: list[Folder]) -> Iterator[Fault]:
             yield from _check_experts(folder, runs[folder.run_id])
 
 
-def _check_counts(folder: Folder, number: int, planned: int) -> Iterator[Fault]:
-    """Find what a segment's files say differently of how much it holds and where it stands in its run."""
+def _up_to_last(run_id: str, folders: list[Folder]) -> int | None:
+    """Segments of a run whose number was not planned: up to the first that says it is the last; None if none does."""
+    segments = [folder for folder in folders if folder.level == "segment" and folder.run_id == run_id]
+    last = [folder.number or 0 for folder in segments if _row(folder.path, schema.SEGMENTS)["last"]]
+    return min(last) + 1 if last else None
+
+
+def _check_counts(folder: Folder, number: int, planned: int | None) -> Iterator[Fault]:
+    """Find what a segment's files say differently of how much it holds and where it stands in its run.
+
+    `planned` is how many segments the run has; None while that is open.
+    """
     row = _row(folder.path, schema.SEGMENTS)
-    if number >= planned:
+    if planned is None:
+        pass
+    elif number >= planned:
         yield Fault(folder.path, "", f"is beyond the run's {planned} segments")
     elif row["last"] != (number == planned - 1):
         yield Fault(folder.path, schema.SEGMENTS.file, f"is wrong about being the last of {planned} segments")

@@ -45,7 +45,10 @@ ASK_AGAIN = "Ask again."
 """Ends what is said of a run that was sealed, unsealed or deleted while a query looked for its files."""
 
 _DERIVED_RUN_COLUMNS = """
-    case when coalesce(done.segments, 0) >= stored.segments_planned then 'complete' else 'running' end as status,
+    case
+        when coalesce(done.segments, 0) >= coalesce(stored.segments_planned, done.up_to_last) then 'complete'
+        else 'running'
+    end as status,
     coalesce(done.segments, 0)::bigint as segments,
     coalesce(done.prompts, 0)::bigint as prompts,
     coalesce(done.tokens, 0)::bigint as tokens
@@ -55,7 +58,8 @@ left join (
         run_id,
         count(*)::bigint as segments,
         sum(prompts)::bigint as prompts,
-        sum(tokens)::bigint as tokens
+        sum(tokens)::bigint as tokens,
+        max(case when last then segment + 1 end) as up_to_last
     from segments
     group by run_id
 ) as done

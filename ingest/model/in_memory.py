@@ -1,0 +1,192 @@
+"""A model that is in memory already, a notebook's or a training run's: named, fingerprinted, and given back as it was.
+
+In: the model and its tokenizer. Out: a `LoadedModel` like those of `moewh.ingest.model.loading`. Nothing says where
+such weights come from, so they are known by their bytes; and what changes a pass besides them is part of the identity.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from moewh.ingest.model.architecture import check_parallel, check_versions
+from moewh.ingest.model.generation_tokens import GenerationTokens, StatedTokens
+from moewh.ingest.model.layers import find_moe_layers
+from moewh.ingest.model.loading import LoadedModel, Source
+from moewh.ingest.model.patches import patches
+from moewh.ingest.model.peft_adapter import SUPPORTED_TYPES
+from moewh.warehouse.errors import MoewhError, UsageError
+
+RECORDED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Models whose passes are being recorded: none of moewh's own may come in between."""
+_OF_PEFT = ("_active_adapter", "_disable_adapters")
+"""Settings that decide which adapter runs, under names that begin like private ones."""
+_NOT_SHAPING = {"training", "gradient_checkpointing", "max_seq_len_cached"}
+
+
+def model_in_memory(
+    model: Any,
+    tokenizer: Any,
+    *,
+    series: str | None = None,
+    train_step: int | None = None,
+    train_tokens: int | None = None,
+    generates: bool = False,
+) -> LoadedModel:
+    """Return a model in memory as one that was loaded; it is not changed.
+
+    Raises UsageError for what is no model or tokenizer, MoewhError for a model that cannot be recorded.
+    """
+    check_versions()
+    inner = unwrapped_model(model)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        given = "none was given" if tokenizer is None else f"this is a {type(tokenizer).__name__}"
+        raise UsageError(f"a model in memory needs its tokenizer, and {given}. Give tokenizer=AutoTokenizer….")
+    if generates and not inner.can_generate():
+        raise MoewhError(f"{type(inner).__name__} has no LM head to generate with. Leave generate out.")
+    check_parallel(inner)
+    found = find_moe_layers(inner, inner.config)
+    title = str(getattr(inner.config, "_name_or_path", "") or type(inner).__name__)
+    name = PurePath(title).name or type(inner).__name__
+    digest = fingerprint(inner)
+    return LoadedModel(
+        Source("", None, name, title, None, series or f"{name}-{digest[:8]}"),
+        inner,
+        tokenizer,
+        found if generates else found.of_prompts(),
+        digest,
+        train_step=train_step,
+        train_tokens=train_tokens,
+        generation_tokens=_generation_tokens(inner, tokenizer) if generates else None,
+        patches=patches(inner),
+    )
+
+
+def unwrapped_model(model: Any) -> Any:
+    """Return the transformers model within what data parallelism and peft put around it.
+
+    Raises UsageError for what is no model of transformers, MoewhError for one that does not run as plain modules.
+    """
+    if type(model).__name__ == "OptimizedModule" or getattr(model, "_compiled_call_impl", None) is not None:
+        raise MoewhError(
+            "the model is compiled (torch.compile), and a compiled graph cannot be observed. Give it as it was."
+        )
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module
+    if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
+        kinds = {str(getattr(config.peft_type, "value", config.peft_type)) for config in model.peft_config.values()}
+        if wrong := sorted(kinds - SUPPORTED_TYPES):
+            raise MoewhError(f"the model has an adapter of type {', '.join(wrong)}, which is not recorded.")
+        model = model.get_base_model()
+    if not isinstance(model, PreTrainedModel):
+        raise UsageError(f"the model is a {type(model).__name__}. Give a hub id, a folder or a model of transformers.")
+    for path, module in model.named_modules():
+        if getattr(module, "_compiled_call_impl", None) is not None or type(module).__name__ == "OptimizedModule":
+            raise MoewhError(
+                f"{path or 'the model'} is compiled, and a compiled graph cannot be observed. Load it anew."
+            )
+    if hasattr(model, "_compiled_call"):
+        raise MoewhError("the model was compiled by `generate` (a static cache), and cannot be observed. Load it anew.")
+    return model
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Digest of what a model computes with, as far as its modules hold it.
+
+    Names, shapes, types and bytes of all parameters and buffers, and each module's class and plain settings (a top-k,
+    an adapter's scaling). Raises MoewhError for tensors whose numbers are not there to be read.
+    """
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    for name, tensor in named:
+        if tensor.is_meta or hasattr(tensor, "ds_id"):
+            raise MoewhError(f"the numbers of {name} are not in memory (offloaded or sharded). Load the model whole.")
+    distinct = {id(tensor): tensor for _, tensor in named}
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as workers:  # hashing releases the GIL
+        digests = dict(zip(distinct, workers.map(_tensor_digest, distinct.values()), strict=True))
+    parts: list[Any] = [[name, digests[id(tensor)]] for name, tensor in named]
+    parts += [[path, *_settings(module)] for path, module in model.named_modules()]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _tensor_digest(tensor: torch.Tensor) -> str:
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _settings(module: nn.Module) -> tuple[str, dict[str, Any]]:
+    """A module's class, and the attributes that are plain values; a whole model's are in its configuration."""
+    kind = f"{type(module).__module__}.{type(module).__qualname__}"
+    if isinstance(module, PreTrainedModel):
+        return kind, {}
+    named = {
+        name: value
+        for name, value in sorted(vars(module).items())
+        if (not name.startswith("_") or name in _OF_PEFT) and name not in _NOT_SHAPING and _is_plain(value)
+    }
+    return kind, named
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(name, str) and _is_plain(part) for name, part in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def _generation_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> StatedTokens:
+    """What the model's own generation settings say, else its configuration, else the tokenizer."""
+    places = (model.generation_config, model.config)
+
+    def stated(name: str) -> Any:
+        return next((value for place in places if (value := getattr(place, name, None)) is not None), None)
+
+    ends = stated("eos_token_id")
+    ends = tokenizer.eos_token_id if ends is None else ends
+    ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
+    start = stated("decoder_start_token_id") if model.config.is_encoder_decoder else None
+    used = GenerationTokens(tuple(dict.fromkeys(int(end) for end in ends if end >= 0)), start)
+    return StatedTokens(used, GenerationTokens((), None))
+
+
+@contextmanager
+def borrowed(model: Any) -> Iterator[None]:
+    """Put a model in the state of a recorded pass, and give it back as it was, come what may.
+
+    That is: not training, no autocast, and no generation settings of its own. Its modules' attributes and buffers and
+    all random states are as before afterwards, so that a training run goes on as if nothing had happened.
+    Raises MoewhError for a model that is being recorded.
+    """
+    if model in RECORDED:
+        raise MoewhError("the model's passes are being recorded (moewh.record). Leave that block first.")
+    before = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
+    python, numpy = random.getstate(), np.random.get_state()
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    devices = sorted({parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"})
+    try:
+        for module, _, _ in before:
+            module.training = False
+        if getattr(model, "generation_config", None) is not None:
+            model.generation_config = GenerationConfig()
+        with torch.random.fork_rng(devices), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for module, attributes, buffers in before:
+            vars(module).update(attributes)
+            module._buffers.update(buffers)
+        random.setstate(python)
+        np.random.set_state(numpy)

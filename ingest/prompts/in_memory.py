@@ -1,0 +1,50 @@
+"""Prompts that are in memory: any iterable of records, read once, in; one more input of the prompt stream out.
+
+A record is a mapping with the columns that a file of prompts would have, or a text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from moewh.ingest.options import RECORDS, IngestOptions
+from moewh.ingest.prompts.readers import read_prompts
+from moewh.ingest.prompts.sources import Found, Input, prompt_file
+from moewh.warehouse.errors import MoewhError
+
+
+def in_memory(records: Iterable[Any]) -> Found:
+    """Return the input that these records are. What is no record is refused when it is read."""
+
+    def batches(scratch: Path, options: IngestOptions) -> Iterator[pa.RecordBatch]:
+        path = scratch / "records.jsonl"
+        with path.open("w", encoding="utf-8", errors="surrogatepass") as file:
+            for number, record in enumerate(records, 1):
+                file.write(_line(number, record) + "\n")
+        yield from read_prompts(prompt_file(path, "jsonl", RECORDS, RECORDS, options), scratch)
+
+    return Found([Input(RECORDS, RECORDS, None, batches)])
+
+
+def _line(number: int, record: Any) -> str:
+    """Return a record as a line of JSON. Raises MoewhError for one that is none."""
+    if isinstance(record, str):
+        record = {"text": record}
+    if not isinstance(record, Mapping):
+        raise MoewhError(f"record {number} of the prompts is a {type(record).__name__}. Give dicts or strings.")
+    try:
+        return json.dumps(dict(record), default=_plain)
+    except (TypeError, ValueError) as error:
+        raise MoewhError(f"record {number} of the prompts cannot be kept as JSON: {error}.") from None
+
+
+def _plain(value: Any) -> Any:
+    """Return arrays and tensors as lists, and their numbers as such."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"it holds a {type(value).__name__}")

@@ -1,0 +1,87 @@
+"""What a model declares of its layers, without weights and without running: the rows that describe a recorded run.
+
+In: a hub id, a folder, a configuration, or the numbers themselves. Out: the rows of `layers` and `experts`, and the
+run's own columns. What only a forward pass shows is NULL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from moewh.warehouse.errors import MoewhError, UsageError
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A model's MoE layers as plain data."""
+
+    run: dict[str, Any]
+    """Columns of `runs`."""
+    layers: list[dict[str, Any]]
+    experts: list[dict[str, Any]]
+    shaping: dict[str, Any]
+    """What the run's identity says of the model."""
+
+    @property
+    def shapes(self) -> dict[int, tuple[int, int]]:
+        """Layer → (E, K), in order."""
+        return {row["layer"]: (row["num_experts"], row["top_k"]) for row in self.layers}
+
+
+def from_numbers(model: str | None, layers: Collection[int], num_experts: int, top_k: int) -> Declared:
+    """Return what these numbers say. Raises UsageError for numbers that no model has."""
+    numbers = sorted(layers)
+    if not numbers or numbers[0] < 0 or len(set(numbers)) < len(numbers):
+        raise UsageError(f"layers are {numbers}. Give the index of each MoE layer once.")
+    if not 1 <= top_k <= num_experts:
+        raise UsageError(f"top_k is {top_k} of {num_experts} experts. Give 1 to num_experts.")
+    rows = [{"layer": layer, "stack": "decoder", "num_experts": num_experts, "top_k": top_k} for layer in numbers]
+    experts = [{"layer": layer, "expert": expert, "kind": "mlp"} for layer in numbers for expert in range(num_experts)]
+    run = {"model": model, "num_moe_layers": len(rows), "num_experts": num_experts, "top_k": top_k, "series": model}
+    return Declared(run, rows, experts, {"model": model, "layers": numbers, "num_experts": num_experts, "top_k": top_k})
+
+
+def from_model(model: Any, revision: str | None = None, trust_remote_code: bool = False) -> Declared:
+    """Return what a model's configuration says: of a hub id, a folder, a configuration file or object.
+
+    Raises MoewhError for a model that is not recorded, or whose configuration cannot be read.
+    """
+    from moewh.ingest.families.configuration import text_config
+    from moewh.ingest.inspect import build_empty
+    from moewh.ingest.model.architecture import empty_model
+    from moewh.ingest.model.expected import num_layers, top_k
+    from moewh.ingest.model.layers import find_moe_layers
+    from moewh.ingest.model.loading import config_sha256
+
+    if isinstance(model, str):
+        config, empty, _ = build_empty(model, revision, trust_remote_code)
+        title = model
+    elif hasattr(model, "get_text_config"):
+        config, empty, title = model, empty_model(model), getattr(model, "_name_or_path", "") or model.model_type
+    else:
+        raise UsageError(f"model is a {type(model).__name__}. Give a hub id, a folder or a configuration.")
+    moe_layers = find_moe_layers(empty, config).moe_layers
+    if len(moe_layers) == 0:
+        raise MoewhError(f"{title} has no routed experts.")
+    chosen = top_k(config)
+    layers, experts = [], []
+    for moe in moe_layers:
+        scoring, renormalized = moe.family.declared(moe, config)
+        facts = {"top_k": chosen, "scoring": scoring, "renormalized": renormalized, "num_experts": moe.num_experts}
+        layers.append({"layer": moe.layer, "stack": moe.stack, "module": moe.path, **facts})
+        experts += [{"layer": moe.layer, "expert": expert, "kind": kind} for expert, kind in enumerate(moe.kinds)]
+    run = {
+        "model": title,
+        "revision": revision,
+        "series": title,
+        "model_type": text_config(config).model_type,
+        "num_hidden_layers": num_layers(config),
+        "num_moe_layers": len(layers),
+        "num_experts": max(moe.num_experts for moe in moe_layers),
+        "top_k": chosen,
+    }
+    return Declared(
+        run, layers, experts, {"model": title, "revision": revision, "config_sha256": config_sha256(config)}
+    )

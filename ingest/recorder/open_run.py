@@ -1,0 +1,117 @@
+"""An open-ended run: blocks of sequences in, in order of appearance; segments of about equal size out.
+
+Nobody knows beforehand how many there will be. A segment is cut once the blocks in front have enough rows and another
+follows; the one that is written when the run is closed says that it is the last.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection
+from concurrent.futures import Executor, Future
+
+from moewh.ingest.record import RunRecord
+from moewh.ingest.recorder.sequences import Block, Decode, EndTokens, assemble
+from moewh.ingest.routing import TokenTexts
+from moewh.ingest.write.run_files import write_run
+from moewh.ingest.write.segment import Committed, write_segment
+from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.sealing.seal import seal
+from moewh.warehouse.views.publishing import publish
+
+
+def require_new(layout: Layout, run_id: str) -> None:
+    """Raise MoewhError if the warehouse has this run already: what was recorded cannot be gone on with."""
+    if layout.run(run_id).is_dir() or layout.segments(run_id).is_dir():
+        raise MoewhError(
+            f"run {run_id!r} exists already. Choose another run_id, or delete it with `moewh runs --delete {run_id}`."
+        )
+
+
+class OpenRun:
+    """A run that grows until it is closed. `add` and `commit_full` take blocks; `close` writes what is left."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        record: RunRecord,
+        segment_rows: int,
+        writer: Executor,
+        *,
+        decode: Decode | None,
+        special_ids: Collection[int] = (),
+        end_tokens: EndTokens = EndTokens(),  # noqa: B008 - it is frozen
+    ) -> None:
+        self.layout, self.record = layout, record
+        self._segment_rows, self._writer, self._texts = segment_rows, writer, TokenTexts(record.vocabulary)
+        self._decode, self._special_ids, self._end_tokens = decode, special_ids, end_tokens
+        self._blocks: deque[Block] = deque()
+        self._writing: Future[Committed] | None = None
+        self._segments = self._prompts = 0
+        self._prepared = self._begun = False
+
+    def prepare(self) -> None:
+        """Make the warehouse, if it is not there. Raises MoewhError for a run that exists, and if the disk refuses."""
+        require_new(self.layout, self.record.run_id)
+        self.layout.create()
+        self.layout.require_one_disk()
+        self.layout.sweep()
+        publish(self.layout)
+        self._prepared = True
+
+    def add(self, block: Block) -> None:
+        """Take a block behind those before it; it may still grow. The run begins with the first."""
+        if not self._begun:
+            if not self._prepared:
+                self.prepare()
+            write_run(self.layout, self.record)
+            self._begun = True
+        self._blocks.append(block)
+
+    def commit_full(self) -> None:
+        """Have a segment written if the closed blocks in front fill one, and another follows them."""
+        rows, ready = 0, 0
+        for block in self._blocks:
+            if rows >= self._segment_rows:
+                self._commit(ready, last=False)
+                return
+            if not block.closed:
+                return
+            rows, ready = rows + block.rows, ready + 1
+
+    def close(self, *, whole: bool) -> None:
+        """Write what is left; if the run is whole, the last segment says so, and it is complete.
+
+        Raises MoewhError for a whole run without any sequence.
+        """
+        for block in self._blocks:
+            block.closed = True
+        while (left := len(self._blocks)) > 0:
+            self.commit_full()
+            if len(self._blocks) == left:
+                self._commit(left, last=whole)
+        if self._writing is not None:
+            self._writing.result()
+        if whole and self._begun:
+            seal(self.layout, self.record.run_id)
+
+    @property
+    def begun(self) -> bool:
+        """Whether there was any block."""
+        return self._begun
+
+    def _commit(self, count: int, *, last: bool) -> None:
+        """Hand the first blocks to the writer, which may be one segment behind."""
+        blocks = [self._blocks.popleft() for _ in range(count)]
+        segment, routing = assemble(
+            blocks, self._prompts, decode=self._decode, special_ids=self._special_ids, end_tokens=self._end_tokens
+        )
+        if self._writing is not None:
+            self._writing.result()
+        identity, number = self.record.identity, self._segments
+        self._prompts += len(segment.status_P)
+        self._segments += 1
+        self._writing = self._writer.submit(
+            write_segment, self.layout, identity, number, segment, routing, texts=self._texts, last=last
+        )

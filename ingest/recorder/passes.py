@@ -1,0 +1,297 @@
+"""Forward passes that a user's own code makes, observed: hooks on a model in, one `Pass` for each out.
+
+Which sequences a pass goes on with is told by its cache: an object that was seen before, and that holds just as many
+positions as were recorded. Whatever cannot be told is refused by name. Nothing in a hook waits for the device.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.hooks import RemovableHandle
+
+from moewh.ingest.capture.hooks import Capture, PendingRouting, text_base, to_host
+from moewh.ingest.families.rule import Call, MoELayer
+from moewh.ingest.model.loading import LoadedModel
+from moewh.ingest.recorder.sequences import Block, Labels
+from moewh.warehouse.errors import MoewhError
+
+_CACHES = ("cache", "past_key_values")
+"""What transformers calls a cache, as an argument and as an output; the second until 5.2x."""
+_PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "seq_idx")
+"""Arguments that say where sequences begin which share a row."""
+_REORDERING = ("reorder_cache", "batch_select_indices", "batch_repeat_interleave")
+"""Methods of a cache that make its rows go on from others'."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass of B sequences over S positions, on its way to the host."""
+
+    block: Block
+    first: bool
+    """The block begins with it."""
+    generated: bool
+    ids_BS: torch.Tensor
+    mask_BS: torch.Tensor | None
+    positions_BS: torch.Tensor | None
+    """Position ids, where they may say that sequences share a row."""
+    routing: PendingRouting
+
+
+@dataclass
+class _Running:
+    """A pass that has begun: what it was called with."""
+
+    block: Block
+    cache: Any
+    length: int
+    """Positions after it, padding included."""
+    make: Callable[[PendingRouting], Pass]
+    capture: Capture
+
+
+@dataclass
+class _Growing:
+    """A block that a cache can go on with."""
+
+    cache: weakref.ref[Any]
+    block: Block
+    length: int
+    broken: bool = False
+    """A pass failed half-way, or rows were reordered."""
+    rows: int = field(default=0)
+    """B: sequences side by side."""
+
+
+class PassObserver:
+    """Observes every pass of a model between `attach` and `detach`.
+
+    `done` is told of each pass, and of the blocks that no later pass can go on with.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, labels: Callable[[], Labels], done: Callable[[Pass | None, list[Block]], None]
+    ) -> None:
+        self._loaded, self._labels, self._done = loaded, labels, done
+        self._stack = text_base(loaded.model)
+        self._parameters = list(inspect.signature(type(self._stack).forward).parameters)[1:]
+        self._growing: dict[int, _Growing] = {}
+        self._left: deque[Block] = deque()
+        """Blocks whose cache is gone; filled whenever Python collects it."""
+        self._running: _Running | None = None
+        self._thread = threading.get_ident()
+        self._handles: list[RemovableHandle] = []
+
+    def attach(self) -> None:
+        """Hook the model."""
+        self._handles = [
+            self._stack.register_forward_pre_hook(self._before, with_kwargs=True),
+            self._stack.register_forward_hook(self._after),
+        ]
+        for moe in self._loaded.moe_layers:
+            self._handles += moe.family.attach(moe, self._record)
+        self._loaded.model.get_compiled_call = _refuse_compiling
+
+    def detach(self) -> None:
+        """Remove every hook."""
+        for handle in self._handles:
+            handle.remove()
+        vars(self._loaded.model).pop("get_compiled_call", None)
+        growing, self._growing = list(self._growing.values()), {}
+        for one in growing:
+            if (cache := one.cache()) is not None:
+                for name in _REORDERING:
+                    vars(cache).pop(name, None)
+
+    def _before(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if _in_backward():
+            return  # a checkpoint is recomputed: its pass was recorded
+        if torch.compiler.is_compiling():
+            raise MoewhError("the model is being compiled, and a compiled graph cannot be observed. Run it as it is.")
+        if threading.get_ident() != self._thread:
+            raise MoewhError("another thread runs the model. Record in the thread that makes the passes.")
+        self._forget_failed()
+        given = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
+        ids_BS = self._token_ids(given)
+        cache = next((given[name] for name in _CACHES if given.get(name) is not None), None)
+        growing = self._go_on(cache, len(ids_BS))
+        past = 0 if growing is None else growing.length
+        mask_BS = _mask(given.get("attention_mask"), tuple(ids_BS.shape), past)
+        positions = given.get("position_ids") if mask_BS is None and past == 0 else None
+        block = Block(self._labels()) if growing is None else growing.block
+        first, generated = growing is None, growing is not None and ids_BS.shape[1] == 1
+        copies = [
+            None if tensor is None else to_host(tensor.detach().clone()) for tensor in (ids_BS, mask_BS, positions)
+        ]
+        assert copies[0] is not None
+        ids, mask, places = copies[0], *copies[1:]
+        self._running = _Running(
+            block,
+            cache,
+            past + ids_BS.shape[1],
+            lambda routing: Pass(block, first, generated, ids, mask, places, routing),
+            Capture(self._loaded.moe_layers, np.ones(tuple(ids_BS.shape), np.int64)),
+        )
+
+    def _record(self, moe: MoELayer, call: Call) -> None:
+        if _in_backward():
+            return
+        if self._running is None:
+            raise MoewhError(
+                f"{moe.path} was called outside of a forward pass of {type(self._stack).__name__}. moewh cannot tell "
+                "which tokens these are. Call the whole model."
+            )
+        self._running.capture.record(moe, call)
+
+    def _after(self, _: Any, args: tuple[Any, ...], output: Any) -> None:
+        del args
+        if _in_backward() or self._running is None:
+            return
+        running, self._running = self._running, None
+        made = running.make(running.capture.take())
+        cache = running.cache if running.cache is not None else _cache_of(output)
+        if cache is not None:
+            self._keep(cache, running)
+        closed = [] if cache is not None else [running.block]
+        while self._left:
+            closed.append(self._left.popleft())
+        self._done(made, closed)
+
+    # ------------------------------------------------------------------------------------ what a pass is given
+
+    def _token_ids(self, given: dict[str, Any]) -> torch.Tensor:
+        ids = given.get("input_ids")
+        if not isinstance(ids, torch.Tensor) or ids.dim() != 2:
+            raise MoewhError(
+                f"{type(self._stack).__name__} was called without input_ids [sequences, positions] (inputs_embeds have "
+                "no token ids). moewh cannot tell the tokens."
+            )
+        packed = next((name for name in _PACKED if given.get(name) is not None), None)
+        if packed is not None:
+            raise MoewhError(
+                f"sequences are packed into one row ({packed}), and moewh cannot tell them apart. Give each a "
+                "row, with an attention_mask."
+            )
+        return ids
+
+    def _go_on(self, cache: Any, rows: int) -> _Growing | None:
+        """Return what this pass goes on with; None if its sequences begin. Raises MoewhError if that cannot be told."""
+        held = _length(cache)
+        known = self._growing.get(id(cache)) if cache is not None else None
+        if known is not None and known.cache() is not cache:
+            known = None
+        if held == 0 and known is not None and known.length:  # it was reset
+            self._drop(id(cache))
+            return None
+        if known is None:
+            if held or (held is None and _has_state(cache)):
+                raise MoewhError(
+                    f"the cache holds {held or 'some'} positions that were not recorded (a copy, or filled before). "
+                    "moewh cannot tell which tokens they are. Begin the sequence within the recording."
+                )
+            return None
+        if known.broken or known.rows != rows or (held is not None and held != known.length):
+            raise MoewhError(
+                f"the cache holds {held} positions of {rows} sequences, and {known.length} of {known.rows} were "
+                "recorded: it was cut or put together anew (assisted decoding). Only plain decoding is recorded."
+            )
+        return known
+
+    # ------------------------------------------------------------------------------------ what goes on
+
+    def _keep(self, cache: Any, running: _Running) -> None:
+        """Remember what a cache can go on with, until it is gone."""
+        key = id(cache)
+        known = self._growing.get(key)
+        if known is not None and known.block is running.block:
+            known.length = running.length
+            return
+        if known is not None:
+            self._drop(key)
+        rows = running.capture.shape[0]
+        reference = weakref.ref(cache, lambda _: self._drop(key))
+        self._growing[key] = _Growing(reference, running.block, running.length, rows=rows)
+        for name in _REORDERING:
+            if hasattr(cache, name):
+                setattr(cache, name, _refuse_reordering)
+
+    def _drop(self, key: int) -> None:
+        """A cache is gone: nothing goes on with its block. Called whenever Python collects it."""
+        growing = self._growing.pop(key, None)
+        if growing is not None:
+            self._left.append(growing.block)
+
+    def _forget_failed(self) -> None:
+        """The last pass did not come to its end: what it was is not recorded, and nothing goes on with its cache."""
+        failed, self._running = self._running, None
+        if failed is not None and failed.cache is not None and id(failed.cache) in self._growing:
+            self._growing[id(failed.cache)].broken = True
+
+
+def _in_backward() -> bool:
+    """Tell whether autograd runs this: a checkpointed forward that is computed again."""
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
+def _mask(mask: Any, shape: tuple[int, ...], past: int) -> torch.Tensor | None:
+    """Return the part of an attention mask that is of this pass. Raises MoewhError for what is no mask of tokens."""
+    if mask is None:
+        return None
+    if not isinstance(mask, torch.Tensor) or mask.dim() != 2 or tuple(mask.shape) != (shape[0], past + shape[1]):
+        what = f"of shape {list(mask.shape)}" if isinstance(mask, torch.Tensor) else f"a {type(mask).__name__}"
+        raise MoewhError(
+            f"attention_mask is {what}, not [{shape[0]} sequences, {past + shape[1]} positions]. moewh cannot tell "
+            "padding from tokens (a static cache makes such masks; use a dynamic one)."
+        )
+    return mask[:, past:]
+
+
+def _length(cache: Any) -> int | None:
+    """Positions that a cache holds; None if it does not tell. Raises MoewhError for what is no cache."""
+    if cache is None:
+        return 0
+    if not hasattr(cache, "get_seq_length"):
+        raise MoewhError(
+            f"the cache is a {type(cache).__name__}, which does not tell how much it holds. Use one of transformers "
+            "(DynamicCache)."
+        )
+    try:
+        return int(cache.get_seq_length())
+    except ValueError:  # one of linear attention alone
+        return None
+
+
+def _has_state(cache: Any) -> bool:
+    """Tell whether a cache of linear attention was filled."""
+    tells = getattr(cache, "has_previous_state", None)
+    return tells is not None and bool(tells())
+
+
+def _cache_of(output: Any) -> Any:
+    """The cache that a pass gives back, which a later one may go on with."""
+    if isinstance(output, tuple):
+        return next((part for part in output if hasattr(part, "get_seq_length")), None)
+    return next((found for name in _CACHES if (found := output.get(name)) is not None), None)
+
+
+def _refuse_compiling(*_: Any, **__: Any) -> Any:
+    raise MoewhError(
+        "`generate` would compile the model (a static cache), and a compiled graph cannot be observed. Use a dynamic "
+        "cache, or disable_compile=True."
+    )
+
+
+def _refuse_reordering(*_: Any, **__: Any) -> Any:
+    raise MoewhError(
+        "the sequences in a cache are put in another order (beam search), and moewh records plain decoding only. Use "
+        "num_beams=1, or generate outside of the recording."
+    )

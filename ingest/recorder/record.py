@@ -1,0 +1,220 @@
+"""`moewh.record`: a `with` block in which every forward pass of a model is recorded, exactly as the experts ran it.
+
+In: whatever the user's code does with the model. Out: a run, whose prompts are the sequences in order of appearance.
+The model is proved at the start, as every ingest's is; each pass is copied as it runs, and put together elsewhere.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+
+from moewh.ingest.capture.forward import run_verified_batch
+from moewh.ingest.capture.vectors import WantedVectors
+from moewh.ingest.identity import describe_run, of_memory
+from moewh.ingest.model.in_memory import RECORDED, borrowed, model_in_memory, unwrapped_model
+from moewh.ingest.model.loading import LoadedModel, config_sha256
+from moewh.ingest.prompts.batches import Batch
+from moewh.ingest.prompts.stream import Plan
+from moewh.ingest.prompts.tokenise import tokenizer_sha256
+from moewh.ingest.prompts.vocabulary import vocabulary_texts
+from moewh.ingest.record import Identity, RunRecord
+from moewh.ingest.recorder.open_run import OpenRun, require_new
+from moewh.ingest.recorder.passes import Pass, PassObserver
+from moewh.ingest.recorder.sequences import Block, EndTokens, Labels, Part, require_whole
+from moewh.ingest.recorder.writer import decoder
+from moewh.ingest.workers import in_background, start_workers
+from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.files.layout import Layout, check_run_id
+
+_PASSES_AHEAD = 16
+"""Passes whose routing may be on its way from the device at once."""
+_PROBED_TEXT = "The quick brown fox jumps over the lazy dog; 7 + 5 = 12, and def f(x): return x."
+_PROBED_TOKENS = 32
+
+
+class Recorder:
+    """Records every forward pass of a model between entering and leaving it; a context manager.
+
+    The run is `running` until the block ends. Left by an exception, it stays `running` with all passes before that.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        layout: Layout,
+        run_id: str | None = None,
+        *,
+        pad_token_id: int | None = None,
+        series: str | None = None,
+        train_step: int | None = None,
+        train_tokens: int | None = None,
+        segment_rows: int = 64_000_000,
+    ) -> None:
+        """Prepare a recording; nothing is looked at before the block is entered.
+
+        `pad_token_id`: what fills rows up on the right where no attention_mask comes with them. Without it, such
+        tokens are tokens, as they are to the model.
+        """
+        self._model, self._tokenizer, self._layout = model, tokenizer, layout
+        self._given_id = None if run_id is None else check_run_id(run_id)
+        self._described: dict[str, Any] = {"series": series, "train_step": train_step, "train_tokens": train_tokens}
+        self._pad_token_id, self._segment_rows = pad_token_id, segment_rows
+        self._labels = Labels()
+        self._futures: list[Future[None]] = []
+        self._stack = ExitStack()
+
+    def label(self, *, domain: str | None = None, source: str | None = None, **metadata: Any) -> None:
+        """Say what the sequences are that begin from here on; what is left out is NULL."""
+        self._labels = Labels.of(domain, source, metadata)
+
+    @property
+    def run_id(self) -> str:
+        """The run's id, once the block is entered."""
+        return self._run.record.run_id
+
+    def __enter__(self) -> Recorder:
+        inner = unwrapped_model(self._model)
+        if inner.config.is_encoder_decoder:
+            raise MoewhError(f"{type(inner).__name__} is an encoder-decoder, which only `moewh.ingest` records.")
+        if self._given_id is not None:
+            require_new(self._layout, self._given_id)
+        loaded = model_in_memory(self._model, self._tokenizer, **self._described)
+        with borrowed(inner):
+            record = self._describe(loaded)
+        with ExitStack() as stack:
+            workers = start_workers(in_background(inner.device))
+            _, self._collector, writer = stack.enter_context(workers)
+            self._run = OpenRun(
+                self._layout,
+                record,
+                self._segment_rows,
+                writer,
+                decode=decoder(loaded.tokenizer),
+                special_ids=loaded.tokenizer.all_special_ids,
+                end_tokens=_end_tokens(loaded),
+            )
+            self._run.prepare()
+            self._observer = PassObserver(loaded, lambda: self._labels, self._done)
+            self._observer.attach()
+            RECORDED.add(inner)
+            stack.callback(RECORDED.discard, inner)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._stack:
+            self._observer.detach()
+            if kind is None:
+                self._wait_for(len(self._futures))
+                if not self._run.begun:
+                    raise MoewhError(
+                        f"run {self.run_id!r}: no forward pass of the model was seen, so nothing was recorded. "
+                        "Record the model that your code calls."
+                    )
+            self._collector.submit(self._run.close, whole=kind is None).result()
+
+    def _describe(self, loaded: LoadedModel) -> RunRecord:
+        """Prove the model on a text of ours, and describe the run."""
+        _, facts = run_verified_batch(loaded, _probe(loaded), WantedVectors())
+        identity = self._identify(loaded)
+        record = describe_run(loaded, identity, facts, Plan(0, "", ()))
+        open_ended = dict.fromkeys(("prompts_sha256", "segments_planned", "tokens_key", "max_length"))
+        vocabulary = vocabulary_texts(loaded.tokenizer, loaded.vocabulary_rows)
+        return replace(record, run={**record.run, **open_ended, "origin": "recorded"}, vocabulary=vocabulary)
+
+    def _identify(self, loaded: LoadedModel) -> Identity:
+        config = loaded.config
+        shaping = {
+            "model": loaded.source.name,
+            "config_sha256": config_sha256(config),
+            "weights_sha256": loaded.weights_sha256,
+            "attn_implementation": getattr(config, "_attn_implementation", None),
+            "experts_implementation": getattr(config, "_experts_implementation", None),
+            "tokenizer_sha256": tokenizer_sha256(loaded.tokenizer),
+            "dtype": str(loaded.model.dtype).removeprefix("torch."),
+            "max_length": None,
+            "segment_rows": self._segment_rows,
+            "recorded_at": datetime.now(UTC).isoformat(),
+            **of_memory(loaded),
+        }
+        name = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in loaded.source.name)
+        digest = Identity(shaping, "").sha256[:8]
+        return Identity(shaping, self._given_id or f"{name.strip('-')[:54] or 'model'}-{digest}")
+
+    # ------------------------------------------------------------------------------------ passes as they come
+
+    def _done(self, made: Pass | None, closed: list[Block]) -> None:
+        self._futures.append(self._collector.submit(self._collect, made, closed))
+        while self._futures and (self._futures[0].done() or len(self._futures) > _PASSES_AHEAD):
+            self._wait_for(1)
+
+    def _wait_for(self, count: int) -> None:
+        """Wait for the first of what was submitted, and raise what went wrong there."""
+        for _ in range(count):
+            self._futures.pop(0).result()
+
+    def _collect(self, made: Pass | None, closed: list[Block]) -> None:
+        """Put a pass behind its block's others, and commit what is full."""
+        if made is not None:
+            made.block.parts.append(self._part(made))
+            if made.first:
+                self._run.add(made.block)
+        for block in closed:
+            block.closed = True
+        self._run.commit_full()
+
+    def _part(self, made: Pass) -> Part:
+        routing = made.routing.wait()  # the ids were copied before it
+        ids_BS = made.ids_BS.numpy().astype(np.int32)
+        if made.mask_BS is not None:
+            mask_BS = made.mask_BS.numpy() != 0
+            require_whole(mask_BS)
+        else:
+            mask_BS = np.ones(ids_BS.shape, np.bool_)
+            if made.first and self._pad_token_id is not None:
+                mask_BS = ~np.logical_and.accumulate(ids_BS[:, ::-1] == self._pad_token_id, axis=1)[:, ::-1]
+        if made.positions_BS is not None:
+            _require_one_sequence_a_row(made.positions_BS)
+        return Part(ids_BS, mask_BS, made.generated, routing)
+
+
+def _probe(loaded: LoadedModel) -> Batch:
+    """A batch that any language model can run, for the proof."""
+    ids = loaded.tokenizer(_PROBED_TEXT, add_special_tokens=False)["input_ids"]
+    known = [token for token in ids if token < (loaded.vocabulary_rows or token + 1)]
+    known = known[: min(_PROBED_TOKENS, loaded.max_length)] or [0, 1, 2, 3]
+    return Batch(np.array([known]), np.ones((1, len(known)), np.int64), np.arange(len(known)))
+
+
+def _require_one_sequence_a_row(positions: torch.Tensor) -> None:
+    """Raise MoewhError if positions begin again within a row: to the model, these are sequences of their own."""
+    if positions.dim() == 2 and bool((positions.diff(dim=-1) != 1).any()):
+        raise MoewhError(
+            "position_ids begin again within a row: sequences are packed, without an attention_mask, and moewh cannot "
+            "tell them apart. Give each a row, with an attention_mask."
+        )
+
+
+def _end_tokens(loaded: LoadedModel) -> EndTokens:
+    """What ends a sequence and what fills it up then, as the model's generation settings and the tokenizer say."""
+    places = [getattr(loaded.model, "generation_config", None), loaded.config, loaded.tokenizer]
+
+    def stated(name: str) -> set[int]:
+        values = [getattr(place, name, None) for place in places]
+        return {
+            int(one) for value in values for one in (value if isinstance(value, list) else [value]) if one is not None
+        }
+
+    ends = stated("eos_token_id")
+    return EndTokens(frozenset(ends), frozenset(ends | stated("pad_token_id")))

@@ -1,0 +1,218 @@
+"""Sequences as they are recorded, side by side in blocks; and what a segment is made of: blocks in, arrays out.
+
+A block is B sequences that the model saw together. It grows to the right with each pass that goes on from a cache,
+padding included, until it is closed. Shapes: B sequences, S positions, T tokens without padding, K experts per token.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from moewh.ingest.prompts.canonical import CANONICAL
+from moewh.ingest.prompts.records import INPUT_IDS
+from moewh.ingest.routing import NO_ENTRY, NO_ROUTE, LayerRouting, RoutingBuffer, TokenisedSegment
+from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.files.schema import POSITION_BITS
+
+Bools = npt.NDArray[np.bool_]
+Decode = Callable[[list[list[int]]], Sequence[str]]
+"""Gives the text of each of some sequences of token ids."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a user says of a sequence."""
+
+    domain: str | None = None
+    source: str | None = None
+    metadata: str | None = None
+    """A JSON object; None for none."""
+
+    @classmethod
+    def of(cls, domain: Any, source: Any, metadata: dict[str, Any]) -> Labels:
+        """Check labels. Raises UsageError for what is no text, or no JSON."""
+        for name, value in (("domain", domain), ("source", source)):
+            if value is not None and not isinstance(value, str):
+                raise UsageError(f"{name} is {value!r}, which is no text. Give a string or None.")
+        try:
+            return cls(domain, source, json.dumps(metadata, allow_nan=False) if metadata else None)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"metadata cannot be kept as JSON: {error}. Give what json takes.") from None
+
+
+@dataclass(frozen=True)
+class EndTokens:
+    """What ends a sequence in `generate`: the others of its batch go on, and it is fed padding."""
+
+    ends: frozenset[int] = frozenset()
+    pads: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Part:
+    """One pass over a block: B sequences, S positions each."""
+
+    ids_BS: npt.NDArray[np.int32]
+    """NO_ENTRY where no token id is known."""
+    mask_BS: Bools
+    """False for padding."""
+    generated: bool
+    """The model itself said these tokens."""
+    routing: dict[int, LayerRouting]
+    """By layer, [B*S, K]."""
+
+
+@dataclass
+class Block:
+    """Some sequences side by side, in order of appearance."""
+
+    labels: Labels
+    parts: list[Part] = field(default_factory=list)
+    closed: bool = False
+    """No pass goes on from here."""
+    text: str | None = None
+    """Text of its only sequence, where it was given; else the ids are decoded."""
+
+    @property
+    def rows(self) -> int:
+        """Routing rows at most, padding left out."""
+        return sum(
+            int(part.mask_BS.sum()) * sum(layer.expert_ids_TK.shape[1] for layer in part.routing.values())
+            for part in self.parts
+        )
+
+
+@dataclass(frozen=True)
+class _Flat:
+    """A block's tokens without padding, sequence after sequence."""
+
+    length_B: npt.NDArray[np.int64]
+    """Of the sequences that have any token."""
+    ids_T: npt.NDArray[np.int32]
+    generated_T: Bools
+    routing: dict[int, LayerRouting]
+
+
+def _flatten(block: Block, tokens: EndTokens) -> _Flat:
+    ids_BS = np.concatenate([part.ids_BS for part in block.parts], 1)
+    mask_BS = np.concatenate([part.mask_BS for part in block.parts], 1)
+    generated_S = np.concatenate([np.full(part.ids_BS.shape[1], part.generated) for part in block.parts])
+    over_BS, ended_BS = _after_end(ids_BS, generated_S, tokens)
+    mask_BS = mask_BS & ~over_BS
+    require_whole(mask_BS)
+    real = np.flatnonzero(mask_BS)
+    B = len(ids_BS)
+    routing = {}
+    for layer in block.parts[0].routing:
+        routing[layer] = _joined([part.routing[layer] for part in block.parts], B).take(real)
+        routing[layer].expert_ids_TK[ended_BS.ravel()[real]] = NO_ROUTE
+    length_B = mask_BS.sum(1)
+    generated_T = np.broadcast_to(generated_S, ids_BS.shape)[mask_BS]
+    return _Flat(length_B[length_B > 0], ids_BS.ravel()[real], generated_T, routing)
+
+
+def require_whole(mask_BS: Bools) -> None:
+    """Raise MoewhError for a mask with a gap between tokens: what lies in it is neither seen nor absent."""
+    starts_BS = mask_BS[:, 1:] & ~mask_BS[:, :-1]
+    if len(mask_BS) and (starts_BS.sum(1) + mask_BS[:, 0]).max(initial=0) > 1:
+        raise MoewhError(
+            "attention_mask masks positions between tokens. Only padding before or after a sequence's tokens can be "
+            "masked."
+        )
+
+
+def _joined(parts: list[LayerRouting], B: int) -> LayerRouting:
+    """Put passes over B sequences side by side: [B*S, K] each in, [B*(S+S'+…), K] out."""
+
+    def join(arrays: list[Any]) -> Any:
+        K = arrays[0].shape[1]
+        return np.concatenate([array.reshape(B, -1, K) for array in arrays], 1).reshape(-1, K)
+
+    weights = [part.weights_TK for part in parts if part.weights_TK is not None]
+    return LayerRouting(
+        join([part.expert_ids_TK for part in parts]), join(weights) if weights else None, parts[0].ordered
+    )
+
+
+def _after_end(ids_BS: npt.NDArray[np.int32], generated_S: Bools, tokens: EndTokens) -> tuple[Bools, Bools]:
+    """Tell what `generate` feeds a sequence that is over while others go on: its end token, and the padding after it.
+
+    Such padding is no token; the end has no rows, as it has none where the batch stops with it.
+    """
+    ends_BS, pads_BS = (np.isin(ids_BS, list(chosen)) & generated_S for chosen in (tokens.ends, tokens.pads))
+    ended_BS = np.zeros_like(ends_BS)
+    ended_BS[:, :-1] = ends_BS[:, :-1] & pads_BS[:, 1:]
+    over_BS = np.cumsum(ended_BS, axis=1) > 0
+    over_BS[:, 1:] = over_BS[:, :-1].copy()
+    over_BS[:, :1] = False
+    return over_BS, ended_BS & ~over_BS
+
+
+def assemble(
+    blocks: Sequence[Block],
+    first_prompt: int,
+    *,
+    decode: Decode | None,
+    special_ids: Collection[int] = (),
+    end_tokens: EndTokens = EndTokens(),
+) -> tuple[TokenisedSegment, RoutingBuffer]:
+    """Return the segment of some blocks, whose sequences become prompts from `first_prompt` on, and their routing.
+
+    Without `decode`, texts are those that the blocks bring. Raises MoewhError for a sequence that is too long.
+    """
+    flat = [_flatten(block, end_tokens) for block in blocks]
+    length_P = np.concatenate([part.length_B for part in flat])
+    if length_P.max(initial=0) > 1 << POSITION_BITS:
+        raise MoewhError(f"a sequence has {length_P.max():,} tokens, and at most {1 << POSITION_BITS:,} are recorded.")
+    ids_T = np.concatenate([part.ids_T for part in flat])
+    generated_T = np.concatenate([part.generated_T for part in flat])
+    start_P = np.cumsum(length_P) - length_P
+    routing = RoutingBuffer(len(ids_T))
+    row = 0
+    for part in flat:
+        routing.add(np.arange(row, row + len(part.ids_T)), part.routing)
+        row += len(part.ids_T)
+    owner = [block for block, part in zip(blocks, flat, strict=True) for _ in part.length_B]
+    sequences = [ids_T[start : start + length].tolist() for start, length in zip(start_P, length_P, strict=True)]
+    said = [generated_T[start : start + length] for start, length in zip(start_P, length_P, strict=True)]
+    prompts = [
+        ids_T[start : start + length][~own].tolist() for start, length, own in zip(start_P, length_P, said, strict=True)
+    ]
+    texts: list[str | None] = [block.text for block in owner]
+    if decode is not None:
+        unread = [place for place, text in enumerate(texts) if text is None and NO_ENTRY not in prompts[place]]
+        for place, text in zip(unread, decode([prompts[place] for place in unread]), strict=True):
+            texts[place] = text
+    segment = TokenisedSegment(
+        prompts=_prompt_table(owner, sequences),
+        text_P=texts,
+        first_prompt=first_prompt,
+        status_P=["ok"] * len(length_P),
+        num_tokens_P=length_P,
+        prompt_T=np.repeat(np.arange(first_prompt, first_prompt + len(length_P)), length_P),
+        position_T=(np.arange(len(ids_T)) - np.repeat(start_P, length_P)).astype(np.int32),
+        context_T=np.zeros(len(ids_T), np.int32),
+        vocab_id_T=ids_T,
+        special_T=np.isin(ids_T, list(special_ids)) & ~generated_T,
+        start_C=start_P,
+        length_C=length_P,
+        generated_T=generated_T,
+    )
+    return segment, routing
+
+
+def _prompt_table(owner: list[Block], sequences: list[list[int]]) -> pa.Table:
+    """The canonical columns: each sequence's ids as its text, with its labels."""
+    columns = {
+        "text": [json.dumps(ids, separators=(",", ":")) for ids in sequences],
+        "form": [INPUT_IDS] * len(owner),
+        **{name: [getattr(block.labels, name) for block in owner] for name in ("domain", "source", "metadata")},
+    }
+    return pa.table(columns, schema=CANONICAL)

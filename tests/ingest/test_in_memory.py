@@ -1,0 +1,233 @@
+"""`moewh.ingest` with models and prompts in memory: the same rows as from files, and weights that are known."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import torch
+from torch import nn
+
+import moewh
+from moewh.ingest.model.in_memory import fingerprint
+from moewh.ingest.model.patches import patches
+from moewh.warehouse.errors import MoewhError, UsageError
+from tests.support.models import byte_tokenizer, save_model, tiny_model
+
+RECORDS: list[Any] = [
+    {"text": "The quick brown fox", "domain": "prose", "source": "book", "page": 7},
+    {"text": "def f(x): return x", "domain": "code"},
+    {"input_ids": np.array([0, 5, 6, 7])},
+    "a plain text",
+]
+ROWS = "select token_id, layer, rank, expert, weight from routing where run_id = $run order by all"
+
+
+def routing(warehouse: Path, run: str) -> list[tuple[Any, ...]]:
+    return moewh.open(warehouse).sql(ROWS, run=run).fetchall()
+
+
+def test_a_model_and_prompts_in_memory_give_the_rows_of_their_files(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "model")
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(
+        "".join(
+            json.dumps(record if isinstance(record, dict) else {"text": record}, default=np.ndarray.tolist) + "\n"
+            for record in RECORDS
+        )
+    )
+    wh = tmp_path / "wh"
+    moewh.ingest(str(folder), path, wh, "files")
+    moewh.ingest(folder, iter(RECORDS), wh, "records")
+    moewh.ingest(tiny_model("olmoe"), [path], wh, "memory", tokenizer=byte_tokenizer())
+    summary = moewh.ingest(tiny_model("olmoe"), RECORDS, wh, "both", tokenizer=byte_tokenizer())
+    assert len(summary.written) == 1
+    assert routing(wh, "files") != []
+    for run in ("records", "memory", "both"):
+        assert routing(wh, run) == routing(wh, "files")
+    asked = "select text, domain, source, metadata from prompts where run_id = 'both' order by prompt_id"
+    assert moewh.open(wh).sql(asked).fetchall()[:2] == [
+        ("The quick brown fox", "prose", "book", '{"page":7}'),
+        ("def f(x): return x", "code", "records", None),
+    ]
+    assert moewh.ingest(tiny_model("olmoe"), RECORDS, wh, "both", tokenizer=byte_tokenizer()).written == []
+    assert moewh.open(wh).verify() == []
+
+
+def test_generation_in_memory_is_that_of_the_folder(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = save_model(tmp_path / "model")
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    model.generation_config.repetition_penalty = 5.0  # must shape nothing, as in a folder's generation_config.json
+    for name, given in (("files", {"model": folder}), ("memory", {"model": model, "tokenizer": byte_tokenizer()})):
+        moewh.ingest(prompts=RECORDS, warehouse=tmp_path / "wh", run_id=name, generate=5, **given)
+    assert routing(tmp_path / "wh", "memory") == routing(tmp_path / "wh", "files") != []
+    assert model.generation_config.repetition_penalty == 5.0
+
+
+def _change_weight(model: Any) -> None:
+    with torch.no_grad():
+        model.model.layers[1].mlp.gate.weight[0, 0] += 1e-3
+
+
+def _change_buffer(model: Any) -> None:
+    model.model.rotary_emb.inv_freq[0] *= 2
+
+
+def _change_setting(model: Any) -> None:
+    model.model.layers[1].mlp.gate.norm_topk_prob = True
+
+
+def _swap_class(model: Any) -> None:
+    model.model.norm = nn.RMSNorm(32)
+
+
+@pytest.mark.parametrize("change", [_change_weight, _change_buffer, _change_setting, _swap_class])
+def test_changed_weights_never_pass_for_their_base(change: Callable[[Any], None], tmp_path: Path) -> None:
+    base, changed = tiny_model("olmoe"), tiny_model("olmoe")
+    assert fingerprint(base) == fingerprint(changed)
+    change(changed)
+    assert fingerprint(base) != fingerprint(changed)
+    if change is _change_weight:
+        moewh.ingest(base, RECORDS, tmp_path, "run", tokenizer=byte_tokenizer())
+        with pytest.raises(MoewhError, match="'run' exists and is another run: weights_sha256 was"):
+            moewh.ingest(changed, RECORDS, tmp_path, "run", tokenizer=byte_tokenizer())
+
+
+def _steer(_module: Any, _args: Any, output: Any) -> Any:
+    return output + 1.0
+
+
+def _hook(model: Any) -> None:
+    model.model.layers[0].mlp.register_forward_hook(_steer)
+
+
+def _pre_hook(model: Any) -> None:
+    model.model.layers[0].register_forward_pre_hook(lambda *_: None)
+
+
+def _replace(model: Any) -> None:
+    block = model.model.layers[0].mlp
+    whole = block.forward
+    block.forward = lambda hidden: whole(hidden) + 1.0
+
+
+class _Doubled(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden: torch.Tensor) -> Any:
+        return 2 * self.inner(hidden)
+
+
+def _module(model: Any) -> None:
+    model.model.norm = _Doubled(model.model.norm)
+
+
+@pytest.mark.parametrize(
+    ("patch", "line"),
+    [
+        (_hook, f"model.layers.0.mlp: hook {__name__}._steer"),
+        (_pre_hook, f"model.layers.0: pre-hook {__name__}._pre_hook.<locals>.<lambda>"),
+        (_replace, f"model.layers.0.mlp: forward {__name__}._replace.<locals>.<lambda>"),
+        (_module, f"model.norm: module {__name__}._Doubled"),
+    ],
+)
+def test_a_patched_model_passes_for_no_other(patch: Callable[[Any], None], line: str, tmp_path: Path) -> None:
+    model = tiny_model("olmoe")
+    assert patches(model) == ()
+    patch(model)
+    assert patches(model) == (line,)
+    if patch is _hook:  # the same hook again may add another number
+        moewh.ingest(model, RECORDS, tmp_path, "run", tokenizer=byte_tokenizer())
+        stored = moewh.open(tmp_path).sql("select options from runs").fetchall()[0][0]
+        assert json.loads(stored)["patches"] == [line]
+        with pytest.raises(MoewhError, match="'run' exists and is another run"):
+            moewh.ingest(model, RECORDS, tmp_path, "run", tokenizer=byte_tokenizer())
+
+
+def test_a_class_that_was_patched_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("olmoe")
+    kind = type(model.model.layers[0].mlp)
+    whole = kind.forward
+    monkeypatch.setattr(kind, "forward", lambda self, hidden: whole(self, hidden) + 1.0)
+    assert len(patches(model)) == 3
+    assert "layers.0.mlp: forward of its class" in patches(model)[0]
+
+
+def _numpy_state() -> list[int]:
+    state: Any = np.random.get_state()
+    return list(state[1].tolist())
+
+
+def test_the_model_is_given_back_as_it_was(tmp_path: Path) -> None:
+    model = tiny_model("olmoe").train()
+    model.model.layers[1].eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    flags = [module.training for module in model.modules()]
+    rope = model.model.rotary_emb.inv_freq
+    settings = model.generation_config
+    states = (torch.get_rng_state(), random.getstate(), _numpy_state())
+    moewh.ingest(model, RECORDS, tmp_path, "run", tokenizer=byte_tokenizer(), generate=2)
+    assert [module.training for module in model.modules()] == flags
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model.model.rotary_emb.inv_freq is rope
+    assert model.generation_config is settings
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (random.getstate(), _numpy_state()) == states[1:]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    model(input_ids=torch.tensor([[1, 2]]), labels=torch.tensor([[1, 2]])).loss.backward()
+
+
+def test_a_lora_model_is_recorded_with_its_adapter(tmp_path: Path) -> None:
+    def adapted() -> Any:
+        torch.manual_seed(3)
+        config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+        return peft.get_peft_model(tiny_model("olmoe"), config)
+
+    model = adapted()
+    moewh.ingest(model, RECORDS, tmp_path, "adapted", tokenizer=byte_tokenizer())
+    moewh.ingest(tiny_model("olmoe"), RECORDS, tmp_path, "base", tokenizer=byte_tokenizer())
+    merged = adapted().merge_and_unload()
+    moewh.ingest(merged, RECORDS, tmp_path, "merged", tokenizer=byte_tokenizer())
+    weights = {run: np.array([row[4] for row in routing(tmp_path, run)]) for run in ("adapted", "base", "merged")}
+    assert (
+        np.abs(weights["adapted"] - weights["merged"]).max() < 1e-5 < np.abs(weights["adapted"] - weights["base"]).max()
+    )
+    with model.disable_adapter():
+        off = fingerprint(model.get_base_model())
+    assert off != fingerprint(model.get_base_model())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokenizer": None}, "a model in memory needs its tokenizer, and none was given"),
+        ({"tokenizer": "gpt2"}, "needs its tokenizer, and this is a str"),
+        ({"dtype": "float32"}, "dtype is of a model that is loaded, and this one is in memory"),
+        ({"max_lenght": 3}, "ingest has no option 'max_lenght'. They are allow_pickle, "),
+        ({"model": nn.Linear(2, 2)}, "the model is a Linear"),
+        ({"prompts": {"text": ["a"]}}, "prompts are a dict"),
+        ({"prompts": [7]}, "record 1 of the prompts is a int"),
+        ({"prompts": ["a", {"text": "b", "x": object()}]}, "record 2 of the prompts cannot be kept as JSON"),
+        ({"prompts": []}, "there are no prompts in records"),
+        ({"prompts": [{"txt": "a"}]}, "records: record 1 has no 'text'"),
+        ({"prompts": None}, "no prompts were named"),
+        ({"model": torch.compile(nn.Linear(2, 2))}, "the model is compiled"),
+    ],
+)
+def test_what_cannot_be_ingested_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    arguments = {"model": tiny_model("olmoe"), "prompts": RECORDS, "tokenizer": byte_tokenizer(), **changes}
+    with pytest.raises((MoewhError, UsageError), match=message) as refused:
+        moewh.ingest(warehouse=tmp_path / "wh", **arguments)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "wh").exists()

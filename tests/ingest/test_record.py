@@ -1,0 +1,445 @@
+"""`moewh.record`: every pass that a user's own code makes, bit for bit, and under the right sequence."""
+
+from __future__ import annotations
+
+import functools
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import torch
+
+import moewh
+from moewh.warehouse.errors import MoewhError
+from tests.support.families import FAMILIES, build
+from tests.support.models import byte_tokenizer, tiny_model
+
+TEXTS = ("ab", "the cat sat on the mat", "x", "3 + 4 = 7; aaaa")
+NAMES = ("olmoe", "mixtral", "deepseek_v3", "gpt_oss", "qwen3_moe")
+Rows = dict[tuple[int, int], list[tuple[int, float]]]
+"""(position, layer) → [(expert, weight) by rank]"""
+
+
+def ids_of(text: str) -> list[int]:
+    return list(byte_tokenizer()(text)["input_ids"])
+
+
+@functools.cache
+def model_of(name: str) -> Any:
+    """One of the families that the issue names; tests leave it as it is."""
+    return build(next(family for family in FAMILIES if family.name == name))
+
+
+def recorded(warehouse: Path, run: str) -> dict[tuple[int, ...], Rows]:
+    """{ids of a sequence that the model was given: its rows}"""
+    opened = moewh.open(warehouse)
+    given: dict[int, list[int]] = {}
+    asked = "select prompt_id, vocab_id from tokens where run_id = $run and kind <> 'generated' order by token_id"
+    for prompt, token in opened.sql(asked, run=run).fetchall():
+        given.setdefault(prompt, []).append(token)
+    found: dict[tuple[int, ...], Rows] = {tuple(ids): {} for ids in given.values()}
+    asked = """
+        select token_id >> 24, token_id & 16777215, layer, expert, weight
+        from routing
+        where run_id = $run
+        order by token_id, layer, rank
+    """
+    for prompt, position, layer, expert, weight in opened.sql(asked, run=run).fetchall():
+        found[tuple(given[prompt])].setdefault((position, layer), []).append((expert, weight))
+    assert len(found) == len(given)
+    return found
+
+
+def batch(texts: tuple[str, ...], side: str = "right", pad: int = 0) -> dict[str, torch.Tensor]:
+    """Ids and mask of texts padded on one side."""
+    ids = [ids_of(text) for text in texts]
+    S = max(map(len, ids))
+    rows = [([pad] * (S - len(one)), one) for one in ids]
+    padded = [one + fill if side == "right" else fill + one for fill, one in rows]
+    masks = [
+        [1] * len(one) + [0] * len(fill) if side == "right" else [0] * len(fill) + [1] * len(one) for fill, one in rows
+    ]
+    return {"input_ids": torch.tensor(padded), "attention_mask": torch.tensor(masks)}
+
+
+@contextmanager
+def watched(model: Any) -> Iterator[list[dict[int, tuple[torch.Tensor, torch.Tensor]]]]:
+    """What OLMoE's experts are called with, by pass and layer, seen by hooks of the test's own."""
+    passes: list[dict[int, tuple[torch.Tensor, torch.Tensor]]] = []
+
+    def hook(layer: int) -> Any:
+        def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            _, experts, weights = (*args, *kwargs.values())
+            if not passes or layer in passes[-1]:
+                passes.append({})
+            passes[-1][layer] = (experts.detach().clone(), weights.detach().clone())
+
+        return before
+
+    handles = [
+        layer.mlp.experts.register_forward_pre_hook(hook(number), with_kwargs=True)
+        for number, layer in enumerate(model.model.layers)
+    ]
+    try:
+        yield passes
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def expected(seen: dict[int, tuple[torch.Tensor, torch.Tensor]], mask: torch.Tensor, row: int) -> Rows:
+    """The rows of one sequence of a pass over a padded batch."""
+    S = mask.shape[1]
+    places = mask[row].nonzero().flatten().tolist()
+    found: Rows = {}
+    for layer, (experts, weights) in seen.items():
+        for position, place in enumerate(places):
+            pairs = zip(experts[row * S + place].tolist(), weights[row * S + place].float().tolist(), strict=True)
+            found[position, layer] = sorted(pairs, key=lambda pair: (-pair[1], pair[0]))
+    return found
+
+
+def record(model: Any, warehouse: Path, run: str, **options: Any) -> Any:
+    return moewh.record(model, byte_tokenizer(), warehouse=warehouse, run_id=run, **options)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recording_equals_ingest_bit_for_bit(name: str, tmp_path: Path) -> None:
+    """Plain calls, a right-padded batch, and generation with a cache."""
+    model = model_of(name)
+    given = {"warehouse": tmp_path, "tokenizer": byte_tokenizer()}
+    moewh.ingest(model, TEXTS, run_id="alone", batch_tokens=1, **given)
+    with record(model, tmp_path, "calls"), torch.no_grad():
+        for text in TEXTS:
+            model(**batch((text,)), use_cache=False)
+    assert recorded(tmp_path, "calls") == recorded(tmp_path, "alone") != {}
+
+    moewh.ingest(model, TEXTS, run_id="batched", **given)
+    longest_first = tuple(sorted(TEXTS, key=len, reverse=True))
+    with record(model, tmp_path, "padded"), torch.inference_mode():
+        model(**batch(longest_first))
+    assert recorded(tmp_path, "padded") == recorded(tmp_path, "batched")
+
+    same_length = ("abc", "xyz", "...")
+    moewh.ingest(model, same_length, run_id="said", generate=6, **given)
+    with record(model, tmp_path, "generated"):
+        model.generate(**batch(same_length), max_new_tokens=6, do_sample=False)
+    assert recorded(tmp_path, "generated") == recorded(tmp_path, "said")
+    assert moewh.open(tmp_path).verify() == []
+    kinds = "select kind, count(*) from tokens where run_id = $run and kind <> 'generated' group by all order by all"
+    assert moewh.open(tmp_path).sql(kinds, run="generated").fetchall() == [("prompt", 9), ("special", 3)]
+
+
+def test_a_left_padded_batch_is_that_of_the_pass(tmp_path: Path) -> None:
+    model = model_of("olmoe")
+    inputs = batch(TEXTS, "left")
+    with record(model, tmp_path, "left"), watched(model) as passes, torch.no_grad():
+        model(**inputs)
+    found = recorded(tmp_path, "left")
+    assert [*found] == [tuple(ids_of(text)) for text in TEXTS]
+    for row, rows in enumerate(found.values()):
+        assert rows == expected(passes[0], inputs["attention_mask"], row)
+    assert moewh.open(tmp_path).sql("select text, status from prompts order by prompt_id").fetchall() == [
+        (f"<s>{text}", "ok") for text in TEXTS
+    ]
+
+
+def test_left_padded_generation_keeps_each_token_with_its_sequence(tmp_path: Path) -> None:
+    model = model_of("olmoe")
+    inputs = batch(TEXTS, "left")
+    with record(model, tmp_path, "left"), watched(model) as passes:
+        said = model.generate(**inputs, max_new_tokens=5, do_sample=False)
+    assert len(passes) == 5
+    for row, (ids, rows) in enumerate(recorded(tmp_path, "left").items()):
+        wanted = expected(passes[0], inputs["attention_mask"], row)
+        for step, seen in enumerate(passes[1:]):
+            one = expected(seen, torch.ones(len(TEXTS), 1), row)
+            wanted |= {(len(ids) + step, layer): pairs for (_, layer), pairs in one.items()}
+        assert rows == wanted
+    tokens = "select vocab_id from tokens where prompt_id = $prompt and kind = 'generated' order by token_id"
+    for row in range(len(TEXTS)):
+        stored = moewh.open(tmp_path).sql(tokens, prompt=row).fetchall()
+        assert [token for (token,) in stored] == said[row, inputs["input_ids"].shape[1] : -1].tolist()
+
+
+def test_a_sequence_ends_with_its_end_token(tmp_path: Path) -> None:
+    """The others of its batch go on; what it is fed meanwhile is no token."""
+    model = build(next(family for family in FAMILIES if family.name == "olmoe"))
+    texts = ("abc", "xyz", "...")
+    said = model.generate(**batch(texts), max_new_tokens=6, do_sample=False)[:, 4:]
+    ends = [row for row in range(3) if said[row, 2] not in said[row, :2] and said[row, 2] not in said[1 - row // 2]]
+    model.generation_config.eos_token_id = int(said[ends[0], 2])
+    moewh.ingest(model, texts, tmp_path, "said", generate=6, tokenizer=byte_tokenizer())
+    with record(model, tmp_path, "generated"):
+        model.generate(**batch(texts), max_new_tokens=6, do_sample=False)
+    assert recorded(tmp_path, "generated") == recorded(tmp_path, "said")
+    lengths = {max(position for position, _ in rows) for rows in recorded(tmp_path, "said").values()}
+    assert len(lengths) > 1
+
+
+def test_a_loop_by_hand_equals_generate(tmp_path: Path) -> None:
+    model = model_of("olmoe")
+    inputs = batch(("abc", "xyz"))
+    with record(model, tmp_path, "generated"):
+        model.generate(**inputs, max_new_tokens=5, do_sample=False)
+    with record(model, tmp_path, "by-hand"), torch.no_grad():
+        cache, ids, mask = None, inputs["input_ids"], inputs["attention_mask"]
+        for _ in range(4 + 1):
+            output = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
+            cache, ids = output.past_key_values, output.logits[:, -1:].argmax(-1)
+            mask = torch.cat([mask, torch.ones_like(ids)], 1)
+    assert recorded(tmp_path, "by-hand") == recorded(tmp_path, "generated")
+
+
+def test_two_caches_that_take_turns_stay_apart(tmp_path: Path) -> None:
+    model = model_of("olmoe")
+    caches: list[Any] = [None, None]
+    with record(model, tmp_path, "turns"), watched(model) as passes, torch.no_grad():
+        for step, which in ((slice(0, 3), 0), (slice(0, 2), 1), (slice(3, 7), 0), (slice(2, 9), 1)):
+            ids = torch.tensor([ids_of(TEXTS[1 + 2 * which])[step]])
+            caches[which] = model(input_ids=ids, past_key_values=caches[which], use_cache=True).past_key_values
+    found = list(recorded(tmp_path, "turns").values())
+    for which, (first, then) in enumerate(((0, 2), (1, 3))):
+        start = passes[first][0][0].shape[0]
+        wanted = expected(passes[first], torch.ones(1, start), 0)
+        later = expected(passes[then], torch.ones(1, passes[then][0][0].shape[0]), 0)
+        assert found[which] == wanted | {(start + place, layer): pairs for (place, layer), pairs in later.items()}
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_is_recorded_once(reentrant: bool, tmp_path: Path) -> None:
+    model = tiny_model("olmoe").train()
+    inputs = batch(TEXTS)
+    with record(model, tmp_path, "plain"):
+        model(**inputs, labels=inputs["input_ids"], use_cache=False).loss.backward()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    if reentrant:
+        model.enable_input_require_grads()
+    with record(model, tmp_path, "checkpointed"), watched(model) as passes:
+        model(**inputs, labels=inputs["input_ids"], use_cache=False).loss.backward()
+    assert len(passes) > 1, "it was computed again"
+    assert recorded(tmp_path, "checkpointed") == recorded(tmp_path, "plain") != {}
+    assert model.training
+
+
+def test_a_lora_model_and_a_hooked_module(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    model = tiny_model("olmoe")
+    adapted: Any = peft.get_peft_model(
+        model, peft.LoraConfig(r=2, target_modules=["q_proj", "gate"], init_lora_weights=False)
+    )
+    inputs = batch(TEXTS)
+    with record(adapted, tmp_path, "lora"), watched(model) as passes, torch.no_grad():
+        adapted(**inputs)
+        adapted.generate(**batch(("...",)), max_new_tokens=2, do_sample=False)
+    found = recorded(tmp_path, "lora")
+    assert len(found) == len(TEXTS) + 1
+    for row, rows in enumerate([*found.values()][: len(TEXTS)]):
+        assert rows == expected(passes[0], inputs["attention_mask"], row)
+
+    steered = tiny_model("olmoe")
+    steered.model.layers[0].register_forward_hook(lambda _, __, output: output + 0.5)
+    with record(steered, tmp_path, "steered"), watched(steered) as passes, torch.no_grad():
+        steered(**inputs)
+    for row, rows in enumerate(recorded(tmp_path, "steered").values()):
+        assert rows == expected(passes[0], inputs["attention_mask"], row)
+    options = moewh.open(tmp_path).sql("select options::json ->> 'patches' from runs where run_id = 'steered'")
+    assert "hook" in options.fetchall()[0][0]
+
+
+def test_rows_without_a_mask_are_filled_with_what_is_named(tmp_path: Path) -> None:
+    model = model_of("olmoe")
+    inputs = batch(TEXTS, pad=5)
+    for run, pad in (("tokens", None), ("padding", 5)):
+        with record(model, tmp_path, run, pad_token_id=pad), torch.no_grad():
+            model(input_ids=inputs["input_ids"])
+    counts = "select num_tokens from prompts where run_id = $run order by prompt_id"
+    found = {run: moewh.open(tmp_path).sql(counts, run=run).fetchall() for run in ("tokens", "padding")}
+    assert found["tokens"] == [(inputs["input_ids"].shape[1],)] * len(TEXTS)
+    assert found["padding"] == [(len(ids_of(text)),) for text in TEXTS]
+
+
+def test_labels_are_of_the_sequences_that_begin_after_them(tmp_path: Path) -> None:
+    model = model_of("olmoe")
+    with record(model, tmp_path, "run") as recorder, torch.no_grad():
+        model(**batch(("a",)))
+        recorder.label(domain="prose", source="book", page=3)
+        cache = model(**batch(("b", "c"))).past_key_values
+        recorder.label(domain="code")
+        model(input_ids=torch.tensor([[7], [8]]), past_key_values=cache)
+        model(**batch(("d",)))
+        assert recorder.run_id == "run"
+    asked = "select domain, source, metadata, num_tokens from prompts order by prompt_id"
+    book = ("prose", "book", '{"page": 3}', 3)
+    assert moewh.open(tmp_path).sql(asked).fetchall() == [(None, None, None, 2), book, book, ("code", None, None, 2)]
+
+
+def test_segments_are_committed_while_it_goes_on(tmp_path: Path) -> None:
+    model = model_of("olmoe")
+    progress = []
+    asked = "select status, segments, prompts from runs"
+    with record(model, tmp_path, "run", segment_rows=100), torch.no_grad():
+        assert not (tmp_path / "runs" / "run_id=run").exists()
+        for text in TEXTS * 3:
+            model(**batch((text,)))
+            gc.collect()
+            progress.append(moewh.open(tmp_path).sql(asked).fetchall()[0])
+    assert {status for status, _, _ in progress} == {"running"}
+    assert progress[-1][1] > 1 and progress[-1][2] >= 8
+    status, segments, prompts = moewh.open(tmp_path).sql(asked).fetchall()[0]
+    assert (status, prompts) == ("complete", 12)
+    assert segments > progress[-1][1]
+    assert moewh.open(tmp_path).verify() == []
+
+
+def test_an_exception_keeps_what_was_recorded_before(tmp_path: Path) -> None:
+    model = model_of("olmoe")
+    with pytest.raises(RuntimeError, match="mine own"), record(model, tmp_path, "run"), torch.no_grad():
+        model(**batch(TEXTS))
+        raise RuntimeError("mine own")
+    assert moewh.open(tmp_path).sql("select status, prompts from runs").fetchall() == [("running", 4)]
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+    with pytest.raises(MoewhError, match="run 'run' exists already"), record(model, tmp_path, "run"):
+        pass
+
+
+def test_a_pass_that_fails_is_not_recorded(tmp_path: Path) -> None:
+    model = model_of("olmoe")
+
+    def out_of_memory(*_: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    with record(model, tmp_path, "run"), torch.no_grad():
+        handle = model.model.layers[2].register_forward_pre_hook(out_of_memory)
+        with pytest.raises(torch.OutOfMemoryError):
+            model(**batch(TEXTS))
+        handle.remove()
+        for text in TEXTS:
+            model(**batch((text,)))
+    assert [*recorded(tmp_path, "run")] == [tuple(ids_of(text)) for text in TEXTS]
+
+
+# ------------------------------------------------------------------------------------------ what is refused
+
+
+def _beams(model: Any) -> None:
+    model.generate(**batch(("abc",)), num_beams=3, max_new_tokens=4)
+
+
+def _embeddings(model: Any) -> None:
+    model(inputs_embeds=torch.zeros(1, 3, model.config.hidden_size))
+
+
+def _positions(model: Any) -> None:
+    model(input_ids=torch.tensor([[1, 2, 3, 4]]), position_ids=torch.tensor([[0, 1, 0, 1]]))
+
+
+def _lengths(model: Any) -> None:
+    model(input_ids=torch.tensor([[1, 2, 3]]), cu_seq_lens_q=torch.tensor([0, 1, 3]))
+
+
+def _whole_mask(model: Any) -> None:
+    model(input_ids=torch.tensor([[1, 2]]), attention_mask=torch.zeros(1, 1, 2, 2))
+
+
+def _gap(model: Any) -> None:
+    model(input_ids=torch.tensor([[1, 2, 3]]), attention_mask=torch.tensor([[1, 0, 1]]))
+
+
+def _static_cache(model: Any) -> None:
+    model.generate(**batch(("abc",)), max_new_tokens=3, cache_implementation="static")
+
+
+def _cut_cache(model: Any) -> None:
+    cache = model(input_ids=torch.tensor([[1, 2, 3]])).past_key_values
+    cache.crop(-1)
+    model(input_ids=torch.tensor([[4]]), past_key_values=cache)
+
+
+def _copied_cache(model: Any) -> None:
+    import copy
+
+    cache = copy.deepcopy(model(input_ids=torch.tensor([[1, 2, 3]])).past_key_values)
+    model(input_ids=torch.tensor([[4]]), past_key_values=cache)
+
+
+def _foreign_cache(model: Any) -> None:
+    model(input_ids=torch.tensor([[4]]), past_key_values=((torch.zeros(1, 4, 2, 8),) * 2,) * 3)
+
+
+def _layer(model: Any) -> None:
+    model.model.layers[0].mlp(torch.zeros(1, 2, model.config.hidden_size))
+
+
+def _assisted(model: Any) -> None:
+    model.generate(**batch(("abcabcabcabc",)), max_new_tokens=6, prompt_lookup_num_tokens=3)
+
+
+def _ingest_within(model: Any) -> None:
+    moewh.ingest(model, TEXTS, "never", tokenizer=byte_tokenizer())
+
+
+def _nothing(model: Any) -> None:
+    del model
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (_beams, r"put in another order \(beam search\)"),
+        (_embeddings, "called without input_ids"),
+        (_positions, "position_ids begin again within a row: sequences are packed"),
+        (_lengths, r"sequences are packed into one row \(cu_seq_lens_q\)"),
+        (_whole_mask, r"attention_mask is of shape \[1, 1, 2, 2\], not \[1 sequences, 2 positions\]"),
+        (_gap, "masks positions between tokens"),
+        (_static_cache, "attention_mask is .*a static cache"),
+        (_cut_cache, "the cache holds 2 positions of 1 sequences, and 3 of 1 were recorded"),
+        (_copied_cache, "the cache holds 3 positions that were not recorded"),
+        (_foreign_cache, "the cache is a tuple, which does not tell how much it holds"),
+        (_layer, r"model\.layers\.0\.mlp\.experts was called outside of a forward pass of OlmoeModel"),
+        (_assisted, "assisted decoding"),
+        (_ingest_within, r"passes are being recorded \(moewh.record\)"),
+        (_nothing, "no forward pass of the model was seen"),
+    ],
+)
+def test_what_cannot_be_told_apart_is_refused(use: Callable[[Any], None], message: str, tmp_path: Path) -> None:
+    model = model_of("olmoe")
+    with pytest.raises(MoewhError, match=message) as refused, torch.no_grad(), record(model, tmp_path, "run"):
+        use(model)
+    assert "\n" not in str(refused.value)
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+    assert "get_compiled_call" not in vars(model)
+    assert set(moewh.open(tmp_path).sql("select status from runs").fetchall()) <= {("running",)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (torch.compile, "the model is compiled"),
+        (lambda model: model.model.layers[0].compile() or model, "layers.0 is compiled"),
+        (lambda model: model.to("meta"), "are not in memory"),
+        (lambda _: tiny_model("qwen3-dense"), "has no routed experts"),
+        (lambda _: build(next(one for one in FAMILIES if one.name == "switch_transformers")), "encoder-decoder"),
+    ],
+)
+def test_a_model_that_cannot_be_observed_is_refused(change: Callable[[Any], Any], message: str, tmp_path: Path) -> None:
+    model = change(tiny_model("olmoe"))
+    with pytest.raises(MoewhError, match=message), record(model, tmp_path / "wh", "run"):
+        pass
+    assert not (tmp_path / "wh").exists()
+
+
+def test_experts_whose_output_a_hook_changes_are_refused(tmp_path: Path) -> None:
+    model = tiny_model("olmoe")
+    model.model.layers[1].mlp.experts.register_forward_hook(lambda _, __, output: output + 1.0)
+    with (
+        pytest.raises(MoewhError, match="its output is not the sum of weight times expert"),
+        record(model, tmp_path, "r"),
+    ):
+        pass
+    assert np.isfinite(model(input_ids=torch.tensor([[1]])).logits.detach().numpy()).all()

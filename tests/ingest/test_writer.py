@@ -1,0 +1,223 @@
+"""`moewh.Writer`: rows from anywhere, exactly as given; a run that is open until it is closed; what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import moewh
+from moewh.ingest.options import command_words
+from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.trust.repair import remedy
+from tests.support.models import byte_tokenizer, save_model
+
+SHAPE: dict[str, Any] = {"layers": [1, 3, 4], "num_experts": 6, "top_k": 2}
+L, E, K = 3, 6, 2
+Sequence = tuple[Any, Any, Any]
+
+
+def sequences(count: int, seed: int = 0) -> list[Sequence]:
+    """Random (token_ids [T], expert_ids [T, L, K], weights [T, L, K])."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for T in rng.integers(1, 9, count):
+        chosen = rng.random((T, L, E)).argsort(-1)[..., :K]
+        found.append((rng.integers(1, 200, T), chosen, rng.random((T, L, K)).astype(np.float32)))
+    return found
+
+
+def rows(warehouse: Path, columns: str = "token_id, layer, rank, expert, weight") -> list[tuple[Any, ...]]:
+    return moewh.open(warehouse).sql(f"select {columns} from routing order by all").fetchall()
+
+
+def expected_rows(given: list[Sequence]) -> list[tuple[Any, ...]]:
+    """What the rows must be: by descending weight, ties by expert."""
+    found = []
+    for prompt, (_, expert_TLK, weight_TLK) in enumerate(given):
+        for position, (expert_LK, weight_LK) in enumerate(zip(expert_TLK, weight_TLK, strict=True)):
+            for layer, experts, weights in zip(SHAPE["layers"], expert_LK.tolist(), weight_LK.tolist(), strict=True):
+                pairs = sorted(zip(experts, weights, strict=True), key=lambda pair: (-pair[1], pair[0]))
+                token_id = prompt * 2**24 + position
+                found += [(token_id, layer, rank, *pair) for rank, pair in enumerate(pairs) if pair[0] >= 0]
+    return sorted(found)
+
+
+@pytest.mark.parametrize("segment_rows", [1, 60, 64_000_000])
+def test_rows_are_those_given(segment_rows: int, tmp_path: Path) -> None:
+    given = sequences(20)
+    given[3][1][0, :] = -1  # a token without a route at any layer
+    with moewh.Writer(tmp_path, "mine", "a-model", **SHAPE, segment_rows=segment_rows) as writer:
+        for place, (token_ids, expert_ids, weights) in enumerate(given):
+            assert writer.write(token_ids, expert_ids, weights, domain="ab"[place % 2]) == place
+    assert rows(tmp_path) == expected_rows(given)
+    warehouse = moewh.open(tmp_path)
+    stored = warehouse.sql("select vocab_id from tokens order by token_id").fetchall()
+    assert [row[0] for row in stored] == np.concatenate([ids for ids, _, _ in given]).tolist()
+    domains = warehouse.sql("select domain from prompts order by prompt_id").fetchall()
+    assert [row[0] for row in domains] == list("ab" * 10)
+    segments = warehouse.sql("select count(*), max(segment) filter (where last) from segments").fetchall()[0]
+    assert segments == {1: (20, 19), 60: (segments[0], segments[0] - 1), 64_000_000: (1, 0)}[segment_rows]
+    assert segment_rows != 60 or 2 < segments[0] < 20
+    assert warehouse.verify() == []
+    assert warehouse.sql("select status, segments_planned from runs").fetchall() == [("complete", None)]
+
+
+def test_a_run_is_running_until_it_is_closed(tmp_path: Path) -> None:
+    writer = moewh.Writer(tmp_path, "mine", "a-model", **SHAPE, segment_rows=30)
+
+    def status() -> Any:
+        return moewh.open(tmp_path).sql("select status, segments > 0 from runs").fetchall()[0]
+
+    writer.write(*sequences(1)[0])
+    assert status() == ("running", False)
+    for sequence in sequences(9):
+        writer.write(*sequence)
+    assert status() == ("running", True)
+    assert moewh.open(tmp_path).verify() == []
+    writer.close()
+    assert status() == ("complete", True)
+    writer.close()  # does nothing
+    with pytest.raises(UsageError, match="the writer is closed"):
+        writer.write(*sequences(1)[0])
+
+
+def test_an_exception_leaves_the_run_running_with_what_was_written(tmp_path: Path) -> None:
+    given = sequences(5)
+    with pytest.raises(RuntimeError, match="mine own"), moewh.Writer(tmp_path, "mine", "m", **SHAPE) as writer:
+        for sequence in given:
+            writer.write(*sequence)
+        raise RuntimeError("mine own")
+    assert moewh.open(tmp_path).sql("select status, prompts from runs").fetchall() == [("running", 5)]
+    assert rows(tmp_path) == expected_rows(given)
+    assert moewh.open(tmp_path).verify() == []
+
+
+def test_a_segment_beyond_the_last_is_a_fault(tmp_path: Path) -> None:
+    with moewh.Writer(tmp_path, "mine", "m", **SHAPE, segment_rows=1) as writer:
+        for sequence in sequences(3):
+            writer.write(*sequence)
+    folder = tmp_path / "segments" / "run_id=mine"
+    (folder / "segment=2").rename(folder / "segment=3")
+    assert {fault.path.name for fault in moewh.open(tmp_path).verify()} == {"manifest.json"}
+    assert moewh.open(tmp_path).sql("select status from runs").fetchall() == [("running",)]
+
+
+def test_no_command_is_named_that_would_write_it_again(tmp_path: Path) -> None:
+    with moewh.Writer(tmp_path, "mine", "m", **SHAPE) as writer:
+        writer.write(*sequences(1)[0])
+    (tmp_path / "segments" / "run_id=mine" / "segment=0" / "tokens.parquet").unlink()
+    faults = moewh.open(tmp_path).verify()
+    assert [fault.why for fault in faults] == ["is missing"]
+    told = remedy(Layout(tmp_path), faults[0].folder, command_words)
+    assert told == "`moewh runs --delete mine`, then the Python code that wrote run mine"
+
+
+def test_layers_and_experts_come_from_the_model(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "model", "mixtral", num_hidden_layers=2)
+    ids = np.tile(np.array([0, 5, 2]), (4, 2, 1))
+    with moewh.Writer(tmp_path / "wh", "mine", str(folder), tokenizer=byte_tokenizer()) as writer:
+        writer.write(byte_tokenizer()("abc")["input_ids"], ids, np.ones((4, 2, 3), np.float32), generated=1)
+    warehouse = moewh.open(tmp_path / "wh")
+    layers = warehouse.sql("select layer, module, num_experts, top_k, scoring from layers order by layer").fetchall()
+    assert layers == [(layer, f"model.layers.{layer}.mlp.experts", 8, 3, "softmax") for layer in range(2)]
+    assert warehouse.sql("select count(*) from experts").fetchall()[0] == (16,)
+    assert warehouse.sql("select token, kind from tokens order by token_id").fetchall() == [
+        ("<s>", "special"),
+        ("a", "prompt"),
+        ("b", "prompt"),
+        ("c", "generated"),
+    ]
+    assert warehouse.sql("select text from prompts").fetchall() == [("<s>ab",)]
+
+
+_WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "layers": ({"expert_ids": np.zeros((2, 2, 2), int)}, r"sequence 0: expert_ids are \[2, 2, 2\]. Give \[tokens, 3 "),
+    "no tokens": ({"expert_ids": np.zeros((0, 3, 2), int)}, r"expert_ids are \[0, 3, 2\]"),
+    "floats": ({"expert_ids": np.zeros((2, 3, 2))}, "expert_ids are of type float64. Give whole numbers"),
+    "ragged": ({"expert_ids": [[1], [2, 3]]}, "expert_ids are no array"),
+    "too great": ({"expert_ids": np.full((2, 3, 2), 6)}, r"token 0 has experts \[6, 6\], and there are 0 to 5"),
+    "negative": ({"expert_ids": np.full((2, 3, 2), -2)}, r"token 0 has experts \[-2, -2\]"),
+    "half a route": ({"expert_ids": np.tile([1, -1], (2, 3, 1))}, r"experts \[1, -1\]. Give all of them, or -1 only"),
+    "twice": ({"expert_ids": np.full((2, 3, 2), 5)}, r"token 0 has an expert twice: \[5, 5\]"),
+    "weights' shape": ({"weights": np.ones((2, 3, 1), np.float32)}, r"weights are \[2, 3, 1\]"),
+    "weights' type": ({"weights": np.ones((2, 3, 2), int)}, "weights are of type int64. Give floating-point"),
+    "nan": ({"weights": np.full((2, 3, 2), np.nan)}, "which are not finite"),
+    "token count": ({"token_ids": [1, 2, 3]}, r"token_ids are \[3\], and expert_ids have 2 tokens"),
+    "token id": ({"token_ids": [1, -7]}, "-7 among its token_ids is no token id"),
+    "generated": ({"generated": 3}, "generated is 3 of 2 tokens"),
+    "domain": ({"domain": 7}, "domain is 7, which is no text"),
+    "metadata": ({"metadata": {"a": object()}}, "metadata cannot be kept as JSON"),
+}
+
+
+@pytest.mark.parametrize("case", _WRONG)
+def test_what_cannot_be_right_is_refused_and_nothing_is_taken(case: str, tmp_path: Path) -> None:
+    good: dict[str, Any] = {
+        "token_ids": [1, 2],
+        "expert_ids": np.tile([1, 2], (2, 3, 1)),
+        "weights": np.tile(np.array([0.5, 0.25], np.float32), (2, 3, 1)),
+    }
+    changed, message = _WRONG[case]
+    writer = moewh.Writer(tmp_path / "wh", "mine", "m", **SHAPE)
+    with pytest.raises(UsageError, match=message) as refused:
+        writer.write(**{**good, **changed})
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "wh").exists()
+    writer.write(**good)
+    writer.close()
+    assert len(rows(tmp_path / "wh")) == 2 * L * K
+
+
+def test_a_run_that_exists_or_has_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MoewhError, match="'mine' has no sequence"), moewh.Writer(tmp_path, "mine", "m", **SHAPE):
+        pass
+    with moewh.Writer(tmp_path, "mine", "m", **SHAPE) as writer:
+        writer.write(*sequences(1)[0])
+    with pytest.raises(MoewhError, match=r"run 'mine' exists already\. Choose another run_id, or delete it with"):
+        moewh.Writer(tmp_path, "mine", "m", **SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "nothing says what layers there are"),
+        ({"layers": [1], "top_k": 2}, "go together"),
+        ({"layers": [1, 1], "num_experts": 4, "top_k": 2}, r"layers are \[1, 1\]"),
+        ({"layers": [1], "num_experts": 4, "top_k": 5}, "top_k is 5 of 4 experts"),
+        ({"model": 7}, "model is a int"),
+    ],
+)
+def test_a_shape_that_no_model_has_is_refused(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        moewh.Writer(tmp_path, "mine", **arguments)
+
+
+def test_what_is_not_known_is_null(tmp_path: Path) -> None:
+    """Token ids, weights, and ranks of experts in no order."""
+    given = sequences(4)
+    for run, ordered in (("unordered", False), ("ordered", True)):
+        with moewh.Writer(tmp_path, run, "m", **SHAPE, ordered=ordered) as writer:
+            for _, expert_ids, _ in given:
+                writer.write(None, expert_ids)
+    warehouse = moewh.open(tmp_path)
+    asked = "select token_id, layer, rank, expert, weight from routing where run_id = $run order by all"
+    for run, places in (("unordered", [None] * K), ("ordered", range(K))):
+        expected = [
+            (prompt * 2**24 + position, layer, rank, expert, None)
+            for prompt, (_, expert_TLK, _) in enumerate(given)
+            for position, expert_LK in enumerate(expert_TLK.tolist())
+            for layer, experts in zip(SHAPE["layers"], expert_LK, strict=True)
+            for rank, expert in zip(places, experts, strict=True)
+        ]
+        found = warehouse.sql(asked, run=run).fetchall()
+        assert sorted(found, key=str) == sorted(expected, key=str)
+    unknown = warehouse.sql("select count(vocab_id), count(token), count(*) > 0 from tokens").fetchall()
+    assert unknown == [(0, 0, True)]
+    assert warehouse.sql("select count(text), count(*) from prompts").fetchall() == [(0, 8)]
+    loads = warehouse.query("expert_load").df()
+    assert loads["tokens"].sum() == 2 * sum(expert_TLK.size for _, expert_TLK, _ in given)
+    assert warehouse.verify() == []
