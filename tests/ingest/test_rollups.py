@@ -280,7 +280,7 @@ NARROW = ("", "where layer = 2", "where run_id = '007'", "where run_id = 'no suc
 def test_segment_that_lacks_a_rollup_is_named(name: str, tmp_path: Path) -> None:
     """Whatever is asked of whatever view over it, never an answer that leaves the segment out."""
     layout, _ = random_warehouse(tmp_path / "wh")
-    folder = layout.segment("mixed", 1)
+    folder = layout.segment("007", 1)  # of a run that is not sealed
     (folder / f"{name}.parquet").unlink()
     with open_warehouse(layout) as connection:
         for view in (name, *READERS[name]):
@@ -292,7 +292,7 @@ def test_segment_that_lacks_a_rollup_is_named(name: str, tmp_path: Path) -> None
 
 def test_shell_names_a_segment_that_lacks_a_rollup(tmp_path: Path) -> None:
     layout, _ = random_warehouse(tmp_path / "wh")
-    (layout.segment("mixed", 1) / "pair_counts.parquet").unlink()
+    (layout.segment("007", 1) / "pair_counts.parquet").unlink()
     publish(layout)
     command = [find_duckdb(), "-readonly", str(layout.database), "-c", "select max(lift) from co_routing"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

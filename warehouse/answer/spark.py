@@ -212,6 +212,8 @@ def _merged_files(session: SparkSession, layout: Layout, table: schema.Table) ->
     for column in (column for column in table.path_columns if column.name not in files.columns):
         files = files.withColumn(column.name, lit(None).cast(_TYPES[column.type]))
     for run_id in open_runs:
+        if not any(layout.segments(run_id).glob(f"segment=*/{table.file}")):
+            continue  # a pattern that matches nothing is an error to Spark
         files = files.unionByName(_files(session, layout, table, run_id))
     if _states(layout) != (sealed, open_runs):
         raise MoewhError(f"a run was sealed, unsealed or begun while its files were listed. {ASK_AGAIN}")
