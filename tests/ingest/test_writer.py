@@ -12,6 +12,7 @@ import moewh
 from moewh.ingest.options import command_words
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.sealing.seal import unseal
 from moewh.warehouse.trust.repair import remedy
 from tests.support.models import byte_tokenizer, save_model
 
@@ -100,6 +101,7 @@ def test_a_segment_beyond_the_last_is_a_fault(tmp_path: Path) -> None:
     with moewh.Writer(tmp_path, "mine", "m", **SHAPE, segment_rows=1) as writer:
         for sequence in sequences(3):
             writer.write(*sequence)
+    unseal(Layout(tmp_path), "mine")
     folder = tmp_path / "segments" / "run_id=mine"
     (folder / "segment=2").rename(folder / "segment=3")
     assert {fault.path.name for fault in moewh.open(tmp_path).verify()} == {"manifest.json"}
