@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 
+from moewh.warehouse.sealing import seal
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+seal.PAUSE = 0.0  # hundreds of tests ingest; those of sealing itself set it again
 pytest.register_assert_rewrite("tests.support")  # its assertions show values when they fail, as a test's do
 OF_EVERY_FAMILY = {"test_families.py", "test_families_page.py", "test_inspect.py"}
 

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from moewh.cli.main import main
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.sealing import seal as sealing
 from moewh.warehouse.sealing.seal import seal, unseal
 from moewh.warehouse.views import base
 from moewh.warehouse.views.base import open_warehouse
@@ -26,6 +27,8 @@ from tests.support.runs import contents
 from tests.support.trials import Trial
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks as Linux has them")
+PAUSE = 0.25
+"""As it is outside the tests."""
 SUM = "select run_id, sum(tokens) as tokens from expert_counts group by run_id"
 Counts = dict[str, dict[str, int]]
 
@@ -142,6 +145,7 @@ def test_readers_while_runs_are_sealed_and_unsealed(
     layout = Layout(tmp_path / "wh")
     shutil.copytree(trial.undisturbed.root, layout.root, symlinks=True)
     expected = counts(layout)["expert_counts"]
+    monkeypatch.setattr(sealing, "PAUSE", PAUSE)
     real = base._merged_select
     monkeypatch.setattr(base, "_merged_select", lambda *given: real(*given).replace(guard or "\0", "", 1))
     stop, wrong, right = threading.Event(), list[str](), list[str]()
@@ -170,8 +174,11 @@ def test_readers_while_runs_are_sealed_and_unsealed(
     assert bool(wrong) == bool(guard), wrong[:3]
 
 
-def test_queries_while_runs_are_sealed_and_unsealed(trial: Trial, tmp_path: Path) -> None:
+def test_queries_while_runs_are_sealed_and_unsealed(
+    trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The command asks again, so that every answer is the right one."""
+    monkeypatch.setattr(sealing, "PAUSE", PAUSE)
     layout = Layout(tmp_path / "wh")
     shutil.copytree(trial.undisturbed.root, layout.root, symlinks=True)
     stop = threading.Event()
