@@ -1,17 +1,22 @@
-# make demo · make test · make lint · make bench · make soak: each creates .venv first, with the pinned versions.
+# make demo · make test · make lint · make bench · make soak: each creates .venv first, with the pinned versions it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo test lint bench soak docs clean
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+# What the demo needs: moewh without any extra.
+$(VENV)/.demo: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "moewh needs Python 3.11 or newer; set PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[accelerate,peft,datasets,spark,bench,test,lint]'
 	touch $@
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.demo
 	$(BIN)/moewh demo
 
 # In one process per core; PYTEST_ARGUMENTS="-n 0 tests/queries -k co_routing" runs a few tests in this one.
