@@ -77,6 +77,7 @@ def python(code: str, *arguments: str, **environment: str) -> str:
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, env={**inherited, **environment}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert "leaked" not in done.stderr  # which DuckDB says of what is not freed when the process ends
     return done.stdout
 
 
