@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Leave what every test imports out of the garbage collector's sight: it would walk through torch again and again."""
+    """Hide what every test imports from the garbage collector, which would walk through torch again and again."""
     gc.collect()
     gc.freeze()
 

@@ -82,7 +82,8 @@ def all_answers(layout: Layout) -> dict[str, str]:
     said = {}
     with open_engine("duckdb", None, layout, Limits()) as ask:  # one jail for all
         for name in canned_names():
-            assert (answer := ask(Query("-c", f"from {name} order by all"), {})) is not None
+            answer = ask(Query("-c", f"from {name} order by all"), {})
+            assert answer is not None
             output.write(answer, "csv", None, text := io.StringIO())
             said[name] = text.getvalue()
     said["stored"] = moewh(layout, "query", "-c", STORED, "--format", "csv")
