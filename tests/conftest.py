@@ -1,12 +1,15 @@
-"""What holds for every test: no network, and one thread: threads that wait for each other make tiny models slow.
+"""What holds for every test: no network, one thread, no waiting for a disk; and which files run first.
 
-With `-n 2 --dist loadfile`, as in `make test`, a file's tests run in one process, which builds once what they share.
-So do the tests of the files that need every family's model: `observed_families` ingests each once per process.
+Threads that wait for each other make tiny models slow. Under xdist a file's tests run in one process, which builds once
+what they share. So do the tests of the files that need every family's model: `observed_families` ingests each once per
+process.
 """
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +22,51 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 seal.PAUSE = 0.0  # hundreds of tests ingest; those of sealing itself set it again
 pytest.register_assert_rewrite("tests.support")  # its assertions show values when they fail, as a test's do
 OF_EVERY_FAMILY = {"test_families.py", "test_families_page.py", "test_inspect.py"}
+LONGEST = (
+    *("warehouse/test_spark.py", "ingest/test_families.py", "faults/test_faults.py", "ingest/test_adapters.py"),
+    *("ingest/test_generation_settings.py", "warehouse/test_parameters.py", "warehouse/test_links.py"),
+    *("ingest/test_weights.py", "cli/test_geometry.py", "warehouse/test_verify.py", "ingest/test_chats.py"),
+    *("faults/test_sealing.py", "warehouse/test_jail.py", "warehouse/test_formats.py", "test_documents.py"),
+)
+"""The files that take longest. They start first, so that no process is left alone with one of them in the end."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_is_waited_for(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Write without waiting for the disk, and seal without waiting for readers: nobody pulls a plug or reads here.
+
+    tests/faults, where processes are killed, waits as users do; so does every process that a test starts.
+    """
+    from moewh.warehouse.sealing import seal
+
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.parent.name != "faults":
+            patch.setattr(os, "fsync", os.fstat)  # which still fails for a descriptor that is not open
+            patch.setattr(seal, "PAUSE", 0)
+        yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+    tests = Path(__file__).parent
+    order = {tests / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
+def pytest_collection_finish() -> None:
+    """Hide what every test imports from the garbage collector, which would walk through torch again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Hand out whole files, and those of every family together."""
+    """Hand out whole files in the order of their tests, and those of every family together."""
     if config.getvalue("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling
 
+    config.option.loadscopereorder = False  # which would start the files of most tests first
     scheduler = LoadFileScheduling(config, log)
     file_of = scheduler._split_scope
     together = lambda test: "every family" if Path(file_of(test)).name in OF_EVERY_FAMILY else file_of(test)  # noqa: E731

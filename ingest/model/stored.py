@@ -171,15 +171,15 @@ def _headers(file: str) -> list[StoredTensor]:
 
 def _hold_against_index(tensors: dict[str, StoredTensor]) -> None:
     """Raise MoewhError for a tensor that is in another file than the index beside it says."""
-    folders = {Path(tensor.file).parent for tensor in tensors.values()}
-    names = {Path(tensor.file).name for tensor in tensors.values()}
-    for folder in folders:
+    files = {file: Path(file) for file in {tensor.file for tensor in tensors.values()}}  # few, of many tensors
+    names = {path.name for path in files.values()}
+    for folder in {path.parent for path in files.values()}:
         path = folder / SAFE_WEIGHTS_INDEX_NAME
         if not path.is_file() or not names <= set((listed := read_index(path)).values()):
             continue  # these files belong to no index, or to another one
         for key, file in listed.items():
-            if key in tensors and Path(tensors[key].file).name != file:
+            if key in tensors and (found := files[tensors[key].file].name) != file:
                 raise MoewhError(
-                    f"{path} says that {key} is in {file}, but it is in {Path(tensors[key].file).name}. The index does "
-                    "not belong to these files: fetch both again."
+                    f"{path} says that {key} is in {file}, but it is in {found}. The index does not belong to these "
+                    "files: fetch both again."
                 )

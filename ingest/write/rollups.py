@@ -37,6 +37,10 @@ _PRODUCT_WORK = 64
 """One-hot products pay while E * E' is at most this many times K * K'; beyond it, counting each pair is faster."""
 
 
+_DENSE = 4_096
+"""Up to so many experts have a row and a column each while pairs are counted."""
+
+
 @dataclass(frozen=True)
 class TokenGroups:
     """A segment's tokens ordered by group (kind and domain), in row order within each."""
@@ -75,12 +79,27 @@ class _Chosen:
     """One layer's choices, tokens in the order of the groups; rows of a token that is not routed mean nothing."""
 
     layer: int
-    experts: int
-    """E: one more than the greatest index chosen."""
+    expert_E: Ints
+    """The experts that are counted, in order: all up to the greatest that was chosen, or where those are very many
+    the chosen ones alone."""
     ids_TK: Ints
+    """Places among them."""
     routed_T: npt.NDArray[np.bool_]
     ordered: bool
     """Whether the first of a token's experts is its first choice."""
+
+    @classmethod
+    def of(cls, layer: int, ids_TK: Ints, routed_T: npt.NDArray[np.bool_], *, ordered: bool) -> _Chosen:
+        expert_E = np.arange(int(ids_TK.max(initial=-1)) + 1)
+        if len(expert_E) > _DENSE:
+            expert_E, place_N = np.unique(ids_TK, return_inverse=True)
+            ids_TK = place_N.reshape(ids_TK.shape)
+        return cls(layer, expert_E, ids_TK, routed_T, ordered)
+
+    @property
+    def experts(self) -> int:
+        """E."""
+        return len(self.expert_E)
 
 
 @dataclass(frozen=True)
@@ -117,8 +136,7 @@ class RollupCounter:
         """Have the workers count one layer, greater than those before it; the future is done when they have."""
         order_T = self._groups.order_T
         ids_TK = ranked.expert_ids_TK[order_T].astype(np.int64)
-        experts = int(ids_TK.max(initial=-1)) + 1
-        chosen = _Chosen(layer, experts, ids_TK, ranked.routed_T[order_T], ranked.ordered)
+        chosen = _Chosen.of(layer, ids_TK, ranked.routed_T[order_T], ordered=ranked.ordered)
         previous, self._previous = self._previous, chosen
         return workers.submit(self._count, previous, chosen, ranked)
 
@@ -173,7 +191,7 @@ class RollupCounter:
             (group, chosen.layer),
             **self._label(group),
             layer=chosen.layer,
-            expert=expert,
+            expert=chosen.expert_E[expert],
             tokens=tokens_E[expert],
             first_choice_tokens=first_E,
             weight_sum=sum_E,
@@ -184,7 +202,7 @@ class RollupCounter:
         expert_a, expert_b = np.nonzero(pairs_EE)
         tokens = pairs_EE[expert_a, expert_b]
         label = self._label(group)
-        found = {"expert_a": expert_a, "expert_b": expert_b, "tokens": tokens}
+        found = {"expert_a": chosen.expert_E[expert_a], "expert_b": chosen.expert_E[expert_b], "tokens": tokens}
         self._keep(schema.PAIR_COUNTS, (group, chosen.layer), **label, layer=chosen.layer, **found)
         if previous is None:
             return
@@ -198,8 +216,8 @@ class RollupCounter:
             **label,
             layer=previous.layer,
             next_layer=chosen.layer,
-            expert=expert,
-            next_expert=next_expert,
+            expert=previous.expert_E[expert],
+            next_expert=chosen.expert_E[next_expert],
             tokens=transitions_EE[expert, next_expert],
             first_choice_tokens=first_choices,
         )
@@ -216,7 +234,7 @@ class RollupCounter:
             (kind, chosen.layer),
             kind=kind,
             layer=chosen.layer,
-            expert=expert.astype(np.int32),
+            expert=chosen.expert_E[expert].astype(np.int32),
             vocab_id=vocabulary.id_V[entry],
             tokens=tokens.astype(np.int32),
         )

@@ -16,7 +16,8 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from torch import nn
-from transformers import MixtralConfig
+from transformers import GptOssConfig, GptOssForCausalLM
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssTopKRouter
 from transformers.models.mixtral import modeling_mixtral as mixtral
 
 from moewh.cli.main import main
@@ -28,7 +29,6 @@ from tests.support.models import byte_tokenizer, save_model, tiny_model
 
 EXPERTS = mixtral.MixtralExperts
 _FORWARD: Any = EXPERTS.forward
-_GATE: Any = mixtral.MixtralTopKRouter.forward
 Change = Callable[..., Any]
 FIRST_BATCH = 25
 """Tokens of the first batch, and of no other."""
@@ -398,21 +398,23 @@ def test_a_model_that_fails_in_its_own_code_is_one_line(
 def test_more_experts_than_a_small_integer_counts_are_recorded_as_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of gpt-oss, whose files hold all experts of a layer in one tensor: Mixtral's would hold 120,000."""
     many = 40_000
     small: dict[str, Any] = {"num_hidden_layers": 1, "hidden_size": 8, "intermediate_size": 4, "vocab_size": 257}
     heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 2}
     torch.manual_seed(0)
-    config = MixtralConfig(num_local_experts=many, num_experts_per_tok=3, **small, **heads)
-    mixtral.MixtralForCausalLM(config).save_pretrained(folder := tmp_path / "model")
+    config = GptOssConfig(num_local_experts=many, num_experts_per_tok=3, pad_token_id=0, **small, **heads)
+    GptOssForCausalLM(config).save_pretrained(folder := tmp_path / "model")
     byte_tokenizer().save_pretrained(folder)
     chosen: list[torch.Tensor] = []
+    route: Any = GptOssTopKRouter.forward
 
     def gate(self: Any, hidden_states: Any) -> Any:
-        logits, weights, ids = _GATE(self, hidden_states)
+        logits, weights, ids = route(self, hidden_states)
         chosen.append(ids)
         return logits, weights, ids
 
-    monkeypatch.setattr(mixtral.MixtralTopKRouter, "forward", gate)
+    monkeypatch.setattr(GptOssTopKRouter, "forward", gate)
     (tmp_path / "p.txt").write_text("one two three four\n")
     arguments = ["--model", str(folder), "--prompts", str(tmp_path / "p.txt"), "--warehouse", str(tmp_path / "wh")]
     result = CliRunner().invoke(main, ["ingest", *arguments])

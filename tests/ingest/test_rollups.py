@@ -36,12 +36,13 @@ from tests.support.synthetic import Run, Token, random_warehouse, word
 Rows = list[tuple[Any, ...]]
 ROLLUPS = [table.name for table in schema.ROLLUPS]
 
-# layer → (experts, top-k): dense layers between, different shapes, one expert per token, over 64 experts, and a
-# layer so wide that pairs are counted one by one instead of by one-hot products.
+# layer → (experts, top-k): dense layers between, different shapes, one expert per token, over 64 experts, a layer so
+# wide that pairs are counted one by one instead of by one-hot products, and more experts than tokens could choose.
 SHAPES: dict[str, dict[int, tuple[int, int]]] = {
     "plain": {0: (8, 2), 1: (8, 2), 2: (8, 2)},
     "mixed": {1: (4, 1), 3: (96, 3), 4: (300, 2), 9: (8, 8)},
     "one layer": {5: (16, 4)},
+    "very many": {0: (8, 2), 1: (9_000, 3), 2: (5_000, 2)},
 }
 
 
@@ -113,10 +114,16 @@ def defined(folder: Path, name: str, layers: dict[int, tuple[int, int]]) -> Rows
         return connection.execute(f"select * exclude (run_id, segment) from ({sql}) order by all").fetchall()
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.fixture(scope="module", params=SHAPES)
+def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A shape and a segment of it."""
+    root = tmp_path_factory.mktemp("written") / "wh"
+    return request.param, write_random_run(Layout(root), SHAPES[request.param], seed=1)
+
+
 @pytest.mark.parametrize("name", ROLLUPS)
-def test_written_rollup_equals_its_sql(name: str, shape: str, tmp_path: Path) -> None:
-    folder = write_random_run(Layout(tmp_path), SHAPES[shape], seed=1)
+def test_written_rollup_equals_its_sql(name: str, written: tuple[str, Path]) -> None:
+    shape, folder = written
     file = pq.read_table(folder / f"{name}.parquet", partitioning=None)
     stored = [tuple(row.values()) for row in file.to_pylist()]
     expected = defined(folder, name, SHAPES[shape])

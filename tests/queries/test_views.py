@@ -17,6 +17,7 @@ from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.base import QUERIES, View, canned_names, open_warehouse, staging_views, view_names
 from tests.support.brute_force import BRUTE_FORCE, Rows, assert_same_rows, brute_expert_load, brute_router_saturation
+from tests.support.opened import opened
 from tests.support.synthetic import Prompt, Run, Token, empty_warehouse, random_warehouse, word, write_run
 
 CANNED = [path.stem for path in sorted((QUERIES / "views").glob("*.sql"))]
@@ -33,8 +34,7 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Layout:
 
 
 def rows_of(layout: Layout, view: str) -> Rows:
-    with open_warehouse(layout) as connection:
-        return connection.execute(f"from {view}").fetchall()
+    return opened(layout.root).execute(f"from {view}").fetchall()
 
 
 # ------------------------------------------------------------------------------------------ documentation
@@ -64,8 +64,7 @@ def test_view_empty_warehouse_answers(name: str, empty: Layout) -> None:
 
 @pytest.mark.parametrize("name", view_names())
 def test_view_types_are_those_described(name: str, random: tuple[Layout, list[Run]]) -> None:
-    with open_warehouse(random[0]) as connection:
-        described = connection.execute(f"describe {name}").fetchall()
+    described = opened(random[0].root).execute(f"describe {name}").fetchall()
     assert [(row[0], row[1]) for row in described] == [
         (column.name, column.type) for column in describe_views()[name].columns
     ]

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from moewh.warehouse.answer.engine import open_engine
-from moewh.warehouse.answer.jail import Limits
 from moewh.warehouse.answer.query import Value, find_query
 from moewh.warehouse.files.layout import Layout
 from tests.support.brute_force import Rows
+from tests.support.opened import engine_of
 from tests.support.synthetic import word
 
 
 def answer(layout: Layout, name: str, values: dict[str, Value]) -> Rows:
-    with open_engine("duckdb", None, layout, Limits()) as ask:
-        found = ask(find_query(name), values)
-        assert found is not None
-        return found.execute().fetchall()
+    found = engine_of(layout)(find_query(name), values)
+    assert found is not None
+    return found.execute().fetchall()
 
 
 VALUES: dict[str, dict[str, Value]] = {

@@ -6,10 +6,10 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from moewh.warehouse.answer import spark
-from moewh.warehouse.answer.engine import Ask, Engine, open_engine
-from moewh.warehouse.answer.jail import Limits
+from moewh.warehouse.answer.engine import Ask, Engine
 from moewh.warehouse.answer.query import Query, Value
 from moewh.warehouse.files.layout import Layout
+from tests.support.opened import engine_of
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -18,8 +18,7 @@ Rows = list[tuple[Any, ...]]
 
 
 def on_duckdb(layout: Layout, query: Query, values: dict[str, Value]) -> tuple[list[str], Rows]:
-    with open_engine("duckdb", None, layout, Limits()) as ask:
-        return answered(ask, query, values)
+    return answered(engine_of(layout), query, values)
 
 
 def answered(ask: Ask, query: Query, values: dict[str, Value]) -> tuple[list[str], Rows]:

@@ -13,11 +13,15 @@ import re
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
 
 from moewh.warehouse.answer.placement import placement_text
 from moewh.warehouse.answer.query import Query, Value
 from moewh.warehouse.errors import UsageError
+
+if TYPE_CHECKING:
+    import duckdb
 
 
 @dataclass(frozen=True)
@@ -152,25 +156,31 @@ def numeric_parameters(query: Query, names: AbstractSet[str]) -> AbstractSet[str
     DuckDB is asked: it plans the SQL over empty tables, with a text for the parameter, and the plan shows what that
     text is cast to. Where a text cannot stand (after LIMIT, in `layer + $n`), a number is tried.
     """
+    numeric = set()
+    for name in names:
+
+        def plan(literal: str, name: str = name) -> Any:
+            sql = _with_literal(query, name, literal)
+            rows = _planner().execute("select json_serialize_plan($sql, optimize := false)", {"sql": sql})
+            return json.loads(rows.fetchall()[0][0])
+
+        planned = plan(f"'{_MARK}'")
+        if planned["error"]:
+            if not plan("1")["error"]:
+                numeric.add(name)
+        elif (met := set(_meets(planned))) and all(_NUMERIC.fullmatch(type_) for type_ in met):
+            numeric.add(name)
+    return numeric
+
+
+@cache
+def _planner() -> duckdb.DuckDBPyConnection:
+    """What plans SQL over empty tables and does nothing else; made once."""
     from moewh.warehouse.answer.catalog import empty_warehouse
 
-    numeric = set()
-    with empty_warehouse() as connection:
-        connection.execute("set enable_external_access = false; set lock_configuration = true")
-        for name in names:
-
-            def plan(literal: str, name: str = name) -> Any:
-                sql = _with_literal(query, name, literal)
-                rows = connection.execute("select json_serialize_plan($sql, optimize := false)", {"sql": sql})
-                return json.loads(rows.fetchall()[0][0])
-
-            planned = plan(f"'{_MARK}'")
-            if planned["error"]:
-                if not plan("1")["error"]:
-                    numeric.add(name)
-            elif (met := set(_meets(planned))) and all(_NUMERIC.fullmatch(type_) for type_ in met):
-                numeric.add(name)
-    return numeric
+    connection = empty_warehouse()
+    connection.execute("set enable_external_access = false; set lock_configuration = true")
+    return connection
 
 
 def _with_literal(query: Query, name: str, literal: str) -> str:

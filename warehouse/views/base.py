@@ -165,15 +165,33 @@ def view_statements(layout: Layout, *, comments: bool, guarded: bool = False) ->
     `guarded` views also look whether the warehouse has become newer than they are, as moewh itself does on opening.
 
     DuckDB looks at the files of each view it makes. `moewh_root` points it to zero-row files meanwhile,
-    so that it need not list all segments once per view.
+    so that it need not list all segments once per view. It also binds anew all that a view reads, so the canned views
+    are made over views that only have the columns, which the views of the files then replace: half the time.
     """
+    base = base_views(layout.root, guarded=guarded)
+    yield from (_columns_alone(table) for table in schema.TABLES)
+    for view in derived_views():
+        yield view.create
+        if comments:
+            yield from view.comments
     if layout.empty.is_dir():
         yield f"set variable moewh_root = {sql_string(glob_literal(layout.empty))}"
-    for view in (*base_views(layout.root, guarded=guarded), *derived_views()):
+    for view in base:
         yield view.create
         if comments:
             yield from view.comments
     yield "reset variable moewh_root"
+
+
+def _columns_alone(table: schema.Table) -> str:
+    """Return the statement that makes a stored table's view without rows and without a look at any file."""
+    columns = ", ".join(f"null::{column.type} as {column.name}" for column in _in_order(table))
+    return f"create or replace view {table.name} as select {columns} where false"
+
+
+def _in_order(table: schema.Table) -> tuple[schema.Column, ...]:
+    """Return the columns of a stored table's view as `table_select` has them."""
+    return (*table.path_columns, *table.stored, *(column for column in table.columns if column.derived))
 
 
 def sql_string(text: str) -> str:
@@ -361,9 +379,7 @@ def _unless_newer(table: schema.Table, root: Path) -> str:
     The manifest of the zero-row files says so for all (see `Layout.require`). The error stands in a CASE, which no
     filter can get ahead of.
     """
-    derived = [column for column in table.columns if column.derived]
-    in_order = (*table.path_columns, *table.stored, *derived)  # as `table_select` has them
-    columns = ",\n    ".join(f"failure::{column.type}" for column in in_order)
+    columns = ",\n    ".join(f"failure::{column.type}" for column in _in_order(table))
     manifest = _below(root, f"segments/run_id={SCHEMA_RUN}/segment=0/manifest.json")
     form, version = (
         f"try_cast(regexp_extract(content, '\"{name}\": ([0-9]+)', 1) as integer)" for name in ("format", "schema")
