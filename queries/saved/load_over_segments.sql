@@ -1,0 +1,75 @@
+-- load_over_segments: how much the load of each expert varies from segment to segment of a run.
+-- One row per run, layer and expert. A segment is the unit that moewh commits (--segment-rows): of segments that have
+-- tokens at the layer, share is the expert's share of the segment's choices, 0 where it has none; over tokens of kind
+-- prompt and generated:
+--   least, p5, p50, p95, most = percentiles of share over the segments, interpolated between two of them
+--   share                     = over the whole run (expert_load)
+-- With n choices per segment, chance alone moves a share p by about sqrt(p (1 - p) / n).
+-- Reads the rows, so the cost grows with tokens: give run and layer.
+-- Parameters:
+--   run (run): default every run.
+--   layer (layer): default every layer.
+with chosen as (
+    select
+        run_id,
+        segment,
+        layer,
+        expert,
+        count(*)::double as tokens
+    from routing
+    where kind <> 'special'
+        and (getvariable('run') is null or run_id = getvariable('run')::varchar)
+        and (getvariable('layer') is null or layer = getvariable('layer'))
+    group by
+        run_id,
+        segment,
+        layer,
+        expert
+),
+totals as (
+    select
+        run_id,
+        segment,
+        layer,
+        sum(tokens) as tokens
+    from chosen
+    group by
+        run_id,
+        segment,
+        layer
+),
+shares as (
+    select
+        totals.run_id as run_id,
+        totals.layer as layer,
+        experts.expert as expert,
+        coalesce(chosen.tokens, 0) as tokens,
+        totals.tokens as choices,
+        coalesce(chosen.tokens, 0) / totals.tokens as share
+    from totals
+    join experts
+        on experts.run_id = totals.run_id
+        and experts.layer = totals.layer
+    left join chosen
+        on chosen.run_id = totals.run_id
+        and chosen.segment = totals.segment
+        and chosen.layer = totals.layer
+        and chosen.expert = experts.expert
+)
+select
+    run_id,
+    layer,
+    expert,
+    count(*)::bigint as segments,
+    sum(tokens) / sum(choices) as share,
+    min(share) as least,
+    quantile_cont(share, 0.05) as p5,
+    quantile_cont(share, 0.5) as p50,
+    quantile_cont(share, 0.95) as p95,
+    max(share) as most
+from shares
+group by
+    run_id,
+    layer,
+    expert
+order by run_id, layer, expert
