@@ -71,4 +71,4 @@ select
     (generated_share - prompt_share)
     / nullif(sqrt(pooled_share * greatest(1 - pooled_share, 0) * per_token), 0) as z
 from shares
-order by run_id, layer, abs(generated_share - prompt_share) desc, expert
+order by run_id, layer, round(abs(generated_share - prompt_share), 12) desc, expert

@@ -132,4 +132,4 @@ select
     rate - other_rate as risk_difference,
     (rate - other_rate) / nullif(sqrt(pooled_rate * greatest(1 - pooled_rate, 0) * per_token), 0) as z
 from rates
-order by run_id, abs(rate - other_rate) desc, layer, expert
+order by run_id, round(abs(rate - other_rate), 12) desc, layer, expert

@@ -28,6 +28,8 @@ VALUES: dict[str, dict[str, Value]] = {
     "expert_contexts": {"layer": 3, "expert": 4, "width": 3},
     "expert_paths": {"most": 5, "domain": "code"},
     "layer_pair_jaccard": {"layer": 5, "other_layer": 0},
+    "load_by_position": {"width": 4},
+    "risk_difference": {"domain": "code", "other_prompt_ids": "1,2,4"},
     "specialization_changes": {"run": "step-30", "other_run": "step-1", "min_lift": 1.05},
     "token_experts": {"token": word(4)},
 }
