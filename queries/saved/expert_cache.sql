@@ -155,7 +155,7 @@ curves as (
 select
     run_id,
     layer,
-    capacity,
+    capacity::bigint as capacity,
     choices,
     hits,
     hits::double / choices as hit_share,

@@ -22,30 +22,48 @@ with checkpoints as (
         and train_step is not null
         and status = 'complete'
         and (getvariable('series') is null or series = getvariable('series')::varchar)
+),
+ranked as (
+    -- place: that of a share among the n of its expert, from 0; a percentile is at q (n - 1), between two of them
+    select
+        checkpoints.series as series,
+        checkpoints.reference_run_id as reference_run_id,
+        expert_load.layer as layer,
+        expert_load.expert as expert,
+        expert_load.share as share,
+        layers.num_experts as num_experts,
+        row_number() over (
+            partition by checkpoints.series, checkpoints.reference_run_id, expert_load.layer, expert_load.expert
+            order by expert_load.share
+        ) - 1 as place,
+        count(*) over (
+            partition by checkpoints.series, checkpoints.reference_run_id, expert_load.layer, expert_load.expert
+        ) - 1 as last_place
+    from checkpoints
+    join expert_load
+        on expert_load.run_id = checkpoints.run_id
+    join layers
+        on layers.run_id = expert_load.run_id
+        and layers.layer = expert_load.layer
+    where expert_load.share is not null
+        and (getvariable('layer') is null or expert_load.layer = getvariable('layer'))
 )
 select
-    checkpoints.series as series,
-    checkpoints.reference_run_id as reference_run_id,
-    expert_load.layer as layer,
-    expert_load.expert as expert,
+    series,
+    reference_run_id,
+    layer,
+    expert,
     count(*)::bigint as checkpoints,
-    min(expert_load.share) as least,
-    quantile_cont(expert_load.share, 0.05) as p5,
-    quantile_cont(expert_load.share, 0.5) as p50,
-    quantile_cont(expert_load.share, 0.95) as p95,
-    max(expert_load.share) as most,
-    1::double / max(layers.num_experts) as even
-from checkpoints
-join expert_load
-    on expert_load.run_id = checkpoints.run_id
-join layers
-    on layers.run_id = expert_load.run_id
-    and layers.layer = expert_load.layer
-where expert_load.share is not null
-    and (getvariable('layer') is null or expert_load.layer = getvariable('layer'))
+    min(share) as least,
+    sum(share * greatest(1 - abs(place - 0.05::double * last_place), 0)) as p5,
+    sum(share * greatest(1 - abs(place - 0.5::double * last_place), 0)) as p50,
+    sum(share * greatest(1 - abs(place - 0.95::double * last_place), 0)) as p95,
+    max(share) as most,
+    1::double / max(num_experts) as even
+from ranked
 group by
-    checkpoints.series,
-    checkpoints.reference_run_id,
-    expert_load.layer,
-    expert_load.expert
+    series,
+    reference_run_id,
+    layer,
+    expert
 order by series, reference_run_id, layer, expert

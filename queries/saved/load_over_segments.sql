@@ -55,6 +55,19 @@ shares as (
         and chosen.segment = totals.segment
         and chosen.layer = totals.layer
         and chosen.expert = experts.expert
+),
+ranked as (
+    -- place: that of a share among the n of its expert, from 0; a percentile is at q (n - 1), between two of them
+    select
+        run_id,
+        layer,
+        expert,
+        tokens,
+        choices,
+        share,
+        row_number() over (partition by run_id, layer, expert order by share) - 1 as place,
+        count(*) over (partition by run_id, layer, expert) - 1 as last_place
+    from shares
 )
 select
     run_id,
@@ -63,11 +76,11 @@ select
     count(*)::bigint as segments,
     sum(tokens) / sum(choices) as share,
     min(share) as least,
-    quantile_cont(share, 0.05) as p5,
-    quantile_cont(share, 0.5) as p50,
-    quantile_cont(share, 0.95) as p95,
+    sum(share * greatest(1 - abs(place - 0.05::double * last_place), 0)) as p5,
+    sum(share * greatest(1 - abs(place - 0.5::double * last_place), 0)) as p50,
+    sum(share * greatest(1 - abs(place - 0.95::double * last_place), 0)) as p95,
     max(share) as most
-from shares
+from ranked
 group by
     run_id,
     layer,

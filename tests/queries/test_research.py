@@ -148,7 +148,7 @@ HAND = Run(
 )
 H = math.log2(4) - 0.75 * math.log2(3)
 """Entropy of (1/4, 3/4) in bits."""
-I = 0.875 + 0.375 * math.log2(8 / 3)
+J = 0.875 + 0.375 * math.log2(8 / 3)
 """Entropy of (1/2, 3/8, 1/8)."""
 
 
@@ -157,7 +157,7 @@ def wilson(n: int) -> tuple[float, float]:
     return n / (n + 1.96**2), 1.0
 
 
-# Weights: (3/4, 1/4, 0) in domain a, (1/2, 1/8, 3/8) in b: entropies H and I, of their mean M.
+# Weights: (3/4, 1/4, 0) in domain a, (1/2, 1/8, 3/8) in b: entropies H and J, of their mean M.
 M = 0.625 * math.log2(1.6) + 0.375 * math.log2(16 / 3)
 BY_HAND: dict[str, Rows] = {
     # 8, 6, 2 and 0 of 16 choices: 4 p - 1 = 1, 0.5, -0.5 and -1.
@@ -170,7 +170,7 @@ BY_HAND: dict[str, Rows] = {
     ],
     # Expert 0 has 4 of 8 choices in either domain, which is not over half.
     "top_expert_share": [("r", "a", 5, 0, 4, 1.0, 0.5, 1.0, 2), ("r", "b", 5, 0, 4, 1.0, 0.5, 0.5, 2)],
-    # p = (1/2, 1/2, 0, 0), q = (1/2, 1/4, 1/4, 0): entropies 1 and 1.5, of their mean I.
+    # p = (1/2, 1/2, 0, 0), q = (1/2, 1/4, 1/4, 0): entropies 1 and 1.5, of their mean J.
     "domain_divergence": [
         (
             "r",
@@ -179,11 +179,11 @@ BY_HAND: dict[str, Rows] = {
             other,
             4,
             4,
-            I - 1.25,
-            (I - 1.25) / 1.25,
+            J - 1.25,
+            (J - 1.25) / 1.25,
             1 / (16 * math.log(2)),
-            M - (H + I) / 2,
-            M * 2 / (H + I) - 1,
+            M - (H + J) / 2,
+            M * 2 / (H + J) - 1,
         )
         for one, other in ("ab", "ba")
     ],
@@ -198,9 +198,9 @@ BY_HAND: dict[str, Rows] = {
     ],
     # Within a domain the choices have 1 and 1.5 bits, the first ones 0 and 1; within an entry 1 bit.
     "choice_information": [
-        ("r", 5, "domain", "any", 8, 2, I - 1.25, I, 1 - 1.25 / I, 1 / (32 * math.log(2))),
+        ("r", 5, "domain", "any", 8, 2, J - 1.25, J, 1 - 1.25 / J, 1 / (32 * math.log(2))),
         ("r", 5, "domain", "first", 8, 2, H - 0.5, H, 1 - 0.5 / H, 1 / (16 * math.log(2))),
-        ("r", 5, "token", "any", 8, 2, I - 1, I, 1 - 1 / I, 1 / (32 * math.log(2))),
+        ("r", 5, "token", "any", 8, 2, J - 1, J, 1 - 1 / J, 1 / (32 * math.log(2))),
     ],
     # Prompt: 6 tokens {0, 1}; generated: 2 tokens {0, 2}.
     "prompt_against_generated": [
