@@ -4,7 +4,7 @@
 -- prompt and generated:
 --   least, p5, p50, p95, most = percentiles of share over the segments, interpolated between two of them
 --   share                     = over the whole run (expert_load)
--- With n choices per segment, chance alone moves a share p by about sqrt(p (1 - p) / n).
+-- With n choices per segment, k per token, chance alone moves a share p by about sqrt(p (1 - k p) / n).
 -- Reads the rows, so the cost grows with tokens: give run and layer.
 -- Parameters:
 --   run (run): default every run.

@@ -3,7 +3,7 @@
 -- experts are ranked 1, 2, ... by the sum of their weights over its tokens of kind prompt and generated (ties: the
 -- lowest); an expert is present where it is among the first k (experts per token), and has rank k + 1 where it is not:
 --   mean_rank, rank_variance = of its rank over the domains (population)
---   committee    = true where no other expert listed has both at most as great, and one of them less (Pareto)
+--   committee    = 1 where no other expert listed has both at most as great, and one of them less (Pareto), else 0
 --   weight_share = mean over the domains of its share of the weights
 -- CommitteeAudit (arXiv:2601.03425). NULL is a domain of its own. With D domains and random weights an expert is present
 -- in each with probability k / E. A run without weights has no rows.
@@ -125,7 +125,7 @@ select
     scored.rank_sum::double / scored.domains as mean_rank,
     scored.spread::double / (scored.domains * scored.domains) as rank_variance,
     scored.weight_share as weight_share,
-    dominated.expert is null as committee
+    case when dominated.expert is null then 1 else 0 end as committee
 from scored
 left join dominated
     on dominated.run_id = scored.run_id

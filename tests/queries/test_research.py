@@ -188,7 +188,7 @@ BY_HAND: dict[str, Rows] = {
         for one, other in ("ab", "ba")
     ],
     # Ranks in a: 0, 1. In b: 0, 2. So only 0 is present in 80 % of the domains.
-    "standing_committee": [("r", 5, 0, 2, 2, 1.0, 0.0, 0.625, True)],
+    "standing_committee": [("r", 5, 0, 2, 2, 1.0, 0.0, 0.625, 1)],
     # Entry 1 (6 tokens) goes to {0, 1}, entry 2 (2 tokens) to {0, 2}.
     "expert_token_association": [
         ("r", 5, 0, 1, word(1), 6, 6.0, 1.0, *wilson(6), None, 0.0),

@@ -235,7 +235,7 @@ def planted(*, real: bool) -> Run:
 
 @pytest.mark.parametrize("real", [True, False])
 def test_prompts_that_are_alike_within_are_no_evidence(real: bool, tmp_path: Path) -> None:
-    """900 tokens per domain, but 30 prompts, each with favourites of its own, which a count of tokens takes for the domain's."""
+    """900 tokens per domain, but 30 prompts: a count of tokens takes the prompts' favourites for the domain's."""
     layout = empty_warehouse(tmp_path / "wh")
     write_run(layout, planted(real=real))
     by_tokens = np.array([row[8] for row in answer(layout, "risk_difference", {"domain": "a"})])

@@ -154,7 +154,9 @@ def standing_committee(run: Run) -> Rows:
             (mean, var), share = points[e], float(shares_DE[:, e].mean())
             beaten = any(m <= mean and v <= var and (m, v) != (mean, var) for m, v in points.values())
             exact = (float(rank_DE[:, e].mean()), float(rank_DE[:, e].var()))
-            rows.append((run.run_id, layer, e, len(rank_DE), int(present_DE[:, e].sum()), *exact, share, not beaten))
+            rows.append(
+                (run.run_id, layer, e, len(rank_DE), int(present_DE[:, e].sum()), *exact, share, int(not beaten))
+            )
     return rows
 
 
