@@ -129,11 +129,10 @@ def test_choice_information_reads_no_rows(warehouse: tuple[Layout, list[Run]]) -
 # ------------------------------------------------------------------------------------------ by hand
 
 # One layer of 4 experts, top-2. Domain a has four tokens {0, 1}; domain b two {0, 1} and two {2, 0}. Entries 1 and 2.
-A, B, C = (
-    [(0, 0.75), (1, 0.25)],
-    [(0, 0.5), (1, 0.25)],
-    [(2, 0.75), (0, 0.5)],
-)
+Choices = list[tuple[int, float | None]]
+A: Choices = [(0, 0.75), (1, 0.25)]
+B: Choices = [(0, 0.5), (1, 0.25)]
+C: Choices = [(2, 0.75), (0, 0.5)]
 HAND = Run(
     "r",
     {5: (4, 2)},
@@ -299,7 +298,10 @@ def test_a_run_without_weights(name: str, tmp_path: Path) -> None:
     layout = empty_warehouse(tmp_path / "wh")
 
     def bare(prompt: Prompt) -> Prompt:
-        choices = [{n: [(e, None) for e, _ in pairs] for n, pairs in t.choices.items()} for t in prompt.tokens]
+        choices: list[dict[int, Choices]] = [
+            {layer: [(expert, None) for expert, _ in pairs] for layer, pairs in token.choices.items()}
+            for token in prompt.tokens
+        ]
         return replace(prompt, tokens=[replace(t, choices=c) for t, c in zip(prompt.tokens, choices, strict=True)])
 
     write_run(layout, replace(HAND, segments=[[bare(prompt) for prompt in prompts] for prompts in HAND.segments]))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 
 from tests.support.places import Place, Rows, places, routed
 from tests.support.synthetic import Run, word
@@ -101,11 +102,11 @@ def next_layer_recall(run: Run) -> Rows:
     return rows
 
 
-def entropy(p: np.ndarray) -> float:
+def entropy(p: npt.NDArray[np.float64]) -> float:
     return float(-sum(x * math.log2(x) for x in p if x > 0))
 
 
-def divergence(p: np.ndarray, q: np.ndarray) -> float:
+def divergence(p: npt.NDArray[np.float64], q: npt.NDArray[np.float64]) -> float:
     """Jensen-Shannon divergence as the entropy of the mean less the mean entropy."""
     return entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2
 
@@ -127,14 +128,15 @@ def domain_divergence(run: Run) -> Rows:
     return rows
 
 
-def weight_shares(run: Run, layer: int, chosen: list[Place]) -> np.ndarray:
+def weight_shares(run: Run, layer: int, chosen: list[Place]) -> npt.NDArray[np.float64]:
     """Each expert's share of the weights that some tokens give."""
     weight_E = np.zeros(run.layers[layer][0])
     for place in chosen:
         for expert, weight in place.token.choices[layer]:
             assert weight is not None
             weight_E[expert] += weight
-    return weight_E / weight_E.sum()
+    shares_E: npt.NDArray[np.float64] = weight_E / weight_E.sum()
+    return shares_E
 
 
 def standing_committee(run: Run) -> Rows:
