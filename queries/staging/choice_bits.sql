@@ -45,7 +45,6 @@ select
     measured.parts as parts,
     measured.information as information,
     measured.entropy as entropy,
-    measured.information / nullif(measured.entropy, 0) as normalized,
     greatest(measured.experts - case when measured.choice = 'any' then layers.top_k else 1 end, 0)::double
     * (measured.parts - 1) / (2 * measured.choices * ln(2)) as chance
 from measured
@@ -62,5 +61,4 @@ comment on column choice_bits.tokens is 'Tokens whose choices are counted.';
 comment on column choice_bits.parts is 'Tokens of the vocabulary, domains or ranges of positions that occur.';
 comment on column choice_bits.information is 'Mutual information of the expert and the part, in bits.';
 comment on column choice_bits.entropy is 'Entropy of the expert alone, in bits: information never exceeds it.';
-comment on column choice_bits.normalized is 'information / entropy.';
 comment on column choice_bits.chance is 'Information that independent choices show by chance, in bits.';

@@ -120,9 +120,9 @@ def test_choice_information_reads_no_rows(warehouse: tuple[Layout, list[Run]]) -
     """Flat in tokens: the plan reads rollups alone, though the staging view could read the rows as well."""
     plans = {}
     with open_warehouse(warehouse[0]) as connection:
-        for name in ("choice_information", "choice_information_of_rows"):
-            plans[name] = str(connection.execute(f"explain {find_query(name).sql}").fetchall())
-    assert "token_id" in plans["choice_information_of_rows"]
+        for name in ("choice_information", "first_choice_information"):
+            plans[name] = str(connection.execute(f"explain (format json) {find_query(name).sql}").fetchall())
+    assert "token_id" in plans["first_choice_information"]
     assert "token_id" not in plans["choice_information"]
 
 
@@ -155,6 +155,9 @@ def wilson(n: int) -> tuple[float, float]:
     """Wilson's 95 % interval for n of n."""
     return n / (n + 1.96**2), 1.0
 
+
+TIGHT = 1 / (16 * math.log(2))
+"""Bits that eight choices of two experts show by chance, of two parts."""
 
 # Weights: (3/4, 1/4, 0) in domain a, (1/2, 1/8, 3/8) in b: entropies H and J, of their mean M.
 M = 0.625 * math.log2(1.6) + 0.375 * math.log2(16 / 3)
@@ -195,11 +198,11 @@ BY_HAND: dict[str, Rows] = {
         ("r", 5, 1, 1, word(1), 6, 4.5, 4 / 3, wilson(6)[0] * 4 / 3, 4 / 3, math.sqrt(7), 1.0),
         ("r", 5, 2, 2, word(2), 2, 0.5, 4.0, wilson(2)[0] * 4, 4.0, math.sqrt(7), 1.0),
     ],
-    # Within a domain the choices have 1 and 1.5 bits, the first ones 0 and 1; within an entry 1 bit.
-    "choice_information": [
-        ("r", 5, "domain", "any", 8, 2, J - 1.25, J, 1 - 1.25 / J, 1 / (32 * math.log(2))),
-        ("r", 5, "domain", "first", 8, 2, H - 0.5, H, 1 - 0.5 / H, 1 / (16 * math.log(2))),
-        ("r", 5, "token", "any", 8, 2, J - 1, J, 1 - 1 / J, 1 / (32 * math.log(2))),
+    # Within a domain the choices have 1 and 1.5 bits, the first ones 0 and 1; within an entry 1 bit, the first ones 0.
+    "choice_information": [("r", 5, 8, J, 2, J - 1, TIGHT / 2, 2, J - 1.25, TIGHT / 2)],
+    # Counted from 1, position 1 has first choice 0, 2 and 3 have 0 thrice and 2 once, 4 and 5 have 0 twice and 2 once.
+    "first_choice_information": [
+        ("r", 5, 8, H, 2, H, TIGHT, 2, H - 0.5, TIGHT, 3, H / 2 - 0.375 * math.log2(3) + 0.25, 2 * TIGHT)
     ],
     # Prompt: 6 tokens {0, 1}; generated: 2 tokens {0, 2}.
     "prompt_against_generated": [
@@ -210,6 +213,8 @@ BY_HAND: dict[str, Rows] = {
     ],
 }
 
+F = math.log2(5) - 0.6 * math.log2(3)
+"""Entropy of (3/5, 1/5, 1/5)."""
 # Two layers of three experts, top-1: one prompt's choices at both, token by token.
 FLOW = Run(
     "r",
@@ -240,16 +245,8 @@ FLOWING: dict[str, tuple[dict[str, Value], Rows]] = {
             ("r", 0, 3, 2, 1, 0.5, 0.2, 2.5, 1.0),
         ],
     ),
-    # Positions 1, 2 to 3 and 4 to 5 from the start: {0}, {0, 1} and {0, 2}. 3/5 log2(5/3) + 2/5 log2(5) - 4/5 bits.
-    "choice_information_of_rows": (
-        {"layer": 0},
-        [
-            ("r", 0, "position", choice, 5, 3, bits - 0.8, bits, 1 - 0.8 / bits, 4 / (10 * math.log(2)))
-            for choice in ("any", "first")
-            for bits in [math.log2(5) - 0.6 * math.log2(3)]
-        ]
-        + [("r", 0, "token", "first", 5, 1, 0.0, math.log2(5) - 0.6 * math.log2(3), 0.0, 0.0)],
-    ),
+    # Counted from 1: positions 1, 2 to 3 and 4 to 5 have {0}, {0, 1} and {0, 2}: no bits, one and one.
+    "position_information": ({"layer": 0}, [("r", 0, 5, F, 3, F - 0.8, 4 / (10 * math.log(2)))]),
 }
 
 

@@ -60,19 +60,22 @@ def test_top_expert_share(layout: Layout) -> None:
     assert {row[8] for row in rows} <= {4, 5}
 
 
-@pytest.mark.parametrize("name", ["choice_information", "choice_information_of_rows"])
+INFORMATION = {"choice_information": 2, "position_information": 1, "first_choice_information": 3}
+"""The query, and how many things it is about: columns parts, information and chance of each, from the fifth on."""
+
+
+@pytest.mark.parametrize("name", INFORMATION)
 def test_information(name: str, layout: Layout) -> None:
     rows = answer(layout, name, {})
-    for about, choice in {row[2:4] for row in rows}:
-        some = [row for row in rows if row[2:4] == (about, choice)]
-        assert mean(some, 6) == pytest.approx(mean(some, 9), rel=0.45), (about, choice)
-        assert mean(some, 7) == pytest.approx(math.log2(EXPERTS), rel=0.01)
+    assert mean(rows, 3) == pytest.approx(math.log2(EXPERTS), rel=0.01)
+    for about in range(INFORMATION[name]):
+        assert mean(rows, 5 + 3 * about) == pytest.approx(mean(rows, 6 + 3 * about), rel=0.45), about
 
 
 def test_token_information_is_its_chance(layout: Layout) -> None:
     """Over 6 layers and 20 entries the mean is sharp: without the correction for k it would be a sixth too high."""
-    rows = [row for row in answer(layout, "choice_information", {}) if row[2:4] == ("token", "any")]
-    assert mean(rows, 6) == pytest.approx((EXPERTS - TOP_K) * 19 / (2 * TOP_K * N * math.log(2)), rel=0.12)
+    rows = answer(layout, "choice_information", {})
+    assert mean(rows, 5) == pytest.approx((EXPERTS - TOP_K) * 19 / (2 * TOP_K * N * math.log(2)), rel=0.12)
 
 
 def test_association(layout: Layout) -> None:

@@ -9,6 +9,7 @@ import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -163,36 +164,35 @@ def standing_committee(run: Run) -> Rows:
 
 
 def choice_information(run: Run) -> Rows:
-    rows: Rows = []
-    for layer in run.layers:
-        rows += information(run, layer, "token", "any", lambda place: place.token.vocab_id)
-        rows += information(run, layer, "domain", "any", lambda place: place.domain)
-        rows += information(run, layer, "domain", "first", lambda place: place.domain)
-    return rows
+    return [informed(run, layer, run.layers[layer][1], "token", "domain") for layer in run.layers]
 
 
-def choice_information_of_rows(run: Run) -> Rows:
-    rows: Rows = []
-    for layer in run.layers:
-        rows += information(run, layer, "token", "first", lambda place: place.token.vocab_id)
-        for choice in ("any", "first"):
-            rows += information(run, layer, "position", choice, lambda place: (place.position + 1).bit_length())
-    return rows
+def position_information(run: Run) -> Rows:
+    return [informed(run, layer, run.layers[layer][1], "position") for layer in run.layers]
 
 
-def information(run: Run, layer: int, about: str, choice: str, part: Callable[[Place], Hashable]) -> Rows:
-    """Mutual information as the sum of the entropies less the joint entropy."""
-    top_k = run.layers[layer][1] if choice == "any" else 1
-    pairs = [(part(p), expert) for p in routed(run, layer) for expert in p.token.experts(layer)[:top_k]]
-    n = len(pairs)
-    joint, parts, experts = Counter(pairs), Counter(g for g, _ in pairs), Counter(e for _, e in pairs)
-    of_joint, of_parts, of_experts = (
-        entropy(np.array(list(counts.values())) / n) for counts in (joint, parts, experts)
-    )
-    bits = of_parts + of_experts - of_joint
-    chance = max(len(experts) - top_k, 0) * (len(parts) - 1) / (2 * n * math.log(2))
-    normalized = bits / of_experts if of_experts else None
-    return [(run.run_id, layer, about, choice, n // top_k, len(parts), bits, of_experts, normalized, chance)]
+def first_choice_information(run: Run) -> Rows:
+    return [informed(run, layer, 1, "token", "domain", "position") for layer in run.layers]
+
+
+PARTS: dict[str, Callable[[Place], Hashable]] = {
+    "token": lambda place: place.token.vocab_id,
+    "domain": lambda place: place.domain,
+    "position": lambda place: (place.position + 1).bit_length(),
+}
+
+
+def informed(run: Run, layer: int, top_k: int, *abouts: str) -> tuple[Any, ...]:
+    """What the first `top_k` choices share with each: the sum of the entropies less the joint entropy."""
+    row: list[Any] = []
+    for about in abouts:
+        pairs = [(PARTS[about](p), expert) for p in routed(run, layer) for expert in p.token.experts(layer)[:top_k]]
+        n = len(pairs)
+        joint, parts, experts = Counter(pairs), Counter(g for g, _ in pairs), Counter(e for _, e in pairs)
+        bits = [entropy(np.array(list(counts.values())) / n) for counts in (joint, parts, experts)]
+        chance = max(len(experts) - top_k, 0) * (len(parts) - 1) / (2 * n * math.log(2))
+        row += [len(parts), bits[1] + bits[2] - bits[0], chance]
+    return (run.run_id, layer, n // top_k, bits[2], *row)
 
 
 def expert_token_association(run: Run) -> Rows:
@@ -308,7 +308,8 @@ LITERATURE: dict[str, Callable[[Run], Rows]] = {
     "domain_divergence": domain_divergence,
     "standing_committee": standing_committee,
     "choice_information": choice_information,
-    "choice_information_of_rows": choice_information_of_rows,
+    "position_information": position_information,
+    "first_choice_information": first_choice_information,
     "expert_token_association": expert_token_association,
     "load_by_position": load_by_position,
     "expert_reuse": expert_reuse,
