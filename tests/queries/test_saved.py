@@ -6,8 +6,6 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -18,52 +16,19 @@ from moewh.warehouse.answer import query as queries
 from moewh.warehouse.answer.parameters import KINDS, kinds_of
 from moewh.warehouse.answer.query import Query, Value, saved_names
 from moewh.warehouse.errors import MoewhError
-from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.trust.check import shipped_checks
 from moewh.warehouse.views.base import open_warehouse
 from tests.support.brute_force import brute_domain_specialization, brute_expert_load, brute_load_balance, confidence
+from tests.support.places import Rows, assert_rows, places
 from tests.support.saved_queries import answer
 from tests.support.synthetic import Prompt, Run, Token, empty_warehouse, random_warehouse, word, write_run
-
-Rows = list[tuple[Any, ...]]
-
-
-@dataclass(frozen=True)
-class Place:
-    """A token where it stands."""
-
-    token_id: int
-    prompt_id: int
-    position: int
-    domain: str | None
-    token: Token
 
 
 @pytest.fixture(scope="module")
 def warehouse(tmp_path_factory: pytest.TempPathFactory) -> tuple[Layout, dict[str, Run]]:
     layout, runs = random_warehouse(tmp_path_factory.mktemp("saved") / "wh")
     return layout, {run.run_id: run for run in runs}
-
-
-def places(run: Run) -> Iterator[Place]:
-    """Every token of the run that the matrices count."""
-    prompts = [prompt for segment in run.segments for prompt in segment]
-    for prompt_id, prompt in enumerate(prompts):
-        for position, token in enumerate(prompt.tokens):
-            if token.counted:
-                token_id = (prompt_id << schema.POSITION_BITS) + position
-                yield Place(token_id, prompt_id, position, prompt.domain, token)
-
-
-def assert_rows(got: Rows, expected: Rows) -> None:
-    """The same rows in the same order; floats to 1e-12."""
-    assert len(got) == len(expected), (got[:5], expected[:5])
-    for row, wanted in zip(got, expected, strict=True):
-        assert len(row) == len(wanted)
-        for value, target in zip(row, wanted, strict=True):
-            near = isinstance(target, float) and math.isfinite(target)
-            assert value == (pytest.approx(target, rel=1e-12, abs=1e-14) if near else target), (row, wanted)
 
 
 def descending(value: float) -> float:

@@ -27,6 +27,8 @@ VALUES: dict[str, dict[str, Value]] = {
     "expert_paths": {"most": 5, "domain": "code"},
     "layer_pair_jaccard": {"layer": 5, "other_layer": 0},
     "placement_quality": {"placement": "0:0:0,0:1:1,0:2:0,0:3:1,0:4:0,0:5:1,0:5:0", "run": "007"},
+    "load_by_position": {"width": 4},
+    "risk_difference": {"domain": "code", "other_prompt_ids": "1,2,4"},
     "specialization_changes": {"run": "step-30", "other_run": "step-1", "min_lift": 1.05},
     "token_experts": {"token": word(4)},
 }

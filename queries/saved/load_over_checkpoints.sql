@@ -1,0 +1,69 @@
+-- load_over_checkpoints: how much the load of each expert varies over the checkpoints of a training run.
+-- One row per series, reference run, layer and expert. Checkpoints are the complete runs of a series that have a
+-- train_step; only those of equal tokens_key are together, named by the last of them (as in load_drift). share is the
+-- expert's share of the layer's choices in a checkpoint (expert_load):
+--   least, p5, p50, p95, most = percentiles of share over the checkpoints, interpolated between two of them
+--   even                      = 1 / E
+-- Counts come from a rollup, so the cost does not grow with tokens.
+-- Parameters:
+--   series (series): default every series.
+--   layer (layer): default every layer.
+with checkpoints as (
+    select
+        run_id,
+        series,
+        first_value(run_id) over (
+            partition by series, tokens_key
+            order by train_step desc, run_id
+        ) as reference_run_id
+    from runs
+    where series is not null
+        and tokens_key is not null
+        and train_step is not null
+        and status = 'complete'
+        and (getvariable('series') is null or series = getvariable('series')::varchar)
+),
+ranked as (
+    -- place: that of a share among the n of its expert, from 0; a percentile is at q (n - 1), between two of them
+    select
+        checkpoints.series as series,
+        checkpoints.reference_run_id as reference_run_id,
+        expert_load.layer as layer,
+        expert_load.expert as expert,
+        expert_load.share as share,
+        layers.num_experts as num_experts,
+        row_number() over (
+            partition by checkpoints.series, checkpoints.reference_run_id, expert_load.layer, expert_load.expert
+            order by expert_load.share
+        ) - 1 as place,
+        count(*) over (
+            partition by checkpoints.series, checkpoints.reference_run_id, expert_load.layer, expert_load.expert
+        ) - 1 as last_place
+    from checkpoints
+    join expert_load
+        on expert_load.run_id = checkpoints.run_id
+    join layers
+        on layers.run_id = expert_load.run_id
+        and layers.layer = expert_load.layer
+    where expert_load.share is not null
+        and (getvariable('layer') is null or expert_load.layer = getvariable('layer'))
+)
+select
+    series,
+    reference_run_id,
+    layer,
+    expert,
+    count(*)::bigint as checkpoints,
+    min(share) as least,
+    sum(share * greatest(1 - abs(place - 0.05::double * last_place), 0)) as p5,
+    sum(share * greatest(1 - abs(place - 0.5::double * last_place), 0)) as p50,
+    sum(share * greatest(1 - abs(place - 0.95::double * last_place), 0)) as p95,
+    max(share) as most,
+    1::double / max(num_experts) as even
+from ranked
+group by
+    series,
+    reference_run_id,
+    layer,
+    expert
+order by series, reference_run_id, layer, expert

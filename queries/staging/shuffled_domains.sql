@@ -1,0 +1,78 @@
+-- shuffled_domains: the domains of the prompts as they are, and dealt out to the prompts at random.
+-- One row per run, shuffle and prompt. Shuffle 0 is the truth. In shuffle s = 1, 2, ... the prompts are put in order of a
+-- number made of prompt_id and s alone, so that every engine and every day deals alike, and the first of them gets the
+-- domain of the first prompt, and so on: as many prompts of each domain, whole prompts together.
+-- The number: x = 48271 p + 69621 s + 11, twice squared and stirred modulo the prime 2^31 - 1.
+-- Parameters:
+--   shuffles (count): how many, at most 1000; default 20.
+--   run (run): default every run.
+create or replace view shuffled_domains as
+with digits as (
+    select unnest(string_split('0,1,2,3,4,5,6,7,8,9', ',')) as digit
+),
+numbers as (
+    select 100 * hundreds.digit::bigint + 10 * tens.digit::bigint + ones.digit::bigint + 1 as shuffle
+    from digits as hundreds
+    cross join digits as tens
+    cross join digits as ones
+),
+numbered as (
+    select
+        run_id,
+        prompt_id,
+        domain,
+        row_number() over (partition by run_id order by prompt_id) as place
+    from prompts
+    where (getvariable('run') is null or run_id = getvariable('run')::varchar)
+),
+seeds as (
+    select
+        numbered.run_id as run_id,
+        numbered.prompt_id as prompt_id,
+        numbers.shuffle as shuffle,
+        (numbered.prompt_id * 48271 + numbers.shuffle * 69621 + 11) % 2147483647 as x
+    from numbered
+    cross join numbers
+    where numbers.shuffle <= coalesce(getvariable('shuffles'), 20)
+),
+stirred as (
+    select
+        run_id,
+        prompt_id,
+        shuffle,
+        (x * x + 16807 * shuffle + prompt_id % 2147483647) % 2147483647 as x
+    from seeds
+),
+dealt as (
+    select
+        run_id,
+        prompt_id,
+        shuffle,
+        row_number() over (
+            partition by run_id, shuffle
+            order by (x * x + 69621 * x) % 2147483647, prompt_id
+        ) as place
+    from stirred
+)
+select
+    run_id,
+    0::bigint as shuffle,
+    prompt_id,
+    domain
+from numbered
+union all
+select
+    dealt.run_id as run_id,
+    dealt.shuffle as shuffle,
+    dealt.prompt_id as prompt_id,
+    numbered.domain as domain
+from dealt
+join numbered
+    on numbered.run_id = dealt.run_id
+    and numbered.place = dealt.place;
+
+comment on view shuffled_domains is 'Staging. One row per shuffle and prompt: the domain it is given; shuffle 0 is its own.';
+comment on column shuffled_domains.run_id is 'The run these rows belong to.';
+comment on column shuffled_domains.shuffle is '0: the domains as they are; 1, 2, ...: dealt out at random.';
+comment on column shuffled_domains.prompt_id is '0-based ordinal of the prompt in the input.';
+comment on column shuffled_domains.domain is 'The domain given to the prompt; NULL is a domain of its own.';
