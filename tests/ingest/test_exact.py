@@ -45,7 +45,7 @@ def ingested(
     connection = open_warehouse(layout)
     rows = connection.sql("""
         select prompt_id, position, layer, expert, weight
-        from routing join tokens using (run_id, segment, token_id)
+        from routes
         order by prompt_id, position, layer, rank
     """).fetchall()
     routing: dict[tuple[int, int, int], list[tuple[int, float]]] = {}

@@ -80,7 +80,7 @@ def observe(family: Family) -> Ingested:
         routings: dict[str, Routing] = {"batched": {}, "alone": {}}
         rows = connection.sql("""
             select run_id, prompt_id, position, layer, expert, weight
-            from routing join tokens using (run_id, segment, token_id)
+            from routes
             order by run_id, prompt_id, position, layer, rank
         """)
         for run_id, prompt, position, layer, expert, weight in rows.fetchall():
