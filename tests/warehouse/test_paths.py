@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -50,10 +50,16 @@ AWKWARD = [
     "$layer=1",
 ]
 """Folders above the root that are no column's name, or more than that."""
-STORED = " union all ".join(
-    f"select '{table.name}' as name, count(*) as n, bit_xor(hash(t)) as digest from {table.name} as t"
-    for table in schema.TABLES
-)
+
+
+def rows_of(tables: Iterable[schema.Table]) -> str:
+    return " union all ".join(
+        f"select '{table.name}' as name, count(*) as n, bit_xor(hash(t)) as digest from {table.name} as t"
+        for table in tables
+    )
+
+
+STORED = rows_of(schema.TABLES)
 """What every stored table holds, its path's columns included, in three numbers each."""
 
 
@@ -106,14 +112,26 @@ def linked(layout: Layout, folder: Path) -> Layout:
     return Layout(folder / "wh")
 
 
+ONE_OF_EACH_LEVEL = (schema.LAYERS, schema.TOKENS, schema.EXPERT_GEOMETRY, schema.EXPERT_COUNTS)
+
+
 def test_every_column_alone_above_the_root(sound: Layout, tmp_path: Path) -> None:
-    """One connection's views are pointed to each folder in turn, so that four hundred take seconds."""
+    """In the tables that have it, whose column the folder would hide; a table without it never names it.
+
+    That these answer as ever too, the next test shows, in which all columns are above every table. One connection's
+    views are pointed to each folder in turn, so that four hundred take seconds.
+    """
     with open_warehouse(sound) as connection:
-        expected = connection.execute(STORED).fetchall()
+        expected = dict(zip(schema.TABLES, connection.execute(STORED).fetchall(), strict=True))
         for folder in FOLDERS:
             moved = linked(sound, tmp_path / folder)
             connection.execute("set variable moewh_root = $root", {"root": str(moved.root)})
-            assert connection.execute(STORED).fetchall() == expected, folder
+            name = folder.partition("=")[0].lower()
+            having = [
+                table for table in schema.TABLES if name in {c.name for c in (*table.path_columns, *table.columns)}
+            ]
+            asked = having or ONE_OF_EACH_LEVEL
+            assert connection.execute(rows_of(asked)).fetchall() == [expected[table] for table in asked], folder
     assert len(FOLDERS) > 300
 
 
