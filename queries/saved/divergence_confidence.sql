@@ -1,10 +1,10 @@
--- divergence_confidence: whether two domains are routed more differently than any two heaps of the same prompts.
+-- divergence_confidence: whether two domains differ more in their routing than two random groups of the same prompts.
 -- One row per run, layer and ordered pair of different domains. divergence as in domain_divergence (Jensen-Shannon, bits).
--- The domains of the prompts are shuffled, whole prompts, always in the same way (shuffled_domains), and the divergence of
--- what then bears these names is computed again:
+-- The labels of whole prompts are shuffled, always in the same way (shuffled_domains), and the divergence of the groups
+-- that then have these labels is computed again:
 --   shuffled, shuffled_most = its mean and maximum over the shuffles: what chance gives
---   p = (1 + shuffles with at least this divergence) / (1 + shuffles)    the least that 20 shuffles can show is 0.048
--- Reads the rows, so the cost grows with tokens, and once more with prompts times shuffles: give run and layer.
+--   p = (1 + shuffles with at least this divergence) / (1 + shuffles)    at least 0.048 with 20 shuffles
+-- Reads the rows, so the cost grows with tokens, and also with prompts times shuffles: give run and layer.
 -- Parameters:
 --   shuffles (count): at most 1000; default 20.
 --   run (run): default every run.

@@ -2,7 +2,7 @@
 -- One row per run, layer and ordered pair of different domains with tokens there (both orders). NULL is a domain of its
 -- own. Over tokens of kind prompt and generated, p and q the experts' shares of the two domains' choices, m = (p + q) / 2:
 --   divergence = sum of p_i log2(p_i / m_i) / 2 + sum of q_i log2(q_i / m_i) / 2     Jensen-Shannon, bits, 0 to 1
---   normalized = divergence / mean of the entropies of p and q: layers whose load is less even compare
+--   normalized = divergence / mean of the entropies of p and q, so that layers with uneven load compare
 --   chance     = (E - k) / (8 k ln 2) * (1 / N_p + 1 / N_q)    bits that two samples of the same routing show by chance,
 --                N their tokens. Tokens of a prompt are alike: divergence_confidence shuffles whole prompts instead.
 --   weight_divergence, weight_normalized = the same of the experts' shares of the weights; NULL where not known

@@ -1,13 +1,14 @@
--- expert_cache: how many of the choices of a layer a cache of C of its experts would hold already.
+-- expert_cache: how many of a layer's choices a cache of C experts would serve.
 -- One row per run, layer and capacity C from 1 to E. The cache keeps the C experts of the layer used last (LRU, exactly).
--- It is empty at first and then sees the tokens of kind prompt and generated one at a time in order of token_id: prompt by
+-- It starts empty and sees the tokens of kind prompt and generated one at a time in order of token_id: prompt by
 -- prompt, position by position, never emptied between prompts. All k experts of a token are looked up before any is put
 -- in; of one token's, the lower index counts as used later. A choice of an expert never used before is a miss.
 --   hit_share    = choices whose expert is in the cache / choices
 --   pinned_share = the same for a cache that always holds the C most used experts of these tokens
 --   random       = C / E    both where each token's experts are drawn anew, all as likely
 -- MoE-Infinity (arXiv:2401.14361) and other offloading systems report such hit rates.
--- Looks at each token with all experts of a layer, so the cost grows with tokens times E: give run, layer and prompt_ids.
+-- Follows every expert through every token, so the cost grows with tokens times E: give run, layer and, beyond some 100,000
+-- tokens, prompt_ids.
 -- Parameters:
 --   capacity (count): only this C; default all.
 --   run (run): default every run.

@@ -1,10 +1,10 @@
--- expert_reuse: how many of a token's experts the token before it has used already.
+-- expert_reuse: how many of a token's experts the token before it used.
 -- One row per run, domain and layer with adjacent tokens: positions p and p + 1 of one prompt and context, both of kind
 -- prompt or generated, both with rows at the layer, S_p and S_(p+1) their sets of k experts. NULL is a domain of its own:
 --   reuse         = mean of |S_p and S_(p+1) in common| / k     what need not be loaded again
 --   jaccard       = mean of |in common| / |in either|
 --   reuse_by_load = sum over experts of (N_iD / N_D)^2 / k      reuse of independent tokens with this load
---   random        = k / E                                       reuse where the load is even, too
+--   random        = k / E                                       the same where the load is even
 -- expert_repetition counts the pairs that share any expert, or the first.
 -- Reads the rows, so the cost grows with tokens: give run and layer.
 -- Parameters:

@@ -3,10 +3,10 @@
 -- and generated with rows at the layer (expert_token_affinity): N, N_x of entry x, N_i routed to expert i, N_xi both:
 --   lift     = N_xi N / (N_x N_i)                   1 where the expert does not care for the token
 --   npmi     = log2(lift) / log2(N / N_xi)          RICE (arXiv:2505.14681): -1 to 1, 0 where they are independent
---   expected = N_x N_i / N, z = (N_xi - expected) / its standard deviation were the tokens dealt out at random
+--   expected = N_x N_i / N, z = (N_xi - expected) / its standard deviation if tokens were assigned to experts at random
 --   lift_low, lift_high = where the lift lies with 95 % confidence (Wilson's interval for N_xi / N_x, over N_i / N)
--- Ordered by lift_low: the lift that the counts vouch for, so that 12 tokens do not outdo 12 million. Of many
--- associations 1 in 40 exceeds lift_high or falls short of lift_low by chance alone.
+-- Ordered by lift_low, the lift that the counts support: 12 tokens do not outrank 12 million. By chance alone, 1 in 40
+-- independent pairs has lift_low above 1.
 -- Counts come from rollups, so the cost does not grow with tokens: filter on layer to read little.
 -- Parameters:
 --   layer (layer): default every layer.

@@ -4,8 +4,8 @@
 -- Without a condition for the other group, it is all tokens that are not in the first.
 --   rate = tokens / N of the group, with N its tokens with rows at the layer; over experts it sums to top_k
 --   risk_difference = rate - other_rate                 SteerMoE (arXiv:2509.09660)
---   z = risk_difference / its standard error where both groups are routed alike. Tokens of one prompt are alike, which z
---       does not know: specialization_confidence counts prompts.
+--   z = risk_difference / its standard error where both groups are routed alike. Tokens of one prompt are alike, which
+--       makes z too large: specialization_confidence counts prompts instead.
 -- Reads the rows, so the cost grows with tokens: give run and layer.
 -- Parameters (the first six are conditions, each optional):
 --   domain (domain): the first group's domain.

@@ -3,11 +3,11 @@
 -- share, overall_share and lift as in domain_specialization. The tokens of a prompt are alike; so the standard error of a
 -- share is that of a ratio over prompts: with n_p tokens of prompt p at the layer, n_pi of them to the expert, P prompts:
 --   error^2 = P / (P - 1) * sum over prompts of (n_pi - share n_p)^2 / (sum of n_p)^2
---   lift_low, lift_high = (share -+ 1.96 error) / overall_share     95 % of it, for dozens of prompts and more
+--   lift_low, lift_high = (share -+ 1.96 error) / overall_share     95 % interval, for dozens of prompts or more
 --   z = (share - share of all other prompts) / root of the sum of both errors squared; NULL for a single prompt
---   lift_a, lift_b = lift within two halves of the prompts, dealt within each domain, always in the same way: a preference
---                    that is real shows in both
--- Of the many experts looked at, 1 in 40 lies above lift_high by chance alone.
+--   lift_a, lift_b = lift within two halves of the prompts, split within each domain, always in the same way: a real
+--                    preference shows in both
+-- By chance alone, 1 in 40 experts has lift_low above 1.
 -- Reads the rows, so the cost grows with tokens: give run and layer.
 -- Parameters:
 --   min_share (share): default 0.1.

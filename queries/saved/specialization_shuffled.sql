@@ -1,11 +1,11 @@
--- specialization_shuffled: whether a domain's best expert is better than the best one of a heap of any prompts.
+-- specialization_shuffled: whether a domain's best expert beats the best expert of a random group of prompts.
 -- One row per run, layer and domain. Of the experts that get at least min_share of the domain's tokens, the one with the
--- greatest lift (domain_specialization; ties: the lowest). The domains of the prompts are shuffled, whole prompts, always in
--- the same way (shuffled_domains), and the best expert of what then bears this name is looked for again:
+-- greatest lift (domain_specialization; ties: the lowest). The labels of whole prompts are shuffled, always in the same
+-- way (shuffled_domains), and the best expert of the group that then has this label is found again:
 --   shuffled, shuffled_most = mean and maximum of its lift over the shuffles: what chance gives
---   p = (1 + shuffles with at least this lift) / (1 + shuffles)    the least that 20 shuffles can show is 0.048
--- A domain of one prompt, or of few, reaches high lifts whatever it is about: p says so, the lift does not.
--- Reads the rows, so the cost grows with tokens, and once more with prompts times shuffles: give run and layer.
+--   p = (1 + shuffles with at least this lift) / (1 + shuffles)    at least 0.048 with 20 shuffles
+-- A domain of one or a few prompts reaches high lifts whatever its subject: p shows that, the lift does not.
+-- Reads the rows, so the cost grows with tokens, and also with prompts times shuffles: give run and layer.
 -- Parameters:
 --   shuffles (count): at most 1000; default 20.
 --   min_share (share): default 0.1.

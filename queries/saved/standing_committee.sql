@@ -1,4 +1,4 @@
--- standing_committee: which experts carry every domain: ranked high by their weight, in all of them alike.
+-- standing_committee: which experts rank high by weight in every domain.
 -- One row per run, layer and expert that is present in at least min_share of the domains. In each domain the layer's
 -- experts are ranked 1, 2, ... by the sum of their weights over its tokens of kind prompt and generated (ties: the
 -- lowest); an expert is present where it is among the first k (experts per token), and has rank k + 1 where it is not:

@@ -1,8 +1,8 @@
--- shuffled_domains: the domains of the prompts as they are, and dealt out to the prompts at random.
+-- shuffled_domains: the domains of the prompts as they are, and assigned to the prompts at random.
 -- One row per run, shuffle and prompt. Shuffle 0 is the truth. In shuffle s = 1, 2, ... the prompts are put in order of a
--- number made of prompt_id and s alone, so that every engine and every day deals alike, and the first of them gets the
--- domain of the first prompt, and so on: as many prompts of each domain, whole prompts together.
--- The number: x = 48271 p + 69621 s + 11, twice squared and stirred modulo the prime 2^31 - 1.
+-- number computed from prompt_id and s alone, so that every engine shuffles alike; the first in that order gets the
+-- domain of prompt 0, and so on. Each domain keeps its number of prompts.
+-- The number: x = 48271 p + 69621 s + 11, squared and mixed twice modulo the prime 2^31 - 1.
 -- Parameters:
 --   shuffles (count): how many, at most 1000; default 20.
 --   run (run): default every run.
@@ -73,6 +73,6 @@ join numbered
 
 comment on view shuffled_domains is 'Staging. One row per shuffle and prompt: the domain it is given; shuffle 0 is its own.';
 comment on column shuffled_domains.run_id is 'The run these rows belong to.';
-comment on column shuffled_domains.shuffle is '0: the domains as they are; 1, 2, ...: dealt out at random.';
+comment on column shuffled_domains.shuffle is '0: the domains as they are; 1, 2, ...: assigned at random.';
 comment on column shuffled_domains.prompt_id is '0-based ordinal of the prompt in the input.';
 comment on column shuffled_domains.domain is 'The domain given to the prompt; NULL is a domain of its own.';

@@ -13,7 +13,7 @@ from moewh.warehouse.views.base import open_warehouse
 from tests.support.brute_literature import divergence, loads
 from tests.support.places import Place, Rows, assert_rows_in_any_order, routed
 from tests.support.saved_queries import answer
-from tests.support.synthetic import Prompt, Run, Token, empty_warehouse, random_warehouse, write_run
+from tests.support.synthetic import Prompt, Run, Token, empty_warehouse, random_warehouse, word, write_run
 
 PRIME = 2**31 - 1
 
@@ -264,7 +264,7 @@ def test_prompts_that_are_alike_within_are_no_evidence(real: bool, tmp_path: Pat
 
 
 def test_a_lift_over_few_tokens_comes_after_one_over_many(tmp_path: Path) -> None:
-    """Entry 1: three of three; entry 2: 270 of 300. By lift the first is ahead, by what the counts vouch for not."""
+    """Entry 1: three of three; entry 2: 270 of 300. The second has the greater lower bound."""
     layout = empty_warehouse(tmp_path / "wh")
     chosen = [(1, 0)] * 3 + [(2, 0)] * 270 + [(2, 1)] * 30 + [(3, 1)] * 700
     write_run(layout, Run("r", {0: (2, 1)}, [[Prompt([Token(v, {0: [(e, 1.0)]}) for v, e in chosen])]]))
@@ -274,3 +274,19 @@ def test_a_lift_over_few_tokens_comes_after_one_over_many(tmp_path: Path) -> Non
     assert first[8] > second[8]
     assert first[10] > 20
     assert second[10] < 3
+
+
+def test_association_parameters(warehouse: tuple[Layout, list[Run]]) -> None:
+    layout, _ = warehouse
+    every = answer(layout, "expert_token_association", {"most": 1000, "layer": 3})
+    for values, column in (({"expert": 4}, 2), ({"token": word(4)}, 4)):
+        wanted = next(iter(values.values()))
+        some = answer(layout, "expert_token_association", {"most": 1000, "layer": 3, **values})
+        assert some == [row for row in every if row[column] == wanted]
+        assert some
+    few = answer(layout, "expert_token_association", {"most": 2, "layer": 3})
+    assert len(few) < len(every)
+    for run_id, expert in {(row[0], row[2]) for row in every}:
+        mine = [row for row in every if row[0] == run_id and row[2] == expert]
+        assert [row for row in few if row[0] == run_id and row[2] == expert] == mine[:2]
+        assert [round(row[8], 9) for row in mine] == sorted((round(row[8], 9) for row in mine), reverse=True)
