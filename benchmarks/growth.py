@@ -115,7 +115,7 @@ def by_runs(made: Warehouses, folder: Path, scale: Scale) -> Iterator[str]:
     yield row("question", "one run", "all runs", "rows of all")
     yield rule(4)
     with open_warehouse(layout) as connection:
-        for view in (*MATRICES, "expert_repetition", "vocabulary_specialization", "routes limit 5", "runs"):
+        for view in (*MATRICES, "expert_repetition", "routes limit 5", "runs"):
             name, _, limit = view.partition(" ")
             one = f"from {name} where run_id = '{names[len(names) // 2]}' {limit}"
             taken = [timed(lambda sql=sql: connection.sql(sql).to_arrow_table(), 3) for sql in (one, f"from {view}")]
