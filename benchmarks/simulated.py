@@ -9,12 +9,14 @@ written by the real segment writer.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 
 from moewh.ingest.prompts.canonical import CANONICAL
@@ -22,7 +24,10 @@ from moewh.ingest.record import Identity, RunRecord
 from moewh.ingest.routing import LayerRouting, RoutingBuffer, TokenisedSegment, TokenTexts
 from moewh.ingest.write.run_files import write_run
 from moewh.ingest.write.segment import write_segment
-from moewh.warehouse.files.layout import Layout, make_folder
+from moewh.warehouse.files import schema
+from moewh.warehouse.files.layout import Layout, add_mark, commit, make_folder
+from moewh.warehouse.files.manifest import write_manifest
+from moewh.warehouse.files.tables import write_chunks
 
 LAYERS, EXPERTS, TOP_K = 16, 64, 8
 ROWS_PER_TOKEN = LAYERS * TOP_K
@@ -126,27 +131,75 @@ def build(
     return layout
 
 
-def simulated_run(segments: int) -> RunRecord:
-    """Return what describes the run."""
+def simulated_run(segments: int, run_id: str = RUN) -> RunRecord:
+    """Return what describes a run of so many segments."""
     shape = {"num_experts": EXPERTS, "top_k": TOP_K}
     facts = {"model": "simulated", "origin": "forward", "num_moe_layers": LAYERS, **shape}
     layers = [{"layer": layer, **shape} for layer in range(LAYERS)]
     experts = [
         {"layer": layer, "expert": expert, "kind": "mlp"} for layer in range(LAYERS) for expert in range(EXPERTS)
     ]
-    return RunRecord(Identity({}, RUN), {**facts, "segments_planned": segments}, layers, experts, vocabulary())
+    return RunRecord(Identity({}, run_id), {**facts, "segments_planned": segments}, layers, experts, vocabulary())
 
 
-def repeat(source: Layout, root: Path, segments: int) -> Layout:
-    """Make a warehouse whose segments are hard links to those of another, over and over."""
+def repeat(source: Layout, root: Path, segments: int, runs: Sequence[str] = (RUN,)) -> Layout:
+    """Make a warehouse of runs whose segments are hard links to those of another's run, over and over."""
     layout = Layout(root)
     layout.create()
-    write_run(layout, simulated_run(segments))
     there = len(list(source.segments(RUN).iterdir()))
-    for number in range(segments):
-        target = layout.segment(RUN, number)
-        make_folder(target)
-        for file in source.segment(RUN, number % there).iterdir():
-            if not (target / file.name).exists():
+    for run_id in runs:
+        write_run(layout, simulated_run(segments, run_id))
+        for number in range(segments):
+            target = layout.segment(run_id, number)
+            if target.is_dir():
+                continue
+            make_folder(target)
+            for file in source.segment(RUN, number % there).iterdir():
                 os.link(file, target / file.name)
     return layout
+
+
+def seal_repeated(layout: Layout, source: Layout, times: int, run_id: str = RUN) -> None:
+    """Seal a run that repeats the sealed run of `source` so many times: its counts are those of `source`, times that.
+
+    Equal to what sealing writes, without adding up the same counts over and over.
+    """
+    if layout.sealed(run_id).is_dir():
+        return
+    with layout.staged(f"sealed.{run_id}") as folder:
+        for table in schema.MERGED:
+            stored = schema.sealed(table)
+            rows = pq.read_table(source.sealed(RUN) / stored.file, partitioning=None)
+            write_chunks(folder / stored.file, stored, _by_kind(_repeated(table, rows, times).cast(stored.arrow())))
+        write_manifest(folder, None, None)
+        add_mark(folder)
+        commit(folder, layout.sealed(run_id))
+    layout.unlink_unsealed(run_id)
+
+
+def seal_linked(layout: Layout, like: str, run_id: str) -> None:
+    """Seal a run that has the very segments of another, `like`, by hard links to that one's sealed files."""
+    if layout.sealed(run_id).is_dir():
+        return
+    with layout.staged(f"sealed.{run_id}") as folder:
+        for file in layout.sealed(like).iterdir():
+            os.link(file, folder / file.name)
+        commit(folder, layout.sealed(run_id))
+    layout.unlink_unsealed(run_id)
+
+
+def _repeated(table: schema.Table, rows: pa.Table, times: int) -> pa.Table:
+    if table is schema.SEGMENTS:
+        number = pa.array(np.arange(len(rows) * times, dtype=np.int32))
+        return pa.concat_tables([rows] * times).set_column(0, "segment", number)
+    for name, type_ in schema.split_columns(table)[1].items():
+        if type_ != "VARCHAR":
+            place = rows.column_names.index(name)
+            rows = rows.set_column(place, name, pc.multiply(rows[name], times))
+    return rows
+
+
+def _by_kind(rows: pa.Table) -> list[pa.Table]:
+    if "kind" not in rows.column_names:
+        return [rows]
+    return [rows.filter(pc.field("kind") == kind) for kind in sorted(rows["kind"].unique().to_pylist())]

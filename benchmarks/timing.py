@@ -8,12 +8,11 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import TypeVar
 
 import pyarrow.parquet as pq
 
@@ -21,7 +20,8 @@ from moewh.warehouse.answer.shell import find_duckdb
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.base import open_warehouse
 
-T = TypeVar("T")
+_SLOW = 4.0
+"""Seconds above which once is enough."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,42 @@ def best(work: Callable[[], object], times: int) -> Spent:
     return Spent(min(run.wall for run in runs), min(run.cores for run in runs))
 
 
+def interleaved(works: Mapping[str, Callable[[], object]], times: int) -> dict[str, Spent]:
+    """Do each work in turn, several times over, so that what else the machine does falls on all alike.
+
+    Return the median of its seconds, and the least of its core-seconds, which other programs disturb least. Each is
+    done once before, untimed.
+    """
+    for work in works.values():
+        work()
+    rounds = [{name: spent(work) for name, work in works.items()} for _ in range(times)]
+    return {
+        name: Spent(median(done[name].wall for done in rounds), min(done[name].cores for done in rounds))
+        for name in works
+    }
+
+
+def timed(work: Callable[[], object], times: int) -> Spent:
+    """Return the median seconds and the least core-seconds of a work done several times, warm; a slow one's first."""
+    first = spent(work)
+    return first if first.wall > _SLOW else interleaved({"": work}, times)[""]
+
+
+def shown(taken: Spent) -> str:
+    """Seconds, and core-seconds in brackets, as a cell of a table."""
+    return f"{taken.wall:.3f} ({taken.cores:.3f})"
+
+
+def row(*cells: str) -> str:
+    """A row of a table in Markdown."""
+    return f"| {' | '.join(cells)} |"
+
+
+def rule(columns: int) -> str:
+    """The line below a table's heads."""
+    return f"|---|{'---:|' * (columns - 1)}"
+
+
 def in_connection(layout: Layout, sql: str, times: int = 7) -> Spent:
     """The best time of a query in an open connection, warm, its answer taken as Arrow."""
     with open_warehouse(layout) as connection:
@@ -52,9 +88,9 @@ def in_connection(layout: Layout, sql: str, times: int = 7) -> Spent:
 
 
 def moewh_process(layout: Layout, *arguments: str, cold: bool = False, times: int = 3) -> float:
-    """Median wall time of a whole `moewh query`, from start to exit, its answer in a Parquet file."""
+    """Median wall time of a whole `moewh query` or `moewh runs`, start to exit, its answer in a Parquet file."""
     output = layout.staging / "benchmark.parquet"
-    command = [sys.executable, "-c", "from moewh.cli.main import main; main()", "query", *arguments]
+    command = [sys.executable, "-c", "from moewh.cli.main import main; main()", *arguments]
     command += ["--warehouse", str(layout.root), "-o", str(output)]
     taken = _processes(layout, command, cold, times)
     output.unlink()

@@ -8,7 +8,28 @@
 -- Rare entries reach high lifts by chance: filter on tokens. Tokens whose entry is not known are left out of N_x and N_xi.
 -- Counts come from the rollups affinity_counts, vocab_counts and expert_counts: filter on layer and expert to read little.
 create or replace view expert_token_affinity as
-with pair_tokens as (
+with merged_runs as (
+    -- sealed, with one kind of token besides specials: affinity_counts has one row per key already
+    select run_id
+    from expert_counts
+    where kind <> 'special'
+        and segment is null
+    group by
+        run_id
+    having min(kind) = max(kind)
+),
+pair_tokens as (
+    select
+        affinity_counts.run_id as run_id,
+        affinity_counts.layer as layer,
+        affinity_counts.expert as expert,
+        affinity_counts.vocab_id as vocab_id,
+        affinity_counts.tokens as tokens
+    from affinity_counts
+    where affinity_counts.kind <> 'special'
+        and affinity_counts.segment is null
+        and affinity_counts.run_id in (select merged_runs.run_id from merged_runs)
+    union all
     select
         affinity_counts.run_id as run_id,
         affinity_counts.layer as layer,
@@ -17,6 +38,7 @@ with pair_tokens as (
         sum(affinity_counts.tokens)::bigint as tokens
     from affinity_counts
     where affinity_counts.kind <> 'special'
+        and affinity_counts.run_id not in (select merged_runs.run_id from merged_runs)
     group by
         affinity_counts.run_id,
         affinity_counts.layer,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from moewh.warehouse.answer.catalog import describe_views, list_queries
 from moewh.warehouse.answer.catalog import empty_warehouse as tables_without_rows
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.sealing.seal import seal
 from moewh.warehouse.views.base import QUERIES, View, canned_names, open_warehouse, staging_views, view_names
 from tests.support.brute_force import BRUTE_FORCE, Rows, assert_same_rows, brute_expert_load, brute_router_saturation
 from tests.support.opened import opened
-from tests.support.synthetic import Prompt, Run, Token, empty_warehouse, random_warehouse, word, write_run
+from tests.support.synthetic import Prompt, Run, Token, empty_warehouse, random_run, random_warehouse, word, write_run
 
 CANNED = [path.stem for path in sorted((QUERIES / "views").glob("*.sql"))]
 
@@ -449,3 +451,21 @@ def test_routes_of_an_entry_that_no_vocabulary_holds(tmp_path: Path) -> None:
     with open_warehouse(layout) as connection:
         rows = connection.execute("select run_id, token, position from routes order by run_id").fetchall()
     assert rows == [("a", None, 0), ("b", word(3), 0)]
+
+
+@pytest.mark.parametrize("kinds", [("special", "prompt"), ("special", "prompt", "generated"), ("special", "generated")])
+def test_expert_token_affinity_of_a_sealed_run_adds_up_its_kinds(tmp_path: Path, kinds: tuple[str, ...]) -> None:
+    """A sealed run with one kind besides specials is not grouped again; the others are, and those not sealed."""
+    layout, runs = empty_warehouse(tmp_path / "wh"), []
+    for run_id in ("open", "sealed"):
+        drawn = random_run(run_id, 5, {0: (8, 3), 2: (6, 2)}, prompts=24)
+        kept = [
+            [replace(prompt, tokens=[token for token in prompt.tokens if token.kind in kinds]) for prompt in prompts]
+            for prompts in drawn.segments
+        ]
+        runs.append(replace(drawn, segments=kept))
+        write_run(layout, runs[-1])
+    assert seal(layout, "sealed")
+    assert not layout.sealed("open").is_dir()
+    expected = [row for run in runs for row in BRUTE_FORCE["expert_token_affinity"](run)]
+    assert_same_rows("expert_token_affinity", rows_of(layout, "expert_token_affinity"), expected)
