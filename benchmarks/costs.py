@@ -29,7 +29,6 @@ from moewh.ingest.write.rollups import RollupCounter, one_thread_a_product
 from moewh.ingest.write.segment import write_routing
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.manifest import file_sha256
-from moewh.warehouse.files.tables import parquet_options
 
 
 def main() -> None:
@@ -55,7 +54,7 @@ def costs(tokens: int, domains: int = 1, token_share: float = 0.5) -> dict[str, 
             counter = RollupCounter(segment, texts)
             for layer, layer_ranked in ranked:
                 counter.add(layer, layer_ranked, worker).result()
-            counter.write(folder, parquet_options)
+            counter.write(folder)
 
         def rows() -> None:
             write_routing(folder / schema.ROUTING.file, segment, buffer, cast(RollupCounter, _Uncounted()))

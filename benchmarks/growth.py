@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+import duckdb
 
 from benchmarks.simulated import RUN, build, repeat, seal_linked, seal_repeated
 from benchmarks.timing import Spent, best, moewh_process, row, rule, shown, timed
@@ -60,8 +63,14 @@ def warehouses(folder: Path, scale: Scale, domains: int, token_share: float) -> 
 
     def built(name: str, segments: int) -> Layout:
         tokens = segments * scale.segment_tokens
-        shape = {"domains": domains, "token_share": token_share}
-        return build(folder / name, tokens, segment_tokens=scale.segment_tokens, progress=lambda _: None, **shape)
+        return build(
+            folder / name,
+            tokens,
+            domains=domains,
+            token_share=token_share,
+            segment_tokens=scale.segment_tokens,
+            progress=lambda _: None,
+        )
 
     one, base = built("one", 1), built("base", scale.distinct)
     one_sealed = repeat(one, folder / "one-sealed", 1)
@@ -118,18 +127,19 @@ def by_runs(made: Warehouses, folder: Path, scale: Scale) -> Iterator[str]:
         for view in (*MATRICES, "expert_repetition", "routes limit 5", "runs"):
             name, _, limit = view.partition(" ")
             one = f"from {name} where run_id = '{names[len(names) // 2]}' {limit}"
-            taken = [timed(lambda sql=sql: connection.sql(sql).to_arrow_table(), 3) for sql in (one, f"from {view}")]
+            taken = [timed(partial(_all_rows, connection, sql), 3) for sql in (one, f"from {view}")]
             rows = connection.sql(f"select count(*) from (from {view})").fetchall()[0][0]
             yield row(f"`{view}`", *map(shown, taken), f"{rows:,}")
     yield from ("", f"`moewh runs`, the whole process: {moewh_process(layout, 'runs'):.2f} s.")
+
+
+def _all_rows(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
+    connection.sql(sql).to_arrow_table()
 
 
 def asked(layout: Layout, scale: Scale) -> dict[str, Spent]:
     """Return what opening a warehouse takes, and each question."""
     opened = timed(lambda: open_warehouse(layout).close(), scale.times)
     with open_warehouse(layout) as connection:
-        taken = {
-            name: timed(lambda sql=sql: connection.sql(sql).to_arrow_table(), scale.times)
-            for name, sql in QUESTIONS.items()
-        }
+        taken = {name: timed(partial(_all_rows, connection, sql), scale.times) for name, sql in QUESTIONS.items()}
     return {"open": opened, **taken}

@@ -250,8 +250,9 @@ def _cost(bench: Bench) -> Iterator[str]:
 def _sql_cost(bench: Bench) -> float:
     tokens = 50_000 if bench.scale is LARGE else 12_500
     with tempfile.TemporaryDirectory() as scratch:
-        shape = {"domains": bench.domains, "token_share": bench.token_share}
-        layout = build(Path(scratch), tokens, progress=lambda _: None, **shape)
+        layout = build(
+            Path(scratch), tokens, domains=bench.domains, token_share=bench.token_share, progress=lambda _: None
+        )
         with open_warehouse(layout) as connection:
             cores = time.process_time()
             for table in schema.ROLLUPS:

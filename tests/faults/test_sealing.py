@@ -54,7 +54,8 @@ def counted_by_segment(layout: Layout, run_id: str) -> dict[str, int]:
     for table in schema.MERGED:
         files = [str(path) for path in layout.segments(run_id).glob(f"segment=*/{table.file}")]
         if files:
-            ((total,),) = duckdb.sql(f"select sum({_counted(table)}) from read_parquet({files})").fetchall()
+            sql = f"select sum({_counted(table)}) from read_parquet({files})"
+            ((total,),) = duckdb.execute(sql).fetchall()
             totals[table.name] = total
     return totals
 

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, cast
 
 from moewh.warehouse.answer import texts
 from moewh.warehouse.errors import UsageError
@@ -24,6 +24,7 @@ from moewh.warehouse.files.layout import sync
 from moewh.warehouse.views.base import sql_string
 
 if TYPE_CHECKING:
+    from moewh.warehouse.answer.again import HeldBack
     from moewh.warehouse.answer.query import Answer
 
 FORMATS = ("table", "csv", "json", "jsonl", "parquet", "markdown")
@@ -51,10 +52,10 @@ def choose_format(name: str | None, output: Path | None) -> str:
     return chosen
 
 
-def write(answer: Answer, form: str, output: Path | None, printed: TextIO | None = None) -> None:
+def write(answer: Answer, form: str, output: Path | None, printed: HeldBack | None = None) -> None:
     """Write a result in one of FORMATS to a file, or to `printed` (default: stdout) without one. Raises OSError."""
     if output is None:
-        stream = sys.stdout if printed is None else printed
+        stream = sys.stdout if printed is None else cast(TextIO, printed)
         _TEXT_WRITERS[form](answer, stream)
         stream.flush()
         return
