@@ -52,7 +52,7 @@ def choose_format(name: str | None, output: Path | None) -> str:
     return chosen
 
 
-def write(answer: Answer, form: str, output: Path | None, printed: HeldBack | None = None) -> None:
+def write(answer: Answer, form: str, output: Path | None, printed: HeldBack | TextIO | None = None) -> None:
     """Write a result in one of FORMATS to a file, or to `printed` (default: stdout) without one. Raises OSError."""
     if output is None:
         stream = sys.stdout if printed is None else cast(TextIO, printed)
