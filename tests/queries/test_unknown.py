@@ -43,6 +43,10 @@ NOT_WITHOUT_RANKS: dict[str, set[str] | None] = {
     "expert_repetition": {"first_choice"},
     "routes": {"rank", "weight"},
     "expert_contexts": {"choice", "weight"},
+    "first_choice_information": None,
+    "standing_committee": None,
+    "top_expert_share": {"first_choice_share"},
+    "domain_divergence": {"weight_divergence", "weight_normalized"},
 }
 """View or saved query → its columns that are NULL without ranks and weights; None: it has no rows then."""
 NOT_WITHOUT_ENTRIES: dict[str, set[str] | None] = {
@@ -53,6 +57,8 @@ NOT_WITHOUT_ENTRIES: dict[str, set[str] | None] = {
     "routes": {"token"},
     "expert_contexts": {"before", "token", "after"},
     "changed_tokens": {"token"},
+    "expert_token_association": None,
+    "choice_information": {"entries", "token_information", "token_chance"},
 }
 """The same without vocabulary entries."""
 RUN_COLUMNS = {"run_id", "reference_run_id", "previous_run_id", "series"}
