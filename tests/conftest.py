@@ -7,6 +7,7 @@ process.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 from collections.abc import Iterator
@@ -57,6 +58,7 @@ def pytest_collection_finish() -> None:
     """Hide what every test imports from the garbage collector, which would walk through torch again and again."""
     gc.collect()
     gc.freeze()
+    atexit.register(gc.unfreeze)  # DuckDB reports what is not freed in the end
 
 
 @pytest.hookimpl(optionalhook=True)

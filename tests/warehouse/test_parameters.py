@@ -231,6 +231,7 @@ EXISTING: dict[str, Value] = {
     "count": "5",
     "share": "0.01",
     "ratio": "1.01",
+    "placement": "0:0:0,0:1:1",
 }
 MISSING: dict[str, tuple[str, str]] = {
     "run": ("step-3", r"there is no run 'step-3'\. Did you mean 'step-30'.* Runs: 007, mixed, step-1, step-20"),
@@ -284,7 +285,7 @@ def test_what_does_not_exist_leaves_the_file_alone(query: Query, layout: Layout,
 def test_every_kind_that_names_something_is_looked_up() -> None:
     used = {kind for query in SHIPPED for kind in kinds_of(query).values()}
     assert used <= EXISTING.keys()
-    assert {*MISSING, "count", "share", "ratio"} == used
+    assert {*MISSING, "count", "share", "ratio", "placement"} == used
 
 
 def test_without_a_run_some_run_must_have_all_that_is_named(tmp_path: Path) -> None:
