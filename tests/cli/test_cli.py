@@ -319,8 +319,8 @@ def test_unreadable_sql_file(layout: Layout, tmp_path: Path) -> None:
 
 def test_missing_file_in_the_warehouse(tmp_path: Path) -> None:
     layout, _ = random_warehouse(tmp_path / "wh")
-    (layout.segment("007", 0) / "tokens.parquet").write_bytes(b"not Parquet")
-    assert "tokens.parquet" in one_line(moewh(layout, "query", "routes", "--format", "csv"), 1)
+    (layout.segment("007", 0) / "routing.parquet").write_bytes(b"not Parquet")
+    assert "routing.parquet" in one_line(moewh(layout, "query", "routes", "--format", "csv"), 1)
 
 
 def test_refresh_adds_missing_schema_files(tmp_path: Path) -> None:

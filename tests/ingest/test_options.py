@@ -84,6 +84,7 @@ def identity_of(options: IngestOptions, monkeypatch: pytest.MonkeyPatch) -> Iden
         tokenizer=None,
         model=SimpleNamespace(dtype=torch.bfloat16),
         generation_tokens=None,
+        patches=None,
     )
     chats = ChatRules(chat_arguments(options.chat_arguments), bool(options.generate))
     rules = TokenRules(options.max_length or 64, options.on_overflow, options.special_tokens, chats)
