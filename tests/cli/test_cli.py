@@ -458,7 +458,7 @@ def test_runs_lists_and_deletes(tmp_path: Path) -> None:
         "--format",
         "csv",
     ) == ("min(run_id),n\nwide.v-1,1\n")
-    assert not [path for path in layout.root.rglob("*") if "007" in path.name or "mixed" in path.name]
+    assert not [path for path in layout.root.rglob("*") if path.name in ("run_id=007", "run_id=mixed")]
     assert [path.name for path in layout.staging.iterdir()] == ["empty"]
 
 

@@ -104,7 +104,8 @@ def test_every_option_that_shapes_rows_is_in_the_table() -> None:
 
 def parsed(*words: str) -> IngestOptions:
     """The options of one run, as the command line gives them."""
-    context = ingest.make_context("ingest", ["--model", "m", "--prompts", "p", *words])
+    given = ["--model", "m", "--prompts", "p", *words]
+    context = ingest.make_context("ingest", given, help_option_names=["-h", "--help"])  # which click keeps for later
     (options,) = each_checkpoint(**{name: value for name, value in context.params.items() if name != "warehouse"})
     return options
 

@@ -109,7 +109,7 @@ def test_where_refuses_what_is_no_list_of_ids(
 
 def test_where_leaves_out_no_rollup_silently(tmp_path: Path) -> None:
     layout, _ = random_warehouse(tmp_path / "wh")
-    (layout.segment("mixed", 1) / "pair_counts.parquet").unlink()
+    (layout.segment("007", 1) / "pair_counts.parquet").unlink()
     with pytest.raises(Exception, match=r"segment=1 lacks pair_counts\.parquet"):
         answer(layout, "co_routing_where", {"domain": "code"})
 
