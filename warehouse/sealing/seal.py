@@ -41,6 +41,7 @@ def seal(layout: Layout, run_id: str) -> bool:
             _commit_merged(layout, run_id)
             time.sleep(PAUSE)
         layout.unlink_unsealed(run_id)
+        layout.sweep()  # what a kill in the middle of this left
     return True
 
 
