@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -160,12 +161,13 @@ class PromptStream:
         return pa.concat_tables(parts)
 
     def _open(self) -> pq.ParquetFile:
-        if self._reader is None:
+        while self._reader is None:
             if not self._spool.is_file():
                 with self._layout.writing():
                     self._folder.mkdir(parents=True, exist_ok=True)
                 self._write_spool()
-            self._reader = pq.ParquetFile(self._spool)
+            with suppress(FileNotFoundError):  # another process that completed the run has just removed it
+                self._reader = pq.ParquetFile(self._spool)
         return self._reader
 
     def _write_spool(self) -> None:
