@@ -198,3 +198,19 @@ def test_queries_while_runs_are_sealed_and_unsealed(
     finally:
         stop.set()
         mover.join()
+
+
+@pytest.mark.parametrize("table", schema.MERGED, ids=lambda table: table.name)
+def test_a_sealed_set_without_a_file_is_named_and_made_anew(table: schema.Table, trial: Trial, tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "wh")
+    shutil.copytree(trial.undisturbed.root, layout.root, symlinks=True)
+    (layout.sealed("r") / table.file).unlink()
+    with (
+        open_warehouse(layout) as connection,
+        pytest.raises(duckdb.Error, match=f"run r is sealed and lacks {table.file}"),
+    ):
+        connection.execute(f"select count(*) from {table.name}").fetchall()
+    plan = Plan(["verify", "--repair", "--warehouse", str(layout.root)], str(layout.root))
+    assert trial.server.moewh(plan)["code"] == 1
+    assert counts(layout) == counts(trial.undisturbed)
+    assert layout.sealed("r").is_dir()

@@ -18,7 +18,7 @@ from moewh.warehouse.cpus import usable_cpus
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import FOLDERS, PATH_VALUES, SCHEMA_RUN
-from moewh.warehouse.views.base import ASK_AGAIN, LACKS, NEITHER, derived_views, table_select
+from moewh.warehouse.views.base import ASK_AGAIN, LACKS, NEITHER, SEALED_LACKS, derived_views, table_select
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -206,6 +206,9 @@ def _merged_files(session: SparkSession, layout: Layout, table: schema.Table) ->
     from pyspark.sql.functions import lit
 
     sealed, open_runs = _states(layout)
+    for run_id in sealed:
+        if not (layout.sealed(run_id) / table.file).is_file():
+            raise MoewhError(f"run {run_id}{SEALED_LACKS.format(file=table.file)}")
     if table.rollup:
         _require_in_every_segment(layout, open_runs, table)
     files = _files(session, layout, schema.sealed(table), "*")

@@ -55,6 +55,11 @@ class _Block:
         return least < self.stop and greatest >= self.start
 
 
+def fits(files: list[Path]) -> bool:
+    """Tell whether the counts of one expert fit in memory, as they do unless ids are those of no real vocabulary."""
+    return all(group.greatest["vocab_id"] < _CELLS for file in files for group in _row_groups(file))
+
+
 def merged_affinity(files: list[Path]) -> Iterator[pa.Table]:
     """Yield the rows of `affinity_counts` over all files in key order, those of one kind and layer together."""
     groups = [group for file in files for group in _row_groups(file)]

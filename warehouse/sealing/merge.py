@@ -19,7 +19,7 @@ from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import SEGMENT_FOLDER, glob_literal
 from moewh.warehouse.files.schema import split_columns
 from moewh.warehouse.files.tables import write_chunks
-from moewh.warehouse.sealing.affinity import merged_affinity
+from moewh.warehouse.sealing.affinity import fits, merged_affinity
 
 _BATCH = 1 << 17
 
@@ -36,7 +36,8 @@ def write_merged(segments: list[Path], folder: Path) -> None:
             for file in files:
                 if not file.is_file():
                     raise MoewhError(f"segment {file.parent} lacks {file.name}. See `moewh verify`.")
-            rows = merged_affinity(files) if table is schema.AFFINITY_COUNTS else _merged(connection, table, files)
+            dense = table is schema.AFFINITY_COUNTS and fits(files)
+            rows = merged_affinity(files) if dense else _merged(connection, table, files)
             write_chunks(folder / table.file, schema.sealed(table), rows)
 
 

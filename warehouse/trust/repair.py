@@ -13,7 +13,7 @@ from typing import Any
 
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import SCHEMA_RUN, Layout, make_folder, require_renames, sync
-from moewh.warehouse.sealing.seal import seal, unseal
+from moewh.warehouse.sealing.seal import require_linked, seal, unseal
 from moewh.warehouse.trust.verify import RUN_FOLDER
 from moewh.warehouse.views.publishing import publish
 
@@ -45,6 +45,7 @@ def quarantine(layout: Layout, folders: Iterable[Path]) -> dict[Path, Path]:
             sync(folder.parent)
             moved[folder] = target
     layout.create()
+    require_linked(layout)
     for folder in moved:
         if (run_id := run_of(layout, folder)) is not None and folder == layout.sealed(run_id):
             seal(layout, run_id)
@@ -65,6 +66,8 @@ def remedy(layout: Layout, folder: Path, option_words: OptionWords) -> str | Non
     run_id = run_of(layout, folder)
     if run_id is None:
         return None
+    if folder == layout.unsealed(run_id):
+        return f"moewh refresh --warehouse {shlex.quote(str(layout.root))}"
     if folder == layout.sealed(run_id):
         return f"moewh seal {run_id} --warehouse {shlex.quote(str(layout.root))}"
     measured = folder.is_relative_to(layout.geometry(run_id))

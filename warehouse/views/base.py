@@ -41,6 +41,9 @@ LACKS = " lacks {file}: a count would leave it out. Remove that folder and run i
 NEITHER = "is neither sealed nor unsealed: a count would leave it out. Run `moewh refresh`."
 """What is said of a run whose counts are nowhere to be read."""
 
+SEALED_LACKS = " is sealed and lacks {file}: a count would leave it out. Run `moewh verify --repair`."
+"""What is said of a sealed run without a file."""
+
 ASK_AGAIN = "Ask again."
 """Ends what is said of a run that was sealed, unsealed or deleted while a query looked for its files."""
 
@@ -329,6 +332,10 @@ from (
     select error('run ' || run_id || ' {NEITHER}')
     from runs_there
     where run_id not in (select run_id from sealed_before) and run_id not in (select run_id from unsealed)
+    union all
+    select error('run ' || run_id || '{SEALED_LACKS.format(file=table.file)}')
+    from sealed_before
+    anti join ({_runs_of(root, f"{FOLDERS['sealed']}/{table.file}")}) as held using (run_id)
 ) as changed
 where failure is not null"""
     return body + (_unless_missing(table, root) if table.rollup else "")
