@@ -85,6 +85,8 @@ def _read_npy(stream: IO[bytes], size: int, where: str, most_values: int) -> Arr
 def load_torch(file: TraceFile) -> Any:
     """Return what `torch.save` wrote: tensors, numpy arrays and plain values, and never code.
 
+    Tensors are mapped from the file, so that memory holds the parts that are being read, however large the file is.
+
     Raises the file's error for another file, one that is cut, and one that names anything to be run.
     """
     import torch
@@ -100,7 +102,7 @@ def load_torch(file: TraceFile) -> Any:
         raise file.error("is no whole file of torch.save.") from None
     try:
         with torch.serialization.safe_globals(_numpy_globals()):
-            return torch.load(file.path, map_location="cpu", weights_only=True)
+            return torch.load(file.path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a pickle may fail in any way
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise file.error(f"cannot be read with weights alone: {first[:200].rstrip('. ')}.") from None

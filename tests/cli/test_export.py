@@ -79,6 +79,26 @@ def test_eplb_takes_the_matrix(run: Run, layout: Layout, tmp_path: Path) -> None
     assert weight.tolist() == load_of(run).tolist()
 
 
+def test_eplb_places_experts_by_the_matrix(layout: Layout, run: Run, tmp_path: Path) -> None:
+    """DeepSeek's own function takes the file, and our figure for its placement is the one that its answer has."""
+    eplb = pytest.importorskip("eplb", reason="eplb.py of github.com/deepseek-ai/EPLB is not on PYTHONPATH")
+    gpus, replicas = 4, 12
+    weight = torch.from_numpy(np.load(exported(layout, "eplb", tmp_path / "w.npy")))
+    experts_LR, _, copies_LE = eplb.rebalance_experts(weight, replicas, 4, 2, gpus)
+    gpu_of_R = np.arange(replicas) // (replicas // gpus)
+    rows = [
+        {"layer": layer, "expert": int(expert), "gpu": int(gpu)}
+        for experts_R, layer in zip(experts_LR, LAYERS, strict=True)
+        for expert, gpu in zip(experts_R, gpu_of_R, strict=True)
+    ]
+    (tmp_path / "placement.json").write_text(json.dumps(rows))
+    each_LR = (weight / copies_LE).gather(1, experts_LR).numpy()
+    loads_LG = np.stack([np.bincount(gpu_of_R, loads, gpus) for loads in each_LR])
+    words = ["query", "placement_quality", "-p", f"placement={tmp_path / 'placement.json'}", "--format", "json"]
+    answer = json.loads(CliRunner().invoke(main, [*words, "--warehouse", str(layout.root)]).output)
+    assert [row["imbalance"] for row in answer] == pytest.approx(loads_LG.max(axis=1) / loads_LG.mean(axis=1))
+
+
 def test_tensorrt_llm_reads_statistics(run: Run, layout: Layout, tmp_path: Path) -> None:
     folder = exported(layout, "tensorrt-llm", tmp_path / "statistics")
     assert json.loads((folder / "meta_info.json").read_text()) == {"num_experts": 8, "num_experts_per_token": 2}

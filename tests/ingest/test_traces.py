@@ -18,8 +18,9 @@ import torch
 from click.testing import CliRunner, Result
 
 from moewh.cli.main import main
+from moewh.ingest.traces.arrays import load_torch
 from moewh.ingest.traces.numbers import take_arrays
-from moewh.ingest.traces.trace import format_names
+from moewh.ingest.traces.trace import TraceFile, format_names
 from moewh.ingest.write import segment
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.trust.verify import check, plan
@@ -220,6 +221,15 @@ def test_decoding_pass_has_a_context_per_token(model: Path, tmp_path: Path) -> N
     assert (contexts, prompts) == (tokens, 1)
     assert ask(layout, "from expert_repetition") == [], "tokens of other requests are no neighbours"
     require_sound(layout)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists a process's mapped files")
+def test_tensors_are_mapped_from_the_file(tmp_path: Path) -> None:
+    """A dump of any size takes the memory of the records that are being read."""
+    torch.save({"records": [torch.arange(3)]}, tmp_path / "dump.pt")
+    dump = load_torch(TraceFile(tmp_path / "dump.pt", "dump.pt", 100))
+    assert dump["records"][0].tolist() == [0, 1, 2]
+    assert str(tmp_path / "dump.pt") in Path("/proc/self/maps").read_text()
 
 
 def test_rows_from_a_later_position(model: Path, tmp_path: Path) -> None:
