@@ -79,7 +79,7 @@ def test_eplb_takes_the_matrix(run: Run, layout: Layout, tmp_path: Path) -> None
     assert weight.tolist() == load_of(run).tolist()
 
 
-def test_eplb_places_experts_by_the_matrix(layout: Layout, run: Run, tmp_path: Path) -> None:
+def test_eplb_places_experts_by_the_matrix(layout: Layout, tmp_path: Path) -> None:
     """DeepSeek's own function takes the file, and our figure for its placement is the one that its answer has."""
     eplb = pytest.importorskip("eplb", reason="eplb.py of github.com/deepseek-ai/EPLB is not on PYTHONPATH")
     gpus, replicas = 4, 12
