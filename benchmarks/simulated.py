@@ -194,8 +194,8 @@ def _repeated(table: schema.Table, rows: pa.Table, times: int) -> pa.Table:
         return pa.concat_tables([rows] * times).set_column(0, "segment", number)
     for name, type_ in schema.split_columns(table)[1].items():
         if type_ != "VARCHAR":
-            place = rows.column_names.index(name)
-            rows = rows.set_column(place, name, pc.multiply(rows[name], times))
+            index = rows.column_names.index(name)
+            rows = rows.set_column(index, name, pc.multiply(rows[name], times))
     return rows
 
 

@@ -132,9 +132,9 @@ def _template_asks_for_time(prompts: PromptStream, split: Plan, renderer: ChatRe
     """Render chats until one makes the template ask for the time."""
     for first_prompt, table in _tables(prompts, split):
         parts = zip(table.column("form").to_pylist(), table.column("text").to_pylist(), strict=True)
-        for place, (form, payload) in enumerate(parts):
+        for index, (form, payload) in enumerate(parts):
             if form == MESSAGES:
-                renderer.text(payload, f"prompt {first_prompt + place}")
+                renderer.text(payload, f"prompt {first_prompt + index}")
             if renderer.saw_clock:
                 return True
     return False

@@ -1,4 +1,4 @@
-"""Which of several processes this one is, as torchrun, SLURM or a plain loop tells in the environment.
+"""Which of several processes this one is, as torchrun, SLURM or a plain loop says in the environment.
 
 Each takes the segments r, r + W, … and needs nothing of the others: no process group, no collectives.
 """

@@ -193,9 +193,9 @@ class _Run:
         with start_workers(in_background(self.loaded.model.device)) as (ahead, collector, writer):
             tokenised: list[Future[TokenisedSegment]] = []
             writing: list[Future[Committed]] = []
-            for place, number in enumerate(missing):
+            for index, number in enumerate(missing):
                 current = self._work(tokenised.pop().result()) if tokenised else first
-                tokenised = [ahead.submit(self._tokenise, later) for later in missing[place + 1 : place + 2]]
+                tokenised = [ahead.submit(self._tokenise, later) for later in missing[index + 1 : index + 2]]
                 if self.plan.sampling is None:
                     segment, (routing, collected) = current.segment, self._observe(current, collector)
                 else:
@@ -272,10 +272,10 @@ class _Run:
     ) -> Committed:
         for part in collected:
             part.result()
-        for layer, places in routing.invalid().items():
-            prompts = ", ".join(str(prompt) for prompt in np.unique(segment.prompt_T[places])[:5])
+        for layer, indices in routing.invalid().items():
+            prompts = ", ".join(str(prompt) for prompt in np.unique(segment.prompt_T[indices])[:5])
             self.progress.warn(
-                f"layer {layer}: {len(places)} tokens have weights that are not finite (prompts {prompts}); "
+                f"layer {layer}: {len(indices)} tokens have weights that are not finite (prompts {prompts}); "
                 "they have no rows there and their prompts are marked failed."
             )
         last = number == self.plan.prompts.segments - 1

@@ -145,8 +145,8 @@ def page_seeds() -> list[bytes]:
     pq.write_table(pa.table({"x": [1, 2, 3], "y": ["a", "b", "a"]}), path, write_page_checksum=True)
     row_group = pq.read_metadata(path).row_group(0)
     data, seeds = path.read_bytes(), []
-    for place in range(row_group.num_columns):
-        column = row_group.column(place)
+    for index in range(row_group.num_columns):
+        column = row_group.column(index)
         first = column.dictionary_page_offset or column.data_page_offset
         seeds.append(data[first : first + column.total_compressed_size])
     return seeds

@@ -41,8 +41,8 @@ def list_runs(connection: duckdb.DuckDBPyConnection) -> Answer:
 
 def run_ids(layout: Layout) -> list[str]:
     """Return the ids of all runs that have a folder, in order."""
-    places = (layout.run("x"), layout.segments("x"), layout.geometry("x"), layout.sealed("x"), layout.unsealed("x"))
-    folders = [folder for place in places for folder in place.parent.glob("run_id=*")]
+    examples = (layout.run("x"), layout.segments("x"), layout.geometry("x"), layout.sealed("x"), layout.unsealed("x"))
+    folders = [folder for example in examples for folder in example.parent.glob("run_id=*")]
     return sorted({folder.name.removeprefix("run_id=") for folder in folders} - {SCHEMA_RUN})
 
 
@@ -68,8 +68,8 @@ def delete_run(layout: Layout, run_id: str) -> list[Path]:
     kept = [link.resolve() for link in links]
     unseal(layout, run_id)
     with layout.staged("deleted") as folder:
-        for name, place in zip(("segments", "geometry", "run"), folders, strict=True):
-            _take_out(place, folder / name)
+        for name, source in zip(("segments", "geometry", "run"), folders, strict=True):
+            _take_out(source, folder / name)
         layout.unlink_unsealed(run_id)
         _take_out(layout.template_times(run_id), folder / "template_time")
     layout.sweep()

@@ -60,8 +60,8 @@ def routed_layers(config: Any, first_sparse: Callable[[int], int]) -> list[int]:
 def top_k(config: Any) -> int:
     """Experts per token K, as the configuration says; the largest, where layers differ."""
     text = text_config(config)
-    places = [text, *(part for part in (getattr(text, "ffn_config", None),) if part is not None)]
-    known = (getattr(place, name, None) for place in places for name in _TOP_K_NAMES)
+    configurations = [text, *(part for part in (getattr(text, "ffn_config", None),) if part is not None)]
+    known = (getattr(configuration, name, None) for configuration in configurations for name in _TOP_K_NAMES)
     found = next((value for value in known if value is not None), None)
     if found is None:
         raise MoewhError(

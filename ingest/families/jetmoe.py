@@ -14,7 +14,7 @@ from moewh.ingest.families.rule import Call, FamilyAdapter, MoELayer, Record, ro
 
 
 class JetMoe(FamilyAdapter):
-    """The router sorts the (token, slot) pairs by expert; its 5-tuple tells how to put them back.
+    """The router sorts the (token, slot) pairs by expert; its 5-tuple says how to put them back.
 
     Each layer has a second router, in its attention; the MLP's is the layer's routing.
     """

@@ -91,12 +91,12 @@ class Checkpoint:
         with ExitStack() as opened:
             files = {
                 file: opened.enter_context(safe_open(file, framework="pt"))
-                for file in {file for places in stored.values() for _, file in places}
+                for file in {file for located in stored.values() for _, file in located}
             }
             slices: dict[str, Any] = {}
-            for name, places in stored.items():
-                slices |= {key: files[file].get_slice(key) for key, file in places}
-                _take_dtype(self.model, name, slices[places[0][0]].get_dtype())
+            for name, located in stored.items():
+                slices |= {key: files[file].get_slice(key) for key, file in located}
+                _take_dtype(self.model, name, slices[located[0][0]].get_dtype())
             mapping = conversion(self.model, self._quantizer)
             config = LoadStateDictConfig(weight_mapping=mapping, hf_quantizer=self._quantizer)
             info, _ = convert_and_load_state_dict_in_model(self.model, slices, config)

@@ -81,7 +81,7 @@ def router_rows(moe: MoELayer) -> torch.Tensor | None:
 
 
 def _matrices(moe: MoELayer) -> Tensors:
-    """The container's parameters by name, but for biases, norms, and the router's own where it holds the router."""
+    """The container's parameters by name, except biases, norms, and the router's own where it holds the router."""
     routers = set() if moe.router is None else {id(parameter) for parameter in moe.router.parameters()}
     return {
         name: parameter.detach()

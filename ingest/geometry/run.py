@@ -1,7 +1,7 @@
 """A run's geometry: its model's weights are measured layer by layer, and the three tables are committed as one.
 
 In: a model and a run of it that the warehouse holds. Out: the folder `geometry/run_id=<run>/`. The model must be the
-run's own, which its recorded identity tells: weights that are not the ones that routed would explain nothing.
+run's own, which its recorded identity shows: weights that are not the ones that routed would explain nothing.
 """
 
 from __future__ import annotations

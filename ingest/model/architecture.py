@@ -145,8 +145,11 @@ def loading_arguments(config: Any) -> dict[str, Any]:
 
 def quantization_method(config: Any) -> str | None:
     """How the configuration says that the weights are quantised; None for weights as they are."""
-    places = (config, config.get_text_config(decoder=True))
-    stored = next((found for place in places if (found := getattr(place, "quantization_config", None))), None)
+    configurations = (config, config.get_text_config(decoder=True))
+    stored = next(
+        (found for configuration in configurations if (found := getattr(configuration, "quantization_config", None))),
+        None,
+    )
     if stored is None:
         return None
     method = stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method

@@ -150,10 +150,10 @@ def _is_plain(value: Any) -> bool:
 
 def _generation_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> StatedTokens:
     """What the model's own generation settings say, else its configuration, else the tokenizer."""
-    places = (model.generation_config, model.config)
+    holders = (model.generation_config, model.config)
 
     def stated(name: str) -> Any:
-        return next((value for place in places if (value := getattr(place, name, None)) is not None), None)
+        return next((value for holder in holders if (value := getattr(holder, name, None)) is not None), None)
 
     ends = stated("eos_token_id")
     ends = tokenizer.eos_token_id if ends is None else ends

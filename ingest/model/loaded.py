@@ -238,13 +238,13 @@ def _expert_numbers(keys: list[str]) -> tuple[str, dict[int, str], str]:
 
     Of one key alone, it is the last number.
     """
-    places = [list(_NUMBER.finditer(key)) for key in keys]
-    differing = [at for at in range(len(places[0])) if len({found[at][0] for found in places if len(found) > at}) > 1]
-    at = differing[-1] if differing else len(places[0]) - 1
-    first = places[0][at]
+    numbers = [list(_NUMBER.finditer(key)) for key in keys]
+    differing = [at for at in range(len(numbers[0])) if len({found[at][0] for found in numbers if len(found) > at}) > 1]
+    at = differing[-1] if differing else len(numbers[0]) - 1
+    first = numbers[0][at]
     return (
         keys[0][: first.start()],
-        {int(found[at][0]): key for key, found in zip(keys, places, strict=True)},
+        {int(found[at][0]): key for key, found in zip(keys, numbers, strict=True)},
         keys[0][first.end() :],
     )
 

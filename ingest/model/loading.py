@@ -81,7 +81,7 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     found: MoELayers
     weights_sha256: str | None
-    """Fingerprint of a local folder's weights, and of an adapter with its base; None for the hub: the commit tells."""
+    """Fingerprint of a local folder's weights, and of an adapter with its base; None for the hub, which has commits."""
     commit: str | None = None
     """Commit of the hub's repository; None for a folder."""
     train_step: int | None = None
@@ -307,11 +307,11 @@ def device_arguments(device: torch.device | None) -> dict[str, Any]:
 
 
 def weights_fingerprint(folder: Path) -> str:
-    """Digest of a folder's safetensors files: names, sizes, headers, and 4 KiB at 64 places in each.
+    """Digest of a folder's safetensors files: names, sizes, headers, and 4 KiB at 64 offsets in each.
 
     Of pickled weights, where there are no others: the whole files.
 
-    Training changes every tensor, so two checkpoints differ at these places; reading them costs no more
+    Training changes every tensor, so two checkpoints differ at these offsets; reading them costs no more
     for a large model than for a small one.
     """
     digest = hashlib.sha256()
@@ -324,8 +324,8 @@ def weights_fingerprint(folder: Path) -> str:
         digest.update(f"{path.name}\0{size}\0".encode())
         with path.open("rb") as file:
             digest.update(file.read(min(8 + int.from_bytes(file.read(8), "little"), size)))
-            for place in range(64):
-                file.seek(size * place // 64)
+            for sample in range(64):
+                file.seek(size * sample // 64)
                 digest.update(file.read(4_096))
     return digest.hexdigest()
 

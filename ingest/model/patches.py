@@ -53,8 +53,8 @@ def _is_foreign(function: Any) -> bool:
             waiting.append(one.func)
             continue
         inner = getattr(one, "__func__", one)
-        places = getattr(inner, "__globals__", None)  # a wrapper takes the name of what it wraps, but not these
-        home = places.get("__name__", "") if places is not None else type(inner).__module__
+        scope = getattr(inner, "__globals__", None)  # a wrapper takes the name of what it wraps, but not these
+        home = scope.get("__name__", "") if scope is not None else type(inner).__module__
         if _root(home) not in _LIBRARIES:
             return True
         waiting += [wrapped] if (wrapped := getattr(inner, "__wrapped__", None)) is not None else []

@@ -67,7 +67,7 @@ def canonical(
 ) -> Iterator[pa.RecordBatch]:
     """Check that every record is a prompt, fill in the file's own labels, and yield exactly the canonical schema.
 
-    Raises MoewhError for the first record that is no prompt, named by its place.
+    Raises MoewhError for the first record that is no prompt, named by its index.
     """
     before = labelled = 0
     for batch in batches:

@@ -173,54 +173,54 @@ def _read_chat(payload: Any) -> _Chat:
     if not isinstance(messages, list) or not messages:
         raise _UnusableChatError("its messages are not a list of at least one message.")
     return _Chat(
-        [_message(message, place) for place, message in enumerate(messages)],
+        [_message(message, index) for index, message in enumerate(messages)],
         _objects(parts.get("tools"), "tools"),
         _objects(parts.get("documents"), "documents"),
     )
 
 
-def _message(given: Any, place: int) -> dict[str, Any]:
+def _message(given: Any, index: int) -> dict[str, Any]:
     """Return a message with role and content, without the keys that hold null: templates print them as None."""
     if not isinstance(given, dict):
         raise _UnusableChatError(
-            f"the chat template refuses message {place}: it is {_kind(given)}, not an object with role and content."
+            f"the chat template refuses message {index}: it is {_kind(given)}, not an object with role and content."
         )
     message = _without_nulls(given)
     if "role" not in message and "from" in message:
-        message = _from_sharegpt(message, place)
+        message = _from_sharegpt(message, index)
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or not role:
-        raise _UnusableChatError(f"message {place} has no role.")
+        raise _UnusableChatError(f"message {index} has no role.")
     if content is None:
         if not (message.get("tool_calls") or message.get("function_call")):
-            raise _UnusableChatError(f"message {place} ({role}) has no content.")
+            raise _UnusableChatError(f"message {index} ({role}) has no content.")
     elif isinstance(content, list):
-        message["content"] = [_text_part(part, place) for part in content] or ""
+        message["content"] = [_text_part(part, index) for part in content] or ""
     elif not isinstance(content, str | dict):
-        raise _UnusableChatError(f"message {place} ({role}) has content that is {_kind(content)}, not text.")
+        raise _UnusableChatError(f"message {index} ({role}) has content that is {_kind(content)}, not text.")
     return message
 
 
-def _from_sharegpt(message: dict[str, Any], place: int) -> dict[str, Any]:
+def _from_sharegpt(message: dict[str, Any], index: int) -> dict[str, Any]:
     """Return a message of ShareGPT (`from`, `value`) with `role` and `content`."""
     speaker = message["from"]
     role = _SPEAKERS.get(speaker.strip().lower()) if isinstance(speaker, str) else None
     if role is None:
-        raise _UnusableChatError(f"message {place} is from {speaker!r}. Known are {', '.join(sorted(_SPEAKERS))}.")
+        raise _UnusableChatError(f"message {index} is from {speaker!r}. Known are {', '.join(sorted(_SPEAKERS))}.")
     others = {key: value for key, value in message.items() if key not in ("from", "value")}
     return {"role": role, "content": message.get("value"), **others}
 
 
-def _text_part(given: Any, place: int) -> dict[str, Any]:
+def _text_part(given: Any, index: int) -> dict[str, Any]:
     """Return one part of multi-part content. Raises _UnusableChatError unless it is text."""
     if isinstance(given, str):
         return {"type": "text", "text": given}
     if not isinstance(given, dict):
-        raise _UnusableChatError(f"message {place} has a part that is {_kind(given)}, not text.")
+        raise _UnusableChatError(f"message {index} has a part that is {_kind(given)}, not text.")
     part = _without_nulls(given)
     kind = part.get("type", "text")
     if kind not in _TEXT_PARTS or not isinstance(part.get("text"), str):
-        raise _UnusableChatError(f"message {place} has a part of type {kind!r}. Only parts with text are taken.")
+        raise _UnusableChatError(f"message {index} has a part of type {kind!r}. Only parts with text are taken.")
     return part
 
 

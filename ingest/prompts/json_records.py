@@ -36,22 +36,22 @@ def read_json(path: Path, file: PromptFile, kind: str, relation: Relation) -> It
     bound = Bound()
     names = {*(name for item in conventions(file.text_column) for name in item.columns), file.domain_column}
     paths: list[str] = []
-    places: dict[str, list[int]] = {}
+    offsets: dict[str, list[int]] = {}
     for name in sorted(names | {*BESIDE, "source"}):
         keys = nested_path(name)
         spellings = [json_key(name), *(["$." + ".".join(f'"{key}"' for key in keys)] if keys else [])]
-        places[name] = [len(paths) + offset + 1 for offset in range(len(spellings))]
+        offsets[name] = [len(paths) + offset + 1 for offset in range(len(spellings))]
         paths += spellings
 
     def value(name: str) -> str:
-        return f"coalesce({', '.join(f'v[{place}]' for place in places[name])})"
+        return f"coalesce({', '.join(f'v[{offset}]' for offset in offsets[name])})"
 
     def text(name: str) -> str:
         return f"{value(name)} ->> '$'"
 
     def metadata(convention: Convention) -> str:
         used = dict.fromkeys((*convention.columns, file.domain_column, "source"))
-        patches = [bound(json.dumps(used)), *(_nested_patch(name, places[name], bound) for name in used)]
+        patches = [bound(json.dumps(used)), *(_nested_patch(name, offsets[name], bound) for name in used)]
         record = "case when record_kind = 'OBJECT' then json else '{}' end"
         return f"nullif(json_merge_patch({', '.join([record, *filter(None, patches)])})::varchar, '{{}}')"
 
@@ -82,12 +82,12 @@ def json_objects(path: Path, kind: str, bound: Bound) -> str:
     return f"read_json_objects({bound(glob_literal(path))}, {options})"
 
 
-def _nested_patch(name: str, places: list[int], bound: Bound) -> str | None:
+def _nested_patch(name: str, offsets: list[int], bound: Bound) -> str | None:
     """SQL of the merge patch that takes a nested column out of a record; None for a column that is not nested."""
     keys = nested_path(name)
     if keys is None:
         return None
-    literal, nested = (f"v[{place}] is not null" for place in places)
+    literal, nested = (f"v[{offset}] is not null" for offset in offsets)
     return f"case when not {literal} and {nested} then {bound(nested_null(keys))} else '{{}}' end"
 
 

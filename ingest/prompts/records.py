@@ -90,23 +90,23 @@ def prompts_sql(records: str, read: Sequence[Convention], columns: RecordColumns
     That has `record_kind`, `labelled` (has it a domain?), `domain` and `source` besides.
     """
     value = columns.value
-    heads = [_head(convention, read[:place], value) for place, convention in enumerate(read)]
+    heads = [_head(convention, read[:index], value) for index, convention in enumerate(read)]
     filled = [
-        f"(json_type(h{place}) <> 'NULL'" + ("" if item.form == "text" else _LONGER.format(f"h{place}")) + ")"
-        for place, item in enumerate(read)
+        f"(json_type(h{index}) <> 'NULL'" + ("" if item.form == "text" else _LONGER.format(f"h{index}")) + ")"
+        for index, item in enumerate(read)
     ]
-    choice = [f"when {test} then {place}" for place, test in enumerate(filled)]
-    choice += [f"when h{place} is not null then {place}" for place in range(len(read))]
-    names = ", ".join(f"case when {test} then {place} end" for place, test in enumerate(filled))
+    choice = [f"when {test} then {index}" for index, test in enumerate(filled)]
+    choice += [f"when h{index} is not null then {index}" for index in range(len(read))]
+    names = ", ".join(f"case when {test} then {index} end" for index, test in enumerate(filled))
 
     def by_choice(expression: Callable[[Convention], str]) -> str:
-        cases = " ".join(f"when {place} then {expression(item)}" for place, item in enumerate(read))
+        cases = " ".join(f"when {index} then {expression(item)}" for index, item in enumerate(read))
         return f"case choice {cases} end"
 
-    head = f"case choice {' '.join(f'when {place} then h{place}' for place in range(len(read)))} end"
+    head = f"case choice {' '.join(f'when {index} then h{index}' for index in range(len(read)))} end"
     return f"""
         with records as ({records}),
-        heads as (select *, {", ".join(f"{sql} as h{place}" for place, sql in enumerate(heads))} from records),
+        heads as (select *, {", ".join(f"{sql} as h{index}" for index, sql in enumerate(heads))} from records),
         chosen as (select *, case {" ".join(choice)} end as choice, concat_ws(' ', {names}) as filled from heads),
         headed as (select *, {head} as head from chosen),
         formed as (select *, {_FORM.format(wants=by_choice(_wants))} as form from headed),
@@ -128,7 +128,7 @@ def prompts_sql(records: str, read: Sequence[Convention], columns: RecordColumns
 
 def problem_of(row: dict[str, Any], read: Sequence[Convention]) -> str:
     """Say what is wrong with a record that `prompts_sql` found no prompt in."""
-    found = [read[int(place)].head for place in (row["filled"] or "").split()]
+    found = [read[int(index)].head for index in (row["filled"] or "").split()]
     keys = ", ".join(map(repr, row["keys"] or [])) or "no keys"
     if row["problem"] == "object":
         return "is not a JSON object"

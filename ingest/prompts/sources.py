@@ -97,7 +97,7 @@ def _find_local(name: str, options: IngestOptions, found: Found) -> None:
 
 
 def _before_wildcard(parts: tuple[str, ...]) -> tuple[str, ...]:
-    first = next(place for place, part in enumerate(parts) if glob.has_magic(part))
+    first = next(index for index, part in enumerate(parts) if glob.has_magic(part))
     return parts[:first]
 
 

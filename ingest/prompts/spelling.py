@@ -85,7 +85,7 @@ def _is_wrapped(kind: pa.DataType) -> bool:
         return True
     if isinstance(kind, pa.BaseExtensionType):
         return _is_wrapped(kind.storage_type)
-    return any(_is_wrapped(kind.field(place).type) for place in range(kind.num_fields))
+    return any(_is_wrapped(kind.field(index).type) for index in range(kind.num_fields))
 
 
 def _unwrapped(array: pa.Array) -> pa.Array:
@@ -114,12 +114,12 @@ def _unwrapped(array: pa.Array) -> pa.Array:
 
 
 def spelled(table: pa.Table) -> tuple[pa.Table, frozenset[int]]:
-    """Return a table whose columns DuckDB reads, and the places of those that are JSON texts now."""
-    places = [place for place in range(table.num_columns) if not _is_read(table.column(place))]
-    for place in places:
-        texts = [_spelling(value) for value in table.column(place)]
-        table = table.set_column(place, table.column_names[place], pa.array(texts, pa.string()))
-    return table, frozenset(places)
+    """Return a table whose columns DuckDB reads, and the indices of those that are JSON texts now."""
+    indices = [index for index in range(table.num_columns) if not _is_read(table.column(index))]
+    for index in indices:
+        texts = [_spelling(value) for value in table.column(index)]
+        table = table.set_column(index, table.column_names[index], pa.array(texts, pa.string()))
+    return table, frozenset(indices)
 
 
 def _is_read(column: pa.ChunkedArray) -> bool:
@@ -146,8 +146,8 @@ def _plain(value: pa.Scalar) -> Any:
     elif pa.types.is_struct(value.type):
         plain = dict(zip((field.name for field in value.type), map(_plain, value.values()), strict=True))
     elif pa.types.is_union(value.type):
-        place = value.type.type_codes.index(value.type_code)
-        plain = {value.type.field(place).name: _plain(value.value)}  # as DuckDB spells the unions it knows
+        index = value.type.type_codes.index(value.type_code)
+        plain = {value.type.field(index).name: _plain(value.value)}  # as DuckDB spells the unions it knows
     elif isinstance(value, _WRAPPED):
         plain = _plain(value.value)
     elif pa.types.is_nested(value.type):
@@ -188,13 +188,13 @@ def _finite(number: str) -> float | None:
 def strict_json(texts: pa.StringArray, which: pa.BooleanArray | None = None) -> pa.StringArray:
     """Replace NaN and infinite numbers, which JSON does not know, by null, in all texts or those of `which`."""
     suspect = pc.fill_null(pc.match_substring_regex(texts, _NO_NUMBER), False)
-    places = pc.indices_nonzero(suspect if which is None else pc.and_(suspect, which)).to_pylist()
-    if not places:
+    indices = pc.indices_nonzero(suspect if which is None else pc.and_(suspect, which)).to_pylist()
+    if not indices:
         return texts
     rows = texts.to_pylist()
-    for place in places:
+    for index in indices:
         found: list[str] = []
-        record = json.loads(rows[place], parse_constant=found.append, parse_float=_finite)
+        record = json.loads(rows[index], parse_constant=found.append, parse_float=_finite)
         if found:
-            rows[place] = json.dumps(record, separators=(",", ":"), ensure_ascii=False)
+            rows[index] = json.dumps(record, separators=(",", ":"), ensure_ascii=False)
     return pa.array(rows, pa.string())

@@ -93,14 +93,14 @@ class _Tokenizer:
         """
         encoded: dict[int, tuple[list[int], list[int]]] = {}
         for form, special_tokens in (("text", self._special_tokens), (MESSAGES, False)):
-            places = [place for place, prompt in enumerate(prompts) if prompt.form == form]
-            pairs = self._encode_texts([prompts[place] for place in places], special_tokens) if places else []
-            for place, (ids, mask) in zip(places, pairs, strict=True):
-                encoded[place] = (ids, mask if form == "text" and len(mask) == len(ids) else self._mask(ids))
-        for place, prompt in enumerate(prompts):
+            indices = [index for index, prompt in enumerate(prompts) if prompt.form == form]
+            pairs = self._encode_texts([prompts[index] for index in indices], special_tokens) if indices else []
+            for index, (ids, mask) in zip(indices, pairs, strict=True):
+                encoded[index] = (ids, mask if form == "text" and len(mask) == len(ids) else self._mask(ids))
+        for index, prompt in enumerate(prompts):
             if prompt.ids is not None:
-                encoded[place] = (prompt.ids, self._mask(prompt.ids))
-        return [encoded[place] for place in range(len(prompts))]
+                encoded[index] = (prompt.ids, self._mask(prompt.ids))
+        return [encoded[index] for index in range(len(prompts))]
 
     def _encode_texts(self, prompts: list[_Prompt], special_tokens: bool) -> list[tuple[list[int], list[int]]]:
         """Tokenise texts whole: a tokenizer's own settings to pad or truncate do not count.
@@ -161,7 +161,7 @@ def _given_ids(payload: str, name: str) -> tuple[int, list[Any]]:
         raise MoewhError(f"{name}: its attention_mask holds other values than 0 and 1.")
     if len(mask) != len(ids):
         raise MoewhError(f"{name}: its attention_mask has {len(mask)} values for {len(ids)} input_ids.")
-    real = [place for place, flag in enumerate(mask) if flag]
+    real = [index for index, flag in enumerate(mask) if flag]
     if not real:
         return len(ids), []
     first, last = real[0], real[-1] + 1
@@ -185,13 +185,13 @@ def tokenise(
 ) -> TokenisedSegment:
     """Tokenise the prompts of a segment.
 
-    `too_large` lists prompts (by place in the segment) that are `failed` unread: their rows would not fit a
+    `too_large` lists prompts (by index in the segment) that are `failed` unread: their rows would not fit a
     segment. `warn` is told what a chat template leaves out. Raises MoewhError, naming the prompt, for one that cannot
     be tokenised, for a token id the model does not have, and for an overflow with the rule `error`.
     """
     turn = _Tokenizer(tokenizer, rules, warn)
     payloads, forms = prompts.column("text").to_pylist(), prompts.column("form").to_pylist()
-    names = [f"prompt {first_prompt + place}" for place in range(len(payloads))]
+    names = [f"prompt {first_prompt + index}" for index in range(len(payloads))]
     read = [turn.read(*parts) for parts in zip(forms, payloads, names, strict=True)]
     encoded: list[_Encoded] = []
     for start in range(0, len(read), _TEXTS_AT_ONCE):
@@ -199,9 +199,9 @@ def tokenise(
         pairs = turn.encode(part)
         encoded += [_fit(ids, mask, rules, prompt) for (ids, mask), prompt in zip(pairs, part, strict=True)]
         turn.warn_of_doubled(part, pairs)
-    without_tokens = tuple(first_prompt + place for place, item in enumerate(encoded) if item is _NO_TOKENS)
-    for place in too_large:
-        encoded[place] = _Encoded("failed", [], [])
+    without_tokens = tuple(first_prompt + index for index, item in enumerate(encoded) if item is _NO_TOKENS)
+    for index in too_large:
+        encoded[index] = _Encoded("failed", [], [])
     flat = _flatten(prompts, [prompt.text for prompt in read], first_prompt, encoded)
     return replace(flat, without_tokens=without_tokens)
 
@@ -246,7 +246,7 @@ def _overflow(ids: list[int], special: list[int], rules: TokenRules, name: str) 
 
 def _windows(ids: list[int], special: list[int], max_length: int, name: str) -> list[tuple[list[int], list[int]]]:
     """Cut a prompt into consecutive windows, each with the special tokens the tokenizer puts around a text."""
-    content = [place for place, flag in enumerate(special) if not flag]
+    content = [index for index, flag in enumerate(special) if not flag]
     first, last = content[0], content[-1] + 1
     before, body, after = ids[:first], list(zip(ids[first:last], special[first:last], strict=True)), ids[last:]
     step = max_length - len(before) - len(after)
@@ -264,9 +264,9 @@ def _windows(ids: list[int], special: list[int], max_length: int, name: str) -> 
 
 
 def _flatten(prompts: pa.Table, texts: list[str], first_prompt: int, encoded: list[_Encoded]) -> TokenisedSegment:
-    contexts = [(place, number) for place, item in enumerate(encoded) for number in range(len(item.contexts))]
-    ids = [encoded[place].contexts[number] for place, number in contexts]
-    masks = [encoded[place].special[number] for place, number in contexts]
+    contexts = [(index, number) for index, item in enumerate(encoded) for number in range(len(item.contexts))]
+    ids = [encoded[index].contexts[number] for index, number in contexts]
+    masks = [encoded[index].special[number] for index, number in contexts]
     length_C = np.array([len(window) for window in ids], np.int64)
     num_tokens_P = np.array([sum(map(len, item.contexts)) for item in encoded], np.int64)
     prompt_start_P = np.cumsum(num_tokens_P) - num_tokens_P

@@ -133,12 +133,12 @@ class PassObserver:
             None if tensor is None else to_host(tensor.detach().clone()) for tensor in (ids_BS, mask_BS, positions)
         ]
         assert copies[0] is not None
-        ids, mask, places = copies[0], *copies[1:]
+        ids, mask, given_positions = copies[0], *copies[1:]
         self._running = _Running(
             block,
             cache,
             past + ids_BS.shape[1],
-            lambda routing: Pass(block, first, generated, ids, mask, places, routing),
+            lambda routing: Pass(block, first, generated, ids, mask, given_positions, routing),
             Capture(self._loaded.moe_layers, np.ones(tuple(ids_BS.shape), np.int64)),
         )
 
@@ -272,8 +272,8 @@ def _length(cache: Any) -> int | None:
 
 def _has_state(cache: Any) -> bool:
     """Tell whether a cache of linear attention was filled."""
-    tells = getattr(cache, "has_previous_state", None)
-    return tells is not None and bool(tells())
+    has_state = getattr(cache, "has_previous_state", None)
+    return has_state is not None and bool(has_state())
 
 
 def _cache_of(output: Any) -> Any:

@@ -208,10 +208,10 @@ def _require_one_sequence_a_row(positions: torch.Tensor) -> None:
 
 def _end_tokens(loaded: LoadedModel) -> EndTokens:
     """What ends a sequence and what fills it up then, as the model's generation settings and the tokenizer say."""
-    places = [getattr(loaded.model, "generation_config", None), loaded.config, loaded.tokenizer]
+    holders = [getattr(loaded.model, "generation_config", None), loaded.config, loaded.tokenizer]
 
     def stated(name: str) -> set[int]:
-        values = [getattr(place, name, None) for place in places]
+        values = [getattr(holder, name, None) for holder in holders]
         return {
             int(one) for value in values for one in (value if isinstance(value, list) else [value]) if one is not None
         }

@@ -187,9 +187,9 @@ def assemble(
     ]
     texts: list[str | None] = [block.text for block in owner]
     if decode is not None:
-        unread = [place for place, text in enumerate(texts) if text is None and NO_ENTRY not in prompts[place]]
-        for place, text in zip(unread, decode([prompts[place] for place in unread]), strict=True):
-            texts[place] = text
+        unread = [index for index, text in enumerate(texts) if text is None and NO_ENTRY not in prompts[index]]
+        for index, text in zip(unread, decode([prompts[index] for index in unread]), strict=True):
+            texts[index] = text
     segment = TokenisedSegment(
         prompts=_prompt_table(owner, sequences),
         text_P=texts,

@@ -168,12 +168,12 @@ class Writer:
         if weights_TLK is not None and weights_TLK.reshape(ids_TLK.shape[0], -1).shape[1] != L * K:
             raise UsageError(f"{name}: weights are {list(weights_TLK.shape)}, and expert_ids {list(ids_TLK.shape)}.")
         routing = {}
-        for place, (layer, (E, _)) in enumerate(shapes.items()):
-            ids_TK = ids_TLK[:, place].astype(np.int32)
-            _check_ids(f"{name}, layer {layer}", ids_TLK[:, place], E)
+        for index, (layer, (E, _)) in enumerate(shapes.items()):
+            ids_TK = ids_TLK[:, index].astype(np.int32)
+            _check_ids(f"{name}, layer {layer}", ids_TLK[:, index], E)
             weights_TK = None
             if weights_TLK is not None:
-                weights_TK = weights_TLK.reshape(ids_TLK.shape)[:, place].astype(np.float32)
+                weights_TK = weights_TLK.reshape(ids_TLK.shape)[:, index].astype(np.float32)
                 _check_weights(f"{name}, layer {layer}", weights_TK, ids_TK)
             routing[layer] = LayerRouting(ids_TK, weights_TK, ordered=weights_TK is not None or self._ordered or K == 1)
         return routing
@@ -257,5 +257,5 @@ def _check_weights(name: str, weights_TK: npt.NDArray[np.float32], ids_TK: npt.N
 
 
 def _now() -> str:
-    """What tells this recording from any other."""
+    """What distinguishes this recording from any other."""
     return datetime.now(UTC).isoformat()

@@ -45,13 +45,13 @@ def check_sequence(sequence: Sequence, model: TraceModel, segment_rows: int) -> 
         raise MoewhError(
             f"{where}: has {ids_RLK.shape[2]} experts per token, but {model.name} has {model.top_k}. Check --model."
         )
-    places = model.places(ids_RLK.shape[1], where)
+    indices = model.indices(ids_RLK.shape[1], where)
     tokens = _tokens(sequence, model, segment_rows)
     return Checked(
         sequence,
         tokens,
-        _expert_ids(sequence, places, model),
-        _weights(sequence, places, model),
+        _expert_ids(sequence, indices, model),
+        _weights(sequence, indices, model),
         _vocab_ids(sequence, tokens, model),
     )
 
@@ -66,22 +66,22 @@ def check_counts(counts: Counts, model: TraceModel) -> dict[int, npt.NDArray[np.
         )
     if not np.isfinite(tokens_LE).all() or (tokens_LE < 0).any() or (tokens_LE != np.floor(tokens_LE)).any():
         raise MoewhError(f"{where}: its counts are not whole numbers from 0.")
-    places = model.places(tokens_LE.shape[0], where)
-    dense = np.delete(np.arange(len(tokens_LE)), places)
+    indices = model.indices(tokens_LE.shape[0], where)
+    dense = np.delete(np.arange(len(tokens_LE)), indices)
     if tokens_LE[dense].any():
         layer = int(dense[tokens_LE[dense].any(1)][0])
         raise MoewhError(f"{where}: has counts at layer {layer}, where {model.name} has no experts. Check --model.")
     if not tokens_LE.any():
         raise MoewhError(f"{where}: every count is 0: nothing was recorded.")
     beyond = [
-        width > experts and tokens_LE[place, experts:].any()
-        for place, experts in zip(places, model.experts_L, strict=True)
+        width > experts and tokens_LE[index, experts:].any()
+        for index, experts in zip(indices, model.experts_L, strict=True)
     ]
     if any(beyond):
         raise MoewhError(f"{where}: has counts of experts that {model.name} does not have. Check --model.")
     return {
-        layer: tokens_LE[place, :experts].astype(np.int64)
-        for layer, place, experts in zip(model.layers, places, model.experts_L, strict=True)
+        layer: tokens_LE[index, :experts].astype(np.int64)
+        for layer, index, experts in zip(model.layers, indices, model.experts_L, strict=True)
     }
 
 
@@ -107,20 +107,20 @@ def _tokens(sequence: Sequence, model: TraceModel, segment_rows: int) -> int:
     return tokens
 
 
-def _expert_ids(sequence: Sequence, places: list[int], model: TraceModel) -> npt.NDArray[np.int32]:
+def _expert_ids(sequence: Sequence, indices: list[int], model: TraceModel) -> npt.NDArray[np.int32]:
     """Return the experts at the MoE layers, NO_ROUTE where nothing was captured."""
     given = sequence.expert_ids_RLK
-    taken_RLK = given if places == list(range(given.shape[1])) else given[:, places]
-    _require_dense(sequence, places, model)
+    taken_RLK = given if indices == list(range(given.shape[1])) else given[:, indices]
+    _require_dense(sequence, indices, model)
     least, most = int(taken_RLK.min()), int(taken_RLK.max())
     if least < NO_ROUTE or most >= model.experts_L.min():
         whole_RLK = taken_RLK.astype(np.int64)
         outside = np.argwhere((whole_RLK < NO_ROUTE) | (whole_RLK >= model.experts_L[:, None]))
         if len(outside):
-            row, place, slot = outside[0]
+            row, index, slot = outside[0]
             raise MoewhError(
-                f"{_at(sequence, row, model.layers[place])}: expert {taken_RLK[row, place, slot]} is none of the "
-                f"layer's {model.experts_L[place]} experts. Check --model."
+                f"{_at(sequence, row, model.layers[index])}: expert {taken_RLK[row, index, slot]} is none of the "
+                f"layer's {model.experts_L[index]} experts. Check --model."
             )
     ids_RLK = taken_RLK.astype(np.int32)
     if model.top_k > 1:  # with one expert per token, a row of zeros is a route to expert 0
@@ -129,14 +129,14 @@ def _expert_ids(sequence: Sequence, places: list[int], model: TraceModel) -> npt
     return ids_RLK
 
 
-def _require_dense(sequence: Sequence, places: list[int], model: TraceModel) -> None:
+def _require_dense(sequence: Sequence, indices: list[int], model: TraceModel) -> None:
     """Raise MoewhError for routing at a layer that the configuration says has no experts."""
     given = sequence.expert_ids_RLK
-    dense = np.setdiff1d(np.arange(given.shape[1]), places)
+    dense = np.setdiff1d(np.arange(given.shape[1]), indices)
     if len(dense) and (routed := np.argwhere(given[:, dense].astype(np.int64) > 0)).size:
-        row, place, _ = routed[0]
+        row, index, _ = routed[0]
         raise MoewhError(
-            f"{_at(sequence, row, dense[place])}: has routing, and {model.name} has no experts there. Check --model."
+            f"{_at(sequence, row, dense[index])}: has routing, and {model.name} has no experts there. Check --model."
         )
 
 
@@ -146,9 +146,9 @@ def _require_whole_rows(sequence: Sequence, ids_RLK: npt.NDArray[np.int32], mode
         missing = (ids_RLK == NO_ROUTE).sum(2)
         partly = np.argwhere((missing > 0) & (missing < model.top_k))
         if len(partly):
-            row, place = partly[0]
+            row, index = partly[0]
             raise MoewhError(
-                f"{_at(sequence, row, model.layers[place])}: has {model.top_k - missing[row, place]} of "
+                f"{_at(sequence, row, model.layers[index])}: has {model.top_k - missing[row, index]} of "
                 f"{model.top_k} experts. moewh stores a token's experts whole or not at all."
             )
     found_RL = np.zeros(ids_RLK.shape[:2], np.int64)
@@ -162,11 +162,11 @@ def _require_whole_rows(sequence: Sequence, ids_RLK: npt.NDArray[np.int32], mode
         found_RL += np.bitwise_count(bits_RL)
     twice = np.argwhere((found_RL != model.top_k) & (ids_RLK[:, :, 0] != NO_ROUTE))
     if len(twice):
-        row, place = twice[0]
-        raise MoewhError(f"{_at(sequence, row, model.layers[place])}: names an expert twice. The file is damaged.")
+        row, index = twice[0]
+        raise MoewhError(f"{_at(sequence, row, model.layers[index])}: names an expert twice. The file is damaged.")
 
 
-def _weights(sequence: Sequence, places: list[int], model: TraceModel) -> npt.NDArray[np.float32] | None:
+def _weights(sequence: Sequence, indices: list[int], model: TraceModel) -> npt.NDArray[np.float32] | None:
     weights_RLK = sequence.weights_RLK
     if weights_RLK is None:
         return None
@@ -175,11 +175,11 @@ def _weights(sequence: Sequence, places: list[int], model: TraceModel) -> npt.ND
             f"{sequence.where}: its weights are {weights_RLK.dtype} of shape {weights_RLK.shape}, its experts of shape "
             f"{sequence.expert_ids_RLK.shape}."
         )
-    taken_RLK = weights_RLK[:, places].astype(np.float32)
+    taken_RLK = weights_RLK[:, indices].astype(np.float32)
     bad = np.argwhere(~np.isfinite(taken_RLK))
     if len(bad):
-        row, place, _ = bad[0]
-        raise MoewhError(f"{_at(sequence, row, model.layers[place])}: has a weight that is no finite number.")
+        row, index, _ = bad[0]
+        raise MoewhError(f"{_at(sequence, row, model.layers[index])}: has a weight that is no finite number.")
     return taken_RLK
 
 

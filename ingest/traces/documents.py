@@ -41,8 +41,8 @@ def _one_document(file: TraceFile, data: bytes) -> Iterator[tuple[str, dict[str,
     """Yield the objects of a file that is one JSON value."""
     value = _load(data, file, "document")
     if isinstance(value, list):
-        for place, item in enumerate(value):
-            yield f"{file.name}, item {place}", _object(item, file, f"item {place}")
+        for index, item in enumerate(value):
+            yield f"{file.name}, item {index}", _object(item, file, f"item {index}")
     else:
         yield file.name, _object(value, file, "document")
 

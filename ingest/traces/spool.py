@@ -54,7 +54,7 @@ class Spool:
     def __init__(
         self, folder: Path, model: TraceModel, segment_rows: int, labels: Labels, wanted: Callable[[int], bool]
     ) -> None:
-        """`wanted` tells of a segment's number whether it is still to be written; the others are not kept."""
+        """`wanted` says whether the segment of a number is still to be written; the others are not kept."""
         self.segments = 0
         """Segments there are so far."""
         self.weights: bool | None = None
@@ -185,12 +185,12 @@ class Spool:
         ids_RLK = ids_N.reshape(shape)
         weights_RLK = None if weights_N is None else weights_N.reshape(shape)
         buffer = RoutingBuffer(int(tokens_P.sum()))
-        for place, layer in enumerate(self._model.layers):
-            if (ids_RLK[:, place, 0] == NO_ROUTE).all():
+        for at, layer in enumerate(self._model.layers):
+            if (ids_RLK[:, at, 0] == NO_ROUTE).all():
                 continue
-            weights_RK = None if weights_RLK is None else weights_RLK[:, place]
+            weights_RK = None if weights_RLK is None else weights_RLK[:, at]
             ordered = self.ordered or weights_RK is not None
-            buffer.add(rows_R, {layer: LayerRouting(ids_RLK[:, place], weights_RK, ordered)})
+            buffer.add(rows_R, {layer: LayerRouting(ids_RLK[:, at], weights_RK, ordered)})
         return buffer
 
     def _dtypes(self) -> dict[str, np.dtype[np.generic]]:

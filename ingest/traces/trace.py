@@ -38,13 +38,13 @@ class TraceModel:
     """Experts of each MoE layer."""
     top_k: int
     vocabulary: int | None
-    """Entries of the vocabulary; None if the configuration does not tell."""
+    """Entries of the vocabulary; None if the configuration does not say."""
     run: dict[str, Any] = field(default_factory=dict)
     """Columns of `runs`."""
     layer_rows: list[dict[str, Any]] = field(default_factory=list)
     expert_rows: list[dict[str, Any]] = field(default_factory=list)
 
-    def places(self, width: int, where: str) -> list[int]:
+    def indices(self, width: int, where: str) -> list[int]:
         """Return where each MoE layer lies on an axis of `width` layers: all hidden layers, or the MoE layers alone.
 
         Raises MoewhError for another width.

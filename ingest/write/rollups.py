@@ -54,7 +54,7 @@ class TokenGroups:
 
     @classmethod
     def of(cls, kind_T: npt.NDArray[np.str_], domain_T: Ints, domains: list[str | None]) -> TokenGroups:
-        """Group tokens by kind and by domain, given as places in `domains`, which are in order."""
+        """Group tokens by kind and by domain, given as indices into `domains`, which are in order."""
         kinds, kind_code_T = np.unique(kind_T, return_inverse=True)
         group_T = kind_code_T * len(domains) + domain_T
         groups, start_G = np.unique(np.sort(group_T), return_index=True)
@@ -109,7 +109,7 @@ class _Vocabulary:
     id_V: npt.NDArray[np.int32]
     text_V: pa.Array
     entry_T: Ints
-    """Each token's place among them; -1 where its entry is not known."""
+    """Each token's index among them; -1 where its entry is not known."""
 
     @classmethod
     def of(cls, vocab_id_T: npt.NDArray[np.int32], texts: Texts) -> _Vocabulary:
@@ -128,7 +128,9 @@ class RollupCounter:
         self._domain_T = domain_T
         self._adjacent_T = _adjacent(segment, kind_T)
         vocab_id_T = segment.vocab_id_T[self._groups.order_T]
-        self._vocabulary = {kind: _Vocabulary.of(vocab_id_T[place], texts) for kind, place in self._groups.kinds()}
+        self._vocabulary = {
+            kind: _Vocabulary.of(vocab_id_T[group_slice], texts) for kind, group_slice in self._groups.kinds()
+        }
         self._previous: _Chosen | None = None
         self._chunks: dict[Table, list[tuple[Any, dict[str, Any]]]] = {table: [] for table in schema.ROLLUPS}
 
@@ -142,11 +144,11 @@ class RollupCounter:
 
     def _count(self, previous: _Chosen | None, chosen: _Chosen, ranked: Ranked) -> None:
         weights_TK = None if ranked.weights_TK is None else ranked.weights_TK[self._groups.order_T]
-        for group, place in self._groups.slices():
-            self._add_experts(group, chosen, place, weights_TK)
-            self._add_pairs(group, previous, chosen, place)
-        for kind, place in self._groups.kinds():
-            self._add_vocabulary(kind, chosen, place)
+        for group, group_slice in self._groups.slices():
+            self._add_experts(group, chosen, group_slice, weights_TK)
+            self._add_pairs(group, previous, chosen, group_slice)
+        for kind, group_slice in self._groups.kinds():
+            self._add_vocabulary(kind, chosen, group_slice)
         self._add_repetition(chosen.layer, ranked)
 
     def add_load(self, layer: int, tokens_E: Ints) -> None:
@@ -175,16 +177,16 @@ class RollupCounter:
         self._chunks[table].append((key, columns))
 
     def _add_experts(
-        self, group: int, chosen: _Chosen, place: slice, weights_TK: npt.NDArray[np.float32] | None
+        self, group: int, chosen: _Chosen, group_slice: slice, weights_TK: npt.NDArray[np.float32] | None
     ) -> None:
-        routed_T = chosen.routed_T[place]
-        ids_TK = chosen.ids_TK[place][routed_T]
+        routed_T = chosen.routed_T[group_slice]
+        ids_TK = chosen.ids_TK[group_slice][routed_T]
         tokens_E = np.bincount(ids_TK.ravel(), minlength=chosen.experts)
         expert = np.flatnonzero(tokens_E)
         first_E = np.bincount(ids_TK[:, 0], minlength=chosen.experts)[expert] if chosen.ordered else None
         sum_E = None
         if weights_TK is not None:
-            weights = weights_TK[place][routed_T].ravel()
+            weights = weights_TK[group_slice][routed_T].ravel()
             sum_E = np.bincount(ids_TK.ravel(), weights=weights, minlength=chosen.experts)[expert]
         self._keep(
             schema.EXPERT_COUNTS,
@@ -197,8 +199,8 @@ class RollupCounter:
             weight_sum=sum_E,
         )
 
-    def _add_pairs(self, group: int, previous: _Chosen | None, chosen: _Chosen, place: slice) -> None:
-        pairs_EE, transitions_EE = count_pairs(previous, chosen, place)
+    def _add_pairs(self, group: int, previous: _Chosen | None, chosen: _Chosen, group_slice: slice) -> None:
+        pairs_EE, transitions_EE = count_pairs(previous, chosen, group_slice)
         expert_a, expert_b = np.nonzero(pairs_EE)
         tokens = pairs_EE[expert_a, expert_b]
         label = self._label(group)
@@ -209,7 +211,7 @@ class RollupCounter:
         expert, next_expert = np.nonzero(transitions_EE)
         first_choices = None
         if previous.ordered and chosen.ordered:
-            first_choices = _count_first_choices(previous, chosen, place)[expert, next_expert]
+            first_choices = _count_first_choices(previous, chosen, group_slice)[expert, next_expert]
         self._keep(
             schema.TRANSITION_COUNTS,
             (group, previous.layer),
@@ -222,12 +224,12 @@ class RollupCounter:
             first_choice_tokens=first_choices,
         )
 
-    def _add_vocabulary(self, kind: str, chosen: _Chosen, place: slice) -> None:
+    def _add_vocabulary(self, kind: str, chosen: _Chosen, group_slice: slice) -> None:
         vocabulary = self._vocabulary[kind]
-        routed_T = chosen.routed_T[place] & (vocabulary.entry_T >= 0)
+        routed_T = chosen.routed_T[group_slice] & (vocabulary.entry_T >= 0)
         entry_T = vocabulary.entry_T[routed_T]
         V = len(vocabulary.id_V)
-        flat, tokens = _count((chosen.ids_TK[place][routed_T] * V + entry_T[:, None]).ravel())
+        flat, tokens = _count((chosen.ids_TK[group_slice][routed_T] * V + entry_T[:, None]).ravel())
         expert, entry = np.divmod(flat, V)
         self._keep(
             schema.AFFINITY_COUNTS,
@@ -259,15 +261,15 @@ class RollupCounter:
         pairs_D = np.bincount(domain, minlength=domains)
         first_D = np.bincount(domain[same_first], minlength=domains)
         any_D = np.bincount(domain[_share_any(ids_TK, pair)], minlength=domains)
-        for place in np.flatnonzero(pairs_D):
+        for index in np.flatnonzero(pairs_D):
             self._keep(
                 schema.REPETITION_COUNTS,
-                (int(place), layer),
-                domain=self._domains[place],
+                (int(index), layer),
+                domain=self._domains[index],
                 layer=layer,
-                pairs=pairs_D[[place]],
-                first_choice_pairs=first_D[[place]] if ranked.ordered else None,
-                any_choice_pairs=any_D[[place]],
+                pairs=pairs_D[[index]],
+                first_choice_pairs=first_D[[index]] if ranked.ordered else None,
+                any_choice_pairs=any_D[[index]],
             )
 
     def _label(self, group: int) -> dict[str, str | None]:
@@ -278,8 +280,8 @@ class RollupCounter:
 # ------------------------------------------------------------------------------------------ counting
 
 
-def count_pairs(previous: _Chosen | None, chosen: _Chosen, place: slice) -> tuple[Ints, Ints]:
-    """Count, over the tokens of `place`, those that share two experts.
+def count_pairs(previous: _Chosen | None, chosen: _Chosen, group_slice: slice) -> tuple[Ints, Ints]:
+    """Count, over the tokens of `group_slice`, those that share two experts.
 
     Returns [E, E] for expert_a < expert_b of the layer (zero elsewhere), and [E', E] for an expert of the
     previous layer and one of this (of no rows without a previous layer).
@@ -288,12 +290,12 @@ def count_pairs(previous: _Chosen | None, chosen: _Chosen, place: slice) -> tupl
     before = previous.experts if previous is not None else 0
     transitions_EE = np.zeros((before, chosen.experts), np.int64)
     if not (_product_pays(chosen, chosen) and (previous is None or _product_pays(previous, chosen))):
-        _scatter_pairs(chosen, place, pairs_EE)
+        _scatter_pairs(chosen, group_slice, pairs_EE)
         if previous is not None:
-            _scatter_transitions(previous, chosen, place, transitions_EE)
+            _scatter_transitions(previous, chosen, group_slice, transitions_EE)
         return pairs_EE, transitions_EE
     here, there = _scratch(chosen), None if previous is None else _scratch(previous)
-    for block in _blocks(place):
+    for block in _blocks(group_slice):
         one_hot_TE = _one_hot(chosen, block, here)
         pairs_EE += (one_hot_TE.T @ one_hot_TE).astype(np.int64)
         if previous is not None and there is not None:
@@ -333,34 +335,34 @@ def _one_hot(chosen: _Chosen, block: slice, scratch: npt.NDArray[np.float32]) ->
     return one_hot_TE
 
 
-def _scatter_pairs(chosen: _Chosen, place: slice, pairs_EE: Ints) -> None:
+def _scatter_pairs(chosen: _Chosen, group_slice: slice, pairs_EE: Ints) -> None:
     """Add every token's K * (K - 1) / 2 pairs one by one, the lower expert first."""
     first, second = np.triu_indices(chosen.ids_TK.shape[1], 1)
-    for block in _blocks(place):
+    for block in _blocks(group_slice):
         ids_TK = np.sort(chosen.ids_TK[block][chosen.routed_T[block]], axis=1)
         flat = ids_TK[:, first] * chosen.experts + ids_TK[:, second]
         pairs_EE += np.bincount(flat.ravel(), minlength=pairs_EE.size).reshape(pairs_EE.shape)
 
 
-def _scatter_transitions(previous: _Chosen, chosen: _Chosen, place: slice, transitions_EE: Ints) -> None:
+def _scatter_transitions(previous: _Chosen, chosen: _Chosen, group_slice: slice, transitions_EE: Ints) -> None:
     """Add every token's K' * K pairs one by one."""
-    for block in _blocks(place):
+    for block in _blocks(group_slice):
         both_T = previous.routed_T[block] & chosen.routed_T[block]
         before_TK, ids_TK = previous.ids_TK[block][both_T], chosen.ids_TK[block][both_T]
         flat = (before_TK * chosen.experts)[:, :, None] + ids_TK[:, None, :]
         transitions_EE += np.bincount(flat.ravel(), minlength=transitions_EE.size).reshape(transitions_EE.shape)
 
 
-def _count_first_choices(previous: _Chosen, chosen: _Chosen, place: slice) -> Ints:
+def _count_first_choices(previous: _Chosen, chosen: _Chosen, group_slice: slice) -> Ints:
     """Count [E', E]: first choice at the previous layer, first choice at this."""
-    both_T = previous.routed_T[place] & chosen.routed_T[place]
-    flat_T = previous.ids_TK[place][both_T, 0] * chosen.experts + chosen.ids_TK[place][both_T, 0]
+    both_T = previous.routed_T[group_slice] & chosen.routed_T[group_slice]
+    flat_T = previous.ids_TK[group_slice][both_T, 0] * chosen.experts + chosen.ids_TK[group_slice][both_T, 0]
     counts = np.bincount(flat_T, minlength=previous.experts * chosen.experts)
     return counts.reshape(previous.experts, chosen.experts)
 
 
 def _share_any(ids_TK: npt.NDArray[np.int32], pair: Ints) -> npt.NDArray[np.bool_]:
-    """Tell for each place of `pair` whether that token and the next share an expert: sets as bits, 64 at a time."""
+    """Return, for each index of `pair`, whether that token and the next share an expert: sets as bits, 64 at a time."""
     shared = np.zeros(len(pair), np.bool_)
     one = np.uint64(1)
     for word in range(int(ids_TK.max(initial=0)) // 64 + 1):
@@ -379,21 +381,21 @@ def _count(values: Ints) -> tuple[Ints, Ints]:
     return distinct, counts[distinct]
 
 
-def _blocks(place: slice) -> Iterator[slice]:
-    for start in range(place.start, place.stop, _BLOCK):
-        yield slice(start, min(start + _BLOCK, place.stop))
+def _blocks(group_slice: slice) -> Iterator[slice]:
+    for start in range(group_slice.start, group_slice.stop, _BLOCK):
+        yield slice(start, min(start + _BLOCK, group_slice.stop))
 
 
 # ------------------------------------------------------------------------------------------ tokens and files
 
 
 def _domains(segment: TokenisedSegment) -> tuple[list[str | None], Ints]:
-    """Return the segment's domains in order, NULL last, and each token's place among them."""
+    """Return the segment's domains in order, NULL last, and each token's index among them."""
     domain_P = segment.prompts.column("domain").to_pylist()
     domains: list[str | None] = [*sorted({domain for domain in domain_P if domain is not None}), None]
-    place = {domain: number for number, domain in enumerate(domains)}
-    place_P = np.array([place[domain] for domain in domain_P], np.int64)
-    return domains, place_P[segment.prompt_T - segment.first_prompt]
+    numbers = {domain: number for number, domain in enumerate(domains)}
+    number_P = np.array([numbers[domain] for domain in domain_P], np.int64)
+    return domains, number_P[segment.prompt_T - segment.first_prompt]
 
 
 def _kinds(segment: TokenisedSegment) -> npt.NDArray[np.str_]:

@@ -140,9 +140,9 @@ class _RoutedTokens:
             self._whole[K] = self._repeated(np.arange(len(routed_T)), K)
         return self._whole[K]
 
-    def _repeated(self, place_T: npt.NDArray[np.int64], K: int) -> dict[str, pa.Array]:
-        place = pa.array(np.repeat(place_T, K))
-        return {name: column.take(place) for name, column in self._columns_T.items()}
+    def _repeated(self, index_T: npt.NDArray[np.int64], K: int) -> dict[str, pa.Array]:
+        repeated = pa.array(np.repeat(index_T, K))
+        return {name: column.take(repeated) for name, column in self._columns_T.items()}
 
 
 def _routed(array_TK: npt.NDArray[_Number], ranked: Ranked) -> npt.NDArray[_Number]:
@@ -151,7 +151,7 @@ def _routed(array_TK: npt.NDArray[_Number], ranked: Ranked) -> npt.NDArray[_Numb
 
 
 def _routing_arrow() -> pa.Schema:
-    """The types that the writer is given: texts by their place in a dictionary, so that it need not hash every row."""
+    """The types that the writer is given: texts by their index in a dictionary, so that it need not hash every row."""
     fields = list(schema.ROUTING.arrow())
     return pa.schema([field.with_type(_LABELS) if field.type == pa.string() else field for field in fields])
 
@@ -170,11 +170,11 @@ def _write_vectors(folder: Path, table: Table, segment: TokenisedSegment, vector
     """Write an opt-in table sorted by layer and token_id, some tokens at a time."""
     token_id_T = segment.token_id_T
     with pq.ParquetWriter(folder / table.file, table.arrow(), **parquet_options(table)) as writer:
-        for layer, array, places in vectors.of(table):
+        for layer, array, token_indices in vectors.of(table):
             width = array.shape[1]
             at_once = max(1, _VECTOR_NUMBERS // width)
-            for start in range(0, len(places), at_once):
-                part = places[start : start + at_once]
+            for start in range(0, len(token_indices), at_once):
+                part = token_indices[start : start + at_once]
                 offsets = pa.array(np.arange(0, (len(part) + 1) * width, width, dtype=np.int32))
                 lists = pa.ListArray.from_arrays(offsets, pa.array(array[part].reshape(-1)))
                 columns = [pa.array(token_id_T[part]), pa.array(np.full(len(part), layer, np.int32)), lists]
@@ -183,7 +183,9 @@ def _write_vectors(folder: Path, table: Table, segment: TokenisedSegment, vector
 
 def _prompt_columns(segment: TokenisedSegment, routing: RoutingBuffer) -> dict[str, Any]:
     status_P = list(segment.status_P)
-    failed = routing.failed_prompts.union(*(segment.prompt_T[places].tolist() for places in routing.invalid().values()))
+    failed = routing.failed_prompts.union(
+        *(segment.prompt_T[token_indices].tolist() for token_indices in routing.invalid().values())
+    )
     for prompt in failed:
         status_P[prompt - segment.first_prompt] = "failed"
     columns = {name: segment.prompts.column(name) for name in ("domain", "source", "metadata")}
@@ -217,5 +219,5 @@ def _token_columns(segment: TokenisedSegment, texts: Texts) -> dict[str, Any]:
 
 
 def _kinds(segment: TokenisedSegment) -> pa.DictionaryArray:
-    """[T] tokens.kind, by place in KINDS."""
+    """[T] tokens.kind, as an index into KINDS."""
     return pa.DictionaryArray.from_arrays(pa.array(segment.kind_T), list(KINDS))

@@ -61,9 +61,9 @@ def _duckdb_error(text: str) -> str:
             f"{other[1]} was written by another version of moewh: it lacks the column {other[2]}. `moewh verify` says "
             "which, and `moewh verify --repair` takes it out."
         )
-    message, _, place = text.partition("\n\nLINE ")
-    if place:
-        message += f" (line {place.partition(':')[0]})"
+    message, _, position = text.partition("\n\nLINE ")
+    if position:
+        message += f" (line {position.partition(':')[0]})"
     if (lost := re.search(r'Referenced column "(\w+)" not found', text)) and lost[1] in _stored_columns():
         # if it is the first file that lacks it, DuckDB names no file
         message += (

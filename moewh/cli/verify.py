@@ -93,8 +93,8 @@ def _json(planned: Plan, seconds: float, reported: list[Reported]) -> str:
 def _text(planned: Plan, seconds: float, reported: list[Reported], *, repair: bool) -> str:
     """One line for each fault, then what was moved, how to restore it, and a summary."""
     lines = [f"{fault.path}: {fault.why}" for fault in reported]
-    places = {fault.quarantined for fault in reported if fault.quarantined}
-    lines += [f"moved to {place}" for place in sorted(places)]
+    folders = {fault.quarantined for fault in reported if fault.quarantined}
+    lines += [f"moved to {folder}" for folder in sorted(folders)]
     commands = {fault.restore for fault in reported if fault.restore}
     if commands and not repair:
         lines.append("`moewh verify --repair` takes bad folders out; then this writes them again:")

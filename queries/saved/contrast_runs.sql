@@ -3,7 +3,7 @@
 -- routed tokens (expert_load: each sums to 1 over the layer):
 --   difference = share - other_share
 --   ratio      = share / other_share, NULL where other_share is 0
--- The runs may have other prompts; whether a token's experts changed, changed_tokens tells for equal ones.
+-- The runs may have other prompts. For runs over the same tokens, changed_tokens shows which tokens changed experts.
 -- Parameters:
 --   run (run): one run.
 --   other_run (run): the other.

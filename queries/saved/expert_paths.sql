@@ -2,7 +2,7 @@
 -- One row per run and path, the most used first. Paths are those of first_choice_paths, N all tokens that have one:
 --   share            = N_path / N
 --   cumulative_share = the share of this path and all before it
--- expert_path_coverage tells how many paths cover how much.
+-- expert_path_coverage shows how many paths cover how much.
 -- A run whose ranks are not known has no first choices: it has no rows here.
 -- Parameters:
 --   run (run): default every run.

@@ -1,4 +1,4 @@
--- layer_information: how much a token's first choice at a layer tells of its first choice at the next MoE layer.
+-- layer_information: how much a token's first choice at a layer says about its first choice at the next MoE layer.
 -- One row per run, layer and next layer. Over tokens of kind prompt and generated routed at both, p the shares of their
 -- first choices (rank 0), N of them:
 --   mutual_information = sum over pairs of p_ij log2(p_ij / (p_i p_j))    bits; 0 where the two are independent

@@ -4,7 +4,7 @@
 -- N_j with first choice next_expert at next_layer, N_ij both (a token counts once):
 --   conditional = N_ij / N_i                 over all next experts it sums to 1
 --   lift        = N_ij * N / (N_i * N_j)     1 where the two choices are independent
--- A pair that no token takes has no row: both ratios are 0. The weights play no part but for the rank.
+-- A pair that no token takes has no row: both ratios are 0. Weights matter only through the rank.
 -- A run whose ranks are not known (runs.origin_format says where it comes from) has no first choices: it has no rows here.
 -- Counts come from the rollup transition_counts, so the cost does not grow with tokens.
 create or replace view first_choice_transitions as

@@ -67,10 +67,10 @@ def write_cut(columns: Sequence[Column], rows: Sequence[Row], room: int, stream:
     body = [[_cell(value) for value in row] for row in (*rows[:head], *rows[len(rows) - tail :])]
     full = [max(map(width_of, texts)) for texts in zip(*zip(*heads, strict=True), *body, strict=True)]
     kept, widest = _fit(full, room)
-    heads = [(_shortened(heads[place][0], widest), _shortened(heads[place][1], widest)) for place in kept]
-    body = [[_shortened(cells[place], widest) for place in kept] for cells in body]
-    widths = [min(full[place], widest) for place in kept]
-    rights = [_rights(columns)[place] for place in kept]
+    heads = [(_shortened(heads[index][0], widest), _shortened(heads[index][1], widest)) for index in kept]
+    body = [[_shortened(cells[index], widest) for index in kept] for cells in body]
+    widths = [min(full[index], widest) for index in kept]
+    rights = [_rights(columns)[index] for index in kept]
     if len(kept) < len(columns):
         said.append(f"{len(kept)} of {len(columns)} columns")
         gap = (len(kept) + 1) // 2  # where they are left out
@@ -79,7 +79,7 @@ def write_cut(columns: Sequence[Column], rows: Sequence[Row], room: int, stream:
         heads.insert(gap, ("…", "…"))
         widths.insert(gap, 1)
         rights.insert(gap, False)
-    if any(full[place] > widest for place in kept):
+    if any(full[index] > widest for index in kept):
         said.append(f"cells cut to {widest} characters")
     if head < len(rows):
         body[head:head] = [["·"] * len(widths)] * 3
@@ -106,7 +106,7 @@ def _fit(widths: Sequence[int], room: int) -> tuple[list[int], int]:
     while True:
         gap = 4 if len(kept) < len(widths) else 0  # the column that stands for those left out
         free = room - 1 - gap - 3 * len(kept)
-        widest = _level([widths[place] for place in kept], free)
+        widest = _level([widths[index] for index in kept], free)
         if widest >= _LEAST or len(kept) == 1:
             return kept, max(widest, 2)
         del kept[len(kept) // 2]

@@ -1,7 +1,7 @@
 """What views and saved queries there are, and what each one and its columns mean.
 
 Everything comes from the schema and the `.sql` files, so no warehouse is needed: the canned views are
-made over empty tables in memory, and DuckDB tells their types and comments.
+made over empty tables in memory, and DuckDB reports their types and comments.
 """
 
 from __future__ import annotations

@@ -176,9 +176,9 @@ def without_semicolon(sql: str) -> str:
 
     text = sql.encode()
     ends = (
-        place
-        for place, kind in duckdb.tokenize(sql)
-        if kind == duckdb.token_type.operator and text[place : place + 1] == b";"
+        offset
+        for offset, kind in duckdb.tokenize(sql)
+        if kind == duckdb.token_type.operator and text[offset : offset + 1] == b";"
     )
     return text[: next(ends, None)].decode()
 

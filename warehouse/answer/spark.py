@@ -226,8 +226,8 @@ def _merged_files(session: SparkSession, layout: Layout, table: schema.Table) ->
 def _states(layout: Layout) -> tuple[list[str], list[str]]:
     """Return the runs that are sealed, and those whose segments are counted one by one."""
     sealed, linked = (
-        sorted(folder.name.removeprefix("run_id=") for folder in place.parent.glob("run_id=*"))
-        for place in (layout.sealed("x"), layout.unsealed("x"))
+        sorted(folder.name.removeprefix("run_id=") for folder in example.parent.glob("run_id=*"))
+        for example in (layout.sealed("x"), layout.unsealed("x"))
     )
     if lost := sorted(
         {path.name.removeprefix("run_id=") for path in layout.run("x").parent.glob("run_id=*")} - {*sealed, *linked}

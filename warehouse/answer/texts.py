@@ -67,13 +67,14 @@ def columns_of(answer: Answer) -> list[Column]:
 
 def converted(answer: Answer, columns: Sequence[Column], cast: Cast) -> Answer:
     """Return an answer from `as_select` with `cast` applied to each of its columns."""
-    places = [f"c{number}" for number in range(len(columns))]
+    expressions = [f"c{number}" for number in range(len(columns))]
     items = ", ".join(
-        f"{cast(place, column.type)} as {_quoted(column.name)}" for place, column in zip(places, columns, strict=True)
+        f"{cast(expression, column.type)} as {_quoted(column.name)}"
+        for expression, column in zip(expressions, columns, strict=True)
     )
     source = f"select * from ({answer.statement}\n)"  # in which equal names are made different
     return Answer(
-        answer.connection, f"select {items} from ({source}) as answer({', '.join(places)})", dict(answer.values)
+        answer.connection, f"select {items} from ({source}) as answer({', '.join(expressions)})", dict(answer.values)
     )
 
 
@@ -97,7 +98,7 @@ def told_rows(answer: Answer) -> Iterator[tuple[dict[str, str], dict[str, Any]]]
     answer = as_select(answer)
     columns = columns_of(answer)
     names = [column.name for column in columns]
-    pairs = converted(answer, columns, lambda place, kind: f"[{as_text(place, kind)}, {as_json(place, kind)}]")
+    pairs = converted(answer, columns, lambda sql, kind: f"[{as_text(sql, kind)}, {as_json(sql, kind)}]")
     for row in rows_of(pairs):
         texts, values = zip(*row, strict=True)
         shown = ["NULL" if text is None else text for text in _finished(texts, columns)]
@@ -117,29 +118,29 @@ def _is_nested(column: Column) -> bool:
     return column.type.id in _NESTED
 
 
-def as_text(place: str, kind: Any) -> str:
+def as_text(expression: str, kind: Any) -> str:
     """SQL for a value as text that casts back to its type; nested values are JSON, to be made strict."""
     if kind.id in _NESTED:
-        return as_json(place, kind)
+        return as_json(expression, kind)
     if kind.id == "float":  # in full: '0.1' is another number to whom reads it as a double
-        return f"{place}::double::varchar"
-    return f"{place}::varchar"
+        return f"{expression}::double::varchar"
+    return f"{expression}::varchar"
 
 
-def as_shown(place: str, kind: Any) -> str:  # noqa: ARG001 - a Cast
+def as_shown(expression: str, kind: Any) -> str:  # noqa: ARG001 - a Cast
     """SQL for a value as DuckDB shows it, which for nested values is its own notation."""
-    return f"{place}::varchar"
+    return f"{expression}::varchar"
 
 
-def as_json(place: str, kind: Any) -> str:
+def as_json(expression: str, kind: Any) -> str:
     """SQL for a value as JSON text, except `NaN`, `Infinity` and line ends, which `strict_json` mends.
 
     Integers, doubles and decimals of up to 15 digits are numbers, BOOLEAN is true or false, JSON stays what it is, and
     every other value is a string that casts back to its type.
     """
     if str(kind) == "JSON":  # to_json would make doubles of its numbers
-        return f"{place}::varchar"
-    return f"to_json({place}::{_json_type(kind)})::varchar"
+        return f"{expression}::varchar"
+    return f"to_json({expression}::{_json_type(kind)})::varchar"
 
 
 def strict_json(text: str) -> str:
@@ -163,9 +164,9 @@ def as_parquet(integers: str) -> Cast:
         # Parquet has times in UTC only, intervals of milliseconds only, and no struct without fields.
         return "VARCHAR" if kind.id in ("time with time zone", "interval", "struct") else str(kind)
 
-    def cast(place: str, kind: Any) -> str:
+    def cast(expression: str, kind: Any) -> str:
         target = _rebuilt(kind, leaf, arrays=False)  # pyarrow cannot read DuckDB's arrays that have a NULL among them
-        return place if target == _rebuilt(kind, str) else f"{place}::{target}"
+        return expression if target == _rebuilt(kind, str) else f"{expression}::{target}"
 
     return cast
 

@@ -29,8 +29,8 @@ def check_pages(path: Path, metadata: pq.FileMetaData) -> None:
     with path.open("rb") as file:
         for group in range(metadata.num_row_groups):
             row_group = metadata.row_group(group)
-            for place in range(row_group.num_columns):
-                column = row_group.column(place)
+            for offset in range(row_group.num_columns):
+                column = row_group.column(offset)
                 if not row_group.num_rows:
                     continue
                 first = min(filter(None, (column.dictionary_page_offset, column.data_page_offset)))
@@ -43,69 +43,69 @@ def check_pages(path: Path, metadata: pq.FileMetaData) -> None:
 
 def _check_chunk(chunk: bytes) -> None:
     """Check the pages that one column has in one row group."""
-    place = page = 0
+    offset = page = 0
     view = memoryview(chunk)
-    while place < len(chunk):
+    while offset < len(chunk):
         try:
-            size, crc, start = _header(chunk, place)
+            size, crc, start = _header(chunk, offset)
         except IndexError:
             raise PageError(f"page {page} has a header without an end") from None
-        place = start + size
-        if size < 0 or place > len(chunk):
+        offset = start + size
+        if size < 0 or offset > len(chunk):
             raise PageError(f"page {page} has no place in the file")
-        if crc is not None and zlib.crc32(view[start:place]) != crc & 0xFFFF_FFFF:
+        if crc is not None and zlib.crc32(view[start:offset]) != crc & 0xFFFF_FFFF:
             raise PageError(f"page {page} does not match its checksum")
         page += 1
 
 
-def _header(data: bytes, place: int) -> tuple[int, int | None, int]:
-    """Return a page's size, its checksum if it has one, and where the header at `place` ends.
+def _header(data: bytes, offset: int) -> tuple[int, int | None, int]:
+    """Return a page's size, its checksum if it has one, and where the header at `offset` ends.
 
     One loop without calls for what headers are made of: there are thousands, of some twenty fields each. Structs
     within are walked through; a step of `field` is in the upper half of a field's lead byte, its kind in the lower.
     """
     size, crc, field, depth = -1, None, 0, 1
     while depth:
-        lead = data[place]
-        place += 1
+        lead = data[offset]
+        offset += 1
         if not lead:
             depth -= 1
             continue
         kind = lead & 15
         if lead < 16:
-            number, place = _varint(data, place)
+            number, offset = _varint(data, offset)
             field = _signed(number) if depth == 1 else field
         elif depth == 1:
             field += lead >> 4
         if kind in _INTEGERS:
-            start = place
-            while data[place] & 0x80:
-                place += 1
-            place += 1
+            start = offset
+            while data[offset] & 0x80:
+                offset += 1
+            offset += 1
             if depth == 1 and field == _SIZE:
                 size = _signed(_varint(data, start)[0])
             elif depth == 1 and field == _CRC:
                 crc = _signed(_varint(data, start)[0])
         elif kind == _BINARY:
-            length, place = _varint(data, place)
-            place += length
+            length, offset = _varint(data, offset)
+            offset += length
         elif kind == _STRUCT:
             depth += 1
         elif kind not in _BOOLEANS:
             raise PageError(f"a header has a field of kind {kind}")
-    return size, crc, place
+    return size, crc, offset
 
 
-def _varint(data: bytes, place: int) -> tuple[int, int]:
-    """Return the unsigned number at `place`, seven bits a byte, lowest first, and where it ends."""
+def _varint(data: bytes, offset: int) -> tuple[int, int]:
+    """Return the unsigned number at `offset`, seven bits a byte, lowest first, and where it ends."""
     number = shift = 0
-    while (byte := data[place]) & 0x80:
+    while (byte := data[offset]) & 0x80:
         number |= (byte & 0x7F) << shift
         shift += 7
-        place += 1
+        offset += 1
         if shift > 63:
             raise PageError("a header holds a number of more than 64 bits")
-    return number | byte << shift, place + 1
+    return number | byte << shift, offset + 1
 
 
 def _signed(number: int) -> int:

@@ -143,7 +143,7 @@ RUNS = Table(
         Column(
             "segments_planned",
             "INTEGER",
-            "Segments the run has when it is complete; NULL where only its last segment tells.",
+            "Segments the run has when it is complete; NULL if that is known only once its last segment is written.",
         ),
         Column("status", "VARCHAR", "complete when every planned segment is there, else running.", derived=True),
         Column("segments", "BIGINT", "Segments committed so far.", derived=True),

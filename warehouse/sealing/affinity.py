@@ -78,10 +78,10 @@ def merged_affinity(files: list[Path]) -> Iterator[pa.Table]:
 
 def _row_groups(file: Path) -> Iterator[_RowGroup]:
     metadata = pq.read_metadata(file)
-    places = {metadata.schema.column(number).name: number for number in range(metadata.num_columns)}
+    column_numbers = {metadata.schema.column(number).name: number for number in range(metadata.num_columns)}
     for number in range(metadata.num_row_groups):
         row_group = metadata.row_group(number)
-        known = {name: row_group.column(places[name]).statistics for name in ("kind", *_KEYS)}
+        known = {name: row_group.column(column_numbers[name]).statistics for name in ("kind", *_KEYS)}
         yield _RowGroup(
             file,
             number,

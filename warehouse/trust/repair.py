@@ -38,7 +38,7 @@ def quarantine(layout: Layout, folders: Iterable[Path]) -> dict[Path, Path]:
                 continue
             if (run_id := run_of(layout, folder)) is not None:
                 _uncover(layout, run_id, folder)
-            target = _free_place(layout.root / "quarantine" / folder.relative_to(layout.root))
+            target = _free_path(layout.root / "quarantine" / folder.relative_to(layout.root))
             make_folder(target.parent)
             folder.rename(target)
             sync(target.parent)
@@ -101,7 +101,7 @@ def geometry_rank(layout: Layout, run_id: str) -> int | None:
 
 
 def restore_command(layout: Layout, run_id: str, option_words: OptionWords) -> str:
-    """Return the ingest command that writes a run's missing segments again, as far as the run's own row tells it.
+    """Return the ingest command that writes a run's missing segments again, as far as the run's own row records it.
 
     The prompts are known by their digest only.
     """
@@ -148,12 +148,12 @@ def _model_words(row: dict[str, Any]) -> list[str]:
     return words
 
 
-def _free_place(place: Path) -> Path:
-    """Return `place`, numbered if it is taken."""
-    number, free = 1, place
+def _free_path(path: Path) -> Path:
+    """Return `path`, numbered if it is taken."""
+    number, free = 1, path
     while free.exists():
         number += 1
-        free = place.with_name(f"{place.name}.{number}")
+        free = path.with_name(f"{path.name}.{number}")
     return free
 
 

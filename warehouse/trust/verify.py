@@ -101,10 +101,10 @@ class Plan:
 def plan(layout: Layout) -> Plan:
     """List every committed folder with its manifest. Raises MoewhError if there is no warehouse."""
     found = Plan()
-    for place in (layout.require(), Layout(layout.empty)):
+    for part in (layout.require(), Layout(layout.empty)):
         for level in FOLDERS:
-            _list_level(place, level, found)
-        _list_unsealed(place, found)
+            _list_level(part, level, found)
+        _list_unsealed(part, found)
     for folder in found.folders:
         _take_manifest(folder, found.faults)
     described = {folder.run_id for folder in found.folders if folder.level == "run"}
@@ -390,7 +390,7 @@ def _check_sealed(folder: Folder, segments: list[Folder]) -> Iterator[Fault]:
 def _check_experts(folder: Folder, run: Folder) -> Iterator[Fault]:
     """Find a geometry that is not of as many experts as its run has."""
     measured, known = (
-        place.files[table.file].rows for place, table in ((folder, schema.EXPERT_GEOMETRY), (run, schema.EXPERTS))
+        home.files[table.file].rows for home, table in ((folder, schema.EXPERT_GEOMETRY), (run, schema.EXPERTS))
     )
     if measured != known:
         why = f"has {measured:,} experts, but {schema.EXPERTS.file} of the run has {known:,}"
@@ -411,8 +411,8 @@ def _unknown(folder: Path, table: schema.Table, column: str) -> int:
 
     with pq.ParquetFile(folder / table.file) as file:
         groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
-        place = file.schema_arrow.get_field_index(column)
-    return sum(group.column(place).statistics.null_count for group in groups if group.num_rows)
+        index = file.schema_arrow.get_field_index(column)
+    return sum(group.column(index).statistics.null_count for group in groups if group.num_rows)
 
 
 def _row(folder: Path, table: schema.Table) -> dict[str, Any]:

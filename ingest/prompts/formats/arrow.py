@@ -20,7 +20,7 @@ def _tables(path: Path, file: PromptFile) -> Iterator[pa.Table]:
         with pa.memory_map(str(path)) as data:
             try:
                 reader = pa.ipc.open_file(data)
-                batches = (reader.get_batch(place) for place in range(reader.num_record_batches))
+                batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
             except pa.ArrowInvalid:
                 data.seek(0)
                 batches = pa.ipc.open_stream(data)

@@ -3,7 +3,7 @@
 Ids come in ascending order: no rank is known; there are no weights and no token ids. A sequence is one forward pass of
 a rank: the lines of all its MoE layers, in order of their number, from 0 or from 1. A step of several microbatches has
 several. Lines of the block `mtp` (layers that predict further ahead) are left out. Ranks that hold part of the layers
-(pipeline parallelism) cannot be put together: nothing tells which of their tokens are the same.
+(pipeline parallelism) cannot be put together: nothing shows which of their tokens are the same.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ def _read(file: TraceFile, model: TraceModel) -> Iterator[Sequence]:
 
 
 def _sequences(step: int | None, passes: list[_Pass], file: TraceFile, model: TraceModel) -> Iterator[Sequence]:
-    for place, found in enumerate(passes):
-        where = f"{file.name}, step {step}, pass {place}"
+    for index, found in enumerate(passes):
+        where = f"{file.name}, step {step}, pass {index}"
         layers = model.numbered(found, where)
         lengths = {found[layer].shape for layer in layers}
         if len(lengths) > 1:
-            raise file.error(f"step {step}, pass {place}: its layers have routing of shapes {sorted(lengths)}.")
+            raise file.error(f"step {step}, pass {index}: its layers have routing of shapes {sorted(lengths)}.")
         ids_RLK = np.stack([found[layer] for layer in layers], axis=1)
-        metadata = {"step": step, "pass": place, "boundaries": "unknown"}
+        metadata = {"step": step, "pass": index, "boundaries": "unknown"}
         yield Sequence(where, ids_RLK, source=file.path.name, metadata=metadata)
 
 

@@ -54,9 +54,9 @@ def _parquet(file: TraceFile) -> Iterator[tuple[str, dict[str, Any], dict[str, A
             number = 0
             for batch in parquet.iter_batches(batch_size=_AT_ONCE):
                 rest = batch.select([name for name in batch.schema.names if name not in _ARRAYS]).to_pylist()
-                for place, record in enumerate(rest):
+                for index, record in enumerate(rest):
                     where = f"{file.name}, row {number}"
-                    given = {name: batch.column(name)[place] for name in _ARRAYS if name in batch.schema.names}
+                    given = {name: batch.column(name)[index] for name in _ARRAYS if name in batch.schema.names}
                     known = {name: value for name, value in given.items() if value.is_valid}
                     arrays = {name: _nested(value, f"{where}, {name}", file) for name, value in known.items()}
                     yield where, record, arrays

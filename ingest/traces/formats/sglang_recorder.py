@@ -60,7 +60,7 @@ def _pass(
         raise file.error(f"{where}: its extend_seq_lens sum to {sum(lengths)}, for {len(ids_RLK)} tokens.")
     positions = as_ids(record.get("positions"), where)
     start = 0
-    for place, length in enumerate(lengths):
+    for index, length in enumerate(lengths):
         part = slice(start, start + length)
         metadata = {
             **about,
@@ -68,7 +68,7 @@ def _pass(
             "first_position": int(positions[start]) if start < len(positions) else None,
         }
         yield Sequence(
-            f"{where}, sequence {place}",
+            f"{where}, sequence {index}",
             ids_RLK[part],
             vocab_ids_T=vocab_ids_T[part],
             source=file.path.name,

@@ -21,8 +21,8 @@ def _write(run: ExportedRun, path: Path) -> None:
     (path / "meta_info.json").write_text(json.dumps(meta) + "\n")
     size = experts * tokens_LE.itemsize
     header = {
-        f"0_{layer}": {"dtype": "I64", "shape": [experts], "data_offsets": [place * size, (place + 1) * size]}
-        for place, layer in enumerate(layers)
+        f"0_{layer}": {"dtype": "I64", "shape": [experts], "data_offsets": [index * size, (index + 1) * size]}
+        for index, layer in enumerate(layers)
     }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
