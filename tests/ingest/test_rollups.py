@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from itertools import combinations, pairwise
@@ -24,12 +23,10 @@ from moewh.ingest.write.run_files import write_run
 from moewh.ingest.write.segment import write_segment
 from moewh.warehouse.answer.engine import open_engine
 from moewh.warehouse.answer.jail import Limits
-from moewh.warehouse.answer.shell import find_duckdb
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.trust.rollups import compare
 from moewh.warehouse.views.base import QUERIES, open_warehouse, staging_read_by
-from moewh.warehouse.views.publishing import publish
 from tests.support.models import byte_tokenizer
 from tests.support.synthetic import Run, Token, random_warehouse, word
 
@@ -295,16 +292,6 @@ def test_segment_that_lacks_a_rollup_is_named(name: str, tmp_path: Path) -> None
                 with pytest.raises(duckdb.Error, match=re.escape(f"segment {folder} lacks {name}.parquet")):
                     connection.execute(f"select count(*) from {view} {narrow}").fetchall()
         assert connection.execute("select count(*) > 0 from routes").fetchall() == [(True,)]
-
-
-def test_shell_names_a_segment_that_lacks_a_rollup(tmp_path: Path) -> None:
-    layout, _ = random_warehouse(tmp_path / "wh")
-    (layout.segment("007", 1) / "pair_counts.parquet").unlink()
-    publish(layout)
-    command = [find_duckdb(), "-readonly", str(layout.database), "-c", "select max(lift) from co_routing"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "segment=1 lacks pair_counts.parquet" in done.stderr
 
 
 # ------------------------------------------------------------------------------------------ the comparison

@@ -31,6 +31,7 @@ from moewh.warehouse.views.base import canned_names
 from moewh.warehouse.views.publishing import publish
 from tests.support.damage import faults_of, sound_warehouse
 
+pytestmark = pytest.mark.published_file
 SHARED_MEMORY = Path("/dev/shm")
 LINKED = ["", "segments", "runs", "geometry", "segments/run_id=one", "runs/run_id=one", "segments/run_id=one/segment=1"]
 """What is a link: the root, a folder of all runs, one run's, one segment."""

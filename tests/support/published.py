@@ -1,0 +1,39 @@
+"""`warehouse.duckdb` without the work: making its views and their comments takes a third of a small ingest.
+
+Whatever publishes then puts a copy of one file in place, whose views read a warehouse that is gone. So a test that
+reads the file fails, unless its module is marked `published_file`: there each file is made as users have it.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.views import publishing
+
+_BUILD = publishing._build
+
+
+def copy_one_file(patch: pytest.MonkeyPatch) -> None:
+    """Have `publish` write what it always does, under its locks and with its renames, but with a copy's bytes."""
+    patch.setattr(publishing, "_build", lambda _, file: shutil.copyfile(_made(), file))
+
+
+@functools.cache
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory()
+
+
+@functools.cache
+def _made() -> Path:
+    file = Path(_scratch().name) / "warehouse.duckdb"
+    with tempfile.TemporaryDirectory() as folder:
+        layout = Layout(Path(folder) / "wh")
+        layout.create()
+        _BUILD(layout, file)
+    return file
