@@ -21,7 +21,14 @@ _BUILD = publishing._build
 
 def copy_one_file(patch: pytest.MonkeyPatch) -> None:
     """Have `publish` write what it always does, under its locks and with its renames, but with a copy's bytes."""
-    patch.setattr(publishing, "_build", lambda _, file: shutil.copyfile(_made(), file))
+    patch.setattr(publishing, "_build", lambda _, file: shutil.copyfile(made(), file))
+
+
+def publish_for_reading(layout: Layout) -> None:
+    """Write the file as users have it, in a module that is not marked."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publishing, "_build", _BUILD)
+        publishing.publish(layout)
 
 
 @functools.cache
@@ -30,7 +37,8 @@ def _scratch() -> tempfile.TemporaryDirectory[str]:
 
 
 @functools.cache
-def _made() -> Path:
+def made() -> Path:
+    """Return a file with every view and comment, made once a session."""
     file = Path(_scratch().name) / "warehouse.duckdb"
     with tempfile.TemporaryDirectory() as folder:
         layout = Layout(Path(folder) / "wh")

@@ -28,10 +28,9 @@ from moewh.warehouse.answer.shell import find_duckdb
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.base import canned_names
-from moewh.warehouse.views.publishing import publish
 from tests.support.damage import faults_of, sound_warehouse
+from tests.support.published import publish_for_reading
 
-pytestmark = pytest.mark.published_file
 SHARED_MEMORY = Path("/dev/shm")
 LINKED = ["", "segments", "runs", "geometry", "segments/run_id=one", "runs/run_id=one", "segments/run_id=one/segment=1"]
 """What is a link: the root, a folder of all runs, one run's, one segment."""
@@ -76,7 +75,6 @@ def move_and_link(layout: Layout, name: str, elsewhere: Path) -> Path:
 
 def copy_of(sound: Layout, root: Path) -> Layout:
     shutil.copytree(sound.root, root, symlinks=True)
-    publish(Layout(root))
     return Layout(root)
 
 
@@ -115,6 +113,7 @@ def test_all_that_reads_follows_links(
     tmp_path: Path,
 ) -> None:
     layout = copy_of(sound, tmp_path / "wh")
+    publish_for_reading(layout)
     move_and_link(layout, name, elsewhere)
     for view, rows in views(layout).items():
         assert repr(rows) == repr(expected[0][view]), view  # as text, in which NaN equals NaN
