@@ -25,6 +25,7 @@ from moewh.warehouse.answer.engine import open_engine
 from moewh.warehouse.answer.jail import Limits
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.trust import rollups
 from moewh.warehouse.trust.rollups import compare
 from moewh.warehouse.views.base import QUERIES, open_warehouse, staging_read_by
 from tests.support.models import byte_tokenizer
@@ -324,3 +325,25 @@ def test_compare_finds_one_wrong_row(name: str, change: str, tmp_path: Path) -> 
     assert {"changed": fault.stored and fault.expected, "missing": fault.expected, "added": fault.stored}[change]
     assert (fault.stored is None, fault.expected is None) == (change == "missing", change == "added")
     assert "layer = " in fault.key
+
+
+def test_compare_says_the_same_of_runs_together_and_segment_by_segment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout, _ = random_warehouse(tmp_path / "wh")
+    for run_id, segment in (("007", 0), ("007", 1), ("mixed", 0), ("step-1", 0)):  # mixed is sealed
+        folder = layout.sealed(run_id) if layout.sealed(run_id).is_dir() else layout.segment(run_id, segment)
+        rows = pq.read_table(folder / schema.PAIR_COUNTS.file, partitioning=None)
+        pq.write_table(rows.slice(2), folder / schema.PAIR_COUNTS.file)
+    found = []
+    with open_engine("duckdb", None, layout, Limits()) as ask:
+        for at_once in (rollups.ROWS_AT_ONCE, 100, 0):
+            monkeypatch.setattr(rollups, "ROWS_AT_ONCE", at_once)
+            found.append(sorted(compare(ask), key=repr))
+            asked = rollups._units(rollups._rows(ask, rollups._SEGMENTS))
+            assert {unit.segment is None for unit in asked if not unit.sealed} == {at_once > 0} or at_once == 100
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) == 8
+    assert {(fault.run_id, fault.segment) for fault in found[0]} == {
+        ("007", 0), ("007", 1), ("mixed", None), ("step-1", None),
+    }  # fmt: skip

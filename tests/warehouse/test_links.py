@@ -104,7 +104,11 @@ def expected(sound: Layout) -> tuple[dict[str, list[tuple[Any, ...]]], list[str]
     return views(sound), said(sound)
 
 
-@pytest.mark.parametrize("name", LINKED)
+@pytest.mark.parametrize(
+    ("name", "elsewhere"),
+    [(name, "other disk" if number % 2 else "same disk") for number, name in enumerate(LINKED)],
+    indirect=["elsewhere"],
+)
 def test_all_that_reads_follows_links(
     name: str,
     sound: Layout,
