@@ -25,6 +25,8 @@ from moewh.warehouse.answer.engine import open_engine
 from moewh.warehouse.answer.jail import Limits
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.sealing import merge
+from moewh.warehouse.sealing.seal import seal
 from moewh.warehouse.trust import rollups
 from moewh.warehouse.trust.rollups import compare
 from moewh.warehouse.views.base import QUERIES, open_warehouse, staging_read_by
@@ -347,3 +349,14 @@ def test_compare_says_the_same_of_runs_together_and_segment_by_segment(
     assert {(fault.run_id, fault.segment) for fault in found[0]} == {
         ("007", 0), ("007", 1), ("mixed", None), ("step-1", None),
     }  # fmt: skip
+
+
+def test_a_run_of_one_segment_is_sealed_as_if_it_was_merged(tmp_path: Path) -> None:
+    folder = write_random_run(Layout(tmp_path), SHAPES["mixed"], seed=3)
+    sealed = Layout(tmp_path).sealed("r")
+    assert seal(Layout(tmp_path), "r")
+    with duckdb.connect() as connection:
+        for table in schema.MERGED:
+            merged = pa.concat_tables(merge._merged(connection, table, [folder / table.file]))
+            assert len(merged) > 0
+            assert pq.read_table(sealed / table.file, partitioning=None).equals(merged), table.name

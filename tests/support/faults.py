@@ -314,7 +314,9 @@ def _count_parquet(wrapped: Callable[[str, Callable[..., Any]], Callable[..., An
 
     real = pq.ParquetWriter.__init__
     begin = wrapped("parquet", lambda where, writer, rest, named: real(writer, where, *rest, **named))
-    pq.ParquetWriter.__init__ = lambda writer, where, *rest, **named: begin(where, writer, rest, named)
+    pq.ParquetWriter.__init__ = lambda writer, where, *rest, **named: (
+        begin(where, writer, rest, named) if isinstance(where, str | Path) else real(writer, where, *rest, **named)
+    )
 
 
 def _mutate(name: str | None) -> None:
