@@ -36,15 +36,17 @@ LONGEST = (
 def nothing_is_waited_for(request: pytest.FixtureRequest) -> Iterator[None]:
     """Write without waiting for the disk, and seal without waiting for readers: nobody pulls a plug or reads here.
 
-    tests/faults, where processes are killed, waits as users do; so does every process that a test starts. Where no test
-    reads `warehouse.duckdb`, its views are not made either.
+    tests/faults, where processes are killed, waits as users do; so does every process that a test starts. Views that
+    were made before are copied, and where no test reads `warehouse.duckdb` that file too.
     """
+    from tests.support.kept_views import copy_what_was_made
     from tests.support.published import copy_one_file
 
     with pytest.MonkeyPatch.context() as patch:
         if request.path.parent.name != "faults":
             patch.setattr(os, "fsync", os.fstat)  # which still fails for a descriptor that is not open
             patch.setattr(seal, "PAUSE", 0)
+            copy_what_was_made(patch)
         if request.node.get_closest_marker("published_file") is None:
             copy_one_file(patch)
         yield

@@ -335,6 +335,8 @@ from pathlib import Path
 from tests.support.two_engines import assert_same
 from moewh.warehouse.answer import query, spark
 from moewh.warehouse.files.layout import Layout
+ours = spark._settings
+spark._settings = lambda master: ours(master) | {"spark.sql.shuffle.partitions": "4"}  # not 200, of some rows each
 with spark.open_spark("local-cluster[2,1,1024]") as session:
     for name in sys.argv[2:]:
         assert_same(Layout(Path(sys.argv[1])), session, query.find_query(name), {}, ordered=False)
@@ -349,5 +351,5 @@ def test_spark_cluster_of_two_workers_equals_duckdb(layout: Layout) -> None:
     names = ["co_routing", "domain_experts"]
     environment = os.environ | {"SPARK_HOME": str(Path(pyspark.__file__).parent), "JDK_JAVA_OPTIONS": SHORT_LIVED}
     command = [sys.executable, "-c", CLUSTER, str(layout.root), *names]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, env=environment)
     assert done.stdout.splitlines() == [*names, "executors 2"], done.stderr
