@@ -87,7 +87,7 @@ def test_complete_run_is_left_alone(tmp_path: Path, model: Path, prompts: Path) 
 
 def test_killed_and_run_again_is_identical_to_undisturbed(tmp_path: Path, model: Path) -> None:
     quiet, killed = tmp_path / "quiet", tmp_path / "killed"
-    prompts = write_prompts(tmp_path / "p.jsonl", 500)
+    prompts = write_prompts(tmp_path / "p.jsonl", 300)
     planned = run(quiet, model, prompts).segments
     command = [
         sys.executable,
@@ -253,10 +253,11 @@ def test_prompts_of_no_tokens_at_all_still_make_a_run(tmp_path: Path, model: Pat
 
 
 def test_identity_follows_what_shapes_rows(tmp_path: Path, model: Path, prompts: Path) -> None:
-    same = run(tmp_path, model, prompts).run_id
-    assert run(tmp_path, model, prompts, batch_tokens=64).run_id == same
+    few = {"limit": 6, "segment_rows": 10**6}
+    same = run(tmp_path, model, prompts, **few).run_id
+    assert run(tmp_path, model, prompts, batch_tokens=64, **few).run_id == same
     others = [
-        run(tmp_path, model, prompts, **change).run_id
+        run(tmp_path, model, prompts, **{**few, **change}).run_id
         for change in ({"max_length": 20}, {"limit": 5}, {"special_tokens": False}, {"dtype": "bfloat16"})
     ]
     assert len({same, *others}) == 5
@@ -275,7 +276,7 @@ def test_moved_model_is_the_same_run_and_changed_weights_are_not(tmp_path: Path,
 def test_tokens_key_is_shared_by_checkpoints(tmp_path: Path, prompts: Path) -> None:
     for step in (5, 10):
         folder = save_model(tmp_path / "tiny" / f"step{step}-tokens2M", seed=step)
-        run(tmp_path / "wh", folder, prompts)
+        run(tmp_path / "wh", folder, prompts, limit=2)
     rows = viewed(Layout(tmp_path / "wh")).execute("""
         select train_step, train_tokens, count(*) over (partition by series, tokens_key) from runs order by 1
     """)
@@ -304,7 +305,7 @@ def test_only_checkpoints_of_one_training_run_share_a_series(
     folders: tuple[str, str], alike: bool, tmp_path: Path, prompts: Path
 ) -> None:
     for seed, name in enumerate(folders):
-        run(tmp_path / "wh", save_model(tmp_path / "models" / name, seed=seed), prompts)
+        run(tmp_path / "wh", save_model(tmp_path / "models" / name, seed=seed), prompts, limit=2)
     rows = viewed(Layout(tmp_path / "wh")).execute("select series from runs").fetchall()
     assert len(rows) == 2
     assert (len(set(rows)) == 1) is alike
@@ -316,9 +317,9 @@ def test_series_by_hand_and_of_one_shape_only(tmp_path: Path, prompts: Path) -> 
     shutil.copytree(first, tmp_path / "two" / "tiny")
     steps = [save_model(tmp_path / "s" / f"step{layers}", num_hidden_layers=layers) for layers in (2, 3)]
     for number, folder in enumerate((first, tmp_path / "two" / "tiny", *steps)):
-        run(tmp_path / "wh", folder, prompts, run_id=f"r{number}")
+        run(tmp_path / "wh", folder, prompts, limit=2, run_id=f"r{number}")
     for number, folder in enumerate((first, steps[0])):
-        run(tmp_path / "wh", folder, prompts, run_id=f"by-hand-{number}", series="mine")
+        run(tmp_path / "wh", folder, prompts, limit=2, run_id=f"by-hand-{number}", series="mine")
     series = dict(viewed(Layout(tmp_path / "wh")).execute("select run_id, series from runs").fetchall())
     assert series["r0"] == series["r1"] != series["r2"] != series["r3"]
     assert series["by-hand-0"] == series["by-hand-1"] == "mine"

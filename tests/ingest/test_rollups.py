@@ -19,7 +19,7 @@ from moewh.ingest.prompts.canonical import CANONICAL
 from moewh.ingest.prompts.vocabulary import vocabulary_texts
 from moewh.ingest.record import Identity, RunRecord
 from moewh.ingest.routing import NO_ROUTE, LayerRouting, RoutingBuffer, TokenisedSegment, TokenTexts
-from moewh.ingest.write.run_files import write_run
+from moewh.ingest.write import run_files
 from moewh.ingest.write.segment import write_segment
 from moewh.warehouse.answer.engine import open_engine
 from moewh.warehouse.answer.jail import Limits
@@ -31,7 +31,7 @@ from moewh.warehouse.trust import rollups
 from moewh.warehouse.trust.rollups import compare
 from moewh.warehouse.views.base import QUERIES, open_warehouse, staging_read_by
 from tests.support.models import byte_tokenizer
-from tests.support.synthetic import Run, Token, random_warehouse, word
+from tests.support.synthetic import Run, Token, random_run, random_warehouse, word, write_run
 
 Rows = list[tuple[Any, ...]]
 ROLLUPS = [table.name for table in schema.ROLLUPS]
@@ -91,7 +91,7 @@ def write_random_run(layout: Layout, layers: dict[int, tuple[int, int]], seed: i
     identity = Identity({}, "r")
     described = [{"layer": n, "num_experts": e, "top_k": k} for n, (e, k) in layers.items()]
     texts = vocabulary_texts(byte_tokenizer())
-    write_run(layout, RunRecord(identity, {"segments_planned": 1}, described, [], texts))
+    run_files.write_run(layout, RunRecord(identity, {"segments_planned": 1}, described, [], texts))
     segment, routing = random_segment(layers, seed)
     buffer = RoutingBuffer(len(segment.vocab_id_T))
     buffer.add(np.arange(len(segment.vocab_id_T)), routing)
@@ -332,23 +332,25 @@ def test_compare_finds_one_wrong_row(name: str, change: str, tmp_path: Path) -> 
 def test_compare_says_the_same_of_runs_together_and_segment_by_segment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layout, _ = random_warehouse(tmp_path / "wh")
-    for run_id, segment in (("007", 0), ("007", 1), ("mixed", 0), ("step-1", 0)):  # mixed is sealed
-        folder = layout.sealed(run_id) if layout.sealed(run_id).is_dir() else layout.segment(run_id, segment)
+    """Two runs of two segments that are counted one by one, and two that are sealed."""
+    layout = Layout(tmp_path)
+    layout.create()
+    for seed, run_id in enumerate("abcd"):
+        write_run(layout, random_run(run_id, seed, {0: (4, 2)}))
+        assert run_id in "ab" or seal(layout, run_id)
+    expected = [("a", 0), ("a", 1), ("b", 0), ("b", 1), ("c", None), ("d", None)]
+    for run_id, segment in expected:
+        folder = layout.sealed(run_id) if segment is None else layout.segment(run_id, segment)
         rows = pq.read_table(folder / schema.PAIR_COUNTS.file, partitioning=None)
         pq.write_table(rows.slice(2), folder / schema.PAIR_COUNTS.file)
-    found = []
+    found = {}
     with open_engine("duckdb", None, layout, Limits()) as ask:
-        for at_once in (rollups.ROWS_AT_ONCE, 100, 0):
+        for at_once, units in ((rollups.ROWS_AT_ONCE, 2), (0, 6)):
             monkeypatch.setattr(rollups, "ROWS_AT_ONCE", at_once)
-            found.append(sorted(compare(ask), key=repr))
-            asked = rollups._units(rollups._rows(ask, rollups._SEGMENTS))
-            assert {unit.segment is None for unit in asked if not unit.sealed} == {at_once > 0} or at_once == 100
-    assert found[0] == found[1] == found[2]
-    assert len(found[0]) == 8
-    assert {(fault.run_id, fault.segment) for fault in found[0]} == {
-        ("007", 0), ("007", 1), ("mixed", None), ("step-1", None),
-    }  # fmt: skip
+            assert len(list(rollups._units(rollups._rows(ask, rollups._SEGMENTS)))) == units
+            found[units] = list(compare(ask))
+    assert [(fault.run_id, fault.segment) for fault in found[2]] == [case for case in expected for _ in range(2)]
+    assert found[6] == found[2]
 
 
 def test_a_run_of_one_segment_is_sealed_as_if_it_was_merged(tmp_path: Path) -> None:

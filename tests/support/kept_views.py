@@ -1,4 +1,4 @@
-"""The views of a warehouse that is opened again and again: DuckDB binds each anew, and that takes longer than an answer.
+"""The views of a warehouse that is opened often: DuckDB binds each anew, which takes longer than most answers.
 
 Whoever opens a warehouse for the third time with the same statements over the same zero-row files gets a copy of the
 views that the second time made. `create_views` itself has run on them twice by then.

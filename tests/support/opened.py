@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import atexit
 import tempfile
 from functools import cache, lru_cache
 from pathlib import Path
@@ -28,6 +29,7 @@ def opened(root: Path) -> duckdb.DuckDBPyConnection:
 @cache
 def _views() -> duckdb.DuckDBPyConnection:
     """Every view, made once over a warehouse that is gone by now."""
+    atexit.register(_views.cache_clear)  # DuckDB reports what is not freed in the end
     with tempfile.TemporaryDirectory() as folder:
         layout = Layout(Path(folder) / "wh")
         layout.create()
