@@ -367,7 +367,8 @@ def _one_of_two(rank: int, warehouse: Path, model: Path, prompts: Path, gate: An
 def test_processes_that_start_together_see_one_time(tmp_path: Path) -> None:
     model = save(tmp_path / "m", TIMED)
     prompts = write(tmp_path / "p.jsonl", *({"messages": chat} for chat in CHATS * 2))
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # so that torch is imported once for both
     gate = context.Barrier(2)
     processes = [
         context.Process(target=_one_of_two, args=(rank, tmp_path / "wh", model, prompts, gate)) for rank in range(2)

@@ -100,7 +100,7 @@ def test_another_world_size_completes_the_rest(tmp_path: Path, model: Path, prom
 
 
 def test_torchrun_with_one_process_killed_and_all_restarted(tmp_path: Path, model: Path) -> None:
-    prompts = write_prompts(tmp_path / "p.jsonl", 600)
+    prompts = write_prompts(tmp_path / "p.jsonl", 300)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["--no-python", str(Path(sys.executable).with_name("moewh")), "ingest", "--model", str(model)]
     command += ["--prompts", str(prompts), "--segment-rows", "600", "--warehouse", str(tmp_path / "many")]
