@@ -39,8 +39,8 @@ def nothing_is_waited_for(request: pytest.FixtureRequest) -> Iterator[None]:
     tests/faults, where processes are killed, waits as users do; so does every process that a test starts. Views that
     were made before are copied, and where no test reads `warehouse.duckdb` that file too.
     """
+    from tests.support.kept_file import copy_one_file
     from tests.support.kept_views import copy_what_was_made
-    from tests.support.published import copy_one_file
 
     with pytest.MonkeyPatch.context() as patch:
         if request.path.parent.name != "faults":
