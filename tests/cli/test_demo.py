@@ -13,7 +13,7 @@ from moewh.ingest import demo
 from moewh.ingest.options import IngestOptions
 from moewh.ingest.run import ingest
 from moewh.warehouse.files.layout import Layout
-from tests.support.opened import viewed
+from moewh.warehouse.views.base import open_warehouse
 from tests.support.synthetic import Prompt, Run, Token, write_run
 
 
@@ -30,7 +30,7 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
 def test_each_domain_has_an_expert_beyond_chance(layout: Layout) -> None:
     """Recounted from the rows: share at least 10 %, lift at least 1.5, above the 99th percentile by chance."""
     last = demo.checkpoints()[-1]
-    with viewed(layout) as connection:
+    with open_warehouse(layout) as connection:
         chance = lifts_by_chance(connection, last)
         rows = connection.execute(
             f"select domain, token_id, layer, expert from routes where run_id = '{last}' and kind <> 'special'"
@@ -47,7 +47,7 @@ def test_each_domain_has_an_expert_beyond_chance(layout: Layout) -> None:
 
 
 def test_saturation_rises_to_one(layout: Layout) -> None:
-    with viewed(layout) as connection:
+    with open_warehouse(layout) as connection:
         rows = connection.execute(
             "select layer, saturation, random from router_saturation order by layer, train_step"
         ).fetchall()
@@ -74,7 +74,7 @@ def test_lifts_by_chance_are_those_of_every_labelling(tmp_path: Path) -> None:
             shares = (sum(mine) / 30, 1 - sum(mine) / 30)
             overall = (sum(to_first) / 60, 1 - sum(to_first) / 60)
             best.append(max(s / o for s, o in zip(shares, overall, strict=True) if s >= 0.1))
-    with viewed(made) as connection:
+    with open_warehouse(made) as connection:
         for quantile in (0.25, 0.5, 1.0):
             found = lifts_by_chance(connection, "r", quantile)
             near = [np.quantile(best, q) for q in (max(0, quantile - 0.1), min(1, quantile + 0.1))]
