@@ -104,7 +104,7 @@ def _relabel(
     *,
     empty_is_null: bool,
 ) -> list[pa.RecordBatch]:
-    """Run `prompts_sql` on a table. DuckDB knows its columns by their index: to it, `Text` and `text` are one name."""
+    """Run `prompts_sql` on a table. DuckDB knows its columns by index: to it, `Text` and `text` are one name."""
     bound = Bound()
     names = table.column_names
     columns = {name: f"c{index}" + ("::json" if index in as_json else "") for index, name in enumerate(names)}
