@@ -7,6 +7,7 @@ views that the second time made. `create_views` itself has run on them twice by 
 from __future__ import annotations
 
 import functools
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,14 @@ _kept: dict[_Made, Path] = {}
 def copy_what_was_made(patch: pytest.MonkeyPatch) -> None:
     """Have `open_warehouse` copy views that were made before."""
     patch.setattr(base, "create_views", _create_views)
+
+
+def fresh_copy(source: Layout) -> Layout:
+    """Copy a warehouse, each time to the same path, whose views are made twice and kept from then on."""
+    folder = source.root.parent / "copy"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(source.root, folder / source.root.name, symlinks=True)
+    return Layout(folder / source.root.name)
 
 
 def _create_views(

@@ -38,6 +38,7 @@ from tests.support.damage import (
     twin,
     zero,
 )
+from tests.support.kept_views import fresh_copy
 from tests.support.models import save_model
 from tests.support.runs import contents
 
@@ -50,9 +51,8 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Layout:
 
 
 @pytest.fixture
-def layout(sound: Layout, tmp_path: Path) -> Layout:
-    shutil.copytree(sound.root, tmp_path / "wh", symlinks=True)
-    return Layout(tmp_path / "wh")
+def layout(sound: Layout) -> Layout:
+    return fresh_copy(sound)
 
 
 @pytest.fixture
