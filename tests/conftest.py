@@ -22,6 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 seal.PAUSE = 0.0  # hundreds of tests ingest; those of sealing itself set it again
 pytest.register_assert_rewrite("tests.support")  # its assertions show values when they fail, as a test's do
+WAITING = {"test_faults.py", "test_sealing.py"}
 OF_EVERY_FAMILY = {"test_families.py", "test_families_page.py", "test_inspect.py"}
 LONGEST = (
     *("warehouse/test_spark.py", "ingest/test_families.py", "faults/test_faults.py", "ingest/test_adapters.py"),
@@ -36,15 +37,25 @@ LONGEST = (
 def nothing_is_waited_for(request: pytest.FixtureRequest) -> Iterator[None]:
     """Write without waiting for the disk, and seal without waiting for readers: nobody pulls a plug or reads here.
 
-    tests/faults, where processes are killed, waits as users do; so does every process that a test starts.
+    The tests that kill processes wait as users do; so does every process that a test starts. Views that
+    were made before are copied, and where no test reads `warehouse.duckdb` that file too.
     """
-    from moewh.warehouse.sealing import seal
+    from tests.support.kept_file import copy_one_file
+    from tests.support.kept_views import copy_what_was_made
 
     with pytest.MonkeyPatch.context() as patch:
-        if request.path.parent.name != "faults":
+        if request.path.name not in WAITING:
             patch.setattr(os, "fsync", os.fstat)  # which still fails for a descriptor that is not open
             patch.setattr(seal, "PAUSE", 0)
+            copy_what_was_made(patch)
+        if request.node.get_closest_marker("published_file") is None:
+            copy_one_file(patch)
         yield
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Name our marker."""
+    config.addinivalue_line("markers", "published_file: a module whose tests read `warehouse.duckdb`")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

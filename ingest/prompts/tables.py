@@ -120,18 +120,14 @@ def _relabel(
             return f"json_extract(to_json({columns[root]}), {bound(path)})"
         if name in strings:  # only whether there is one counts: `text` says which
             return f"case when {text(name)} is not null then '\"\"'::json else 'null'::json end"
-        column = f"nullif({columns[name]}, '')" if empty_is_null else columns[name]
-        return f"coalesce(to_json({column}), 'null'::json)"
+        return f"coalesce(to_json({_filled(columns[name], empty_is_null)}), 'null'::json)"
 
     def text(name: str) -> str:
-        if name not in strings:
-            return f"{value(name)} ->> '$'"
-        return f"nullif({columns[name]}, '')" if empty_is_null else columns[name]
+        return _filled(columns[name], empty_is_null) if name in strings else f"{value(name)} ->> '$'"
 
     def label(name: str) -> str:
-        if name not in columns or columns[name].endswith("json"):
-            return f"{value(name)} ->> '$'"
-        return f"nullif({columns[name]}::varchar, '')" if empty_is_null else f"{columns[name]}::varchar"
+        plain = name in columns and not columns[name].endswith("json")
+        return _filled(f"{columns[name]}::varchar", empty_is_null) if plain else f"{value(name)} ->> '$'"
 
     def metadata(convention: Convention) -> str:
         used = (*convention.columns, file.domain_column, "source")
@@ -145,12 +141,11 @@ def _relabel(
         return f"json_merge_patch({', '.join([packed, *patches])})::varchar" if patches else f"{packed}::varchar"
 
     needed = sorted({*(name for item in read for name in item.columns), *BESIDE})
-    values = {name: value(name) for name in needed}
     v = {name: f"v{index}" for index, name in enumerate(needed)}
-    labelled = f"{value(file.domain_column)} is not null"
     records = f"""
-        select *, 'OBJECT' as record_kind, {labelled} as labelled, {label(file.domain_column)} as domain,
-               {label("source")} as source, {", ".join(f"{values[name]} as {v[name]}" for name in needed)}
+        select *, 'OBJECT' as record_kind, {value(file.domain_column)} is not null as labelled,
+               {label(file.domain_column)} as domain, {label("source")} as source,
+               {", ".join(f"{value(name)} as {v[name]}" for name in needed)}
         from given
     """
     keys = f"[{', '.join(map(bound, names))}]"
@@ -158,3 +153,8 @@ def _relabel(
     connection.register("given", table.rename_columns([f"c{index}" for index in range(len(names))]))
     batches: list[pa.RecordBatch] = connection.sql(query, params=bound.values).to_arrow_table().to_batches()
     return batches
+
+
+def _filled(column: str, empty_is_null: bool) -> str:
+    """Return SQL for a column of texts, of which empty ones may be none."""
+    return f"nullif({column}, '')" if empty_is_null else column

@@ -10,6 +10,7 @@ from transformers.utils import logging as transformers_logging
 
 from moewh.ingest import demo
 from moewh.ingest.families.configuration import text_config
+from moewh.ingest.families.rule import MoELayer
 from moewh.ingest.model.architecture import check_place, check_versions, empty_model, read_config
 from moewh.ingest.model.expected import num_layers, top_k
 from moewh.ingest.model.layers import find_moe_layers
@@ -32,13 +33,7 @@ def read_model(model: str, revision: str | None = None, trust_remote_code: bool 
     with explaining(model):
         hub = {} if Path(location).exists() else {"revision": revision}
         config = read_config(location, trust_remote_code=trust_remote_code, **hub)
-    try:
-        moe_layers = find_moe_layers(empty_model(config, trust_remote_code), config).moe_layers
-    except MoewhError:
-        raise
-    except Exception as error:
-        text = " ".join(str(error).split())[:300]
-        raise MoewhError(f"transformers cannot build {model} from its configuration: {text} Complete it.") from error
+    moe_layers = _moe_layers(model, config, trust_remote_code)
     text_part: Any = text_config(config)
     chosen = top_k(config)
     scoring, renormalized = moe_layers[-1].family.declared(moe_layers[-1], config)
@@ -82,6 +77,16 @@ def read_model(model: str, revision: str | None = None, trust_remote_code: bool 
             for expert, kind in enumerate(moe.kinds)
         ],
     )
+
+
+def _moe_layers(model: str, config: Any, trust_remote_code: bool) -> list[MoELayer]:
+    try:
+        return find_moe_layers(empty_model(config, trust_remote_code), config).moe_layers
+    except MoewhError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        raise MoewhError(f"transformers cannot build {model} from its configuration: {text} Complete it.") from error
 
 
 def _name(model: str) -> str:

@@ -12,8 +12,8 @@ from click.testing import CliRunner, Result
 
 from moewh.cli.main import main
 from moewh.warehouse.files.layout import Layout
-from moewh.warehouse.views.base import open_warehouse
 from tests.support.models import save_model
+from tests.support.opened import viewed
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_fresh_segments_are_visible_and_the_file_published(models: Path, prompts
     assert result.stdout == ""
     assert "run 007: 2 prompts, 8 tokens, 72 routing rows" in result.stderr
     assert (tmp_path / "wh" / "warehouse.duckdb").is_file()
-    assert open_warehouse(Layout(tmp_path / "wh")).execute("select run_id from runs").fetchall() == [("007",)]
+    assert viewed(Layout(tmp_path / "wh")).execute("select run_id from runs").fetchall() == [("007",)]
     again = run(tmp_path / "wh", models / "tiny", prompts, "--run-id", "007")
     assert "complete already" in again.stderr
 

@@ -26,6 +26,7 @@ from moewh.warehouse.answer.query import Query, find_query, saved_names
 from moewh.warehouse.errors import UsageError
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.base import canned_names, open_warehouse, view_names
+from tests.support.opened import viewed
 from tests.support.synthetic import random_warehouse
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -147,7 +148,7 @@ def test_query_table_is_duckdbs_box(layout: Layout) -> None:
 
 @pytest.mark.parametrize("name", view_names())
 def test_query_every_view_in_csv_equals_duckdb(name: str, layout: Layout) -> None:
-    with open_warehouse(layout) as connection:
+    with viewed(layout) as connection:
         expected = connection.execute(f"select count(*) from {name}").fetchall()[0][0]
     rows = list(csv.reader(answer(layout, name, "--format", "csv").splitlines(keepends=True)))
     assert len(rows) - 1 == expected

@@ -26,12 +26,12 @@ from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import SCHEMA_RUN, Layout
 from moewh.warehouse.files.manifest import MANIFEST
 from moewh.warehouse.trust.verify import check, plan
-from moewh.warehouse.views.base import open_warehouse
 from tests.support.brute_force import brute_co_routing, brute_expert_load
 from tests.support.families import Family, build
 from tests.support.family_geometries import assert_rows, expected, named, open_checkpoint, path_of, same
 from tests.support.geometries import Row
 from tests.support.models import byte_tokenizer, save_model
+from tests.support.opened import viewed
 from tests.support.saved_queries import answer
 from tests.support.synthetic import Run, random_warehouse
 
@@ -60,7 +60,7 @@ def save_family(name: str, folder: Path) -> Any:
 def rows_of(layout: Layout, table: schema.Table, layer: int, run_id: str = "a-run") -> list[Row]:
     """The rows of a layer through the view, in order."""
     keys = "expert" if table is schema.EXPERT_GEOMETRY else "expert_a, expert_b"
-    with open_warehouse(layout) as connection:
+    with viewed(layout) as connection:
         rows = connection.execute(
             f"select * from {table.name} where run_id = ? and layer = ? order by {keys}", [run_id, layer]
         )

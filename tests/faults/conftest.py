@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from moewh.warehouse.files.layout import Layout
+from tests.support import kept_file
 from tests.support.faults import Job, Server, segments_of
 from tests.support.trials import Trial
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with Server() as running:
+    with Server(kept_file.made()) as running:
         yield running
 
 

@@ -21,10 +21,10 @@ from moewh.ingest.model.peft_adapter import SUPPORTED_TYPES
 from moewh.ingest.options import IngestOptions
 from moewh.ingest.run import ingest
 from moewh.warehouse.files.layout import Layout
-from moewh.warehouse.views.base import open_warehouse
 from tests.support.families import FAMILIES, build
 from tests.support.lora import Routes, merged_with, routed, save_adapter
 from tests.support.models import byte_tokenizer
+from tests.support.opened import viewed
 
 BY_NAME = {family.name: family for family in FAMILIES}
 IDS = [[5, 9, 200, 3], [7, 7, 30], [1, 2, 3, 4, 5, 6]]
@@ -57,7 +57,7 @@ def ids(tmp_path: Path) -> Path:
 def record(warehouse: Path, model: Path, ids: Path, **options: Any) -> Routes:
     """Each prompt is a batch of its own, so that sums are the same to the last bit."""
     ingest(IngestOptions(model=str(model), prompts=(str(ids),), batch_tokens=1, **options), Layout(warehouse))
-    rows = open_warehouse(Layout(warehouse)).execute(
+    rows = viewed(Layout(warehouse)).execute(
         "select prompt_id, position, layer, expert, weight from routes order by all"
     )
     found: Routes = {}
@@ -99,7 +99,7 @@ def test_rows_are_those_of_base_plus_scaled_b_a(name: str, where: dict[str, Any]
     real = record(tmp_path / "wh", adapter, ids, router_logits=True, hidden_states="all")
     assert [list(pairs) for pairs in before.values()] != [list(pairs) for pairs in expected.values()]
     assert_alike(real, expected)
-    layers = open_warehouse(Layout(tmp_path / "wh")).execute(
+    layers = viewed(Layout(tmp_path / "wh")).execute(
         "select distinct regexp_replace(module, '[0-9]+', 'N'), router_class, num_experts from layers"
     )
     own = type(model.model.layers[-1].mlp.gate).__name__
@@ -188,10 +188,10 @@ def test_base_and_adapters_never_pass_for_one_another(tmp_path: Path, ids: Path)
     folders = [base, first, second, scaled, on_other]
     for folder in folders:
         record(tmp_path / "wh", folder, ids)
-    rows = open_warehouse(Layout(tmp_path / "wh")).execute("select model, identity, series from runs").fetchall()
+    rows = viewed(Layout(tmp_path / "wh")).execute("select model, identity, series from runs").fetchall()
     assert {model for model, _, _ in rows} == {str(folder) for folder in folders}
     assert len({identity for _, identity, _ in rows}) == len({series for _, _, series in rows}) == len(folders)
-    connection = open_warehouse(Layout(tmp_path / "wh"))
+    connection = viewed(Layout(tmp_path / "wh"))
     ((run_id,),) = connection.execute("select run_id from runs where model = ?", [str(first)]).fetchall()
     arguments = ("ingest", "--prompts", ids, "--warehouse", tmp_path / "wh", "--run-id", run_id)
     for folder in folders:
@@ -217,7 +217,7 @@ def test_generation_is_the_adapted_model_s(tmp_path: Path, ids: Path) -> None:
     base = save_base(tmp_path / "base")
     adapter = adapt(base, tmp_path / "adapter", lora(**EXPERTS))
     record(tmp_path / "wh", adapter, ids, generate=5)
-    said = open_warehouse(Layout(tmp_path / "wh")).execute(
+    said = viewed(Layout(tmp_path / "wh")).execute(
         "select prompt_id, list(vocab_id order by position) from tokens group by prompt_id order by prompt_id"
     )
     adapted: Any = peft.PeftModel.from_pretrained(build(BY_NAME["olmoe"]), str(adapter)).eval()
@@ -404,7 +404,7 @@ def test_the_tokenizer_is_the_adapter_s_own_if_it_has_one(tmp_path: Path) -> Non
             IngestOptions(model=str(folder), prompts=(str(tmp_path / "p.txt"),)), Layout(tmp_path / folder.name / "w")
         )
         found = (
-            open_warehouse(Layout(tmp_path / folder.name / "w"))
+            viewed(Layout(tmp_path / folder.name / "w"))
             .execute(
                 "select tokenizer_sha256 from (select options ->> 'tokenizer_sha256' as tokenizer_sha256 from runs)"
             )
@@ -464,5 +464,5 @@ def test_an_adapter_on_the_hub_is_recorded_with_its_commit(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert record(tmp_path / "wh", Path("someone/adapter"), ids) == expected
-    runs = open_warehouse(Layout(tmp_path / "wh")).execute("select model, commit_hash, series from runs").fetchall()
+    runs = viewed(Layout(tmp_path / "wh")).execute("select model, commit_hash, series from runs").fetchall()
     assert runs == [("someone/adapter", "a" * 40, "someone/adapter")]

@@ -23,7 +23,6 @@ from moewh.ingest.prompts.tokenise import TokenRules, tokenise
 from moewh.ingest.run import Progress, Summary, ingest
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import Layout
-from moewh.warehouse.views.base import open_warehouse
 from tests.support.chat_templates import (
     CHATML,
     DATED,
@@ -36,6 +35,7 @@ from tests.support.chat_templates import (
     set_clocks,
 )
 from tests.support.models import byte_tokenizer, save_model
+from tests.support.opened import viewed
 
 FIRST, LATER = datetime(2026, 3, 1, 23, 59, 58), datetime(2027, 11, 30, 4, 5, 6)
 CHATS = [
@@ -247,14 +247,12 @@ def write(path: Path, *records: dict[str, Any]) -> Path:
 
 
 def stored(warehouse: Path, run_id: str) -> list[str]:
-    rows = open_warehouse(Layout(warehouse)).execute(
-        "select text from prompts where run_id = ? order by prompt_id", [run_id]
-    )
+    rows = viewed(Layout(warehouse)).execute("select text from prompts where run_id = ? order by prompt_id", [run_id])
     return [text for (text,) in rows.fetchall()]
 
 
 def options_of(warehouse: Path) -> dict[str, Any]:
-    rows = open_warehouse(Layout(warehouse)).execute("select options from runs").fetchall()
+    rows = viewed(Layout(warehouse)).execute("select options from runs").fetchall()
     return dict(json.loads(rows[0][0]))
 
 
@@ -369,7 +367,8 @@ def _one_of_two(rank: int, warehouse: Path, model: Path, prompts: Path, gate: An
 def test_processes_that_start_together_see_one_time(tmp_path: Path) -> None:
     model = save(tmp_path / "m", TIMED)
     prompts = write(tmp_path / "p.jsonl", *({"messages": chat} for chat in CHATS * 2))
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # so that torch is imported once for both
     gate = context.Barrier(2)
     processes = [
         context.Process(target=_one_of_two, args=(rank, tmp_path / "wh", model, prompts, gate)) for rank in range(2)
@@ -379,7 +378,7 @@ def test_processes_that_start_together_see_one_time(tmp_path: Path) -> None:
     for process in processes:
         process.join(120)
     assert [process.exitcode for process in processes] == [0, 0]
-    rows = open_warehouse(Layout(tmp_path / "wh")).execute("select text, runs.status from prompts, runs").fetchall()
+    rows = viewed(Layout(tmp_path / "wh")).execute("select text, runs.status from prompts, runs").fetchall()
     assert len(rows) == 6
     assert len({text.splitlines()[0] for text, _ in rows}) == 1
     assert {status for _, status in rows} == {"complete"}
@@ -397,7 +396,7 @@ def test_the_time_is_recorded_only_where_it_is_seen(tmp_path: Path, monkeypatch:
         set_clocks(monkeypatch, FIRST.replace(second=number), template_time)
         warehouse = tmp_path / f"wh{number}"
         start(warehouse, model, prompts, chat_arguments=arguments)
-        key = open_warehouse(Layout(warehouse)).execute("select tokens_key from runs").fetchall()
+        key = viewed(Layout(warehouse)).execute("select tokens_key from runs").fetchall()
         seen.append((options_of(warehouse).get("template_time"), key))
     assert [time for time, _ in seen] == [None, None, "2026-03-01", "2026-03-01"]
     assert seen[2] == seen[3]

@@ -14,8 +14,8 @@ import torch
 from moewh.ingest.options import IngestOptions
 from moewh.ingest.run import ingest
 from moewh.warehouse.files.layout import Layout
-from moewh.warehouse.views.base import open_warehouse
 from tests.support.models import MAX_LENGTH, byte_tokenizer, save_model
+from tests.support.opened import viewed
 
 KINDS = ("olmoe", "olmoe-normalised", "mixtral")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -42,7 +42,7 @@ def ingested(
     """Ingest and return the warehouse with {(prompt, position, layer): [(expert, weight) by rank]}."""
     layout = Layout(folder)
     ingest(IngestOptions(model=str(model), prompts=(str(prompts),), **options), layout)
-    connection = open_warehouse(layout)
+    connection = viewed(layout)
     rows = connection.sql("""
         select prompt_id, position, layer, expert, weight
         from routes

@@ -18,9 +18,9 @@ from moewh.ingest.options import IngestOptions
 from moewh.ingest.run import ingest
 from moewh.warehouse.errors import UsageError
 from moewh.warehouse.files.layout import Layout
-from moewh.warehouse.views.base import open_warehouse
 from tests.support.families import FAMILIES, build
 from tests.support.models import byte_tokenizer, save_model
+from tests.support.opened import viewed
 from tests.support.runs import contents
 
 TEXTS = ("one", "two", "a longer prompt", "", "x", "and\nfour")
@@ -39,7 +39,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(warehouse: Path, model: Path, prompts: Path, **options: Any) -> duckdb.DuckDBPyConnection:
     ingest(IngestOptions(model=str(model), prompts=(str(prompts),), **options), Layout(warehouse))
-    return open_warehouse(Layout(warehouse))
+    return viewed(Layout(warehouse))
 
 
 def spoken(connection: duckdb.DuckDBPyConnection) -> dict[int, list[tuple[int, str]]]:
@@ -244,7 +244,7 @@ def test_tokens_key_is_the_models_own_when_it_speaks(tmp_path: Path, prompts: Pa
         folder = save_model(tmp_path / f"step{seed}", seed=seed)
         run(tmp_path / "wh", folder, prompts, generate=NEW)
         run(tmp_path / "wh", folder, prompts)
-    keys = open_warehouse(Layout(tmp_path / "wh")).execute("select tokens_key from runs").fetchall()
+    keys = viewed(Layout(tmp_path / "wh")).execute("select tokens_key from runs").fetchall()
     assert sorted(Counter(keys).values()) == [1, 1, 2]
 
 

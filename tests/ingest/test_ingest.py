@@ -28,8 +28,8 @@ from moewh.ingest.run import Summary, ingest
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
-from moewh.warehouse.views.base import open_warehouse
 from tests.support.models import MAX_LENGTH, byte_tokenizer, save_model
+from tests.support.opened import viewed
 from tests.support.runs import contents, write_prompts
 
 SEGMENT_ROWS = 600
@@ -87,7 +87,7 @@ def test_complete_run_is_left_alone(tmp_path: Path, model: Path, prompts: Path) 
 
 def test_killed_and_run_again_is_identical_to_undisturbed(tmp_path: Path, model: Path) -> None:
     quiet, killed = tmp_path / "quiet", tmp_path / "killed"
-    prompts = write_prompts(tmp_path / "p.jsonl", 500)
+    prompts = write_prompts(tmp_path / "p.jsonl", 300)
     planned = run(quiet, model, prompts).segments
     command = [
         sys.executable,
@@ -109,14 +109,14 @@ def test_killed_and_run_again_is_identical_to_undisturbed(tmp_path: Path, model:
         process.wait()
         done = len(list(killed.glob("segments/run_id=tiny*/segment=*")))
         assert wanted <= done < planned, "the kill came too late to show anything"
-        status = open_warehouse(Layout(killed)).execute("select status, segments from runs").fetchall()
+        status = viewed(Layout(killed)).execute("select status, segments from runs").fetchall()
         assert status == [("running", done)]
     finished = run(killed, model, prompts)
     assert 0 < len(finished.written) < planned
     assert contents(killed) == contents(quiet)
     assert sorted(path.name for path in (killed / ".staging").iterdir()) == ["empty", "prompts"]
     assert [path.suffix for path in (killed / ".staging" / "prompts").iterdir()] == [".json"]
-    assert open_warehouse(Layout(killed)).execute("select status from runs").fetchall() == [("complete",)]
+    assert viewed(Layout(killed)).execute("select status from runs").fetchall() == [("complete",)]
 
 
 def test_manifest_tells_the_truth(tmp_path: Path, model: Path, prompts: Path) -> None:
@@ -165,7 +165,7 @@ def test_rank_is_by_weight_then_expert_for_any_floats() -> None:
 
 def test_ranks_descend_and_ties_go_by_expert(tmp_path: Path, model: Path, prompts: Path) -> None:
     run(tmp_path, model, prompts)
-    broken = open_warehouse(Layout(tmp_path)).execute("""
+    broken = viewed(Layout(tmp_path)).execute("""
         select count(*) from routing as a join routing as b using (run_id, segment, token_id, layer)
         where b.rank = a.rank + 1 and (b.weight > a.weight or (b.weight = a.weight and b.expert < a.expert))
     """)
@@ -183,7 +183,7 @@ def test_overflow_rules(rule: str, status: str, contexts: list[int], tmp_path: P
     path = tmp_path / "p.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("short", OVERFLOWING, "", "end")))
     run(tmp_path / "wh", model, path, on_overflow=rule, segment_rows=10**6)
-    connection = open_warehouse(Layout(tmp_path / "wh"))
+    connection = viewed(Layout(tmp_path / "wh"))
     assert connection.execute("select status, num_tokens from prompts order by prompt_id").fetchall() == [
         ("ok", 6),
         (status, sum(contexts)),
@@ -211,8 +211,8 @@ def test_chunk_is_a_context_of_its_own(tmp_path: Path, model: Path) -> None:
         select layer, position - {shift}, rank, expert, round(weight, 5) from routes
         where position >= {shift} order by all
     """
-    a = open_warehouse(Layout(tmp_path / "a")).execute(query.format(shift=MAX_LENGTH)).fetchall()
-    b = open_warehouse(Layout(tmp_path / "b")).execute(query.format(shift=0)).fetchall()
+    a = viewed(Layout(tmp_path / "a")).execute(query.format(shift=MAX_LENGTH)).fetchall()
+    b = viewed(Layout(tmp_path / "b")).execute(query.format(shift=0)).fetchall()
     assert a == b
     assert len(a) == 42 * 9
 
@@ -228,9 +228,7 @@ def test_prompt_larger_than_a_segment_is_failed_and_named(tmp_path: Path, model:
     path = tmp_path / "p.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("short", "y" * 200, "end")))
     run(tmp_path / "wh", model, path, segment_rows=300)
-    statuses = (
-        open_warehouse(Layout(tmp_path / "wh")).execute("select status from prompts order by prompt_id").fetchall()
-    )
+    statuses = viewed(Layout(tmp_path / "wh")).execute("select status from prompts order by prompt_id").fetchall()
     assert statuses == [("ok",), ("failed",), ("ok",)]
 
 
@@ -238,7 +236,7 @@ def test_without_special_tokens(tmp_path: Path, model: Path) -> None:
     path = tmp_path / "p.txt"
     path.write_text("abc\n")
     run(tmp_path / "wh", model, path, special_tokens=False)
-    connection = open_warehouse(Layout(tmp_path / "wh"))
+    connection = viewed(Layout(tmp_path / "wh"))
     assert connection.execute("select token, kind from tokens order by position").fetchall() == [
         (letter, "prompt") for letter in "abc"
     ]
@@ -248,17 +246,18 @@ def test_prompts_of_no_tokens_at_all_still_make_a_run(tmp_path: Path, model: Pat
     path = tmp_path / "p.txt"
     path.write_text("\n\n")
     run(tmp_path / "wh", model, path)
-    connection = open_warehouse(Layout(tmp_path / "wh"))
+    connection = viewed(Layout(tmp_path / "wh"))
     assert connection.execute("select status, prompts, tokens from runs").fetchall() == [("complete", 2, 0)]
     assert connection.execute("select count(*) from layers").fetchone() == (3,)
     assert connection.execute("select sum(tokens) from expert_load").fetchone() == (0,)
 
 
 def test_identity_follows_what_shapes_rows(tmp_path: Path, model: Path, prompts: Path) -> None:
-    same = run(tmp_path, model, prompts).run_id
-    assert run(tmp_path, model, prompts, batch_tokens=64).run_id == same
+    few = {"limit": 6, "segment_rows": 10**6}
+    same = run(tmp_path, model, prompts, **few).run_id
+    assert run(tmp_path, model, prompts, batch_tokens=64, **few).run_id == same
     others = [
-        run(tmp_path, model, prompts, **change).run_id
+        run(tmp_path, model, prompts, **{**few, **change}).run_id
         for change in ({"max_length": 20}, {"limit": 5}, {"special_tokens": False}, {"dtype": "bfloat16"})
     ]
     assert len({same, *others}) == 5
@@ -277,8 +276,8 @@ def test_moved_model_is_the_same_run_and_changed_weights_are_not(tmp_path: Path,
 def test_tokens_key_is_shared_by_checkpoints(tmp_path: Path, prompts: Path) -> None:
     for step in (5, 10):
         folder = save_model(tmp_path / "tiny" / f"step{step}-tokens2M", seed=step)
-        run(tmp_path / "wh", folder, prompts)
-    rows = open_warehouse(Layout(tmp_path / "wh")).execute("""
+        run(tmp_path / "wh", folder, prompts, limit=2)
+    rows = viewed(Layout(tmp_path / "wh")).execute("""
         select train_step, train_tokens, count(*) over (partition by series, tokens_key) from runs order by 1
     """)
     assert rows.fetchall() == [(5, 2_000_000, 2), (10, 2_000_000, 2)]
@@ -306,8 +305,8 @@ def test_only_checkpoints_of_one_training_run_share_a_series(
     folders: tuple[str, str], alike: bool, tmp_path: Path, prompts: Path
 ) -> None:
     for seed, name in enumerate(folders):
-        run(tmp_path / "wh", save_model(tmp_path / "models" / name, seed=seed), prompts)
-    rows = open_warehouse(Layout(tmp_path / "wh")).execute("select series from runs").fetchall()
+        run(tmp_path / "wh", save_model(tmp_path / "models" / name, seed=seed), prompts, limit=2)
+    rows = viewed(Layout(tmp_path / "wh")).execute("select series from runs").fetchall()
     assert len(rows) == 2
     assert (len(set(rows)) == 1) is alike
 
@@ -318,10 +317,10 @@ def test_series_by_hand_and_of_one_shape_only(tmp_path: Path, prompts: Path) -> 
     shutil.copytree(first, tmp_path / "two" / "tiny")
     steps = [save_model(tmp_path / "s" / f"step{layers}", num_hidden_layers=layers) for layers in (2, 3)]
     for number, folder in enumerate((first, tmp_path / "two" / "tiny", *steps)):
-        run(tmp_path / "wh", folder, prompts, run_id=f"r{number}")
+        run(tmp_path / "wh", folder, prompts, limit=2, run_id=f"r{number}")
     for number, folder in enumerate((first, steps[0])):
-        run(tmp_path / "wh", folder, prompts, run_id=f"by-hand-{number}", series="mine")
-    series = dict(open_warehouse(Layout(tmp_path / "wh")).execute("select run_id, series from runs").fetchall())
+        run(tmp_path / "wh", folder, prompts, limit=2, run_id=f"by-hand-{number}", series="mine")
+    series = dict(viewed(Layout(tmp_path / "wh")).execute("select run_id, series from runs").fetchall())
     assert series["r0"] == series["r1"] != series["r2"] != series["r3"]
     assert series["by-hand-0"] == series["by-hand-1"] == "mine"
 
@@ -349,7 +348,7 @@ def test_several_checkpoints_in_one_command(tmp_path: Path, prompts: Path) -> No
     command = ["ingest", *models, "--prompts", str(prompts), "--run-id", "mine", "--warehouse", str(tmp_path / "wh")]
     first = CliRunner().invoke(main, command)
     assert first.exit_code == 0, first.output
-    with open_warehouse(Layout(tmp_path / "wh")) as connection:
+    with viewed(Layout(tmp_path / "wh")) as connection:
         runs = connection.execute("select run_id, train_step, status from runs order by train_step").fetchall()
         assert runs == [("mine-checkpoint-5", 5, "complete"), ("mine-checkpoint-10", 10, "complete")]
         saturation = connection.execute("select run_id, saturation from router_saturation order by all").fetchall()
@@ -363,14 +362,14 @@ def test_revisions_of_the_demo_in_one_command(tmp_path: Path) -> None:
     command = ["ingest", "--model", "demo", *revisions, "--prompts", "demo", "--limit", "4"]
     done = CliRunner().invoke(main, [*command, "--warehouse", str(tmp_path / "wh")])
     assert done.exit_code == 0, done.output
-    with open_warehouse(Layout(tmp_path / "wh")) as connection:
+    with viewed(Layout(tmp_path / "wh")) as connection:
         steps = connection.execute("select revision, train_step from runs order by train_step").fetchall()
     assert steps == [(name, int(name.removeprefix("step-"))) for name in demo.checkpoints()[-2:]]
 
 
 def test_train_step_given_by_hand(tmp_path: Path, model: Path, prompts: Path) -> None:
     run(tmp_path / "wh", model, prompts, train_step=7, train_tokens=9)
-    with open_warehouse(Layout(tmp_path / "wh")) as connection:
+    with viewed(Layout(tmp_path / "wh")) as connection:
         assert connection.execute("select train_step, train_tokens from runs").fetchall() == [(7, 9)]
 
 
@@ -396,6 +395,6 @@ def test_hostile_labels_are_data(tmp_path: Path, model: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text("".join(json.dumps({"text": "hi", "domain": label}) + "\n" for label in labels))
     run(tmp_path / "wh", model, path)
-    rows = open_warehouse(Layout(tmp_path / "wh")).execute("select domain from prompts order by prompt_id").fetchall()
+    rows = viewed(Layout(tmp_path / "wh")).execute("select domain from prompts order by prompt_id").fetchall()
     assert [row[0] for row in rows] == labels
     assert byte_tokenizer()("hi")["input_ids"][0] == 0

@@ -24,8 +24,8 @@ from moewh.cli.main import main
 from moewh.ingest.model.layers import find_moe_layers
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.layout import Layout
-from moewh.warehouse.views.base import open_warehouse
 from tests.support.models import byte_tokenizer, save_model, tiny_model
+from tests.support.opened import viewed
 
 EXPERTS = mixtral.MixtralExperts
 _FORWARD: Any = EXPERTS.forward
@@ -220,7 +220,7 @@ def run(tmp_path: Path, model: Path) -> Callable[..., Result]:
 
 
 def rows(warehouse: Path) -> list[tuple[Any, ...]]:
-    return open_warehouse(Layout(warehouse)).sql("select * from routing order by all").fetchall()
+    return viewed(Layout(warehouse)).sql("select * from routing order by all").fetchall()
 
 
 def refused(result: Result, warehouse: Path) -> str:
@@ -419,7 +419,7 @@ def test_more_experts_than_a_small_integer_counts_are_recorded_as_they_are(
     arguments = ["--model", str(folder), "--prompts", str(tmp_path / "p.txt"), "--warehouse", str(tmp_path / "wh")]
     result = CliRunner().invoke(main, ["ingest", *arguments])
     assert result.exit_code == 0, result.output
-    stored = open_warehouse(Layout(tmp_path / "wh")).sql(
+    stored = viewed(Layout(tmp_path / "wh")).sql(
         "select layer, token_id, list(expert order by expert) from routing group by all order by all"
     )
     expected = [sorted(row) for row in chosen[0].tolist()]

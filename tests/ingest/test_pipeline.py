@@ -22,8 +22,8 @@ from moewh.ingest.run import Progress, Summary, ingest
 from moewh.ingest.workers import in_background
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import Layout
-from moewh.warehouse.views.base import open_warehouse
 from tests.support.models import save_model
+from tests.support.opened import viewed
 from tests.support.runs import contents, write_prompts
 
 
@@ -51,7 +51,7 @@ def run(
 
 def rows(warehouse: Path) -> dict[tuple[int, ...], float]:
     """{(token_id, layer, expert): weight}"""
-    connection = open_warehouse(Layout(warehouse))
+    connection = viewed(Layout(warehouse))
     stored = connection.execute("select token_id, layer, expert, weight from routing").fetchall()
     return {(token, layer, expert): weight for token, layer, expert, weight in stored}
 
@@ -100,7 +100,7 @@ def test_another_world_size_completes_the_rest(tmp_path: Path, model: Path, prom
 
 
 def test_torchrun_with_one_process_killed_and_all_restarted(tmp_path: Path, model: Path) -> None:
-    prompts = write_prompts(tmp_path / "p.jsonl", 600)
+    prompts = write_prompts(tmp_path / "p.jsonl", 300)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["--no-python", str(Path(sys.executable).with_name("moewh")), "ingest", "--model", str(model)]
     command += ["--prompts", str(prompts), "--segment-rows", "600", "--warehouse", str(tmp_path / "many")]
@@ -177,7 +177,7 @@ def test_prompt_too_large_even_alone_is_failed_and_the_rest_goes_on(
     short_of_memory(monkeypatch, 50)
     warnings: list[str] = []
     run(tmp_path, model, prompts, Progress(warn=warnings.append), segment_rows=10**6)
-    connection = open_warehouse(Layout(tmp_path))
+    connection = viewed(Layout(tmp_path))
     statuses = connection.execute(
         "select status, min(num_tokens), max(num_tokens) from prompts group by all"
     ).fetchall()

@@ -21,9 +21,9 @@ from moewh.ingest.model import architecture
 from moewh.ingest.model.layers import MoELayers, find_moe_layers
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.layout import Layout
-from moewh.warehouse.views.base import open_warehouse
 from tests.support.families import FAMILIES, build
 from tests.support.models import byte_tokenizer, save_model, tiny_model
+from tests.support.opened import viewed
 
 BY_NAME = {family.name: family for family in FAMILIES}
 
@@ -161,5 +161,5 @@ def test_native_mxfp4_is_loaded_dequantised(prompts: Path) -> None:
     arguments = ["ingest", "--model", str(folder), "--prompts", str(prompts), "--warehouse", str(warehouse)]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.stderr
-    counts = open_warehouse(Layout(warehouse)).execute("select dtype, tokens from runs").fetchall()
+    counts = viewed(Layout(warehouse)).execute("select dtype, tokens from runs").fetchall()
     assert counts == [("bfloat16", 12)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from itertools import combinations, pairwise
@@ -20,18 +19,19 @@ from moewh.ingest.prompts.canonical import CANONICAL
 from moewh.ingest.prompts.vocabulary import vocabulary_texts
 from moewh.ingest.record import Identity, RunRecord
 from moewh.ingest.routing import NO_ROUTE, LayerRouting, RoutingBuffer, TokenisedSegment, TokenTexts
-from moewh.ingest.write.run_files import write_run
+from moewh.ingest.write import run_files
 from moewh.ingest.write.segment import write_segment
 from moewh.warehouse.answer.engine import open_engine
 from moewh.warehouse.answer.jail import Limits
-from moewh.warehouse.answer.shell import find_duckdb
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.sealing import merge
+from moewh.warehouse.sealing.seal import seal
+from moewh.warehouse.trust import rollups
 from moewh.warehouse.trust.rollups import compare
 from moewh.warehouse.views.base import QUERIES, open_warehouse, staging_read_by
-from moewh.warehouse.views.publishing import publish
 from tests.support.models import byte_tokenizer
-from tests.support.synthetic import Run, Token, random_warehouse, word
+from tests.support.synthetic import Run, Token, random_run, random_warehouse, word, write_run
 
 Rows = list[tuple[Any, ...]]
 ROLLUPS = [table.name for table in schema.ROLLUPS]
@@ -91,7 +91,7 @@ def write_random_run(layout: Layout, layers: dict[int, tuple[int, int]], seed: i
     identity = Identity({}, "r")
     described = [{"layer": n, "num_experts": e, "top_k": k} for n, (e, k) in layers.items()]
     texts = vocabulary_texts(byte_tokenizer())
-    write_run(layout, RunRecord(identity, {"segments_planned": 1}, described, [], texts))
+    run_files.write_run(layout, RunRecord(identity, {"segments_planned": 1}, described, [], texts))
     segment, routing = random_segment(layers, seed)
     buffer = RoutingBuffer(len(segment.vocab_id_T))
     buffer.add(np.arange(len(segment.vocab_id_T)), routing)
@@ -297,16 +297,6 @@ def test_segment_that_lacks_a_rollup_is_named(name: str, tmp_path: Path) -> None
         assert connection.execute("select count(*) > 0 from routes").fetchall() == [(True,)]
 
 
-def test_shell_names_a_segment_that_lacks_a_rollup(tmp_path: Path) -> None:
-    layout, _ = random_warehouse(tmp_path / "wh")
-    (layout.segment("007", 1) / "pair_counts.parquet").unlink()
-    publish(layout)
-    command = [find_duckdb(), "-readonly", str(layout.database), "-c", "select max(lift) from co_routing"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "segment=1 lacks pair_counts.parquet" in done.stderr
-
-
 # ------------------------------------------------------------------------------------------ the comparison
 
 
@@ -337,3 +327,38 @@ def test_compare_finds_one_wrong_row(name: str, change: str, tmp_path: Path) -> 
     assert {"changed": fault.stored and fault.expected, "missing": fault.expected, "added": fault.stored}[change]
     assert (fault.stored is None, fault.expected is None) == (change == "missing", change == "added")
     assert "layer = " in fault.key
+
+
+def test_compare_says_the_same_of_runs_together_and_segment_by_segment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs of two segments that are counted one by one, and two that are sealed."""
+    layout = Layout(tmp_path)
+    layout.create()
+    for seed, run_id in enumerate("abcd"):
+        write_run(layout, random_run(run_id, seed, {0: (4, 2)}))
+        assert run_id in "ab" or seal(layout, run_id)
+    expected = [("a", 0), ("a", 1), ("b", 0), ("b", 1), ("c", None), ("d", None)]
+    for run_id, segment in expected:
+        folder = layout.sealed(run_id) if segment is None else layout.segment(run_id, segment)
+        rows = pq.read_table(folder / schema.PAIR_COUNTS.file, partitioning=None)
+        pq.write_table(rows.slice(2), folder / schema.PAIR_COUNTS.file)
+    found = {}
+    with open_engine("duckdb", None, layout, Limits()) as ask:
+        for at_once, units in ((rollups.ROWS_AT_ONCE, 2), (0, 6)):
+            monkeypatch.setattr(rollups, "ROWS_AT_ONCE", at_once)
+            assert len(list(rollups._units(rollups._rows(ask, rollups._SEGMENTS)))) == units
+            found[units] = list(compare(ask))
+    assert [(fault.run_id, fault.segment) for fault in found[2]] == [case for case in expected for _ in range(2)]
+    assert found[6] == found[2]
+
+
+def test_a_run_of_one_segment_is_sealed_as_if_it_was_merged(tmp_path: Path) -> None:
+    folder = write_random_run(Layout(tmp_path), SHAPES["mixed"], seed=3)
+    sealed = Layout(tmp_path).sealed("r")
+    assert seal(Layout(tmp_path), "r")
+    with duckdb.connect() as connection:
+        for table in schema.MERGED:
+            merged = pa.concat_tables(merge._merged(connection, table, [folder / table.file]))
+            assert len(merged) > 0
+            assert pq.read_table(sealed / table.file, partitioning=None).equals(merged), table.name

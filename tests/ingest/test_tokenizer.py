@@ -17,9 +17,9 @@ from moewh.cli.main import main
 from moewh.ingest.model.tokenizer import TokenizerSource, load_tokenizer
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.layout import Layout
-from moewh.warehouse.views.base import open_warehouse
 from tests.support.families import FAMILIES, build
 from tests.support.models import byte_tokenizer, save_model
+from tests.support.opened import viewed
 
 CLASSES = sorted({name for name in TOKENIZER_MAPPING_NAMES.values() if name})
 BYTE_LEVEL = {"ByT5Tokenizer", "CanineTokenizer", "DiaTokenizer", "PerceiverTokenizer"}
@@ -116,7 +116,7 @@ def test_a_checkpoint_without_tokenizer_is_refused_and_another_can_be_named(
     byte_tokenizer().save_pretrained(only)
     assert run(tmp_path / "wh", bare, prompts, "--tokenizer", str(only), "--run-id", "a").exit_code == 0
     assert run(tmp_path / "wh", model, prompts, "--run-id", "b").exit_code == 0
-    connection = open_warehouse(Layout(tmp_path / "wh"))
+    connection = viewed(Layout(tmp_path / "wh"))
     rows = connection.execute("select run_id, identity, tokens_key from runs order by run_id").fetchall()
     assert rows[0][1:] == rows[1][1:], "the same tokenizer by another way is the same run"
     other = byte_tokenizer()
@@ -163,7 +163,7 @@ def test_truncation_and_padding_saved_with_a_tokenizer_change_nothing(
     assert run(tmp_path / "wh", model, prompts, "--run-id", "a").exit_code == 0
     assert run(tmp_path / "wh", cut, prompts, "--run-id", "b").exit_code == 0
     query = "select token_id, vocab_id, kind from tokens where run_id = ? order by token_id"
-    connection = open_warehouse(Layout(tmp_path / "wh"))
+    connection = viewed(Layout(tmp_path / "wh"))
     assert connection.execute(query, ["a"]).fetchall() == connection.execute(query, ["b"]).fetchall() != []
 
 
@@ -239,7 +239,7 @@ def test_slow_tokenizers_give_their_tokens(
     monkeypatch.setattr("moewh.ingest.model.tokenizer.AutoTokenizer.from_pretrained", lambda *_, **__: kind())
     result = run(tmp_path / "wh", model, prompts)
     assert result.exit_code == 0, result.stderr
-    rows = open_warehouse(Layout(tmp_path / "wh")).execute("select vocab_id, kind from tokens order by token_id")
+    rows = viewed(Layout(tmp_path / "wh")).execute("select vocab_id, kind from tokens order by token_id")
     expected = [row for text in ("one", "two") for row in [(0, "special"), *((ord(char), "prompt") for char in text)]]
     assert rows.fetchall() == expected
 
@@ -269,7 +269,7 @@ def test_a_text_without_tokens_is_failed_and_an_empty_one_is_empty(model: Path, 
     result = run(tmp_path / "wh", dropping(model, tmp_path / "tiny"), path)
     assert result.exit_code == 0, result.stderr
     assert "prompts that are not empty give no tokens and are marked failed: 2, 3, 4." in result.stderr
-    rows = open_warehouse(Layout(tmp_path / "wh")).execute("select status, num_tokens from prompts order by prompt_id")
+    rows = viewed(Layout(tmp_path / "wh")).execute("select status, num_tokens from prompts order by prompt_id")
     assert rows.fetchall() == [("ok", 4), ("empty", 0), ("failed", 0), ("failed", 0), ("failed", 0)]
 
 
@@ -312,7 +312,7 @@ def test_a_pad_token_without_a_row_pads_with_another(model: Path, prompts: Path,
     for name, kind in (("a", model), ("b", folder)):
         assert run(tmp_path / "wh", kind, prompts, "--run-id", name).exit_code == 0
     query = "select token_id, layer, rank, expert, weight from routing where run_id = ? order by all"
-    connection = open_warehouse(Layout(tmp_path / "wh"))
+    connection = viewed(Layout(tmp_path / "wh"))
     assert connection.execute(query, ["a"]).fetchall() == connection.execute(query, ["b"]).fetchall() != []
 
 

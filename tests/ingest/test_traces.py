@@ -24,8 +24,8 @@ from moewh.ingest.traces.trace import TraceFile, format_names
 from moewh.ingest.write import segment
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.trust.verify import check, plan
-from moewh.warehouse.views.base import open_warehouse
 from tests.support.models import byte_tokenizer
+from tests.support.opened import viewed
 from tests.support.traces import (
     COUNT_WRITERS,
     EXPERTS,
@@ -63,7 +63,7 @@ def imported(form: str, files: list[Path], model: Path, root: Path, *more: str) 
 
 
 def ask(layout: Layout, sql: str) -> list[tuple[Any, ...]]:
-    with open_warehouse(layout) as connection:
+    with viewed(layout) as connection:
         return connection.execute(sql).fetchall()
 
 

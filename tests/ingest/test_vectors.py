@@ -17,9 +17,9 @@ from moewh.ingest.options import IngestOptions
 from moewh.ingest.run import Progress, ingest
 from moewh.warehouse.errors import UsageError
 from moewh.warehouse.files.layout import Layout
-from moewh.warehouse.views.base import open_warehouse
 from tests.support.families import FAMILIES, build
 from tests.support.models import byte_tokenizer, save_model
+from tests.support.opened import viewed
 from tests.support.runs import contents
 
 TEXTS = ("one", "a longer prompt of letters", "", "and\nthree")
@@ -34,7 +34,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(warehouse: Path, model: Path, prompts: Path, **options: Any) -> duckdb.DuckDBPyConnection:
     ingest(IngestOptions(model=str(model), prompts=(str(prompts),), **options), Layout(warehouse))
-    return open_warehouse(Layout(warehouse))
+    return viewed(Layout(warehouse))
 
 
 def vectors_of(connection: duckdb.DuckDBPyConnection, table: str, column: str, layer: int) -> torch.Tensor:

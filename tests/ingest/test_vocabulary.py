@@ -21,8 +21,8 @@ from moewh.ingest.routing import TokenTexts
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
-from moewh.warehouse.views.base import open_warehouse
 from tests.support.models import byte_tokenizer, save_model
+from tests.support.opened import viewed
 
 
 class Words(PythonBackend):
@@ -168,7 +168,7 @@ def test_a_run_holds_the_whole_vocabulary_of_its_model(tmp_path: Path) -> None:
     texts = [alone(byte_tokenizer(), vocab_id) for vocab_id in range(257)]
     assert rows["vocab_id"].to_pylist() == list(range(len(rows)))
     assert rows["token"].to_pylist()[:257] == texts
-    with open_warehouse(layout) as connection:
+    with viewed(layout) as connection:
         tokens = connection.execute("select vocab_id, token from tokens").fetchall()
         origin = connection.execute("select origin, origin_format from runs").fetchall()
     assert tokens

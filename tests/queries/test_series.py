@@ -14,6 +14,7 @@ from moewh.warehouse.answer.jail import Limits
 from moewh.warehouse.answer.query import Value, find_query
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.layout import Layout
+from tests.support.opened import engine_of
 from tests.support.synthetic import (
     Prompt,
     Run,
@@ -57,10 +58,9 @@ def warehouse(tmp_path_factory: pytest.TempPathFactory) -> tuple[Layout, dict[st
 
 
 def answer(layout: Layout, name: str, values: dict[str, Value]) -> Rows:
-    with open_engine("duckdb", None, layout, Limits()) as ask:
-        found = ask(find_query(name), values)
-        assert found is not None
-        return found.execute().fetchall()
+    found = engine_of(layout)(find_query(name), values)
+    assert found is not None
+    return found.execute().fetchall()
 
 
 def shares(run: Run, layer: int) -> dict[int, float]:

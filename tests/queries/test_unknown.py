@@ -8,6 +8,7 @@ listed must not depend on it. So a new view is tested by existing.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -18,7 +19,8 @@ from moewh.warehouse.answer.catalog import describe_views
 from moewh.warehouse.answer.query import Value, find_query, saved_names
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.trust.verify import check, plan
-from moewh.warehouse.views.base import canned_names, open_warehouse
+from moewh.warehouse.views.base import canned_names
+from tests.support.opened import engine_of, viewed
 from tests.support.saved_queries import VALUES
 from tests.support.synthetic import (
     checkpoint_of,
@@ -81,19 +83,18 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     return layout
 
 
+@cache
 def rows_of(layout: Layout, name: str, kind: str) -> list[dict[str, Any]]:
     """The rows that a view or saved query has for the runs of a kind, by column; empty if it has none."""
-    with open_warehouse(layout) as connection:
-        if name in canned_names():
-            relation = connection.sql(f"from {name} where run_id in ('{kind}', '{kind}-1')")
-        else:
-            declared = find_query(name).header.partition("Parameters")[2]
-            values: dict[str, Value] = {**SAVED.get(name, VALUES.get(name, {})), "run": f"{kind}-1", "series": kind}
-            values |= {"other_run": kind} if "other_run (" in declared else {}
-            given = {key: value for key, value in values.items() if f"{key} (" in declared}
-            found = answer_columns(layout, name, given)
-            return [dict(zip(found[0], row, strict=True)) for row in found[1] if in_kind(found[0], row, kind)]
+    if name in canned_names():
+        relation = viewed(layout).sql(f"from {name} where run_id in ('{kind}', '{kind}-1')")
         return [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()]
+    declared = find_query(name).header.partition("Parameters")[2]
+    values: dict[str, Value] = {**SAVED.get(name, VALUES.get(name, {})), "run": f"{kind}-1", "series": kind}
+    values |= {"other_run": kind} if "other_run (" in declared else {}
+    given = {key: value for key, value in values.items() if f"{key} (" in declared}
+    columns, rows = answer_columns(layout, name, given)
+    return [dict(zip(columns, row, strict=True)) for row in rows if in_kind(columns, row, kind)]
 
 
 SAVED: dict[str, dict[str, Value]] = {
@@ -105,14 +106,10 @@ SAVED: dict[str, dict[str, Value]] = {
 
 def answer_columns(layout: Layout, name: str, values: dict[str, Value]) -> tuple[list[str], list[tuple[Any, ...]]]:
     """A saved query's columns and rows, as the command answers it."""
-    from moewh.warehouse.answer.engine import open_engine
-    from moewh.warehouse.answer.jail import Limits
-
-    with open_engine("duckdb", None, layout, Limits()) as ask:
-        found = ask(find_query(name), values)
-        assert found is not None
-        done = found.execute()
-        return [column[0] for column in done.description or ()], done.fetchall()
+    found = engine_of(layout)(find_query(name), values)
+    assert found is not None
+    done = found.execute()
+    return [column[0] for column in done.description or ()], done.fetchall()
 
 
 def in_kind(columns: list[str], row: tuple[Any, ...], kind: str) -> bool:

@@ -19,7 +19,7 @@ from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.sealing.seal import seal
 from moewh.warehouse.views.base import QUERIES, View, canned_names, open_warehouse, staging_views, view_names
 from tests.support.brute_force import BRUTE_FORCE, Rows, assert_same_rows, brute_expert_load, brute_router_saturation
-from tests.support.opened import opened
+from tests.support.opened import opened, viewed
 from tests.support.synthetic import Prompt, Run, Token, empty_warehouse, random_run, random_warehouse, word, write_run
 
 CANNED = [path.stem for path in sorted((QUERIES / "views").glob("*.sql"))]
@@ -36,7 +36,7 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Layout:
 
 
 def rows_of(layout: Layout, view: str) -> Rows:
-    return opened(layout.root).execute(f"from {view}").fetchall()
+    return viewed(layout).execute(f"from {view}").fetchall()
 
 
 # ------------------------------------------------------------------------------------------ documentation
@@ -169,11 +169,16 @@ HAND_ROWS: dict[str, Rows] = {
 }
 
 
-@pytest.mark.parametrize("name", CANNED)
-def test_view_three_tokens_exact_rows(name: str, tmp_path: Path) -> None:
-    layout = empty_warehouse(tmp_path / "wh")
+@pytest.fixture(scope="module")
+def by_hand(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    layout = empty_warehouse(tmp_path_factory.mktemp("by_hand") / "wh")
     write_run(layout, BY_HAND)
-    assert_same_rows(name, rows_of(layout, name), HAND_ROWS[name])
+    return layout
+
+
+@pytest.mark.parametrize("name", CANNED)
+def test_view_three_tokens_exact_rows(name: str, by_hand: Layout) -> None:
+    assert_same_rows(name, rows_of(by_hand, name), HAND_ROWS[name])
 
 
 def test_runs_counts_what_is_committed(tmp_path: Path) -> None:
@@ -387,14 +392,14 @@ IDENTITIES = {
 
 @pytest.mark.parametrize("identity", IDENTITIES)
 def test_view_identity_holds(identity: str, random: tuple[Layout, list[Run]]) -> None:
-    with open_warehouse(random[0]) as connection:
+    with viewed(random[0]) as connection:
         pairs = connection.execute(IDENTITIES[identity]).fetchall()
     assert pairs
     assert all(math.isclose(total, expected, rel_tol=1e-12) for total, expected in pairs)
 
 
 def test_run_id_and_segment_keep_their_types(random: tuple[Layout, list[Run]]) -> None:
-    with open_warehouse(random[0]) as connection:
+    with viewed(random[0]) as connection:
         row = connection.execute(
             "select distinct run_id, typeof(run_id), typeof(segment) from routing where run_id = '007'"
         ).fetchall()
@@ -433,7 +438,7 @@ AT_THE_COST_OF_A_SCAN = (
 @pytest.mark.parametrize("asked", AT_THE_COST_OF_A_SCAN)
 def test_routes_without_text_are_a_scan(asked: str, random: tuple[Layout, list[Run]]) -> None:
     """DuckDB 2 leaves out a join to what it knows to be unique and nobody asks for; 1.5 answers the same with it."""
-    with open_warehouse(random[0]) as connection:
+    with viewed(random[0]) as connection:
         plan = str(connection.execute(f"explain {asked}").fetchall())
         with_text = str(connection.execute("explain select min(token) from routes").fetchall())
     assert "join" in with_text.lower()

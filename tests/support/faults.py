@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import gc
 import io
 import json
 import os
@@ -61,12 +62,14 @@ class Plan:
 class Server:
     """The parent of all children; a context manager."""
 
+    published: Path | None = None
+    """What the children put in place as `warehouse.duckdb`; None: each makes it, which is half of a small ingest."""
     process: subprocess.Popen[str] = field(init=False)
 
     def __enter__(self) -> Server:
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.faults"],
+            [sys.executable, "-m", "tests.support.faults", *([str(self.published)] if self.published else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -122,6 +125,7 @@ def main() -> None:
     for module in _LOADED:
         import_module(module)
     torch.set_num_threads(1)
+    gc.freeze()  # or each child would copy what its own collections walk through
     print("ready", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="moewh-faults-"))
     for line in sys.stdin:
@@ -132,6 +136,7 @@ def main() -> None:
             answer = {"pid": _fork(folder, CHILDREN[request["do"]], request["arguments"])}
         print(json.dumps(answer), flush=True)
     shutil.rmtree(folder)
+    gc.unfreeze()  # DuckDB reports what is not freed in the end
 
 
 def _fork(folder: Path, work: Callable[..., Any], arguments: dict[str, Any]) -> int:
@@ -170,7 +175,9 @@ def run_moewh(**plan: Any) -> tuple[int, Any]:
     chosen = Plan(**plan)
     steps = _count_steps(chosen)
     _mutate(chosen.mutation)
-    if chosen.file_size is not None:
+    if chosen.file_size is None:
+        _publish_a_copy()
+    else:
         import resource
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -179,6 +186,14 @@ def run_moewh(**plan: Any) -> tuple[int, Any]:
         time.monotonic = time.time = time.perf_counter = lambda: 1_000.0
     code = _command(chosen.arguments)
     return code, steps[0]
+
+
+def _publish_a_copy() -> None:
+    """Make no views where the server was given a file that has some: none of that touches the warehouse."""
+    from moewh.warehouse.views import publishing
+
+    if len(sys.argv) > 1:
+        publishing._build = lambda _, file: shutil.copyfile(sys.argv[1], file)
 
 
 def run_on_small_disk(
@@ -299,7 +314,9 @@ def _count_parquet(wrapped: Callable[[str, Callable[..., Any]], Callable[..., An
 
     real = pq.ParquetWriter.__init__
     begin = wrapped("parquet", lambda where, writer, rest, named: real(writer, where, *rest, **named))
-    pq.ParquetWriter.__init__ = lambda writer, where, *rest, **named: begin(where, writer, rest, named)
+    pq.ParquetWriter.__init__ = lambda writer, where, *rest, **named: (
+        begin(where, writer, rest, named) if isinstance(where, str | Path) else real(writer, where, *rest, **named)
+    )
 
 
 def _mutate(name: str | None) -> None:

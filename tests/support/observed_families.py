@@ -19,10 +19,10 @@ import transformers
 from moewh.ingest.options import IngestOptions
 from moewh.ingest.run import ingest
 from moewh.warehouse.files.layout import Layout
-from moewh.warehouse.views.base import open_warehouse
 from tests.support import expert_arithmetic
 from tests.support.families import Family, build
 from tests.support.models import byte_tokenizer
+from tests.support.opened import viewed
 
 TEXTS = ("ab", "the cat sat on the mat, then on me", "x", "3 + 4 = 7; aaaaaaaa", "so it goes")
 TOLERANCE = 1e-5
@@ -69,7 +69,7 @@ def observe(family: Family) -> Ingested:
         for run_id, batch_tokens in (("batched", 4_096), ("alone", 1)):
             options = IngestOptions(model=str(model), prompts=(str(prompts),), run_id=run_id, batch_tokens=batch_tokens)
             ingest(options, layout)
-        connection = open_warehouse(layout)
+        connection = viewed(layout)
         layers = connection.sql("select * exclude (run_id) from layers where run_id = 'alone' order by layer")
         facts = [dict(zip(layers.columns, row, strict=True)) for row in layers.fetchall()]
         kinds: dict[int, list[str]] = {}

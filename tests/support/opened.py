@@ -1,15 +1,20 @@
-"""One connection for many questions about a warehouse: making its views takes longer than most answers."""
+"""Connections for many questions: making the views of a warehouse takes longer than most answers.
+
+`viewed` is for tests that look at what was written; those of the views themselves open the warehouse as users do.
+"""
 
 from __future__ import annotations
 
-from functools import lru_cache
+import atexit
+import tempfile
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moewh.warehouse.answer import query as queries
 from moewh.warehouse.answer.engine import Engine
-from moewh.warehouse.files.layout import Layout
-from moewh.warehouse.views.base import open_warehouse
+from moewh.warehouse.files.layout import Layout, glob_literal
+from moewh.warehouse.views.base import open_warehouse, sql_string
 
 if TYPE_CHECKING:
     import duckdb
@@ -19,6 +24,23 @@ if TYPE_CHECKING:
 def opened(root: Path) -> duckdb.DuckDBPyConnection:
     """Return the views over a warehouse, made when it was first asked for; they read the files as they are now."""
     return open_warehouse(Layout(root))
+
+
+@cache
+def _views() -> duckdb.DuckDBPyConnection:
+    """Every view, made once over a warehouse that is gone by now."""
+    atexit.register(_views.cache_clear)  # DuckDB reports what is not freed in the end
+    with tempfile.TemporaryDirectory() as folder:
+        layout = Layout(Path(folder) / "wh")
+        layout.create()
+        return open_warehouse(layout)
+
+
+def viewed(layout: Layout) -> duckdb.DuckDBPyConnection:
+    """Return the views over a warehouse, as a moved one's are read: by the variable `moewh_root`."""
+    cursor = _views().cursor()
+    cursor.execute(f"set variable moewh_root = {sql_string(glob_literal(layout.require().root))}")
+    return cursor
 
 
 def engine_of(layout: Layout) -> Engine:

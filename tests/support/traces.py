@@ -23,7 +23,7 @@ import torch
 from safetensors.numpy import save_file
 
 from moewh.warehouse.files.layout import Layout
-from moewh.warehouse.views.base import open_warehouse
+from tests.support.opened import viewed
 
 Ints = npt.NDArray[np.int64]
 HIDDEN, MOE, EXPERTS, TOP_K, VOCABULARY = 3, (1, 2), 8, 2, 200
@@ -102,7 +102,7 @@ def expected(trace: list[Traced]) -> list[Row]:
 def rows_of(layout: Layout) -> list[Row]:
     """What the warehouse holds, as `expected` has it."""
     sql = "select token_id >> 24, token_id % (1 << 24), layer, rank, expert, weight from routing order by all"
-    with open_warehouse(layout) as connection:
+    with viewed(layout) as connection:
         return sorted(connection.execute(sql).fetchall(), key=lambda row: (*row[:3], row[4]))
 
 

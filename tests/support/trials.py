@@ -26,7 +26,7 @@ from tests.support.damage import faults_of
 from tests.support.faults import Job, Plan, Server, segments_of
 from tests.support.runs import contents
 
-STEPS = 660
+STEPS = 610
 """About how many steps an undisturbed run takes; a kill beyond the last does nothing."""
 
 

@@ -22,6 +22,7 @@ from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.trust.check import shipped_checks
 from moewh.warehouse.views.base import QUERIES
+from tests.support.kept_views import fresh_copy
 from tests.support.synthetic import Prompt, Run, Token, empty_warehouse, random_warehouse, write_run
 
 
@@ -31,9 +32,9 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Layout:
 
 
 @pytest.fixture
-def layout(tmp_path: Path, sound: Layout) -> Layout:
+def layout(sound: Layout) -> Layout:
     """A copy to damage."""
-    return Layout(Path(shutil.copytree(sound.root, tmp_path / "wh", symlinks=True)))
+    return fresh_copy(sound)
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from moewh.warehouse.views.base import open_warehouse
 from moewh.warehouse.views.publishing import publish
 from tests.support.damage import sound_warehouse
 
+pytestmark = pytest.mark.published_file
 GROWN = {schema.RUNS: 7, schema.PROMPTS: 8, schema.ROUTING: 9}
 """The tables that get a column, and its value in what is written since."""
 ASKED = """

@@ -21,6 +21,7 @@ from tests.support.escapes import ESCAPES, SECRET
 from tests.support.saved_queries import VALUES
 from tests.support.synthetic import random_warehouse
 
+pytestmark = pytest.mark.published_file
 ODD_NAMES = ["plain", "a b", "a'b", 'a"b', "[ab]", "a*", "a?b", "ünï日本", "-rf", "$HOME", "%41", "a;b", "a\nb"]
 
 

@@ -28,8 +28,9 @@ from moewh.warehouse.answer.shell import find_duckdb
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.base import canned_names
-from moewh.warehouse.views.publishing import publish
 from tests.support.damage import faults_of, sound_warehouse
+from tests.support.kept_file import publish_for_reading
+from tests.support.kept_views import fresh_copy
 
 SHARED_MEMORY = Path("/dev/shm")
 LINKED = ["", "segments", "runs", "geometry", "segments/run_id=one", "runs/run_id=one", "segments/run_id=one/segment=1"]
@@ -73,12 +74,6 @@ def move_and_link(layout: Layout, name: str, elsewhere: Path) -> Path:
     return target
 
 
-def copy_of(sound: Layout, root: Path) -> Layout:
-    shutil.copytree(sound.root, root, symlinks=True)
-    publish(Layout(root))
-    return Layout(root)
-
-
 COUNTS = "select count(*), (select count(*) from runs), (select count(*) from layers) from routes"
 
 
@@ -105,15 +100,19 @@ def expected(sound: Layout) -> tuple[dict[str, list[tuple[Any, ...]]], list[str]
     return views(sound), said(sound)
 
 
-@pytest.mark.parametrize("name", LINKED)
+@pytest.mark.parametrize(
+    ("name", "elsewhere"),
+    [(name, "other disk" if number % 2 else "same disk") for number, name in enumerate(LINKED)],
+    indirect=["elsewhere"],
+)
 def test_all_that_reads_follows_links(
     name: str,
     sound: Layout,
     expected: tuple[dict[str, list[tuple[Any, ...]]], list[str]],
     elsewhere: Path,
-    tmp_path: Path,
 ) -> None:
-    layout = copy_of(sound, tmp_path / "wh")
+    layout = fresh_copy(sound)
+    publish_for_reading(layout)
     move_and_link(layout, name, elsewhere)
     for view, rows in views(layout).items():
         assert repr(rows) == repr(expected[0][view]), view  # as text, in which NaN equals NaN
@@ -128,9 +127,9 @@ def test_all_that_reads_follows_links(
     assert shown == expected[1][-1].splitlines()[1]
 
 
-def test_a_link_within_a_segment_stays_out(sound: Layout, elsewhere: Path, tmp_path: Path) -> None:
+def test_a_link_within_a_segment_stays_out(sound: Layout, elsewhere: Path) -> None:
     """Links are followed where moewh has folders. One file of a segment is none of them."""
-    layout = copy_of(sound, tmp_path / "wh")
+    layout = fresh_copy(sound)
     file = layout.segment("one", 0) / "tokens.parquet"
     shutil.move(file, elsewhere / "tokens.parquet")
     file.symlink_to(elsewhere / "tokens.parquet")
@@ -163,9 +162,9 @@ def test_a_link_within_a_segment_stays_out(sound: Layout, elsewhere: Path, tmp_p
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 4])
-def test_a_file_named_as_a_table_stays_out(parts: int, sound: Layout, elsewhere: Path, tmp_path: Path) -> None:
+def test_a_file_named_as_a_table_stays_out(parts: int, sound: Layout, elsewhere: Path) -> None:
     """DuckDB takes the parts of a table's name together for a file's name."""
-    layout = copy_of(sound, tmp_path / "wh")
+    layout = fresh_copy(sound)
     move_and_link(layout, "segments/run_id=one", elsewhere)
     (elsewhere / "secret.csv").write_text("the secret outside\n1\n")
     path = f"{layout.segments('one')}/../secret.csv"
@@ -180,9 +179,9 @@ def test_a_file_named_as_a_table_stays_out(parts: int, sound: Layout, elsewhere:
 
 @pytest.mark.skipif(duckdb.__version__ < "2", reason="DuckDB 1.5 follows the link before it takes `..`")
 def test_without_the_look_at_names_dots_lead_out(
-    sound: Layout, elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sound: Layout, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layout = copy_of(sound, tmp_path / "wh")
+    layout = fresh_copy(sound)
     move_and_link(layout, "segments/run_id=one", elsewhere)
     (elsewhere / "secret.txt").write_text("the secret outside")
     sql = f"select content from read_text('{layout.segments('one')}/../secret.txt')"
@@ -199,7 +198,7 @@ def test_links_that_lead_to_no_folder_of_moewh(
     name: str, kind: str, sound: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows would be left out of every answer, or somebody's files be let in: it is said instead."""
-    layout = copy_of(sound, tmp_path / "wh")
+    layout = fresh_copy(sound)
     target = tmp_path / "elsewhere"
     if kind == "file":
         target.write_text("secret")
@@ -227,9 +226,9 @@ def test_links_that_lead_to_no_folder_of_moewh(
     assert name.partition("/")[0] in verified.output
 
 
-def test_an_empty_folder_may_be_linked(sound: Layout, elsewhere: Path, tmp_path: Path) -> None:
+def test_an_empty_folder_may_be_linked(sound: Layout, elsewhere: Path) -> None:
     """As it is before the run that it is meant for begins."""
-    layout = copy_of(sound, tmp_path / "wh")
+    layout = fresh_copy(sound)
     (elsewhere / "empty").mkdir()
     layout.segments("later").symlink_to(elsewhere / "empty")
     assert moewh(layout, "query", "routes").exit_code == 0
@@ -244,7 +243,7 @@ def test_ingest_refuses_at_the_start_what_a_rename_cannot_reach(
 ) -> None:
     """One line, before any model is loaded, and nothing has changed."""
     with other_disk(tmp_path) as folder:
-        layout = copy_of(sound, tmp_path / "wh")
+        layout = fresh_copy(sound)
         layout.segments("new").mkdir()
         move_and_link(layout, name, Path(folder))
         before = sorted(layout.root.rglob("*"))
@@ -258,7 +257,7 @@ def test_ingest_refuses_at_the_start_what_a_rename_cannot_reach(
 
 @pytest.mark.parametrize("name", ["", "segments", "runs", "segments/run_id=new"])
 def test_ingest_through_links_on_one_disk(name: str, sound: Layout, tmp_path: Path) -> None:
-    layout = copy_of(sound, tmp_path / "wh")
+    layout = fresh_copy(sound)
     layout.segments("new").mkdir()
     (tmp_path / "elsewhere").mkdir()
     target = move_and_link(layout, name, tmp_path / "elsewhere")
@@ -271,7 +270,7 @@ def test_ingest_through_links_on_one_disk(name: str, sound: Layout, tmp_path: Pa
 
 def test_a_whole_warehouse_on_another_disk_is_written(sound: Layout, tmp_path: Path) -> None:
     with other_disk(tmp_path) as folder:
-        layout = copy_of(sound, tmp_path / "wh")
+        layout = fresh_copy(sound)
         move_and_link(layout, "", Path(folder))
         assert (result := moewh(layout, *INGEST)).exit_code == 0, result.output
         assert moewh(layout, "verify").exit_code == 0
@@ -280,7 +279,7 @@ def test_a_whole_warehouse_on_another_disk_is_written(sound: Layout, tmp_path: P
 def test_a_complete_run_may_lie_on_another_disk(sound: Layout, tmp_path: Path) -> None:
     """It is left alone, and runs beside it are written."""
     with other_disk(tmp_path) as folder:
-        layout = copy_of(sound, tmp_path / "wh")
+        layout = fresh_copy(sound)
         assert moewh(layout, *INGEST).exit_code == 0
         move_and_link(layout, "segments/run_id=new", Path(folder))
         again = moewh(layout, *INGEST)
@@ -299,9 +298,9 @@ def test_a_new_warehouse_with_a_link_to_another_disk(tmp_path: Path) -> None:
         assert list(Path(folder).iterdir()) == []
 
 
-def test_a_bind_mount_is_found(sound: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bind_mount_is_found(sound: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has the device of the disk that it shows, but a rename into it fails."""
-    layout = copy_of(sound, tmp_path / "wh")
+    layout = fresh_copy(sound)
     rename = Path.rename
 
     def as_across(self: Path, target: Path) -> Path:
@@ -316,9 +315,9 @@ def test_a_bind_mount_is_found(sound: Layout, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("name", ["segments", "runs", "segments/run_id=one", "segments/run_id=one/segment=1"])
-def test_deleting_a_linked_run(name: str, sound: Layout, elsewhere: Path, tmp_path: Path) -> None:
+def test_deleting_a_linked_run(name: str, sound: Layout, elsewhere: Path) -> None:
     """A run's own link goes and its files stay, which is said; in a folder on another disk nothing is deleted."""
-    layout = copy_of(sound, tmp_path / "wh")
+    layout = fresh_copy(sound)
     target = move_and_link(layout, name, elsewhere)
     files = sorted(target.rglob("*"))
     result = moewh(layout, "runs", "--delete", "one", "--yes")
@@ -338,7 +337,7 @@ def test_deleting_a_linked_run(name: str, sound: Layout, elsewhere: Path, tmp_pa
 
 def test_repair_across_disks_moves_nothing(sound: Layout, tmp_path: Path) -> None:
     with other_disk(tmp_path) as folder:
-        layout = copy_of(sound, tmp_path / "wh")
+        layout = fresh_copy(sound)
         move_and_link(layout, "segments/run_id=one", Path(folder))
         for segment in (layout.segment("one", 1), layout.segment("two", 0)):
             (segment / "tokens.parquet").write_bytes(b"damaged")

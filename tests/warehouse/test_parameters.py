@@ -117,12 +117,13 @@ OWN = [
 
 @pytest.mark.parametrize("sql", ["domain_experts", "load_matrix", *OWN])
 def test_a_run_is_its_name(sql: str, texts: Layout) -> None:
+    """As it is or in quotes: each query is asked in one way for every other run, and in the other for the rest."""
     query = Query("-c", sql) if sql in OWN else queries.find_query(sql)
     with open_engine("duckdb", None, texts, Limits()) as ask:
-        for run_id in RUN_IDS:
-            for value in (run_id, quoted(run_id)):
-                found = rows(ask, query, dict(queries.parse_parameters((f"run={value}",))))
-                assert {row[0] for row in found} == {run_id}
+        for number, run_id in enumerate(RUN_IDS):
+            value = quoted(run_id) if (number + len(sql)) % 2 else run_id
+            found = rows(ask, query, dict(queries.parse_parameters((f"run={value}",))))
+            assert {row[0] for row in found} == {run_id}
 
 
 def test_a_domain_is_its_name(texts: Layout) -> None:

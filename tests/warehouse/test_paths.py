@@ -29,6 +29,7 @@ from moewh.warehouse.views.publishing import publish
 from tests.support.damage import sound_warehouse
 from tests.support.synthetic import random_run, write_run
 
+pytestmark = pytest.mark.published_file
 COLUMNS = sorted({column.name for view in describe_views().values() for column in view.columns})
 CASES: dict[str, Callable[[str], str]] = {"lower": str.lower, "upper": str.upper, "mixed": str.title}
 FOLDERS = [f"{case(name)}={number}" for number, name in enumerate(COLUMNS) for case in CASES.values()]

@@ -32,6 +32,7 @@ from tests.support.synthetic import (
     write_segment,
 )
 
+pytestmark = pytest.mark.published_file
 MOEWH = [sys.executable, "-c", "from moewh.cli.main import main; main()"]
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 AWKWARD = ("plain", "with space", 'it\'s "quoted"', "a[b]c", "st*r", "wh?t", "ünï码", "semi;--colon")
@@ -146,6 +147,13 @@ def test_shell_saved_file_on_stdin(duckdb_program: str, layout: Layout, tmp_path
     bad = shell(duckdb_program, str(layout.database), cwd=tmp_path, stdin="select nothing from routes;\nselect 1;\n")
     assert bad.returncode == 1
     assert "nothing" in bad.stderr
+
+
+def test_shell_names_a_segment_that_lacks_a_rollup(duckdb_program: str, layout: Layout) -> None:
+    (layout.segment("007", 1) / "pair_counts.parquet").unlink()
+    done = shell(duckdb_program, str(layout.database), cwd=Path("/"), stdin="select max(lift) from co_routing;")
+    assert done.returncode == 1
+    assert "segment=1 lacks pair_counts.parquet" in done.stderr
 
 
 SHIPPED = [path for folder in ("saved", "checks") for path in sorted((QUERIES / folder).glob("*.sql"))]

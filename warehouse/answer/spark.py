@@ -195,7 +195,7 @@ def _read_files(session: SparkSession, layout: Layout, table: schema.Table) -> N
     if table in schema.MERGED:
         files = _merged_files(session, layout, table)
     elif (layout.root / FOLDERS[table.level].partition("/")[0]).is_dir():
-        files = _files(session, layout, table, "*")
+        files = _files(session, layout, table, ["*"])
     else:  # a warehouse from before this table
         files = session.createDataFrame([], _columns(table))
     files.createOrReplaceTempView(f"files_of_{table.name}")
@@ -211,13 +211,13 @@ def _merged_files(session: SparkSession, layout: Layout, table: schema.Table) ->
             raise MoewhError(f"run {run_id}{SEALED_LACKS.format(file=table.file)}")
     if table.rollup:
         _require_in_every_segment(layout, open_runs, table)
-    files = _files(session, layout, schema.sealed(table), "*")
+    files = _files(session, layout, schema.sealed(table), ["*"])
     for column in (column for column in table.path_columns if column.name not in files.columns):
         files = files.withColumn(column.name, lit(None).cast(_TYPES[column.type]))
-    for run_id in open_runs:
-        if not any(layout.segments(run_id).glob(f"segment=*/{table.file}")):
-            continue  # a pattern that matches nothing is an error to Spark
-        files = files.unionByName(_files(session, layout, table, run_id))
+    # A pattern that matches nothing is an error to Spark.
+    counted = [run_id for run_id in open_runs if any(layout.segments(run_id).glob(f"segment=*/{table.file}"))]
+    if counted:
+        files = files.unionByName(_files(session, layout, table, counted))
     if _states(layout) != (sealed, open_runs):
         raise MoewhError(f"a run was sealed, unsealed or begun while its files were listed. {ASK_AGAIN}")
     return files
@@ -236,15 +236,15 @@ def _states(layout: Layout) -> tuple[list[str], list[str]]:
     return sealed, [run_id for run_id in linked if run_id not in sealed or run_id == SCHEMA_RUN]
 
 
-def _files(session: SparkSession, layout: Layout, table: schema.Table, run_id: str) -> DataFrame:
-    """Return the rows of a table's files, of one run or of all (`*`), with the types of the schema."""
+def _files(session: SparkSession, layout: Layout, table: schema.Table, runs: list[str]) -> DataFrame:
+    """Return the rows of a table's files, of some runs or of all (`*`), in one scan, with the types of the schema."""
     top, _, pattern = FOLDERS[table.level].partition("/")
     base = layout.root / top
     # As text first: Spark refuses a folder such as `segment=0.old`, which is to be left out.
     texts = [f"`{column.name}` {_TYPES[column.type]}" for column in table.stored]
     texts += [f"`{column.name}` string" for column in table.path_columns]
     read = session.read.schema(", ".join(texts)).option("basePath", str(base))
-    files = read.parquet(f"{_escaped(base)}/{pattern.replace('*', run_id, 1)}/{table.file}")
+    files = read.parquet(*(f"{_escaped(base)}/{pattern.replace('*', run_id, 1)}/{table.file}" for run_id in runs))
     for column in table.path_columns:
         files = files.where(files[column.name].rlike(f"^({PATH_VALUES[column.name]})$"))
         files = files.withColumn(column.name, files[column.name].cast(_TYPES[column.type]))

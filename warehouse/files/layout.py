@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import os
 import re
 import shutil
@@ -23,10 +24,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files import schema
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SCHEMA_RUN = "~schema"
 """The run_id of the zero-row files that let every view answer before the first ingest.
@@ -297,14 +303,12 @@ class Layout:
         missing = [table for table in tables if older or not (target / table.file).is_file()]
         if not missing:
             return
-        import pyarrow.parquet as pq
-
         from moewh.warehouse.files.manifest import write_manifest
 
         self.require_one_disk()
         with self.staged(SCHEMA_RUN) as folder:
             for table in missing:
-                pq.write_table(table.arrow().empty_table(), folder / table.file)
+                (folder / table.file).write_bytes(_without_rows(table.arrow()))
             write_manifest(folder, None, None)
             if level == "sealed":
                 add_mark(folder)
@@ -354,6 +358,16 @@ class Layout:
         for path in (self.staging / "prompts", self.staging / "template_time", self.staging, self.root):
             with suppress(OSError):  # rmdir refuses a folder with anything in it, which is what keeps this safe
                 path.rmdir()
+
+
+@cache
+def _without_rows(columns: pa.Schema) -> bytes:
+    """Return a Parquet file of some columns and no rows; a warehouse has each of its zero-row files twice."""
+    import pyarrow.parquet as pq
+
+    file = io.BytesIO()
+    pq.write_table(columns.empty_table(), file)
+    return file.getvalue()
 
 
 @contextmanager

@@ -19,7 +19,6 @@ from moewh.warehouse.files.pages import PageError, check_pages
 from moewh.warehouse.files.schema import FORMAT_VERSION
 
 MANIFEST = "manifest.json"
-_BLOCK = 1 << 22
 _LONGEST = 1 << 20
 """Bytes; a manifest is about 3,000."""
 
@@ -116,12 +115,8 @@ def manifest_text(manifest: Manifest) -> bytes:
 
 def file_sha256(path: Path) -> str:
     """Return the sha256 of a file's bytes, in hex. Raises OSError."""
-    digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
-        block = bytearray(_BLOCK)
-        while size := file.readinto(block):
-            digest.update(memoryview(block)[:size])
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _entry(name: str, entry: Any) -> Entry:

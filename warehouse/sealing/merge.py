@@ -13,6 +13,7 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files import schema
@@ -29,16 +30,32 @@ def write_merged(segments: list[Path], folder: Path) -> None:
 
     Raises MoewhError for a segment without its counts.
     """
+    files = {table: [segment / table.file for segment in segments] for table in schema.MERGED}
+    for file in (file for of_table in files.values() for file in of_table):
+        if not file.is_file():
+            raise MoewhError(f"segment {file.parent} lacks {file.name}. See `moewh verify`.")
+    if len(segments) == 1:
+        for table, (file,) in files.items():
+            write_chunks(folder / table.file, schema.sealed(table), _as_they_are(table, file))
+        return
     spill = folder.with_name(f"duckdb.{os.getpid()}")
     with duckdb.connect(config={"temp_directory": str(spill)}) as connection:
-        for table in schema.MERGED:
-            files = [segment / table.file for segment in segments]
-            for file in files:
-                if not file.is_file():
-                    raise MoewhError(f"segment {file.parent} lacks {file.name}. See `moewh verify`.")
-            dense = table is schema.AFFINITY_COUNTS and fits(files)
-            rows = merged_affinity(files) if dense else _merged(connection, table, files)
+        for table, of_table in files.items():
+            dense = table is schema.AFFINITY_COUNTS and fits(of_table)
+            rows = merged_affinity(of_table) if dense else _merged(connection, table, of_table)
             write_chunks(folder / table.file, schema.sealed(table), rows)
+
+
+def _as_they_are(table: schema.Table, file: Path) -> Iterator[pa.Table]:
+    """Yield a table's rows of a run's only segment, which are in key order and need no adding up."""
+    wanted = schema.sealed(table).arrow()
+    with pq.ParquetFile(file) as source:
+        for group in range(source.num_row_groups):
+            rows = source.read_row_group(group)
+            if table is schema.SEGMENTS:
+                number = int(file.parent.name.removeprefix(SEGMENT_FOLDER))
+                rows = rows.add_column(0, "segment", pa.array([number] * len(rows), pa.int32()))
+            yield rows.select(wanted.names).cast(wanted)
 
 
 def _merged(connection: duckdb.DuckDBPyConnection, table: schema.Table, files: list[Path]) -> Iterator[pa.Table]:

@@ -6,13 +6,14 @@ defines it; `moewh.ingest.write.rollups` computes the same faster as a segment i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from moewh.warehouse.answer.query import Query, Value
 from moewh.warehouse.files import schema
-from moewh.warehouse.views.base import QUERIES
+from moewh.warehouse.views.base import QUERIES, sql_string
 
 if TYPE_CHECKING:
     from moewh.warehouse.answer.engine import Ask
@@ -37,16 +38,28 @@ class Fault:
     """The counts the SQL gives; None if it has no such row."""
 
 
-_UNITS = """
-select run_id, segment from segments
-where run_id not in (select run_id from expert_counts where segment is null)
-union all
-select distinct run_id, null::integer as segment from expert_counts where segment is null
-order by run_id, segment
+_SEGMENTS = """
+with sealed as (select distinct run_id from expert_counts where segment is null)
+select sealed.run_id is not null as is_sealed, segments.run_id, segments.segment, segments.routing_rows
+from segments
+left join sealed on sealed.run_id = segments.run_id
+order by is_sealed, segments.run_id, segments.segment
 """
-"""What is compared at once: each segment, or a sealed run."""
 _COUNTS_ALONE = "select run_id from segments group by run_id having sum(tokens) = 0"
 """Runs whose load has no rows."""
+ROWS_AT_ONCE = 64 << 20
+"""Routing rows that are counted again in one query, unless one segment or one sealed run has more."""
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """What is compared at once."""
+
+    sealed: bool
+    """True: merged counts, with those of all segments of their run."""
+    runs: tuple[str, ...]
+    segment: int | None = None
+    """One segment of one run; None for all segments of the runs."""
 
 
 def definition(table: schema.Table) -> str:
@@ -57,35 +70,55 @@ def definition(table: schema.Table) -> str:
 def compare(ask: Ask, only: Value | None = None) -> Iterator[Fault]:
     """Yield every row in which a stored rollup differs from its definition, on any engine.
 
-    Segment by segment; a sealed run, whose counts are merged, as a whole. With `only`, those of that run alone. The
-    load of a run that was imported as counts alone has no rows to be counted.
+    Small runs are compared together, large ones segment by segment; a sealed run, whose counts are merged, as a whole.
+    With `only`, that run alone. The load of a run that was imported as counts alone has no rows to be counted.
     """
-    alone = {run_id for (run_id,) in _rows(ask, _COUNTS_ALONE, {})}
-    for run_id, segment in _rows(ask, _UNITS, {}):
-        if only is not None and run_id != only:
-            continue
-        values = {"run": run_id} | ({} if segment is None else {"segment": segment})
+    alone = {run_id for (run_id,) in _rows(ask, _COUNTS_ALONE)}
+    for unit in _units([row for row in _rows(ask, _SEGMENTS) if only in (None, row[1])]):
         for table in schema.ROLLUPS:
-            if table is schema.EXPERT_COUNTS and run_id in alone:
+            left_out = alone if table is schema.EXPERT_COUNTS else set()
+            if runs := tuple(run_id for run_id in unit.runs if run_id not in left_out):
+                rows = _rows(ask, _difference(table, replace(unit, runs=runs)))
+                yield from (Fault(table.name, *row) for row in rows)
+
+
+def _units(segments: list[tuple[bool, str, int, int]]) -> Iterator[_Unit]:
+    """Yield what to compare at once of segments (sealed, run_id, segment, routing rows), sorted."""
+    together: list[str] = []
+    total = 0
+    for sealed, of_state in groupby(segments, lambda row: row[0]):
+        for run_id, of_run in groupby(of_state, lambda row: row[1]):
+            numbers, rows = zip(*((segment, rows) for _, _, segment, rows in of_run), strict=True)
+            if not sealed and sum(rows) > ROWS_AT_ONCE:
+                yield from (_Unit(sealed, (run_id,), number) for number in numbers)
                 continue
-            rows = _rows(ask, _difference(table, sealed=segment is None), values)
-            yield from (Fault(table.name, run_id, segment, *row) for row in rows)
+            if together and total + sum(rows) > ROWS_AT_ONCE:
+                yield _Unit(sealed, tuple(together))
+                together, total = [], 0
+            together.append(run_id)
+            total += sum(rows)
+        if together:
+            yield _Unit(sealed, tuple(together))
+        together, total = [], 0
 
 
-def _rows(ask: Ask, sql: str, values: Mapping[str, Value]) -> list[tuple[Any, ...]]:
-    answer = ask(Query("rollups", sql, shipped=True), values)
+def _rows(ask: Ask, sql: str) -> list[tuple[Any, ...]]:
+    answer = ask(Query("rollups", sql, shipped=True), {})
     return answer.execute().fetchall() if answer is not None else []
 
 
-def _difference(table: schema.Table, *, sealed: bool) -> str:
-    """Return SQL for the rows that differ, of one segment or a sealed run: key, stored and expected counts as text."""
+def _difference(table: schema.Table, unit: _Unit) -> str:
+    """Return SQL for the rows that differ: run, segment (NULL of a sealed run), key, stored and expected counts."""
     keys, counts = schema.split_columns(table)
-    one = "run_id = $run" + ("" if sealed else " and segment = $segment")
+    one = _where(unit)
     expected = f"select * from ({definition(table)}) where {one}"
-    if sealed:
+    if unit.sealed:
+        listed = ", ".join(["run_id", *keys])
         sums = ", ".join(f"{_added(name, type_)} as {name}" for name, type_ in counts.items())
-        expected = f"select {', '.join(keys)}, {sums} from ({expected}) group by {', '.join(keys)}"
-    same_key = " and ".join(f"stored.{name} is not distinct from expected.{name}" for name in keys)
+        expected = f"select {listed}, null::integer as segment, {sums} from ({expected}) group by {listed}"
+    same_key = " and ".join(
+        f"stored.{name} is not distinct from expected.{name}" for name in ("run_id", "segment", *keys)
+    )
     newer = {column.name for column in table.newer}  # NULL in a segment that was written before
     same_counts = " and ".join(
         f"(stored.{name} is null or {_same(name, type_)})" if name in newer else _same(name, type_)
@@ -98,12 +131,21 @@ def _difference(table: schema.Table, *, sealed: bool) -> str:
         with stored as (select *, true as here from {table.name} where {one}),
         expected as (select *, true as here from ({expected}))
         select
+            coalesce(stored.run_id, expected.run_id) as run_id,
+            coalesce(stored.segment, expected.segment) as segment,
             {key} as row_key,
             case when stored.here then {_shown("stored", counts)} end as stored,
             case when expected.here then {_shown("expected", counts)} end as expected
         from stored full join expected on {same_key}
         where stored.here is null or expected.here is null or not ({same_counts})
-        order by row_key"""
+        order by run_id, segment, row_key"""
+
+
+def _where(unit: _Unit) -> str:
+    """Return SQL for the rows of a unit. One run is named by itself: an equality holds across joins."""
+    names = [sql_string(run_id) for run_id in unit.runs]
+    runs = f"run_id = {names[0]}" if len(names) == 1 else f"run_id in ({', '.join(names)})"
+    return runs if unit.segment is None else f"{runs} and segment = {unit.segment}"
 
 
 def _added(name: str, type_: str) -> str:

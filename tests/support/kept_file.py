@@ -1,0 +1,47 @@
+"""`warehouse.duckdb` without the work: making its views and their comments takes a third of a small ingest.
+
+Whatever publishes then puts a copy of one file in place, whose views read a warehouse that is gone. So a test that
+reads the file fails, unless its module is marked `published_file`: there each file is made as users have it.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.views import publishing
+
+_BUILD = publishing._build
+
+
+def copy_one_file(patch: pytest.MonkeyPatch) -> None:
+    """Have `publish` write what it always does, under its locks and with its renames, but with a copy's bytes."""
+    patch.setattr(publishing, "_build", lambda _, file: shutil.copyfile(made(), file))
+
+
+def publish_for_reading(layout: Layout) -> None:
+    """Write the file as users have it, in a module that is not marked."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publishing, "_build", _BUILD)
+        publishing.publish(layout)
+
+
+@functools.cache
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory()
+
+
+@functools.cache
+def made() -> Path:
+    """Return a file with every view and comment, made once a session."""
+    file = Path(_scratch().name) / "warehouse.duckdb"
+    with tempfile.TemporaryDirectory() as folder:
+        layout = Layout(Path(folder) / "wh")
+        layout.create()
+        _BUILD(layout, file)
+    return file
