@@ -25,13 +25,15 @@ _BATCH = 1 << 17
 
 
 def write_merged(segments: list[Path], folder: Path) -> None:
-    """Write the merged tables of segments, given in order, to `folder`.
+    """Write the merged tables of segments, given in order, to `folder`; of opt-in counts, those that they have.
 
     Raises MoewhError for a segment without its counts.
     """
     spill = folder.with_name(f"duckdb.{os.getpid()}")
     with duckdb.connect(config={"temp_directory": str(spill)}) as connection:
         for table in schema.MERGED:
+            if table.counted is not None and not any((segment / table.counted).is_file() for segment in segments):
+                continue
             files = [segment / table.file for segment in segments]
             for file in files:
                 if not file.is_file():
@@ -51,7 +53,7 @@ def _merged(connection: duckdb.DuckDBPyConnection, table: schema.Table, files: l
         yield from _batches(connection, table, f"select {number} as segment, {columns} from {read} order by 1", given)
         return
     keys, counts = split_columns(table)
-    sums = ", ".join(f"{_sum(name, type_)} as {name}" for name, type_ in counts.items())
+    sums = ", ".join(f"{_merge(column)} as {column.name}" for column in table.columns if column.name in counts)
     listed = ", ".join(keys)
     sql = f"select {listed}, {sums} from {read} where {{kind}} group by {listed} order by {listed}"
     if "kind" not in keys:
@@ -62,11 +64,10 @@ def _merged(connection: duckdb.DuckDBPyConnection, table: schema.Table, files: l
         yield from _batches(connection, table, sql.format(kind="kind = $kind"), {**given, "kind": kind})
 
 
-def _sum(name: str, type_: str) -> str:
-    """Return SQL for a count of all segments; sums of weights add in the order of the segments, on every machine."""
-    if type_ == "DOUBLE":
-        return f"sum({name} order by len(filename), filename)"
-    return f"min({name})" if type_ == "VARCHAR" else f"sum({name})::{type_}"
+def _merge(column: schema.Column) -> str:
+    """Return SQL for a count of all segments; sums of doubles add in the order of the segments, on every machine."""
+    order = " order by len(filename), filename" if column.type == "DOUBLE" else ""
+    return f"{schema.merged(column)}({column.name}{order})::{column.type}"
 
 
 def _batches(

@@ -83,7 +83,11 @@ def _difference(table: schema.Table, *, sealed: bool) -> str:
     one = "run_id = $run" + ("" if sealed else " and segment = $segment")
     expected = f"select * from ({definition(table)}) where {one}"
     if sealed:
-        sums = ", ".join(f"{_added(name, type_)} as {name}" for name, type_ in counts.items())
+        sums = ", ".join(
+            f"{schema.merged(column)}({column.name})::{column.type} as {column.name}"
+            for column in table.columns
+            if column.name in counts
+        )
         expected = f"select {', '.join(keys)}, {sums} from ({expected}) group by {', '.join(keys)}"
     same_key = " and ".join(f"stored.{name} is not distinct from expected.{name}" for name in keys)
     newer = {column.name for column in table.newer}  # NULL in a segment that was written before
@@ -104,11 +108,6 @@ def _difference(table: schema.Table, *, sealed: bool) -> str:
         from stored full join expected on {same_key}
         where stored.here is null or expected.here is null or not ({same_counts})
         order by row_key"""
-
-
-def _added(name: str, type_: str) -> str:
-    """Return SQL that adds a count up over segments; the text of a vocabulary entry is the same in all of them."""
-    return f"min({name})" if type_ == "VARCHAR" else f"sum({name})::{type_}"
 
 
 def _same(name: str, type_: str) -> str:
