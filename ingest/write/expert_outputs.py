@@ -85,7 +85,7 @@ def _sums(
             array[place].ravel() for array in (ranked.expert_ids_TK, ranked.weights_TK, norm_TK, cosine_TK)
         )
         known = ~np.isnan(norm)
-        expert, weight, norm, cosine = (array[known] for array in (expert, weight, norm, cosine))
+        expert, weight, norm, cosine = expert[known], *(a[known].astype(np.float64) for a in (weight, norm, cosine))
         choices_E = np.bincount(expert)
         E, chosen = len(choices_E), np.flatnonzero(choices_E)
         max_E = np.zeros(E, np.float64)
@@ -99,7 +99,8 @@ def _sums(
                 "expert": chosen,
                 "choices": choices_E[chosen],
                 "norm_sum": np.bincount(expert, norm, minlength=E)[chosen],
-                "weighted_norm_sum": np.bincount(expert, weight.astype(np.float64) * norm, minlength=E)[chosen],
+                "weighted_norm_sum": np.bincount(expert, weight * norm, minlength=E)[chosen],
+                "squared_norm_sum": np.bincount(expert, norm * norm, minlength=E)[chosen],
                 "max_norm": max_E[chosen],
                 "cosines": cosines_E[chosen],
                 "cosine_sum": pa.array(cosine_sum_E[chosen], mask=cosines_E[chosen] == 0),

@@ -12,6 +12,7 @@ select
     count(*)::bigint as choices,
     sum(expert_outputs.norm::double) as norm_sum,
     sum(routing.weight::double * expert_outputs.norm::double) as weighted_norm_sum,
+    sum(expert_outputs.norm::double * expert_outputs.norm::double) as squared_norm_sum,
     max(expert_outputs.norm::double) as max_norm,
     count(expert_outputs.cosine)::bigint as cosines,
     sum(expert_outputs.cosine::double) as cosine_sum

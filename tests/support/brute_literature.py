@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tests.support.brute_force import ranks, saliency
 from tests.support.places import Place, Rows, places, routed
 from tests.support.synthetic import Run, word
 
@@ -299,7 +300,26 @@ def load_over_segments(run: Run) -> Rows:
     return rows
 
 
+def saliency_by_domain(run: Run) -> Rows:
+    rows: Rows = []
+    for layer, (experts, _) in run.layers.items():
+        measured = [place for place in routed(run, layer) if layer in place.token.outputs]
+        for domain in domains(measured):
+            chosen: list[list[Any]] = [[] for _ in range(experts)]
+            for token in (place.token for place in measured if place.domain == domain):
+                for (expert, weight), output in zip(token.choices[layer], token.outputs[layer], strict=True):
+                    chosen[expert].append((weight, *output))
+            did = [saliency(of_expert) for of_expert in chosen]
+            places = ranks([row[4] for row in did])
+            rows += [
+                (run.run_id, domain, layer, e, did[e][0], did[e][2], did[e][3], did[e][4], places[e])
+                for e in range(experts)
+            ]
+    return rows
+
+
 LITERATURE: dict[str, Callable[[Run], Rows]] = {
+    "saliency_by_domain": saliency_by_domain,
     "load_violation": load_violation,
     "coverage_curve": coverage_curve,
     "top_expert_share": top_expert_share,

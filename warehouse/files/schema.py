@@ -530,6 +530,7 @@ EXPERT_OUTPUT_COUNTS = Table(
         Column("choices", "BIGINT", "Choices of this expert whose norm is known.", "delta"),
         _measure("norm_sum", "Sum of their norms in row order."),
         _measure("weighted_norm_sum", "Sum of weight * norm in row order."),
+        _measure("squared_norm_sum", "Sum of norm^2 in row order."),
         replace(_measure("max_norm", "The largest of their norms."), merge="max"),
         Column("cosines", "BIGINT", "Those of them whose cosine is known.", "delta"),
         _measure("cosine_sum", "Sum of their cosines in row order; NULL if none is known."),
