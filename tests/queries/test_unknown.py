@@ -75,7 +75,7 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     """For each of KINDS, two checkpoints of a series over the same tokens: `<kind>` and `<kind>-1`."""
     layout = empty_warehouse(tmp_path_factory.mktemp("unknown") / "wh")
     last = with_outputs(random_run("known", 4, LAYERS, prompts=32), 6)
-    first = with_logits(checkpoint_of(last, "known-1", 1, 5, changed=0.4), 7)
+    first = with_outputs(with_logits(checkpoint_of(last, "known-1", 1, 5, changed=0.4), 7), 8)
     for kind in KINDS:
         for run, step in ((first, 1), (last, 30)):
             run_id = run.run_id.replace("known", kind)

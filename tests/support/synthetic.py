@@ -107,7 +107,8 @@ def checkpoint_of(run: Run, run_id: str, train_step: int, seed: int, changed: fl
     rng = np.random.default_rng(seed)
 
     def rerouted(token: Token) -> Token:
-        return replace(token, choices=_random_choices(rng, run.layers)) if rng.random() < changed else token
+        drawn = rng.random() < changed
+        return replace(token, choices=_random_choices(rng, run.layers), outputs={}) if drawn else token
 
     segments = [[replace(p, tokens=[rerouted(t) for t in p.tokens]) for p in prompts] for prompts in run.segments]
     return replace(run, run_id=run_id, segments=segments, fields={**run.fields, "train_step": train_step})
