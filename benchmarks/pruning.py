@@ -2,8 +2,8 @@
 
     python -m benchmarks.pruning [--share 0.25] [--seeds N] [--windows N] [--revision NAME]
 
-Calibration: windows of the documents that the model was trained on, ingested with --expert-outputs. Each way of choosing
-is a rank of the view `expert_saliency`: the same number of experts goes in every layer, with their rows of the router.
+Calibration: windows of the documents that the model was trained on, ingested with --expert-outputs. Each way of
+choosing is a rank of the view `expert_saliency`: as many experts go in every layer, with their rows of the router.
 Nothing is trained afterwards. Random choices are made with several seeds. The loss is in nats per token, on windows of
 documents that were held out from training, each domain counting the same.
 """
@@ -130,7 +130,9 @@ def row(name: str, trials: list[Trial], whole: Trial) -> str:
     spread = f" ± {statistics.stdev(losses):.3f} ({min(losses):.3f} to {max(losses):.3f})" if len(losses) > 1 else ""
     domains = (statistics.mean(trial.of_domain[domain] for trial in trials) for domain in DOMAINS)
     mean = statistics.mean(losses)
-    return f"| {name} | {mean:.3f}{spread} | {mean - whole.loss:+.3f} | {' | '.join(f'{loss:.3f}' for loss in domains)} |"
+    return (
+        f"| {name} | {mean:.3f}{spread} | {mean - whole.loss:+.3f} | {' | '.join(f'{loss:.3f}' for loss in domains)} |"
+    )
 
 
 def main() -> None:
@@ -151,7 +153,8 @@ def main() -> None:
     def cut(some: list[Any], domain: str, most: int) -> Any:
         return windows(np.concatenate(encode(tokenizer, some, domain)), WINDOW, most)
 
-    texts = {domain: tokenizer.batch_decode(cut(training, domain, CALIBRATION_WINDOWS)) for domain in DOMAINS}
+    calibration = {domain: cut(training, domain, CALIBRATION_WINDOWS) for domain in DOMAINS}
+    texts = {domain: tokenizer.batch_decode(ids, skip_special_tokens=True) for domain, ids in calibration.items()}
     unseen = {domain: cut(held_out, domain, chosen.windows) for domain in DOMAINS}
     start = tokenizer.bos_token_id
     whole = evaluate(model, unseen, start)
@@ -161,7 +164,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         calibrate(Path(root), chosen.revision, texts)
         for name, rank in RANKS.items():
-            print(row(name, [evaluate(without_experts(model, to_drop(Path(root), rank, dropped)), unseen, start)], whole))
+            print(
+                row(name, [evaluate(without_experts(model, to_drop(Path(root), rank, dropped)), unseen, start)], whole)
+            )
     trials = [
         evaluate(without_experts(model, at_random(layers, experts, dropped, seed)), unseen, start)
         for seed in range(chosen.seeds)

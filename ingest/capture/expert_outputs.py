@@ -59,8 +59,12 @@ def arithmetic_share(model: Any, moe_layers: list[MoELayer], top_k: int) -> floa
     size = {key: sum(p.numel() for p in moe.experts.parameters() if p.dim() > 1) for key, moe in containers.items()}
     chosen = sum(size[id(moe.experts)] * top_k / max(1, moe.kinds.count("mlp")) for moe in moe_layers)
     tables = (model.get_input_embeddings(), model.get_output_embeddings())
-    left_out = {id(p) for module in (*tables, *(moe.experts for moe in moe_layers)) if module is not None
-                for p in module.parameters()}
+    left_out = {
+        id(p)
+        for module in (*tables, *(moe.experts for moe in moe_layers))
+        if module is not None
+        for p in module.parameters()
+    }
     others = sum(
         parameter.numel()
         for name, parameter in model.named_parameters()

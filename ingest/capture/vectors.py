@@ -1,7 +1,7 @@
 """The opt-in tables: the router's raw logits, the vectors it is given, and what the experts put out.
 
-Logits and vectors are far larger than the routing (E or H numbers a token and layer instead of K), so a segment's are kept in
-files without a name, which vanish with the process, and written from there in the order of the tokens.
+Logits and vectors are far larger than the routing (E or H numbers a token and layer instead of K), so a segment's are
+kept in files without a name, which vanish with the process, and written from there in the order of the tokens.
 """
 
 from __future__ import annotations

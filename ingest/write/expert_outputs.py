@@ -54,9 +54,7 @@ def _layers(routing: RoutingBuffer, workers: Executor) -> Iterator[tuple[int, Ra
         yield layer, ranked, norm_TK, cosine_TK
 
 
-def _rows(
-    segment: TokenisedSegment, layer: int, ranked: Ranked, norm_TK: Floats, cosine_TK: Floats
-) -> dict[str, Any]:
+def _rows(segment: TokenisedSegment, layer: int, ranked: Ranked, norm_TK: Floats, cosine_TK: Floats) -> dict[str, Any]:
     routed_T = ranked.routed_T
     T, K = int(routed_T.sum()), norm_TK.shape[1]
     return {

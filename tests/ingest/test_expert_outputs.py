@@ -179,9 +179,9 @@ def test_an_output_that_is_no_number_is_unknown(tmp_path: Path, prompts: Path) -
         where layer = 2 and expert < 2 group by expert order by expert
     """).fetchall()
     assert seen == [(0, True, 0.0, 0.0, 0), (1, True, None, None, 0)]
-    assert connection.sql("select choices, mean_norm from expert_saliency where layer = 2 and expert = 1").fetchall() == [
-        (0, None)
-    ]
+    assert connection.sql(
+        "select choices, mean_norm from expert_saliency where layer = 2 and expert = 1"
+    ).fetchall() == [(0, None)]
     assert verify.check_rollups(Layout(tmp_path / "wh")) == []
 
 
@@ -193,8 +193,8 @@ def test_cost_is_told_before_the_run_and_by_inspect(tmp_path: Path, prompts: Pat
     notes: list[str] = []
     options = IngestOptions(model=str(folder), prompts=(str(prompts),), expert_outputs=True)
     ingest(options, Layout(tmp_path / "wh"), Progress(note=notes.append))
-    H, I, E, K = 32, 48, 8, 3
-    chosen, attention, router = 3 * H * I * K, 4 * H * H, H * E  # weights that a token meets in a layer
+    H, E, K = 32, 8, 3
+    chosen, attention, router = 3 * H * 48 * K, 4 * H * H, H * E  # weights that a token meets in a layer
     more = chosen / (chosen + attention + router)
     assert notes == [
         f"expert_outputs take about {3 * K * 8} bytes per token before compression",

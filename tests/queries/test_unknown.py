@@ -49,12 +49,14 @@ NOT_WITHOUT_RANKS: dict[str, set[str] | None] = {
     "top_expert_share": {"first_choice_share"},
     "expert_saliency": None,
     "saliency_by_domain": None,
+    "outputs_by_rank": None,
     "domain_divergence": {"weight_divergence", "weight_normalized"},
 }
 """View or saved query → its columns that are NULL without ranks and weights; None: it has no rows then."""
 NOT_WITHOUT_ENTRIES: dict[str, set[str] | None] = {
     "expert_saliency": None,
     "saliency_by_domain": None,
+    "outputs_by_rank": None,
     "expert_token_affinity": None,
     "expert_top_tokens": None,
     "token_experts": None,

@@ -142,8 +142,8 @@ HAND_ROWS: dict[str, Rows] = {
         ("hand", 4, 0, 1, 1 / 2, 1, 0.5, 0.5),
         ("hand", 4, 1, 1, 1 / 2, 1, 1.0, 1.0),
     ],
-    # Choices, norms with sum and mean, weight * norm with sum and mean (REAP), mean square, greatest, cosine; six ranks.
-    # Expert 0: 2 and 6 with weights 0.75 and 0.5. Expert 1: 4 and 8, 0.25 and 0.5. Expert 2: 20, 0.25, and one unknown.
+    # Choices; sum and mean of norms, of weight * norm (REAP); mean square, greatest, cosine; six ranks. Expert 0 puts
+    # out 2 and 6 with weights 0.75 and 0.5; expert 1 4 and 8, 0.25 and 0.5; expert 2 20, 0.25, and one unknown.
     "expert_saliency": [
         ("hand", 1, 0, 2, 8.0, 4.0, 4.5, 2.25, 20.0, 6.0, 0.0, 1, 3, 3, 3, 3, 3),
         ("hand", 1, 1, 2, 12.0, 6.0, 5.0, 2.5, 40.0, 8.0, 1.0, 2, 2, 2, 1, 2, 2),

@@ -318,7 +318,27 @@ def saliency_by_domain(run: Run) -> Rows:
     return rows
 
 
+def outputs_by_rank(run: Run) -> Rows:
+    rows: Rows = []
+    for layer, (_, top_k) in run.layers.items():
+        tokens = [place.token for place in routed(run, layer) if layer in place.token.outputs]
+        known = [t for t in tokens if None not in [norm for norm, _ in t.outputs[layer]]]
+        if not known:
+            continue
+        weight_TK = np.array([[weight for _, weight in t.choices[layer]] for t in known], np.float64)
+        norm_TK = np.array([[norm for norm, _ in t.outputs[layer]] for t in known], np.float64)
+        cosine_TK = np.array([[cosine for _, cosine in t.outputs[layer]] for t in known], np.float64)  # None: NaN
+        place_TK = np.argsort(np.argsort(-norm_TK, axis=1, kind="stable"), axis=1) + 1
+        alone_TK = weight_TK * norm_TK / np.linalg.norm(weight_TK * norm_TK, axis=1, keepdims=True)
+        numbers = (weight_TK, norm_TK, place_TK, cosine_TK, alone_TK)
+        for choice in range(top_k):
+            means = [float(np.nanmean(array_TK[:, choice])) for array_TK in numbers]
+            rows.append((run.run_id, layer, choice, len(known), *means))
+    return rows
+
+
 LITERATURE: dict[str, Callable[[Run], Rows]] = {
+    "outputs_by_rank": outputs_by_rank,
     "saliency_by_domain": saliency_by_domain,
     "load_violation": load_violation,
     "coverage_curve": coverage_curve,

@@ -192,10 +192,7 @@ def _needed(tree: exp.Expr) -> list[str]:
 
 def _read_files(session: SparkSession, layout: Layout, table: schema.Table) -> None:
     """Make `files_of_<table>`: every file of a table, with the types of the schema."""
-    if table in schema.MERGED:
-        files = _merged_files(session, layout, table)
-    else:
-        files = _every_file(session, layout, table)
+    files = _merged_files(session, layout, table) if table in schema.MERGED else _every_file(session, layout, table)
     files.createOrReplaceTempView(f"files_of_{table.name}")
 
 
