@@ -167,7 +167,7 @@ def seal_repeated(layout: Layout, source: Layout, times: int, run_id: str = RUN)
     if layout.sealed(run_id).is_dir():
         return
     with layout.staged(f"sealed.{run_id}") as folder:
-        for table in schema.MERGED:
+        for table in (table for table in schema.MERGED if not table.opt_in):
             stored = schema.sealed(table)
             rows = pq.read_table(source.sealed(RUN) / stored.file, partitioning=None)
             write_chunks(folder / stored.file, stored, _by_kind(_repeated(table, rows, times).cast(stored.arrow())))

@@ -13,6 +13,7 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from moewh.ingest import demo
+from moewh.ingest.capture.expert_outputs import arithmetic_share
 from moewh.ingest.capture.vectors import WantedVectors
 from moewh.ingest.families.configuration import text_config
 from moewh.ingest.families.find import adapter_of
@@ -75,6 +76,10 @@ class Inspection:
     """More with --router-logits, before compression."""
     hidden_states_bytes_per_token: int
     """More with --hidden-states all, before compression; a share of it for some layers."""
+    expert_outputs_bytes_per_token: int | None
+    """More with --expert-outputs, before compression; None for a family whose experts have no output to measure."""
+    expert_outputs_arithmetic: float | None
+    """Multiplications that --expert-outputs adds, as a share of a pass without it."""
     one_prompt_a_batch: bool
     layers: list[LayerShape]
 
@@ -101,7 +106,9 @@ def inspect_model(model: str, revision: str | None = None, trust_remote_code: bo
     hidden_size = getattr(text, "hidden_size", None)
     adapter = adapter_of(text.model_type)
     scoring, renormalized = moe_layers[-1].family.declared(moe_layers[-1], config) if moe_layers else (None, None)
-    rows = sum(layer.top_k for layer in layers)
+    rows, chosen = sum(layer.top_k for layer in layers), layers[0].top_k if layers else 0
+    outputs = WantedVectors(expert_outputs=True)
+    has_outputs = bool(moe_layers) and moe_layers[0].family.no_outputs is None
     return Inspection(
         model=model,
         model_type=text.model_type,
@@ -119,8 +126,12 @@ def inspect_model(model: str, revision: str | None = None, trust_remote_code: bo
         moe_intermediate_size=getattr(text, "moe_intermediate_size", None),
         routing_rows_per_token=rows,
         bytes_per_token=round(rows * _BYTES_PER_ROW.get(str(config.dtype).removeprefix("torch."), 2.0)),
-        router_logits_bytes_per_token=WantedVectors(router_logits=every).bytes_per_token(moe_layers, 0),
-        hidden_states_bytes_per_token=WantedVectors(hidden_states=every).bytes_per_token(moe_layers, hidden_size or 0),
+        router_logits_bytes_per_token=WantedVectors(router_logits=every).bytes_per_token(moe_layers, 0, chosen),
+        hidden_states_bytes_per_token=WantedVectors(hidden_states=every).bytes_per_token(
+            moe_layers, hidden_size or 0, chosen
+        ),
+        expert_outputs_bytes_per_token=outputs.bytes_per_token(moe_layers, 0, chosen) if has_outputs else None,
+        expert_outputs_arithmetic=arithmetic_share(empty, moe_layers, chosen) if has_outputs else None,
         one_prompt_a_batch=bool(adapter and adapter.one_context_a_batch),
         layers=layers,
     )

@@ -329,6 +329,15 @@ class IngestOptions:
             help="Also store the input of these layers' routers: 0,5 or all.",
         ),
     )
+    expert_outputs: bool = option(
+        False,
+        Option(
+            "--expert-outputs",
+            shapes="if given",
+            help="Also store the norm of each chosen expert's output and its cosine with the routed sum; the experts "
+            "run twice.",
+        ),
+    )
     trust_remote_code: bool = option(
         False, Option("--trust-remote-code", help="Run code that the model's repository holds.")
     )

@@ -181,6 +181,10 @@ class RoutingBuffer:
             if whole.weights_TK is not None:
                 whole.weights_TK[rows_T] = part.weights_TK
 
+    def chosen(self, layer: int) -> npt.NDArray[np.int32]:
+        """Return a layer's experts [T, K] in the order in which the model chose them."""
+        return self._layers[layer].expert_ids_TK
+
     def layers(self, workers: Executor) -> Iterator[tuple[int, Ranked]]:
         """Yield each layer's rows in rank order, ranked ahead by the workers.
 

@@ -24,10 +24,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from moewh.ingest.capture.expert_outputs import arithmetic_share
 from moewh.ingest.capture.forward import Batches, BatchRunner, Proof, Rows
 from moewh.ingest.capture.generation import GeneratedBatch, generated_size, plan_equal_batches, with_generated
 from moewh.ingest.capture.hooks import PendingRouting
 from moewh.ingest.identity import describe_run, is_complete
+from moewh.ingest.model.expected import top_k
 from moewh.ingest.model.loading import LoadedModel, load_model
 from moewh.ingest.options import STDIN, IngestOptions, Sampling
 from moewh.ingest.plan import RunPlan, missing_segments, plan_run, release_time, require_tokens
@@ -182,10 +184,20 @@ class _Run:
             write_run(self.layout, replace(record, vocabulary=self.vocabulary))
         publish(self.layout)
         self.progress.started(self.plan.identity, len(self.plan.missing))
-        if wanted := self.plan.wanted.tables:
-            size = self.plan.wanted.bytes_per_token(self.loaded.moe_layers, self.loaded.text_config.hidden_size)
-            names = " and ".join(table.name for table in wanted)
-            self.progress.note(f"{names} take about {size:,} bytes per token before compression")
+        self._tell_costs()
+
+    def _tell_costs(self) -> None:
+        """Say what the opt-in tables cost, before the first segment."""
+        wanted, loaded = self.plan.wanted, self.loaded
+        if not wanted.tables:
+            return
+        chosen = top_k(loaded.config)
+        size = wanted.bytes_per_token(loaded.moe_layers, loaded.text_config.hidden_size, chosen)
+        names = " and ".join(table.name for table in wanted.tables)
+        self.progress.note(f"{names} take about {size:,} bytes per token before compression")
+        if wanted.expert_outputs:
+            more = arithmetic_share(loaded.model, loaded.moe_layers, chosen)
+            self.progress.note(f"expert_outputs run the chosen experts twice: about {more:.0%} more arithmetic")
 
     def _loop(self, first: _Work) -> None:
         """Commit every missing segment, the next being tokenised and the last being written meanwhile."""

@@ -147,7 +147,12 @@ def record(
     run_id: str | None = None,
     **options: Any,
 ) -> Recorder:
-    """Record every forward pass of a model that your own code makes in a `with` block: see `Recorder`."""
+    """Record every forward pass of a model that your own code makes in a `with` block: see `Recorder`.
+
+    Raises UsageError for an option that it does not take.
+    """
+    from moewh.ingest.recorder.asked import require_recordable
     from moewh.ingest.recorder.record import Recorder
 
+    require_recordable(options)
     return Recorder(model, tokenizer, Layout(Path(warehouse).absolute()), run_id, **options)

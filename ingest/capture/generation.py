@@ -129,7 +129,8 @@ def _capture_passes(loaded: LoadedModel, wanted: WantedVectors) -> Iterator[list
             given = kwargs.get("input_ids", args[0] if args else None)
             if given is None:
                 given = kwargs["inputs_embeds"][..., 0]
-            passes.append(Capture(seeing, np.ones(tuple(given.shape), np.int64)))
+            whole_BS = np.ones(tuple(given.shape), np.int64)
+            passes.append(Capture(seeing, whole_BS, expert_outputs=wanted.expert_outputs))
 
         return hook
 

@@ -18,11 +18,13 @@ import numpy.typing as npt
 import torch
 import transformers
 
+from moewh.ingest.capture.expert_outputs import measure_outputs
 from moewh.ingest.capture.vectors import WantedVectors, attach_vectors
-from moewh.ingest.families.rule import Call, MoELayer
+from moewh.ingest.families.rule import Call, MoELayer, are_alone
 from moewh.ingest.model.layers import MoELayers
 from moewh.ingest.routing import NO_ROUTE, LayerRouting, VectorKey
 from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.files import schema
 from moewh.warehouse.files.schema import Table
 
 
@@ -88,8 +90,11 @@ def _check_experts(moe: MoELayer, expert_ids_TK: npt.NDArray[np.int32]) -> None:
 class Capture:
     """The routing of one forward pass over B contexts of S positions; `capture_routing` feeds it."""
 
-    def __init__(self, moe_layers: Sequence[MoELayer], mask_BS: npt.NDArray[np.int64]) -> None:
+    def __init__(
+        self, moe_layers: Sequence[MoELayer], mask_BS: npt.NDArray[np.int64], *, expert_outputs: bool = False
+    ) -> None:
         self._moe_layers = moe_layers
+        self._expert_outputs = expert_outputs
         self.shape = mask_BS.shape
         self._rows = None if mask_BS.all() else np.flatnonzero(mask_BS)
         self._rows_on: dict[torch.device, torch.Tensor] = {}
@@ -100,10 +105,10 @@ class Capture:
         """By what is called (experts, or the router for a table) and layer: a block that loops is hooked per visit."""
 
     def record(self, moe: MoELayer, call: Call) -> None:
-        """Take one block's call: [B*S, K] indices and weights."""
+        """Take one block's call: [B*S, K] indices and weights; where asked for, run its experts by themselves."""
         B, S = self.shape
-        _, ids_TK, weights_TK = call
-        if not self._is_visit(moe, "experts"):
+        hidden_TH, ids_TK, weights_TK = call
+        if are_alone() or not self._is_visit(moe, "experts"):
             return
         if ids_TK.is_floating_point() or ids_TK.dtype == torch.bool or not weights_TK.is_floating_point():
             raise MoewhError(
@@ -119,6 +124,9 @@ class Capture:
         smallest = torch.int16 if moe.num_experts <= torch.iinfo(torch.int16).max else torch.int32
         self._ids[moe.layer] = self._real(ids_TK).to(smallest)
         self._weights[moe.layer] = self._real(weights_TK)
+        if self._expert_outputs:
+            real = Call(*map(self._real, (hidden_TH.reshape(B * S, -1), ids_TK, weights_TK)))
+            self._vectors[schema.EXPERT_OUTPUTS, moe.layer] = measure_outputs(moe, real)
 
     def keep(self, table: Table, moe: MoELayer, vectors: Any) -> None:
         """Take one router's logits or input: [B*S, width] (or [B, S, width])."""
@@ -199,7 +207,7 @@ def capture_routing(moe_layers: MoELayers, mask_BS: npt.NDArray[np.int64], wante
     `mask_BS` is the attention mask on the host, so that finding the real rows waits for no device. Experts
     elsewhere that are called raise MoewhError.
     """
-    capture = Capture(moe_layers.moe_layers, mask_BS)
+    capture = Capture(moe_layers.moe_layers, mask_BS, expert_outputs=wanted.expert_outputs)
     handles = [handle for moe in moe_layers.moe_layers for handle in moe.family.attach(moe, capture.record)]
     handles += [handle for moe in moe_layers.moe_layers for handle in attach_vectors(moe, wanted, capture.keep)]
     handles += [module.register_forward_pre_hook(_refuse_call(path)) for path, module in moe_layers.others]

@@ -1,7 +1,7 @@
-"""The opt-in tables: the router's raw logits, and the vectors it is given.
+"""The opt-in tables: the router's raw logits, the vectors it is given, and what the experts put out.
 
-They are far larger than the routing (E or H numbers a token and layer instead of K), so a segment's are kept in
-files without a name, which vanish with the process, and written from there in the order of the tokens.
+Logits and vectors are far larger than the routing (E or H numbers a token and layer instead of K), so a segment's are
+kept in files without a name, which vanish with the process, and written from there in the order of the tokens.
 """
 
 from __future__ import annotations
@@ -26,21 +26,28 @@ class WantedVectors:
 
     router_logits: frozenset[int] = frozenset()
     hidden_states: frozenset[int] = frozenset()
+    expert_outputs: bool = False
+    """Of every layer, or of none."""
 
     @property
     def tables(self) -> list[Table]:
         """The opt-in tables the run has."""
-        wanted = ((schema.ROUTER_LOGITS, self.router_logits), (schema.HIDDEN_STATES, self.hidden_states))
-        return [table for table, layers in wanted if layers]
+        wanted = {
+            schema.ROUTER_LOGITS: bool(self.router_logits),
+            schema.HIDDEN_STATES: bool(self.hidden_states),
+            schema.EXPERT_OUTPUTS: self.expert_outputs,
+        }
+        return [table for table, asked in wanted.items() if asked]
 
-    def bytes_per_token(self, moe_layers: list[MoELayer], hidden_size: int) -> int:
-        """What the vectors of one token take, in bytes, before compression."""
+    def bytes_per_token(self, moe_layers: list[MoELayer], hidden_size: int, top_k: int) -> int:
+        """What the numbers of one token take, in bytes, before compression; two per choice of an expert's output."""
         logits = sum(moe.num_experts for moe in moe_layers if moe.layer in self.router_logits)
-        return 4 * (logits + hidden_size * len(self.hidden_states))
+        outputs = 2 * top_k * len(moe_layers) if self.expert_outputs else 0
+        return 4 * (logits + hidden_size * len(self.hidden_states) + outputs)
 
 
 def wanted_vectors(options: IngestOptions, moe_layers: list[MoELayer], model_type: str) -> WantedVectors:
-    """Read `--router-logits` and `--hidden-states`. Raises UsageError for what this model cannot give."""
+    """Read the options of the opt-in tables. Raises UsageError for what this model cannot give."""
     layers = frozenset(moe.layer for moe in moe_layers)
     if options.router_logits and any(moe.family.returns_probabilities for moe in moe_layers):
         raise UsageError(f"--router-logits: routers of {model_type} return probabilities, no logits. Leave it out.")
@@ -48,8 +55,10 @@ def wanted_vectors(options: IngestOptions, moe_layers: list[MoELayer], model_typ
         raise UsageError(
             f"{model_type} has no router module to observe. Leave out --router-logits and --hidden-states."
         )
+    if options.expert_outputs:
+        moe_layers[0].family.require_outputs(model_type)
     hidden = _layers(options.hidden_states, layers) if options.hidden_states is not None else frozenset()
-    return WantedVectors(layers if options.router_logits else frozenset(), hidden)
+    return WantedVectors(layers if options.router_logits else frozenset(), hidden, options.expert_outputs)
 
 
 def _layers(text: str, known: frozenset[int]) -> frozenset[int]:

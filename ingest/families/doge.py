@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from moewh.ingest.families.rule import Call, FamilyAdapter, MoELayer, Record
+from moewh.ingest.families.rule import Call, FamilyAdapter, MoELayer, Record, are_alone
 
 
 class Doge(FamilyAdapter):
@@ -41,6 +41,8 @@ class Doge(FamilyAdapter):
             seen["logits"] = logits.reshape(2, len(seen["hidden"]), -1)
 
         def embedded(_: nn.Module, args: tuple[Any, ...]) -> None:
+            if are_alone():
+                return
             ids_TK = args[0]
             first, second = seen.pop("logits")
             scores = first.gather(1, ids_TK // block.num_keys) + second.gather(1, ids_TK % block.num_keys)

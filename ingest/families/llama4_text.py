@@ -19,6 +19,7 @@ class Llama4(FamilyAdapter):
     """
 
     renormalized = False
+    no_outputs = "its weights multiply the experts' inputs, so that an expert has no output before its weight"
 
     def find(self, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         """Yield the experts beside a router."""

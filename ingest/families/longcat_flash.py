@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from moewh.ingest.families.configuration import text_config
 from moewh.ingest.families.rule import FamilyAdapter, MoELayer
 
@@ -23,6 +25,12 @@ class LongcatFlash(FamilyAdapter):
     def identity_experts(self, moe: MoELayer) -> int:
         """As the container says."""
         return int(moe.experts.zero_expert_num)  # type: ignore[arg-type]
+
+    def run_experts(self, moe: MoELayer, hidden_MH: torch.Tensor, expert_ids_M: torch.Tensor) -> torch.Tensor:
+        """In two slots, the second with weight 0: the container takes no single one."""
+        weights_M2 = hidden_MH.new_tensor([1.0, 0.0]).expand(len(hidden_MH), 2)
+        output_MH: torch.Tensor = moe.outermost(hidden_MH, expert_ids_M[:, None].expand(-1, 2), weights_M2)
+        return output_MH
 
 
 FAMILY = LongcatFlash()

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -22,7 +24,7 @@ from moewh.ingest.families import configuration, layouts
 from moewh.ingest.families.configuration import Stack, text_config
 from moewh.ingest.families.source import scoring_function
 from moewh.ingest.routing import NO_ROUTE
-from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.errors import MoewhError, UsageError
 
 INDEX_NAMES = frozenset({"top_k_index", "router_indices", "selected_experts", "router_mask"})
 WEIGHT_NAMES = frozenset({"top_k_weights", "routing_weights", "router_probs"})
@@ -40,6 +42,23 @@ class Call(NamedTuple):
 
 
 Record = Callable[["MoELayer", Call], None]
+
+_ALONE: ContextVar[bool] = ContextVar("experts are run alone", default=False)
+
+
+@contextmanager
+def experts_alone() -> Iterator[None]:
+    """Meanwhile experts are run for their own sake, within a pass of the model: hooks are to look away."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
+def are_alone() -> bool:
+    """Tell whether experts are being run for their own sake: see `experts_alone`."""
+    return _ALONE.get()
 
 
 @dataclass(frozen=True)
@@ -99,6 +118,13 @@ class FamilyAdapter:
     """Whether a token's K weights are divided by their sum; None where the configuration says so, or else they are."""
     fixed_top_k: int | None = None
     """Experts per token, where no configuration says so."""
+    no_outputs: str | None = None
+    """Why an expert has no output before its weight, where it has none."""
+
+    def require_outputs(self, model_type: str) -> None:
+        """Raise UsageError if the family's experts have no output before their weight, for `--expert-outputs`."""
+        if self.no_outputs is not None:
+            raise UsageError(f"--expert-outputs: {model_type} cannot give them: {self.no_outputs}. Leave it out.")
 
     # ------------------------------------------------------------------------------------ what a configuration says
 
@@ -188,13 +214,8 @@ class FamilyAdapter:
         return moe.outermost
 
     def run_experts(self, moe: MoELayer, hidden_MH: torch.Tensor, expert_ids_M: torch.Tensor) -> torch.Tensor:
-        """Run one expert on each of M rows, with weight one, through the container as the block calls it.
-
-        In two slots, the second with weight 0: some containers cannot take a single one.
-        """
-        ids_M2 = expert_ids_M[:, None].expand(-1, 2)
-        weights_M2 = hidden_MH.new_tensor([1.0, 0.0]).expand(len(hidden_MH), 2)
-        output_MH: torch.Tensor = moe.outermost(hidden_MH, ids_M2, weights_M2)
+        """Run one expert on each of M rows, with weight one, through the container as the block calls it."""
+        output_MH: torch.Tensor = moe.outermost(hidden_MH, expert_ids_M[:, None], hidden_MH.new_ones(len(hidden_MH), 1))
         return output_MH
 
     def rebuild(self, moe: MoELayer, call: Call) -> torch.Tensor:

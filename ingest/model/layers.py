@@ -49,10 +49,13 @@ class MoELayers:
         )
 
 
-def refuse_by_name(config: Any) -> None:
-    """Raise MoewhError for a family that moewh refuses whatever its weights are."""
-    if reason := family_of(config).refused:
-        raise MoewhError(f"model type {text_config(config).model_type} is not recorded: {reason}. Use another model.")
+def refuse_by_name(config: Any, *, expert_outputs: bool = False) -> None:
+    """Raise MoewhError for a family that moewh refuses whatever its weights are, UsageError for one without outputs."""
+    family, model_type = family_of(config), text_config(config).model_type
+    if family.refused:
+        raise MoewhError(f"model type {model_type} is not recorded: {family.refused}. Use another model.")
+    if expert_outputs:
+        family.require_outputs(model_type)
 
 
 def find_moe_layers(model: nn.Module, config: Any) -> MoELayers:

@@ -153,7 +153,7 @@ def load_model(options: IngestOptions, process: Process | None = None) -> Loaded
         base, tokenizer_files = (files, files) if adapter is None else (adapter.base, adapter.tokenizer)
         code = {"trust_remote_code": options.trust_remote_code}
         config = read_config(base.location, revision=base.revision, **code)
-        refuse_by_name(config)
+        refuse_by_name(config, expert_outputs=options.expert_outputs)
         absent = check_files(source.title, base, config, options)
         tokenizer = load_tokenizer(_tokenizer_source(options, source.title, tokenizer_files), options.chat_template)
         more = {**device_arguments(device), **({} if adapter is None else BASE_ALONE)}

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from moewh.ingest.families.rule import Call, MoELayer
+from moewh.ingest.families.rule import Call, MoELayer, are_alone
 from moewh.warehouse.errors import MoewhError
 
 CHECKED_TOKENS = 4
@@ -92,11 +92,14 @@ class _Observer:
 
 
 def _of_visit(moe: MoELayer, hook: Callable[..., None]) -> Callable[..., None]:
-    """A hook for the call that is this layer's, of a block that a model loops over."""
-    if moe.visits == 1:
-        return hook
+    """A hook for the call that is this layer's, of a block that a model may loop over."""
     calls = count()
-    return lambda *call: hook(*call) if next(calls) == moe.visit else None
+
+    def of_visit(*call: Any) -> None:
+        if not are_alone() and (moe.visits == 1 or next(calls) == moe.visit):
+            hook(*call)
+
+    return of_visit
 
 
 @contextmanager

@@ -44,6 +44,14 @@ def ingest_options(
     return IngestOptions(model=model, prompts=paths if paths or in_files else (RECORDS,), run_id=run_id, **options)
 
 
+def require_recordable(options: dict[str, Any]) -> None:
+    """Raise UsageError for options that `moewh.record` does not take, such as those of the opt-in tables."""
+    known = ("pad_token_id", "series", "train_step", "train_tokens", "segment_rows")
+    for name in sorted(options.keys() - set(known)):
+        elsewhere = " (moewh.ingest has)" if name in {one.name for one in fields(IngestOptions)} else ""
+        raise UsageError(f"moewh.record has no option {name!r}{elsewhere}. Its options are {', '.join(known)}.")
+
+
 def with_tokenizer(options: IngestOptions, tokenizer: Any) -> IngestOptions:
     """Return the options with the tokenizer of a model that is loaded. Raises UsageError for what is no name."""
     if not isinstance(tokenizer, str | os.PathLike):

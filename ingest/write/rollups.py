@@ -29,6 +29,7 @@ from moewh.warehouse.files.schema import Table
 from moewh.warehouse.files.tables import write_chunks
 
 Ints = npt.NDArray[np.int64]
+_ALWAYS = tuple(table for table in schema.ROLLUPS if not table.opt_in)
 _COUNTED = ("prompt", "generated")
 """The kinds that repetition is counted over."""
 _BLOCK = 4_096
@@ -65,6 +66,11 @@ class TokenGroups:
         """Yield each group with its tokens, as a slice of what is ordered by `order_T`."""
         for group in range(len(self.labels)):
             yield group, slice(int(self.start_G[group]), int(self.start_G[group + 1]))
+
+    def label(self, group: int) -> dict[str, str | None]:
+        """Return the columns that say which group it is."""
+        kind, domain = self.labels[group]
+        return {"kind": kind, "domain": domain}
 
     def kinds(self) -> Iterator[tuple[str, slice]]:
         """Yield each kind with its tokens, as a slice of what is ordered by `order_T`."""
@@ -124,30 +130,30 @@ class RollupCounter:
     def __init__(self, segment: TokenisedSegment, texts: Texts) -> None:
         self._domains, domain_T = _domains(segment)
         kind_T = _kinds(segment)
-        self._groups = TokenGroups.of(kind_T, domain_T, self._domains)
+        self.groups = TokenGroups.of(kind_T, domain_T, self._domains)
         self._domain_T = domain_T
         self._adjacent_T = _adjacent(segment, kind_T)
-        vocab_id_T = segment.vocab_id_T[self._groups.order_T]
+        vocab_id_T = segment.vocab_id_T[self.groups.order_T]
         self._vocabulary = {
-            kind: _Vocabulary.of(vocab_id_T[group_slice], texts) for kind, group_slice in self._groups.kinds()
+            kind: _Vocabulary.of(vocab_id_T[group_slice], texts) for kind, group_slice in self.groups.kinds()
         }
         self._previous: _Chosen | None = None
-        self._chunks: dict[Table, list[tuple[Any, dict[str, Any]]]] = {table: [] for table in schema.ROLLUPS}
+        self._chunks: dict[Table, list[tuple[Any, dict[str, Any]]]] = {table: [] for table in _ALWAYS}
 
     def add(self, layer: int, ranked: Ranked, workers: Executor) -> Future[None]:
         """Have the workers count one layer, greater than those before it; the future is done when they have."""
-        order_T = self._groups.order_T
+        order_T = self.groups.order_T
         ids_TK = ranked.expert_ids_TK[order_T].astype(np.int64)
         chosen = _Chosen.of(layer, ids_TK, ranked.routed_T[order_T], ordered=ranked.ordered)
         previous, self._previous = self._previous, chosen
         return workers.submit(self._count, previous, chosen, ranked)
 
     def _count(self, previous: _Chosen | None, chosen: _Chosen, ranked: Ranked) -> None:
-        weights_TK = None if ranked.weights_TK is None else ranked.weights_TK[self._groups.order_T]
-        for group, group_slice in self._groups.slices():
+        weights_TK = None if ranked.weights_TK is None else ranked.weights_TK[self.groups.order_T]
+        for group, group_slice in self.groups.slices():
             self._add_experts(group, chosen, group_slice, weights_TK)
             self._add_pairs(group, previous, chosen, group_slice)
-        for kind, group_slice in self._groups.kinds():
+        for kind, group_slice in self.groups.kinds():
             self._add_vocabulary(kind, chosen, group_slice)
         self._add_repetition(chosen.layer, ranked)
 
@@ -167,10 +173,10 @@ class RollupCounter:
         )
 
     def write(self, folder: Path) -> None:
-        """Write every rollup's file."""
-        for table in schema.ROLLUPS:
+        """Write every rollup's file but the opt-in ones."""
+        for table in _ALWAYS:
             chunks = sorted(self._chunks.pop(table), key=lambda chunk: chunk[0])
-            write_chunks(folder / table.file, table, (_arrow(table, columns) for _, columns in chunks))
+            write_chunks(folder / table.file, table, (to_arrow(table, columns) for _, columns in chunks))
 
     def _keep(self, table: Table, key: tuple[Any, ...], **columns: Any) -> None:
         """Keep rows until the file is written; `key` puts them in order, a scalar column holds for all of them."""
@@ -273,8 +279,7 @@ class RollupCounter:
             )
 
     def _label(self, group: int) -> dict[str, str | None]:
-        kind, domain = self._groups.labels[group]
-        return {"kind": kind, "domain": domain}
+        return self.groups.label(group)
 
 
 # ------------------------------------------------------------------------------------------ counting
@@ -410,7 +415,7 @@ def _adjacent(segment: TokenisedSegment, kind_T: npt.NDArray[np.str_]) -> npt.ND
     return np.asarray(same & follows & counted_T[1:] & counted_T[:-1])
 
 
-def _arrow(table: Table, columns: dict[str, Any]) -> pa.Table:
+def to_arrow(table: Table, columns: dict[str, Any]) -> pa.Table:
     """Make an Arrow table of N rows; a column that is a scalar is the same in all of them."""
     arrow_schema = table.arrow()
     rows = max(len(value) for value in columns.values() if not isinstance(value, str | int | None))

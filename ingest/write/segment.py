@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from moewh.ingest.prompts.digest import PromptDigest
 from moewh.ingest.record import Identity
 from moewh.ingest.routing import KINDS, Ranked, RoutingBuffer, Texts, TokenisedSegment, VectorBuffer
+from moewh.ingest.write.expert_outputs import write_expert_outputs
 from moewh.ingest.write.rollups import RollupCounter, one_thread_a_product
 from moewh.warehouse.cpus import usable_cpus
 from moewh.warehouse.files import schema
@@ -70,8 +71,7 @@ def write_segment(
         rows = write_routing(folder / schema.ROUTING.file, segment, routing, rollups)
         rollups.write(folder)
         if routing.vectors is not None:
-            for opt_in in routing.vectors.tables:
-                _write_vectors(folder, opt_in, segment, routing.vectors)
+            _write_opt_in(folder, segment, routing, routing.vectors, rollups)
         write_table(folder, schema.PROMPTS, _prompt_columns(segment, routing))
         write_table(folder, schema.TOKENS, _token_columns(segment, texts))
         counts = {"prompts": len(segment.status_P), "tokens": len(segment.vocab_id_T), "routing_rows": rows}
@@ -164,6 +164,17 @@ def _routing_options() -> dict[str, Any]:
         # Every row group has every kind: its least and greatest would leave out nothing.
         "write_statistics": [column.name for column in schema.ROUTING.stored if column.name != "kind"],
     }
+
+
+def _write_opt_in(
+    folder: Path, segment: TokenisedSegment, routing: RoutingBuffer, vectors: VectorBuffer, rollups: RollupCounter
+) -> None:
+    for table in vectors.tables:
+        if table is schema.EXPERT_OUTPUTS:
+            with ThreadPoolExecutor(_THREADS) as workers:
+                write_expert_outputs(folder, segment, routing, rollups.groups, workers)
+        else:
+            _write_vectors(folder, table, segment, vectors)
 
 
 def _write_vectors(folder: Path, table: Table, segment: TokenisedSegment, vectors: VectorBuffer) -> None:

@@ -62,10 +62,18 @@ def describe(found: Inspection) -> list[tuple[str, str]]:
         ("expert size", _known(found.moe_intermediate_size)),
         ("rows per token", f"{found.routing_rows_per_token:,}, about {found.bytes_per_token:,} bytes"),
         ("opt-in, per token", f"router logits {logits:,} bytes, hidden states of all layers {hidden:,}, uncompressed"),
+        ("expert outputs", _outputs(found)),
     ]
     for _, alike in groupby(found.layers, _kind):
         lines += [("", ""), *_describe_layers(list(alike))]
     return lines
+
+
+def _outputs(found: Inspection) -> str:
+    size, more = found.expert_outputs_bytes_per_token, found.expert_outputs_arithmetic
+    if size is None or more is None:
+        return "none to measure"
+    return f"{size:,} bytes per token, uncompressed, and about {more:.0%} more arithmetic"
 
 
 def _status(found: Inspection) -> str:

@@ -27,6 +27,7 @@ from tests.support.synthetic import (
     empty_warehouse,
     random_run,
     with_logits,
+    with_outputs,
     without_ranks,
     write_random_geometry,
     write_run,
@@ -48,10 +49,16 @@ NOT_WITHOUT_RANKS: dict[str, set[str] | None] = {
     "first_choice_information": None,
     "standing_committee": None,
     "top_expert_share": {"first_choice_share"},
+    "expert_saliency": None,
+    "saliency_by_domain": None,
+    "outputs_by_rank": None,
     "domain_divergence": {"weight_divergence", "weight_normalized"},
 }
 """View or saved query → its columns that are NULL without ranks and weights; None: it has no rows then."""
 NOT_WITHOUT_ENTRIES: dict[str, set[str] | None] = {
+    "expert_saliency": None,
+    "saliency_by_domain": None,
+    "outputs_by_rank": None,
     "expert_token_affinity": None,
     "expert_top_tokens": None,
     "token_experts": None,
@@ -71,8 +78,8 @@ IN_ANY_ORDER = {"rank": 0, "choice": 0}
 def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     """For each of KINDS, two checkpoints of a series over the same tokens: `<kind>` and `<kind>-1`."""
     layout = empty_warehouse(tmp_path_factory.mktemp("unknown") / "wh")
-    last = random_run("known", 4, LAYERS, prompts=32)
-    first = with_logits(checkpoint_of(last, "known-1", 1, 5, changed=0.4), 7)
+    last = with_outputs(random_run("known", 4, LAYERS, prompts=32), 6)
+    first = with_outputs(with_logits(checkpoint_of(last, "known-1", 1, 5, changed=0.4), 7), 8)
     for kind in KINDS:
         for run, step in ((first, 1), (last, 30)):
             run_id = run.run_id.replace("known", kind)

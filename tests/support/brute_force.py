@@ -219,7 +219,39 @@ def confidence(logits: list[float], scoring: str, bias: list[float], top_k: int)
     return float(-(shares_E * np.log2(shares_E)).sum()), float(np.sort(shares_E)[::-1][:top_k].sum()), margin
 
 
+def saliency(chosen: list[tuple[float, float | None, float | None]]) -> tuple[Any, ...]:
+    """What an expert did, of (weight, norm, cosine) per choice: choices, sums and means, with numpy."""
+    known = [(w, n, c) for w, n, c in chosen if n is not None]
+    cosines = [c for _, _, c in known if c is not None]
+    if not known:
+        return (0, 0.0, None, 0.0, None, None, None, None)
+    weight_N, norm_N = (np.array([row[place] for row in known], np.float64) for place in (0, 1))
+    sums = (norm_N.sum(), norm_N.mean(), weight_N @ norm_N, (weight_N * norm_N).mean(), (norm_N**2).mean())
+    return (len(known), *map(float, sums), float(norm_N.max()), float(np.mean(cosines)) if cosines else None)
+
+
+def ranks(values: list[float | None]) -> list[int]:
+    """Place of each, 1 for the greatest; None last, ties in order."""
+    order = sorted(range(len(values)), key=lambda n: (values[n] is None, -round(values[n] or 0.0, 12), n))
+    return [order.index(place) + 1 for place in range(len(values))]
+
+
+def brute_expert_saliency(run: Run) -> Rows:
+    rows: Rows = []
+    for layer, (experts, _) in run.layers.items():
+        tokens = [t for t in run.tokens() if t.counted and layer in t.outputs]
+        chosen: list[list[Any]] = [[] for _ in range(experts)]
+        for token in tokens:
+            for (expert, weight), output in zip(token.choices[layer], token.outputs[layer], strict=True):
+                chosen[expert].append((weight, *output))
+        did = [saliency(of_expert) for of_expert in chosen]
+        places = [ranks([row[column] for row in did]) for column in range(6)]
+        rows += [(run.run_id, layer, e, *did[e], *(place[e] for place in places)) for e in range(experts) if tokens]
+    return rows
+
+
 BRUTE_FORCE: dict[str, Callable[[Run], Rows]] = {
+    "expert_saliency": brute_expert_saliency,
     "first_choice_transitions": brute_first_choice_transitions,
     "first_choice_paths": brute_first_choice_paths,
     "vocabulary_specialization": brute_vocabulary_specialization,

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tests.support.brute_force import ranks, saliency
 from tests.support.places import Place, Rows, places, routed
 from tests.support.synthetic import Run, word
 
@@ -299,7 +300,46 @@ def load_over_segments(run: Run) -> Rows:
     return rows
 
 
+def saliency_by_domain(run: Run) -> Rows:
+    rows: Rows = []
+    for layer, (experts, _) in run.layers.items():
+        measured = [place for place in routed(run, layer) if layer in place.token.outputs]
+        for domain in domains(measured):
+            chosen: list[list[Any]] = [[] for _ in range(experts)]
+            for token in (place.token for place in measured if place.domain == domain):
+                for (expert, weight), output in zip(token.choices[layer], token.outputs[layer], strict=True):
+                    chosen[expert].append((weight, *output))
+            did = [saliency(of_expert) for of_expert in chosen]
+            places = ranks([row[4] for row in did])
+            rows += [
+                (run.run_id, domain, layer, e, did[e][0], did[e][2], did[e][3], did[e][4], places[e])
+                for e in range(experts)
+            ]
+    return rows
+
+
+def outputs_by_rank(run: Run) -> Rows:
+    rows: Rows = []
+    for layer, (_, top_k) in run.layers.items():
+        tokens = [place.token for place in routed(run, layer) if layer in place.token.outputs]
+        known = [t for t in tokens if None not in [norm for norm, _ in t.outputs[layer]]]
+        if not known:
+            continue
+        weight_TK = np.array([[weight for _, weight in t.choices[layer]] for t in known], np.float64)
+        norm_TK = np.array([[norm for norm, _ in t.outputs[layer]] for t in known], np.float64)
+        cosine_TK = np.array([[cosine for _, cosine in t.outputs[layer]] for t in known], np.float64)  # None: NaN
+        place_TK = np.argsort(np.argsort(-norm_TK, axis=1, kind="stable"), axis=1) + 1
+        alone_TK = weight_TK * norm_TK / np.linalg.norm(weight_TK * norm_TK, axis=1, keepdims=True)
+        numbers = (weight_TK, norm_TK, place_TK, cosine_TK, alone_TK)
+        for choice in range(top_k):
+            means = [float(np.nanmean(array_TK[:, choice])) for array_TK in numbers]
+            rows.append((run.run_id, layer, choice, len(known), *means))
+    return rows
+
+
 LITERATURE: dict[str, Callable[[Run], Rows]] = {
+    "outputs_by_rank": outputs_by_rank,
+    "saliency_by_domain": saliency_by_domain,
     "load_violation": load_violation,
     "coverage_curve": coverage_curve,
     "top_expert_share": top_expert_share,

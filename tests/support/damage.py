@@ -25,7 +25,7 @@ def sound_warehouse(root: Path) -> Layout:
     layout = Layout(root)
     layout.create()
     for seed, run_id in enumerate(("one", "two")):
-        run = synthetic.random_run(run_id, seed, {0: (8, 2), 1: (8, 2)})
+        run = synthetic.with_outputs(synthetic.random_run(run_id, seed, {0: (8, 2), 1: (8, 2)}), seed)
         run.fields.update(prompts_sha256="0" * 64)
         synthetic.write_run(layout, run)
         identity = synthetic.record_of(run).identity.sha256
@@ -39,11 +39,11 @@ def sound_warehouse(root: Path) -> Layout:
 
 
 def _add_opt_in(folder: Path, seed: int) -> None:
-    """Give a segment the two opt-in tables, with page checksums."""
+    """Give a segment the opt-in tables of vectors, with page checksums."""
     tokens = pq.read_table(folder / schema.TOKENS.file, partitioning=None).column("token_id").to_pylist()
     numbers = np.random.default_rng(seed).random((len(tokens), 4)).astype(np.float32)
     for table in schema.TABLES:
-        if table.opt_in:
+        if table.name in OPT_IN:
             rows = {"token_id": tokens, "layer": [0] * len(tokens), OPT_IN[table.name]: numbers.tolist()}
             arrow = pa.table(rows, schema=table.arrow())
             pq.write_table(arrow, folder / table.file, write_page_checksum=True, compression="zstd")

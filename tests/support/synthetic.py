@@ -43,6 +43,8 @@ class Token:
     kind: str = "prompt"
     logits: dict[int, list[float]] = field(default_factory=dict)
     """Layer → the router's E raw logits, where they were asked for."""
+    outputs: dict[int, list[tuple[float | None, float | None]]] = field(default_factory=dict)
+    """Layer → (norm, cosine) of each choice's output, rank 0 first, where they were asked for."""
 
     @property
     def counted(self) -> bool:
@@ -105,7 +107,8 @@ def checkpoint_of(run: Run, run_id: str, train_step: int, seed: int, changed: fl
     rng = np.random.default_rng(seed)
 
     def rerouted(token: Token) -> Token:
-        return replace(token, choices=_random_choices(rng, run.layers)) if rng.random() < changed else token
+        drawn = rng.random() < changed
+        return replace(token, choices=_random_choices(rng, run.layers), outputs={}) if drawn else token
 
     segments = [[replace(p, tokens=[rerouted(t) for t in p.tokens]) for p in prompts] for prompts in run.segments]
     return replace(run, run_id=run_id, segments=segments, fields={**run.fields, "train_step": train_step})
@@ -118,7 +121,7 @@ def without_ranks(run: Run, run_id: str, *, entries: bool = True) -> Run:
         choices: dict[int, list[tuple[int, float | None]]] = {
             layer: [(expert, None) for expert, _ in pairs] for layer, pairs in token.choices.items()
         }
-        return replace(token, choices=choices, vocab_id=token.vocab_id if entries else NO_ENTRY)
+        return replace(token, choices=choices, vocab_id=token.vocab_id if entries else NO_ENTRY, outputs={})
 
     segments = [[replace(p, tokens=[told(t) for t in p.tokens]) for p in prompts] for prompts in run.segments]
     return replace(run, run_id=run_id, segments=segments, ordered=False)
@@ -139,6 +142,22 @@ def with_logits(run: Run, seed: int) -> Run:
     return replace(run, segments=segments, scoring=known, selection_bias=biases)
 
 
+def with_outputs(run: Run, seed: int) -> Run:
+    """The run with random norms and cosines for every choice; one norm in twenty is no finite number."""
+    rng = np.random.default_rng(seed)
+
+    def drawn(token: Token) -> Token:
+        return replace(token, outputs={n: [_random_output(rng) for _ in pairs] for n, pairs in token.choices.items()})
+
+    segments = [[replace(p, tokens=[drawn(t) for t in p.tokens]) for p in prompts] for prompts in run.segments]
+    return replace(run, segments=segments)
+
+
+def _random_output(rng: np.random.Generator) -> tuple[float | None, float | None]:
+    norm, cosine, missing = float(np.float32(rng.gamma(2))), float(np.float32(rng.uniform(-1, 1))), rng.random()
+    return (None, None) if missing < 0.05 else (norm, None if missing < 0.1 else cosine)
+
+
 def empty_warehouse(root: Path) -> Layout:
     """A warehouse without runs: what `Layout.create` makes, created once per process and copied from then on."""
     shutil.copytree(_empty_warehouse().name, root, dirs_exist_ok=True, symlinks=True)
@@ -155,7 +174,8 @@ def _empty_warehouse() -> TemporaryDirectory[str]:
 def random_warehouse(root: Path) -> tuple[Layout, list[Run]]:
     """Write random runs, one of them called `007`; layers are not consecutive and differ in top-k.
 
-    The last three are checkpoints of one series, the middle one with raw logits. The first three have a geometry.
+    The last three are checkpoints of one series, the middle one with raw logits. The first three have a geometry. The
+    second (sealed) and that middle one (not sealed) have what their experts put out.
     Every other run is sealed.
     Written once per process, and copied from then on.
     """
@@ -171,7 +191,7 @@ def _random_warehouse() -> tuple[TemporaryDirectory[str], list[Run]]:
     layout.create()
     runs = [
         random_run("007", 1, {0: (6, 2), 2: (6, 2), 5: (6, 2)}),
-        random_run("mixed", 2, {1: (4, 1), 3: (8, 3), 4: (5, 2)}),
+        with_outputs(random_run("mixed", 2, {1: (4, 1), 3: (8, 3), 4: (5, 2)}), 8),
         random_run("wide.v-1", 3, {0: (16, 4), 1: (16, 4)}, prompts=5),
     ]
     last = random_run("step-30", 4, {0: (6, 2), 3: (5, 3), 4: (4, 2)}, prompts=32)
@@ -180,7 +200,7 @@ def _random_warehouse() -> tuple[TemporaryDirectory[str], list[Run]]:
         write_random_geometry(layout, run, seed)
     runs += [
         checkpoint_of(last, "step-1", 1, 5, changed=0.9),
-        with_logits(checkpoint_of(last, "step-20", 20, 6, changed=0.3), 7),
+        with_outputs(with_logits(checkpoint_of(last, "step-20", 20, 6, changed=0.3), 7), 9),
         last,
     ]
     for number, run in enumerate(runs):
@@ -310,16 +330,29 @@ def _texts(vocab_id_T: npt.NDArray[np.int32]) -> pa.Array:
 
 
 def _vectors(layout: Layout, tokens: list[Token]) -> VectorBuffer | None:
-    """The raw logits of the tokens that have some."""
-    layers = sorted({layer for token in tokens for layer in token.logits})
-    if not layers:
+    """The raw logits and the experts' outputs of the tokens that have some; norms and cosines side by side."""
+    given: dict[schema.Table, list[dict[int, list[float]]]] = {
+        schema.ROUTER_LOGITS: [token.logits for token in tokens],
+        schema.EXPERT_OUTPUTS: [
+            {layer: [np.nan if n is None else n for n in (*norms, *cosines)] for layer, norms, cosines in _split(token)}
+            for token in tokens
+        ],
+    }
+    given = {table: of_T for table, of_T in given.items() if any(of_T)}
+    if not given:
         return None
-    buffer = VectorBuffer(len(tokens), [schema.ROUTER_LOGITS], layout.staging)
-    for layer in layers:
-        rows = np.array([place for place, token in enumerate(tokens) if layer in token.logits], np.int64)
-        logits = np.array([tokens[place].logits[layer] for place in rows], np.float32)
-        buffer.add(rows, {(schema.ROUTER_LOGITS, layer): logits})
+    buffer = VectorBuffer(len(tokens), list(given), layout.staging)
+    for table, of_T in given.items():
+        for layer in sorted({layer for numbers in of_T for layer in numbers}):
+            rows = np.array([place for place, numbers in enumerate(of_T) if layer in numbers], np.int64)
+            buffer.add(rows, {(table, layer): np.array([of_T[place][layer] for place in rows], np.float32)})
     return buffer
+
+
+def _split(token: Token) -> Iterator[tuple[int, tuple[float | None, ...], tuple[float | None, ...]]]:
+    for layer, outputs in token.outputs.items():
+        norms, cosines = zip(*outputs, strict=True)
+        yield layer, norms, cosines
 
 
 def write_table(folder: Path, table: schema.Table, rows: list[dict[str, Any]]) -> None:

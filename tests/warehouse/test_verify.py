@@ -125,7 +125,7 @@ def test_zero_row_files_are_verified_too(layout: Layout) -> None:
 
 PLACES: list[tuple[str, Callable[[Layout], object], str]] = [
     ("no manifest", lambda wh: (wh.segment("one", 0) / MANIFEST).unlink(), "manifest.json: is missing"),
-    ("foreign file", lambda wh: (wh.segment("one", 0) / "x.parquet").touch(), "x.parquet: is not a file of this folder"),
+    ("foreign file", lambda wh: (wh.segment("one", 0) / "x.bin").touch(), "x.bin: is not a file of this folder"),
     ("folder in it", lambda wh: (wh.segment("one", 0) / "x").mkdir(), "segment=0/x: is not a file of this folder"),
     ("segments swapped", lambda wh: swap_folders(wh.segment("one", 0), wh.segment("one", 1)), "of another folder"),
     ("runs' segments swapped", lambda wh: swap_folders(wh.segment("one", 0), wh.segment("two", 0)), "of another"),

@@ -192,12 +192,7 @@ def _needed(tree: exp.Expr) -> list[str]:
 
 def _read_files(session: SparkSession, layout: Layout, table: schema.Table) -> None:
     """Make `files_of_<table>`: every file of a table, with the types of the schema."""
-    if table in schema.MERGED:
-        files = _merged_files(session, layout, table)
-    elif (layout.root / FOLDERS[table.level].partition("/")[0]).is_dir():
-        files = _files(session, layout, table, ["*"])
-    else:  # a warehouse from before this table
-        files = session.createDataFrame([], _columns(table))
+    files = _merged_files(session, layout, table) if table in schema.MERGED else _every_file(session, layout, table)
     files.createOrReplaceTempView(f"files_of_{table.name}")
 
 
@@ -207,11 +202,12 @@ def _merged_files(session: SparkSession, layout: Layout, table: schema.Table) ->
 
     sealed, open_runs = _states(layout)
     for run_id in sealed:
-        if not (layout.sealed(run_id) / table.file).is_file():
+        must = table.counted is None or (layout.segment(run_id, 0) / table.counted).is_file()
+        if must and not (layout.sealed(run_id) / table.file).is_file():
             raise MoewhError(f"run {run_id}{SEALED_LACKS.format(file=table.file)}")
     if table.rollup:
         _require_in_every_segment(layout, open_runs, table)
-    files = _files(session, layout, schema.sealed(table), ["*"])
+    files = _every_file(session, layout, schema.sealed(table))
     for column in (column for column in table.path_columns if column.name not in files.columns):
         files = files.withColumn(column.name, lit(None).cast(_TYPES[column.type]))
     # A pattern that matches nothing is an error to Spark.
@@ -221,6 +217,13 @@ def _merged_files(session: SparkSession, layout: Layout, table: schema.Table) ->
     if _states(layout) != (sealed, open_runs):
         raise MoewhError(f"a run was sealed, unsealed or begun while its files were listed. {ASK_AGAIN}")
     return files
+
+
+def _every_file(session: SparkSession, layout: Layout, table: schema.Table) -> DataFrame:
+    """Return the rows of a table's files, of all runs; none in a warehouse from before the table."""
+    if (table.level == "geometry" or table.since > 1) and not layout.has_table(table):
+        return session.createDataFrame([], _columns(table))
+    return _files(session, layout, table, ["*"])
 
 
 def _states(layout: Layout) -> tuple[list[str], list[str]]:
@@ -258,7 +261,8 @@ def _columns(table: schema.Table) -> str:
 def _require_in_every_segment(layout: Layout, runs: list[str], table: schema.Table) -> None:
     """Refuse a segment that lacks a rollup's file, as the views do in DuckDB."""
     for segment in (folder for run_id in runs for folder in sorted(layout.segments(run_id).glob("segment=*"))):
-        if (segment / schema.SEGMENTS.file).is_file() and not (segment / table.file).is_file():
+        needed = segment / (table.counted or schema.SEGMENTS.file)
+        if needed.is_file() and not (segment / table.file).is_file():
             raise MoewhError(f"segment {segment}{LACKS.format(file=table.file)}")
 
 

@@ -206,7 +206,18 @@ class Layout:
         """Tell whether `unsealed/` has its zero-row files, the same as those among the segments."""
         source = self.segment(SCHEMA_RUN, 0)
         there = self.unsealed(SCHEMA_RUN) / UNSEALED_LINK / f"{SEGMENT_FOLDER}0"
-        return all(_same_bytes(source / table.file, there / table.file) for table in schema.MERGED)
+        tables = [table for table in schema.MERGED if self.has_table(table)]
+        return all(_same_bytes(source / table.file, there / table.file) for table in tables)
+
+    def has_table(self, table: schema.Table) -> bool:
+        """Tell whether there are zero-row files of a table; a warehouse from before it has none."""
+        folders: dict[schema.Level, Path] = {
+            "run": self.run(SCHEMA_RUN),
+            "segment": self.segment(SCHEMA_RUN, 0),
+            "geometry": self.geometry(SCHEMA_RUN),
+            "sealed": self.sealed(SCHEMA_RUN),
+        }
+        return (folders[table.level] / table.file).is_file()
 
     def _add_empty_way(self, layout: Layout) -> None:
         """Give `unsealed/` of a layout its zero-row files: no link, so that any copy of a warehouse has them."""

@@ -41,6 +41,8 @@ class Column:
     """False where every row has a value: the file then says nothing of NULLs, which is faster to write and to read."""
     since: int = 1
     """The schema version that brought it; NULL in what was written before. It stands after the older columns."""
+    merge: Literal["sum", "max"] = "sum"
+    """Of a rollup's number: what it is over several segments."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,10 @@ class Table:
     """True for a table that only runs which ask for it have."""
     rollup: bool = False
     """True for counts of a segment's own rows, which `queries/rollups/` defines; sorted by all their columns."""
+    counted: str | None = None
+    """Of an opt-in rollup: the file whose rows it counts. A segment that has that file has the rollup."""
+    since: int = 1
+    """The schema version that brought it; a warehouse from before has no file of it, and answers no rows."""
 
     @property
     def stored(self) -> tuple[Column, ...]:
@@ -304,6 +310,33 @@ HIDDEN_STATES = Table(
     opt_in=True,
 )
 
+EXPERT_OUTPUTS = Table(
+    "expert_outputs",
+    "segment",
+    "expert_outputs.parquet",
+    "One row per routing row, for runs that asked for it; sorted as routing is.",
+    (
+        replace(_TOKEN_ID, nullable=False),
+        replace(_LAYER, encoding="plain", nullable=False),
+        Column("rank", "INTEGER", "0-based, by descending weight; ties by expert.", "plain", nullable=False),
+        replace(_EXPERT, nullable=False),
+        Column(
+            "norm",
+            "FLOAT",
+            "Euclidean length of the expert's output before its weight; NULL where it is no finite number.",
+            "byte_stream_split",
+        ),
+        Column(
+            "cosine",
+            "FLOAT",
+            "Cosine of the expert's output and the token's routed sum; NULL where either has no length.",
+            "byte_stream_split",
+        ),
+    ),
+    opt_in=True,
+    since=2,
+)
+
 _EXPERT_A = Column("expert_a", "INTEGER", "The pair's lower expert index; a pair has one row.")
 _EXPERT_B = Column("expert_b", "INTEGER", "The pair's higher expert index.")
 
@@ -483,6 +516,31 @@ REPETITION_COUNTS = Table(
     rollup=True,
 )
 
+EXPERT_OUTPUT_COUNTS = Table(
+    "expert_output_counts",
+    "segment",
+    "expert_output_counts.parquet",
+    "Rollup of expert_outputs, where a segment has them. One row per segment, kind, domain, layer and expert with at "
+    "least one choice whose norm is known.",
+    (
+        _KIND,
+        _DOMAIN,
+        _LAYER,
+        _EXPERT,
+        Column("choices", "BIGINT", "Choices of this expert whose norm is known.", "delta"),
+        _measure("norm_sum", "Sum of their norms in row order."),
+        _measure("weighted_norm_sum", "Sum of weight * norm in row order."),
+        _measure("squared_norm_sum", "Sum of norm^2 in row order."),
+        replace(_measure("max_norm", "The largest of their norms."), merge="max"),
+        Column("cosines", "BIGINT", "Those of them whose cosine is known.", "delta"),
+        _measure("cosine_sum", "Sum of their cosines in row order; NULL if none is known."),
+    ),
+    opt_in=True,
+    rollup=True,
+    counted=EXPERT_OUTPUTS.file,
+    since=2,
+)
+
 TABLES: tuple[Table, ...] = (
     RUNS,
     LAYERS,
@@ -494,6 +552,7 @@ TABLES: tuple[Table, ...] = (
     ROUTING,
     ROUTER_LOGITS,
     HIDDEN_STATES,
+    EXPERT_OUTPUTS,
     EXPERT_GEOMETRY,
     ROUTER_SIMILARITY,
     EXPERT_SIMILARITY,
@@ -503,12 +562,13 @@ TABLES: tuple[Table, ...] = (
     AFFINITY_COUNTS,
     VOCAB_COUNTS,
     REPETITION_COUNTS,
+    EXPERT_OUTPUT_COUNTS,
 )
 
 ROLLUPS: tuple[Table, ...] = tuple(table for table in TABLES if table.rollup)
 
 MERGED: tuple[Table, ...] = (SEGMENTS, *ROLLUPS)
-"""The tables of segments that a sealed run holds once for all its segments."""
+"""The tables of segments that a sealed run holds once for all its segments; the opt-in ones where these have them."""
 
 
 def sealed(table: Table) -> Table:
@@ -520,6 +580,14 @@ def sealed(table: Table) -> Table:
 SEALED: tuple[Table, ...] = tuple(sealed(table) for table in MERGED)
 
 
+def merged(column: Column) -> str:
+    """Return the SQL function that makes one value of a rollup's column over several segments: sum, max or min.
+
+    The text of a vocabulary entry is the same in all of them.
+    """
+    return "min" if column.type == "VARCHAR" else column.merge
+
+
 def split_columns(table: Table) -> tuple[list[str], dict[str, str]]:
     """Return a rollup's key columns, and its other columns with their types."""
     text_or_number = {column.name: column.type for column in table.columns}
@@ -527,7 +595,7 @@ def split_columns(table: Table) -> tuple[list[str], dict[str, str]]:
     return [name for name in text_or_number if name not in values], values
 
 
-SCHEMA_VERSION = max(column.since for table in TABLES for column in table.columns)
+SCHEMA_VERSION = max(since for table in TABLES for since in (table.since, *(column.since for column in table.columns)))
 """Version of these tables; a manifest names it and FORMAT_VERSION."""
 
 

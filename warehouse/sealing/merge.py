@@ -26,11 +26,12 @@ _BATCH = 1 << 17
 
 
 def write_merged(segments: list[Path], folder: Path) -> None:
-    """Write the merged tables of segments, given in order, to `folder`.
+    """Write the merged tables of segments, given in order, to `folder`; of opt-in counts, those that they have.
 
     Raises MoewhError for a segment without its counts.
     """
-    files = {table: [segment / table.file for segment in segments] for table in schema.MERGED}
+    present = (table for table in schema.MERGED if _is_counted(table, segments))
+    files = {table: [segment / table.file for segment in segments] for table in present}
     for file in (file for of_table in files.values() for file in of_table):
         if not file.is_file():
             raise MoewhError(f"segment {file.parent} lacks {file.name}. See `moewh verify`.")
@@ -44,6 +45,11 @@ def write_merged(segments: list[Path], folder: Path) -> None:
             dense = table is schema.AFFINITY_COUNTS and fits(of_table)
             rows = merged_affinity(of_table) if dense else _merged(connection, table, of_table)
             write_chunks(folder / table.file, schema.sealed(table), rows)
+
+
+def _is_counted(table: schema.Table, segments: list[Path]) -> bool:
+    """Tell whether segments have the counts of a table: opt-in counts need the rows that they count."""
+    return table.counted is None or any((segment / table.counted).is_file() for segment in segments)
 
 
 def _as_they_are(table: schema.Table, file: Path) -> Iterator[pa.Table]:
@@ -68,7 +74,7 @@ def _merged(connection: duckdb.DuckDBPyConnection, table: schema.Table, files: l
         yield from _batches(connection, table, f"select {number} as segment, {columns} from {read} order by 1", given)
         return
     keys, counts = split_columns(table)
-    sums = ", ".join(f"{_sum(name, type_)} as {name}" for name, type_ in counts.items())
+    sums = ", ".join(f"{_merge(column)} as {column.name}" for column in table.columns if column.name in counts)
     listed = ", ".join(keys)
     sql = f"select {listed}, {sums} from {read} where {{kind}} group by {listed} order by {listed}"
     if "kind" not in keys:
@@ -79,11 +85,10 @@ def _merged(connection: duckdb.DuckDBPyConnection, table: schema.Table, files: l
         yield from _batches(connection, table, sql.format(kind="kind = $kind"), {**given, "kind": kind})
 
 
-def _sum(name: str, type_: str) -> str:
-    """Return SQL for a count of all segments; sums of weights add in the order of the segments, on every machine."""
-    if type_ == "DOUBLE":
-        return f"sum({name} order by len(filename), filename)"
-    return f"min({name})" if type_ == "VARCHAR" else f"sum({name})::{type_}"
+def _merge(column: schema.Column) -> str:
+    """Return SQL for a count of all segments; sums of doubles add in the order of the segments, on every machine."""
+    order = " order by len(filename), filename" if column.type == "DOUBLE" else ""
+    return f"{schema.merged(column)}({column.name}{order})::{column.type}"
 
 
 def _batches(

@@ -114,7 +114,11 @@ def _difference(table: schema.Table, unit: _Unit) -> str:
     expected = f"select * from ({definition(table)}) where {one}"
     if unit.sealed:
         listed = ", ".join(["run_id", *keys])
-        sums = ", ".join(f"{_added(name, type_)} as {name}" for name, type_ in counts.items())
+        sums = ", ".join(
+            f"{schema.merged(column)}({column.name})::{column.type} as {column.name}"
+            for column in table.columns
+            if column.name in counts
+        )
         expected = f"select {listed}, null::integer as segment, {sums} from ({expected}) group by {listed}"
     same_key = " and ".join(
         f"stored.{name} is not distinct from expected.{name}" for name in ("run_id", "segment", *keys)
@@ -146,11 +150,6 @@ def _where(unit: _Unit) -> str:
     names = [sql_string(run_id) for run_id in unit.runs]
     runs = f"run_id = {names[0]}" if len(names) == 1 else f"run_id in ({', '.join(names)})"
     return runs if unit.segment is None else f"{runs} and segment = {unit.segment}"
-
-
-def _added(name: str, type_: str) -> str:
-    """Return SQL that adds a count up over segments; the text of a vocabulary entry is the same in all of them."""
-    return f"min({name})" if type_ == "VARCHAR" else f"sum({name})::{type_}"
 
 
 def _same(name: str, type_: str) -> str:

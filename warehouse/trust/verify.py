@@ -240,7 +240,12 @@ def _take_manifest(folder: Folder, faults: list[Fault]) -> None:
         faults.append(Fault(folder.path, "", f"has {len(marks)} marks, not 1"))
     promised = folder.manifest.files
     tables = {table.file: table for table in _tables(folder.level)}
-    needed = {name for name, table in tables.items() if not table.opt_in or folder.run_id == SCHEMA_RUN}
+    needed = {
+        name
+        for name, table in tables.items()
+        if table.since <= folder.manifest.schema
+        and (not table.opt_in or folder.run_id == SCHEMA_RUN or table.counted in promised)
+    }
     faults += [Fault(folder.path, name, "is missing") for name in sorted((promised.keys() | needed) - there)]
     known = {MANIFEST} | marks | (promised.keys() & tables.keys())
     unknown = {path.name for path in folder.path.iterdir()} - known
@@ -343,6 +348,8 @@ def _check_counts(folder: Folder, number: int, planned: int | None) -> Iterator[
     elif row["last"] != (number == planned - 1):
         yield Fault(folder.path, schema.SEGMENTS.file, f"is wrong about being the last of {planned} segments")
     expected = [(name, table.file, folder.files[table.file].rows) for name, table in _COUNTED.items()]
+    if (outputs := folder.files.get(schema.EXPERT_OUTPUTS.file)) is not None:
+        expected.append(("routing_rows", schema.EXPERT_OUTPUTS.file, outputs.rows))
     if row["tokens"]:  # a run that was imported as counts alone has a load and no rows
         expected += [("routing_rows", schema.EXPERT_COUNTS.file, _total(folder.path, schema.EXPERT_COUNTS, "tokens"))]
     entries_known = not _unknown(folder.path, schema.TOKENS, "vocab_id")
@@ -381,10 +388,23 @@ def _check_sealed(folder: Folder, segments: list[Folder]) -> Iterator[Fault]:
             yield Fault(folder.path, schema.SEGMENTS.file, f"says something else of segment {one.number} than it does")
     if {one.number for one in segments} != numbers:
         return
+    yield from _check_sealed_outputs(folder, segments)
     for table in (schema.EXPERT_COUNTS, schema.AFFINITY_COUNTS):  # each counts every routing row that it can once
         count, rows = _total(folder.path, table, "tokens"), sum(_total(one.path, table, "tokens") for one in segments)
         if count != rows:
             yield Fault(folder.path, table.file, f"has {count:,} routing_rows, but the run's segments have {rows:,}")
+
+
+def _check_sealed_outputs(folder: Folder, segments: list[Folder]) -> Iterator[Fault]:
+    """Find a sealed set whose opt-in counts are not those that its segments have."""
+    table = schema.EXPERT_OUTPUT_COUNTS
+    holding = [one.path for one in segments if table.file in one.files]
+    if bool(holding) != (table.file in folder.files):
+        yield Fault(folder.path, table.file, "is missing" if holding else "counts what no segment of the run has")
+    elif holding:
+        count, rows = _total(folder.path, table, "choices"), sum(_total(path, table, "choices") for path in holding)
+        if count != rows:
+            yield Fault(folder.path, table.file, f"has {count:,} choices, but the run's segments have {rows:,}")
 
 
 def _check_experts(folder: Folder, run: Folder) -> Iterator[Fault]:

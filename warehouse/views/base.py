@@ -235,9 +235,10 @@ def _files(table: schema.Table, root: Path, pattern: str, between: str = "") -> 
     every `name=value` of the whole path, and would hide columns of the file. They are constant within a file, so a
     filter on them still leaves out files before they are opened. A folder that is no run's or no segment's, such as a
     copy called `segment=0.old`, is left out; `moewh verify` names it. `between` names the folder between the two.
-    A warehouse from before `moewh geometry` has no such files, which `read_parquet` would refuse.
+    A warehouse from before `moewh geometry`, or from before the table, has no such files, which `read_parquet` would
+    refuse.
     """
-    if table.level == "geometry" and not (Layout(root).geometry(SCHEMA_RUN) / table.file).is_file():
+    if (table.level == "geometry" or table.since > 1) and not Layout(root).has_table(table):
         nothing = ", ".join(f"null::{column.type} as {column.name}" for column in (*table.path_columns, *table.stored))
         return f"(select {nothing} where false)"
     folders = between.join(f"/{column.name}=({PATH_VALUES[column.name]})" for column in table.path_columns)
@@ -334,16 +335,27 @@ from (
     where run_id not in (select run_id from sealed_before) and run_id not in (select run_id from unsealed)
     union all
     select error('run ' || run_id || '{SEALED_LACKS.format(file=table.file)}')
-    from sealed_before
+    from {_must_hold(table, root)}
     anti join ({_runs_of(root, f"{FOLDERS['sealed']}/{table.file}")}) as held using (run_id)
 ) as changed
 where failure is not null"""
     return body + (_unless_missing(table, root) if table.rollup else "")
 
 
-def _runs_of(root: Path, pattern: str) -> str:
-    """Return SQL for the runs that have a file, `pattern` below the root, and its path."""
-    end = f"'/run_id=({PATH_VALUES['run_id']})/[^/]*$'"
+def _must_hold(table: schema.Table, root: Path) -> str:
+    """Return SQL for the sealed runs that must have a merged table: all, or those whose first segment it counts."""
+    if table.counted is None:
+        return "sealed_before"
+    counted = _runs_of(root, f"{FOLDERS['segment'].replace('segment=*', 'segment=0')}/{table.counted}", "segment=0/")
+    return f"sealed_before semi join ({counted}) as counted using (run_id)"
+
+
+def _runs_of(root: Path, pattern: str, between: str = "") -> str:
+    """Return SQL for the runs that have a file, `pattern` below the root, and its path.
+
+    `between` is what stands between the run's folder and the file.
+    """
+    end = f"'/run_id=({PATH_VALUES['run_id']})/{between}[^/]*$'"
     files = f"glob({_below(root, pattern)})"
     return f"select regexp_extract(file, {end}, 1) as run_id, file from {files} where regexp_matches(file, {end})"
 
@@ -355,6 +367,7 @@ def _names(table: schema.Table) -> list[str]:
 def _unless_missing(table: schema.Table, root: Path) -> str:
     """Return SQL that adds no rows to a rollup's view, and fails the query if an unsealed segment lacks its file.
 
+    An opt-in rollup is only in the segments that have what it counts.
     A pattern matches what is there, so such a segment would be left out without a word. Every column is
     the error, so that no filter can take the row away before it is raised.
     """
@@ -364,7 +377,8 @@ def _unless_missing(table: schema.Table, root: Path) -> str:
     named = f"regexp_replace({folder}, '{through}', '/segments/run_id=\\1/')"
     run_id = f"regexp_extract(segment.file, '/run_id=({PATH_VALUES['run_id']})/', 1)"
     segments, rollups = (
-        _below(root, f"{UNSEALED}/{UNSEALED_LINK}/segment=*/{file}") for file in (schema.SEGMENTS.file, table.file)
+        _below(root, f"{UNSEALED}/{UNSEALED_LINK}/segment=*/{file}")
+        for file in (table.counted or schema.SEGMENTS.file, table.file)
     )
     return f"""
 union all

@@ -1,0 +1,83 @@
+"""What `--expert-outputs` costs: the speed of an ingest with it, over that of the same ingest without it.
+
+    python -m benchmarks.expert_outputs [--device cpu|cuda] [--rounds N] [--prompts N]
+
+Both sides run the same prompts through the same model in memory, in turn, each round into warehouses of their own; the
+clock holds everything from the first batch to the sealed run. The ratio is per round: median, least and greatest. On a
+CPU the clock is that of the process, which other programs disturb less; on a GPU it is the wall's. Beside it stands
+the arithmetic that the run tells before it begins, and what both tables take on disk.
+
+On a CPU the model is that of `benchmarks.ingest`; on cuda it is OLMoE-1B-7B's shape in bf16. Weights are random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import OlmoeConfig, OlmoeForCausalLM
+
+import moewh
+from benchmarks.ingest import CPU_SHAPE, OLMOE_1B_7B
+from benchmarks.timing import machine
+from moewh.ingest.capture.expert_outputs import arithmetic_share
+from moewh.ingest.model.layers import find_moe_layers
+from moewh.warehouse.files import schema
+from tests.support.models import byte_tokenizer
+
+
+def made_model(device: torch.device) -> Any:
+    """A model of random weights."""
+    cuda = device.type == "cuda"
+    torch.manual_seed(0)
+    shape = OLMOE_1B_7B if cuda else CPU_SHAPE
+    model: Any = OlmoeForCausalLM(OlmoeConfig(**shape, pad_token_id=0, eos_token_id=None))
+    return model.to(device, torch.bfloat16 if cuda else torch.float32).eval()
+
+
+def seconds(model: Any, texts: list[str], root: Path, *, expert_outputs: bool) -> tuple[float, Path]:
+    """Ingest once; return what it took, and the only segment."""
+    cuda = model.device.type == "cuda"
+    clock = time.perf_counter if cuda else time.process_time
+    began = clock()
+    options = {"run_id": "r", "tokenizer": byte_tokenizer(), "expert_outputs": expert_outputs}
+    moewh.ingest(model, texts, root, **options)
+    return clock() - began, root / "segments" / "run_id=r" / "segment=0"
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--prompts", type=int, default=64)
+    chosen = parser.parse_args()
+    model = made_model(torch.device(chosen.device))
+    letters = random.Random(0)
+    texts = ["".join(letters.choices("abcdefgh ", k=letters.randrange(100, 400))) for _ in range(chosen.prompts)]
+    ratios = []
+    for number in range(chosen.rounds + 1):
+        with tempfile.TemporaryDirectory() as folder:
+            without, _ = seconds(model, texts, Path(folder) / "without", expert_outputs=False)
+            with_them, segment = seconds(model, texts, Path(folder) / "with", expert_outputs=True)
+            sizes = [(segment / table.file).stat().st_size for table in (schema.ROUTING, schema.EXPERT_OUTPUTS)]
+        if number:  # the first is of everything's first time
+            ratios.append(without / with_them)
+    told = arithmetic_share(model, find_moe_layers(model, model.config).moe_layers, model.config.num_experts_per_tok)
+    tokens = sum(len(text) + 1 for text in texts)
+    name = torch.cuda.get_device_name() if model.device.type == "cuda" else "CPU"
+    print(f"{machine()}; torch {torch.__version__}, {name}, {torch.get_num_threads()} threads; {tokens:,} tokens\n")
+    print("| speed with / without | more arithmetic, as told | routing, bytes per token | expert outputs |")
+    print("|---:|---:|---:|---:|")
+    spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    print(f"| {spread} | {told:.0%} | {sizes[0] / tokens:.0f} | {sizes[1] / tokens:.0f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""The opt-in table `expert_outputs`: how long each chosen expert's output is, and how it lies to the routed sum.
+
+In: what a block's experts are about to be called with. Each chosen expert is run once more by itself, through the very
+container that the block calls, as the proof does. Out: two numbers per choice; the outputs themselves are not kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from moewh.ingest.families.rule import Call, MoELayer, experts_alone
+from moewh.ingest.model.layers import OTHER_MODALITY
+from moewh.ingest.routing import NO_ROUTE
+
+_NUMBERS = 1 << 27
+"""Numbers of outputs [T, K, H] that are held at once: 512 MiB in float32."""
+
+
+def measure_outputs(moe: MoELayer, call: Call) -> torch.Tensor:
+    """Return [T, 2 K] in float32: the norms of a token's K expert outputs in slot order, then their cosines.
+
+    The norm is ‖f_e(x)‖₂, before the weight; the cosine is that of f_e(x) and Σ_k w_k f_k(x). Rows without a route mean
+    nothing. A norm that is no finite number, and the cosine of a vector of length zero, are NaN.
+    """
+    hidden_TH = call.hidden_TH.reshape(-1, call.hidden_TH.shape[-1])
+    T, K = call.expert_ids_TK.shape
+    at_once = max(1, _NUMBERS // max(1, K * hidden_TH.shape[1]))
+    parts = [
+        _measured(moe, Call(hidden_TH[part], call.expert_ids_TK[part], call.weights_TK[part]))
+        for part in (slice(start, start + at_once) for start in range(0, T, at_once))
+    ]
+    return torch.cat(parts) if parts else hidden_TH.new_zeros((0, 2 * K), dtype=torch.float32)
+
+
+def _measured(moe: MoELayer, call: Call) -> torch.Tensor:
+    T, K = call.expert_ids_TK.shape
+    with experts_alone():
+        single = moe.family.run_experts(
+            moe, call.hidden_TH.repeat_interleave(K, dim=0), call.expert_ids_TK.clamp_min(0).reshape(-1)
+        )
+    output_TKH = single.reshape(T, K, -1).float()
+    weights_TK = call.weights_TK.float().masked_fill(call.expert_ids_TK == NO_ROUTE, 0)
+    norm_TK = torch.linalg.vector_norm(output_TKH, dim=-1)
+    sum_TH = torch.bmm(weights_TK[:, None], output_TKH)[:, 0]
+    dot_TK = torch.bmm(output_TKH, sum_TH[..., None])[..., 0]
+    cosine_TK = (dot_TK / (norm_TK * torch.linalg.vector_norm(sum_TH, dim=-1, keepdim=True))).clamp(-1, 1)
+    return torch.cat([norm_TK, cosine_TK], dim=1).masked_fill(~norm_TK.isfinite().repeat(1, 2), torch.nan)
+
+
+def arithmetic_share(model: Any, moe_layers: list[MoELayer], top_k: int) -> float:
+    """Return the multiplications of a token's K experts, over those of its whole pass: what running them again adds.
+
+    Taken from the sizes of the matrices, so that attention over positions, and that experts may run slower than other
+    matrices of their size, are left out. Embeddings, the head and what sees images or hears are not part of the pass.
+    """
+    containers = {id(moe.experts): moe for moe in moe_layers}
+    size = {key: sum(p.numel() for p in moe.experts.parameters() if p.dim() > 1) for key, moe in containers.items()}
+    chosen = sum(size[id(moe.experts)] * top_k / max(1, moe.kinds.count("mlp")) for moe in moe_layers)
+    tables = (model.get_input_embeddings(), model.get_output_embeddings())
+    left_out = {
+        id(p)
+        for module in (*tables, *(moe.experts for moe in moe_layers))
+        if module is not None
+        for p in module.parameters()
+    }
+    others = sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if parameter.dim() > 1 and id(parameter) not in left_out and not OTHER_MODALITY.search(name)
+    )
+    return chosen / max(1.0, chosen + others)
