@@ -5,22 +5,31 @@ replaces that. All text is set as text. A token is a button: pointing at it, mov
 touching it shows its experts in the line below the prompt.
 
 The experts most used in a prompt get a colour and a line of their own, all others are grey; the number below each
-token is its expert, so nothing is told by colour alone.
+token is its expert, so nothing is told by colour alone. Where first choices are unknown, no token has a colour, and the
+numbers are all its experts.
 */
 "use strict";
 
 const MOEWH_COLOURS = 8;
 
-/** The experts of a route's first places, most used first, as [expert, tokens]. */
+/** The experts that count for a token: its first, or all of them where none is known to be the first. */
+function countedExperts(route, number) {
+  const experts = route.experts[number] || [];
+  return route.ranked ? experts.slice(0, 1) : experts;
+}
+
+/** The experts of a route, most used first, as [expert, tokens]. */
 function countExperts(route) {
   const counts = new Map();
-  for (const experts of route.experts) if (experts) counts.set(experts[0], (counts.get(experts[0]) || 0) + 1);
+  for (const number of route.experts.keys())
+    for (const expert of countedExperts(route, number)) counts.set(expert, (counts.get(expert) || 0) + 1);
   return [...counts].sort((a, b) => b[1] - a[1] || a[0] - b[0]);
 }
 
-/** Expert → the class of its colour: "moewh-c0" to "moewh-c7", of the most used ones only. */
-function colourExperts(counts) {
-  return new Map(counts.slice(0, MOEWH_COLOURS).map(([expert], number) => [expert, `moewh-c${number}`]));
+/** Expert → the class of its colour: "moewh-c0" to "moewh-c7", of the most used first choices only. */
+function colourExperts(route, counts) {
+  const coloured = route.ranked ? counts.slice(0, MOEWH_COLOURS) : [];
+  return new Map(coloured.map(([expert], number) => [expert, `moewh-c${number}`]));
 }
 
 /** What a token's experts and weights are, in words. */
@@ -59,7 +68,7 @@ function renderTokens(element, data, layer) {
       return section;
     }
     const counts = countExperts(route);
-    const colours = colourExperts(counts);
+    const colours = colourExperts(route, counts);
     const detail = make("p", "moewh-detail", "Point at a token, or move to it with the arrow keys, to see its experts.");
     detail.setAttribute("role", "status");
     section.append(renderText(prompt, route, colours, detail), detail, renderLegend(prompt, route, counts, colours));
@@ -75,7 +84,7 @@ function renderTokens(element, data, layer) {
       const button = make("button", `moewh-token ${experts ? colours.get(experts[0]) || "moewh-other" : "moewh-none"}`);
       button.type = "button";
       button.tabIndex = number ? -1 : 0;
-      button.append(make("bdi", "moewh-word", shown), make("sub", "", experts ? experts[0] : "–"));
+      button.append(make("bdi", "moewh-word", shown), make("sub", "", countedExperts(route, number).join(" ") || "–"));
       const show = () => detail.replaceChildren(make("bdi", "moewh-word", shown), ` ${describeToken(prompt, route, number)}`);
       button.addEventListener("mouseenter", show);
       button.addEventListener("click", show);
@@ -103,18 +112,19 @@ function renderTokens(element, data, layer) {
   }
 
   function renderLegend(prompt, route, counts, colours) {
-    const total = counts.reduce((sum, [, tokens]) => sum + tokens, 0);
+    const total = route.experts.filter(Boolean).length;
     const legend = make("ul", "moewh-legend");
-    legend.setAttribute("aria-label", route.ranked ? "First choices" : "Experts listed first");
+    legend.setAttribute("aria-label", route.ranked ? "First choices" : "Chosen experts");
     const add = (colour, name, tokens) => {
       const item = make("li");
       item.append(make("span", `moewh-token ${colour}`, name));
       item.append(` ${tokens} ${tokens === 1 ? "token" : "tokens"}, ${Math.round((100 * tokens) / total)}%`);
       legend.append(item);
     };
-    for (const [expert, tokens] of counts.slice(0, MOEWH_COLOURS)) add(colours.get(expert), `expert ${expert}`, tokens);
+    for (const [expert, tokens] of counts.slice(0, MOEWH_COLOURS))
+      add(colours.get(expert) || "moewh-other", `expert ${expert}`, tokens);
     const others = counts.slice(MOEWH_COLOURS);
-    if (others.length) {
+    if (others.length && route.ranked) {
       const tokens = others.reduce((sum, [, number]) => sum + number, 0);
       add("moewh-other", others.length === 1 ? `expert ${others[0][0]}` : `${others.length} other experts`, tokens);
     }

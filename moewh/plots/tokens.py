@@ -7,13 +7,15 @@ terminal. `tokens` returns a view that shows itself in Jupyter and marimo.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moewh.plots.texts import script_json, token_text, visible
+from moewh.plots.texts import UNKNOWN, script_json, token_text, visible
 from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.files import schema
 
 if TYPE_CHECKING:
     from moewh.api import Warehouse
@@ -35,7 +37,7 @@ order by tokens.token_id
 """
 _ROUTES = """
 select prompt_id, layer, token_id, list(expert order by rank, expert), list(weight order by rank, expert),
-    count(rank) > 0
+    count(rank) > 0 or count(*) = 1
 from routing
 where run_id = $run and prompt_id in ({ids})
 group by prompt_id, layer, token_id
@@ -45,6 +47,8 @@ _LAYERS = "select layer, num_experts, top_k from layers where run_id = $run orde
 _RUN = "select model, tokens from runs where run_id = $run"
 _NEWEST = "select run_id from runs where tokens > 0 order by created_at desc, run_id desc limit 1"
 
+_MANY = 1 << (63 - schema.POSITION_BITS)
+"""No run has so many prompts: a token_id holds the prompt's."""
 _ASSETS = Path(__file__).parent
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -66,6 +70,15 @@ draw();
 """
 
 
+def palette() -> list[str]:
+    """Return the colours of `tokens.css` for the experts most used, as `#77aadd`; black is readable on each."""
+    return re.findall(r"\.moewh-c\d \{ background: (#\w{6})", _asset("tokens.css"))
+
+
+def _asset(name: str) -> str:
+    return (_ASSETS / name).read_text(encoding="utf-8")
+
+
 class TokenView:
     """Prompts with each token coloured by its expert; a notebook shows it when it is a cell's last value."""
 
@@ -77,8 +90,8 @@ class TokenView:
     def page(self) -> str:
         """Return an HTML page that needs nothing else: no file, no network."""
         return _PAGE.format(
-            css=(_ASSETS / "tokens.css").read_text(encoding="utf-8"),
-            js=(_ASSETS / "tokens.js").read_text(encoding="utf-8"),
+            css=_asset("tokens.css"),
+            js=_asset("tokens.js"),
             data=script_json(self.data),
             layer=self.layer,
         )
@@ -149,9 +162,12 @@ def prompts_data(wh: Warehouse, run_id: str, prompt_ids: Sequence[int]) -> dict[
     to four digits, is null where none are known. `notes` say in words what a run does not tell.
     Raises MoewhError for a run or prompt that does not exist, and for a run that has no tokens.
     """
-    if not prompt_ids:
-        raise UsageError("name at least one prompt.")
     wanted = list(dict.fromkeys(int(prompt_id) for prompt_id in prompt_ids))
+    if not wanted:
+        raise UsageError("no prompt is named. Give at least one prompt_id.")
+    for prompt_id in wanted:
+        if not 0 <= prompt_id < _MANY:
+            raise UsageError(f"there is no prompt {prompt_id}: a prompt_id is a whole number from 0.")
     ids = ", ".join(map(str, wanted))
     ((model, count),) = wh.sql(_RUN, run=run_id).fetchall()
     if not count:
@@ -167,7 +183,8 @@ def prompts_data(wh: Warehouse, run_id: str, prompt_ids: Sequence[int]) -> dict[
         }
         for prompt, domain, status in found
     }
-    places = _add_tokens(prompts, wh.sql(_TOKENS.format(ids=ids), run=run_id).fetchall())
+    told = wh.sql(_TOKENS.format(ids=ids), run=run_id).fetchall()
+    places = _add_tokens(prompts, told)
     layers = wh.sql(_LAYERS, run=run_id).fetchall()
     _add_routes(
         prompts, places, [layer for layer, *_ in layers], wh.sql(_ROUTES.format(ids=ids), run=run_id).fetchall()
@@ -178,7 +195,7 @@ def prompts_data(wh: Warehouse, run_id: str, prompt_ids: Sequence[int]) -> dict[
         "layers": [{"layer": layer, "experts": experts, "top_k": top_k} for layer, experts, top_k in layers],
         "prompts": [prompts[prompt_id] for prompt_id in wanted],
     }
-    return {**data, "notes": _notes(data["prompts"])}
+    return {**data, "notes": _notes(data["prompts"], texts=all(row[-1] is not None for row in told))}
 
 
 def _add_tokens(prompts: dict[int, dict[str, Any]], rows: list[tuple[Any, ...]]) -> dict[int, int]:
@@ -219,14 +236,16 @@ def _rounded(weights: Iterable[float | None]) -> list[float] | None:
     return rounded if rounded and len(rounded) == len(list(weights)) else None
 
 
-def _notes(prompts: list[dict[str, Any]]) -> list[str]:
+def _notes(prompts: list[dict[str, Any]], *, texts: bool) -> list[str]:
     """Say what is not known of these prompts' tokens."""
     routes = [route for prompt in prompts for route in prompt["routes"].values() if any(route["experts"])]
     notes = []
+    if not texts:
+        notes.append(f"Some tokens have no text: #N is entry N of the vocabulary, {UNKNOWN} a token without an entry.")
     if not all(route["ranked"] for route in routes):
-        notes.append(
-            "The order of a token's experts is unknown: they are listed by number, the first is no first choice."
-        )
+        notes.append("Which of its experts a token chose first is unknown: they are listed by number.")
     if any(route["weights"] is None for route in routes):
         notes.append("Weights are unknown.")
+    if not routes:
+        notes.append("No token here went to an expert.")
     return notes
