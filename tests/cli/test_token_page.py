@@ -59,7 +59,7 @@ def test_mouse_and_keyboard_show_the_experts(page: Any, tmp_path: Path) -> None:
     assert page.locator("section").count() == 2
     section = page.locator("section").first
     labels = section.locator(".moewh-text sub").all_text_contents()
-    assert labels == [str(token.experts(3)[0]) if token.experts(3) else "–" for token in tokens]
+    assert labels == [str(token.experts(3)[0]) if token.experts(3) else "-" for token in tokens]
     buttons, detail = section.locator(".moewh-text button"), section.locator(".moewh-detail")
 
     def shown(number: int) -> bool:
@@ -82,7 +82,7 @@ def test_mouse_and_keyboard_show_the_experts(page: Any, tmp_path: Path) -> None:
     assert page.evaluate("document.activeElement.closest('section') === document.querySelectorAll('section')[1]")
     page.locator("select").select_option("4")
     labels = section.locator(".moewh-text sub").all_text_contents()
-    assert labels == [str(token.experts(4)[0]) if token.experts(4) else "–" for token in tokens]
+    assert labels == [str(token.experts(4)[0]) if token.experts(4) else "-" for token in tokens]
     assert page.problems == []
 
 
