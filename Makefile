@@ -8,9 +8,12 @@ BIN := $(VENV)/bin
 # What the demo needs: moewh without any extra.
 $(VENV)/.demo: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "moewh needs Python 3.11 or newer; set PYTHON=...")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
-	touch $@
+	@echo "Installing moewh and what it needs into $(VENV): torch, transformers, DuckDB and others, about 1.4 GB."
+	@began=$$(date +%s); set -e; \
+	$(PYTHON) -m venv $(VENV); \
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .; \
+	echo "Installed in $$(( $$(date +%s) - began )) s: $$(du -sh $(VENV) | cut -f1) in $(VENV)."
+	@touch $@
 
 $(VENV)/.installed: $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[accelerate,peft,datasets,spark,bench,test,lint]'
