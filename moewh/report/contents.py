@@ -1,0 +1,133 @@
+"""What a report holds: runs, figures, top tokens and prompts as plain data, from a warehouse.
+
+In: a warehouse, and which of its runs and domains. Out: one object for the page's JSON, which `page.js` shows.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moewh.plots.drawing import label
+from moewh.plots.figures.top_tokens import PANEL as TOP_TOKENS
+from moewh.plots.panel import DOMAIN, REFERENCE, RUN, Panel
+from moewh.plots.rows import Rows, groups
+from moewh.report.numbers import encoded, packed
+from moewh.warehouse import __version__
+from moewh.warehouse.answer.existence import require_existing
+from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.views.base import view_names
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from moewh.api import Warehouse
+
+FIGURES = (
+    *("load", "balance", "balance_over_training", "domains", "specialization", "top_tokens", "co_routing"),
+    *("transitions", "repetition", "information", "saturation", "saliency", "geometry"),
+)
+"""The figures in the order of the page. One that is not here stands at the end."""
+MOST_ROWS = 3_000_000
+"""Routing rows of all runs together up to which figures are drawn that read rows."""
+_RUNS = """
+select
+    run_id, model, revision, series, train_step, status, origin, origin_format, dtype, prompts, tokens,
+    strftime(created_at, '%Y-%m-%d') as created
+from runs
+order by created_at, run_id"""
+_LAYERS = "select run_id, layer, num_experts, top_k from layers order by run_id, layer"
+_DOMAINS = "select distinct run_id, domain from expert_counts order by run_id, domain nulls last"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a report is asked to hold."""
+
+    runs: Sequence[str] = ()
+    """The runs; none: all of them."""
+    domain: str | None = None
+    """The one domain; None: all."""
+    prompts: int | None = None
+    """Prompts in the token view; None: a few, as many as keep the page small."""
+
+
+@dataclass
+class Contents:
+    """Collects a report's data."""
+
+    warehouse: Warehouse
+    asked: Asked
+    runs: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def connection(self) -> duckdb.DuckDBPyConnection:
+        """The warehouse's connection."""
+        return self.warehouse.connection
+
+    def collect(self) -> dict[str, Any]:
+        """Return everything. Raises MoewhError for a run or domain that does not exist, and if there is no run."""
+        self._find_runs()
+        return {
+            "version": __version__,
+            "runs": self.runs,
+            "panels": [self._panel(name, panel) for name, panel in panels()],
+            "prompts": self._prompts(),
+        }
+
+    def _find_runs(self) -> None:
+        look = self.connection.execute
+        for run_id in self.asked.runs or [None]:
+            named = {"run": run_id, "domain": self.asked.domain}
+            given = {name: value for name, value in named.items() if value is not None}
+            require_existing(lambda sql, values: look(sql, dict(values)).fetchall(), {k: k for k in given}, given)
+        cursor = look(_RUNS)
+        names = [column[0] for column in cursor.description or ()]
+        rows = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        self.runs = [row for row in rows if not self.asked.runs or row[RUN] in self.asked.runs]
+        if not self.runs:
+            raise MoewhError(f"there are no runs in {self.warehouse.path}. `moewh ingest` makes one.")
+        layers, domains = look(_LAYERS).fetchall(), look(_DOMAINS).fetchall()
+        for run in self.runs:
+            run["layers"] = [dict(layer=n, experts=e, top_k=k) for run_id, n, e, k in layers if run_id == run[RUN]]
+            found = [domain for run_id, domain in domains if run_id == run[RUN]]
+            run["domains"] = [name for name in found if self.asked.domain in (None, name)]
+
+    def _rows(self) -> int:
+        """How many routing rows the runs have."""
+        return sum((run["tokens"] or 0) * sum(layer["top_k"] or 0 for layer in run["layers"]) for run in self.runs)
+
+    def _panel(self, name: str, panel: Panel) -> dict[str, Any]:
+        told: dict[str, Any] = {"name": name, "title": panel.title, "about": panel.about, "empty": panel.empty}
+        told |= {"by": _selectors(panel), "measures": list(panel.measures)}
+        if panel.scans and self._rows() > MOST_ROWS:
+            left_out = f"Left out: it reads every routing row, {self._rows():,} here. `moewh query {panel.query}` gives it."
+            return told | {"drawings": [], "empty": left_out}
+        found = list(self._drawings(panel))
+        if panel is TOP_TOKENS:
+            return told | {"table": _token_table(found), "drawings": []}
+        return told | {"drawings": [_drawing(panel, at, rows) for at, rows in found]}
+
+    def _drawings(self, panel: Panel) -> Iterator[tuple[dict[str, Any], Rows]]:
+        """Yield the selections that the report shows."""
+        ids = {run[RUN] for run in self.runs}
+        for at, rows in panel.drawings(self.connection, {}):
+            if ids.isdisjoint(rows[RUN].tolist() if REFERENCE in at else [at[RUN]]):
+                continue
+            if DOMAIN in at and self.asked.domain not in (None, at[DOMAIN]):
+                continue
+            yield at, rows
+
+
+def panels() -> list[tuple[str, Panel]]:
+    """Return every figure that this warehouse's queries can give, in the order of the page."""
+    from moewh.plots import FIGURES as FILES
+
+    order = {name: place for place, name in enumerate(FIGURES)}
+    named = sorted(FILES, key=lambda name: order.get(name, len(order)))
+    return [(name, import_module(f"moewh.plots.figures.{name}").PANEL) for name in named]
