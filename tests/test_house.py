@@ -19,6 +19,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 ROOMS = (
     "moewh.cli",
     "moewh",
+    "moewh.plots",
     "moewh.api",
     "moewh.ingest.recorder",
     "moewh.ingest.run",
@@ -55,6 +56,7 @@ ROOMS = (
 FORBIDDEN = {
     "moewh.warehouse": {"torch", "transformers", "click", "rich", "huggingface_hub"},
     "moewh.ingest": {"click", "rich"},
+    "moewh.plots": {"torch", "transformers", "click", "rich"},
     "moewh.ingest.write": {"torch", "transformers", "tokenizers"},
     "moewh.ingest.record": {"torch", "transformers", "tokenizers"},
     "moewh.ingest.routing": {"torch", "transformers", "tokenizers"},
@@ -68,7 +70,8 @@ def modules() -> dict[str, Path]:
     named = {".".join(("moewh", *path.relative_to(REPOSITORY).with_suffix("").parts)): path for path in files}
     door = {
         ".".join(path.relative_to(REPOSITORY).with_suffix("").parts): path
-        for path in (*(REPOSITORY / "moewh").glob("*.py"), *(REPOSITORY / "moewh" / "cli").glob("*.py"))
+        for folder in (REPOSITORY / "moewh", REPOSITORY / "moewh" / "cli", REPOSITORY / "moewh" / "plots")
+        for path in folder.glob("*.py")
     }
     return {name.removesuffix(".__init__"): path for name, path in (named | door).items()}
 

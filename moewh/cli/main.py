@@ -27,6 +27,7 @@ from moewh.cli.refresh import refresh
 from moewh.cli.runs import runs
 from moewh.cli.seal import seal
 from moewh.cli.shell import shell
+from moewh.cli.show import show
 from moewh.cli.verify import verify
 from moewh.cli.views import views
 from moewh.warehouse import __version__
@@ -101,6 +102,7 @@ for command in (
     views,
     runs,
     geometry,
+    show,
     shell,
     refresh,
     seal,

@@ -1,6 +1,7 @@
 """Figures for a notebook, each from a query: `moewh.plots.co_routing(wh, layer=7)` returns a Plotly figure.
 
-A figure is one file of `figures/`, with a function of the same name, found by listing the folder.
+A figure is one file of `figures/`, with a function of the same name, found by listing the folder. `tokens` is the token
+view. It has the name of its file, so it is imported here: importing the file later would bind that name to the file.
 """
 
 from __future__ import annotations
@@ -9,7 +10,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from moewh.plots.tokens import tokens
+
+__all__ = ["FIGURES", "tokens"]
+
 FIGURES = tuple(sorted(path.stem for path in (Path(__file__).parent / "figures").glob("[!_]*.py")))
+"""The names of the figures."""
 
 
 def __getattr__(name: str) -> Any:
@@ -20,4 +26,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *FIGURES]
+    return [*__all__, *FIGURES]
