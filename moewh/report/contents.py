@@ -5,7 +5,6 @@ In: a warehouse, and which of its runs and domains. Out: one object for the page
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -13,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moewh.plots.drawing import label
 from moewh.plots.figures.top_tokens import PANEL as TOP_TOKENS
 from moewh.plots.panel import DOMAIN, REFERENCE, RUN, Panel
-from moewh.plots.rows import Rows, groups
+from moewh.plots.rows import Rows
+from moewh.plots.texts import token_text
+from moewh.plots.tokens import prompts_data
 from moewh.report.numbers import encoded, packed
 from moewh.warehouse import __version__
 from moewh.warehouse.answer.existence import require_existing
+from moewh.warehouse.answer.query import saved_names
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.views.base import view_names
 
@@ -33,6 +34,9 @@ FIGURES = (
     *("transitions", "repetition", "information", "saturation", "saliency", "geometry"),
 )
 """The figures in the order of the page. One that is not here stands at the end."""
+FEW_PROMPTS = 8
+PROMPT_ROWS = 250_000
+"""Routing rows of the token view, of all runs together, unless a number of prompts is asked for."""
 MOST_ROWS = 3_000_000
 """Routing rows of all runs together up to which figures are drawn that read rows."""
 _RUNS = """
@@ -42,7 +46,17 @@ select
 from runs
 order by created_at, run_id"""
 _LAYERS = "select run_id, layer, num_experts, top_k from layers order by run_id, layer"
-_DOMAINS = "select distinct run_id, domain from expert_counts order by run_id, domain nulls last"
+_DOMAINS = "select distinct run_id, domain from expert_counts where kind <> 'special' order by run_id, domain nulls last"
+_PROMPTS = """
+select prompt_id, num_tokens
+from (
+    select prompt_id, num_tokens, domain, row_number() over (partition by domain order by prompt_id) as turn
+    from prompts
+    where run_id = $run and num_tokens > 0 and ($domain is null or domain = $domain)
+)
+order by turn, domain nulls last, prompt_id
+limit $most"""
+"""A prompt of each domain in turn."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +127,20 @@ class Contents:
             return told | {"table": _token_table(found), "drawings": []}
         return told | {"drawings": [_drawing(panel, at, rows) for at, rows in found]}
 
+    def _prompts(self) -> dict[str, Any]:
+        """Return, for each run that has tokens, some of its prompts, as `prompts_data` has them."""
+        room = PROMPT_ROWS // len(self.runs)
+        most = FEW_PROMPTS if self.asked.prompts is None else self.asked.prompts
+        told = {}
+        for run in self.runs:
+            values = {"run": run[RUN], "domain": self.asked.domain, "most": most}
+            found = self.connection.execute(_PROMPTS, values).fetchall()
+            if self.asked.prompts is None:
+                found = _within(found, room // max(1, sum(layer["top_k"] or 0 for layer in run["layers"])))
+            if found and run["tokens"]:
+                told[run[RUN]] = prompts_data(self.warehouse, run[RUN], [prompt_id for prompt_id, _ in found])
+        return told
+
     def _drawings(self, panel: Panel) -> Iterator[tuple[dict[str, Any], Rows]]:
         """Yield the selections that the report shows."""
         ids = {run[RUN] for run in self.runs}
@@ -130,4 +158,60 @@ def panels() -> list[tuple[str, Panel]]:
 
     order = {name: place for place, name in enumerate(FIGURES)}
     named = sorted(FILES, key=lambda name: order.get(name, len(order)))
-    return [(name, import_module(f"moewh.plots.figures.{name}").PANEL) for name in named]
+    found = ((name, import_module(f"moewh.plots.figures.{name}").PANEL) for name in named)
+    known = {*view_names(), *saved_names()}
+    return [(name, panel) for name, panel in found if panel.query in known]
+
+
+def _within(prompts: Sequence[tuple[int, int]], tokens: int) -> list[tuple[int, int]]:
+    """Return the first prompts, (prompt_id, num_tokens), that together have at most so many tokens."""
+    kept = []
+    for prompt_id, length in prompts:
+        if length <= tokens:
+            kept.append((prompt_id, length))
+            tokens -= length
+    return kept
+
+
+def _selectors(panel: Panel) -> list[str]:
+    """Return what the page selects a drawing by: a series is selected by its runs."""
+    named = (RUN if name == REFERENCE else name for name in panel.by if name != "series")
+    return [{RUN: "run"}.get(name, name) for name in named]
+
+
+def _drawing(panel: Panel, at: dict[str, Any], rows: Rows) -> dict[str, Any]:
+    """Return one selection: its place, the command behind it, and a figure for each measure."""
+    runs = rows[RUN].tolist() if REFERENCE in at else [at[RUN]]
+    told = {"runs": list(dict.fromkeys(runs)), "command": panel.command(at)}
+    told |= {name: at[name] for name in ("domain", "layer") if name in at}
+    first = panel.draw(rows, panel.measures[0])
+    if "meta" in first["data"][0]:
+        return told | {"pairs": _pairs(first)}
+    figures = {measure: panel.draw(rows, measure) for measure in panel.measures[1:]}
+    return told | {"figures": encoded({panel.measures[0]: first, **figures})}
+
+
+def _pairs(figure: dict[str, Any]) -> dict[str, Any]:
+    """Return a figure of pairs with its counts alone: the page makes the other measures from them again."""
+    trace = figure["data"][0]
+    counts = trace["customdata"][..., 1]
+    layout = encoded(figure["layout"])
+    return {"counts": packed(counts), "divisors": trace["meta"]["divisors"], "layout": layout}
+
+
+def _token_table(drawings: Sequence[tuple[dict[str, Any], Rows]]) -> dict[str, Any]:
+    """Return the top tokens of every expert as one set of columns, each distinct text once."""
+    texts: dict[str, int] = {}
+    columns: dict[str, list[Any]] = {"run": [], "layer": [], "expert": [], "text": []}
+    numbers: dict[str, list[Any]] = {"tokens": [], "share_of_token": [], "lift": []}
+    runs: dict[str, int] = {}
+    for at, rows in drawings:
+        shown = [token_text(token, int(entry)) for token, entry in zip(rows["token"], rows["vocab_id"], strict=True)]
+        columns["text"] += [texts.setdefault(text, len(texts)) for text in shown]
+        columns["run"] += [runs.setdefault(at[RUN], len(runs))] * len(shown)
+        for name in ("layer", "expert"):
+            columns[name] += [at[name]] * len(shown)
+        for name, values in numbers.items():
+            values += rows[name].tolist()
+    packed_columns = {name: packed(np.array(values)) for name, values in (columns | numbers).items()}
+    return {"runs": list(runs), "texts": list(texts), "columns": packed_columns}
