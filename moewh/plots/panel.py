@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -57,6 +58,8 @@ class Panel:
     """Why a selection may have no drawing."""
     asked: str | None = None
     """The saved query that prints the same numbers, where `query` is a view that it reads."""
+    pairs: bool = False
+    """True for a figure of `moewh.plots.pairs`, which can be made from counts alone."""
     scans: bool = False
     """True if the cost grows with tokens: `moewh report` then leaves it out of large runs."""
 
@@ -81,9 +84,9 @@ class Panel:
             taken = kinds_of(find_query(named))
             known = {KINDS.get(name, name): value for name, value in at.items() if value is not None}
             given = {**self.values, **{name: value for name, value in known.items() if name in taken}}
-            return " ".join(["moewh query", named, *(shlex.join(["-p", f"{k}={v}"]) for k, v in given.items())])
+            return " ".join(["moewh query", named, *(f"-p {shell_word(f'{k}={v}')}" for k, v in given.items())])
         where = " and ".join(f"{name} {_equals(value)}" for name, value in at.items())
-        return f"moewh query -c {shlex.quote(f'from {self.query} where {where}')}"
+        return f"moewh query -c {shell_word(f'from {self.query} where {where}')}"
 
     def figure(self, warehouse: Warehouse, measure: str | None, **at: Value | None) -> PlotlyFigure:
         """Return a selection as a Plotly figure; without a run, that of the newest.
@@ -135,6 +138,21 @@ def plotly() -> Any:
     except ImportError:
         raise UsageError("figures need Plotly. Run `pip install 'moewh[report]'`.") from None
     return plotly.graph_objects
+
+
+def shell_word(text: str) -> str:
+    """Return a text as a word of bash, with whatever has no glyph as an escape."""
+    if not text.isprintable():
+        return "$'" + "".join(_escaped(mark) for mark in text) + "'"
+    if "'" in text and not re.search(r'["$`\\!]', text):
+        return f'"{text}"'
+    return shlex.quote(text)
+
+
+def _escaped(mark: str) -> str:
+    if mark in "\\'":
+        return f"\\{mark}"
+    return mark if mark.isprintable() else f"\\U{ord(mark):08x}"
 
 
 def _equals(value: Value | None) -> str:

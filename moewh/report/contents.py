@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moewh.plots.figures.top_tokens import PANEL as TOP_TOKENS
-from moewh.plots.panel import DOMAIN, REFERENCE, RUN, Panel
+from moewh.plots.panel import DOMAIN, LAYER, REFERENCE, RUN, Panel
 from moewh.plots.rows import Rows
-from moewh.plots.texts import token_text
+from moewh.plots.texts import token_text, visible
 from moewh.plots.tokens import prompts_data
 from moewh.report.numbers import encoded, packed
 from moewh.warehouse import __version__
@@ -39,6 +39,17 @@ PROMPT_ROWS = 250_000
 """Routing rows of the token view, of all runs together, unless a number of prompts is asked for."""
 MOST_ROWS = 3_000_000
 """Routing rows of all runs together up to which figures are drawn that read rows."""
+TOKEN_VIEW = {
+    "name": "tokens",
+    "title": "Token view",
+    "about": "Prompts with each token coloured by the expert it chose first at the layer. Point at a token, or move to it "
+    "with Tab and the arrow keys, for its weights and runners-up.",
+    "by": ["run", "layer"],
+    "measures": [""],
+    "drawings": [],
+    "empty": "No prompts: the run holds counts alone, its prompts are too long for a page, or none were asked for. "
+    "--prompts N includes N prompts, whatever their length.",
+}
 _RUNS = """
 select
     run_id, model, revision, series, train_step, status, origin, origin_format, dtype, prompts, tokens,
@@ -71,9 +82,14 @@ class Asked:
     """Prompts in the token view; None: a few, as many as keep the page small."""
 
 
+def collect(warehouse: Warehouse, asked: Asked) -> dict[str, Any]:
+    """Return everything of a report. Raises MoewhError for a run or domain that does not exist, and for no run."""
+    return _Contents(warehouse, asked).collect()
+
+
 @dataclass
-class Contents:
-    """Collects a report's data."""
+class _Contents:
+    """What is being collected."""
 
     warehouse: Warehouse
     asked: Asked
@@ -85,12 +101,13 @@ class Contents:
         return self.warehouse.connection
 
     def collect(self) -> dict[str, Any]:
-        """Return everything. Raises MoewhError for a run or domain that does not exist, and if there is no run."""
         self._find_runs()
+        domains = {domain for run in self.runs for domain in run["domains"] if domain is not None}
         return {
             "version": __version__,
             "runs": self.runs,
-            "panels": [self._panel(name, panel) for name, panel in panels()],
+            "domain_texts": [[domain, visible(domain)] for domain in sorted(domains)],
+            "panels": [*(self._panel(name, panel) for name, panel in panels()), TOKEN_VIEW],
             "prompts": self._prompts(),
         }
 
@@ -102,7 +119,7 @@ class Contents:
             require_existing(lambda sql, values: look(sql, dict(values)).fetchall(), {k: k for k in given}, given)
         cursor = look(_RUNS)
         names = [column[0] for column in cursor.description or ()]
-        rows = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        rows = [{name: _shown(value) for name, value in zip(names, row, strict=True)} for row in cursor.fetchall()]
         self.runs = [row for row in rows if not self.asked.runs or row[RUN] in self.asked.runs]
         if not self.runs:
             raise MoewhError(f"there are no runs in {self.warehouse.path}. `moewh ingest` makes one.")
@@ -125,7 +142,8 @@ class Contents:
         found = list(self._drawings(panel))
         if panel is TOP_TOKENS:
             return told | {"table": _token_table(found), "drawings": []}
-        return told | {"drawings": [_drawing(panel, at, rows) for at, rows in found]}
+        shapes: dict[str, Any] = {}
+        return told | {"drawings": [_drawing(panel, at, rows, shapes) for at, rows in found], "shapes": shapes}
 
     def _prompts(self) -> dict[str, Any]:
         """Return, for each run that has tokens, some of its prompts, as `prompts_data` has them."""
@@ -150,6 +168,10 @@ class Contents:
             if DOMAIN in at and self.asked.domain not in (None, at[DOMAIN]):
                 continue
             yield at, rows
+
+
+def _shown(value: Any) -> Any:
+    return visible(value) if isinstance(value, str) else value
 
 
 def panels() -> list[tuple[str, Panel]]:
@@ -179,24 +201,26 @@ def _selectors(panel: Panel) -> list[str]:
     return [{RUN: "run"}.get(name, name) for name in named]
 
 
-def _drawing(panel: Panel, at: dict[str, Any], rows: Rows) -> dict[str, Any]:
-    """Return one selection: its place, the command behind it, and a figure for each measure."""
+def _drawing(panel: Panel, at: dict[str, Any], rows: Rows, shapes: dict[str, Any]) -> dict[str, Any]:
+    """Return one selection: its place, the command behind it, and a figure for each measure.
+
+    Of a figure of pairs only the counts: the page makes all measures from them, in the figure that `shapes` has for it.
+    """
     runs = rows[RUN].tolist() if REFERENCE in at else [at[RUN]]
     told = {"runs": list(dict.fromkeys(runs)), "command": panel.command(at)}
-    told |= {name: at[name] for name in ("domain", "layer") if name in at}
-    first = panel.draw(rows, panel.measures[0])
-    if "meta" in first["data"][0]:
-        return told | {"pairs": _pairs(first)}
-    figures = {measure: panel.draw(rows, measure) for measure in panel.measures[1:]}
-    return told | {"figures": encoded({panel.measures[0]: first, **figures})}
-
-
-def _pairs(figure: dict[str, Any]) -> dict[str, Any]:
-    """Return a figure of pairs with its counts alone: the page makes the other measures from them again."""
-    trace = figure["data"][0]
-    counts = trace["customdata"][..., 1]
-    layout = encoded(figure["layout"])
-    return {"counts": packed(counts), "divisors": trace["meta"]["divisors"], "layout": layout}
+    told |= {name: at[name] for name in (DOMAIN, LAYER) if name in at}
+    if not panel.pairs:
+        return told | {"figures": encoded({measure: panel.draw(rows, measure) for measure in panel.measures})}
+    drawn = panel.draw(rows, "tokens")
+    trace = drawn["data"][0]
+    counts = packed(trace["z"])
+    if counts["shape"] not in shapes:
+        figures = {measure: panel.draw(rows, measure) for measure in panel.measures}
+        for figure in figures.values():
+            for name in ("z", "customdata", "meta"):
+                del figure["data"][0][name]
+        shapes[counts["shape"]] = encoded(figures)
+    return told | {"counts": counts, "divisors": trace["meta"]["divisors"]}
 
 
 def _token_table(drawings: Sequence[tuple[dict[str, Any], Rows]]) -> dict[str, Any]:

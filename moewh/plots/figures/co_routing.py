@@ -30,6 +30,7 @@ PANEL = Panel(
     draw=_draw,
     order=("expert_a", "expert_b"),
     measures=PAIR_MEASURES,
+    pairs=True,
     sql=f"""
         select answer.*, layers.num_experts as num_experts, layers.top_k as top_k
         from {ANSWER} as answer join layers on layers.run_id = answer.run_id and layers.layer = answer.layer""",

@@ -30,6 +30,7 @@ PANEL = Panel(
     draw=_draw,
     order=("expert", "next_expert"),
     measures=PAIR_MEASURES,
+    pairs=True,
     sql=f"""
         select
             answer.*,
