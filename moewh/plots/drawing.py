@@ -29,6 +29,8 @@ _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star")
 SEQUENTIAL = [[place / 9, colour] for place, colour in enumerate(_CIVIDIS)]
 MOST_LIFT = 4
+MOST_TICKS = 10
+"""Checkpoints up to which the axis has the step of each."""
 AROUND_ONE = [[0, "#2166ac"], [0.125, "#92c5de"], [0.25, "#f7f7f7"], [0.5, "#fdb863"], [1, "#7f3b08"]]
 """Blue below a lift of 1, white at 1, brown up to MOST_LIFT and above."""
 _GRID = {"gridcolor": "#e2e2e2", "zerolinecolor": "#bdbdbd", "linecolor": "#8a8a8a", "automargin": True}
@@ -143,6 +145,8 @@ def training_curves(rows: Rows, measure: str, chance: str | None = None) -> Figu
     figure = curves(Axis("train_step"), measure, drawn)
     if 0 < 10 * ends[0] < ends[1]:
         figure["layout"]["xaxis"]["type"] = "log"
+    if len(known := np.unique(steps).tolist()) <= MOST_TICKS:
+        figure["layout"]["xaxis"] |= {"tickvals": known, "ticktext": [f"{step:,.0f}" for step in known]}
     return figure
 
 

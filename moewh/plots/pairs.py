@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from moewh.plots.drawing import Axis, Figure, Plane, heat_map
 from moewh.plots.rows import Rows, matrix
 
@@ -17,11 +19,17 @@ def pair_map(
         N_i = row sum / divisors[0]    N_j = column sum / divisors[1]    N = sum / divisors[2]
         conditional = N_ij / N_i       lift = N_ij N / (N_i N_j)
 
-    That is how a report holds them: `meta` has the divisors.
+    That is how a report holds them: `meta` has the divisors. A pair that shares no token has 0; an expert without
+    tokens, and an expert with itself, have no pairs: NaN.
     """
-    planes = {name: Plane(name, matrix(rows, *places, name, shape), _FORMATS[name]) for name in PAIR_MEASURES}
+    values = {name: matrix(rows, *places, name, shape) for name in PAIR_MEASURES}
+    none = ~(values["tokens"].any(1)[:, None] & values["tokens"].any(0))
+    if places[0] == "expert_a":
+        np.fill_diagonal(none, True)
+    planes = {name: Plane(name, np.where(none, np.nan, values[name]), _FORMATS[name]) for name in PAIR_MEASURES}
     shown = [planes[name] for name in PAIR_MEASURES if name != measure]
     x, y = Axis(places[1], range(shape[1])), Axis(places[0], range(shape[0]))
-    drawn = heat_map(x, y, planes[measure], *shown, around_one=measure == "lift", meta={"divisors": list(divisors)})
-    drawn["layout"]["height"] = min(max(360, 110 + 12 * shape[0]), 720)
+    meta = {"divisors": list(divisors), "diagonal": places[0] != "expert_a"}
+    drawn = heat_map(x, y, planes[measure], *shown, around_one=measure == "lift", meta=meta)
+    drawn["layout"]["height"] = min(max(420, 110 + 12 * shape[0]), 720)
     return drawn

@@ -48,7 +48,7 @@ TOKEN_VIEW = {
     "measures": [""],
     "drawings": [],
     "empty": "No prompts: the run holds counts alone, its prompts are too long for a page, or none were asked for. "
-    "--prompts N includes N prompts, whatever their length.",
+    "`--prompts N` includes N prompts, whatever their length.",
 }
 _RUNS = """
 select
@@ -213,14 +213,14 @@ def _drawing(panel: Panel, at: dict[str, Any], rows: Rows, shapes: dict[str, Any
         return told | {"figures": encoded({measure: panel.draw(rows, measure) for measure in panel.measures})}
     drawn = panel.draw(rows, "tokens")
     trace = drawn["data"][0]
-    counts = packed(trace["z"])
+    counts = packed(np.nan_to_num(trace["z"]))
     if counts["shape"] not in shapes:
         figures = {measure: panel.draw(rows, measure) for measure in panel.measures}
         for figure in figures.values():
             for name in ("z", "customdata", "meta"):
                 del figure["data"][0][name]
         shapes[counts["shape"]] = encoded(figures)
-    return told | {"counts": counts, "divisors": trace["meta"]["divisors"]}
+    return told | {"counts": counts, **trace["meta"]}
 
 
 def _token_table(drawings: Sequence[tuple[dict[str, Any], Rows]]) -> dict[str, Any]:

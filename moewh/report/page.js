@@ -28,6 +28,11 @@ function make(tag, name, text) {
   return made;
 }
 
+/** A text of ours, with what stands between backticks as code. */
+function withCode(text) {
+  return text.split("`").map((part, place) => (place % 2 ? make("code", "", part) : part));
+}
+
 /** The numbers of {dtype, bdata, shape}: an array, or an array of rows. */
 function decode(spec) {
   const bytes = Uint8Array.from(atob(spec.bdata), (letter) => letter.charCodeAt(0));
@@ -43,16 +48,17 @@ function stacked(planes) {
 }
 
 /** The three measures of pairs of experts, from their counts: see moewh.plots.pairs. */
-function pairMeasures({ counts, divisors }) {
+function pairMeasures({ counts, divisors, diagonal }) {
   const tokens = decode(counts);
   const rows = tokens.map((row) => row.reduce((sum, count) => sum + count, 0) / divisors[0]);
   const columns = Array.from(tokens[0], (_, x) => tokens.reduce((sum, row) => sum + row[x], 0) / divisors[1]);
   const all = tokens.reduce((sum, row) => row.reduce((part, count) => part + count, sum), 0) / divisors[2];
-  const made = (cell) => tokens.map((row, y) => Float64Array.from(row, (count, x) => (count ? cell(count, y, x) : 0)));
+  const none = (y, x) => !rows[y] || !columns[x] || (x === y && !diagonal);
+  const made = (cell) => tokens.map((row, y) => Float64Array.from(row, (count, x) => (none(y, x) ? NaN : cell(count, y, x))));
   return {
     lift: made((count, y, x) => (count * all) / (rows[y] * columns[x])),
     conditional: made((count, y) => count / rows[y]),
-    tokens,
+    tokens: made((count) => count),
   };
 }
 
@@ -122,8 +128,8 @@ const unescaped = (text) => String(text).replace(/&lt;/g, "<").replace(/&gt;/g, 
 function table(head, rows, note = "") {
   const made = make("table");
   const line = made.createTHead().insertRow();
-  for (const name of head) {
-    const cell = make("th", "", name);
+  for (const [place, name] of head.entries()) {
+    const cell = make("th", place && rows.every((row) => typeof row[place] === "number") ? "" : "text", name);
     cell.scope = "col";
     line.append(cell);
   }
@@ -224,7 +230,7 @@ class Section {
   }
 
   say(missing, command) {
-    this.missing.textContent = `${described(this.panel)}: ${missing}`;
+    this.missing.replaceChildren(`${described(this.panel)}: `, ...withCode(missing));
     this.missing.hidden = !missing;
     this.plot.hidden = Boolean(missing);
     this.command.textContent = command;
@@ -369,6 +375,7 @@ function listenTo(sections) {
         section.near = entry.isIntersecting;
         if (section.near) section.draw();
       }
+      document.documentElement.dataset.ready = "true";
     },
     { rootMargin: "400px" },
   );
@@ -409,8 +416,6 @@ async function start() {
     byId("contents").append(item);
   }
   listenTo(sections);
-  globalThis.report = { sections, selected, drawAll: () => sections.forEach((section) => section.draw()) };
-  document.documentElement.dataset.ready = "true";
 }
 
 start().catch((error) => {

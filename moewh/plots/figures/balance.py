@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 def _draw(rows: Rows, measure: str) -> Figure:
-    return curves(Axis("layer", rows["layer"].tolist()), measure, [Curve(measure, rows[measure])])
+    layers = Axis("layer", rows["layer"].tolist())
+    return curves(layers, measure, [Curve(measure, rows[measure])], tozero="entropy" not in measure)
 
 
 PANEL = Panel(
