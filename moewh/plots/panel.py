@@ -61,7 +61,9 @@ class Panel:
     pairs: bool = False
     """True for a figure of `moewh.plots.pairs`, which can be made from counts alone."""
     scans: bool = False
-    """True if the cost grows with tokens: `moewh report` then leaves it out of large runs."""
+    """True if the cost grows with tokens: of large runs, `moewh report` asks `sample`, or leaves the figure out."""
+    sample: str | None = None
+    """The saved query that gives the same of the first `prompts` prompts."""
 
     def rows(self, connection: duckdb.DuckDBPyConnection, at: Mapping[str, Value | None]) -> Rows:
         """Return the rows of a selection, or of everything, in the order of `by` and `order`."""

@@ -6,7 +6,7 @@ In: a warehouse, and which of its runs and domains. Out: one object for the page
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -133,12 +133,22 @@ class _Contents:
         """How many routing rows the runs have."""
         return sum((run["tokens"] or 0) * sum(layer["top_k"] or 0 for layer in run["layers"]) for run in self.runs)
 
+    def _sampled_prompts(self) -> int:
+        """How many prompts have, in all runs together, about MOST_ROWS routing rows."""
+        prompts = min(run["prompts"] for run in self.runs if run["tokens"])
+        return int(max(1, prompts * MOST_ROWS // self._rows()))
+
     def _panel(self, name: str, panel: Panel) -> dict[str, Any]:
+        large = panel.scans and self._rows() > MOST_ROWS
+        if large and panel.sample:
+            panel = replace(panel, query=panel.sample, values={"prompts": self._sampled_prompts()})
         told: dict[str, Any] = {"name": name, "title": panel.title, "about": panel.about, "empty": panel.empty}
         told |= {"by": _selectors(panel), "measures": list(panel.measures)}
-        if panel.scans and self._rows() > MOST_ROWS:
+        if large and not panel.sample:
             left_out = f"Left out: it reads every routing row, {self._rows():,} here. `moewh query {panel.query}` gives it."
             return told | {"drawings": [], "empty": left_out}
+        if large:
+            told["about"] += f" Over the first {panel.values['prompts']:,} prompts of each run: it has too many for all."
         found = list(self._drawings(panel))
         if panel is TOP_TOKENS:
             return told | {"table": _token_table(found), "drawings": []}

@@ -29,6 +29,7 @@ PANEL = Panel(
     measures=("saturation",),
     empty="The run is not a checkpoint of a series with a training step.",
     scans=True,
+    sample="saturation_of_prompts",
 )
 
 
