@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from moewh.cli.check import check
+from moewh.cli.completion import COMPLETE_VAR, completion, register
 from moewh.cli.demo import demo
 from moewh.cli.export import export
 from moewh.cli.failures import explain, one_line
@@ -51,6 +52,8 @@ class MoewhGroup(click.Group):
             return super().main(args, prog_name, complete_var, False, **extra)
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")
+        if COMPLETE_VAR in os.environ:
+            register()
         try:
             with stoppable(lambda: "stopped before it was done."):
                 code = super().main(args, prog_name, complete_var, False, **extra)
@@ -108,5 +111,6 @@ for command in (
     shell,
     refresh,
     seal,
+    completion,
 ):
     main.add_command(command)

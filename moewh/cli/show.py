@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from moewh.cli.completion import complete_layers, complete_runs
 from moewh.cli.options import warehouse_option
 from moewh.warehouse.files.layout import Layout
 
@@ -24,14 +25,22 @@ if TYPE_CHECKING:
 _SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 _INK = "#000000"
 _OTHER = "#dddddd"
-_NO_EXPERT = "–"
+_NO_EXPERT = "-"
 _RIGHT_TO_LEFT = {"R", "AL", "AN"}
 
 
 @click.command(short_help="Show a prompt with each token coloured by its expert.")
 @click.option("--prompt", "prompt_id", type=int, required=True, metavar="N", help="The prompt's prompt_id.")
-@click.option("--layer", type=int, metavar="N", help="The MoE layer.  [default: the first]")
-@click.option("--run", "run_id", metavar="RUN", help="The run.  [default: the newest that has tokens]")
+@click.option(
+    "--layer", type=int, metavar="N", shell_complete=complete_layers, help="The MoE layer.  [default: the first]"
+)
+@click.option(
+    "--run",
+    "run_id",
+    metavar="RUN",
+    shell_complete=complete_runs,
+    help="The run.  [default: the newest that has tokens]",
+)
 @warehouse_option
 def show(prompt_id: int, layer: int | None, run_id: str | None, warehouse: Layout) -> None:
     """Show a prompt with each token coloured by the expert it chose first at a layer.
@@ -118,9 +127,13 @@ def _legend(counts: Sequence[tuple[int, int]], colours: dict[int, str]) -> Itera
 def _rows(texts: Sequence[str], route: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     """Yield the table's rows, its header first: a token, and its experts as far as their order is known."""
     known = route["weights"] is not None
-    yield ("token", *(("expert", "weight") if known else ("expert",)), "runners-up") if route["ranked"] else (
-        "token",
-        "experts",
+    yield (
+        ("token", *(("expert", "weight") if known else ("expert",)), "runners-up")
+        if route["ranked"]
+        else (
+            "token",
+            "experts",
+        )
     )
     weights = route["weights"] or [None] * len(texts)
     for text, chosen, weighed in zip(texts, route["experts"], weights, strict=True):

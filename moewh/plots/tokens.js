@@ -84,7 +84,7 @@ function renderTokens(element, data, layer) {
       const button = make("button", `moewh-token ${experts ? colours.get(experts[0]) || "moewh-other" : "moewh-none"}`);
       button.type = "button";
       button.tabIndex = number ? -1 : 0;
-      button.append(make("bdi", "moewh-word", shown), make("sub", "", countedExperts(route, number).join(" ") || "–"));
+      button.append(make("bdi", "moewh-word", shown), make("sub", "", countedExperts(route, number).join(" ") || "-"));
       const show = () => detail.replaceChildren(make("bdi", "moewh-word", shown), ` ${describeToken(prompt, route, number)}`);
       button.addEventListener("mouseenter", show);
       button.addEventListener("click", show);
