@@ -25,6 +25,7 @@ from moewh.cli.ingest import ingest
 from moewh.cli.inspect import inspect
 from moewh.cli.query import query
 from moewh.cli.refresh import refresh
+from moewh.cli.report import report
 from moewh.cli.runs import runs
 from moewh.cli.seal import seal
 from moewh.cli.shell import shell
@@ -105,6 +106,7 @@ for command in (
     views,
     runs,
     geometry,
+    report,
     show,
     shell,
     refresh,
