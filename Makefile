@@ -1,9 +1,9 @@
-# make demo · make test · make lint · make bench · make soak: each creates .venv first, with the pinned versions it needs.
+# make demo · make notebook · make test · make lint · make bench · make soak: each creates .venv first, with the pinned versions it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench soak docs clean
+.PHONY: demo notebook test lint bench soak docs clean
 
 # What the demo needs: moewh without any extra.
 $(VENV)/.demo: pyproject.toml constraints.txt
@@ -16,11 +16,20 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.demo
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[accelerate,peft,datasets,spark,bench,test,lint]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[accelerate,peft,datasets,spark,bench,test,lint,notebook]'
 	touch $@
 
 demo: $(VENV)/.demo
 	$(BIN)/moewh demo
+
+# Five questions about the demo's routing, in a browser.
+notebook: $(VENV)/.notebook
+	$(BIN)/moewh demo
+	$(BIN)/marimo edit notebooks/demo.py
+
+$(VENV)/.notebook: $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[notebook]'
+	touch $@
 
 # In one process per core; PYTEST_ARGUMENTS="-n 0 tests/queries -k co_routing" runs a few tests in this one.
 test: $(VENV)/.installed

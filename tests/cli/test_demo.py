@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,8 @@ from moewh.ingest.run import ingest
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.base import open_warehouse
 from tests.support.synthetic import Prompt, Run, Token, write_run
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +94,47 @@ def test_try_next_works(layout: Layout, tmp_path: Path) -> None:
         )
         assert (done.returncode, done.stderr) == (0, b""), command
         assert done.stdout or command.split()[1] == "shell"
+
+
+def test_the_notebook_answers_its_questions(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every cell runs, and what they answer is counted from the rows."""
+    pytest.importorskip("marimo", reason="marimo is not installed")
+    pytest.importorskip("plotly", reason="plotly is not installed")
+    monkeypatch.setenv("MOEWH_WAREHOUSE", str(layout.root))
+    outputs, names = runpy.run_path(str(REPOSITORY / "notebooks" / "demo.py"))["app"].run()
+    shown = names["run"].value
+    assert shown == f"demo-{demo.checkpoints()[-1]}"
+    assert sum(output is not None for output in outputs) == 6  # the title and five answers
+    with open_warehouse(layout) as connection:
+        rows = connection.execute(
+            "select prompt_id, token_id, layer, expert, domain from routes where run_id = $run and kind <> 'special' "
+            "order by token_id, layer, rank",
+            {"run": shown},
+        ).fetchall()
+    layer = int(names["layer"].value)
+    at_layer: dict[int, list[int]] = {}
+    for _, token, number, expert, _ in rows:
+        if number == layer:
+            at_layer.setdefault(token, []).append(expert)
+    together = Counter(pair for chosen in at_layer.values() for pair in combinations(sorted(chosen), 2))
+    for expert, other, tokens, *_ in names["pairs"].fetchall():
+        assert tokens == together[expert, other]
+    step = dict.fromkeys(number for _, _, number, *_ in rows)
+    flow = names["flow"].fetchall()
+    assert len(flow) == 10
+    chosen_at = {(token, number, expert) for _, token, number, expert, _ in rows}
+    for number, expert, following, other, tokens, *_ in flow:
+        assert [number, following] == [n for n in step if n in (number, following)]
+        assert tokens == sum(
+            (token, following, other) in chosen_at for token, n, e in chosen_at if (n, e) == (number, expert)
+        )
+    counts = Counter((domain, number, expert) for _, _, number, expert, domain in rows)
+    assert {(row[1], row[2], row[3]): row[4] for row in names["preferred"].fetchall()}.items() <= counts.items()
+    assert {row[0] for row in names["tokens_of"].fetchall()} == {"code", "json", "math", "prose"}
+    assert names["view"].data["run"] == shown
+    settled = names["settled"].fetchall()
+    assert [step for step, *_ in settled[:3]] == [40, 400, 2000]
+    assert all(share == 1.0 for step, _, share, _ in settled if step == 2000)
 
 
 def test_a_users_run_does_not_join_the_demo(layout: Layout) -> None:
