@@ -155,12 +155,15 @@ def _choices_per_token(connection: duckdb.DuckDBPyConnection, run_id: str) -> in
 
 def _saturation(connection: duckdb.DuckDBPyConnection, runs: list[str]) -> str:
     """How much of the last checkpoint's routing each of the demo's runs has already, from first layer to last."""
+    rows = connection.execute(
+        "select train_step, saturation, random from router_saturation where list_contains($runs, run_id) "
+        "order by train_step, layer",
+        {"runs": runs},
+    ).fetchall()
     steps: dict[int, list[float]] = {}
-    chance = 0.0
-    for row in _rows(connection, "saturation_over_training", {"series": SERIES}):
-        if row["run_id"] in runs:
-            steps.setdefault(row["train_step"], []).append(row["saturation"])
-            chance = row["random"]
+    for step, share, _ in rows:
+        steps.setdefault(step, []).append(share)
+    chance = rows[0][-1]
     lines = [
         f"Share of the last checkpoint's experts, layer by layer (from router_saturation; by chance {chance:.2f}):"
     ]
