@@ -56,11 +56,12 @@ _PAGE = """<!doctype html>
 <meta http-equiv="Content-Security-Policy"
   content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'">
 <title>Token view</title><style>{css}</style></head>
-<body><main><h1 class="moewh-title">Experts of each token</h1>
+<body><main><h1 class="moewh-title">Experts of each token</h1><h2 class="moewh-title" id="run"></h2>
 <p><label>Layer <select id="layer"></select></label></p><div id="tokens"></div></main>
 <script type="application/json" id="data">{data}</script>
 <script>{js}
 const data = JSON.parse(document.getElementById("data").textContent);
+document.getElementById("run").textContent = `Run ${{data.run}}`;
 const select = document.getElementById("layer");
 for (const {{layer}} of data.layers) select.add(new Option(layer, layer, layer === {layer}, layer === {layer}));
 const draw = () => renderTokens(document.getElementById("tokens"), data, Number(select.value));
