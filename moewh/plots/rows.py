@@ -24,7 +24,7 @@ def ask(
     query: str,
     values: Mapping[str, Value],
     sql: str,
-    bound: Mapping[str, Value],
+    bound: Mapping[str, Value | None],
 ) -> Rows:
     """Return the rows of `sql`, in which ANSWER stands for the answer of a view or saved query to `values`."""
     if query in view_names():
