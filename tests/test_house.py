@@ -19,6 +19,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 ROOMS = (
     "moewh.cli",
     "moewh",
+    "moewh.report",
     "moewh.plots",
     "moewh.api",
     "moewh.ingest.recorder",
@@ -56,6 +57,7 @@ ROOMS = (
 FORBIDDEN = {
     "moewh.warehouse": {"torch", "transformers", "click", "rich", "huggingface_hub"},
     "moewh.ingest": {"click", "rich"},
+    "moewh.report": {"torch", "transformers", "click", "rich"},
     "moewh.plots": {"torch", "transformers", "click", "rich"},
     "moewh.ingest.write": {"torch", "transformers", "tokenizers"},
     "moewh.ingest.record": {"torch", "transformers", "tokenizers"},

@@ -29,9 +29,7 @@ from moewh.warehouse.files.layout import Layout
     help="Prompts of each run in the token view.  [default: up to 8, as the page's size allows]",
 )
 @warehouse_option
-def report(
-    *, output: Path, runs: tuple[str, ...], domain: str | None, prompts: int | None, warehouse: Layout
-) -> None:
+def report(*, output: Path, runs: tuple[str, ...], domain: str | None, prompts: int | None, warehouse: Layout) -> None:
     """Write one HTML page with every figure of the warehouse's runs, for a browser, without any network.
 
     The page shows load, balance, domains, top tokens, co-routing, transitions, repetition, information, and what else

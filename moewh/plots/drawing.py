@@ -22,7 +22,18 @@ Figure = dict[str, Any]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#A65E00", "#2B6F8F", "#222222")
 """Okabe and Ito's, with the light ones darkened so that a line is seen on white."""
 CHANCE = "#6b6b6b"
-_CIVIDIS = ("#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838")
+_CIVIDIS = (
+    "#00224e",
+    "#123570",
+    "#3b496c",
+    "#575d6d",
+    "#707173",
+    "#8a8678",
+    "#a59c74",
+    "#c3b369",
+    "#e1cc55",
+    "#fee838",
+)
 _VIRIDIS = ("#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58")
 """Viridis without its yellow end."""
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")

@@ -56,11 +56,12 @@ _PAGE = """<!doctype html>
 <meta http-equiv="Content-Security-Policy"
   content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'">
 <title>Token view</title><style>{css}</style></head>
-<body><main><h1 class="moewh-title">Experts of each token</h1>
+<body><main><h1 class="moewh-title">Experts of each token</h1><h2 class="moewh-title" id="run"></h2>
 <p><label>Layer <select id="layer"></select></label></p><div id="tokens"></div></main>
 <script type="application/json" id="data">{data}</script>
 <script>{js}
 const data = JSON.parse(document.getElementById("data").textContent);
+document.getElementById("run").textContent = `Run ${{data.run}}`;
 const select = document.getElementById("layer");
 for (const {{layer}} of data.layers) select.add(new Option(layer, layer, layer === {layer}, layer === {layer}));
 const draw = () => renderTokens(document.getElementById("tokens"), data, Number(select.value));
@@ -115,14 +116,14 @@ class TokenView:
 
 
 def tokens(
-    wh: Warehouse, prompt_id: int | Sequence[int], layer: int | None = None, run_id: str | None = None
+    wh: Warehouse, prompt_id: int | Iterable[int], layer: int | None = None, run_id: str | None = None
 ) -> TokenView:
     """Show the experts of each token of a prompt, or of several, at one layer; the view lets choose another.
 
     `layer` is the first MoE layer unless given, `run_id` the newest run that has tokens. Raises MoewhError for a run,
     prompt or layer that does not exist, naming what does, and for a run that has no tokens.
     """
-    ids = [prompt_id] if isinstance(prompt_id, int) else list(prompt_id)
+    ids = list(prompt_id) if isinstance(prompt_id, Iterable) else [prompt_id]
     data = prompts_data(wh, newest_run(wh) if run_id is None else run_id, ids)
     return TokenView(data, known_layer(data, layer))
 
@@ -189,7 +190,7 @@ def prompts_data(wh: Warehouse, run_id: str, prompt_ids: Sequence[int]) -> dict[
     _add_routes(
         prompts, places, [layer for layer, *_ in layers], wh.sql(_ROUTES.format(ids=ids), run=run_id).fetchall()
     )
-    data = {
+    data: dict[str, Any] = {
         "run": run_id,
         "model": None if model is None else visible(model),
         "layers": [{"layer": layer, "experts": experts, "top_k": top_k} for layer, experts, top_k in layers],

@@ -60,7 +60,9 @@ select
 from runs
 order by created_at, run_id"""
 _LAYERS = "select run_id, layer, num_experts, top_k from layers order by run_id, layer"
-_DOMAINS = "select distinct run_id, domain from expert_counts where kind <> 'special' order by run_id, domain nulls last"
+_DOMAINS = (
+    "select distinct run_id, domain from expert_counts where kind <> 'special' order by run_id, domain nulls last"
+)
 _PROMPTS = """
 select prompt_id, num_tokens
 from (
@@ -151,10 +153,14 @@ class _Contents:
         told: dict[str, Any] = {"name": name, "title": panel.title, "about": panel.about, "empty": panel.empty}
         told |= {"by": _selectors(panel), "measures": list(panel.measures)}
         if large and not panel.sample:
-            left_out = f"Left out: it reads every routing row, {self._rows():,} here. `moewh query {panel.query}` gives it."
+            left_out = (
+                f"Left out: it reads every routing row, {self._rows():,} here. `moewh query {panel.query}` gives it."
+            )
             return told | {"drawings": [], "empty": left_out}
         if large:
-            told["about"] += f" Over the first {panel.values['prompts']:,} prompts of each run: it has too many for all."
+            told["about"] += (
+                f" Over the first {panel.values['prompts']:,} prompts of each run: it has too many for all."
+            )
         found = list(self._drawings(panel))
         if name == "top_tokens":
             return told | {"table": _token_table(found), "values": panel.values, "drawings": []}

@@ -57,6 +57,7 @@ def test_mouse_and_keyboard_show_the_experts(page: Any, tmp_path: Path) -> None:
         view = moewh.plots.tokens(wh, [1, 5], layer=3, run_id="mixed")
     open_view(page, view, tmp_path)
     assert page.locator("section").count() == 2
+    assert page.locator("h2").text_content() == "Run mixed"
     section = page.locator("section").first
     labels = section.locator(".moewh-text sub").all_text_contents()
     assert labels == [str(token.experts(3)[0]) if token.experts(3) else "-" for token in tokens]

@@ -31,8 +31,6 @@ PANEL = Panel(
 )
 
 
-def balance_over_training(
-    warehouse: Warehouse, run: str | None = None, *, measure: str | None = None
-) -> PlotlyFigure:
+def balance_over_training(warehouse: Warehouse, run: str | None = None, *, measure: str | None = None) -> PlotlyFigure:
     """Draw one measure of `load_drift` over the checkpoints of a run's series: cv, moved or dead_experts."""
     return PANEL.figure(warehouse, measure, run_id=run)

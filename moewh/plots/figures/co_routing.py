@@ -38,8 +38,6 @@ PANEL = Panel(
 )
 
 
-def co_routing(
-    warehouse: Warehouse, layer: int, run: str | None = None, *, measure: str | None = None
-) -> PlotlyFigure:
+def co_routing(warehouse: Warehouse, layer: int, run: str | None = None, *, measure: str | None = None) -> PlotlyFigure:
     """Draw which experts of a layer are chosen together [expert_a, expert_b]: lift, conditional or tokens."""
     return PANEL.figure(warehouse, measure, run_id=run, layer=layer)
