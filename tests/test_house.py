@@ -72,8 +72,8 @@ def modules() -> dict[str, Path]:
     named = {".".join(("moewh", *path.relative_to(REPOSITORY).with_suffix("").parts)): path for path in files}
     door = {
         ".".join(path.relative_to(REPOSITORY).with_suffix("").parts): path
-        for folder in (REPOSITORY / "moewh", REPOSITORY / "moewh" / "cli", REPOSITORY / "moewh" / "plots")
-        for path in folder.glob("*.py")
+        for pattern in ("*.py", "cli/*.py", "plots/**/*.py", "report/*.py")
+        for path in (REPOSITORY / "moewh").glob(pattern)
     }
     return {name.removesuffix(".__init__"): path for name, path in (named | door).items()}
 

@@ -106,6 +106,7 @@ class _Contents:
         return self.warehouse.connection
 
     def collect(self) -> dict[str, Any]:
+        self.connection.execute("set enable_progress_bar = false")  # DuckDB's own, which would be printed here
         self._find_runs()
         domains = {domain for run in self.runs for domain in run["domains"] if domain is not None}
         return {
