@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo notebook test lint bench soak docs clean
+.PHONY: demo notebook browser test lint bench soak docs clean
 
 # What the demo needs: moewh without any extra.
 $(VENV)/.demo: pyproject.toml constraints.txt
@@ -16,7 +16,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.demo
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[accelerate,peft,datasets,spark,bench,test,lint,notebook]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[accelerate,peft,datasets,spark,bench,test,lint,notebook,report]'
 	touch $@
 
 demo: $(VENV)/.demo
@@ -35,6 +35,12 @@ $(VENV)/.notebook: $(VENV)/.demo
 test: $(VENV)/.installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto --dist loadfile $(PYTEST_ARGUMENTS)
 
+# The browser of the tests of pages, which are skipped without it. Debian's; installed by root alone.
+browser:
+	@command -v chromium > /dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		apt-get update -qq && apt-get install -y -qq chromium > /dev/null; \
+	else echo "There is no chromium: the tests of pages will be skipped."; fi
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,6 +53,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.ingest
 	$(BIN)/python -m benchmarks.record
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.report
 	$(BIN)/python -m benchmarks.start
 
 # The fault tests at length, and ten minutes of fuzzing: about forty minutes.

@@ -53,7 +53,7 @@ class Panel:
     """The columns that can be shown, the first by default."""
     sql: str = f"select * from {ANSWER}"
     values: Mapping[str, Value] = field(default_factory=dict)
-    """Parameters of the saved query."""
+    """Parameters of the saved query; `sql` may name them as $name."""
     empty: str = "No rows."
     """Why a selection may have no drawing."""
     asked: str | None = None
@@ -70,7 +70,8 @@ class Panel:
         where = " and ".join(f'"{name}" is not distinct from ${name}' for name in at) or "true"
         order = ", ".join(f'"{name}"' for name in (*self.by, *self.order))
         sql = f"select * from ({self.sql}) where {where} order by {order}"
-        return ask(connection, self.query, self.values, sql, dict(at))  # type: ignore[arg-type]
+        named = {name: value for name, value in self.values.items() if f"${name}" in self.sql}
+        return ask(connection, self.query, self.values, sql, {**named, **at})
 
     def drawings(
         self, connection: duckdb.DuckDBPyConnection, at: Mapping[str, Value | None]

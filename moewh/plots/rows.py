@@ -24,7 +24,7 @@ def ask(
     query: str,
     values: Mapping[str, Value],
     sql: str,
-    bound: Mapping[str, Value],
+    bound: Mapping[str, Value | None],
 ) -> Rows:
     """Return the rows of `sql`, in which ANSWER stands for the answer of a view or saved query to `values`."""
     if query in view_names():
@@ -42,7 +42,9 @@ def _plain(column: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if not isinstance(column, np.ma.MaskedArray):
         return column
     if column.dtype == object:
-        return np.array(column.filled(None))  # type: ignore[no-untyped-call]
+        plain = np.array(column.data)
+        plain[np.ma.getmaskarray(column)] = None  # `filled(None)` would put in a text of numpy's
+        return plain
     if not column.mask.any():
         return np.array(column.data)
     return np.array(column.astype(np.float64).filled(np.nan))  # type: ignore[no-untyped-call]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moewh.plots.figures.top_tokens import MIN_TOKENS
 from moewh.plots.figures.top_tokens import PANEL as TOP_TOKENS
 from moewh.plots.panel import DOMAIN, LAYER, REFERENCE, RUN, Panel
 from moewh.plots.rows import Rows
@@ -37,6 +38,8 @@ FIGURES = (
 FEW_PROMPTS = 8
 PROMPT_ROWS = 250_000
 """Routing rows of the token view, of all runs together, unless a number of prompts is asked for."""
+TOKENS_PER_COUNT = 100_000
+"""Of a larger run, a top token occurs more than MIN_TOKENS times: once for each of so many tokens."""
 MOST_ROWS = 3_000_000
 """Routing rows of all runs together up to which figures are drawn that read rows."""
 TOKEN_VIEW = {
@@ -103,6 +106,7 @@ class _Contents:
         return self.warehouse.connection
 
     def collect(self) -> dict[str, Any]:
+        self.connection.execute("set enable_progress_bar = false")  # DuckDB's own, which would be printed here
         self._find_runs()
         domains = {domain for run in self.runs for domain in run["domains"] if domain is not None}
         return {
@@ -144,6 +148,9 @@ class _Contents:
         large = panel.scans and self._rows() > MOST_ROWS
         if large and panel.sample:
             panel = replace(panel, query=panel.sample, values={"prompts": self._sampled_prompts()})
+        if panel is TOP_TOKENS:
+            most = max(run["tokens"] or 0 for run in self.runs)
+            panel = replace(panel, values={"min_tokens": max(MIN_TOKENS, most // TOKENS_PER_COUNT)})
         told: dict[str, Any] = {"name": name, "title": panel.title, "about": panel.about, "empty": panel.empty}
         told |= {"by": _selectors(panel), "measures": list(panel.measures)}
         if large and not panel.sample:
@@ -156,8 +163,8 @@ class _Contents:
                 f" Over the first {panel.values['prompts']:,} prompts of each run: it has too many for all."
             )
         found = list(self._drawings(panel))
-        if panel is TOP_TOKENS:
-            return told | {"table": _token_table(found), "drawings": []}
+        if name == "top_tokens":
+            return told | {"table": _token_table(found), "values": panel.values, "drawings": []}
         shapes: dict[str, Any] = {}
         return told | {"drawings": [_drawing(panel, at, rows, shapes) for at, rows in found], "shapes": shapes}
 

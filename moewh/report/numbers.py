@@ -38,7 +38,7 @@ def packed(values: npt.NDArray[Any]) -> dict[str, str]:
 
 def _narrowest(values: npt.NDArray[Any]) -> str:
     """Return the type: exact for whole numbers, 32 bits for any other."""
-    if not values.size:
+    if not values.size or np.isnan(values).all():
         return "f4"
     most, least = np.nanmax(values), np.nanmin(values)
     whole = np.issubdtype(values.dtype, np.integer) or not np.any(np.nan_to_num(values) % 1)

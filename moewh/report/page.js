@@ -278,7 +278,9 @@ class TokenSection extends Section {
     for (let row = 0; row < run.length; row += 1)
       if (run[row] === place && layers[row] === layerShown() && expert[row] === this.expert)
         rows.push([this.panel.table.texts[text[row]], lift[row], share[row], tokens[row]]);
-    const command = `moewh query expert_top_tokens -p run=${selected.run} -p layer=${layerShown()} -p expert=${this.expert}`;
+    const asked = { run: selected.run, layer: layerShown(), expert: this.expert, ...this.panel.values };
+    const given = Object.entries(asked).map(([name, value]) => `-p ${name}=${value}`);
+    const command = `moewh query expert_top_tokens ${given.join(" ")}`;
     this.say(rows.length ? "" : this.panel.empty, command);
     this.plot.replaceChildren(table(["token", "lift", "share_of_token", "tokens"], rows));
   }

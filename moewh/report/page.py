@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import gzip
 import re
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ def render(contents: dict[str, Any]) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _text(_HERE / "page.html"))
 
 
+@cache
 def plotly_script() -> str:
     """Return plotly.js, compressed by gzip, as base64. Raises UsageError if Plotly is not installed."""
     try:

@@ -24,10 +24,11 @@ def _draw(rows: Rows, measure: str) -> Figure:
 
 PANEL = Panel(
     title="Top tokens",
-    about=f"The tokens of the vocabulary that the expert is chosen for most, against chance; those routed to it at "
-    f"least {MIN_TOKENS} times. share_of_token: how often the token goes to the expert.",
+    about="The tokens of the vocabulary that the expert is chosen for most, against chance; rare ones, whose lift is high "
+    "by chance, are left out. share_of_token: how often the token goes to the expert.",
     query="expert_token_affinity",
     asked="expert_top_tokens",
+    values={"min_tokens": MIN_TOKENS},
     by=("run_id", "layer", "expert"),
     draw=_draw,
     order=("place",),
@@ -37,9 +38,9 @@ PANEL = Panel(
             partition by run_id, layer, expert order by lift desc, tokens desc, vocab_id
         ) as place
         from {ANSWER}
-        where tokens >= {MIN_TOKENS}
+        where tokens >= $min_tokens
         qualify place <= {MOST}""",
-    empty=f"No token was routed to this expert {MIN_TOKENS} times, or the run does not tell its tokens.",
+    empty="No token was routed to this expert often enough, or the run does not tell its tokens.",
 )
 
 
