@@ -1,27 +1,45 @@
-# make demo · make test · make lint · make bench · make soak: each creates .venv first, with the pinned versions it needs.
+# make demo · make notebook · make test · make lint · make bench · make soak: each creates .venv first, with the pinned versions it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench soak docs clean
+.PHONY: demo notebook browser test lint bench soak docs clean
 
 # What the demo needs: moewh without any extra.
 $(VENV)/.demo: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "moewh needs Python 3.11 or newer; set PYTHON=...")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
-	touch $@
+	@echo "Installing moewh and what it needs into $(VENV): torch, transformers, DuckDB and others, about 1.4 GB."
+	@began=$$(date +%s); set -e; \
+	$(PYTHON) -m venv $(VENV); \
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .; \
+	echo "Installed in $$(( $$(date +%s) - began )) s: $$(du -sh $(VENV) | cut -f1) in $(VENV)."
+	@touch $@
 
 $(VENV)/.installed: $(VENV)/.demo
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[accelerate,peft,datasets,spark,bench,test,lint]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[accelerate,peft,datasets,spark,bench,test,lint,notebook,report]'
 	touch $@
 
 demo: $(VENV)/.demo
 	$(BIN)/moewh demo
 
+# Five questions about the demo's routing, in a browser.
+notebook: $(VENV)/.notebook
+	$(BIN)/moewh demo
+	$(BIN)/marimo edit notebooks/demo.py
+
+$(VENV)/.notebook: $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[notebook]'
+	touch $@
+
 # In one process per core; PYTEST_ARGUMENTS="-n 0 tests/queries -k co_routing" runs a few tests in this one.
 test: $(VENV)/.installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto --dist loadfile $(PYTEST_ARGUMENTS)
+
+# The browser of the tests of pages, which are skipped without it. Debian's; installed by root alone.
+browser:
+	@command -v chromium > /dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		apt-get update -qq && apt-get install -y -qq chromium > /dev/null; \
+	else echo "There is no chromium: the tests of pages will be skipped."; fi
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -35,6 +53,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.ingest
 	$(BIN)/python -m benchmarks.record
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.report
 	$(BIN)/python -m benchmarks.start
 
 # The fault tests at length, and ten minutes of fuzzing: about forty minutes.

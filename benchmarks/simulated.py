@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -131,10 +132,10 @@ def build(
     return layout
 
 
-def simulated_run(segments: int, run_id: str = RUN) -> RunRecord:
-    """Return what describes a run of so many segments."""
+def simulated_run(segments: int, run_id: str = RUN, **more: Any) -> RunRecord:
+    """Return what describes a run of so many segments; `more` are other columns of `runs`."""
     shape = {"num_experts": EXPERTS, "top_k": TOP_K}
-    facts = {"model": "simulated", "origin": "forward", "num_moe_layers": LAYERS, **shape}
+    facts = {"model": "simulated", "origin": "forward", "num_moe_layers": LAYERS, **shape, **more}
     layers = [{"layer": layer, **shape} for layer in range(LAYERS)]
     experts = [
         {"layer": layer, "expert": expert, "kind": "mlp"} for layer in range(LAYERS) for expert in range(EXPERTS)

@@ -15,11 +15,12 @@ import moewh.ingest  # noqa: F401 - it becomes callable below
 from moewh.warehouse import __version__
 
 if TYPE_CHECKING:
+    from moewh import plots
     from moewh.api import Warehouse, ingest, open, record
     from moewh.ingest.recorder.trainer import TrainerCallback
     from moewh.ingest.recorder.writer import Writer
 
-__all__ = ["TrainerCallback", "Warehouse", "Writer", "__version__", "ingest", "open", "record"]
+__all__ = ["TrainerCallback", "Warehouse", "Writer", "__version__", "ingest", "open", "plots", "record"]
 
 _HOMES = {
     "TrainerCallback": "moewh.ingest.recorder.trainer",
@@ -45,6 +46,8 @@ sys.modules["moewh.ingest"].__class__ = _CallablePackage
 
 def __getattr__(name: str) -> Any:
     """Load a public name from the module that defines it."""
+    if name == "plots":
+        return import_module("moewh.plots")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

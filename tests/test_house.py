@@ -19,6 +19,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 ROOMS = (
     "moewh.cli",
     "moewh",
+    "moewh.report",
+    "moewh.plots",
     "moewh.api",
     "moewh.ingest.recorder",
     "moewh.ingest.run",
@@ -55,6 +57,8 @@ ROOMS = (
 FORBIDDEN = {
     "moewh.warehouse": {"torch", "transformers", "click", "rich", "huggingface_hub"},
     "moewh.ingest": {"click", "rich"},
+    "moewh.report": {"torch", "transformers", "click", "rich"},
+    "moewh.plots": {"torch", "transformers", "click", "rich"},
     "moewh.ingest.write": {"torch", "transformers", "tokenizers"},
     "moewh.ingest.record": {"torch", "transformers", "tokenizers"},
     "moewh.ingest.routing": {"torch", "transformers", "tokenizers"},
@@ -68,7 +72,8 @@ def modules() -> dict[str, Path]:
     named = {".".join(("moewh", *path.relative_to(REPOSITORY).with_suffix("").parts)): path for path in files}
     door = {
         ".".join(path.relative_to(REPOSITORY).with_suffix("").parts): path
-        for path in (*(REPOSITORY / "moewh").glob("*.py"), *(REPOSITORY / "moewh" / "cli").glob("*.py"))
+        for pattern in ("*.py", "cli/*.py", "plots/**/*.py", "report/*.py")
+        for path in (REPOSITORY / "moewh").glob(pattern)
     }
     return {name.removesuffix(".__init__"): path for name, path in (named | door).items()}
 

@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 import click
 
+from moewh.cli.candidates import asked_checks, complete_parameters
 from moewh.cli.failures import explain, one_line
 from moewh.cli.options import engine_options, limit_options, warehouse_option
 from moewh.warehouse.answer import query as queries
@@ -33,7 +34,14 @@ from moewh.warehouse.trust.reports import FORMATS, KEPT, Fault, Result, report
 
 @click.command(short_help="Run queries whose rows are faults; exit with 1 if there are any.")
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE|DIR]...")
-@click.option("-p", "parameters", metavar="NAME=VALUE", multiple=True, help="Set a parameter. Repeatable.")
+@click.option(
+    "-p",
+    "parameters",
+    metavar="NAME=VALUE",
+    multiple=True,
+    shell_complete=complete_parameters(asked_checks),
+    help="Set a parameter. Repeatable.",
+)
 @click.option("--format", "form", type=click.Choice(FORMATS), default="text", show_default=True, help="Report format.")
 @click.option("-o", "output", type=click.Path(path_type=Path), metavar="FILE", help="Write to FILE instead of stdout.")
 @engine_options

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
     from moewh.warehouse.answer.query import Value
 
 DEMO = "demo"
+SERIES = "moewh-demo"
+"""Of the demo's own runs alone: those that a user makes of the embedded model are of the series `demo`."""
 _STRONGEST = 3
 _TOP_TOKENS = 5
 _MIN_TOKENS = 20
@@ -33,35 +38,41 @@ def demo(warehouse: Layout) -> None:
     """
     from moewh.warehouse.views.base import open_warehouse
 
-    run_id = _ingest_checkpoints(warehouse)
+    runs = _ingest_checkpoints(warehouse)
+    run_id = runs[-1]
     connection = open_warehouse(warehouse)
     parts = (
         _model(connection, run_id),
         _domains(connection, run_id),
-        _saturation(connection, run_id),
+        _saturation(connection, runs),
         _strongest_pairs(connection, run_id),
         _strongest_transitions(connection, run_id),
-        _next_steps(warehouse),
+        _next_steps(warehouse, run_id),
     )
     click.echo("\n\n".join(parts))
 
 
-def _ingest_checkpoints(warehouse: Layout) -> str:
-    """Ingest the demo's checkpoints in training order; return the run of the last."""
+def _ingest_checkpoints(warehouse: Layout) -> list[str]:
+    """Ingest the demo's checkpoints in training order; return their runs."""
     from moewh.cli.ingest import run_ingest, summary_line
     from moewh.ingest import demo as embedded
     from moewh.ingest.options import IngestOptions
 
-    run_id = ""
+    runs = []
     for revision in embedded.checkpoints():
         # In float32 the same experts are chosen on every machine; bfloat16 kernels differ between processors.
         options = IngestOptions(
-            model=DEMO, prompts=(DEMO,), revision=revision, run_id=f"{DEMO}-{revision}", dtype="float32"
+            model=DEMO,
+            prompts=(DEMO,),
+            revision=revision,
+            run_id=f"{DEMO}-{revision}",
+            series=SERIES,
+            dtype="float32",
         )
         summary = run_ingest(options, warehouse)
         click.echo(summary_line(summary), err=True)
-        run_id = summary.run_id
-    return run_id
+        runs.append(summary.run_id)
+    return runs
 
 
 def _model(connection: duckdb.DuckDBPyConnection, run_id: str) -> str:
@@ -142,14 +153,17 @@ def _choices_per_token(connection: duckdb.DuckDBPyConnection, run_id: str) -> in
     return int(answer[0])
 
 
-def _saturation(connection: duckdb.DuckDBPyConnection, run_id: str) -> str:
-    """How much of the last checkpoint's routing each checkpoint has already, from first layer to last."""
+def _saturation(connection: duckdb.DuckDBPyConnection, runs: list[str]) -> str:
+    """How much of the last checkpoint's routing each of the demo's runs has already, from first layer to last."""
+    rows = connection.execute(
+        "select train_step, saturation, random from router_saturation where list_contains($runs, run_id) "
+        "order by train_step, layer",
+        {"runs": runs},
+    ).fetchall()
     steps: dict[int, list[float]] = {}
-    chance = 0.0
-    for row in _rows(connection, "saturation_over_training", {"series": DEMO}):
-        if row["reference_run_id"] == run_id:
-            steps.setdefault(row["train_step"], []).append(row["saturation"])
-            chance = row["random"]
+    for step, share, _ in rows:
+        steps.setdefault(step, []).append(share)
+    chance = rows[0][-1]
     lines = [
         f"Share of the last checkpoint's experts, layer by layer (from router_saturation; by chance {chance:.2f}):"
     ]
@@ -192,13 +206,16 @@ def _strongest_transitions(connection: duckdb.DuckDBPyConnection, run_id: str) -
     return "\n".join(lines)
 
 
-def _next_steps(warehouse: Layout) -> str:
-    place = "" if warehouse.root.name == "wh" else f" --warehouse {warehouse.root}"
+def _next_steps(warehouse: Layout, run_id: str) -> str:
+    """Commands that work as they stand: they name the demo's last run, and the warehouse where it is no default."""
+    default = Path(os.environ.get("MOEWH_WAREHOUSE") or "wh").absolute()
+    place = "" if warehouse.root == default else f" --warehouse {shlex.quote(str(warehouse.root))}"
     return "\n".join(
         [
             "Try next:",
-            f"  moewh query domain_experts{place}",
-            f'  moewh query -c "from co_routing where layer = 1 order by lift desc limit 10"{place}',
+            f"  moewh show --prompt 3 --layer 1 --run {run_id}{place}",
+            f"  moewh query domain_experts -p run={run_id}{place}",
+            f"  moewh query -c \"from co_routing where run_id = '{run_id}' order by lift desc limit 10\"{place}",
             f"  moewh shell{place}",
         ]
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from moewh.cli.candidates import complete_runs
 from moewh.cli.options import warehouse_option
 from moewh.warehouse.answer.export import export_names, export_run
 from moewh.warehouse.files.layout import Layout
@@ -13,7 +14,7 @@ from moewh.warehouse.files.layout import Layout
 
 @click.command(short_help="Write a run as a file that another program reads.")
 @click.argument("format", type=click.Choice(export_names()), metavar="FORMAT")
-@click.option("--run", metavar="ID", help="The run to export.  [default: the only run]")
+@click.option("--run", metavar="ID", shell_complete=complete_runs, help="The run to export.  [default: the only run]")
 @click.option("--domain", metavar="NAME", help="Only tokens of this domain.")
 @click.option("-o", "output", type=click.Path(path_type=Path), required=True, metavar="FILE", help="Where to write.")
 @warehouse_option

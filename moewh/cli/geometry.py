@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from moewh.cli.candidates import complete_runs
 from moewh.cli.options import warehouse_option
 from moewh.warehouse.files.layout import Layout, check_run_id
 
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
 @click.command(short_help="Measure the router and expert weights of a run's model.")
 @click.option("--model", required=True, metavar="ID_OR_PATH", help="The run's own model: Hub id, folder or demo.")
 @click.option("--revision", metavar="NAME", help="Branch, tag or commit of a Hub id; checkpoint of the demo.")
-@click.option("--run-id", metavar="ID", help="The run to measure.  [default: the only run of this model]")
+@click.option(
+    "--run-id",
+    metavar="ID",
+    shell_complete=complete_runs,
+    help="The run to measure.  [default: the only run of this model]",
+)
 @click.option(
     "--rank",
     type=click.IntRange(min=1),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from moewh.cli.options import warehouse_option
 from moewh.warehouse.files.layout import Layout, check_run_id
@@ -25,6 +26,17 @@ class _FormatChoice(click.ParamType[str]):
         if value not in format_names():
             self.fail(f"{value!r} is no format of traces. Known: {', '.join(format_names())}.", param, ctx)
         return value
+
+    def shell_complete(
+        self,
+        ctx: click.Context,  # noqa: ARG002 - click gives it
+        param: click.Parameter,  # noqa: ARG002 - and this
+        incomplete: str,
+    ) -> list[CompletionItem[str]]:
+        """Complete the name of a format."""
+        from moewh.ingest.traces.trace import format_names
+
+        return [CompletionItem(name) for name in format_names() if name.startswith(incomplete)]
 
 
 @click.command("import", short_help="Turn routing that another program recorded into a run.")

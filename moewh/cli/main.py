@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from moewh.cli.check import check
+from moewh.cli.completion import COMPLETE_VAR, completion, register
 from moewh.cli.demo import demo
 from moewh.cli.export import export
 from moewh.cli.failures import explain, one_line
@@ -24,9 +25,11 @@ from moewh.cli.ingest import ingest
 from moewh.cli.inspect import inspect
 from moewh.cli.query import query
 from moewh.cli.refresh import refresh
+from moewh.cli.report import report
 from moewh.cli.runs import runs
 from moewh.cli.seal import seal
 from moewh.cli.shell import shell
+from moewh.cli.show import show
 from moewh.cli.verify import verify
 from moewh.cli.views import views
 from moewh.warehouse import __version__
@@ -49,6 +52,8 @@ class MoewhGroup(click.Group):
             return super().main(args, prog_name, complete_var, False, **extra)
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")
+        if COMPLETE_VAR in os.environ:
+            register()
         try:
             with stoppable(lambda: "stopped before it was done."):
                 code = super().main(args, prog_name, complete_var, False, **extra)
@@ -101,8 +106,11 @@ for command in (
     views,
     runs,
     geometry,
+    report,
+    show,
     shell,
     refresh,
     seal,
+    completion,
 ):
     main.add_command(command)

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from moewh.cli.candidates import complete_folders
 from moewh.warehouse.answer.engine import ENGINES
 from moewh.warehouse.answer.output import FORMATS
 from moewh.warehouse.errors import UsageError
@@ -21,6 +22,7 @@ def warehouse_option(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="DIR",
         envvar="MOEWH_WAREHOUSE",
         default="wh",
+        shell_complete=complete_folders,
         callback=_layout,
         help="The warehouse directory.  [default: $MOEWH_WAREHOUSE, else ./wh]",
     )(command)

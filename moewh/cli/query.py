@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from moewh.cli.candidates import asked_query, complete_parameters, complete_queries
 from moewh.cli.options import engine_options, format_options, limit_options, warehouse_option
 from moewh.warehouse.answer.engine import open_engine
 from moewh.warehouse.errors import UsageError
@@ -15,9 +16,16 @@ from moewh.warehouse.files.layout import Layout
 
 
 @click.command(short_help="Answer a view, a saved query or SQL of your own.")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_queries)
 @click.option("-c", "sql", metavar="SQL", help="SQL to run instead of a NAME.")
-@click.option("-p", "parameters", metavar="NAME=VALUE", multiple=True, help="Set a parameter. Repeatable.")
+@click.option(
+    "-p",
+    "parameters",
+    metavar="NAME=VALUE",
+    multiple=True,
+    shell_complete=complete_parameters(asked_query),
+    help="Set a parameter. Repeatable.",
+)
 @format_options
 @click.option("--describe", "described", is_flag=True, help="Print the query's header, parameters and columns.")
 @engine_options

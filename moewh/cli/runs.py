@@ -7,13 +7,14 @@ from pathlib import Path
 
 import click
 
+from moewh.cli.candidates import complete_runs
 from moewh.cli.options import format_options, warehouse_option
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import Layout
 
 
 @click.command(short_help="List the runs, or delete one.")
-@click.option("--delete", metavar="RUN", help="Delete this run and its segments.")
+@click.option("--delete", metavar="RUN", shell_complete=complete_runs, help="Delete this run and its segments.")
 @click.option("--yes", is_flag=True, help="Delete without asking.")
 @format_options
 @warehouse_option

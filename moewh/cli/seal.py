@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
+from moewh.cli.candidates import complete_runs
 from moewh.cli.options import warehouse_option
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.layout import Layout
 
 
 @click.command(short_help="Merge the counts of complete runs, so that answers do not grow with segments.")
-@click.argument("names", metavar="[RUN]...", nargs=-1)
+@click.argument("names", metavar="[RUN]...", nargs=-1, shell_complete=complete_runs)
 @warehouse_option
 def seal(names: tuple[str, ...], warehouse: Layout) -> None:
     """Seal each RUN, or every complete run: merge the counts of its segments into one set.

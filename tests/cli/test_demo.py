@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import runpy
+import subprocess
+import sys
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from moewh.cli.demo import lifts_by_chance
+import moewh
+from moewh.cli.demo import SERIES, lifts_by_chance
+from moewh.cli.main import main
 from moewh.ingest import demo
 from moewh.ingest.options import IngestOptions
 from moewh.ingest.run import ingest
@@ -16,20 +24,26 @@ from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.base import open_warehouse
 from tests.support.synthetic import Prompt, Run, Token, write_run
 
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+
 
 @pytest.fixture(scope="module")
 def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
-    made = Layout(tmp_path_factory.mktemp("demo") / "wh")
-    for revision in demo.checkpoints():
-        ingest(
-            IngestOptions(model="demo", prompts=("demo",), revision=revision, run_id=revision, dtype="float32"), made
-        )
+    made = Layout(tmp_path_factory.mktemp("demo") / "a user's")
+    show_demo(made)
     return made
+
+
+def show_demo(layout: Layout) -> str:
+    """Run `moewh demo` and return what it prints."""
+    done = CliRunner().invoke(main, ["demo", "--warehouse", str(layout.root)])
+    assert done.exit_code == 0, done.stderr
+    return done.stdout
 
 
 def test_each_domain_has_an_expert_beyond_chance(layout: Layout) -> None:
     """Recounted from the rows: share at least 10 %, lift at least 1.5, above the 99th percentile by chance."""
-    last = demo.checkpoints()[-1]
+    last = f"demo-{demo.checkpoints()[-1]}"
     with open_warehouse(layout) as connection:
         chance = lifts_by_chance(connection, last)
         rows = connection.execute(
@@ -55,6 +69,91 @@ def test_saturation_rises_to_one(layout: Layout) -> None:
         shares = [share for found, share, _ in rows if found == layer]
         assert len(shares) == len(demo.checkpoints())
         assert rows[0][2] == 4 / 16 < shares[0] < shares[1] < shares[-1] == 1.0
+
+
+def test_try_next_works(layout: Layout, tmp_path: Path) -> None:
+    """Each command as it is printed, in a shell and in another folder."""
+    program = tmp_path / "moewh"
+    program.write_text(f"#!{sys.executable}\nfrom moewh.cli.main import main\nmain()\n")
+    program.chmod(0o755)
+    path = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(Path(moewh.__file__).parent.parent)}
+    commands = show_demo(layout).partition("Try next:\n")[2].splitlines()
+    assert [command.split()[:2] for command in commands] == [
+        ["moewh", name] for name in ("show", "query", "query", "shell")
+    ]
+    for command in commands:
+        done = subprocess.run(
+            command,
+            shell=True,
+            cwd=tmp_path,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, b""), command
+        assert done.stdout or command.split()[1] == "shell"
+
+
+def test_the_notebook_answers_its_questions(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every cell runs, and what they answer is counted from the rows."""
+    pytest.importorskip("marimo", reason="marimo is not installed")
+    pytest.importorskip("plotly", reason="plotly is not installed")
+    monkeypatch.setenv("MOEWH_WAREHOUSE", str(layout.root))
+    outputs, names = runpy.run_path(str(REPOSITORY / "notebooks" / "demo.py"))["app"].run()
+    shown = names["run"].value
+    assert shown == f"demo-{demo.checkpoints()[-1]}"
+    assert sum(output is not None for output in outputs) == 6  # the title and five answers
+    with open_warehouse(layout) as connection:
+        rows = connection.execute(
+            "select prompt_id, token_id, layer, expert, domain from routes where run_id = $run and kind <> 'special' "
+            "order by token_id, layer, rank",
+            {"run": shown},
+        ).fetchall()
+    layer = int(names["layer"].value)
+    at_layer: dict[int, list[int]] = {}
+    for _, token, number, expert, _ in rows:
+        if number == layer:
+            at_layer.setdefault(token, []).append(expert)
+    together = Counter(pair for chosen in at_layer.values() for pair in combinations(sorted(chosen), 2))
+    for expert, other, tokens, *_ in names["pairs"].fetchall():
+        assert tokens == together[expert, other]
+    step = dict.fromkeys(number for _, _, number, *_ in rows)
+    flow = names["flow"].fetchall()
+    assert len(flow) == 10
+    chosen_at = {(token, number, expert) for _, token, number, expert, _ in rows}
+    for number, expert, following, other, tokens, *_ in flow:
+        assert [number, following] == [n for n in step if n in (number, following)]
+        assert tokens == sum(
+            (token, following, other) in chosen_at for token, n, e in chosen_at if (n, e) == (number, expert)
+        )
+    counts = Counter((domain, number, expert) for _, _, number, expert, domain in rows)
+    assert {(row[1], row[2], row[3]): row[4] for row in names["preferred"].fetchall()}.items() <= counts.items()
+    assert {row[0] for row in names["tokens_of"].fetchall()} == {"code", "json", "math", "prose"}
+    assert names["view"].data["run"] == shown
+    settled = names["settled"].fetchall()
+    assert [step for step, *_ in settled[:3]] == [40, 400, 2000]
+    assert all(share == 1.0 for step, _, share, _ in settled if step == 2000)
+
+
+def test_a_users_run_does_not_join_the_demo(layout: Layout) -> None:
+    """The same tokens through the same checkpoint, by a run that sorts before the demo's."""
+    before = show_demo(layout)
+    mine = IngestOptions(model="demo", prompts=("demo",), revision=demo.checkpoints()[-1], run_id="a", dtype="bfloat16")
+    ingest(mine, layout)
+    assert show_demo(layout) == before
+    with open_warehouse(layout) as connection:
+        keys = connection.execute("select count(distinct tokens_key), count(distinct series) from runs").fetchall()
+        compared = connection.execute(
+            "select distinct run_id, reference_run_id from router_saturation order by all"
+        ).fetchall()
+        series = connection.execute("select run_id from runs where series = $series", {"series": SERIES}).fetchall()
+    last = f"demo-{demo.checkpoints()[-1]}"
+    runs = [f"demo-{revision}" for revision in demo.checkpoints()]
+    assert keys == [(1, 2)]
+    assert sorted(series) == [(run_id,) for run_id in runs]
+    assert compared == [("a", "a"), *((run_id, last) for run_id in runs)]
 
 
 def test_lifts_by_chance_are_those_of_every_labelling(tmp_path: Path) -> None:

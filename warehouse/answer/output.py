@@ -59,7 +59,7 @@ def write(answer: Answer, form: str, output: Path | None, printed: HeldBack | Te
         _TEXT_WRITERS[form](answer, stream)
         stream.flush()
         return
-    with _replaced(output) as path:
+    with replaced(output) as path:
         if form == "parquet":
             _write_parquet(answer, path)
         else:
@@ -103,7 +103,7 @@ def written_path(output: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _replaced(output: Path) -> Iterator[Path]:
+def replaced(output: Path) -> Iterator[Path]:
     """Yield a path to write to; afterwards it becomes `output` in one step, or nothing does."""
     partial = written_path(output)
     if partial == output:

@@ -1,0 +1,56 @@
+"""`moewh report`: options in; one HTML page with every figure out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from moewh.cli.options import warehouse_option
+from moewh.warehouse.files.layout import Layout
+
+
+@click.command(short_help="Write one HTML page with every figure.")
+@click.option(
+    "-o",
+    "output",
+    type=click.Path(path_type=Path),
+    default="report.html",
+    show_default=True,
+    metavar="FILE",
+    help="Where to write; a file there is replaced.",
+)
+@click.option("--run", "runs", multiple=True, metavar="ID", help="Only this run. Repeatable.  [default: every run]")
+@click.option("--domain", metavar="NAME", help="Only this domain.")
+@click.option(
+    "--prompts",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Prompts of each run in the token view.  [default: up to 8, as the page's size allows]",
+)
+@warehouse_option
+def report(*, output: Path, runs: tuple[str, ...], domain: str | None, prompts: int | None, warehouse: Layout) -> None:
+    """Write one HTML page with every figure of the warehouse's runs, for a browser, without any network.
+
+    The page shows load, balance, domains, top tokens, co-routing, transitions, repetition, information, and what else
+    the runs have, with the query behind each, and prompts with the experts of each token. Run, domain and layer are
+    chosen in the page. It holds the text of those prompts: `--prompts 0` leaves them out.
+    """
+    from moewh.api import Warehouse
+    from moewh.report.contents import Asked, collect
+    from moewh.report.page import render
+    from moewh.warehouse.answer.again import until_settled
+    from moewh.warehouse.answer.output import replaced, written_path
+
+    written_path(output)
+    asked = Asked(runs, domain, prompts)
+
+    def contents() -> dict[str, object]:
+        with Warehouse(warehouse.root) as opened:
+            return collect(opened, asked)
+
+    page = render(until_settled(warehouse, contents)).encode()
+    with replaced(output) as path:
+        path.write_bytes(page)
+    shown = len(page) / 1e6
+    click.echo(f"{output}: {shown:.1f} MB. Open it in a browser; it needs no other file and no network.", err=True)

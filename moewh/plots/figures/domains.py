@@ -1,0 +1,48 @@
+"""Which experts a domain uses more, or less, than all domains together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moewh.plots.drawing import Axis, Figure, Plane, heat_map
+from moewh.plots.figures.load import by_layer, spread
+from moewh.plots.panel import Panel
+from moewh.plots.rows import ANSWER, Rows
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure as PlotlyFigure
+
+    from moewh.api import Warehouse
+
+
+def _draw(rows: Rows, measure: str) -> Figure:
+    layers, experts = by_layer(rows)
+    z, *shown = sorted(
+        (Plane(name, spread(rows, name), form) for name, form in _FORMATS.items()),
+        key=lambda plane: plane.name != measure,
+    )
+    axes = Axis("expert", range(experts)), Axis("layer", layers)
+    return heat_map(*axes, z, *shown, around_one=measure == "lift")
+
+
+_FORMATS = {"lift": ".4~g", "share": ".4~g", "overall_share": ".4~g", "tokens": ",d", "chance": ".2~g"}
+PANEL = Panel(
+    title="Domains",
+    about="Lift of each expert in the domain: its share of the domain's tokens over its share of all. 1 (white) is no "
+    "preference. chance is the standard error of the lift, sqrt(1 / tokens), if tokens were independent; those of one "
+    "prompt are not.",
+    query="domain_specialization",
+    by=("run_id", "domain"),
+    draw=_draw,
+    order=("layer", "expert"),
+    measures=("lift", "share"),
+    sql=f"select *, sqrt(1 / nullif(tokens, 0)) as chance from {ANSWER}",
+    empty="No token of this domain was routed.",
+)
+
+
+def domains(
+    warehouse: Warehouse, domain: str | None, run: str | None = None, *, measure: str | None = None
+) -> PlotlyFigure:
+    """Draw how much a domain uses each expert [layers, experts] against all domains; None: prompts without a domain."""
+    return PANEL.figure(warehouse, measure, run_id=run, domain=domain)

@@ -1,0 +1,35 @@
+"""Heat maps of pairs of experts, whose three measures all follow from the counts."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moewh.plots.drawing import Axis, Figure, Plane, heat_map
+from moewh.plots.rows import Rows, matrix
+
+PAIR_MEASURES = ("lift", "conditional", "tokens")
+_FORMATS = {"lift": ".4~g", "conditional": ".4~g", "tokens": ",d"}
+
+
+def pair_map(
+    rows: Rows, measure: str, places: tuple[str, str], shape: tuple[int, int], divisors: tuple[int, int, int]
+) -> Figure:
+    """Return a heat map of pairs (N_ij). With `tokens` alone and `divisors`, the other measures can be made again::
+
+        N_i = row sum / divisors[0]    N_j = column sum / divisors[1]    N = sum / divisors[2]
+        conditional = N_ij / N_i       lift = N_ij N / (N_i N_j)
+
+    That is how a report holds them: `meta` has the divisors. A pair that shares no token has 0; an expert without
+    tokens, and an expert with itself, have no pairs: NaN.
+    """
+    values = {name: matrix(rows, *places, name, shape) for name in PAIR_MEASURES}
+    none = ~(values["tokens"].any(1)[:, None] & values["tokens"].any(0))
+    if places[0] == "expert_a":
+        np.fill_diagonal(none, True)
+    planes = {name: Plane(name, np.where(none, np.nan, values[name]), _FORMATS[name]) for name in PAIR_MEASURES}
+    shown = [planes[name] for name in PAIR_MEASURES if name != measure]
+    x, y = Axis(places[1], range(shape[1])), Axis(places[0], range(shape[0]))
+    meta = {"divisors": list(divisors), "diagonal": places[0] != "expert_a"}
+    drawn = heat_map(x, y, planes[measure], *shown, around_one=measure == "lift", meta=meta)
+    drawn["layout"]["height"] = min(max(420, 110 + 12 * shape[0]), 720)
+    return drawn

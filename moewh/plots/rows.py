@@ -1,0 +1,75 @@
+"""The answer of a query as columns, and its rows in groups: what every figure is drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moewh.warehouse.answer.query import Value, find_query, prepare
+from moewh.warehouse.views.base import view_names
+
+if TYPE_CHECKING:
+    import duckdb
+
+Rows = dict[str, npt.NDArray[Any]]
+"""Column name → its values, all of one length. NULL is NaN in a column of numbers, None in one of texts."""
+ANSWER = "{answer}"
+
+
+def ask(
+    connection: duckdb.DuckDBPyConnection,
+    query: str,
+    values: Mapping[str, Value],
+    sql: str,
+    bound: Mapping[str, Value | None],
+) -> Rows:
+    """Return the rows of `sql`, in which ANSWER stands for the answer of a view or saved query to `values`."""
+    if query in view_names():
+        statement = sql.replace(ANSWER, query)
+    else:
+        answer = prepare(connection, find_query(query), values)
+        assert answer is not None  # only an unsafe statement has none
+        statement = sql.replace(ANSWER, f"({answer.statement})")
+    found = connection.execute(statement, dict(bound)).fetchnumpy()
+    return {name: _plain(column) for name, column in found.items()}
+
+
+def _plain(column: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return a column without a mask."""
+    if not isinstance(column, np.ma.MaskedArray):
+        return column
+    if column.dtype == object:
+        plain = np.array(column.data)
+        plain[np.ma.getmaskarray(column)] = None  # `filled(None)` would put in a text of numpy's
+        return plain
+    if not column.mask.any():
+        return np.array(column.data)
+    return np.array(column.astype(np.float64).filled(np.nan))  # type: ignore[no-untyped-call]
+
+
+def groups(rows: Rows, by: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], Rows]]:
+    """Yield each run of rows with equal values in the columns `by`, with those values. The rows are in their order."""
+    length = len(next(iter(rows.values())))
+    if not length:
+        return
+    changes = np.zeros(length - 1, bool)
+    for name in by:
+        changes |= rows[name][1:] != rows[name][:-1]
+    edges = [0, *(np.flatnonzero(changes) + 1).tolist(), length]
+    for start, end in zip(edges, edges[1:], strict=False):
+        key = tuple(_scalar(rows[name][start]) for name in by)
+        yield key, {name: column[start:end] for name, column in rows.items()}
+
+
+def _scalar(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def matrix(rows: Rows, row: str, column: str, value: str, shape: tuple[int, int]) -> npt.NDArray[np.float64]:
+    """Return the values of a column as a matrix [rows, columns] by two columns of indices; 0 where there is no row."""
+    made = np.zeros(shape)
+    made[rows[row], rows[column]] = rows[value]
+    return made

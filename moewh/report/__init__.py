@@ -1,0 +1,1 @@
+"""`moewh report`: every figure of `moewh.plots` for the runs of a warehouse, in one HTML page that needs nothing else."""

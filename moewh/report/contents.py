@@ -1,0 +1,264 @@
+"""What a report holds: runs, figures, top tokens and prompts as plain data, from a warehouse.
+
+In: a warehouse, and which of its runs and domains. Out: one object for the page's JSON, which `page.js` shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moewh.plots.figures.top_tokens import MIN_TOKENS
+from moewh.plots.figures.top_tokens import PANEL as TOP_TOKENS
+from moewh.plots.panel import DOMAIN, LAYER, REFERENCE, RUN, Panel
+from moewh.plots.rows import Rows
+from moewh.plots.texts import token_text, visible
+from moewh.plots.tokens import prompts_data
+from moewh.report.numbers import encoded, packed
+from moewh.warehouse import __version__
+from moewh.warehouse.answer.existence import require_existing
+from moewh.warehouse.answer.query import saved_names
+from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.views.base import view_names
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from moewh.api import Warehouse
+
+FIGURES = (
+    *("load", "balance", "balance_over_training", "domains", "specialization", "top_tokens", "co_routing"),
+    *("transitions", "repetition", "information", "saturation", "saliency", "geometry"),
+)
+"""The figures in the order of the page. One that is not here stands at the end."""
+FEW_PROMPTS = 8
+PROMPT_ROWS = 250_000
+"""Routing rows of the token view, of all runs together, unless a number of prompts is asked for."""
+TOKENS_PER_COUNT = 100_000
+"""Of a larger run, a top token occurs more than MIN_TOKENS times: once for each of so many tokens."""
+MOST_ROWS = 3_000_000
+"""Routing rows of all runs together up to which figures are drawn that read rows."""
+TOKEN_VIEW = {
+    "name": "tokens",
+    "title": "Token view",
+    "about": "Prompts with each token coloured by the expert it chose first at the layer. Point at a token, or move to it "
+    "with Tab and the arrow keys, for its weights and runners-up.",
+    "by": ["run", "layer"],
+    "measures": [""],
+    "drawings": [],
+    "empty": "No prompts: the run holds counts alone, its prompts are too long for a page, or none were asked for. "
+    "`--prompts N` includes N prompts, whatever their length.",
+}
+_RUNS = """
+select
+    run_id, model, revision, series, train_step, status, origin, origin_format, dtype, prompts, tokens,
+    strftime(created_at, '%Y-%m-%d') as created
+from runs
+order by created_at, run_id"""
+_LAYERS = "select run_id, layer, num_experts, top_k from layers order by run_id, layer"
+_DOMAINS = (
+    "select distinct run_id, domain from expert_counts where kind <> 'special' order by run_id, domain nulls last"
+)
+_PROMPTS = """
+select prompt_id, num_tokens
+from (
+    select prompt_id, num_tokens, domain, row_number() over (partition by domain order by prompt_id) as turn
+    from prompts
+    where run_id = $run and num_tokens > 0 and ($domain is null or domain = $domain)
+)
+order by turn, domain nulls last, prompt_id
+limit $most"""
+"""A prompt of each domain in turn."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a report is asked to hold."""
+
+    runs: Sequence[str] = ()
+    """The runs; none: all of them."""
+    domain: str | None = None
+    """The one domain; None: all."""
+    prompts: int | None = None
+    """Prompts in the token view; None: a few, as many as keep the page small."""
+
+
+def collect(warehouse: Warehouse, asked: Asked) -> dict[str, Any]:
+    """Return everything of a report. Raises MoewhError for a run or domain that does not exist, and for no run."""
+    return _Contents(warehouse, asked).collect()
+
+
+@dataclass
+class _Contents:
+    """What is being collected."""
+
+    warehouse: Warehouse
+    asked: Asked
+    runs: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def connection(self) -> duckdb.DuckDBPyConnection:
+        """The warehouse's connection."""
+        return self.warehouse.connection
+
+    def collect(self) -> dict[str, Any]:
+        self.connection.execute("set enable_progress_bar = false")  # DuckDB's own, which would be printed here
+        self._find_runs()
+        domains = {domain for run in self.runs for domain in run["domains"] if domain is not None}
+        return {
+            "version": __version__,
+            "runs": self.runs,
+            "domain_texts": [[domain, visible(domain)] for domain in sorted(domains)],
+            "panels": [*(self._panel(name, panel) for name, panel in panels()), TOKEN_VIEW],
+            "prompts": self._prompts(),
+        }
+
+    def _find_runs(self) -> None:
+        look = self.connection.execute
+        for run_id in self.asked.runs or [None]:
+            named = {"run": run_id, "domain": self.asked.domain}
+            given = {name: value for name, value in named.items() if value is not None}
+            require_existing(lambda sql, values: look(sql, dict(values)).fetchall(), {k: k for k in given}, given)
+        cursor = look(_RUNS)
+        names = [column[0] for column in cursor.description or ()]
+        rows = [{name: _shown(value) for name, value in zip(names, row, strict=True)} for row in cursor.fetchall()]
+        self.runs = [row for row in rows if not self.asked.runs or row[RUN] in self.asked.runs]
+        if not self.runs:
+            raise MoewhError(f"there are no runs in {self.warehouse.path}. `moewh ingest` makes one.")
+        layers, domains = look(_LAYERS).fetchall(), look(_DOMAINS).fetchall()
+        for run in self.runs:
+            run["layers"] = [dict(layer=n, experts=e, top_k=k) for run_id, n, e, k in layers if run_id == run[RUN]]
+            found = [domain for run_id, domain in domains if run_id == run[RUN]]
+            run["domains"] = [name for name in found if self.asked.domain in (None, name)]
+
+    def _rows(self) -> int:
+        """How many routing rows the runs have."""
+        return sum((run["tokens"] or 0) * sum(layer["top_k"] or 0 for layer in run["layers"]) for run in self.runs)
+
+    def _sampled_prompts(self) -> int:
+        """How many prompts have, in all runs together, about MOST_ROWS routing rows."""
+        prompts = min(run["prompts"] for run in self.runs if run["tokens"])
+        return int(max(1, prompts * MOST_ROWS // self._rows()))
+
+    def _panel(self, name: str, panel: Panel) -> dict[str, Any]:
+        large = panel.scans and self._rows() > MOST_ROWS
+        if large and panel.sample:
+            panel = replace(panel, query=panel.sample, values={"prompts": self._sampled_prompts()})
+        if panel is TOP_TOKENS:
+            most = max(run["tokens"] or 0 for run in self.runs)
+            panel = replace(panel, values={"min_tokens": max(MIN_TOKENS, most // TOKENS_PER_COUNT)})
+        told: dict[str, Any] = {"name": name, "title": panel.title, "about": panel.about, "empty": panel.empty}
+        told |= {"by": _selectors(panel), "measures": list(panel.measures)}
+        if large and not panel.sample:
+            left_out = (
+                f"Left out: it reads every routing row, {self._rows():,} here. `moewh query {panel.query}` gives it."
+            )
+            return told | {"drawings": [], "empty": left_out}
+        if large:
+            told["about"] += (
+                f" Over the first {panel.values['prompts']:,} prompts of each run: it has too many for all."
+            )
+        found = list(self._drawings(panel))
+        if name == "top_tokens":
+            return told | {"table": _token_table(found), "values": panel.values, "drawings": []}
+        shapes: dict[str, Any] = {}
+        return told | {"drawings": [_drawing(panel, at, rows, shapes) for at, rows in found], "shapes": shapes}
+
+    def _prompts(self) -> dict[str, Any]:
+        """Return, for each run that has tokens, some of its prompts, as `prompts_data` has them."""
+        room = PROMPT_ROWS // len(self.runs)
+        most = FEW_PROMPTS if self.asked.prompts is None else self.asked.prompts
+        told = {}
+        for run in self.runs:
+            values = {"run": run[RUN], "domain": self.asked.domain, "most": most}
+            found = self.connection.execute(_PROMPTS, values).fetchall()
+            if self.asked.prompts is None:
+                found = _within(found, room // max(1, sum(layer["top_k"] or 0 for layer in run["layers"])))
+            if found and run["tokens"]:
+                told[run[RUN]] = prompts_data(self.warehouse, run[RUN], [prompt_id for prompt_id, _ in found])
+        return told
+
+    def _drawings(self, panel: Panel) -> Iterator[tuple[dict[str, Any], Rows]]:
+        """Yield the selections that the report shows."""
+        ids = {run[RUN] for run in self.runs}
+        for at, rows in panel.drawings(self.connection, {}):
+            if ids.isdisjoint(rows[RUN].tolist() if REFERENCE in at else [at[RUN]]):
+                continue
+            if DOMAIN in at and self.asked.domain not in (None, at[DOMAIN]):
+                continue
+            yield at, rows
+
+
+def _shown(value: Any) -> Any:
+    return visible(value) if isinstance(value, str) else value
+
+
+def panels() -> list[tuple[str, Panel]]:
+    """Return every figure that this warehouse's queries can give, in the order of the page."""
+    from moewh.plots import FIGURES as FILES
+
+    order = {name: place for place, name in enumerate(FIGURES)}
+    named = sorted(FILES, key=lambda name: order.get(name, len(order)))
+    found = ((name, import_module(f"moewh.plots.figures.{name}").PANEL) for name in named)
+    known = {*view_names(), *saved_names()}
+    return [(name, panel) for name, panel in found if panel.query in known]
+
+
+def _within(prompts: Sequence[tuple[int, int]], tokens: int) -> list[tuple[int, int]]:
+    """Return the first prompts, (prompt_id, num_tokens), that together have at most so many tokens."""
+    kept = []
+    for prompt_id, length in prompts:
+        if length <= tokens:
+            kept.append((prompt_id, length))
+            tokens -= length
+    return kept
+
+
+def _selectors(panel: Panel) -> list[str]:
+    """Return what the page selects a drawing by: a series is selected by its runs."""
+    named = (RUN if name == REFERENCE else name for name in panel.by if name != "series")
+    return [{RUN: "run"}.get(name, name) for name in named]
+
+
+def _drawing(panel: Panel, at: dict[str, Any], rows: Rows, shapes: dict[str, Any]) -> dict[str, Any]:
+    """Return one selection: its place, the command behind it, and a figure for each measure.
+
+    Of a figure of pairs only the counts: the page makes all measures from them, in the figure that `shapes` has for it.
+    """
+    runs = rows[RUN].tolist() if REFERENCE in at else [at[RUN]]
+    told = {"runs": list(dict.fromkeys(runs)), "command": panel.command(at)}
+    told |= {name: at[name] for name in (DOMAIN, LAYER) if name in at}
+    if not panel.pairs:
+        return told | {"figures": encoded({measure: panel.draw(rows, measure) for measure in panel.measures})}
+    drawn = panel.draw(rows, "tokens")
+    trace = drawn["data"][0]
+    counts = packed(np.nan_to_num(trace["z"]))
+    if counts["shape"] not in shapes:
+        figures = {measure: panel.draw(rows, measure) for measure in panel.measures}
+        for figure in figures.values():
+            for name in ("z", "customdata", "meta"):
+                del figure["data"][0][name]
+        shapes[counts["shape"]] = encoded(figures)
+    return told | {"counts": counts, **trace["meta"]}
+
+
+def _token_table(drawings: Sequence[tuple[dict[str, Any], Rows]]) -> dict[str, Any]:
+    """Return the top tokens of every expert as one set of columns, each distinct text once."""
+    texts: dict[str, int] = {}
+    columns: dict[str, list[Any]] = {"run": [], "layer": [], "expert": [], "text": []}
+    numbers: dict[str, list[Any]] = {"tokens": [], "share_of_token": [], "lift": []}
+    runs: dict[str, int] = {}
+    for at, rows in drawings:
+        shown = [token_text(token, int(entry)) for token, entry in zip(rows["token"], rows["vocab_id"], strict=True)]
+        columns["text"] += [texts.setdefault(text, len(texts)) for text in shown]
+        columns["run"] += [runs.setdefault(at[RUN], len(runs))] * len(shown)
+        for name in ("layer", "expert"):
+            columns[name] += [at[name]] * len(shown)
+        for name, values in numbers.items():
+            values += rows[name].tolist()
+    packed_columns = {name: packed(np.array(values)) for name, values in (columns | numbers).items()}
+    return {"runs": list(runs), "texts": list(texts), "columns": packed_columns}
