@@ -20,6 +20,7 @@ ROOMS = (
     "moewh.cli",
     "moewh",
     "moewh.api",
+    "moewh.publish",
     "moewh.ingest.recorder",
     "moewh.ingest.run",
     "moewh.ingest.inspect",
@@ -44,6 +45,7 @@ ROOMS = (
     "moewh.warehouse.answer",
     "moewh.warehouse.sealing",
     "moewh.warehouse.views",
+    "moewh.warehouse.remote",
     "moewh.warehouse.files",
     "moewh.warehouse.stopping",
     "moewh.warehouse.cpus",
@@ -68,7 +70,8 @@ def modules() -> dict[str, Path]:
     named = {".".join(("moewh", *path.relative_to(REPOSITORY).with_suffix("").parts)): path for path in files}
     door = {
         ".".join(path.relative_to(REPOSITORY).with_suffix("").parts): path
-        for path in (*(REPOSITORY / "moewh").glob("*.py"), *(REPOSITORY / "moewh" / "cli").glob("*.py"))
+        for folder in ("", "cli", "publish")
+        for path in (REPOSITORY / "moewh" / folder).glob("*.py")
     }
     return {name.removesuffix(".__init__"): path for name, path in (named | door).items()}
 
