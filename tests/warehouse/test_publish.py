@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from moewh.cli.main import main
 from moewh.publish import target as targets
 from moewh.publish.card import split_names
+from moewh.publish.choose import target_at
 from moewh.publish.hub import HubTarget
 from moewh.publish.publish import Asked, publish
 from moewh.publish.target import FolderTarget, StoreTarget, Target
@@ -92,7 +93,7 @@ def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Target]:
         yield InMemory()
     else:
         with on_the_hub(Store({})) as url:
-            found = targets.target_at(url)
+            found = target_at(url)
             assert isinstance(found, HubTarget)
             yield found
 
