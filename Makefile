@@ -16,7 +16,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.demo
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[accelerate,peft,datasets,spark,bench,test,lint,notebook,report]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[accelerate,peft,datasets,remote,spark,bench,test,lint,notebook,report]'
 	touch $@
 
 demo: $(VENV)/.demo

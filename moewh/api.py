@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from moewh.warehouse.answer.engine import Engine
 from moewh.warehouse.answer.query import Query, Value, find_query, prepare
 from moewh.warehouse.errors import UsageError
-from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.remote.published import readable, writable
 from moewh.warehouse.runs import LIST_SQL
-from moewh.warehouse.trust import verify
+from moewh.warehouse.trust.published import check_any, plan_any
+from moewh.warehouse.trust.verify import Fault
 from moewh.warehouse.views.base import open_warehouse
 
 if TYPE_CHECKING:
@@ -29,21 +30,21 @@ if TYPE_CHECKING:
 
 
 class Warehouse:
-    """A warehouse on disk, read through an in-memory DuckDB that has all its views."""
+    """A warehouse, read through an in-memory DuckDB that has all its views."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Open the warehouse at `path`. Raises MoewhError if there is none."""
-        self._layout = Layout(Path(path).absolute()).require()
+        """Open the warehouse at `path`, or the published one at a URL. Raises MoewhError if there is none."""
+        self._warehouse = readable(os.fspath(path)).require()
 
     @property
-    def path(self) -> Path:
-        """The warehouse's directory."""
-        return self._layout.root
+    def path(self) -> Path | str:
+        """The warehouse's directory; for a published one, its path or URL as text."""
+        return self._warehouse.root
 
     @cached_property
     def connection(self) -> duckdb.DuckDBPyConnection:
         """The DuckDB connection, with a view for every table and canned view."""
-        return open_warehouse(self._layout)
+        return open_warehouse(self._warehouse)
 
     def close(self) -> None:
         """Close the connection, if there is one; relations of it cannot be read any more."""
@@ -77,9 +78,9 @@ class Warehouse:
         """Return one row per run, oldest first."""
         return self.connection.sql(LIST_SQL)
 
-    def verify(self) -> list[verify.Fault]:
+    def verify(self) -> list[Fault]:
         """Compare every file with its manifest and return the faults, none if all is as it was committed."""
-        return verify.check(verify.plan(self._layout))
+        return check_any(plan_any(self._warehouse))
 
     def _ask(self, query: Query, parameters: dict[str, Value]) -> duckdb.DuckDBPyRelation:
         engine = Engine(lambda asked, values: prepare(self.connection, asked, values))
@@ -89,7 +90,10 @@ class Warehouse:
 
 
 def open(path: str | os.PathLike[str] = "wh") -> Warehouse:
-    """Open the warehouse at `path`. Raises MoewhError if there is none."""
+    """Open the warehouse at `path`: a directory, or s3://, hf://datasets/ or https:// where one was published.
+
+    Raises MoewhError if there is none.
+    """
     return Warehouse(path)
 
 
@@ -119,7 +123,7 @@ def ingest(
     paths = prompt_paths(prompts)
     named = model if isinstance(model, str | os.PathLike) else type(model).__name__
     asked = ingest_options(os.fspath(named), paths, run_id, options, in_files=prompts is None)
-    layout = Layout(Path(warehouse).absolute())
+    layout = writable(os.fspath(warehouse))
     records = in_memory(prompts) if not paths and isinstance(prompts, Iterable) else None
     if records is not None and asked.dataset is not None:
         raise UsageError("a dataset cannot follow prompts that are in memory. Give one of them.")
@@ -155,4 +159,4 @@ def record(
     from moewh.ingest.recorder.record import Recorder
 
     require_recordable(options)
-    return Recorder(model, tokenizer, Layout(Path(warehouse).absolute()), run_id, **options)
+    return Recorder(model, tokenizer, writable(os.fspath(warehouse)), run_id, **options)

@@ -22,6 +22,7 @@ ROOMS = (
     "moewh.report",
     "moewh.plots",
     "moewh.api",
+    "moewh.publish",
     "moewh.ingest.recorder",
     "moewh.ingest.run",
     "moewh.ingest.inspect",
@@ -46,6 +47,7 @@ ROOMS = (
     "moewh.warehouse.answer",
     "moewh.warehouse.sealing",
     "moewh.warehouse.views",
+    "moewh.warehouse.remote",
     "moewh.warehouse.files",
     "moewh.warehouse.stopping",
     "moewh.warehouse.cpus",
@@ -72,7 +74,7 @@ def modules() -> dict[str, Path]:
     named = {".".join(("moewh", *path.relative_to(REPOSITORY).with_suffix("").parts)): path for path in files}
     door = {
         ".".join(path.relative_to(REPOSITORY).with_suffix("").parts): path
-        for pattern in ("*.py", "cli/*.py", "plots/**/*.py", "report/*.py")
+        for pattern in ("*.py", "cli/*.py", "plots/**/*.py", "publish/*.py", "report/*.py")
         for path in (REPOSITORY / "moewh").glob(pattern)
     }
     return {name.removesuffix(".__init__"): path for name, path in (named | door).items()}

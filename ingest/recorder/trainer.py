@@ -22,7 +22,8 @@ from moewh.ingest.prompts.in_memory import in_memory
 from moewh.ingest.recorder.asked import ingest_options, prompt_paths, refuse_of_files
 from moewh.ingest.run import Progress, ingest
 from moewh.warehouse.errors import MoewhError, UsageError
-from moewh.warehouse.files.layout import Layout, check_run_id
+from moewh.warehouse.files.layout import check_run_id
+from moewh.warehouse.remote.published import writable
 from moewh.warehouse.runs import run_ids
 
 
@@ -55,7 +56,7 @@ class TrainerCallback(transformers.TrainerCallback):
         refuse_of_files(options)
         self._options = ingest_options("model", paths, run_id, options, in_files=prompts is None)
         self._every, self._tokenizer = every, tokenizer
-        self._layout = Layout(Path(warehouse).absolute())
+        self._layout = writable(os.fspath(warehouse))
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

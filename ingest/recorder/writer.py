@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,8 @@ from moewh.ingest.recorder.sequences import Block, Labels, Part
 from moewh.ingest.routing import NO_ENTRY, NO_ROUTE, LayerRouting
 from moewh.ingest.workers import InBetween
 from moewh.warehouse.errors import MoewhError, UsageError
-from moewh.warehouse.files.layout import Layout, check_run_id
+from moewh.warehouse.files.layout import check_run_id
+from moewh.warehouse.remote.published import writable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -62,7 +62,7 @@ class Writer:
         where `layers`, `num_experts` (E) and `top_k` (K) say it. `tokenizer` gives tokens their text. `ordered`:
         experts without weights are in order of rank. Raises UsageError or MoewhError, also for a run that exists.
         """
-        self.layout = Layout(Path(warehouse).absolute())
+        self.layout = writable(os.fspath(warehouse))
         self.run_id = check_run_id(run_id)
         self._declared = _declared(
             model, layers, num_experts, top_k, revision=revision, trust_remote_code=trust_remote_code

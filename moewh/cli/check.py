@@ -14,12 +14,13 @@ import click
 
 from moewh.cli.candidates import asked_checks, complete_parameters
 from moewh.cli.failures import explain, one_line
-from moewh.cli.options import engine_options, limit_options, warehouse_option
+from moewh.cli.options import engine_options, limit_options, readable_option
 from moewh.warehouse.answer import query as queries
 from moewh.warehouse.answer.engine import Ask, open_engine
 from moewh.warehouse.answer.query import Query, Value
 from moewh.warehouse.errors import MoewhError, UsageError
-from moewh.warehouse.files.layout import Layout, sync
+from moewh.warehouse.files.layout import sync
+from moewh.warehouse.remote.published import Readable
 from moewh.warehouse.trust.check import (
     ROLLUPS,
     assigned,
@@ -46,14 +47,14 @@ from moewh.warehouse.trust.reports import FORMATS, KEPT, Fault, Result, report
 @click.option("-o", "output", type=click.Path(path_type=Path), metavar="FILE", help="Write to FILE instead of stdout.")
 @engine_options
 @limit_options
-@warehouse_option
+@readable_option
 def check(
     *,
     paths: tuple[Path, ...],
     parameters: tuple[str, ...],
     form: str,
     output: Path | None,
-    warehouse: Layout,
+    warehouse: Readable,
     engine: str,
     master: str | None,
     **limits: Any,
@@ -82,7 +83,7 @@ def check(
 
 
 def _results(
-    warehouse: Layout, ask: Ask, checks: list[tuple[Query, dict[str, Value]]], *, rollups: bool
+    warehouse: Readable, ask: Ask, checks: list[tuple[Query, dict[str, Value]]], *, rollups: bool
 ) -> Iterator[Result]:
     """Run one check after the other."""
     for query, values in checks:
@@ -92,7 +93,7 @@ def _results(
         yield _result(warehouse, ROLLUPS, partial(rollup_faults, ask, run_id))
 
 
-def _result(warehouse: Layout, name: str, find: Callable[[], Iterator[Fault]]) -> Result:
+def _result(warehouse: Readable, name: str, find: Callable[[], Iterator[Fault]]) -> Result:
     """Run one check to its end; one that fails is named on stderr. Raises what is no fault of the check's."""
     import duckdb
 

@@ -11,6 +11,8 @@ from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import own_paths
 
+_OURS = r"MoewhError: (.+)"
+"""What DuckDB makes of an error that reading a remote file raised within a query: with a traceback."""
 _OTHER_COLUMNS = r'Failed to read file "(.+)/[^/"]+": schema mismatch in glob: column "(\w+)"'
 """What DuckDB says of a file that has other columns than the view was made for."""
 
@@ -55,6 +57,8 @@ def _os_error(error: OSError) -> str:
 
 def _duckdb_error(text: str) -> str:
     """Keep DuckDB's message and the line it names, without the drawing of the place below it."""
+    if raised := re.search(_OURS, text):
+        return raised[1]
     text = own_paths(text)
     if other := re.search(_OTHER_COLUMNS, text):
         return (

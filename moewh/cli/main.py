@@ -23,6 +23,7 @@ from moewh.cli.geometry import geometry
 from moewh.cli.import_ import import_
 from moewh.cli.ingest import ingest
 from moewh.cli.inspect import inspect
+from moewh.cli.publish import publish
 from moewh.cli.query import query
 from moewh.cli.refresh import refresh
 from moewh.cli.report import report
@@ -101,6 +102,7 @@ for command in (
     import_,
     query,
     export,
+    publish,
     check,
     verify,
     views,

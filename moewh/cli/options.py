@@ -12,29 +12,41 @@ from moewh.cli.candidates import complete_folders
 from moewh.warehouse.answer.engine import ENGINES
 from moewh.warehouse.answer.output import FORMATS
 from moewh.warehouse.errors import UsageError
-from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.remote.published import Readable, only_written, readable
 
 
 def warehouse_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command `--warehouse DIR`; it receives a `Layout` as its argument `warehouse`."""
+    """Give a command that writes `--warehouse DIR`; it receives a `Layout` as its argument `warehouse`."""
     return click.option(
         "--warehouse",
         metavar="DIR",
         envvar="MOEWH_WAREHOUSE",
         default="wh",
         shell_complete=complete_folders,
-        callback=_layout,
+        callback=lambda *given: only_written(_readable(*given)),
         help="The warehouse directory.  [default: $MOEWH_WAREHOUSE, else ./wh]",
     )(command)
 
 
-def _layout(_context: click.Context, _parameter: click.Parameter, value: str) -> Layout:
-    root = Path(value).absolute()
-    if "\\" in str(root) or str(root).encode(errors="replace").decode() != str(root):
-        raise UsageError(
-            f"{str(root)!a} has a backslash or is not UTF-8: DuckDB cannot find files there. Choose another."
-        )
-    return Layout(root)
+def readable_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command that reads `--warehouse DIR|URL`; it receives a `Readable` as its argument `warehouse`."""
+    return click.option(
+        "--warehouse",
+        metavar="DIR|URL",
+        envvar="MOEWH_WAREHOUSE",
+        default="wh",
+        shell_complete=complete_folders,
+        callback=_readable,
+        help="The warehouse: a directory, or s3://, hf://datasets/ or https:// where one was published.  "
+        "[default: $MOEWH_WAREHOUSE, else ./wh]",
+    )(command)
+
+
+def _readable(_context: click.Context, _parameter: click.Parameter, value: str) -> Readable:
+    root = str(Path(value).absolute())
+    if "\\" in root or root.encode(errors="replace").decode() != root:
+        raise UsageError(f"{root!a} has a backslash or is not UTF-8: DuckDB cannot find files there. Choose another.")
+    return readable(value)
 
 
 def limit_options(command: Callable[..., Any]) -> Callable[..., Any]:

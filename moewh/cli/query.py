@@ -9,10 +9,10 @@ from typing import Any
 import click
 
 from moewh.cli.candidates import asked_query, complete_parameters, complete_queries
-from moewh.cli.options import engine_options, format_options, limit_options, warehouse_option
+from moewh.cli.options import engine_options, format_options, limit_options, readable_option
 from moewh.warehouse.answer.engine import open_engine
 from moewh.warehouse.errors import UsageError
-from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.remote.published import Readable
 
 
 @click.command(short_help="Answer a view, a saved query or SQL of your own.")
@@ -31,7 +31,7 @@ from moewh.warehouse.files.layout import Layout
 @engine_options
 @click.option("--verify", "verified", is_flag=True, help="First compare every file with its manifest.")
 @limit_options
-@warehouse_option
+@readable_option
 def query(
     *,
     name: str | None,
@@ -43,7 +43,7 @@ def query(
     master: str | None,
     described: bool,
     verified: bool,
-    warehouse: Layout,
+    warehouse: Readable,
     **limits: Any,
 ) -> None:
     """Answer NAME (a view or a saved query), a FILE.sql, or the SQL of -c. Without any, list the names.
@@ -80,7 +80,7 @@ def query(
     values = queries.parse_parameters(parameters)
     written = out.written_path(output) if output is not None else None
     if verified:
-        from moewh.warehouse.trust.verify import require_sound
+        from moewh.warehouse.trust.published import require_sound
 
         require_sound(warehouse)
     printed = HeldBack(sys.stdout)

@@ -8,17 +8,17 @@ from pathlib import Path
 import click
 
 from moewh.cli.candidates import complete_runs
-from moewh.cli.options import format_options, warehouse_option
+from moewh.cli.options import format_options, readable_option
 from moewh.warehouse.errors import MoewhError, UsageError
-from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.remote.published import Readable, only_written
 
 
 @click.command(short_help="List the runs, or delete one.")
 @click.option("--delete", metavar="RUN", shell_complete=complete_runs, help="Delete this run and its segments.")
 @click.option("--yes", is_flag=True, help="Delete without asking.")
 @format_options
-@warehouse_option
-def runs(delete: str | None, yes: bool, form: str | None, output: Path | None, warehouse: Layout) -> None:
+@readable_option
+def runs(delete: str | None, yes: bool, form: str | None, output: Path | None, warehouse: Readable) -> None:
     """List the runs of the warehouse, complete or not; with --delete, remove one."""
     from moewh.warehouse import runs as library
     from moewh.warehouse.answer import output as out
@@ -40,10 +40,11 @@ def runs(delete: str | None, yes: bool, form: str | None, output: Path | None, w
 
         until_settled(warehouse, list_them, printed)
         return
-    library.check_known(warehouse, delete)
-    if not yes and not click.confirm(f"Delete run {delete} and all its segments from {warehouse.root}?", err=True):
+    layout = only_written(warehouse)
+    library.check_known(layout, delete)
+    if not yes and not click.confirm(f"Delete run {delete} and all its segments from {layout.root}?", err=True):
         raise MoewhError(f"run {delete} was not deleted.")
-    kept = library.delete_run(warehouse, delete)
+    kept = library.delete_run(layout, delete)
     click.echo(
         " ".join([f"Deleted run {delete}.", *(f"The link to {path} is gone, its files are not." for path in kept)])
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from moewh.cli.options import warehouse_option
-from moewh.warehouse.files.layout import Layout
+from moewh.cli.options import readable_option
+from moewh.warehouse.remote.published import Readable
 
 
 @click.command(
@@ -13,8 +13,8 @@ from moewh.warehouse.files.layout import Layout
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-@warehouse_option
-def shell(arguments: tuple[str, ...], warehouse: Layout) -> None:
+@readable_option
+def shell(arguments: tuple[str, ...], warehouse: Readable) -> None:
     """Start the `duckdb` program with the warehouse's views in memory. ARGUMENTS after -- are passed to it.
 
     ATTACH 'other/warehouse.duckdb' adds another warehouse.

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from moewh.cli.options import warehouse_option
-from moewh.warehouse.files.layout import Layout
+from moewh.cli.options import readable_option
+from moewh.warehouse.files.layout import SCHEMA_RUN, Layout
+from moewh.warehouse.files.listing import run_of
+from moewh.warehouse.remote.published import Readable, only_written
 
 if TYPE_CHECKING:
+    from moewh.warehouse.trust.published import PublishedPlan
     from moewh.warehouse.trust.verify import Fault, Plan
 
 
@@ -40,25 +43,31 @@ class Reported:
 @click.option(
     "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Report format."
 )
-@warehouse_option
-def verify(*, warehouse: Layout, repair: bool, rollups: bool, jobs: int | None, form: str) -> None:
+@readable_option
+def verify(*, warehouse: Readable, repair: bool, rollups: bool, jobs: int | None, form: str) -> None:
     """Read every file and compare it with its manifest: presence, size, sha256, columns and rows.
 
+    Of a published warehouse, every file is compared with published.json: presence, size and sha256.
     Each bad file is named, with the reason. The exit code is 1 if anything was bad, even if --repair took it out.
     Whatever dead processes left in .staging/ is removed.
     """
     from moewh.warehouse.trust import repair as repairing
-    from moewh.warehouse.trust import verify as library
+    from moewh.warehouse.trust.published import check_any, plan_any
+    from moewh.warehouse.trust.verify import check_rollups
 
+    if repair:
+        only_written(warehouse)
     began = time.monotonic()
-    planned = library.plan(warehouse)
+    planned = plan_any(warehouse)
     with _progress(planned.bytes) as done:
-        faults = library.check(planned, jobs, done)
+        faults = check_any(planned, jobs, done)
         if rollups and not faults:
-            faults = library.check_rollups(warehouse)
+            faults = check_rollups(warehouse)
     seconds = max(time.monotonic() - began, 1e-9)
-    moved = repairing.quarantine(warehouse, (fault.folder for fault in faults)) if repair and faults else {}
-    warehouse.sweep()
+    moved: dict[Path, Path] = {}
+    if isinstance(warehouse, Layout):
+        moved = repairing.quarantine(warehouse, (fault.folder for fault in faults)) if repair and faults else {}
+        warehouse.sweep()
     reported = [_reported(warehouse, fault, moved) for fault in faults]
     if form == "json":
         click.echo(_json(planned, seconds, reported))
@@ -68,10 +77,13 @@ def verify(*, warehouse: Layout, repair: bool, rollups: bool, jobs: int | None, 
         raise SystemExit(1)
 
 
-def _reported(warehouse: Layout, fault: Fault, moved: dict[Path, Path]) -> Reported:
+def _reported(warehouse: Readable, fault: Fault, moved: dict[Path, Path]) -> Reported:
     from moewh.ingest.options import command_words
     from moewh.warehouse.trust import repair
 
+    if not isinstance(warehouse, Layout):
+        named = run_of(str(fault.path))
+        return Reported(None if named == SCHEMA_RUN else named, str(fault.path), fault.why, None, None)
     run_id = repair.run_of(warehouse, fault.folder)
     went = moved.get(fault.folder)
     return Reported(
@@ -83,14 +95,14 @@ def _reported(warehouse: Layout, fault: Fault, moved: dict[Path, Path]) -> Repor
     )
 
 
-def _json(planned: Plan, seconds: float, reported: list[Reported]) -> str:
+def _json(planned: Plan | PublishedPlan, seconds: float, reported: list[Reported]) -> str:
     counts = {"runs": planned.runs, "segments": planned.segments, "files": planned.files, "bytes": planned.bytes}
     return json.dumps(
         {**counts, "seconds": round(seconds, 3), "faults": [asdict(fault) for fault in reported]}, indent=1
     )
 
 
-def _text(planned: Plan, seconds: float, reported: list[Reported], *, repair: bool) -> str:
+def _text(planned: Plan | PublishedPlan, seconds: float, reported: list[Reported], *, repair: bool) -> str:
     """One line for each fault, then what was moved, how to restore it, and a summary."""
     lines = [f"{fault.path}: {fault.why}" for fault in reported]
     folders = {fault.quarantined for fault in reported if fault.quarantined}

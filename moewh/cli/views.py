@@ -5,14 +5,14 @@ from __future__ import annotations
 import click
 
 from moewh.cli.candidates import complete_views
-from moewh.cli.options import warehouse_option
-from moewh.warehouse.files.layout import Layout
+from moewh.cli.options import readable_option
+from moewh.warehouse.remote.published import Readable
 
 
 @click.command(short_help="List the views, or describe one.")
 @click.argument("name", required=False, shell_complete=complete_views)
-@warehouse_option
-def views(name: str | None, warehouse: Layout) -> None:  # noqa: ARG001 - the views are those of any warehouse
+@readable_option
+def views(name: str | None, warehouse: Readable) -> None:  # noqa: ARG001 - the views are those of any warehouse
     """List the views, one line each. With NAME, show what it answers and what its columns mean."""
     from moewh.warehouse.answer import catalog
 

@@ -73,7 +73,9 @@ def same(name: str, told: dict[str, Any], rows: list[Row]) -> None:
             assert all(close(y, values[x]) for x, y in zip(trace["x"], trace["y"], strict=True))
 
 
-@pytest.mark.parametrize(("run", "domain", "steps"), [("step-30", "code", 0), ("007", "(none)", 2), ("mixed", "prose", 1)])
+@pytest.mark.parametrize(
+    ("run", "domain", "steps"), [("step-30", "code", 0), ("007", "(none)", 2), ("mixed", "prose", 1)]
+)
 def test_figures_show_what_is_selected(
     run: str, domain: str, steps: int, page: Any, written: Path, layout: Layout
 ) -> None:

@@ -19,6 +19,8 @@ import pytest
 from click.testing import CliRunner
 
 from moewh.cli.main import main
+from moewh.publish.publish import Asked, publish
+from moewh.publish.target import FolderTarget
 from moewh.warehouse.answer import query as queries
 from moewh.warehouse.answer.engine import Engine
 from moewh.warehouse.answer.output import FORMATS
@@ -26,9 +28,12 @@ from moewh.warehouse.answer.query import Query, Value
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.remote.place import Folder, Remote
+from moewh.warehouse.remote.published import Published, readable
 from moewh.warehouse.trust.check import shipped_checks
 from moewh.warehouse.trust.rollups import compare, definition
 from moewh.warehouse.views.base import QUERIES, view_names
+from tests.support.published import publishable
 from tests.support.saved_queries import VALUES
 from tests.support.synthetic import Prompt, Run, Token, random_run, random_warehouse, write_run
 
@@ -38,7 +43,7 @@ if not (shutil.which("java") or os.environ.get("JAVA_HOME")):
     pytest.skip("there is no Java", allow_module_level=True)
 
 from moewh.warehouse.answer import spark  # noqa: E402
-from tests.support.two_engines import answered, assert_same, on_duckdb  # noqa: E402
+from tests.support.two_engines import answered, assert_same, on_duckdb, repr_without_floats, same  # noqa: E402
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -353,3 +358,20 @@ def test_spark_cluster_of_two_workers_equals_duckdb(layout: Layout) -> None:
     command = [sys.executable, "-c", CLUSTER, str(layout.root), *names]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, env=environment)
     assert done.stdout.splitlines() == [*names, "executors 2"], done.stderr
+
+
+def test_spark_reads_a_published_folder(tmp_path: Path, session: SparkSession) -> None:
+    """By its path; a URL is refused."""
+    source = publishable(tmp_path / "wh")
+    publish(source, FolderTarget(tmp_path / "out"), Asked())
+    there = spark.on_this_machine(readable(str(tmp_path / "out")))
+    for name in ("runs", "routes", "co_routing", "expert_token_affinity"):
+        query = queries.find_query(name)
+        expected = on_duckdb(source, query, {})
+        found = answered(Engine(lambda q, v: spark.answer(session, there, q, v)), query, {})
+        assert found[0] == expected[0]
+        assert len(found[1]) == len(expected[1]) > 0
+        for row, wanted in zip(*(sorted(rows, key=repr_without_floats) for _, rows in (found, expected)), strict=True):
+            assert all(same(value, target) for value, target in zip(row, wanted, strict=True)), (row, wanted)
+    with pytest.raises(UsageError, match="by a path"):
+        spark.on_this_machine(Published(Remote("s3://bucket/wh", None), Published(Folder(there.root)).listing))

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.base import ASK_AGAIN
 
 if TYPE_CHECKING:
-    from moewh.warehouse.files.layout import Layout
+    from moewh.warehouse.remote.published import Readable
 
 T = TypeVar("T")
 _TIMES = 50
@@ -65,8 +66,10 @@ class HeldBack:
         return getattr(self._stream, name)
 
 
-def until_settled(layout: Layout, work: Callable[[], T], printed: HeldBack | None = None) -> T:
+def until_settled(warehouse: Readable, work: Callable[[], T], printed: HeldBack | None = None) -> T:
     """Do work that reads a warehouse, and again if a run was sealed, unsealed, begun or deleted meanwhile.
+
+    Of a published one: if a run was published again with other files, or withdrawn.
 
     What the work prints is released in the end. Raises what the work raises if nothing of that kind happened, and
     MoewhError if it goes on happening or if what was printed can no longer be taken back.
@@ -74,14 +77,14 @@ def until_settled(layout: Layout, work: Callable[[], T], printed: HeldBack | Non
     import duckdb
 
     for _ in range(_TIMES):
-        before = _state(layout)
+        before = _state(warehouse)
         try:
             result = work()
         except (duckdb.Error, MoewhError) as error:
-            if ASK_AGAIN not in str(error) and _state(layout) == before:
+            if ASK_AGAIN not in str(error) and _settled(warehouse, before):
                 raise
         else:
-            if _state(layout) == before:
+            if _settled(warehouse, before):
                 if printed is not None:
                     printed.release()
                 return result
@@ -90,14 +93,27 @@ def until_settled(layout: Layout, work: Callable[[], T], printed: HeldBack | Non
                 break
             printed.forget()
         time.sleep(_PAUSE)
-    raise MoewhError(f"runs were sealed, begun or deleted in {layout.root} while it was read. {ASK_AGAIN}")
+    raise MoewhError(f"runs were sealed, begun or deleted in {warehouse.root} while it was read. {ASK_AGAIN}")
 
 
-def _state(layout: Layout) -> list[tuple[str, int, int]]:
-    """Return what changes when a run is begun, sealed, unsealed or deleted."""
-    state = []
+def _settled(warehouse: Readable, before: list[tuple[str, int, int]]) -> bool:
+    """Tell whether what was read is of one state.
+
+    The views of a published warehouse name its files, so more files change nothing; those that they name must be there
+    and the same.
+    """
+    if isinstance(warehouse, Layout):
+        return _state(warehouse) == before
+    return warehouse.bound is None or warehouse.read_again().files.items() >= warehouse.bound.files.items()
+
+
+def _state(warehouse: Readable) -> list[tuple[str, int, int]]:
+    """Return what changes when a run is begun, sealed, unsealed or deleted; nothing for a published warehouse."""
+    state: list[tuple[str, int, int]] = []
+    if not isinstance(warehouse, Layout):
+        return state
     for name in ("runs", "sealed", "unsealed"):
-        folder = layout.root / name
+        folder = warehouse.root / name
         if folder.is_dir():
             with os.scandir(folder) as entries:
                 state += [(f"{name}/{entry.name}", entry.inode(), 0) for entry in entries]

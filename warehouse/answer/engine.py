@@ -17,7 +17,7 @@ from moewh.warehouse.errors import UsageError
 
 if TYPE_CHECKING:
     from moewh.warehouse.answer.jail import Limits
-    from moewh.warehouse.files.layout import Layout
+    from moewh.warehouse.remote.published import Readable
 
 Ask = Callable[[Query, Mapping[str, Value]], Answer | None]
 """Gives a query's answer; None for a statement without one, which is then done."""
@@ -67,7 +67,7 @@ class Engine:
 
 @contextmanager
 def open_engine(
-    engine: str, master: str | None, layout: Layout, limits: Limits, output: Path | None = None
+    engine: str, master: str | None, warehouse: Readable, limits: Limits, output: Path | None = None
 ) -> Iterator[Engine]:
     """Yield what answers queries over a warehouse; DuckDB may write the one file `output`. Raises UsageError."""
     if engine == "duckdb":
@@ -75,13 +75,13 @@ def open_engine(
             raise UsageError("--master is for --engine spark.")
         from moewh.warehouse.answer.jail import open_jailed
 
-        with open_jailed(layout, limits, output) as connection:
+        with open_jailed(warehouse, limits, output) as connection:
             yield Engine(lambda query, values: queries.prepare(connection, query, values, unsafe=limits.unsafe))
         return
     if limits.timeout is not None or limits.memory is not None:
         raise UsageError("--timeout and --memory-limit are for --engine duckdb. Spark has spark-defaults.conf.")
     from moewh.warehouse.answer import spark
 
-    layout.require()
+    layout = spark.on_this_machine(warehouse)
     with spark.open_spark(master) as session:
         yield Engine(lambda query, values: spark.answer(session, layout, query, values, unsafe=limits.unsafe))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from moewh.warehouse.answer.existence import require_existing
 from moewh.warehouse.errors import MoewhError, UsageError
-from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.remote.published import Readable
 from moewh.warehouse.views.base import open_warehouse
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def export_names() -> list[str]:
     return sorted(path.stem.replace("_", "-") for path in _FORMATS.glob("[!_]*.py"))
 
 
-def export_run(name: str, layout: Layout, run_id: str | None, domain: str | None, target: Path) -> str:
+def export_run(name: str, warehouse: Readable, run_id: str | None, domain: str | None, target: Path) -> str:
     """Write a run in a format to `target`, replacing a file there; return the run's id.
 
     Without `run_id`, the warehouse's only run. Raises UsageError if there are several, or if a folder is in the way;
@@ -96,7 +96,7 @@ def export_run(name: str, layout: Layout, run_id: str | None, domain: str | None
     found: Export = import_module(f"moewh.warehouse.answer.exports.{name.replace('-', '_')}").EXPORT
     if target.is_dir():
         raise UsageError(f"there is a folder {target} already. Choose another -o.")
-    with open_warehouse(layout) as connection:
+    with open_warehouse(warehouse) as connection:
         run = _find_run(connection, run_id, domain)
         part = target.with_name(f".{target.name}.{os.getpid()}.part")
         try:

@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moewh.warehouse.errors import MoewhError, UsageError
-from moewh.warehouse.files.layout import glob_literal
+from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.stopping import told_to_stop
 from moewh.warehouse.views.base import open_warehouse, sql_string
 
 if TYPE_CHECKING:
     import duckdb
 
-    from moewh.warehouse.files.layout import Layout
+    from moewh.warehouse.remote.published import Readable
 
 _READERS = frozenset(
     """
@@ -60,25 +60,25 @@ class Limits:
 
 
 @contextmanager
-def open_jailed(layout: Layout, limits: Limits, output: Path | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+def open_jailed(warehouse: Readable, limits: Limits, output: Path | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
     """Yield the warehouse in memory, closed to everything but itself and the one file `output`.
 
     What DuckDB must spill goes to a directory of this query's own, which is removed at the end. Raises UsageError
     for a memory limit that is none, and MoewhError when the time is up.
     """
-    layout.require()
-    with _scratch(layout) as scratch, open_warehouse(layout) as connection:
+    warehouse.require()
+    with _scratch(warehouse) as scratch, open_warehouse(warehouse) as connection:
         connection.execute(f"set temp_directory = {sql_string(str(scratch))}; set enable_progress_bar = false")
         _limit_memory(connection, limits)
         if not limits.unsafe:
-            _close(connection, [layout.root, scratch, *layout.linked_folders()], output)
+            _close(connection, [*warehouse.folders(), str(scratch)], output)
         with _interruptible(connection, limits):
             yield connection
 
 
-def _close(connection: duckdb.DuckDBPyConnection, folders: list[Path], output: Path | None) -> None:
-    """Lock the connection in. A path with `*`, `?` or `[` is a prefix in both its spellings, plain and as a pattern."""
-    roots = ", ".join(sql_string(text) for folder in folders for text in (str(folder), glob_literal(folder)))
+def _close(connection: duckdb.DuckDBPyConnection, folders: list[str], output: Path | None) -> None:
+    """Lock the connection in."""
+    roots = ", ".join(map(sql_string, folders))
     files = sql_string(str(output)) if output is not None else ""
     connection.execute(
         f"""
@@ -248,14 +248,14 @@ def _interruptible(connection: duckdb.DuckDBPyConnection, limits: Limits) -> Ite
 
 
 @contextmanager
-def _scratch(layout: Layout) -> Iterator[Path]:
+def _scratch(warehouse: Readable) -> Iterator[Path]:
     """Yield a folder for what DuckDB must spill, which nobody else may read; it is removed at the end.
 
-    In the warehouse's `.staging/`, where there is room for what the warehouse holds; for one that is read-only,
-    where temporary files go.
+    In the warehouse's `.staging/`, where there is room for what the warehouse holds; for one that is read-only or
+    published, where temporary files go.
     """
-    if os.access(layout.staging, os.W_OK):
-        with layout.staged("query") as folder:
+    if isinstance(warehouse, Layout) and os.access(warehouse.staging, os.W_OK):
+        with warehouse.staged("query") as folder:
             folder.chmod(0o700)
             yield folder
     else:

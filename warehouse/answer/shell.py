@@ -11,13 +11,12 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from moewh.warehouse.errors import MoewhError
-from moewh.warehouse.views.base import view_statements
-
-if TYPE_CHECKING:
-    from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.files.layout import DATABASE, Layout
+from moewh.warehouse.remote.place import Remote
+from moewh.warehouse.remote.published import Published, Readable
+from moewh.warehouse.views.base import view_statements, zero_rows_of
 
 _LONGEST = 25_000
 """Characters of one command, of at most four bytes each."""
@@ -35,19 +34,27 @@ def find_duckdb() -> str:
     return found
 
 
-def open_shell(layout: Layout, arguments: tuple[str, ...]) -> None:
-    """Become the DuckDB shell, on the warehouse as it is now. Raises MoewhError."""
-    layout.require().linked_folders()
+def open_shell(warehouse: Readable, arguments: tuple[str, ...]) -> None:
+    """Become the DuckDB shell, on the warehouse as it is now. Raises MoewhError, and UsageError for one at a URL."""
+    if isinstance(warehouse, Published) and isinstance(warehouse.place, Remote):
+        raise UsageError(
+            f"`moewh shell` opens a warehouse on this machine. In a DuckDB shell, type: "
+            f"LOAD httpfs; ATTACH '{warehouse.root}/{DATABASE}' (READ_ONLY);"
+        )
+    warehouse.require()
+    if isinstance(warehouse, Layout):
+        warehouse.linked_folders()
     program = find_duckdb()
-    commands = [part for command in _commands(layout) for part in ("-cmd", command)]
+    commands = [part for command in _commands(warehouse) for part in ("-cmd", command)]
     sys.stdout.flush()
     os.execv(program, [program, *commands, ":memory:", *arguments])
 
 
-def _commands(layout: Layout) -> Iterator[str]:
+def _commands(warehouse: Readable) -> Iterator[str]:
     """Yield the statements that make the views, several to a command: Linux takes no argument above 128 KiB."""
     command = ""
-    for statement in view_statements(layout, comments=True):
+    zero_rows = zero_rows_of(warehouse) if isinstance(warehouse, Layout) else None
+    for statement in view_statements(warehouse, zero_rows, comments=True):
         if len(command) + len(statement) > _LONGEST:
             yield command
             command = ""

@@ -11,22 +11,22 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moewh.warehouse.answer.query import Answer, Query, Value, check_names
 from moewh.warehouse.cpus import usable_cpus
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import FOLDERS, PATH_VALUES, SCHEMA_RUN
+from moewh.warehouse.files.layout import FOLDERS, PATH_VALUES, SCHEMA_RUN, Layout
+from moewh.warehouse.remote.place import Folder
 from moewh.warehouse.views.base import ASK_AGAIN, LACKS, NEITHER, SEALED_LACKS, derived_views, table_select
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pyspark.sql import DataFrame, SparkSession
     from sqlglot import exp
 
-    from moewh.warehouse.files.layout import Layout
+    from moewh.warehouse.remote.published import Readable
 
 DEFAULT_MASTER = "local[*]"
 _TYPES = {
@@ -69,6 +69,19 @@ def open_spark(master: str | None) -> Iterator[SparkSession]:
         yield session
     finally:
         session.stop()
+
+
+def on_this_machine(warehouse: Readable) -> Layout:
+    """Return the warehouse as Spark reads it: by a path. Raises UsageError for one at a URL, and MoewhError."""
+    warehouse.require()
+    if isinstance(warehouse, Layout):
+        return warehouse
+    if not isinstance(warehouse.place, Folder):
+        raise UsageError(
+            f"--engine spark reads a warehouse by a path. Mount {warehouse.root} or copy it, and name that folder "
+            "with --warehouse."
+        )
+    return Layout(Path(warehouse.root))
 
 
 def _settings(master: str | None) -> dict[str, str]:

@@ -79,6 +79,8 @@ A run's has no bound of 64, unlike `check_run_id`: DuckDB compiles the expressio
 bounded repetition compiles to so many copies. At 2,000 segments that alone took 0.35 s.
 """
 
+DATABASE = "warehouse.duckdb"
+"""Name of the file that a plain DuckDB shell opens."""
 _IN_FLIGHT = ".part"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -102,7 +104,7 @@ class Layout:
     @property
     def database(self) -> Path:
         """The published DuckDB file."""
-        return self.root / "warehouse.duckdb"
+        return self.root / DATABASE
 
     @property
     def staging(self) -> Path:
@@ -263,6 +265,13 @@ class Layout:
                 raise MoewhError(f"{link} is a link to {target}, which holds no {needed}. Remove the link.")
             found.append(target)
         return found
+
+    def folders(self) -> list[str]:
+        """Return what SQL may read, as DuckDB's allowed directories: each folder plain, and as a pattern of itself.
+
+        A path with `*`, `?` or `[` is a prefix in both its spellings. Raises as `linked_folders` does.
+        """
+        return [text for folder in (self.root, *self.linked_folders()) for text in (str(folder), glob_literal(folder))]
 
     def require_links(self) -> None:
         """Raise MoewhError for a copy of the warehouse that holds a run's segments where it must link to them."""
@@ -492,6 +501,6 @@ def own_paths(text: str) -> str:
     return re.sub(rf"/{UNSEALED.replace('*', '([^/]*)')}/{UNSEALED_LINK}/", r"/segments/run_id=\1/", text)
 
 
-def glob_literal(path: Path) -> str:
+def glob_literal(path: Path | str) -> str:
     """Return a path as a pattern that matches it alone: `*`, `?` and `[` each become a class of one character."""
     return "".join(f"[{character}]" if character in "*?[" else character for character in str(path))

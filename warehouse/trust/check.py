@@ -15,7 +15,7 @@ from moewh.warehouse.answer.engine import Ask
 from moewh.warehouse.answer.query import Query, Value
 from moewh.warehouse.answer.texts import told_rows
 from moewh.warehouse.errors import MoewhError, UsageError
-from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.remote.published import Readable
 from moewh.warehouse.trust.reports import Fault
 from moewh.warehouse.views.base import QUERIES
 
@@ -33,13 +33,13 @@ def assigned(checks: list[Query], values: Mapping[str, Value]) -> list[tuple[Que
     return [(query, {name: value for name, value in values.items() if name in known[query]}) for query in checks]
 
 
-def require_rows(ask: Ask, layout: Layout) -> None:
+def require_rows(ask: Ask, warehouse: Readable) -> None:
     """Raise MoewhError for a warehouse without routing rows, of which every check would say ok."""
     answer = ask(Query("check", HELD, shipped=True), {})
     segments, rows = answer.execute().fetchall()[0] if answer is not None else (0, 0)
     if not rows:
         what = "no routing rows" if segments else "no runs with rows"
-        raise MoewhError(f"{layout.root} has {what}: nothing was checked. Ingest a run first.")
+        raise MoewhError(f"{warehouse.root} has {what}: nothing was checked. Ingest a run first.")
 
 
 def shipped_checks() -> list[Query]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moewh.warehouse.cpus import usable_cpus
-from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.errors import UsageError
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import (
     FOLDERS,
@@ -35,6 +35,8 @@ from moewh.warehouse.files.manifest import MANIFEST, Entry, Manifest, ManifestEr
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from moewh.warehouse.remote.published import Readable
 
 RUN_FOLDER = "run_id="
 _COUNTED = {"prompts": schema.PROMPTS, "tokens": schema.TOKENS, "routing_rows": schema.ROUTING}
@@ -136,15 +138,16 @@ def check(planned: Plan, jobs: int | None = None, done: Callable[[int], None] = 
     return sorted(faults, key=lambda fault: (fault.path, fault.why))
 
 
-def check_rollups(layout: Layout) -> list[Fault]:
+def check_rollups(warehouse: Readable) -> list[Fault]:
     """Count every rollup again from its segment's rows, in SQL; one fault for each file. Files must be readable."""
+    layout = warehouse if isinstance(warehouse, Layout) else Layout(Path())
     from moewh.warehouse.answer.query import prepare
     from moewh.warehouse.trust.rollups import compare
     from moewh.warehouse.views.base import open_warehouse
 
     files = {table.name: table.file for table in schema.ROLLUPS}
     found: dict[tuple[Path, str], Fault] = {}
-    with open_warehouse(layout) as connection:
+    with open_warehouse(warehouse) as connection:
         for fault in compare(partial(prepare, connection)):
             folder = (
                 layout.sealed(fault.run_id) if fault.segment is None else layout.segment(fault.run_id, fault.segment)
@@ -153,14 +156,6 @@ def check_rollups(layout: Layout) -> list[Fault]:
             why = f"{fault.key}: stored {fault.stored or 'no row'}, the rows give {fault.expected or 'no row'}"
             found.setdefault(key, Fault(*key, why))
     return list(found.values())
-
-
-def require_sound(layout: Layout) -> None:
-    """Raise MoewhError naming the first bad file, unless every file is as it was committed."""
-    faults = check(plan(layout))
-    if faults:
-        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        raise MoewhError(f"{faults[0].path} {faults[0].why}{more}. See `moewh verify --repair`.")
 
 
 # ------------------------------------------------------------------------------------------ folders

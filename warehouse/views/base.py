@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from tempfile import gettempdir
 from typing import TYPE_CHECKING
 
 from moewh.warehouse.files import schema
@@ -29,6 +30,7 @@ from moewh.warehouse.files.layout import (
     Layout,
     glob_literal,
 )
+from moewh.warehouse.remote.published import Published, Readable
 
 if TYPE_CHECKING:
     import duckdb
@@ -95,10 +97,10 @@ def canned_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in (QUERIES / "views").glob("*.sql")))
 
 
-def base_views(root: Path, *, guarded: bool = False) -> list[View]:
-    """Return the views over the stored tables of the warehouse at `root`, each after those it reads."""
+def base_views(warehouse: Readable, *, guarded: bool = False) -> list[View]:
+    """Return the views over the stored tables of a warehouse, each after those it reads."""
     tables = sorted(schema.TABLES, key=lambda table: table is schema.RUNS)
-    return [_base_view(table, root, guarded) for table in tables]
+    return [_base_view(table, warehouse, guarded) for table in tables]
 
 
 @cache
@@ -139,46 +141,62 @@ def _reads(code: str, name: str) -> bool:
     return name in code and re.search(rf"\b{name}\b(?!\s+as\s*\()", code) is not None
 
 
-def open_warehouse(layout: Layout) -> duckdb.DuckDBPyConnection:
+def open_warehouse(warehouse: Readable) -> duckdb.DuckDBPyConnection:
     """Return an in-memory DuckDB with every view of this warehouse.
 
-    Whatever DuckDB must spill goes to the warehouse's `.staging/`. Raises MoewhError if there is no
-    warehouse, or a link in it leads nowhere.
+    Whatever DuckDB must spill goes to the warehouse's `.staging/`, or where temporary files go for a published one.
+    Raises MoewhError if there is no warehouse, or a link in it leads nowhere.
     """
     import duckdb
 
-    layout.require().linked_folders()
-    spill = layout.staging / f"duckdb.{os.getpid()}"
-    connection = duckdb.connect(config={"temp_directory": str(spill)})
-    create_views(connection, layout, comments=False)
+    warehouse.require()
+    spill = warehouse.staging if isinstance(warehouse, Layout) else Path(gettempdir())
+    connection = duckdb.connect(config={"temp_directory": str(spill / f"duckdb.{os.getpid()}")})
+    try:
+        create_views(connection, warehouse, comments=False)
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
 def create_views(
-    connection: duckdb.DuckDBPyConnection, layout: Layout, *, comments: bool, guarded: bool = False
+    connection: duckdb.DuckDBPyConnection, warehouse: Readable, *, comments: bool, guarded: bool = False
 ) -> None:
     """Make every view in the connection's current schema, in one transaction."""
-    statements = view_statements(layout, comments=comments, guarded=guarded)
+    if isinstance(warehouse, Layout):
+        warehouse.linked_folders()
+        zero_rows = zero_rows_of(warehouse)
+    else:
+        zero_rows = warehouse.connect(connection)
+    statements = view_statements(warehouse, zero_rows, comments=comments, guarded=guarded)
     connection.execute(";\n".join(["begin", *statements, "commit"]))
 
 
-def view_statements(layout: Layout, *, comments: bool, guarded: bool = False) -> Iterator[str]:
+def zero_rows_of(layout: Layout) -> str | None:
+    """Return where the zero-row files of a warehouse on this machine lie alone; None for one that lacks them."""
+    return glob_literal(layout.empty) if layout.empty.is_dir() else None
+
+
+def view_statements(
+    warehouse: Readable, zero_rows: str | None, *, comments: bool, guarded: bool = False
+) -> Iterator[str]:
     """Yield the statements that make every view, each after those it reads.
 
     `guarded` views also look whether the warehouse has become newer than they are, as moewh itself does on opening.
 
-    DuckDB looks at the files of each view it makes. `moewh_root` points it to zero-row files meanwhile,
+    DuckDB looks at the files of each view it makes. `moewh_root` points it to `zero_rows` meanwhile,
     so that it need not list all segments once per view. It also binds anew all that a view reads, so the canned views
     are made over views that only have the columns, which the views of the files then replace: half the time.
     """
-    base = base_views(layout.root, guarded=guarded)
+    base = base_views(warehouse, guarded=guarded)
     yield from (_columns_alone(table) for table in schema.TABLES)
     for view in derived_views():
         yield view.create
         if comments:
             yield from view.comments
-    if layout.empty.is_dir():
-        yield f"set variable moewh_root = {sql_string(glob_literal(layout.empty))}"
+    if zero_rows is not None:
+        yield f"set variable moewh_root = {sql_string(zero_rows)}"
     for view in base:
         yield view.create
         if comments:
@@ -202,7 +220,7 @@ def sql_string(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _base_view(table: schema.Table, root: Path, guarded: bool) -> View:
+def _base_view(table: schema.Table, warehouse: Readable, guarded: bool) -> View:
     comments = (
         f"comment on view {table.name} is {sql_string(table.description)}",
         *(
@@ -210,13 +228,37 @@ def _base_view(table: schema.Table, root: Path, guarded: bool) -> View:
             for column in (*table.path_columns, *table.columns)
         ),
     )
-    if table in schema.MERGED:
-        body = _merged_select(table, root)
-    else:
-        body = table_select(table, f"{_files(table, root, _pattern(table, root))} as stored")
-    if guarded and table.level == "run":
-        body += _unless_newer(table, root)
+    body = _published_select(table, warehouse) if isinstance(warehouse, Published) else _select(table, warehouse)
+    if guarded and table.level == "run" and isinstance(warehouse, Layout):
+        body += _unless_newer(table, warehouse.root)
     return View(table.name, f"create or replace view {table.name} as\n{body}", comments, table.description)
+
+
+def _select(table: schema.Table, layout: Layout) -> str:
+    """Return the query of a table's view over a warehouse that moewh writes."""
+    if table in schema.MERGED:
+        return _merged_select(table, layout)
+    return table_select(table, f"{_files(table, _pattern(table, layout))} as stored")
+
+
+def _published_select(table: schema.Table, published: Published) -> str:
+    """Return the query of a table's view over the files that a published warehouse lists: every run is sealed there."""
+    stored = schema.sealed(table) if table in schema.MERGED else table
+    root = sql_string(glob_literal(published.root))
+    paths = ", ".join(_under(root, path) for path in published.listing.files_of(table))
+    files = _files(stored, paths or None, listed=True)
+    if stored is table:
+        return table_select(table, f"{files} as stored")
+    return f"select\n    {_of_sealed(table)}\nfrom {files} as stored"
+
+
+def _of_sealed(table: schema.Table) -> str:
+    """Return the columns of a merged table over its sealed rows, which have no segment, except those of `segments`."""
+    held = _names(schema.sealed(table))
+    columns = (*table.path_columns, *table.columns)
+    return ",\n    ".join(
+        column.name if column.name in held else f"null::{column.type} as {column.name}" for column in columns
+    )
 
 
 def table_select(table: schema.Table, files: str) -> str:
@@ -228,17 +270,16 @@ def table_select(table: schema.Table, files: str) -> str:
     return f"select\n    {stored},{_DERIVED_RUN_COLUMNS.format(files=files)}"
 
 
-def _files(table: schema.Table, root: Path, pattern: str, between: str = "") -> str:
+def _files(table: schema.Table, pattern: str | None, between: str = "", *, listed: bool = False) -> str:
     """Return a subquery over every file of a table that `pattern` matches: its columns, those of the path first.
 
     These are read from the path's end, so that what lies above the root says nothing: DuckDB's own partitions would be
     every `name=value` of the whole path, and would hide columns of the file. They are constant within a file, so a
     filter on them still leaves out files before they are opened. A folder that is no run's or no segment's, such as a
     copy called `segment=0.old`, is left out; `moewh verify` names it. `between` names the folder between the two.
-    A warehouse from before `moewh geometry`, or from before the table, has no such files, which `read_parquet` would
-    refuse.
+    `listed` paths are several, with commas. Without a pattern there are no rows.
     """
-    if (table.level == "geometry" or table.since > 1) and not Layout(root).has_table(table):
+    if pattern is None:
         nothing = ", ".join(f"null::{column.type} as {column.name}" for column in (*table.path_columns, *table.stored))
         return f"(select {nothing} where false)"
     folders = between.join(f"/{column.name}=({PATH_VALUES[column.name]})" for column in table.path_columns)
@@ -249,7 +290,8 @@ def _files(table: schema.Table, root: Path, pattern: str, between: str = "") -> 
     ]
     columns = ", ".join([*values, *(column.name for column in table.stored)])
     options = f"hive_partitioning = false, filename = true{_given_schema(table)}"
-    return f"(select {columns} from read_parquet({pattern}, {options}) where regexp_matches(filename, {end}))"
+    files = f"[{pattern}]" if listed else pattern
+    return f"(select {columns} from read_parquet({files}, {options}) where regexp_matches(filename, {end}))"
 
 
 def _given_schema(table: schema.Table) -> str:
@@ -266,17 +308,26 @@ def _given_schema(table: schema.Table) -> str:
     return f", schema = map {{{columns}}}"
 
 
-def _pattern(table: schema.Table, root: Path) -> str:
-    """Return SQL for the pattern that matches every file of a table."""
-    return _below(root, f"{FOLDERS[table.level]}/{table.file}")
+def _pattern(table: schema.Table, layout: Layout, within: str | None = None) -> str | None:
+    """Return SQL for the pattern that matches every file of a table; None for a warehouse from before the table.
+
+    `within` names the folders instead of those of the table's level.
+    """
+    if (table.level == "geometry" or table.since > 1) and not layout.has_table(table):
+        return None
+    return _below(layout.root, f"{within or FOLDERS[table.level]}/{table.file}")
 
 
 def _below(root: Path, path: str) -> str:
     """Return SQL for a path or pattern below the root, wherever the warehouse lies now."""
-    return f"coalesce(getvariable('moewh_root'), {sql_string(glob_literal(root))}) || '/{path}'"
+    return _under(sql_string(glob_literal(root)), path)
 
 
-def _merged_select(table: schema.Table, root: Path) -> str:
+def _under(root: str, path: str) -> str:
+    return f"coalesce(getvariable('moewh_root'), {root}) || '/{path}'"
+
+
+def _merged_select(table: schema.Table, layout: Layout) -> str:
     """Return the query of a table whose rows sealing merges: a run's sealed set where there is one, else its segments'.
 
     A run that is in both places is being sealed, or was when a process was killed: the sealed set counts. DuckDB lists
@@ -290,9 +341,8 @@ def _merged_select(table: schema.Table, root: Path) -> str:
         f"null::{column.type} as {column.name}" for column in (*table.path_columns, *table.columns)
     )
     failure = ",\n    ".join(f"failure::{column.type}" for column in (*table.path_columns, *table.columns))
-    merged = schema.sealed(table)
-    sealed = ",\n    ".join(name if name in _names(merged) else "null" for name in names)
-    through = _below(root, f"{UNSEALED}/{UNSEALED_LINK}/segment=*/{table.file}")
+    root, merged = layout.root, schema.sealed(table)
+    through = _pattern(table, layout, f"{UNSEALED}/{UNSEALED_LINK}/segment=*")
     body = f"""with runs_there as (
     {_runs_of(root, f"{FOLDERS['run']}/{schema.RUNS.file}")}
 ),
@@ -309,12 +359,12 @@ where false
 union all
 select
     {", ".join(names)}
-from {_files(table, root, through, f"/{UNSEALED_LINK}")} as stored
+from {_files(table, through, f"/{UNSEALED_LINK}")} as stored
 anti join sealed_before using (run_id)
 union all
 select
-    {sealed}
-from {_files(merged, root, _pattern(merged, root))} as stored
+    {_of_sealed(table)}
+from {_files(merged, _pattern(merged, layout))} as stored
 semi join sealed_before using (run_id)
 union all
 select

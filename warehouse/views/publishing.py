@@ -12,6 +12,7 @@ from moewh.warehouse.views.base import create_views, sql_string
 
 if TYPE_CHECKING:
     from moewh.warehouse.files.layout import Layout
+    from moewh.warehouse.remote.published import Readable
 
 STORAGE_VERSION = "v1.0.0"
 """The oldest storage format that holds the comments; any DuckDB since 1.1 reads these views."""
@@ -26,7 +27,7 @@ def publish(layout: Layout) -> None:
     with layout.writing(), layout.staged("publish") as folder:
         built = folder / layout.database.name
         with tempfile.TemporaryDirectory(prefix="moewh-") as scratch:
-            _build(layout, Path(scratch) / "built.duckdb")
+            build(layout, Path(scratch) / "built.duckdb")
             shutil.copyfile(Path(scratch) / "built.duckdb", built)
         sync(built)
         layout.database.with_name(f"{layout.database.name}.wal").unlink(missing_ok=True)
@@ -34,13 +35,13 @@ def publish(layout: Layout) -> None:
         sync(layout.root)
 
 
-def _build(layout: Layout, file: Path) -> None:
+def build(warehouse: Readable, file: Path) -> None:
     """Write the views to a new database file, whose path must not hold a `?`: DuckDB takes it for a URL's query."""
     import duckdb
 
     with duckdb.connect() as connection:
         connection.execute(f"attach {sql_string(str(file))} as built (storage_version '{STORAGE_VERSION}')")
         connection.execute("use built")
-        create_views(connection, layout, comments=True, guarded=True)
+        create_views(connection, warehouse, comments=True, guarded=True)
         connection.execute("use memory")
         connection.execute("detach built")

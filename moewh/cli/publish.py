@@ -1,0 +1,58 @@
+"""`moewh publish`: runs of a warehouse in; the same runs where others read them out."""
+
+from __future__ import annotations
+
+import re
+
+import click
+
+from moewh.cli.options import warehouse_option
+from moewh.warehouse.errors import UsageError
+from moewh.warehouse.files.layout import DATABASE, Layout
+
+
+@click.command(short_help="Send runs to a folder, s3:// or the Hub, where others read them.")
+@click.argument("target", metavar="TARGET")
+@click.option("--run", "runs", metavar="RUN", multiple=True, help="Publish this run. Repeatable.  [default: all]")
+@click.option("--without-text", is_flag=True, help="Leave out the text of prompts, and what gives it back.")
+@click.option("--url", metavar="URL", help="Where readers will find a folder, such as https://HOST/wh.")
+@click.option("--license", metavar="ID", help="Licence for the card, such as cc-by-4.0. hf:// needs one.")
+@warehouse_option
+def publish(
+    *,
+    target: str,
+    runs: tuple[str, ...],
+    without_text: bool,
+    url: str | None,
+    license: str | None,
+    warehouse: Layout,
+) -> None:
+    """Send complete runs to TARGET: a folder, s3://BUCKET/FOLDER or hf://datasets/ORG/NAME.
+
+    Runs are sealed and verified first. Only what TARGET lacks is sent, and readers see a run when all of it is there.
+    Killed in the middle, the same command goes on. Runs published before stay.
+
+    --without-text keeps prompts, tokens and counts by token to yourself; routing remains. Routing weights are exact,
+    so whoever has the model can find a text out by trying tokens.
+    """
+    from moewh.publish.publish import Asked
+    from moewh.publish.publish import publish as send
+    from moewh.publish.target import target_at
+
+    if license is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", license):
+        raise UsageError(f"--license {license!r} is no licence's id. Write it as the Hub does, such as cc-by-4.0.")
+    if license is None and target.startswith("hf://"):
+        raise UsageError("a data set of the Hub needs a licence. Add --license ID, such as --license cc-by-4.0.")
+    found = target_at(target, url)
+    done = send(warehouse, found, Asked(runs, without_text, license), lambda line: click.echo(line, err=True))
+    if done.left_out:
+        click.echo(f"left out, since not complete: {', '.join(done.left_out)}", err=True)
+    count = f"{len(done.published)} run{'s'[: len(done.published) != 1]}"
+    if not done.changed:
+        click.echo(f"{found.place.root} has {'it' if len(done.published) == 1 else 'them'} already: {count}.")
+        return
+    click.echo(
+        f"Published {count} at {found.place.root} ({done.sent_files:,} files, {done.sent_bytes / 1e6:,.1f} MB sent)."
+    )
+    click.echo(f"Read: moewh query expert_load --warehouse {found.place.root}")
+    click.echo(f"      ATTACH '{found.place.root}/{DATABASE}' (READ_ONLY);  -- in DuckDB")

@@ -1,0 +1,157 @@
+"""The card of a published warehouse, `README.md`: how to read it, what was run on what, and what every column means.
+
+Its YAML makes each table a configuration, with one split for each run, since a reader of single files does not see the
+run in their path. The Hub's viewer and `datasets.load_dataset` read it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from moewh.warehouse.files import schema
+from moewh.warehouse.files.layout import DATABASE, FOLDERS, SCHEMA_RUN
+from moewh.warehouse.files.listing import run_of
+from moewh.warehouse.remote.published import Published
+from moewh.warehouse.views.base import open_warehouse
+
+_DEFAULT = schema.ROUTING
+"""The table that is shown first."""
+_RUNS = """
+select
+    run_id, model, coalesce(commit_hash, revision) as revision, origin, dtype, device, prompts, tokens, segments,
+    moewh_version, torch_version, transformers_version, created_at
+from runs
+order by run_id
+"""
+_READ = """\
+Routing decisions of Mixture-of-Experts language models, recorded by moewh: which experts each token
+was sent to, at which layer and with which weight, as Parquet files that answer SQL.
+
+## Read it
+
+In any DuckDB shell with `httpfs`, every table and canned view:
+
+```sql
+LOAD httpfs;
+ATTACH {database} AS wh (READ_ONLY);
+FROM wh.expert_load LIMIT 10;
+```
+
+With `pip install 'moewh[remote]'`:
+
+```sh
+moewh query expert_load --warehouse {root}
+```
+
+With `datasets`, one table of one run at a time; each run is a split:
+
+```python
+load_dataset({folder}, {table}, split={split})
+```
+"""
+_WITHOUT_TEXT = """
+## Without text
+
+{runs} published without the text of prompts: `prompts.text`, `source` and `metadata`, `vocab_id` and `token` of every
+token, counts by vocabulary entry and hidden states are left out. Numbers of prompts and tokens, domains, positions,
+kinds of tokens and all routing remain. Routing weights are exact: whoever has the model can find a text out by trying
+tokens until the weights agree. Do not take this for anonymous.
+"""
+
+
+def card(published: Published, license: str | None) -> str:
+    """Return the card of what a listing names. Raises MoewhError if its runs cannot be read."""
+    with open_warehouse(published) as connection:
+        found = connection.execute(_RUNS)
+        names = [name for name, *_ in found.description or ()]
+        runs = [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+    root = published.listing.root
+    splits = split_names([run["run_id"] for run in runs])
+    parts = [
+        "---",
+        *_front(published, splits, license),
+        "---",
+        "",
+        f"# {root.rstrip('/').rpartition('/')[2]}",
+        "",
+        _READ.format(
+            database=f"'{root}/{DATABASE}'".replace("''", "'"),
+            root=root,
+            folder=json.dumps(root.removeprefix("hf://datasets/")),
+            table=json.dumps(_DEFAULT.name),
+            split=json.dumps(next(iter(splits.values()), "RUN")),
+        ),
+        "## Runs",
+        "",
+        *_table(["split", *names], [[splits[run["run_id"]], *run.values()] for run in runs]),
+    ]
+    if held := published.listing.without_text:
+        parts.append(_WITHOUT_TEXT.format(runs=f"Run{'s'[: len(held) != 1]} {', '.join(held)} {_was(len(held))}"))
+    parts += ["", "## Tables", ""]
+    for table in schema.TABLES:
+        parts += [f"### {table.name}", "", table.description, ""]
+        parts += [
+            *_table(["column", "type", "meaning"], [[c.name, c.type, c.description] for c in _columns(table)]),
+            "",
+        ]
+    return "\n".join(parts)
+
+
+def split_names(run_ids: list[str]) -> dict[str, str]:
+    """Return a name of a split for each run: `datasets` takes letters, digits, `_` and dots between them."""
+    names: dict[str, str] = {}
+    for run_id in run_ids:
+        name = re.sub(r"\W+", "_", run_id)
+        if name.lower() == "all":  # which `datasets` takes for every split
+            name = f"{name}_"
+        number = 1
+        while (free := name if number == 1 else f"{name}_{number}") in names.values():
+            number += 1
+        names[run_id] = free
+    return names
+
+
+def _front(published: Published, splits: dict[str, str], license: str | None) -> Iterator[str]:
+    """Yield the lines of the YAML. Strings are quoted as JSON does, which YAML reads alike."""
+    if license is not None:
+        yield f"license: {json.dumps(license)}"
+    yield 'tags: ["moewh", "mixture-of-experts", "routing", "interpretability"]'
+    yield "configs:" if splits else "configs: []"
+    for table in schema.TABLES:
+        stored = schema.sealed(table) if table in schema.MERGED else table
+        runs = sorted({run_of(path) for path in published.listing.files_of(table)} - {SCHEMA_RUN})
+        if not runs:
+            continue
+        yield f"- config_name: {json.dumps(table.name)}"
+        if table is _DEFAULT:
+            yield "  default: true"
+        yield "  data_files:"
+        for run_id in runs:
+            yield f"  - split: {json.dumps(splits[run_id])}"
+            folder = FOLDERS[stored.level].replace("*", run_id, 1)
+            yield f"    path: {json.dumps(f'{folder}/{table.file}')}"
+
+
+def _columns(table: schema.Table) -> tuple[schema.Column, ...]:
+    return (*table.path_columns, *table.columns)
+
+
+def _table(names: list[str], rows: list[list[Any]]) -> Iterator[str]:
+    """Yield the lines of a Markdown table."""
+    yield f"| {' | '.join(names)} |"
+    yield f"|{'---|' * len(names)}"
+    for row in rows:
+        yield f"| {' | '.join(_cell(value) for value in row)} |"
+
+
+def _cell(value: Any) -> str:
+    """Return a value as a cell, in which nothing is markup."""
+    text = "" if value is None else f"{value:,}" if isinstance(value, int) else " ".join(str(value).split())
+    return re.sub(r"([\\|<>\[\]*`&])", r"\\\1", text)
+
+
+def _was(number: int) -> str:
+    return "was" if number == 1 else "were"

@@ -1,0 +1,131 @@
+"""The Hub as a target: pieces go there in commits, and the last commit makes readers see them.
+
+The Hub keeps the content of large files by their sha256, so that a commit which is tried again sends only what did not
+arrive.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import sha1
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moewh.publish.pieces import Piece
+from moewh.publish.target import require_ours, writing
+from moewh.warehouse.errors import UsageError
+from moewh.warehouse.files.listing import PUBLISHED_MARK, Listed
+from moewh.warehouse.remote.place import Remote
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+_FILES = 100
+"""Files of one commit."""
+_OF_THE_HUB = ".gitattributes"
+
+
+@dataclass(frozen=True)
+class HubTarget:
+    """A data set of the Hub."""
+
+    place: Remote
+
+    @cached_property
+    def repo(self) -> str:
+        """ORG/NAME. Raises UsageError for a URL that names more."""
+        repo = self.place.root.removeprefix("hf://datasets/")
+        if repo.count("/") != 1 or "@" in repo:
+            raise UsageError(f"{self.place.root} is more than a data set. Publish to hf://datasets/ORG/NAME.")
+        return repo
+
+    def missing(self, pieces: list[Piece]) -> list[Piece]:
+        """Return what is not there with the same content, by the hashes that the Hub tells of every file."""
+        there = self._there()
+        require_ours({path.split("/")[0] for path in there} - {_OF_THE_HUB}, self.place.root)
+        found = []
+        for piece in pieces:
+            files = {
+                name: listed
+                for name, listed in piece.files.items()
+                if not _same(piece, name, listed, there.get(f"{piece.path}/{name}"))
+            }
+            if files or _beside(piece, there):
+                found.append(replace(piece, files=files))
+        return found
+
+    def send(self, pieces: list[Piece]) -> None:
+        """Commit the files of pieces, and take out what lies beside them and is not theirs."""
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        there = self._there() if pieces else {}
+        operations: list[CommitOperationAdd | CommitOperationDelete] = []
+        for piece in pieces:
+            operations += [CommitOperationDelete(path) for path in _beside(piece, there)]
+            operations += [CommitOperationAdd(f"{piece.path}/{name}", _given(piece.data(name))) for name in piece.files]
+        for start in range(0, len(operations), _FILES):
+            self._commit(operations[start : start + _FILES], "Send files of runs")
+
+    def finish(self, files: dict[str, bytes]) -> None:
+        """Commit files at the root, all at once."""
+        from huggingface_hub import CommitOperationAdd
+
+        self._commit([CommitOperationAdd(name, data) for name, data in files.items()], "Show the runs that were sent")
+
+    def remove(self, paths: list[str]) -> None:
+        """Commit that files are gone. The history keeps them."""
+        from huggingface_hub import CommitOperationDelete
+
+        for start in range(0, len(paths), _FILES):
+            self._commit([CommitOperationDelete(path) for path in paths[start : start + _FILES]], "Remove old files")
+
+    @property
+    def _api(self) -> HfApi:
+        from huggingface_hub import HfApi
+        from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined] # exported, but unmarked
+
+        if not sys.stderr.isatty():
+            disable_progress_bars()
+        return HfApi(library_name="moewh")
+
+    def _commit(self, operations: Sequence[CommitOperationAdd | CommitOperationDelete], message: str) -> None:
+        with writing(self.place.root):
+            self._api.create_repo(self.repo, repo_type="dataset", exist_ok=True)
+            self._api.create_commit(self.repo, operations, commit_message=message, repo_type="dataset")
+
+    def _there(self) -> dict[str, Any]:
+        """Return every file of the data set by its path; none for one that does not exist yet."""
+        from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+        from huggingface_hub.hf_api import RepoFile
+
+        with writing(self.place.root):
+            try:
+                found = list(self._api.list_repo_tree(self.repo, repo_type="dataset", recursive=True))
+            except (EntryNotFoundError, RepositoryNotFoundError):
+                return {}
+        return {entry.path: entry for entry in found if isinstance(entry, RepoFile)}
+
+
+def _given(data: Path | bytes) -> str | bytes:
+    return data if isinstance(data, bytes) else str(data)
+
+
+def _same(piece: Piece, name: str, listed: Listed, there: Any) -> bool:
+    """Tell whether the Hub holds a file with the same content: it has the sha256 of large files, git's of small."""
+    if there is None or there.size != listed.bytes:
+        return False
+    if there.lfs is not None:
+        return bool(there.lfs.sha256 == listed.sha256)
+    data = piece.data(name)
+    content = data if isinstance(data, bytes) else data.read_bytes()
+    return bool(there.blob_id == sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest())
+
+
+def _beside(piece: Piece, there: dict[str, Any]) -> list[str]:
+    """Return the files that lie in a piece's folder and are not of the folder that is sent."""
+    own = {PUBLISHED_MARK, *(path.name for path in piece.folder.iterdir())}
+    return [path for path in there if path.rpartition("/")[0] == piece.path and path.rpartition("/")[2] not in own]

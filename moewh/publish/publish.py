@@ -1,0 +1,166 @@
+"""Publishing runs: what a target lacks is sent, and what makes readers see it comes last.
+
+    zero-row files → each run: its folders → views, card, listing
+
+A reader goes by the listing (`moewh.warehouse.files.listing`), or by the views in `warehouse.duckdb`, which name every
+file. Both are replaced in one step each, so a reader sees whole runs only. A run that is there with other files is
+first taken out of both. Killed anywhere, the same command goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from moewh.publish.card import card
+from moewh.publish.pieces import Piece, complete_runs, run_pieces, zero_rows
+from moewh.publish.target import CARD, Target
+from moewh.publish.withhold import without_text as withhold
+from moewh.warehouse import __version__
+from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.files.layout import DATABASE, Layout
+from moewh.warehouse.files.listing import LISTING, Listed, Listing, ListingError, listing_text, parse_listing, run_of
+from moewh.warehouse.remote.place import Folder
+from moewh.warehouse.remote.published import Published
+from moewh.warehouse.runs import check_known, run_ids
+from moewh.warehouse.sealing.seal import seal
+from moewh.warehouse.trust import verify
+from moewh.warehouse.views.publishing import build
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be published, and how."""
+
+    runs: tuple[str, ...] = ()
+    """Without any: every complete run."""
+    without_text: bool = False
+    license: str | None = None
+    """As the Hub writes licences, such as cc-by-4.0."""
+
+
+@dataclass
+class Summary:
+    """What was done."""
+
+    published: list[str] = field(default_factory=list)
+    """Runs that are published now, as asked."""
+    left_out: list[str] = field(default_factory=list)
+    """Runs that are not complete."""
+    sent_files: int = 0
+    sent_bytes: int = 0
+    changed: bool = False
+    """Whether readers see anything that they did not see before."""
+
+
+def publish(layout: Layout, target: Target, asked: Asked, told: Callable[[str], None] = lambda _: None) -> Summary:
+    """Send runs to a target and return what was done; `told` gets a line for each run.
+
+    Raises MoewhError for a run that is unknown, not complete or damaged, and when a target refuses.
+    """
+    layout.require()
+    for run_id in asked.runs:
+        check_known(layout, run_id)
+    complete, others = complete_runs(layout, list(asked.runs) or run_ids(layout))
+    if asked.runs and others:
+        raise MoewhError(f"run {others[0]} is not complete. Run its ingest again, or leave it out.")
+    if not complete:
+        raise MoewhError(f"{layout.root} has no complete run. There is nothing to publish.")
+    summary = Summary(complete, others)
+    layout.create()  # the zero-row files of tables that are newer than the warehouse
+    for run_id in complete:
+        seal(layout, run_id)
+    planned = verify.plan(layout)
+    before = listing_at(target)
+    empty, files = zero_rows(layout), dict[str, Listed]()
+    if before is None:
+        _show(target, Listing(_sent(target, empty, summary), __version__, target.place.root), asked.license)
+    for run_id in complete:
+        with _pieces(layout, run_pieces(layout, planned, run_id), run_id, asked) as pieces:
+            sent = summary.sent_files
+            of_run = _send_run(target, run_id, pieces, asked.license, summary)
+            size = sum(listed.bytes for listed in of_run.values())
+            told(f"run {run_id}: {len(of_run):,} files, {size / 1e6:,.1f} MB, {summary.sent_files - sent:,} sent")
+            files |= of_run
+    now = listing_at(target)
+    listing = _with(now, files | _sent(target, empty, summary), target, complete if asked.without_text else [])
+    if listing != now or _lacks(target, (DATABASE, CARD)):
+        _show(target, listing, asked.license)
+        summary.changed = True
+    if before is not None and (stale := sorted(before.files.keys() - listing.files.keys())):
+        target.remove(stale)
+    return summary
+
+
+def listing_at(target: Target) -> Listing | None:
+    """Return the listing of what is published at a target; None if there is none. Raises MoewhError."""
+    try:
+        return parse_listing(target.place.read(LISTING))
+    except FileNotFoundError:
+        return None
+    except ListingError as error:
+        raise MoewhError(f"{target.place.root}/{LISTING} {error}. Publish to another place.") from error
+
+
+def _with(now: Listing | None, files: dict[str, Listed], target: Target, without_text: list[str]) -> Listing:
+    """Return the listing of the runs that files are of, and of all other runs that are published now."""
+    others = (now or Listing({}, __version__, target.place.root)).without({run_of(path) for path in files})
+    held = tuple(sorted([*others.without_text, *without_text]))
+    return Listing({**others.files, **files}, __version__, target.place.root, without_text=held)
+
+
+@contextmanager
+def _pieces(layout: Layout, pieces: list[Piece], run_id: str, asked: Asked) -> Iterator[list[Piece]]:
+    """Yield what is published of a run: as it is, or a copy without text that is removed at the end."""
+    if not asked.without_text:
+        yield pieces
+        return
+    with layout.staged(f"publish.{run_id}") as folder:
+        yield withhold(layout, run_id, pieces, folder)
+
+
+def _send_run(
+    target: Target, run_id: str, pieces: list[Piece], license: str | None, summary: Summary
+) -> dict[str, Listed]:
+    """Send what a target lacks of a run; return the run's files. One with other files is withdrawn before."""
+    files = {path: listed for piece in pieces for path, listed in piece.listed().items()}
+    now = listing_at(target)
+    if now is not None and run_id in now.run_ids:
+        there = {path: listed for path, listed in now.files.items() if run_of(path) == run_id}
+        if there != files:
+            _show(target, now.without({run_id}), license)
+            summary.changed = True
+    _sent(target, pieces, summary)
+    return files
+
+
+def _sent(target: Target, pieces: list[Piece], summary: Summary) -> dict[str, Listed]:
+    """Send those pieces that a target lacks; return the files of all."""
+    missing = target.missing(pieces)
+    target.send(missing)
+    summary.sent_files += sum(len(piece.files) for piece in missing)
+    summary.sent_bytes += sum(piece.size for piece in missing)
+    return {path: listed for piece in pieces for path, listed in piece.listed().items()}
+
+
+def _lacks(target: Target, names: tuple[str, ...]) -> bool:
+    try:
+        for name in names:
+            target.place.read(name)
+    except FileNotFoundError:
+        return True
+    return False
+
+
+def _show(target: Target, listing: Listing, license: str | None) -> None:
+    """Write the views, the card and the listing anew, the listing last."""
+    place = target.place
+    with TemporaryDirectory(prefix="moewh-") as scratch:
+        build(Published(place, listing), Path(scratch) / DATABASE)
+        views = (Path(scratch) / DATABASE).read_bytes()
+    here = Folder(place.path) if isinstance(place, Folder) else place
+    text = card(Published(here, listing), license).encode()
+    target.finish({CARD: text, DATABASE: views, LISTING: listing_text(listing)})

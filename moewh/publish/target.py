@@ -1,0 +1,233 @@
+"""Where runs are published: what a target must do, and the two that hold files by name (a folder, an object store).
+
+A piece counts as there when its manifest, which is sent last, has its very bytes, every file its size, and no other
+file lies beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from shutil import copyfile
+from typing import Protocol
+
+from moewh.publish.pieces import Piece
+from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.files.layout import DATABASE, FOLDERS, Layout, commit, make_folder, sync
+from moewh.warehouse.files.listing import LISTING
+from moewh.warehouse.files.manifest import MANIFEST
+from moewh.warehouse.remote.place import Folder, Place, Remote, is_url, plain_url, reason, remote
+
+CARD = "README.md"
+_OURS = {*(pattern.partition("/")[0] for pattern in FOLDERS.values()), DATABASE, LISTING, CARD, ".staging"}
+"""What a published warehouse holds; one that moewh writes also has `unsealed/`."""
+_REQUESTS = 8
+"""Files that are sent at once."""
+
+
+class Target(Protocol):
+    """A place to publish to."""
+
+    @property
+    def place(self) -> Place:
+        """Where readers find it."""
+
+    def missing(self, pieces: list[Piece]) -> list[Piece]:
+        """Return the pieces that are not there as they should be, each with the files to send.
+
+        Raises UsageError if the place holds something else.
+        """
+
+    def send(self, pieces: list[Piece]) -> None:
+        """Put pieces there. A kill leaves each whole, or as one that `missing` names."""
+
+    def finish(self, files: dict[str, bytes]) -> None:
+        """Replace files at the root, in this order; the last one makes readers see what was sent."""
+
+    def remove(self, paths: list[str]) -> None:
+        """Remove files that are no longer listed."""
+
+
+def target_at(text: str, url: str | None = None) -> Target:
+    """Return the target that a path or URL names, without a request; `url` is where readers find a folder.
+
+    Raises UsageError for what cannot be one.
+    """
+    if not is_url(text):
+        return FolderTarget(Path(text).absolute(), None if url is None else plain_url(url))
+    if url is not None:
+        raise UsageError("--url is for a folder: what is published at a URL is read there.")
+    scheme = text.partition("://")[0]
+    if scheme not in ("s3", "hf"):
+        raise UsageError(f"moewh publishes to a folder, s3:// or hf://datasets/, not to {text}.")
+    place = remote(text)
+    if scheme == "s3":
+        return StoreTarget(place)
+    from moewh.publish.hub import HubTarget
+
+    target = HubTarget(place)
+    assert target.repo  # which refuses a URL that names more
+    return target
+
+
+def require_ours(names: Iterable[str], root: str) -> None:
+    """Raise UsageError for a place that holds what no published warehouse has."""
+    if others := sorted(set(names) - _OURS):
+        raise UsageError(f"{root} holds {others[0]}, so it is no published warehouse. Publish to another place.")
+
+
+@dataclass(frozen=True)
+class FolderTarget:
+    """A folder on this machine: pieces are copied into its `.staging/` and renamed into place."""
+
+    root: Path
+    url: str | None = None
+    """Where readers find it, if not here."""
+
+    @property
+    def place(self) -> Folder:
+        """The folder."""
+        return Folder(self.root, self.url)
+
+    def missing(self, pieces: list[Piece]) -> list[Piece]:
+        """Return the pieces that are not there."""
+        if self.root.exists() and not self.root.is_dir():
+            raise UsageError(f"{self.root} is not a folder. Publish to another place.")
+        require_ours((path.name for path in self.root.glob("*")), str(self.root))
+        return [piece for piece in pieces if not self._holds(piece)]
+
+    def send(self, pieces: list[Piece]) -> None:
+        """Copy each piece, and put it in the place of what was there."""
+        layout = Layout(self.root)
+        with layout.writing():
+            make_folder(self.root)
+            layout.sweep()
+            for piece in pieces:
+                with layout.staged("publish") as folder:
+                    (folder / "new").mkdir()
+                    for name in piece.files:
+                        _copy(piece.data(name), folder / "new" / name)
+                    place = self.root / piece.path
+                    if place.is_dir():
+                        place.rename(folder / "old")
+                    commit(folder / "new", place)
+
+    def finish(self, files: dict[str, bytes]) -> None:
+        """Write each file beside its place and rename it."""
+        layout = Layout(self.root)
+        with layout.writing(), layout.staged("publish") as folder:
+            for name, data in files.items():
+                _copy(data, folder / name)
+                (folder / name).replace(self.root / name)
+                sync(self.root)
+        with suppress(OSError):  # another process uses it
+            layout.staging.rmdir()
+
+    def remove(self, paths: list[str]) -> None:
+        """Remove files, and the folders that are empty then."""
+        with Layout(self.root).writing():
+            for path in paths:
+                (self.root / path).unlink(missing_ok=True)
+            for folder in sorted({self.root / path for path in paths}, reverse=True):
+                for parent in folder.relative_to(self.root).parents:
+                    place = self.root / parent
+                    if place != self.root and place.is_dir() and not any(place.iterdir()):
+                        place.rmdir()
+
+    def _holds(self, piece: Piece) -> bool:
+        here = self.root / piece.path
+        if not here.is_dir():
+            return False
+        sizes = {path.name: path.stat().st_size for path in here.iterdir()}
+        wanted = {name: listed.bytes for name, listed in piece.files.items()}
+        return sizes == wanted and (here / MANIFEST).read_bytes() == (piece.folder / MANIFEST).read_bytes()
+
+
+@dataclass(frozen=True)
+class StoreTarget:
+    """A folder of an object store, where a file appears whole or not at all, and nothing is renamed."""
+
+    place: Remote
+
+    def missing(self, pieces: list[Piece]) -> list[Piece]:
+        """Return the pieces that are not there."""
+        there = self._there()
+        require_ours({path.split("/")[0] for path in there}, self.place.root)
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            held = pool.map(lambda piece: self._holds(piece, there), pieces)
+            return [piece for piece, holds in zip(pieces, held, strict=True) if not holds]
+
+    def send(self, pieces: list[Piece]) -> None:
+        """Send each piece: what is no longer valid goes first, the manifest comes last."""
+        there = self._there()
+        for piece in pieces:
+            stale = [path for path in _in_folder(there, piece.path) if PurePosixPath(path).name not in piece.files]
+            manifest = f"{piece.path}/{MANIFEST}"
+            self.remove([manifest] * (manifest in there) + stale)
+            with ThreadPoolExecutor(_REQUESTS) as pool:
+                names = [name for name in piece.files if name != MANIFEST]
+                for _ in pool.map(lambda name, piece=piece: self._put(f"{piece.path}/{name}", piece.data(name)), names):
+                    pass
+            self._put(manifest, piece.data(MANIFEST))
+
+    def finish(self, files: dict[str, bytes]) -> None:
+        """Send each file."""
+        for name, data in files.items():
+            self._put(name, data)
+
+    def remove(self, paths: list[str]) -> None:
+        """Remove files."""
+        for path in paths:
+            with writing(self.place.root):
+                self.place.fs.rm_file(f"{self.place.root}/{path}")
+
+    def _there(self) -> dict[str, int]:
+        """Return the size of every file below the root, by its path from there."""
+        base = f"{self.place.root.partition('://')[2]}/"
+        with writing(self.place.root):
+            self.place.fs.invalidate_cache()
+            found = self.place.fs.find(self.place.root, detail=True)
+        return {name.partition(base)[2]: entry["size"] for name, entry in found.items()}
+
+    def _holds(self, piece: Piece, there: dict[str, int]) -> bool:
+        wanted = {f"{piece.path}/{name}": listed.bytes for name, listed in piece.files.items()}
+        if {path: there[path] for path in _in_folder(there, piece.path)} != wanted:
+            return False
+        return self.place.read(f"{piece.path}/{MANIFEST}") == (piece.folder / MANIFEST).read_bytes()
+
+    def _put(self, path: str, data: Path | bytes) -> None:
+        url = f"{self.place.root}/{path}"
+        with writing(self.place.root):
+            if isinstance(data, bytes):
+                self.place.fs.pipe_file(url, data)
+            else:
+                self.place.fs.put_file(str(data), url)
+
+
+def _in_folder(there: dict[str, int], folder: str) -> list[str]:
+    return [path for path in there if path.startswith(f"{folder}/")]
+
+
+@contextmanager
+def writing(root: str) -> Iterator[None]:
+    """Turn what a file system refuses into a MoewhError: each raises its own errors, of its own libraries."""
+    try:
+        yield
+    except MoewhError:
+        raise
+    except Exception as error:
+        raise MoewhError(
+            f"cannot publish to {root}: {reason(error)} What was published before is as it was; run the same again."
+        ) from error
+
+
+def _copy(data: Path | bytes, target: Path) -> None:
+    """Write bytes, or a copy of a file, and wait until they are on the disk."""
+    if isinstance(data, bytes):
+        target.write_bytes(data)
+    else:
+        copyfile(data, target)
+    sync(target)

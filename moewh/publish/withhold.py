@@ -1,0 +1,79 @@
+"""A copy of a run without the text of its prompts: what `moewh publish --without-text` sends.
+
+Left out: the text, source and metadata of prompts; which vocabulary entry each token is, in every table, since entries
+give the text back; counts by entry; hidden states, from which entries can be read. What remains: how many prompts and
+tokens there are, their domains, positions and kinds, and what each was routed to. The tokenizer's vocabulary remains:
+it is the same for every text.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from moewh.publish.pieces import Piece, piece_of
+from moewh.warehouse.files import schema
+from moewh.warehouse.files.layout import Layout, add_mark
+from moewh.warehouse.files.manifest import read_manifest, write_manifest
+from moewh.warehouse.files.tables import parquet_options, write_chunks
+from moewh.warehouse.sealing.merge import write_merged
+
+WITHHELD: dict[str, tuple[str, ...]] = {
+    schema.PROMPTS.name: ("text", "source", "metadata"),
+    schema.TOKENS.name: ("vocab_id", "token"),
+    schema.ROUTING.name: ("vocab_id",),
+}
+"""Columns that are NULL, by table."""
+EMPTY = frozenset({schema.AFFINITY_COUNTS.name, schema.VOCAB_COUNTS.name})
+"""Tables without a row: what the counts of tokens give whose entry is not known."""
+ABSENT = frozenset({schema.HIDDEN_STATES.name})
+"""Opt-in tables that are not published."""
+
+
+def without_text(layout: Layout, run_id: str, pieces: list[Piece], folder: Path) -> list[Piece]:
+    """Write the folders of a run that hold text anew below `folder`; return the pieces to publish instead."""
+    copy = Layout(folder)
+    segments = []
+    for piece in pieces:
+        if piece.path.startswith("segments/"):
+            _write_segment(piece.folder, folder / piece.path)
+            segments.append(folder / piece.path)
+    sealed = copy.sealed(run_id)
+    sealed.mkdir(parents=True)
+    write_merged(segments, sealed)
+    write_manifest(sealed, read_manifest(layout.sealed(run_id)).identity, None)
+    add_mark(sealed)
+    return [piece_of(copy, folder / piece.path) if (folder / piece.path).is_dir() else piece for piece in pieces]
+
+
+def _write_segment(source: Path, target: Path) -> None:
+    target.mkdir(parents=True)
+    for table in schema.TABLES:
+        file = source / table.file
+        if table.level != "segment" or table.name in ABSENT or not file.is_file():
+            continue
+        if table.name in EMPTY:
+            write_chunks(target / table.file, table, [])
+        elif table.name in WITHHELD:
+            _write_nulls(file, target / table.file, table, WITHHELD[table.name])
+        else:
+            (target / table.file).symlink_to(file.resolve())
+    manifest = read_manifest(source)
+    write_manifest(target, manifest.identity, manifest.segment)
+
+
+def _write_nulls(source: Path, target: Path, table: schema.Table, columns: tuple[str, ...]) -> None:
+    """Copy a file, row group by row group, with NULL in some columns."""
+    with (
+        pq.ParquetFile(source) as file,
+        pq.ParquetWriter(target, file.schema_arrow, **parquet_options(table)) as writer,
+    ):
+        for group in range(file.num_row_groups):
+            rows = file.read_row_group(group)
+            for name in columns:
+                place = rows.schema.get_field_index(name)
+                field = rows.schema.field(place)
+                rows = rows.set_column(place, field, pa.nulls(len(rows), field.type))
+            writer.write_table(rows, row_group_size=max(len(rows), 1))

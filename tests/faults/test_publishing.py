@@ -1,0 +1,79 @@
+"""Publishing killed for real: `moewh publish` in a process of its own, ended by SIGKILL while a reader looks on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from moewh.cli.main import main
+from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.remote.published import Published, readable
+from moewh.warehouse.trust.published import check_any, plan_any
+from moewh.warehouse.views.base import open_warehouse
+from tests.support.published import RUNS, publishable, s3
+
+COMMAND = [sys.executable, "-c", "from moewh.cli.main import main; main()", "publish"]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    return publishable(tmp_path_factory.mktemp("source") / "wh")
+
+
+@pytest.fixture(params=["folder", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    with s3() if request.param == "s3" else nullcontext(str(tmp_path)) as top:
+        yield f"{top}/published"
+
+
+def sent(place: str) -> int:
+    """The files that are there, listed or not."""
+    if "://" not in place:
+        return sum(path.is_file() for path in Path(place).rglob("*"))
+    import s3fs
+
+    return len(s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False).find(place))
+
+
+def seen(place: str) -> list[str]:
+    """The runs that a reader sees, all of whose files are whole; none before there is a listing."""
+    found = readable(place)
+    try:
+        found.require()
+    except MoewhError:
+        return []
+    assert isinstance(found, Published)
+    assert check_any(plan_any(found)) == []
+    with open_warehouse(found) as connection:
+        runs = connection.execute("select run_id from runs where status = 'complete' order by all").fetchall()
+        assert runs == connection.execute("select distinct run_id from routing order by all").fetchall()
+    return [run_id for (run_id,) in runs]
+
+
+def test_killed_at_any_moment_it_goes_on(place: str, source: Layout) -> None:
+    before: list[str] = []
+    command = [*COMMAND, place, "--warehouse", str(source.root)]
+    for files in (1, 40, 75):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
+        began = time.monotonic()
+        while process.poll() is None and sent(place) < files and time.monotonic() - began < 60:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() in (-signal.SIGKILL, 0)
+        now = seen(place)
+        assert set(before) <= set(now)
+        before = now
+    result = CliRunner().invoke(main, command[3:])
+    assert result.exit_code == 0, result.output
+    assert seen(place) == sorted(RUNS)
+    assert CliRunner().invoke(main, ["verify", "--warehouse", place]).exit_code == 0

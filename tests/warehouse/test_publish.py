@@ -1,0 +1,382 @@
+"""Publishing: what is sent, when readers see it, what a kill leaves, and what is left out without text."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import duckdb
+import fsspec
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+
+from moewh.cli.main import main
+from moewh.publish import target as targets
+from moewh.publish.card import split_names
+from moewh.publish.hub import HubTarget
+from moewh.publish.publish import Asked, publish
+from moewh.publish.target import FolderTarget, StoreTarget, Target
+from moewh.publish.withhold import WITHHELD
+from moewh.warehouse.answer.again import until_settled
+from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.files import schema
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.files.listing import LISTING, parse_listing
+from moewh.warehouse.remote.place import Remote
+from moewh.warehouse.remote.published import Published, readable
+from moewh.warehouse.runs import delete_run
+from moewh.warehouse.trust.published import check_any, plan_any
+from moewh.warehouse.views.base import open_warehouse
+from tests.support.hub import Store
+from tests.support.published import RUNS, on_the_hub, publishable, shell_rows
+
+WHOLE = "select run_id, count(*) from {}routing group by all order by all"
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    return publishable(tmp_path_factory.mktemp("source") / "wh")
+
+
+@pytest.fixture(scope="module")
+def rows(source: Layout) -> dict[str, int]:
+    """The routing rows of each run."""
+    with open_warehouse(source) as connection:
+        return dict(connection.execute(WHOLE.format("")).fetchall())
+
+
+@pytest.fixture(scope="module")
+def published(source: Layout, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("published") / "wh"
+    assert run("publish", str(folder), "--license", "mit", "--warehouse", str(source.root)).exit_code == 0
+    return folder
+
+
+def seen(place: str | Published) -> dict[str, int]:
+    """The runs that a reader sees, each with its rows; every file of them is as published."""
+    warehouse = readable(place) if isinstance(place, str) else place
+    assert isinstance(warehouse, Published)
+    assert check_any(plan_any(warehouse)) == []
+    with open_warehouse(warehouse) as connection:
+        found: dict[str, int] = dict(connection.execute(WHOLE.format("")).fetchall())
+        assert connection.execute("select run_id from runs where status = 'complete' order by all").fetchall() == (
+            [(run_id,) for run_id in found]
+        )
+    return found
+
+
+# ------------------------------------------------------------------------------------------ kinds of targets
+
+
+class InMemory(StoreTarget):
+    """An object store in this process: what is asked of it is what S3 is asked."""
+
+    def __init__(self) -> None:
+        super().__init__(Remote("memory://published/wh", fsspec.filesystem("memory")))
+        self.place.fs.store.clear()
+
+
+@pytest.fixture(params=["folder", "store", "hub"])
+def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Target]:
+    if request.param == "folder":
+        yield FolderTarget(tmp_path / "published")
+    elif request.param == "store":
+        yield InMemory()
+    else:
+        with on_the_hub(Store({})) as url:
+            found = targets.target_at(url)
+            assert isinstance(found, HubTarget)
+            yield found
+
+
+def reader(target: Target) -> Published:
+    return Published(target.place)
+
+
+class Stopped(BaseException):
+    """The process is gone."""
+
+
+def test_stopped_anywhere_it_goes_on(
+    target: Target, source: Layout, rows: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped before, within and after each run's files; a reader sees whole runs, never fewer than before."""
+    publish(source, target, Asked(("007",), license="mit"))
+    before = seen(reader(target))
+    assert before == {"007": rows["007"]}
+    primitive = {FolderTarget: "_copy", InMemory: "_put", HubTarget: "_commit"}[type(target)]
+    owner: Any = targets if primitive == "_copy" else type(target)
+    real, calls, budget = getattr(owner, primitive), 0, 0
+
+    def counted(*given: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > budget:
+            raise Stopped
+        real(*given)
+
+    monkeypatch.setattr(owner, primitive, counted)
+    step = 1 if primitive == "_commit" else 5
+    for attempt in range(100):
+        calls, budget = 0, step * attempt
+        try:
+            publish(source, target, Asked(license="mit"))
+        except Stopped:
+            now = seen(reader(target))
+            assert now.items() >= before.items()
+            assert now.items() <= rows.items()
+            before = now
+            continue
+        break
+    assert attempt >= 2
+    assert seen(reader(target)) == rows
+
+
+def test_only_what_is_missing_is_sent(target: Target, source: Layout, rows: dict[str, int]) -> None:
+    first = publish(source, target, Asked(("007", "step-30"), license="mit"))
+    assert first.sent_files > 60
+    assert first.changed
+    again = publish(source, target, Asked(("007",), license="mit"))
+    assert (again.sent_files, again.changed) == (0, False)
+    more = publish(source, target, Asked(license="mit"))
+    listing = Published(target.place).listing
+    assert more.sent_files == sum("/run_id=step-20/" in path for path in listing.files)
+    assert seen(reader(target)) == rows
+
+
+def test_another_run_of_that_name_replaces_it(target: Target, source: Layout, tmp_path: Path) -> None:
+    """It is withdrawn first, so nobody reads half of each; what the old one had more is gone."""
+    publish(source, target, Asked(license="mit"))
+    shutil.copytree(source.root, tmp_path / "other", symlinks=True)
+    other = Layout(tmp_path / "other")
+    delete_run(other, "007")
+    for level in ("runs", "segments", "sealed"):
+        (other.root / level / "run_id=step-30").rename(other.root / level / "run_id=007")
+    states: list[dict[str, int]] = []
+    assert any("geometry/run_id=007" in path for path in Published(target.place).listing.files)
+    publish(other, target, Asked(("007",), license="mit"), lambda _: states.append(seen(reader(target))))
+    assert [list(state) for state in states] == [["step-20", "step-30"]]
+    now = seen(reader(target))
+    assert now["007"] == now["step-30"]
+    assert not any("geometry/run_id=007" in path for path in Published(target.place).listing.files)
+
+
+def test_a_file_that_was_lost_there_is_sent_again(source: Layout) -> None:
+    store = InMemory()
+    publish(source, store, Asked(("007",)))
+    for path in ("segments/run_id=007/segment=1/tokens.parquet", "sealed/run_id=007/manifest.json"):
+        store.place.fs.rm_file(f"{store.place.root}/{path}")
+    assert len(check_any(plan_any(reader(store)))) == 2
+    assert publish(source, store, Asked(("007",))).sent_files > 0
+    assert check_any(plan_any(reader(store))) == []
+
+
+def test_a_query_that_met_a_replaced_run_is_asked_again(source: Layout) -> None:
+    """Not one that met another run as it was published; views made before, as of a check, are not asked for ever."""
+    store = InMemory()
+    publish(source, store, Asked(("007",)))
+    met, asked = reader(store), []
+
+    def work(runs: tuple[str, ...], without_text: bool, opened: bool = True) -> int:
+        if opened:
+            open_warehouse(met).close()
+        if len(asked) == 0:
+            publish(source, store, Asked(runs, without_text))
+        asked.append(runs)
+        return len(asked)
+
+    assert until_settled(met, lambda: work(("step-30",), False)) == 1
+    asked.clear()
+    assert until_settled(met, lambda: work(("007",), True)) == 2
+    asked.clear()
+    with pytest.raises(MoewhError, match="Ask again"):
+        until_settled(met, lambda: work(("007",), False, opened=False))
+
+
+# ------------------------------------------------------------------------------------------ what is published
+
+
+def test_runs_that_are_not_complete_or_not_sound_are_named(source: Layout, tmp_path: Path) -> None:
+    shutil.copytree(source.root, tmp_path / "wh", symlinks=True)
+    layout = Layout(tmp_path / "wh")
+    delete_run(layout, "step-20")
+    shutil.rmtree(layout.sealed("step-30"), ignore_errors=True)
+    layout.link_unsealed("step-30")
+    shutil.rmtree(layout.segment("step-30", 1))
+    done = run("publish", str(tmp_path / "out"), "--warehouse", str(layout.root))
+    assert (done.exit_code, "left out, since not complete: step-30" in done.stderr) == (0, True), done.output
+    assert list(seen(str(tmp_path / "out"))) == ["007"]
+    refused = run("publish", str(tmp_path / "out"), "--run", "step-30", "--warehouse", str(layout.root))
+    assert (refused.exit_code, "run step-30 is not complete" in refused.stderr) == (1, True)
+    unknown = run("publish", str(tmp_path / "out"), "--run", "nobody", "--warehouse", str(layout.root))
+    assert (unknown.exit_code, "007" in unknown.stderr) == (1, True)
+    file = layout.segment("007", 0) / "routing.parquet"
+    file.write_bytes(file.read_bytes()[:-1])
+    damaged = run("publish", str(tmp_path / "more"), "--warehouse", str(layout.root))
+    assert (damaged.exit_code, str(file) in damaged.stderr, len(damaged.stderr.splitlines())) == (1, True, 1)
+    assert not any(path.name == "run_id=007" for path in (tmp_path / "more").rglob("run_id=007"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["hf://datasets/org/name"], "--license"),
+        (["hf://datasets/org/name@v1", "--license", "mit"], "more than a data set"),
+        (["hf://datasets/org/name/sub", "--license", "mit"], "more than a data set"),
+        (["https://host/wh"], "publishes to a folder"),
+        (["gs://bucket/wh"], "publishes to a folder"),
+        (["s3://"], "no plain URL"),
+        (["s3://bucket/wh", "--url", "https://host/wh"], "--url is for a folder"),
+        (["{tmp}/out", "--url", "nonsense"], "no place"),
+        (["{tmp}/out", "--license", "a b"], "no licence's id"),
+        (["{wh}"], "holds"),
+        (["{other}"], "holds notes.txt"),
+    ],
+)
+def test_wrong_targets_are_one_line(arguments: list[str], says: str, source: Layout, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").touch()
+    filled = [text.format(tmp=tmp_path, wh=source.root, other=tmp_path / "other") for text in arguments]
+    result = run("publish", *filled, "--warehouse", str(source.root))
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1), result.output
+    assert says in result.stderr
+
+
+def test_a_target_that_refuses_is_one_line(source: Layout) -> None:
+    store = Store({}, refuse_after=3)
+    with on_the_hub(store) as url:
+        result = run("publish", url, "--license", "mit", "--warehouse", str(source.root))
+        assert (result.exit_code, "cannot publish to" in result.stderr.splitlines()[-1]) == (1, True), result.stderr
+        store.refuse_after = None
+        sent = len(store.blobs)
+        assert run("publish", url, "--license", "mit", "--warehouse", str(source.root)).exit_code == 0
+        assert sent > 0
+
+
+# ------------------------------------------------------------------------------------------ readers
+
+
+def test_a_plain_shell_sees_whole_runs_meanwhile(source: Layout, rows: dict[str, int], tmp_path: Path) -> None:
+    """Each time a file is put at the root, and before each run: the attached file answers for whole runs."""
+    place, states = tmp_path / "out", []
+    publish(source, FolderTarget(place), Asked(("007",)))
+
+    def look(_: str) -> None:
+        states.append(dict(shell_rows(place / "warehouse.duckdb", WHOLE.format("wh."))))
+
+    publish(source, FolderTarget(place), Asked(), look)
+    look("")
+    assert states == [{"007": rows["007"]}] * 3 + [rows]
+
+
+def test_load_dataset_reads_each_table(published: Path, source: Layout, tmp_path: Path) -> None:
+    with open_warehouse(source) as connection:
+        counts = {
+            table.name: dict(connection.execute(f"select run_id, count(*) from {table.name} group by all").fetchall())
+            for table in schema.TABLES
+            if table not in schema.MERGED
+        }
+        counts["segments"] = dict.fromkeys(RUNS, 2)
+    names = split_names(list(RUNS))
+    configs = datasets.get_dataset_config_names(str(published))
+    assert set(configs) >= {name for name, runs in counts.items() if runs}
+    for name in configs:
+        loaded = datasets.load_dataset(str(published), name, cache_dir=str(tmp_path))
+        table = next(table for table in schema.TABLES if table.name == name)
+        for split in loaded.values():
+            assert split.column_names == [
+                c.name for c in (schema.sealed(table) if name == "segments" else table).stored
+            ]
+        if name in counts:
+            assert {split: data.num_rows for split, data in loaded.items()} == (
+                {names[run_id]: count for run_id, count in counts[name].items()}
+            )
+
+
+def test_the_card_says_what_was_run(published: Path) -> None:
+    text = (published / "README.md").read_text()
+    assert 'license: "mit"' in text
+    for run_id in RUNS:
+        assert f"| {run_id} | synthetic |" in text
+    for table in schema.TABLES:
+        assert f"### {table.name}" in text
+        assert all(f"| {column.name} | " in text for column in table.columns)
+
+
+def test_split_names_are_what_datasets_takes() -> None:
+    names = split_names(["a.b", "a-b", "a_b", "all", "007"])
+    assert list(names.values()) == ["a_b", "a_b_2", "a_b_3", "all_", "007"]
+
+
+def test_a_served_folder_names_its_url(source: Layout, tmp_path: Path) -> None:
+    done = run("publish", str(tmp_path / "out"), "--url", "https://host/wh/", "--warehouse", str(source.root))
+    assert done.exit_code == 0, done.output
+    with duckdb.connect(str(tmp_path / "out" / "warehouse.duckdb"), read_only=True) as connection:
+        (sql,) = connection.execute("select sql from duckdb_views() where view_name = 'routing'").fetchone() or ("",)
+    assert "https://host/wh" in sql
+    assert str(tmp_path) not in sql
+    assert "https://host/wh/warehouse.duckdb" in (tmp_path / "out" / "README.md").read_text()
+    assert set(seen(str(tmp_path / "out"))) == set(RUNS)
+
+
+# ------------------------------------------------------------------------------------------ without text
+
+
+def test_without_text_nothing_gives_the_text_back(source: Layout, tmp_path: Path) -> None:
+    place = tmp_path / "out"
+    publish(source, FolderTarget(place), Asked(("007", "step-20"), without_text=True))
+    for table in schema.TABLES:
+        for file in place.rglob(f"run_id=[!~]*/**/{table.file}"):
+            held = pq.read_table(file, partitioning=None)
+            for column in held.column_names:
+                if column in ("text", "source", "metadata", "vocab_id", "token") and table is not schema.VOCABULARY:
+                    assert held.column(column).null_count == len(held), (file, column)
+    assert not list(place.rglob("run_id=[!~]*/**/hidden_states.parquet"))
+    assert run("verify", "--warehouse", str(place)).exit_code == 0
+    checked = run("check", "--warehouse", str(place))
+    assert checked.exit_code == 0, checked.output
+    with open_warehouse(readable(str(place))) as there, open_warehouse(source) as here:
+        for name in ("expert_load", "co_routing", "layer_transitions", "domain_specialization", "expert_repetition"):
+            sql = f"from {name} where run_id = '007' order by all"
+            assert there.execute(sql).fetchall() == here.execute(sql).fetchall() != []
+        sql = "select token_id, layer, rank, expert, weight from routing where run_id = '007' order by all"
+        assert there.execute(sql).fetchall() == here.execute(sql).fetchall() != []
+        assert there.execute("from expert_token_affinity").fetchall() == []
+    assert "Runs 007, step-20 were published without" in (place / "README.md").read_text()
+
+
+def test_text_that_was_published_is_taken_back(source: Layout, tmp_path: Path) -> None:
+    """And put there again: either way the same command twice sends nothing the second time."""
+    place = FolderTarget(tmp_path / "out")
+    publish(source, place, Asked(("007",)))
+    withheld = Asked(("007",), without_text=True)
+    assert publish(source, place, withheld).changed
+    again = publish(source, place, withheld)
+    assert (again.sent_files, again.changed) == (0, False)
+    assert parse_listing((place.root / LISTING).read_bytes()).without_text == ("007",)
+    publish(source, place, Asked(("007",)))
+    assert parse_listing((place.root / LISTING).read_bytes()).without_text == ()
+    assert not list(source.staging.glob("publish*"))
+
+
+def test_every_column_with_text_is_known() -> None:
+    """A new column of a segment's tables is looked at here before it is published without text."""
+    known = {
+        "prompts": {"prompt_id", "domain", "num_tokens", "status"},
+        "tokens": {"token_id", "prompt_id", "position", "context", "kind"},
+        "routing": {"token_id", "layer", "rank", "expert", "weight", "kind", "domain", "prompt_id"},
+    }
+    for name, columns in known.items():
+        table = next(table for table in schema.TABLES if table.name == name)
+        assert {column.name for column in table.stored} == columns | set(WITHHELD[name])
+    harmless = {"segments", "router_logits", "expert_counts", "pair_counts", "transition_counts", "repetition_counts"}
+    rest = {table.name for table in schema.TABLES if table.level == "segment"} - known.keys()
+    assert rest - harmless == {"hidden_states", "affinity_counts", "vocab_counts"}

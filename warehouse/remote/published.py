@@ -1,0 +1,104 @@
+"""A published warehouse as readers hold it: a place and its listing, which is read again when it may have changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.files.layout import Layout, glob_literal
+from moewh.warehouse.files.listing import LISTING, Listing, ListingError, parse_listing
+from moewh.warehouse.remote.place import Folder, Place, Remote, is_url, remote
+
+if TYPE_CHECKING:
+    import duckdb
+
+_REQUESTS = 16
+"""Small files that are fetched at once."""
+
+
+@dataclass
+class Published:
+    """A published warehouse, which is only read."""
+
+    place: Place
+    _listing: Listing | None = field(default=None, repr=False)
+    bound: Listing | None = field(default=None, repr=False)
+    """What the views were last made of."""
+
+    @property
+    def root(self) -> str:
+        """Its path or URL, as SQL and messages name it."""
+        return self.place.root
+
+    @property
+    def listing(self) -> Listing:
+        """What belongs to it, read when it is first asked for. Raises MoewhError."""
+        return self._listing if self._listing is not None else self.read_again()
+
+    def read_again(self) -> Listing:
+        """Read the listing as it is now. Raises MoewhError if there is none that can be read."""
+        try:
+            self._listing = parse_listing(self.place.read(LISTING))
+        except FileNotFoundError as error:
+            raise MoewhError(
+                f"there is no published warehouse at {self.root}: it has no {LISTING}. `moewh publish` makes one."
+            ) from error
+        except ListingError as error:
+            raise MoewhError(f"{self.root}/{LISTING} {error}") from error
+        return self._listing
+
+    def require(self) -> Published:
+        """Return self if there is a warehouse here that this moewh can read, else raise MoewhError."""
+        assert self.listing is not None
+        return self
+
+    def folders(self) -> list[str]:
+        """Return what SQL may read, as DuckDB's allowed directories (see `Layout.folders`)."""
+        return [self.root, glob_literal(self.root)]
+
+    def connect(self, connection: duckdb.DuckDBPyConnection) -> str:
+        """Let a connection read the files that are listed, and no other of its place.
+
+        Return where it finds zero-row files of every table, for `moewh_root` while views are made.
+        """
+        from concurrent.futures import ThreadPoolExecutor
+
+        from moewh.warehouse.remote.listed import ListedFiles
+
+        self.bound = self.listing
+        files = ListedFiles(self.place, self.bound)
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            list(pool.map(files.fetch, self.bound.zero_rows))
+        connection.register_filesystem(files)
+        return files.zero_rows
+
+
+Readable = Layout | Published
+"""A warehouse that is read: one that moewh writes on this machine, or a published one wherever it lies."""
+
+
+def readable(text: str) -> Readable:
+    """Return the warehouse at a path or URL, without a look at it. Raises UsageError for a URL that cannot be one."""
+    if is_url(text):
+        return Published(remote(text))
+    root = Path(text).absolute()
+    return Published(Folder(root)) if (root / LISTING).is_file() else Layout(root)
+
+
+def writable(text: str) -> Layout:
+    """Return the warehouse at a path, to write into. Raises UsageError for a published one and for a URL."""
+    return only_written(readable(text))
+
+
+def only_written(warehouse: Readable) -> Layout:
+    """Return a warehouse that moewh writes. Raises UsageError for a published one."""
+    if isinstance(warehouse, Layout):
+        return warehouse
+    if isinstance(warehouse.place, Remote):
+        raise UsageError(f"{warehouse.root} is not on this machine: moewh only reads there. Name a folder instead.")
+    raise UsageError(
+        f"{warehouse.root} is a published warehouse, which moewh only reads. Name another, or remove its {LISTING} and "
+        "run `moewh refresh` to make it one of your own."
+    )

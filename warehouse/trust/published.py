@@ -1,0 +1,131 @@
+"""Verification of a published warehouse: every file that its listing names, read where it lies.
+
+`moewh publish` sends only what `moewh.warehouse.trust.verify` found as it was committed, so a file that still has its
+sha256 needs no other look. The manifests must agree with the listing about the files of their folders.
+
+`plan_any` and `check_any` verify either kind of warehouse, and are what the command and the Python API call.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.files.layout import SCHEMA_RUN, SEGMENT_FOLDER
+from moewh.warehouse.files.listing import LISTING, Listed, run_of
+from moewh.warehouse.files.manifest import MANIFEST, ManifestError, parse_manifest
+from moewh.warehouse.remote.published import Published, Readable
+from moewh.warehouse.trust import verify
+from moewh.warehouse.trust.verify import Fault, Plan
+
+_BLOCK = 1 << 22
+_READERS = 8
+"""Files that are read at once: most of the time is waiting for answers."""
+
+
+@dataclass(frozen=True)
+class PublishedPlan:
+    """What is to be read of a published warehouse. Paths of its faults are below the root."""
+
+    published: Published
+
+    @property
+    def files(self) -> int:
+        """Number of files listed."""
+        return len(self.published.listing.files)
+
+    @property
+    def bytes(self) -> int:
+        """Their size together."""
+        return sum(listed.bytes for listed in self.published.listing.files.values())
+
+    @property
+    def segments(self) -> int:
+        """Number of segments of runs."""
+        folders = {Path(path).parent for path in self.published.listing.files if run_of(path) != SCHEMA_RUN}
+        return sum(folder.name.startswith(SEGMENT_FOLDER) for folder in folders)
+
+    @property
+    def runs(self) -> int:
+        """Number of runs."""
+        return len(self.published.listing.run_ids)
+
+
+def plan_any(warehouse: Readable) -> Plan | PublishedPlan:
+    """Return what verifying a warehouse reads. Raises MoewhError if there is none."""
+    if isinstance(warehouse, Published):
+        warehouse.read_again()
+        return PublishedPlan(warehouse)
+    return verify.plan(warehouse)
+
+
+def check_any(
+    planned: Plan | PublishedPlan, jobs: int | None = None, done: Callable[[int], None] = lambda _: None
+) -> list[Fault]:
+    """Read every file and return all faults, in order of their paths; `done` is told the bytes as they are read."""
+    if isinstance(planned, Plan):
+        return verify.check(planned, jobs, done)
+    published = planned.published
+    work = sorted(published.listing.files.items(), key=lambda item: -item[1].bytes)
+    workers = ThreadPoolExecutor(jobs or _READERS)
+    faults = []
+    try:
+        found = workers.map(lambda item: _file_fault(published, *item), work)
+        for (path, listed), why in zip(work, found, strict=True):
+            done(listed.bytes)
+            if why:
+                faults.append(Fault(Path(path).parent, Path(path).name, why))
+    finally:
+        workers.shutdown(cancel_futures=True)
+    bad = {fault.path for fault in faults}
+    faults += _manifest_faults(published, bad)
+    return sorted(faults, key=lambda fault: (fault.path, fault.why))
+
+
+def require_sound(warehouse: Readable) -> None:
+    """Raise MoewhError naming the first bad file, unless every file is as it was committed."""
+    faults = check_any(plan_any(warehouse))
+    if faults:
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        remedy = "Publish the run again." if isinstance(warehouse, Published) else "See `moewh verify --repair`."
+        raise MoewhError(f"{faults[0].path} {faults[0].why}{more}. {remedy}")
+
+
+def _file_fault(published: Published, path: str, listed: Listed) -> str | None:
+    """Say what is wrong with one file, or None."""
+    digest, place, size = hashlib.sha256(), published.place, listed.bytes
+    try:
+        if size == 0:  # of which no part can be asked for
+            return "has more than 0 bytes" if place.read(path) else None
+        for start in range(0, size, _BLOCK):
+            end = min(start + _BLOCK, size)
+            data = place.read_range(path, start, end + (end == size), size)  # one more, to notice a longer file
+            if len(data) != end - start:
+                return f"has {'fewer' if len(data) < end - start else 'more'} than {size:,} bytes"
+            digest.update(data)
+    except FileNotFoundError:
+        return "is missing"
+    except (MoewhError, OSError) as error:
+        return str(error).removesuffix(".")
+    return None if digest.hexdigest() == listed.sha256 else "has another sha256"
+
+
+def _manifest_faults(published: Published, bad: set[Path]) -> Iterator[Fault]:
+    """Find manifests that say something else of their folders than the listing does; bad ones are not looked at."""
+    files = published.listing.files
+    for path, listed in files.items():
+        if not path.endswith(f"/{MANIFEST}") or Path(path) in bad:
+            continue
+        folder = Path(path).parent
+        try:
+            manifest = parse_manifest(published.place.read_range(path, 0, listed.bytes, listed.bytes))
+        except ManifestError as error:
+            yield Fault(folder, MANIFEST, str(error))
+            continue
+        for name, entry in manifest.files.items():
+            if files.get(f"{folder}/{name}") != Listed(entry.bytes, entry.sha256):
+                yield Fault(folder, name, f"is not as {MANIFEST} has it in {LISTING}")
