@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from moewh.cli.options import warehouse_option
-from moewh.warehouse.files.layout import Layout
+from moewh.cli.options import readable_option
+from moewh.warehouse.remote.published import Readable
 
 
 @click.command(short_help="Write one HTML page with every figure.")
@@ -28,8 +28,8 @@ from moewh.warehouse.files.layout import Layout
     metavar="N",
     help="Prompts of each run in the token view.  [default: up to 8, as the page's size allows]",
 )
-@warehouse_option
-def report(*, output: Path, runs: tuple[str, ...], domain: str | None, prompts: int | None, warehouse: Layout) -> None:
+@readable_option
+def report(*, output: Path, runs: tuple[str, ...], domain: str | None, prompts: int | None, warehouse: Readable) -> None:
     """Write one HTML page with every figure of the warehouse's runs, for a browser, without any network.
 
     The page shows load, balance, domains, top tokens, co-routing, transitions, repetition, information, and what else

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moewh.cli.candidates import complete_layers, complete_runs
-from moewh.cli.options import warehouse_option
-from moewh.warehouse.files.layout import Layout
+from moewh.cli.options import readable_option
+from moewh.warehouse.remote.published import Readable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,8 +41,8 @@ _RIGHT_TO_LEFT = {"R", "AL", "AN"}
     shell_complete=complete_runs,
     help="The run.  [default: the newest that has tokens]",
 )
-@warehouse_option
-def show(prompt_id: int, layer: int | None, run_id: str | None, warehouse: Layout) -> None:
+@readable_option
+def show(prompt_id: int, layer: int | None, run_id: str | None, warehouse: Readable) -> None:
     """Show a prompt with each token coloured by the expert it chose first at a layer.
 
     The small number after a token is that expert; the legend counts them. Without colours (in a pipe, a file, or with
