@@ -33,8 +33,6 @@ CHECKPOINTS = {1_000: 0.2, 10_000: 0.4, 100_000: 0.5}
 """Training step → the share of the routing that the token decides."""
 _DOMAINS = 4
 _TIMES = 3
-_READY = "document.documentElement.dataset.ready === 'true'"
-_DRAWN = "document.querySelectorAll('.js-plotly-plot').length > 0"
 _CHANGE = """() => new Promise((done) => {
     const began = performance.now(), layer = document.getElementById("layer");
     layer.value = Number(layer.value) + 1;
@@ -90,7 +88,7 @@ def opened(output: Path) -> dict[str, float]:
         session.send("Performance.enable", {"timeDomain": "threadTicks"})
         began = time.perf_counter()
         page.goto(output.as_uri(), wait_until="commit")
-        page.wait_for_function(f"{_READY} && {_DRAWN}", polling=20)
+        page.locator("html[data-ready='true']").wait_for(state="attached")
         ready = time.perf_counter() - began
         metrics = {one["name"]: one["value"] for one in session.send("Performance.getMetrics")["metrics"]}
         page.evaluate("document.getElementById('figure-co_routing').scrollIntoView()")
