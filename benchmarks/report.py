@@ -63,7 +63,7 @@ def build(folder: Path, tokens: int) -> Layout:
 
 
 def make(layout: Layout, output: Path) -> dict[str, float]:
-    """Make the report as a user does; return the seconds that the whole command took, on the clock and of processors."""
+    """Make the report as a user does; return the seconds that the command took, on the clock and of processors."""
     began, used = time.perf_counter(), _used()
     code = "from moewh.cli.main import main; main()"
     command = [sys.executable, "-c", code, "report", "--warehouse", str(layout.root), "-o", str(output)]
@@ -77,7 +77,7 @@ def _used() -> float:
 
 
 def opened(output: Path) -> dict[str, float]:
-    """Open the page in a new browser; return the seconds until it is ready, those of its main thread, and of a change."""
+    """Open the page in a new browser; return the seconds until it is ready, of its main thread, and of a change."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as running:

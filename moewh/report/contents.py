@@ -48,8 +48,8 @@ MOST_ROWS = 3_000_000
 TOKEN_VIEW = {
     "name": "tokens",
     "title": "Token view",
-    "about": "Prompts with each token coloured by the expert it chose first at the layer. Point at a token, or move to it "
-    "with Tab and the arrow keys, for its weights and runners-up.",
+    "about": "Prompts with each token coloured by the expert it chose first at the layer. Point at a token, or move to "
+    "it with Tab and the arrow keys, for its weights and runners-up.",
     "by": ["run", "layer"],
     "measures": [""],
     "drawings": [],
@@ -134,7 +134,7 @@ class _Contents:
             raise MoewhError(f"there are no runs in {self.warehouse.path}. `moewh ingest` makes one.")
         layers, domains = look(_LAYERS).fetchall(), look(_DOMAINS).fetchall()
         for run in self.runs:
-            run["layers"] = [dict(layer=n, experts=e, top_k=k) for run_id, n, e, k in layers if run_id == run[RUN]]
+            run["layers"] = [{"layer": n, "experts": e, "top_k": k} for run_id, n, e, k in layers if run_id == run[RUN]]
             found = [domain for run_id, domain in domains if run_id == run[RUN]]
             run["domains"] = [name for name in found if self.asked.domain in (None, name)]
 
@@ -291,7 +291,7 @@ def _token_table(drawings: Sequence[tuple[dict[str, Any], Rows]]) -> dict[str, A
         columns["run"] += [runs.setdefault(at[RUN], len(runs))] * len(shown)
         for name in ("layer", "expert"):
             columns[name] += [at[name]] * len(shown)
-        for name, values in numbers.items():
-            values += rows[name].tolist()
+        for name in numbers:
+            numbers[name] += rows[name].tolist()
     packed_columns = {name: packed(np.array(values)) for name, values in (columns | numbers).items()}
     return {"runs": list(runs), "texts": list(texts), "columns": packed_columns}

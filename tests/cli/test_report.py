@@ -1,4 +1,4 @@
-"""`moewh report`: the numbers of the page are the queries', and its texts are texts; what it does with any warehouse."""
+"""`moewh report`: its numbers are the queries', its texts are texts; what it does with any warehouse."""
 
 from __future__ import annotations
 
@@ -122,7 +122,9 @@ def test_top_tokens_are_those_of_the_query(layout: Layout, data: dict[str, Any])
 
 
 def test_runs_and_prompts_are_those_of_the_warehouse(layout: Layout, data: dict[str, Any]) -> None:
-    runs = opened(layout.root).execute("select run_id, tokens, prompts from runs order by created_at, run_id").fetchall()
+    runs = (
+        opened(layout.root).execute("select run_id, tokens, prompts from runs order by created_at, run_id").fetchall()
+    )
     assert [(run["run_id"], run["tokens"], run["prompts"]) for run in data["runs"]] == runs
     with moewh.open(layout.root) as warehouse:
         for run_id, told in data["prompts"].items():
@@ -175,7 +177,9 @@ def test_hostile_texts_stay_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert {*panel_of(data, "top_tokens")["table"]["texts"]} <= {visible(text) for text in HOSTILE}
     assert len(panel_of(data, "domains")["drawings"]) == len(HOSTILE)
     command = next(d["command"] for d in panel_of(data, "domains")["drawings"] if d["domain"] == HOSTILE[7])
-    words = subprocess.run(["bash", "-c", f"printf %s {command[len('moewh query -c ') :]}"], capture_output=True, check=True)
+    words = subprocess.run(
+        ["bash", "-c", f"printf %s {command[len('moewh query -c ') :]}"], capture_output=True, check=True
+    )
     assert words.stdout.decode() == f"from domain_specialization where run_id = 'hostile' and domain = '{HOSTILE[7]}'"
 
 
