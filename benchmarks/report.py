@@ -33,8 +33,6 @@ CHECKPOINTS = {1_000: 0.2, 10_000: 0.4, 100_000: 0.5}
 """Training step → the share of the routing that the token decides."""
 _DOMAINS = 4
 _TIMES = 3
-_READY = "document.documentElement.dataset.ready === 'true'"
-_DRAWN = "document.querySelectorAll('.js-plotly-plot').length > 0"
 _CHANGE = """() => new Promise((done) => {
     const began = performance.now(), layer = document.getElementById("layer");
     layer.value = Number(layer.value) + 1;
@@ -65,7 +63,7 @@ def build(folder: Path, tokens: int) -> Layout:
 
 
 def make(layout: Layout, output: Path) -> dict[str, float]:
-    """Make the report as a user does; return the seconds that the whole command took, on the clock and of processors."""
+    """Make the report as a user does; return the seconds that the command took, on the clock and of processors."""
     began, used = time.perf_counter(), _used()
     code = "from moewh.cli.main import main; main()"
     command = [sys.executable, "-c", code, "report", "--warehouse", str(layout.root), "-o", str(output)]
@@ -79,7 +77,7 @@ def _used() -> float:
 
 
 def opened(output: Path) -> dict[str, float]:
-    """Open the page in a new browser; return the seconds until it is ready, those of its main thread, and of a change."""
+    """Open the page in a new browser; return the seconds until it is ready, of its main thread, and of a change."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as running:
@@ -90,7 +88,7 @@ def opened(output: Path) -> dict[str, float]:
         session.send("Performance.enable", {"timeDomain": "threadTicks"})
         began = time.perf_counter()
         page.goto(output.as_uri(), wait_until="commit")
-        page.wait_for_function(f"{_READY} && {_DRAWN}", polling=20)
+        page.locator("html[data-ready='true']").wait_for(state="attached")
         ready = time.perf_counter() - began
         metrics = {one["name"]: one["value"] for one in session.send("Performance.getMetrics")["metrics"]}
         page.evaluate("document.getElementById('figure-co_routing').scrollIntoView()")

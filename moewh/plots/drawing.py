@@ -113,7 +113,7 @@ def heat_map(
         "colorbar": {"title": {"text": z.name, "side": "right"}, "thickness": 14},
         "colorscale": AROUND_ONE if around_one else SEQUENTIAL,
         **({"zmin": 0, "zmax": MOST_LIFT} if around_one else {}),
-        **({"meta": meta} if meta else {}),
+        "meta": {"planes": [z.name, *(plane.name for plane in more)], **(meta or {})},
     }
     if more:
         trace["customdata"] = np.stack([plane.values for plane in more], axis=-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,7 +60,7 @@ def groups(rows: Rows, by: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], Row
     for name in by:
         changes |= rows[name][1:] != rows[name][:-1]
     edges = [0, *(np.flatnonzero(changes) + 1).tolist(), length]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         key = tuple(_scalar(rows[name][start]) for name in by)
         yield key, {name: column[start:end] for name, column in rows.items()}
 

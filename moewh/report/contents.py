@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moewh.plots.drawing import Figure
 from moewh.plots.figures.top_tokens import MIN_TOKENS
 from moewh.plots.figures.top_tokens import PANEL as TOP_TOKENS
 from moewh.plots.panel import DOMAIN, LAYER, REFERENCE, RUN, Panel
@@ -36,7 +37,9 @@ FIGURES = (
 )
 """The figures in the order of the page. One that is not here stands at the end."""
 FEW_PROMPTS = 8
-PROMPT_ROWS = 250_000
+FIRST_TOKENS = 128
+"""Of a prompt in the token view, unless a number of prompts is asked for."""
+PROMPT_ROWS = 150_000
 """Routing rows of the token view, of all runs together, unless a number of prompts is asked for."""
 TOKENS_PER_COUNT = 100_000
 """Of a larger run, a top token occurs more than MIN_TOKENS times: once for each of so many tokens."""
@@ -45,8 +48,8 @@ MOST_ROWS = 3_000_000
 TOKEN_VIEW = {
     "name": "tokens",
     "title": "Token view",
-    "about": "Prompts with each token coloured by the expert it chose first at the layer. Point at a token, or move to it "
-    "with Tab and the arrow keys, for its weights and runners-up.",
+    "about": "Prompts with each token coloured by the expert it chose first at the layer. Point at a token, or move to "
+    "it with Tab and the arrow keys, for its weights and runners-up.",
     "by": ["run", "layer"],
     "measures": [""],
     "drawings": [],
@@ -131,7 +134,7 @@ class _Contents:
             raise MoewhError(f"there are no runs in {self.warehouse.path}. `moewh ingest` makes one.")
         layers, domains = look(_LAYERS).fetchall(), look(_DOMAINS).fetchall()
         for run in self.runs:
-            run["layers"] = [dict(layer=n, experts=e, top_k=k) for run_id, n, e, k in layers if run_id == run[RUN]]
+            run["layers"] = [{"layer": n, "experts": e, "top_k": k} for run_id, n, e, k in layers if run_id == run[RUN]]
             found = [domain for run_id, domain in domains if run_id == run[RUN]]
             run["domains"] = [name for name in found if self.asked.domain in (None, name)]
 
@@ -179,7 +182,8 @@ class _Contents:
             if self.asked.prompts is None:
                 found = _within(found, room // max(1, sum(layer["top_k"] or 0 for layer in run["layers"])))
             if found and run["tokens"]:
-                told[run[RUN]] = prompts_data(self.warehouse, run[RUN], [prompt_id for prompt_id, _ in found])
+                shown = prompts_data(self.warehouse, run[RUN], [prompt_id for prompt_id, _ in found])
+                told[run[RUN]] = _cut(shown) if self.asked.prompts is None else shown
         return told
 
     def _drawings(self, panel: Panel) -> Iterator[tuple[dict[str, Any], Rows]]:
@@ -209,13 +213,29 @@ def panels() -> list[tuple[str, Panel]]:
 
 
 def _within(prompts: Sequence[tuple[int, int]], tokens: int) -> list[tuple[int, int]]:
-    """Return the first prompts, (prompt_id, num_tokens), that together have at most so many tokens."""
+    """Return the first prompts, (prompt_id, num_tokens), that together show at most so many tokens."""
     kept = []
     for prompt_id, length in prompts:
-        if length <= tokens:
+        if (shown := min(length, FIRST_TOKENS)) <= tokens:
             kept.append((prompt_id, length))
-            tokens -= length
+            tokens -= shown
     return kept
+
+
+def _cut(told: dict[str, Any]) -> dict[str, Any]:
+    """Return prompts with their first tokens alone, and a note on what is left out."""
+    if all(len(prompt["texts"]) <= FIRST_TOKENS for prompt in told["prompts"]):
+        return told
+    prompts = []
+    for prompt in told["prompts"]:
+        cut = {name: prompt[name][:FIRST_TOKENS] for name in ("texts", "positions", "kinds")}
+        routes = {
+            layer: {name: part[:FIRST_TOKENS] if isinstance(part, list) else part for name, part in route.items()}
+            for layer, route in prompt["routes"].items()
+        }
+        prompts.append({**prompt, **cut, "routes": routes})
+    note = f"Of long prompts, only the first {FIRST_TOKENS} tokens; `moewh report --prompts N` shows all of N prompts."
+    return {**told, "prompts": prompts, "notes": [*told["notes"], note]}
 
 
 def _selectors(panel: Panel) -> list[str]:
@@ -233,7 +253,9 @@ def _drawing(panel: Panel, at: dict[str, Any], rows: Rows, shapes: dict[str, Any
     told = {"runs": list(dict.fromkeys(runs)), "command": panel.command(at)}
     told |= {name: at[name] for name in (DOMAIN, LAYER) if name in at}
     if not panel.pairs:
-        return told | {"figures": encoded({measure: panel.draw(rows, measure) for measure in panel.measures})}
+        planes: dict[str, Any] = {}
+        figures = {measure: _sharing(panel.draw(rows, measure), planes) for measure in panel.measures}
+        return told | encoded({"figures": figures}) | ({"planes": planes} if planes else {})
     drawn = panel.draw(rows, "tokens")
     trace = drawn["data"][0]
     counts = packed(np.nan_to_num(trace["z"]))
@@ -243,7 +265,18 @@ def _drawing(panel: Panel, at: dict[str, Any], rows: Rows, shapes: dict[str, Any
             for name in ("z", "customdata", "meta"):
                 del figure["data"][0][name]
         shapes[counts["shape"]] = encoded(figures)
-    return told | {"counts": counts, **trace["meta"]}
+    return told | {"counts": counts, **{name: trace["meta"][name] for name in ("divisors", "diagonal")}}
+
+
+def _sharing(figure: Figure, planes: dict[str, Any]) -> Figure:
+    """Return a figure whose matrices are names: `planes` gets each of them once, for all measures of a heat map."""
+    trace = figure["data"][0]
+    if trace["type"] == "heatmap":
+        named = trace.pop("meta")["planes"]
+        values = [trace["z"], *np.moveaxis(trace["customdata"], -1, 0)]
+        planes |= {name: packed(plane) for name, plane in zip(named, values, strict=True) if name not in planes}
+        trace["z"], trace["customdata"] = named[0], named[1:]
+    return figure
 
 
 def _token_table(drawings: Sequence[tuple[dict[str, Any], Rows]]) -> dict[str, Any]:
@@ -258,7 +291,7 @@ def _token_table(drawings: Sequence[tuple[dict[str, Any], Rows]]) -> dict[str, A
         columns["run"] += [runs.setdefault(at[RUN], len(runs))] * len(shown)
         for name in ("layer", "expert"):
             columns[name] += [at[name]] * len(shown)
-        for name, values in numbers.items():
-            values += rows[name].tolist()
+        for name in numbers:
+            numbers[name] += rows[name].tolist()
     packed_columns = {name: packed(np.array(values)) for name, values in (columns | numbers).items()}
     return {"runs": list(runs), "texts": list(texts), "columns": packed_columns}

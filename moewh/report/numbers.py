@@ -21,8 +21,6 @@ def encoded(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [encoded(item) for item in value]
     if isinstance(value, np.ndarray):
-        if value.ndim == 3:
-            return {"planes": [packed(value[..., place]) for place in range(value.shape[-1])]}
         return packed(value) if value.ndim == 2 else [encoded(item) for item in value.tolist()]
     if isinstance(value, float):
         return float(f"{value:.8g}") if math.isfinite(value) else None

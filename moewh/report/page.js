@@ -73,10 +73,9 @@ function figureOf(panel, drawing, measure) {
   }
   const { data: traces, layout } = drawing.figures[measure];
   const full = traces.map((trace) => {
-    const made = { ...trace };
-    if (trace.z) made.z = decode(trace.z);
-    if (trace.customdata) made.customdata = stacked(trace.customdata.planes.map(decode));
-    return made;
+    if (!trace.z) return trace;
+    const planes = [trace.z, ...trace.customdata].map((name) => decode(drawing.planes[name]));
+    return { ...trace, z: planes[0], customdata: stacked(planes.slice(1)) };
   });
   return { data: full, layout };
 }

@@ -1,4 +1,4 @@
-"""`moewh report`: the numbers of the page are the queries', and its texts are texts; what it does with any warehouse."""
+"""`moewh report`: its numbers are the queries', its texts are texts; what it does with any warehouse."""
 
 from __future__ import annotations
 

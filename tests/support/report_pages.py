@@ -86,7 +86,7 @@ def close(shown: Any, real: Any) -> bool:
     return bool(np.isclose(shown, real, rtol=1e-6, atol=1e-12))
 
 
-def map_values(panel: dict[str, Any], drawing: dict[str, Any]) -> dict[str, npt.NDArray[np.float64]]:
+def map_values(drawing: dict[str, Any]) -> dict[str, npt.NDArray[np.float64]]:
     """Every matrix that a drawing of a heat map holds, by the column it shows."""
     if "counts" in drawing:
         tokens = decoded(drawing["counts"])
@@ -94,13 +94,12 @@ def map_values(panel: dict[str, Any], drawing: dict[str, Any]) -> dict[str, npt.
         n_i, n_j, n = tokens.sum(1) / rows, tokens.sum(0) / columns, tokens.sum() / all_of
         with np.errstate(invalid="ignore"):
             return {"tokens": tokens, "conditional": tokens / n_i[:, None], "lift": tokens * n / np.outer(n_i, n_j)}
-    found: dict[str, npt.NDArray[np.float64]] = {}
     for measure, figure in drawing["figures"].items():
         (trace,) = figure["data"]
-        found[measure] = decoded(trace["z"])
-        names = re.findall(r"<br>([a-z_]+): %\{customdata", trace["hovertemplate"])
-        found |= {name: decoded(plane) for name, plane in zip(names, trace["customdata"]["planes"], strict=True)}
-    return found
+        shown = re.findall(r"(?:^|<br>)(\w+): %\{", trace["hovertemplate"])
+        assert [trace["z"], *trace["customdata"]] == shown
+        assert shown[0] == measure
+    return {name: decoded(plane) for name, plane in drawing["planes"].items()}
 
 
 def compare_map(panel: dict[str, Any], drawing: dict[str, Any], rows: list[Row]) -> None:
@@ -109,7 +108,7 @@ def compare_map(panel: dict[str, Any], drawing: dict[str, Any], rows: list[Row])
     (trace,) = next(iter(figures.values()))["data"]
     y, x = MAPS[panel["name"]]
     places = {(str(row[y]), str(row[x])): row for row in rows}
-    for name, values in map_values(panel, drawing).items():
+    for name, values in map_values(drawing).items():
         seen = 0
         for (down, along), value in np.ndenumerate(values):
             row = places.get((trace["y"][down], trace["x"][along]))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moewh.plots.drawing import Axis, Figure, Plane, heat_map
-from moewh.plots.figures.load import by_layer, spread
+from moewh.plots.drawing import Figure
+from moewh.plots.experts import expert_map
 from moewh.plots.panel import Panel
 from moewh.plots.rows import ANSWER, Rows
 
@@ -16,13 +16,7 @@ if TYPE_CHECKING:
 
 
 def _draw(rows: Rows, measure: str) -> Figure:
-    layers, experts = by_layer(rows)
-    z, *shown = sorted(
-        (Plane(name, spread(rows, name), form) for name, form in _FORMATS.items()),
-        key=lambda plane: plane.name != measure,
-    )
-    axes = Axis("expert", range(experts)), Axis("layer", layers)
-    return heat_map(*axes, z, *shown, around_one=measure == "lift")
+    return expert_map(rows, measure, _FORMATS, around_one=measure == "lift")
 
 
 _FORMATS = {"lift": ".4~g", "share": ".4~g", "overall_share": ".4~g", "tokens": ",d", "chance": ".2~g"}

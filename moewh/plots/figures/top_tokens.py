@@ -24,8 +24,8 @@ def _draw(rows: Rows, measure: str) -> Figure:
 
 PANEL = Panel(
     title="Top tokens",
-    about="The tokens of the vocabulary that the expert is chosen for most, against chance; rare ones, whose lift is high "
-    "by chance, are left out. share_of_token: how often the token goes to the expert.",
+    about="The tokens of the vocabulary that the expert is chosen for most, against chance; rare ones, whose lift is "
+    "high by chance, are left out. share_of_token: how often the token goes to the expert.",
     query="expert_token_affinity",
     asked="expert_top_tokens",
     values={"min_tokens": MIN_TOKENS},
