@@ -6,14 +6,17 @@ container that the block calls, as the proof does. Out: two numbers per choice; 
 
 from __future__ import annotations
 
-from typing import Any
+import re
 
 import torch
+from torch import nn
 
 from moewh.ingest.families.rule import Call, MoELayer, experts_alone
 from moewh.ingest.model.layers import OTHER_MODALITY
 from moewh.ingest.routing import NO_ROUTE
 
+_NO_PART = re.compile(rf"^lm_head\\.|{OTHER_MODALITY.pattern}")
+"""Parameters that a recorded pass does not multiply with."""
 _NUMBERS = 1 << 27
 """Numbers of outputs [T, K, H] that are held at once: 512 MiB in float32."""
 
@@ -49,25 +52,19 @@ def _measured(moe: MoELayer, call: Call) -> torch.Tensor:
     return torch.cat([norm_TK, cosine_TK], dim=1).masked_fill(~norm_TK.isfinite().repeat(1, 2), torch.nan)
 
 
-def arithmetic_share(model: Any, moe_layers: list[MoELayer], top_k: int) -> float:
+def arithmetic_share(model: nn.Module, moe_layers: list[MoELayer], top_k: int) -> float:
     """Return the multiplications of a token's K experts, over those of its whole pass: what running them again adds.
 
     Taken from the sizes of the matrices, so that attention over positions, and that experts may run slower than other
     matrices of their size, are left out. Embeddings, the head and what sees images or hears are not part of the pass.
     """
-    containers = {id(moe.experts): moe for moe in moe_layers}
-    size = {key: sum(p.numel() for p in moe.experts.parameters() if p.dim() > 1) for key, moe in containers.items()}
-    chosen = sum(size[id(moe.experts)] * top_k / max(1, moe.kinds.count("mlp")) for moe in moe_layers)
-    tables = (model.get_input_embeddings(), model.get_output_embeddings())
-    left_out = {
-        id(p)
-        for module in (*tables, *(moe.experts for moe in moe_layers))
-        if module is not None
-        for p in module.parameters()
-    }
+    size = {moe.experts: sum(p.numel() for p in moe.experts.parameters() if p.dim() > 1) for moe in moe_layers}
+    chosen = sum(size[moe.experts] * top_k / max(1, moe.kinds.count("mlp")) for moe in moe_layers)
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    left_out = {id(parameter) for module in (*tables, *size) for parameter in module.parameters()}
     others = sum(
         parameter.numel()
         for name, parameter in model.named_parameters()
-        if parameter.dim() > 1 and id(parameter) not in left_out and not OTHER_MODALITY.search(name)
+        if parameter.dim() > 1 and id(parameter) not in left_out and not _NO_PART.search(name)
     )
     return chosen / max(1.0, chosen + others)

@@ -29,7 +29,9 @@ from moewh.warehouse.remote.published import Readable
     help="Prompts of each run in the token view.  [default: up to 8, as the page's size allows]",
 )
 @readable_option
-def report(*, output: Path, runs: tuple[str, ...], domain: str | None, prompts: int | None, warehouse: Readable) -> None:
+def report(
+    *, output: Path, runs: tuple[str, ...], domain: str | None, prompts: int | None, warehouse: Readable
+) -> None:
     """Write one HTML page with every figure of the warehouse's runs, for a browser, without any network.
 
     The page shows load, balance, domains, top tokens, co-routing, transitions, repetition, information, and what else
