@@ -25,10 +25,10 @@ pytest.register_assert_rewrite("tests.support")  # its assertions show values wh
 WAITING = {"test_faults.py", "test_sealing.py"}
 OF_EVERY_FAMILY = {"test_families.py", "test_families_page.py", "test_inspect.py"}
 LONGEST = (
-    *("warehouse/test_spark.py", "ingest/test_families.py", "faults/test_faults.py", "ingest/test_adapters.py"),
-    *("ingest/test_generation_settings.py", "warehouse/test_parameters.py", "warehouse/test_links.py"),
-    *("ingest/test_weights.py", "cli/test_geometry.py", "warehouse/test_verify.py", "ingest/test_chats.py"),
-    *("faults/test_sealing.py", "warehouse/test_jail.py", "warehouse/test_formats.py", "test_documents.py"),
+    *("warehouse/test_spark.py", "faults/test_faults.py", "faults/test_sealing.py", "ingest/test_families.py"),
+    *("ingest/test_generation_settings.py", "warehouse/test_shell.py", "ingest/test_ingest.py", "test_documents.py"),
+    *("warehouse/test_paths.py", "warehouse/test_formats.py", "ingest/test_weights.py", "warehouse/test_links.py"),
+    *("faults/test_hostile.py", "warehouse/test_verify.py", "ingest/test_adapters.py", "warehouse/test_check.py"),
 )
 """The files that take longest. They start first, so that no process is left alone with one of them in the end."""
 

@@ -165,7 +165,7 @@ def test_readers_while_runs_are_sealed_and_unsealed(
     readers = [threading.Thread(target=read) for _ in range(3)]
     for reader in readers:
         reader.start()
-    for _ in range(12):
+    for _ in range(8):
         unseal(layout, "r")
         assert seal(layout, "r")
     stop.set()
@@ -192,7 +192,7 @@ def test_queries_while_runs_are_sealed_and_unsealed(
     mover = threading.Thread(target=move)
     mover.start()
     try:
-        for _ in range(10):
+        for _ in range(6):
             result = CliRunner().invoke(main, ["query", "-c", SUM, "--format", "csv", "--warehouse", str(layout.root)])
             assert (result.exit_code, result.stdout) == (0, "run_id,tokens\nr,2904\n"), result.output
     finally:

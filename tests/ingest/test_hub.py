@@ -30,14 +30,17 @@ from moewh.ingest.options import IngestOptions
 from moewh.ingest.prompts.stream import PromptStream, SizeRule
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.layout import Layout
-try:
-    options = IngestOptions("m", **json.loads(sys.argv[1]))
-    with PromptStream(options, Layout(Path("wh"))) as prompts:
-        plan = prompts.plan(SizeRule(4, 100, False, 1000))
-        rows = prompts.read(0, plan.prompts).to_pylist()
-        print(json.dumps({"rows": rows, "pinned": plan.pinned, "skipped": prompts.skipped}))
-except MoewhError as error:
-    print(json.dumps({"error": str(error), "code": error.exit_code}))
+for line in sys.stdin:
+    folder, given = json.loads(line)
+    try:
+        options = IngestOptions("m", **given)
+        with PromptStream(options, Layout(Path(folder, "wh"))) as prompts:
+            plan = prompts.plan(SizeRule(4, 100, False, 1000))
+            rows = prompts.read(0, plan.prompts).to_pylist()
+            found = {"rows": rows, "pinned": plan.pinned, "skipped": prompts.skipped}
+    except MoewhError as error:
+        found = {"error": str(error), "code": error.exit_code}
+    print("found", json.dumps(found), flush=True)
 """
 RULE = SizeRule(rows_per_token=4, max_length=100, chunked=False, segment_rows=1_000)
 PINNED = f"hf://datasets/{REPO}@{COMMIT}"
@@ -64,15 +67,36 @@ def endpoint() -> Iterator[str]:
         yield address
 
 
-def read(folder: Path, endpoint: str, **options: Any) -> dict[str, Any]:
-    """Read prompts in a process of its own, where the Hub is the stand-in."""
+def started(folder: Path, endpoint: str, **environment: str) -> subprocess.Popen[str]:
+    """Start a process that reads prompts, where the Hub is the stand-in."""
     online = {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "0"}
-    surroundings = {**os.environ, **online, "PYTHONPATH": str(Path.cwd()), **options.pop("env", {})}
-    command = [sys.executable, "-c", READ, json.dumps(options)]
-    done = subprocess.run(command, cwd=folder, env=surroundings, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    surroundings = {**os.environ, **online, "PYTHONPATH": str(Path.cwd()), **environment}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen([sys.executable, "-c", READ], cwd=folder, env=surroundings, text=True, **pipes)
+
+
+def asked(process: subprocess.Popen[str], folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """What such a process reads with these options."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps([str(folder), options]) + "\n")
+    process.stdin.flush()
+    answers = (line.removeprefix("found ") for line in process.stdout if line.startswith("found "))
+    found: dict[str, Any] = json.loads(next(answers))
     return found
+
+
+def read(folder: Path, endpoint: str, **options: Any) -> dict[str, Any]:
+    """Read prompts in a process of its own."""
+    with started(folder, endpoint, **options.pop("env", {})) as process:
+        return asked(process, folder, options)
+
+
+@pytest.fixture(scope="module")
+def process(endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
+    """One process for many questions: it imports what reads the Hub once."""
+    with started(tmp_path_factory.mktemp("reader"), endpoint) as running:
+        yield running
 
 
 @pytest.mark.parametrize(
@@ -86,8 +110,8 @@ def read(folder: Path, endpoint: str, **options: Any) -> dict[str, Any]:
         (f"hf://datasets/{REPO}", "zabcj"),
     ],
 )
-def test_files_are_read_from_one_commit(name: str, texts: str, endpoint: str, tmp_path: Path) -> None:
-    found = read(tmp_path, endpoint, prompts=[name])
+def test_files_are_read_from_one_commit(name: str, texts: str, process: subprocess.Popen[str], tmp_path: Path) -> None:
+    found = asked(process, tmp_path, {"prompts": [name]})
     assert [row["text"] for row in found["rows"]] == list(texts), found
     assert found["pinned"] == [PINNED]
     assert all(row["source"].startswith(f"{PINNED}/") for row in found["rows"])
@@ -122,8 +146,10 @@ def test_data_sets_are_streamed_from_one_commit(split: str, texts: str, endpoint
         ({"dataset": REPO, "env": {"HF_HUB_OFFLINE": "1"}}, "offline"),
     ],
 )
-def test_what_the_hub_has_not_is_one_line(options: Any, says: str, endpoint: str, tmp_path: Path) -> None:
-    error = read(tmp_path, endpoint, **options)["error"]
+def test_what_the_hub_has_not_is_one_line(
+    options: Any, says: str, process: subprocess.Popen[str], endpoint: str, tmp_path: Path
+) -> None:
+    error = (read(tmp_path, endpoint, **options) if "env" in options else asked(process, tmp_path, options))["error"]
     assert says in error
     assert "\n" not in error
     assert not (tmp_path / "wh").exists()

@@ -25,9 +25,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.support.models import MAX_LENGTH, save_model
+
+if TYPE_CHECKING:
+    from moewh.warehouse.files.layout import Layout
 
 STEPS = ("open", "fsync", "rename", "replace", "mkdir", "unlink")
 """Functions of `os` that change or make durable what is on the disk."""
@@ -192,8 +195,11 @@ def _publish_a_copy() -> None:
     """Make no views where the server was given a file that has some: none of that touches the warehouse."""
     from moewh.warehouse.views import publishing
 
+    def copy(_: Layout, file: Path) -> None:
+        shutil.copyfile(sys.argv[1], file)
+
     if len(sys.argv) > 1:
-        publishing._build = lambda _, file: shutil.copyfile(sys.argv[1], file)
+        publishing._build = copy
 
 
 def run_on_small_disk(
