@@ -40,7 +40,7 @@ def plotly_script() -> str:
         script = (files("plotly") / "package_data" / "plotly.min.js").read_bytes()
     except ModuleNotFoundError:
         raise UsageError("a report needs Plotly. Run `pip install 'moewh[report]'`.") from None
-    return base64.b64encode(gzip.compress(script, 9, mtime=0)).decode()
+    return base64.b64encode(gzip.compress(script, 6, mtime=0)).decode()
 
 
 def _text(path: Path) -> str:

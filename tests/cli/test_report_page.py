@@ -154,6 +154,11 @@ def test_page_fits_a_phone_and_paper(page: Any, written: Path) -> None:
     page.evaluate(DRAW_ALL)
     page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert page.evaluate("document.documentElement.scrollWidth") == 360
+    page.set_viewport_size({"width": 700, "height": 640})
+    page.wait_for_timeout(1000)
+    heights = """() => [...document.querySelectorAll(".js-plotly-plot")].map((plot) =>
+        [plot.offsetHeight, plot.querySelector(".main-svg").getBoundingClientRect().height])"""
+    assert all(abs(box - drawn) <= 1 for box, drawn in page.evaluate(heights)), "a figure covers what is below"
     page.emulate_media(media="print")
     assert page.locator("nav").is_hidden() and page.locator("#figure-geometry h2").is_visible()
     page.emulate_media(media="screen")
