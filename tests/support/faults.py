@@ -195,7 +195,7 @@ def _publish_a_copy() -> None:
     """Make no views where the server was given a file that has some: none of that touches the warehouse."""
     from moewh.warehouse.views import publishing
 
-    def copy(_: Layout, file: Path) -> None:
+    def copy(layout: Layout, file: Path) -> None:  # noqa: ARG001 - as the one that it stands for
         shutil.copyfile(sys.argv[1], file)
 
     if len(sys.argv) > 1:
