@@ -114,9 +114,11 @@ def without_experts(model: OlmoeForCausalLM, dropped: Dropped) -> OlmoeForCausal
         for name in ("gate.weight", "experts.gate_up_proj", "experts.down_proj"):
             key = f"model.layers.{layer}.mlp.{name}"
             state[key] = state[key][kept]
-    smaller = OlmoeForCausalLM(config).to(model.dtype)
+    smaller = OlmoeForCausalLM(config)
+    torch.nn.Module.to(smaller, model.dtype)  # the model's own has no types
     smaller.load_state_dict(state)
-    return smaller.eval()
+    smaller.eval()
+    return smaller
 
 
 def evaluate(model: OlmoeForCausalLM, held_out: dict[str, Any], start: int) -> Trial:

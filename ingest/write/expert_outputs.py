@@ -79,11 +79,11 @@ def _sums(
     for group, part in groups.slices():
         rows = groups.order_T[part]
         rows = rows[ranked.routed_T[rows]]
-        expert, weight, norm, cosine = (
-            array[rows].ravel() for array in (ranked.expert_ids_TK, ranked.weights_TK, norm_TK, cosine_TK)
+        known = ~np.isnan(norm_TK[rows])
+        expert = ranked.expert_ids_TK[rows][known]
+        weight, norm, cosine = (
+            array[rows][known].astype(np.float64) for array in (ranked.weights_TK, norm_TK, cosine_TK)
         )
-        known = ~np.isnan(norm)
-        expert, weight, norm, cosine = expert[known], *(a[known].astype(np.float64) for a in (weight, norm, cosine))
         choices_E = np.bincount(expert)
         E, chosen = len(choices_E), np.flatnonzero(choices_E)
         max_E = np.zeros(E, np.float64)

@@ -48,7 +48,7 @@ def _plain(column: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return plain
     if not column.mask.any():
         return np.array(column.data)
-    return np.array(column.astype(np.float64).filled(np.nan))  # type: ignore[no-untyped-call]
+    return np.where(np.ma.getmaskarray(column), np.nan, column.data.astype(np.float64))
 
 
 def groups(rows: Rows, by: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], Rows]]:

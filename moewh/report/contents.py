@@ -122,7 +122,8 @@ class _Contents:
 
     def _find_runs(self) -> None:
         look = self.connection.execute
-        for run_id in self.asked.runs or [None]:
+        wanted: Sequence[str | None] = self.asked.runs or (None,)
+        for run_id in wanted:
             named = {"run": run_id, "domain": self.asked.domain}
             given = {name: value for name, value in named.items() if value is not None}
             require_existing(lambda sql, values: look(sql, dict(values)).fetchall(), {k: k for k in given}, given)
@@ -255,7 +256,7 @@ def _drawing(panel: Panel, at: dict[str, Any], rows: Rows, shapes: dict[str, Any
     if not panel.pairs:
         planes: dict[str, Any] = {}
         figures = {measure: _sharing(panel.draw(rows, measure), planes) for measure in panel.measures}
-        return told | encoded({"figures": figures}) | ({"planes": planes} if planes else {})
+        return {**told, **encoded({"figures": figures}), **({"planes": planes} if planes else {})}
     drawn = panel.draw(rows, "tokens")
     trace = drawn["data"][0]
     counts = packed(np.nan_to_num(trace["z"]))

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from tests.support.models import MAX_LENGTH, save_model
 
 if TYPE_CHECKING:
-    from moewh.warehouse.files.layout import Layout
+    from moewh.warehouse.remote.published import Readable
 
 STEPS = ("open", "fsync", "rename", "replace", "mkdir", "unlink")
 """Functions of `os` that change or make durable what is on the disk."""
@@ -195,11 +195,11 @@ def _publish_a_copy() -> None:
     """Make no views where the server was given a file that has some: none of that touches the warehouse."""
     from moewh.warehouse.views import publishing
 
-    def copy(layout: Layout, file: Path) -> None:  # noqa: ARG001 - as the one that it stands for
+    def copy(warehouse: Readable, file: Path) -> None:  # noqa: ARG001 - as the one that it stands for
         shutil.copyfile(sys.argv[1], file)
 
     if len(sys.argv) > 1:
-        publishing._build = copy
+        publishing.build = copy
 
 
 def run_on_small_disk(

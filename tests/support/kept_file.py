@@ -16,18 +16,18 @@ import pytest
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views import publishing
 
-_BUILD = publishing._build
+_BUILD = publishing.build
 
 
 def copy_one_file(patch: pytest.MonkeyPatch) -> None:
     """Have `publish` write what it always does, under its locks and with its renames, but with a copy's bytes."""
-    patch.setattr(publishing, "_build", lambda _, file: shutil.copyfile(made(), file))
+    patch.setattr(publishing, "build", lambda _, file: shutil.copyfile(made(), file))
 
 
 def publish_for_reading(layout: Layout) -> None:
     """Write the file as users have it, in a module that is not marked."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(publishing, "_build", _BUILD)
+        patch.setattr(publishing, "build", _BUILD)
         publishing.publish(layout)
 
 

@@ -20,6 +20,8 @@ from moewh.warehouse.views import base
 if TYPE_CHECKING:
     import duckdb
 
+    from moewh.warehouse.remote.published import Readable
+
 _CREATE = base.create_views
 _Made = tuple[object, ...]
 _seen: set[_Made] = set()
@@ -40,13 +42,17 @@ def fresh_copy(source: Layout) -> Layout:
 
 
 def _create_views(
-    connection: duckdb.DuckDBPyConnection, layout: Layout, *, comments: bool, guarded: bool = False
+    connection: duckdb.DuckDBPyConnection, warehouse: Readable, *, comments: bool, guarded: bool = False
 ) -> None:
-    made: _Made = (*base.view_statements(layout, comments=comments, guarded=guarded), *_zero_row_files(layout))
+    if not isinstance(warehouse, Layout):
+        _CREATE(connection, warehouse, comments=comments, guarded=guarded)
+        return
+    statements = base.view_statements(warehouse, base.zero_rows_of(warehouse), comments=comments, guarded=guarded)
+    made: _Made = (*statements, *_zero_row_files(warehouse))
     if made in _kept:
         connection.execute(_copy("kept", "memory", _kept[made], "(read_only)"))
         return
-    _CREATE(connection, layout, comments=comments, guarded=guarded)
+    _CREATE(connection, warehouse, comments=comments, guarded=guarded)
     if made in _seen:
         _kept[made] = Path(_scratch().name) / f"{len(_kept)}.duckdb"
         connection.execute(_copy("memory", "kept", _kept[made]))

@@ -183,7 +183,7 @@ def test_a_query_that_met_a_replaced_run_is_asked_again(source: Layout) -> None:
     """Not one that met another run as it was published; views made before, as of a check, are not asked for ever."""
     store = InMemory()
     publish(source, store, Asked(("007",)))
-    met, asked = reader(store), []
+    met, asked = reader(store), list[tuple[str, ...]]()
 
     def work(runs: tuple[str, ...], without_text: bool, opened: bool = True) -> int:
         if opened:
