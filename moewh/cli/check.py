@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 import click
 
-from moewh.cli.completion import asked_checks, complete_parameters
+from moewh.cli.candidates import asked_checks, complete_parameters
 from moewh.cli.failures import explain, one_line
 from moewh.cli.options import engine_options, limit_options, warehouse_option
 from moewh.warehouse.answer import query as queries

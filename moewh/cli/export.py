@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from moewh.cli.completion import complete_runs
+from moewh.cli.candidates import complete_runs
 from moewh.cli.options import warehouse_option
 from moewh.warehouse.answer.export import export_names, export_run
 from moewh.warehouse.files.layout import Layout

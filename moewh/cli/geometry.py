@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from moewh.cli.completion import complete_runs
+from moewh.cli.candidates import complete_runs
 from moewh.cli.options import warehouse_option
 from moewh.warehouse.files.layout import Layout, check_run_id
 

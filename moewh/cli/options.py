@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from moewh.cli.completion import complete_folders
+from moewh.cli.candidates import complete_folders
 from moewh.warehouse.answer.engine import ENGINES
 from moewh.warehouse.answer.output import FORMATS
 from moewh.warehouse.errors import UsageError

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from moewh.cli.completion import asked_query, complete_parameters, complete_queries
+from moewh.cli.candidates import asked_query, complete_parameters, complete_queries
 from moewh.cli.options import engine_options, format_options, limit_options, warehouse_option
 from moewh.warehouse.answer.engine import open_engine
 from moewh.warehouse.errors import UsageError

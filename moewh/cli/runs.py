@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from moewh.cli.completion import complete_runs
+from moewh.cli.candidates import complete_runs
 from moewh.cli.options import format_options, warehouse_option
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import Layout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from moewh.cli.completion import complete_runs
+from moewh.cli.candidates import complete_runs
 from moewh.cli.options import warehouse_option
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.layout import Layout

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from moewh.cli.completion import complete_layers, complete_runs
+from moewh.cli.candidates import complete_layers, complete_runs
 from moewh.cli.options import warehouse_option
 from moewh.warehouse.files.layout import Layout
 

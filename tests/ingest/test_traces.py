@@ -17,10 +17,12 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+import moewh
 from moewh.cli.main import main
 from moewh.ingest.traces.numbers import take_arrays
 from moewh.ingest.traces.trace import format_names
 from moewh.ingest.write import segment
+from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.trust.verify import check, plan
 from moewh.warehouse.views.base import open_warehouse
@@ -143,6 +145,12 @@ def test_counts_alone_are_load_and_nothing_else(form: str, model: Path, tmp_path
         ("code", "true")
     ]
     assert check(plan(layout)) == []
+    with moewh.open(layout.root) as wh:
+        (run_id,) = wh.sql("select run_id from runs").fetchall()[0]
+        with pytest.raises(MoewhError, match=r"no run in .* has tokens"):
+            moewh.plots.tokens(wh, 0)
+        with pytest.raises(MoewhError, match=f"run {run_id} has no tokens to show: it holds counts alone"):
+            moewh.plots.tokens(wh, 0, run_id=run_id)
     # beside a run with rows, every check passes
     imported("plain", write_plain(tmp_path, traced()), model, layout.root)
     require_sound(layout)
