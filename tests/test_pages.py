@@ -17,7 +17,7 @@ from tests.support.synthetic import random_run, write_run
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = (
     *("README.md", "SECURITY.md", "docs/architecture.md", "docs/reliability.md"),
-    *("docs/spark.md", "docs/geometry.md", "docs/metrics.md", "docs/papers.md", "docs/python.md"),
+    *("docs/spark.md", "docs/geometry.md", "docs/metrics.md", "docs/papers.md", "docs/python.md", "docs/report.md"),
 )
 _ROOMS = "moewh|notebooks|ingest|warehouse|queries|tests|tools|benchmarks|docs"
 _PATH = re.compile(rf"(?<![\w./-])(?:{_ROOMS})/[\w./*-]*[\w/]")
