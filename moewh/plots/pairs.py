@@ -23,8 +23,7 @@ def pair_map(
     tokens, and an expert with itself, have no pairs: NaN.
     """
     values = {name: matrix(rows, *places, name, shape) for name in PAIR_MEASURES}
-    has_tokens = values["tokens"] != 0
-    none = ~(has_tokens.any(axis=1, keepdims=True) & has_tokens.any(axis=0))
+    none = ~np.logical_and.outer(values["tokens"].sum(1) > 0, values["tokens"].sum(0) > 0)
     if places[0] == "expert_a":
         np.fill_diagonal(none, True)
     planes = {name: Plane(name, np.where(none, np.nan, values[name]), _FORMATS[name]) for name in PAIR_MEASURES}

@@ -48,7 +48,9 @@ def _plain(column: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return plain
     if not column.mask.any():
         return np.array(column.data)
-    return np.where(np.ma.getmaskarray(column), np.nan, column.data.astype(np.float64))
+    plain = np.array(column.data, np.float64)
+    plain[column.mask] = np.nan
+    return plain
 
 
 def groups(rows: Rows, by: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], Rows]]:

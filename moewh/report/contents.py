@@ -10,16 +10,13 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from moewh.plots.drawing import Figure
 from moewh.plots.figures.top_tokens import MIN_TOKENS
 from moewh.plots.figures.top_tokens import PANEL as TOP_TOKENS
-from moewh.plots.panel import DOMAIN, LAYER, REFERENCE, RUN, Panel
+from moewh.plots.panel import DOMAIN, REFERENCE, RUN, Panel
 from moewh.plots.rows import Rows
-from moewh.plots.texts import token_text, visible
+from moewh.plots.texts import visible
 from moewh.plots.tokens import prompts_data
-from moewh.report.numbers import encoded, packed
+from moewh.report.drawings import drawing, selectors, token_table
 from moewh.warehouse import __version__
 from moewh.warehouse.answer.existence import require_existing
 from moewh.warehouse.answer.query import saved_names
@@ -122,8 +119,8 @@ class _Contents:
 
     def _find_runs(self) -> None:
         look = self.connection.execute
-        wanted: Sequence[str | None] = self.asked.runs or (None,)
-        for run_id in wanted:
+        named_runs: Sequence[str | None] = self.asked.runs or [None]
+        for run_id in named_runs:
             named = {"run": run_id, "domain": self.asked.domain}
             given = {name: value for name, value in named.items() if value is not None}
             require_existing(lambda sql, values: look(sql, dict(values)).fetchall(), {k: k for k in given}, given)
@@ -156,7 +153,7 @@ class _Contents:
             most = max(run["tokens"] or 0 for run in self.runs)
             panel = replace(panel, values={"min_tokens": max(MIN_TOKENS, most // TOKENS_PER_COUNT)})
         told: dict[str, Any] = {"name": name, "title": panel.title, "about": panel.about, "empty": panel.empty}
-        told |= {"by": _selectors(panel), "measures": list(panel.measures)}
+        told |= {"by": selectors(panel), "measures": list(panel.measures)}
         if large and not panel.sample:
             left_out = (
                 f"Left out: it reads every routing row, {self._rows():,} here. `moewh query {panel.query}` gives it."
@@ -168,9 +165,9 @@ class _Contents:
             )
         found = list(self._drawings(panel))
         if name == "top_tokens":
-            return told | {"table": _token_table(found), "values": panel.values, "drawings": []}
+            return told | {"table": token_table(found), "values": panel.values, "drawings": []}
         shapes: dict[str, Any] = {}
-        return told | {"drawings": [_drawing(panel, at, rows, shapes) for at, rows in found], "shapes": shapes}
+        return told | {"drawings": [drawing(panel, at, rows, shapes) for at, rows in found], "shapes": shapes}
 
     def _prompts(self) -> dict[str, Any]:
         """Return, for each run that has tokens, some of its prompts, as `prompts_data` has them."""
@@ -237,62 +234,3 @@ def _cut(told: dict[str, Any]) -> dict[str, Any]:
         prompts.append({**prompt, **cut, "routes": routes})
     note = f"Of long prompts, only the first {FIRST_TOKENS} tokens; `moewh report --prompts N` shows all of N prompts."
     return {**told, "prompts": prompts, "notes": [*told["notes"], note]}
-
-
-def _selectors(panel: Panel) -> list[str]:
-    """Return what the page selects a drawing by: a series is selected by its runs."""
-    named = (RUN if name == REFERENCE else name for name in panel.by if name != "series")
-    return [{RUN: "run"}.get(name, name) for name in named]
-
-
-def _drawing(panel: Panel, at: dict[str, Any], rows: Rows, shapes: dict[str, Any]) -> dict[str, Any]:
-    """Return one selection: its place, the command behind it, and a figure for each measure.
-
-    Of a figure of pairs only the counts: the page makes all measures from them, in the figure that `shapes` has for it.
-    """
-    runs = rows[RUN].tolist() if REFERENCE in at else [at[RUN]]
-    told = {"runs": list(dict.fromkeys(runs)), "command": panel.command(at)}
-    told |= {name: at[name] for name in (DOMAIN, LAYER) if name in at}
-    if not panel.pairs:
-        planes: dict[str, Any] = {}
-        figures = {measure: _sharing(panel.draw(rows, measure), planes) for measure in panel.measures}
-        return {**told, **encoded({"figures": figures}), **({"planes": planes} if planes else {})}
-    drawn = panel.draw(rows, "tokens")
-    trace = drawn["data"][0]
-    counts = packed(np.nan_to_num(trace["z"]))
-    if counts["shape"] not in shapes:
-        figures = {measure: panel.draw(rows, measure) for measure in panel.measures}
-        for figure in figures.values():
-            for name in ("z", "customdata", "meta"):
-                del figure["data"][0][name]
-        shapes[counts["shape"]] = encoded(figures)
-    return told | {"counts": counts, **{name: trace["meta"][name] for name in ("divisors", "diagonal")}}
-
-
-def _sharing(figure: Figure, planes: dict[str, Any]) -> Figure:
-    """Return a figure whose matrices are names: `planes` gets each of them once, for all measures of a heat map."""
-    trace = figure["data"][0]
-    if trace["type"] == "heatmap":
-        named = trace.pop("meta")["planes"]
-        values = [trace["z"], *np.moveaxis(trace["customdata"], -1, 0)]
-        planes |= {name: packed(plane) for name, plane in zip(named, values, strict=True) if name not in planes}
-        trace["z"], trace["customdata"] = named[0], named[1:]
-    return figure
-
-
-def _token_table(drawings: Sequence[tuple[dict[str, Any], Rows]]) -> dict[str, Any]:
-    """Return the top tokens of every expert as one set of columns, each distinct text once."""
-    texts: dict[str, int] = {}
-    columns: dict[str, list[Any]] = {"run": [], "layer": [], "expert": [], "text": []}
-    numbers: dict[str, list[Any]] = {"tokens": [], "share_of_token": [], "lift": []}
-    runs: dict[str, int] = {}
-    for at, rows in drawings:
-        shown = [token_text(token, int(entry)) for token, entry in zip(rows["token"], rows["vocab_id"], strict=True)]
-        columns["text"] += [texts.setdefault(text, len(texts)) for text in shown]
-        columns["run"] += [runs.setdefault(at[RUN], len(runs))] * len(shown)
-        for name in ("layer", "expert"):
-            columns[name] += [at[name]] * len(shown)
-        for name in numbers:
-            numbers[name] += rows[name].tolist()
-    packed_columns = {name: packed(np.array(values)) for name, values in (columns | numbers).items()}
-    return {"runs": list(runs), "texts": list(texts), "columns": packed_columns}
