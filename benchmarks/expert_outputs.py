@@ -36,7 +36,9 @@ def made_model(device: torch.device) -> Any:
     """A model of random weights."""
     cuda = device.type == "cuda"
     torch.manual_seed(0)
-    model: Any = OlmoeForCausalLM(OlmoeConfig(**(OLMOE_1B_7B if cuda else CPU_SHAPE), pad_token_id=0, eos_token_id=None))
+    model: Any = OlmoeForCausalLM(
+        OlmoeConfig(**(OLMOE_1B_7B if cuda else CPU_SHAPE), pad_token_id=0, eos_token_id=None)
+    )
     return model.to(device, torch.bfloat16 if cuda else torch.float32).eval()
 
 

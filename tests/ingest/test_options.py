@@ -169,7 +169,17 @@ def test_a_number_out_of_range_is_refused_by_its_flag(name: str, value: float) -
         IngestOptions("m", ("p",), **options)
 
 
-NO_TOKENS = {"dtype", "limit", "segment_rows", "generate", "temperature", "seed", "router_logits", "hidden_states", *NEWER}
+NO_TOKENS = {
+    "dtype",
+    "limit",
+    "segment_rows",
+    "generate",
+    "temperature",
+    "seed",
+    "router_logits",
+    "hidden_states",
+    *NEWER,
+}
 """Options that shape rows and not the tokens of a prompt (those generated are covered by the whole identity)."""
 
 
