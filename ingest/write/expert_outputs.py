@@ -79,11 +79,12 @@ def _sums(
     for group, part in groups.slices():
         place = groups.order_T[part]
         place = place[ranked.routed_T[place]]
-        expert, weight, norm, cosine = (
-            array[place].ravel() for array in (ranked.expert_ids_TK, ranked.weights_TK, norm_TK, cosine_TK)
-        )
+        norm = norm_TK[place].ravel().astype(np.float64)
         known = ~np.isnan(norm)
-        expert, weight, norm, cosine = expert[known], *(a[known].astype(np.float64) for a in (weight, norm, cosine))
+        norm, expert = norm[known], ranked.expert_ids_TK[place].ravel()[known]
+        weight, cosine = (
+            array_TK[place].ravel()[known].astype(np.float64) for array_TK in (ranked.weights_TK, cosine_TK)
+        )
         choices_E = np.bincount(expert)
         E, chosen = len(choices_E), np.flatnonzero(choices_E)
         max_E = np.zeros(E, np.float64)
