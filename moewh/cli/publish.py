@@ -35,9 +35,9 @@ def publish(
     --without-text keeps prompts, tokens and counts by token to yourself; routing remains. Routing weights are exact,
     so whoever has the model can find a text out by trying tokens.
     """
+    from moewh.publish.find import target_at
     from moewh.publish.publish import Asked
     from moewh.publish.publish import publish as send
-    from moewh.publish.target import target_at
 
     if license is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", license):
         raise UsageError(f"--license {license!r} is no licence's id. Write it as the Hub does, such as cc-by-4.0.")

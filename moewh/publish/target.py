@@ -19,7 +19,7 @@ from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import DATABASE, FOLDERS, Layout, commit, make_folder, sync
 from moewh.warehouse.files.listing import LISTING
 from moewh.warehouse.files.manifest import MANIFEST
-from moewh.warehouse.remote.place import Folder, Place, Remote, is_url, plain_url, reason, remote
+from moewh.warehouse.remote.place import Folder, Place, Remote, reason
 
 CARD = "README.md"
 _OURS = {*(pattern.partition("/")[0] for pattern in FOLDERS.values()), DATABASE, LISTING, CARD, ".staging"}
@@ -49,28 +49,6 @@ class Target(Protocol):
 
     def remove(self, paths: list[str]) -> None:
         """Remove files that are no longer listed."""
-
-
-def target_at(text: str, url: str | None = None) -> Target:
-    """Return the target that a path or URL names, without a request; `url` is where readers find a folder.
-
-    Raises UsageError for what cannot be one.
-    """
-    if not is_url(text):
-        return FolderTarget(Path(text).absolute(), None if url is None else plain_url(url))
-    if url is not None:
-        raise UsageError("--url is for a folder: what is published at a URL is read there.")
-    scheme = text.partition("://")[0]
-    if scheme not in ("s3", "hf"):
-        raise UsageError(f"moewh publishes to a folder, s3:// or hf://datasets/, not to {text}.")
-    place = remote(text)
-    if scheme == "s3":
-        return StoreTarget(place)
-    from moewh.publish.hub import HubTarget
-
-    target = HubTarget(place)
-    assert target.repo  # which refuses a URL that names more
-    return target
 
 
 def require_ours(names: Iterable[str], root: str) -> None:

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from moewh.cli.main import main
+from moewh.publish import find
 from moewh.publish import target as targets
 from moewh.publish.card import split_names
 from moewh.publish.hub import HubTarget
@@ -92,7 +93,7 @@ def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Target]:
         yield InMemory()
     else:
         with on_the_hub(Store({})) as url:
-            found = targets.target_at(url)
+            found = find.target_at(url)
             assert isinstance(found, HubTarget)
             yield found
 
