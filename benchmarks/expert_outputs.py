@@ -47,7 +47,7 @@ def seconds(model: Any, texts: list[str], root: Path, *, expert_outputs: bool) -
     cuda = model.device.type == "cuda"
     clock = time.perf_counter if cuda else time.process_time
     began = clock()
-    options = {"run_id": "r", "tokenizer": byte_tokenizer(), "expert_outputs": expert_outputs}
+    options: dict[str, Any] = {"run_id": "r", "tokenizer": byte_tokenizer(), "expert_outputs": expert_outputs}
     moewh.ingest(model, texts, root, **options)
     return clock() - began, root / "segments" / "run_id=r" / "segment=0"
 

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -114,9 +114,11 @@ def without_experts(model: OlmoeForCausalLM, dropped: Dropped) -> OlmoeForCausal
         for name in ("gate.weight", "experts.gate_up_proj", "experts.down_proj"):
             key = f"model.layers.{layer}.mlp.{name}"
             state[key] = state[key][kept]
-    smaller = OlmoeForCausalLM(config).to(model.dtype)
+    smaller: Any = OlmoeForCausalLM(config)
+    smaller.to(model.dtype)
     smaller.load_state_dict(state)
-    return smaller.eval()
+    smaller.eval()
+    return cast(OlmoeForCausalLM, smaller)
 
 
 def evaluate(model: OlmoeForCausalLM, held_out: dict[str, Any], start: int) -> Trial:

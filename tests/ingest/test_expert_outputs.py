@@ -84,7 +84,7 @@ def by_hand(name: str, folder: Path, connection: duckdb.DuckDBPyConnection) -> d
         "select prompt_id, position, layer, expert, weight from routes"
     ).fetchall():
         chosen[tuple(place)].append((expert, weight))
-    outputs = {}
+    outputs: dict[tuple[int, ...], Output] = {}
     for prompt, text in enumerate(TEXTS):
         input_ids = torch.tensor([byte_tokenizer()(text)["input_ids"]])
         for row, (hidden_TH, _) in zip(layers, watch(model, family, layers, input_ids), strict=True):
