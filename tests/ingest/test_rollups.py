@@ -361,7 +361,7 @@ def test_a_run_of_one_segment_is_sealed_as_if_it_was_merged(tmp_path: Path) -> N
     sealed = Layout(tmp_path).sealed("r")
     assert seal(Layout(tmp_path), "r")
     with duckdb.connect() as connection:
-        for table in schema.MERGED:
+        for table in (table for table in schema.MERGED if not table.opt_in):
             merged = pa.concat_tables(merge._merged(connection, table, [folder / table.file]))
             assert len(merged) > 0
             assert pq.read_table(sealed / table.file, partitioning=None).equals(merged), table.name
