@@ -178,7 +178,7 @@ def _(mo, run, wh):
 
 @app.cell
 def _(layer, mo, moewh, prompt, run, wh):
-    view = moewh.plots.tokens(wh, prompt_id=int(prompt.value), layer=int(layer.value), run_id=run.value)
+    view = moewh.plots.tokens(wh, prompt_id=int(prompt.value), layer=int(layer.value), run=run.value)
     mo.vstack(
         [
             mo.md(f"""

@@ -116,15 +116,15 @@ class TokenView:
 
 
 def tokens(
-    wh: Warehouse, prompt_id: int | Iterable[int], layer: int | None = None, run_id: str | None = None
+    wh: Warehouse, prompt_id: int | Iterable[int], layer: int | None = None, run: str | None = None
 ) -> TokenView:
     """Show the experts of each token of a prompt, or of several, at one layer; the view lets choose another.
 
-    `layer` is the first MoE layer unless given, `run_id` the newest run that has tokens. Raises MoewhError for a run,
+    `layer` is the first MoE layer unless given, `run` the newest run that has tokens. Raises MoewhError for a run,
     prompt or layer that does not exist, naming what does, and for a run that has no tokens.
     """
     ids = list(prompt_id) if isinstance(prompt_id, Iterable) else [prompt_id]
-    data = prompts_data(wh, newest_run(wh) if run_id is None else run_id, ids)
+    data = prompts_data(wh, newest_run(wh) if run is None else run, ids)
     return TokenView(data, known_layer(data, layer))
 
 

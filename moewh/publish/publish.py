@@ -21,8 +21,8 @@ from moewh.publish.target import CARD, Target
 from moewh.publish.withhold import without_text as withhold
 from moewh.warehouse import __version__
 from moewh.warehouse.errors import MoewhError
-from moewh.warehouse.files.layout import DATABASE, Layout
-from moewh.warehouse.files.listing import LISTING, Listed, Listing, ListingError, listing_text, parse_listing, run_of
+from moewh.warehouse.files.layout import DATABASE, LISTING, Layout
+from moewh.warehouse.files.listing import Listed, Listing, ListingError, listing_text, parse_listing, run_of
 from moewh.warehouse.remote.place import Folder
 from moewh.warehouse.remote.published import Published
 from moewh.warehouse.runs import check_known, run_ids

@@ -16,8 +16,7 @@ from typing import Protocol
 
 from moewh.publish.pieces import Piece
 from moewh.warehouse.errors import MoewhError, UsageError
-from moewh.warehouse.files.layout import DATABASE, FOLDERS, Layout, commit, make_folder, sync
-from moewh.warehouse.files.listing import LISTING
+from moewh.warehouse.files.layout import DATABASE, FOLDERS, LISTING, Layout, commit, make_folder, sync
 from moewh.warehouse.files.manifest import MANIFEST
 from moewh.warehouse.remote.place import Folder, Place, Remote, reason
 

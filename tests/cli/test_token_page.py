@@ -54,7 +54,7 @@ def test_mouse_and_keyboard_show_the_experts(page: Any, tmp_path: Path) -> None:
     run = next(run for run in runs if run.run_id == "mixed")
     tokens = run.segments[0][1].tokens
     with moewh.open(layout.root) as wh:
-        view = moewh.plots.tokens(wh, [1, 5], layer=3, run_id="mixed")
+        view = moewh.plots.tokens(wh, [1, 5], layer=3, run="mixed")
     open_view(page, view, tmp_path)
     assert page.locator("section").count() == 2
     assert page.locator("h2").text_content() == "Run mixed"
@@ -95,7 +95,7 @@ def test_only_the_most_used_of_many_experts_have_colours(page: Any, tmp_path: Pa
     pairs = [Token(1, {0: [(n, 0.5), (n + 1, 0.5)]}) for n in range(9)]
     write_run(layout, without_ranks(Run("told", {0: (200, 2)}, [[Prompt(pairs)]]), "told"))
     with moewh.open(layout.root) as wh:
-        views = [moewh.plots.tokens(wh, 0, run_id=run_id) for run_id in ("wide", "told")]
+        views = [moewh.plots.tokens(wh, 0, run=run_id) for run_id in ("wide", "told")]
     open_view(page, views[0], tmp_path)
     look = "els => els.map(el => [getComputedStyle(el).backgroundColor, getComputedStyle(el).borderBottom].join())"
     looks = page.locator(".moewh-text button").evaluate_all(look)
@@ -117,7 +117,7 @@ def test_only_the_most_used_of_many_experts_have_colours(page: Any, tmp_path: Pa
 def test_a_notebook_shows_it_in_a_frame(page: Any, tmp_path: Path) -> None:
     layout, _ = random_warehouse(tmp_path / "wh")
     with moewh.open(layout.root) as wh:
-        view = moewh.plots.tokens(wh, 0, run_id="007")
+        view = moewh.plots.tokens(wh, 0, run="007")
     assert view._mime_() == ("text/html", view._repr_html_())
     page.set_content(view._repr_html_())
     tokens = page.frame_locator("iframe").locator(".moewh-text button")

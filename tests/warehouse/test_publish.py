@@ -25,8 +25,8 @@ from moewh.publish.withhold import WITHHELD
 from moewh.warehouse.answer.again import until_settled
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import Layout
-from moewh.warehouse.files.listing import LISTING, parse_listing
+from moewh.warehouse.files.layout import LISTING, Layout
+from moewh.warehouse.files.listing import parse_listing
 from moewh.warehouse.remote.place import Remote
 from moewh.warehouse.remote.published import Published, readable
 from moewh.warehouse.runs import delete_run
@@ -184,7 +184,8 @@ def test_a_query_that_met_a_replaced_run_is_asked_again(source: Layout) -> None:
     """Not one that met another run as it was published; views made before, as of a check, are not asked for ever."""
     store = InMemory()
     publish(source, store, Asked(("007",)))
-    met, asked = reader(store), list[tuple[str, ...]]()
+    met = reader(store)
+    asked: list[tuple[str, ...]] = []
 
     def work(runs: tuple[str, ...], without_text: bool, opened: bool = True) -> int:
         if opened:

@@ -81,6 +81,8 @@ bounded repetition compiles to so many copies. At 2,000 segments that alone took
 
 DATABASE = "warehouse.duckdb"
 """Name of the file that a plain DuckDB shell opens."""
+LISTING = "published.json"
+"""Name of the file that makes a folder a published warehouse (see `moewh.warehouse.files.listing`)."""
 _IN_FLIGHT = ".part"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 

@@ -15,13 +15,11 @@ from functools import cached_property
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import FOLDERS, PATH_VALUES, SCHEMA_RUN, SEGMENT_FOLDER
-from moewh.warehouse.files.manifest import MANIFEST
 
-LISTING = "published.json"
 PUBLISHED_MARK = "mark-published"
 """The mark of every published folder that has one: a random name would make an equal folder another."""
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SHA256 = r"[0-9a-f]{64}"
 _RUN = f"run_id=({PATH_VALUES['run_id']})"
 _PLACES = "|".join(
     (
@@ -29,7 +27,7 @@ _PLACES = "|".join(
         f"segments/{_RUN}/{SEGMENT_FOLDER}(?:{PATH_VALUES['segment']})",
     )
 )
-_PATH = re.compile(rf"(?:{_PLACES})/(?:[a-z_]+\.parquet|{re.escape(MANIFEST)}|{PUBLISHED_MARK})")
+_PATH = rf"(?:{_PLACES})/(?:[a-z_]+\.parquet|manifest\.json|{PUBLISHED_MARK})"
 
 
 class ListingError(MoewhError):
@@ -125,13 +123,13 @@ def parse_listing(text: bytes) -> Listing:
 
 def _listed(path: str, entry: object) -> Listed:
     right = (
-        _PATH.fullmatch(path)
+        re.fullmatch(_PATH, path)
         and isinstance(entry, dict)
         and set(entry) == {"bytes", "sha256"}
         and type(entry["bytes"]) is int
         and entry["bytes"] >= 0
         and isinstance(entry["sha256"], str)
-        and _SHA256.fullmatch(entry["sha256"])
+        and re.fullmatch(_SHA256, entry["sha256"])
     )
     if not right:
         raise ListingError(f"has no valid entry for {path!r}")

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moewh.warehouse.errors import MoewhError, UsageError
-from moewh.warehouse.files.layout import Layout, glob_literal
-from moewh.warehouse.files.listing import LISTING, Listing, ListingError, parse_listing
+from moewh.warehouse.files.layout import LISTING, Layout, glob_literal
 from moewh.warehouse.remote.place import Folder, Place, Remote, is_url, remote
 
 if TYPE_CHECKING:
     import duckdb
+
+    from moewh.warehouse.files.listing import Listing
 
 _REQUESTS = 16
 """Small files that are fetched at once."""
@@ -39,6 +40,8 @@ class Published:
 
     def read_again(self) -> Listing:
         """Read the listing as it is now. Raises MoewhError if there is none that can be read."""
+        from moewh.warehouse.files.listing import ListingError, parse_listing
+
         try:
             self._listing = parse_listing(self.place.read(LISTING))
         except FileNotFoundError as error:

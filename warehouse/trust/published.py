@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moewh.warehouse.errors import MoewhError
-from moewh.warehouse.files.layout import SCHEMA_RUN, SEGMENT_FOLDER
-from moewh.warehouse.files.listing import LISTING, Listed, run_of
+from moewh.warehouse.files.layout import LISTING, SCHEMA_RUN, SEGMENT_FOLDER
+from moewh.warehouse.files.listing import Listed, run_of
 from moewh.warehouse.files.manifest import MANIFEST, ManifestError, parse_manifest
 from moewh.warehouse.remote.published import Published, Readable
 from moewh.warehouse.trust import verify
