@@ -5,7 +5,8 @@
 --   share_of_token  = N_xi / N_x             over all experts it sums to top_k
 --   share_of_expert = N_xi / N_i             over all entries it sums to 1
 --   lift            = N_xi * N / (N_x * N_i) 1 where the expert does not care for the token
--- Rare entries reach high lifts by chance: filter on tokens. Tokens whose entry is not known are left out of N_x and N_xi.
+-- Rare entries reach high lifts by chance: filter on tokens, or ask expert_token_association for bounds of the lift.
+-- Tokens whose entry is not known are left out of N_x and N_xi.
 -- Counts come from the rollups affinity_counts, vocab_counts and expert_counts: filter on layer and expert to read little.
 create or replace view expert_token_affinity as
 with merged_runs as (

@@ -281,6 +281,37 @@ def test_load_over_segments_by_hand(tmp_path: Path) -> None:
     )
 
 
+def test_load_over_checkpoints_by_hand(tmp_path: Path) -> None:
+    """A quarter, half and all of four tokens: 5 % lies at 0.1 of the way to the second, 95 % at 0.9 to the third."""
+    layout = empty_warehouse(tmp_path / "wh")
+    for step, chosen in enumerate([[0, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0]]):
+        fields = {"series": "s", "tokens_key": "t", "train_step": step}
+        tokens = [Token(1, {0: [(expert, 1.0)]}) for expert in chosen]
+        write_run(layout, Run(f"step-{step}", {0: (2, 1)}, [[Prompt(tokens)]], fields))
+    assert_rows(
+        answer(layout, "load_over_checkpoints", {}),
+        [
+            ("s", "step-2", 0, 0, 3, 0.25, 0.275, 0.5, 0.95, 1.0, 0.5),
+            ("s", "step-2", 0, 1, 3, 0.0, 0.05, 0.5, 0.725, 0.75, 0.5),
+        ],
+    )
+
+
+def test_risk_difference_by_hand(tmp_path: Path) -> None:
+    """All of a's and half of b's four tokens: pooled 3/4, so that the standard error is root of 3/16 (1/4 + 1/4)."""
+    layout = empty_warehouse(tmp_path / "wh")
+    write_run(layout, HAND)
+    z = 0.5 / math.sqrt(3 / 32)
+    assert_rows(
+        answer(layout, "risk_difference", {"domain": "a"}),
+        [
+            ("r", 5, 1, 4, 2, 1.0, 0.5, 0.5, z),
+            ("r", 5, 2, 0, 2, 0.0, 0.5, -0.5, -z),
+            ("r", 5, 0, 4, 4, 1.0, 1.0, 0.0, None),
+        ],
+    )
+
+
 def test_expert_reuse_stops_at_a_new_context(tmp_path: Path) -> None:
     """Two prompts of one token and of two: one pair, not two; the pairs are those that expert_repetition counts."""
     layout = empty_warehouse(tmp_path / "wh")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.base import open_warehouse
 from tests.support.brute_literature import divergence, loads
-from tests.support.places import Place, Rows, assert_rows_in_any_order, routed
+from tests.support.places import Place, Rows, assert_rows, assert_rows_in_any_order, routed
 from tests.support.saved_queries import answer
 from tests.support.synthetic import Prompt, Run, Token, empty_warehouse, random_warehouse, word, write_run
 
@@ -55,6 +56,61 @@ def shares(run: Run, layer: int, chosen: list[Place]) -> np.ndarray:
 
 def p_value(real: float, shuffled: list[float]) -> float:
     return (1 + sum(value >= real - 1e-12 for value in shuffled)) / (1 + len(shuffled))
+
+
+# ------------------------------------------------------------------------------------------ by hand
+
+# One layer of two experts, top-1; four prompts of two tokens. Domain a has expert 0 in three of four tokens, b in one.
+HAND = Run(
+    "r",
+    {0: (2, 1)},
+    [
+        [
+            Prompt([Token(1, {0: [(expert, 1.0)]}) for expert in chosen], domain)
+            for domain, chosen in [("a", (0, 0)), ("a", (0, 1)), ("b", (1, 1)), ("b", (1, 0))]
+        ]
+    ],
+)
+
+
+def test_divergence_confidence_by_hand(tmp_path: Path) -> None:
+    """Three shuffles: the groups as they are, the two exchanged, and prompts 1 and 3, which differ in nothing."""
+    layout = empty_warehouse(tmp_path / "wh")
+    write_run(layout, HAND)
+    groups = [{p for p, domain in enumerate(dealt(HAND, shuffle)) if domain == "a"} for shuffle in (1, 2, 3)]
+    assert groups == [{0, 1}, {2, 3}, {1, 3}]
+    real = 1 - (2 - 0.75 * math.log2(3))
+    assert_rows(
+        answer(layout, "divergence_confidence", {"shuffles": 3}),
+        [("r", 0, one, other, real, real * 2 / 3, real, 3, 3 / 4) for one, other in ("ab", "ba")],
+    )
+
+
+def test_specialization_confidence_by_hand(tmp_path: Path) -> None:
+    """Of 2 and 1 tokens where 1.5 are expected: error^2 = 2 / 1 * (0.25 + 0.25) / 4^2, a quarter squared.
+
+    One half has the first prompt of each domain: expert 0 has all tokens of a there and half of all. In the other it
+    has half of both.
+    """
+    layout = empty_warehouse(tmp_path / "wh")
+    write_run(layout, HAND)
+    high, low, z = (0.75, 1.5, 0.52, 2.48), (0.25, 0.5, -0.48, 1.48), math.sqrt(2)
+
+    def row(
+        domain: str, expert: int, tokens: int, shares: tuple[float, ...], z: float, *halves: float
+    ) -> tuple[Any, ...]:
+        share, lift, least, most = shares
+        return ("r", domain, 0, expert, 2, tokens, share, 0.5, lift, least, most, z, *halves)
+
+    assert_rows(
+        answer(layout, "specialization_confidence", {}),
+        [
+            row("a", 0, 3, high, z, 2.0, 1.0),
+            row("a", 1, 1, low, -z, 0.0, 1.0),
+            row("b", 1, 3, high, z, 2.0, 1.0),
+            row("b", 0, 1, low, -z, 0.0, 1.0),
+        ],
+    )
 
 
 # ------------------------------------------------------------------------------------------ against plain Python
