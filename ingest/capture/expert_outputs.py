@@ -15,7 +15,7 @@ from moewh.ingest.families.rule import Call, MoELayer, experts_alone
 from moewh.ingest.model.layers import OTHER_MODALITY
 from moewh.ingest.routing import NO_ROUTE
 
-_NO_PART = re.compile(rf"^lm_head\\.|{OTHER_MODALITY.pattern}")
+_NO_PART = re.compile(rf"^lm_head\.|{OTHER_MODALITY.pattern}")
 """Parameters that a recorded pass does not multiply with."""
 _NUMBERS = 1 << 27
 """Numbers of outputs [T, K, H] that are held at once: 512 MiB in float32."""

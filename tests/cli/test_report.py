@@ -69,7 +69,7 @@ def report(layout: Layout, *options: str) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
-@pytest.mark.parametrize("name", sorted({*FIGURES} - {"top_tokens", "saliency"}))
+@pytest.mark.parametrize("name", sorted({*FIGURES} - {"top_tokens"}))
 def test_numbers_are_those_of_the_query_named(name: str, layout: Layout, data: dict[str, Any]) -> None:
     panel = panel_of(data, name)
     assert panel["drawings"]
@@ -84,7 +84,7 @@ def test_numbers_are_those_of_the_query_named(name: str, layout: Layout, data: d
             compare_curves(drawing, rows)
 
 
-@pytest.mark.parametrize("name", sorted({*FIGURES} - {"top_tokens", "saliency"}))
+@pytest.mark.parametrize("name", sorted({*FIGURES} - {"top_tokens"}))
 def test_each_selection_that_has_rows_is_drawn_once(name: str, layout: Layout, data: dict[str, Any]) -> None:
     """By the rows of the whole query."""
     panel = panel_of(data, name)
@@ -129,7 +129,7 @@ def test_runs_and_prompts_are_those_of_the_warehouse(layout: Layout, data: dict[
     with moewh.open(layout.root) as warehouse:
         for run_id, told in data["prompts"].items():
             ids = [prompt["prompt"] for prompt in told["prompts"]]
-            assert told == moewh.plots.tokens(warehouse, ids, run_id=run_id).data
+            assert told == moewh.plots.tokens(warehouse, ids, run=run_id).data
             assert len({prompt["domain"] for prompt in told["prompts"]}) == 3, "each domain has its turn"
     assert set(data["prompts"]) == {run_id for run_id, *_ in runs}
 
@@ -213,7 +213,7 @@ def test_any_warehouse_has_a_report(case: str, tmp_path: Path) -> None:
     data = contents_of(write_report(layout, tmp_path / "report.html"))
     assert [run["run_id"] for run in data["runs"]] == [run.run_id for run in runs]
     drawn = {panel["name"] for panel in data["panels"] if panel["drawings"]}
-    missing = {*MAPS, "balance", "repetition", "information"} - drawn
+    missing = {*MAPS, "balance", "repetition", "information"} - {"saliency"} - drawn  # which none of these runs has
     expected = {
         "one layer": {"transitions"},
         "one expert per token": {"co_routing"},

@@ -151,7 +151,7 @@ def test_counts_alone_are_load_and_nothing_else(form: str, model: Path, tmp_path
         with pytest.raises(MoewhError, match=r"no run in .* has tokens"):
             moewh.plots.tokens(wh, 0)
         with pytest.raises(MoewhError, match=f"run {run_id} has no tokens to show: it holds counts alone"):
-            moewh.plots.tokens(wh, 0, run_id=run_id)
+            moewh.plots.tokens(wh, 0, run=run_id)
     # beside a run with rows, every check passes
     imported("plain", write_plain(tmp_path, traced()), model, layout.root)
     require_sound(layout)

@@ -26,6 +26,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "transitions": {"layer": 3},
     "top_tokens": {"layer": 3, "expert": 2},
     "geometry": {"run": "007"},
+    "saliency": {"run": "mixed"},
 }
 
 
@@ -35,7 +36,7 @@ def warehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warehouse]:
         yield opened
 
 
-@pytest.mark.parametrize("name", [name for name in plots.FIGURES if name != "saliency"])
+@pytest.mark.parametrize("name", plots.FIGURES)
 def test_each_figure_is_a_plotly_figure_that_names_its_run(name: str, warehouse: Warehouse) -> None:
     """The newest run by default."""
     from plotly.graph_objects import Figure

@@ -47,6 +47,7 @@ def _create_views(
     if not isinstance(warehouse, Layout):
         _CREATE(connection, warehouse, comments=comments, guarded=guarded)
         return
+    warehouse.linked_folders()  # raises for a link that leads nowhere, as the real one does
     statements = base.view_statements(warehouse, base.zero_rows_of(warehouse), comments=comments, guarded=guarded)
     made: _Made = (*statements, *_zero_row_files(warehouse))
     if made in _kept:

@@ -25,6 +25,7 @@ MAPS = {
     "domains": ("layer", "expert"),
     "co_routing": ("expert_a", "expert_b"),
     "transitions": ("expert", "next_expert"),
+    "saliency": ("layer", "expert"),
 }
 """Heat map → the columns of its query along y and x."""
 COMPUTED = {"chance"}

@@ -154,7 +154,7 @@ def with_outputs(run: Run, seed: int) -> Run:
 
 
 def _random_output(rng: np.random.Generator) -> tuple[float | None, float | None]:
-    norm, cosine, missing = float(np.float32(rng.gamma(2))), float(np.float32(rng.uniform(-1, 1))), rng.random()
+    norm, cosine, missing = round(rng.gamma(2) * 64) / 64, round(rng.uniform(-1, 1) * 64) / 64, rng.random()
     return (None, None) if missing < 0.05 else (norm, None if missing < 0.1 else cosine)
 
 
