@@ -37,9 +37,9 @@ test: $(VENV)/.installed
 
 # The browser of the tests of pages, which are skipped without it. Debian's; installed by root alone.
 browser:
-	@command -v chromium > /dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
-		apt-get update -qq && apt-get install -y -qq chromium > /dev/null; \
-	else echo "There is no chromium: the tests of pages will be skipped."; fi
+	@command -v chromium > /dev/null \
+		|| { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq chromium > /dev/null; } \
+		|| echo "There is no chromium, and it cannot be installed: the tests of pages will be skipped."
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

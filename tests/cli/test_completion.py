@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import shutil
@@ -189,12 +190,10 @@ def type_into(command: list[str], lines: list[str]) -> None:
         os.execvp(command[0], command)
     deadline = time.monotonic() + 60
     waiting = "".join(f"{line}\n" for line in lines).encode()
-    try:
+    with contextlib.suppress(OSError):  # when it has ended
         while time.monotonic() < deadline and os.read(terminal, 1 << 16):  # the prompt, then what is echoed
             if waiting:
                 os.write(terminal, waiting)
                 waiting = b""
-    except OSError:  # it has ended
-        pass
     os.close(terminal)
     os.waitpid(process, 0)
