@@ -312,6 +312,24 @@ def test_risk_difference_by_hand(tmp_path: Path) -> None:
     )
 
 
+def test_outputs_by_rank_by_hand(tmp_path: Path) -> None:
+    """Weight times norm: 3 and 3, then 4 and 3. A token with a norm that is not known is left out."""
+    layout = empty_warehouse(tmp_path / "wh")
+    tokens = [
+        Token(1, {0: [(2, 0.75), (0, 0.25)]}, outputs={0: [(4.0, 0.5), (12.0, 0.5)]}),
+        Token(1, {0: [(1, 0.5), (3, 0.5)]}, outputs={0: [(8.0, 0.25), (6.0, 0.75)]}),
+        Token(1, {0: [(1, 0.5), (3, 0.5)]}, outputs={0: [(None, None), (64.0, 1.0)]}),
+    ]
+    write_run(layout, Run("r", {0: (4, 2)}, [[Prompt(tokens)]]))
+    assert_rows(
+        answer(layout, "outputs_by_rank", {}),
+        [
+            ("r", 0, 0, 2, 0.625, 6.0, 1.5, 0.375, (math.sqrt(1 / 2) + 4 / 5) / 2),
+            ("r", 0, 1, 2, 0.375, 9.0, 1.5, 0.625, (math.sqrt(1 / 2) + 3 / 5) / 2),
+        ],
+    )
+
+
 def test_expert_reuse_stops_at_a_new_context(tmp_path: Path) -> None:
     """Two prompts of one token and of two: one pair, not two; the pairs are those that expert_repetition counts."""
     layout = empty_warehouse(tmp_path / "wh")
