@@ -39,7 +39,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 def sent(place: str) -> int:
     """The files that are there, listed or not."""
     if "://" not in place:
-        return sum(path.is_file() for path in Path(place).rglob("*"))
+        return sum(len(files) for _, _, files in os.walk(place))  # which bears that folders come and go
     import s3fs
 
     return len(s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False).find(place))
