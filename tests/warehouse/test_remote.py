@@ -67,7 +67,9 @@ def test_every_view_answers_as_here(place: str, here: Layout, places: dict[str, 
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_commands_read_there(place: str, here: Layout, places: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_read_there(
+    place: str, here: Layout, places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url = places[place]
     asked = ["query", "-c", "select count(*) as n from routing where layer = $layer", "-p", "layer=0"]
     assert run(*asked, "--format", "csv", "--warehouse", url).stdout == (
@@ -80,6 +82,14 @@ def test_commands_read_there(place: str, here: Layout, places: dict[str, str], m
     assert (verified.exit_code, "3 runs, 6 segments" in verified.stdout) == (0, True), verified.output
     assert run("check", "-p", "run=007").exit_code == 0
     assert "007" in run("query", "load_matrix", "-p", "run=nobody").stderr
+    local = ("--warehouse", str(here.root))
+    shown = ("show", "--prompt", "0", "--run", "007")
+    assert run(*shown).stdout == run(*shown, *local).stdout != ""
+    pages = [tmp_path / "there.html", tmp_path / "here.html"]
+    for page, where in zip(pages, ((), local), strict=True):
+        written = run("report", "--run", "007", "-o", str(page), *where)
+        assert written.exit_code == 0, written.output
+    assert pages[0].read_bytes() == pages[1].read_bytes()
     with moewh.open(url) as warehouse:
         assert warehouse.query("co_routing_where", layer=0).fetchall()
         assert warehouse.verify() == []
