@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -162,3 +163,21 @@ def test_load_over_segments(layout: Layout) -> None:
     error = math.sqrt((1 - TOP_K / EXPERTS) / (EXPERTS * TOP_K * N / 6))
     largest_of_six = 1.27  # the expected maximum of six standard normals
     assert (mean(rows, 9) - mean(rows, 5)) / 2 == pytest.approx(largest_of_six * error, rel=0.15)
+
+
+def test_outputs_by_rank(tmp_path: Path) -> None:
+    """Norms that have nothing to do with weights: the mean rank of a choice's norm is (k + 1) / 2."""
+    tokens, top_k, rng = 2_000, 4, np.random.default_rng(12)
+
+    def token() -> Token:
+        choices: list[tuple[int, float | None]] = [
+            (int(e), 0.5 - rank / 8) for rank, e in enumerate(rng.permutation(EXPERTS)[:top_k])
+        ]
+        outputs: list[tuple[float | None, float | None]] = [(float(norm), 0.5) for norm in rng.gamma(2, size=top_k)]
+        return Token(1, {0: choices}, outputs={0: outputs})
+
+    layout = empty_warehouse(tmp_path / "wh")
+    write_run(layout, Run("r", {0: (EXPERTS, top_k)}, [[Prompt([token() for _ in range(tokens)])]]))
+    error = math.sqrt((top_k**2 - 1) / 12 / tokens)
+    ranks = [row[6] for row in answer(layout, "outputs_by_rank", {})]
+    assert ranks == pytest.approx([(top_k + 1) / 2] * top_k, abs=4 * error)
