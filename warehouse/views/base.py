@@ -336,11 +336,9 @@ def _merged_select(table: schema.Table, layout: Layout) -> str:
     place, the query fails. moewh itself also looks before and after (`moewh.warehouse.answer.again`), in any order.
     The rows of a sealed set have no segment, except those of `segments`.
     """
-    names = [column.name for column in (*table.path_columns, *table.columns)]
-    nothing = ",\n    ".join(
-        f"null::{column.type} as {column.name}" for column in (*table.path_columns, *table.columns)
-    )
-    failure = ",\n    ".join(f"failure::{column.type}" for column in (*table.path_columns, *table.columns))
+    columns = (*table.path_columns, *table.columns)
+    nothing = ",\n    ".join(f"null::{column.type} as {column.name}" for column in columns)
+    failure = ",\n    ".join(f"failure::{column.type}" for column in columns)
     root, merged = layout.root, schema.sealed(table)
     through = _pattern(table, layout, f"{UNSEALED}/{UNSEALED_LINK}/segment=*")
     body = f"""with runs_there as (
@@ -358,7 +356,7 @@ from runs_there cross join sealed_before cross join unsealed
 where false
 union all
 select
-    {", ".join(names)}
+    {", ".join(_names(table))}
 from {_files(table, through, f"/{UNSEALED_LINK}")} as stored
 anti join sealed_before using (run_id)
 union all
