@@ -46,10 +46,10 @@ def publish(
     found = target_at(target, url)
     done = send(warehouse, found, Asked(runs, without_text, license), lambda line: click.echo(line, err=True))
     if done.left_out:
-        click.echo(f"left out, since not complete: {', '.join(done.left_out)}", err=True)
+        click.echo(f"left out because not complete: {', '.join(done.left_out)}", err=True)
     count = f"{len(done.published)} run{'s'[: len(done.published) != 1]}"
     if not done.changed:
-        click.echo(f"{found.place.root} has {'it' if len(done.published) == 1 else 'them'} already: {count}.")
+        click.echo(f"Nothing to send: {count} already published at {found.place.root}.")
         return
     click.echo(
         f"Published {count} at {found.place.root} ({done.sent_files:,} files, {done.sent_bytes / 1e6:,.1f} MB sent)."

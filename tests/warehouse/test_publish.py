@@ -214,7 +214,7 @@ def test_runs_that_are_not_complete_or_not_sound_are_named(source: Layout, tmp_p
     layout.link_unsealed("step-30")
     shutil.rmtree(layout.segment("step-30", 1))
     done = run("publish", str(tmp_path / "out"), "--warehouse", str(layout.root))
-    assert (done.exit_code, "left out, since not complete: step-30" in done.stderr) == (0, True), done.output
+    assert (done.exit_code, "left out because not complete: step-30" in done.stderr) == (0, True), done.output
     assert list(seen(str(tmp_path / "out"))) == ["007"]
     refused = run("publish", str(tmp_path / "out"), "--run", "step-30", "--warehouse", str(layout.root))
     assert (refused.exit_code, "run step-30 is not complete" in refused.stderr) == (1, True)
