@@ -13,7 +13,7 @@ from benchmarks.simulated import RUN, build, repeat, seal_linked, seal_repeated
 from benchmarks.timing import Spent, best, moewh_process, row, rule, shown, timed
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.sealing.seal import seal
-from moewh.warehouse.views.base import open_warehouse
+from moewh.warehouse.views.opening import open_warehouse
 
 MATRICES = ("co_routing", "layer_transitions", "expert_load", "load_balance", "domain_specialization")
 TOP_TOKENS = """select vocab_id, token, tokens, lift from expert_token_affinity

@@ -39,7 +39,7 @@ from benchmarks.timing import (
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.trust.rollups import definition
-from moewh.warehouse.views.base import open_warehouse
+from moewh.warehouse.views.opening import open_warehouse
 from moewh.warehouse.views.publishing import publish
 
 STRONGEST = """select token_id, weight from routing

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from moewh.warehouse.answer.shell import find_duckdb
 from moewh.warehouse.files.layout import Layout
-from moewh.warehouse.views.base import open_warehouse
+from moewh.warehouse.views.opening import open_warehouse
 
 _SLOW = 4.0
 """Seconds above which once is enough."""

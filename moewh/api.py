@@ -20,7 +20,7 @@ from moewh.warehouse.remote.published import readable, writable
 from moewh.warehouse.runs import LIST_SQL
 from moewh.warehouse.trust.published import check_any, plan_any
 from moewh.warehouse.trust.verify import Fault
-from moewh.warehouse.views.base import open_warehouse
+from moewh.warehouse.views.opening import open_warehouse
 
 if TYPE_CHECKING:
     import duckdb

@@ -37,17 +37,15 @@ LONGEST = (
 def nothing_is_waited_for(request: pytest.FixtureRequest) -> Iterator[None]:
     """Write without waiting for the disk, and seal without waiting for readers: nobody pulls a plug or reads here.
 
-    The tests that kill processes wait as users do; so does every process that a test starts. Views that
-    were made before are copied, and where no test reads `warehouse.duckdb` that file too.
+    The tests that kill processes wait as users do; so does every process that a test starts. Where no test
+    reads `warehouse.duckdb`, that file is a copy.
     """
     from tests.support.kept_file import copy_one_file
-    from tests.support.kept_views import copy_what_was_made
 
     with pytest.MonkeyPatch.context() as patch:
         if request.path.name not in WAITING:
             patch.setattr(os, "fsync", os.fstat)  # which still fails for a descriptor that is not open
             patch.setattr(seal, "PAUSE", 0)
-            copy_what_was_made(patch)
         if request.node.get_closest_marker("published_file") is None:
             copy_one_file(patch)
         yield

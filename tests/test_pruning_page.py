@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import silu
 
 from benchmarks.pruning import DROP, HEADER, RANKS, without_experts
-from moewh.warehouse.views.base import open_warehouse
+from moewh.warehouse.views.opening import open_warehouse
 from tests.support.models import tiny_model
 from tests.support.synthetic import random_warehouse
 

@@ -32,7 +32,7 @@ import pytest
 from benchmarks.timing import machine
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
-from moewh.warehouse.views.base import open_warehouse
+from moewh.warehouse.views.opening import open_warehouse
 from tests.support import trials
 from tests.support.commit_order import kernel_commits
 from tests.support.damage import DAMAGES, committed_files, faults_of, sound_warehouse, twin

@@ -36,7 +36,7 @@ def demo(warehouse: Layout) -> None:
 
     The model is a small OLMoE that was trained for this; nothing is downloaded.
     """
-    from moewh.warehouse.views.base import open_warehouse
+    from moewh.warehouse.views.opening import open_warehouse
 
     runs = _ingest_checkpoints(warehouse)
     run_id = runs[-1]

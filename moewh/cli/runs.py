@@ -23,7 +23,7 @@ def runs(delete: str | None, yes: bool, form: str | None, output: Path | None, w
     from moewh.warehouse import runs as library
     from moewh.warehouse.answer import output as out
     from moewh.warehouse.answer.again import HeldBack, until_settled
-    from moewh.warehouse.views.base import open_warehouse
+    from moewh.warehouse.views.opening import open_warehouse
 
     if delete is not None and (form or output):
         raise UsageError("--format and -o are for the list of runs. Leave them out with --delete.")

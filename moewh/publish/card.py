@@ -15,7 +15,7 @@ from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import DATABASE, FOLDERS, SCHEMA_RUN
 from moewh.warehouse.files.listing import run_of
 from moewh.warehouse.remote.published import Published
-from moewh.warehouse.views.base import open_warehouse
+from moewh.warehouse.views.opening import open_warehouse
 
 _DEFAULT = schema.ROUTING
 """The table that is shown first."""

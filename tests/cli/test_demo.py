@@ -21,7 +21,7 @@ from moewh.ingest import demo
 from moewh.ingest.options import IngestOptions
 from moewh.ingest.run import ingest
 from moewh.warehouse.files.layout import Layout
-from moewh.warehouse.views.base import open_warehouse
+from moewh.warehouse.views.opening import open_warehouse
 from tests.support.synthetic import Prompt, Run, Token, write_run
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent

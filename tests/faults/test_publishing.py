@@ -19,7 +19,7 @@ from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.remote.published import Published, readable
 from moewh.warehouse.trust.published import check_any, plan_any
-from moewh.warehouse.views.base import open_warehouse
+from moewh.warehouse.views.opening import open_warehouse
 from tests.support.published import RUNS, publishable, s3
 
 COMMAND = [sys.executable, "-c", "from moewh.cli.main import main; main()", "publish"]

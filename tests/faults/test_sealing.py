@@ -20,7 +20,7 @@ from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.sealing import seal as sealing
 from moewh.warehouse.sealing.seal import seal, unseal
 from moewh.warehouse.views import base
-from moewh.warehouse.views.base import open_warehouse
+from moewh.warehouse.views.opening import open_warehouse
 from tests.support.damage import faults_of, flip
 from tests.support.faults import Plan
 from tests.support.runs import contents

@@ -12,7 +12,7 @@ import pytest
 
 from moewh.warehouse.answer.query import Value, find_query
 from moewh.warehouse.files.layout import Layout
-from moewh.warehouse.views.base import open_warehouse
+from moewh.warehouse.views.opening import open_warehouse
 from tests.support.brute_literature import ASKED, LITERATURE, loads, lru_hits, two_rates
 from tests.support.places import Place, Rows, assert_rows, assert_rows_in_any_order, routed
 from tests.support.saved_queries import answer

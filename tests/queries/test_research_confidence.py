@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moewh.warehouse.files.layout import Layout
-from moewh.warehouse.views.base import open_warehouse
+from moewh.warehouse.views.opening import open_warehouse
 from tests.support.brute_literature import divergence, loads
 from tests.support.places import Place, Rows, assert_rows, assert_rows_in_any_order, routed
 from tests.support.saved_queries import answer

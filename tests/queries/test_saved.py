@@ -18,7 +18,7 @@ from moewh.warehouse.answer.query import Query, Value, saved_names
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.trust.check import shipped_checks
-from moewh.warehouse.views.base import open_warehouse
+from moewh.warehouse.views.opening import open_warehouse
 from tests.support.brute_force import brute_domain_specialization, brute_expert_load, brute_load_balance, confidence
 from tests.support.places import Rows, assert_rows, places
 from tests.support.saved_queries import answer

@@ -38,6 +38,14 @@ def sound_warehouse(root: Path) -> Layout:
     return layout
 
 
+def fresh_copy(source: Layout) -> Layout:
+    """Copy a warehouse to a folder beside it, in place of the copy before, to be damaged there."""
+    copy = source.root.parent / "copy" / source.root.name
+    shutil.rmtree(copy.parent, ignore_errors=True)
+    shutil.copytree(source.root, copy, symlinks=True)
+    return Layout(copy)
+
+
 def _add_opt_in(folder: Path, seed: int) -> None:
     """Give a segment the opt-in tables of vectors, with page checksums."""
     tokens = pq.read_table(folder / schema.TOKENS.file, partitioning=None).column("token_id").to_pylist()

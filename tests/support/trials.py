@@ -21,7 +21,7 @@ import pytest
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.sealing.seal import unseal
-from moewh.warehouse.views.base import open_warehouse
+from moewh.warehouse.views.opening import open_warehouse
 from tests.support.damage import faults_of
 from tests.support.faults import Job, Plan, Server, segments_of
 from tests.support.runs import contents

@@ -22,7 +22,7 @@ from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.trust.check import shipped_checks
 from moewh.warehouse.views.base import QUERIES
-from tests.support.kept_views import fresh_copy
+from tests.support.damage import fresh_copy
 from tests.support.synthetic import Prompt, Run, Token, empty_warehouse, random_warehouse, write_run
 
 

@@ -25,7 +25,7 @@ from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import SCHEMA_RUN, Layout
 from moewh.warehouse.files.manifest import MANIFEST, read_manifest, write_manifest
 from moewh.warehouse.trust import verify
-from moewh.warehouse.views.base import open_warehouse
+from moewh.warehouse.views.opening import open_warehouse
 from moewh.warehouse.views.publishing import publish
 from tests.support.damage import sound_warehouse
 

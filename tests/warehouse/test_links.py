@@ -28,9 +28,8 @@ from moewh.warehouse.answer.shell import find_duckdb
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.base import canned_names
-from tests.support.damage import faults_of, sound_warehouse
+from tests.support.damage import faults_of, fresh_copy, sound_warehouse
 from tests.support.kept_file import publish_for_reading
-from tests.support.kept_views import fresh_copy
 
 SHARED_MEMORY = Path("/dev/shm")
 LINKED = ["", "segments", "runs", "geometry", "segments/run_id=one", "runs/run_id=one", "segments/run_id=one/segment=1"]

@@ -24,7 +24,8 @@ from moewh.warehouse.answer.query import Query
 from moewh.warehouse.answer.shell import find_duckdb
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
-from moewh.warehouse.views.base import canned_names, open_warehouse
+from moewh.warehouse.views.base import canned_names
+from moewh.warehouse.views.opening import open_warehouse
 from moewh.warehouse.views.publishing import publish
 from tests.support.damage import sound_warehouse
 from tests.support.synthetic import random_run, write_run

@@ -31,7 +31,7 @@ from moewh.warehouse.remote.place import Remote
 from moewh.warehouse.remote.published import Published, readable
 from moewh.warehouse.runs import delete_run
 from moewh.warehouse.trust.published import check_any, plan_any
-from moewh.warehouse.views.base import open_warehouse
+from moewh.warehouse.views.opening import open_warehouse
 from tests.support.hub import Store
 from tests.support.published import RUNS, on_the_hub, publishable, shell_rows
 

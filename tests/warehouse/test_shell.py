@@ -18,7 +18,8 @@ import pytest
 
 from moewh.warehouse.answer.shell import find_duckdb
 from moewh.warehouse.files.layout import Layout
-from moewh.warehouse.views.base import QUERIES, canned_names, open_warehouse, sql_string, view_names
+from moewh.warehouse.views.base import QUERIES, canned_names, sql_string, view_names
+from moewh.warehouse.views.opening import open_warehouse
 from moewh.warehouse.views.publishing import publish
 from tests.support.saved_queries import VALUES
 from tests.support.synthetic import (

@@ -24,13 +24,14 @@ from moewh.warehouse.files import manifest, pages, schema
 from moewh.warehouse.files.layout import SCHEMA_RUN, Layout
 from moewh.warehouse.files.manifest import MANIFEST, ManifestError, parse_manifest, read_manifest, write_manifest
 from moewh.warehouse.trust import verify
-from moewh.warehouse.views.base import open_warehouse
+from moewh.warehouse.views.opening import open_warehouse
 from tests.support.damage import (
     DAMAGES,
     committed_files,
     empty,
     faults_of,
     flip,
+    fresh_copy,
     set_manifest_right,
     sound_warehouse,
     swap,
@@ -38,7 +39,6 @@ from tests.support.damage import (
     twin,
     zero,
 )
-from tests.support.kept_views import fresh_copy
 from tests.support.models import save_model
 from tests.support.runs import contents
 

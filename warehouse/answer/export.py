@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from moewh.warehouse.answer.existence import require_existing
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.remote.published import Readable
-from moewh.warehouse.views.base import open_warehouse
+from moewh.warehouse.views.opening import open_warehouse
 
 if TYPE_CHECKING:
     import duckdb

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.stopping import told_to_stop
-from moewh.warehouse.views.base import open_warehouse, sql_string
+from moewh.warehouse.views.base import sql_string
+from moewh.warehouse.views.opening import open_warehouse
 
 if TYPE_CHECKING:
     import duckdb

@@ -16,7 +16,7 @@ from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import DATABASE, Layout
 from moewh.warehouse.remote.place import Remote
 from moewh.warehouse.remote.published import Published, Readable
-from moewh.warehouse.views.base import view_statements, zero_rows_of
+from moewh.warehouse.views.base import bound_to, view_statements, zero_rows_of
 
 _LONGEST = 25_000
 """Characters of one command, of at most four bytes each."""
@@ -54,7 +54,7 @@ def _commands(warehouse: Readable) -> Iterator[str]:
     """Yield the statements that make the views, several to a command: Linux takes no argument above 128 KiB."""
     command = ""
     zero_rows = zero_rows_of(warehouse) if isinstance(warehouse, Layout) else None
-    for statement in view_statements(warehouse, zero_rows, comments=True):
+    for statement in bound_to(zero_rows, view_statements(warehouse, comments=True)):
         if len(command) + len(statement) > _LONGEST:
             yield command
             command = ""

@@ -143,7 +143,7 @@ def check_rollups(warehouse: Readable) -> list[Fault]:
     layout = warehouse if isinstance(warehouse, Layout) else Layout(Path())
     from moewh.warehouse.answer.query import prepare
     from moewh.warehouse.trust.rollups import compare
-    from moewh.warehouse.views.base import open_warehouse
+    from moewh.warehouse.views.opening import open_warehouse
 
     files = {table.name: table.file for table in schema.ROLLUPS}
     found: dict[tuple[Path, str], Fault] = {}

@@ -3,20 +3,18 @@
 Between the two stand the staging views of `queries/staging/`: what several canned views, saved queries, rollups and
 checks share. They are made like the others, and listed nowhere.
 
-`open_warehouse` builds them in memory for moewh's own use; `moewh.warehouse.views.publishing` writes the same
-statements, with comments and a guard against newer rows, to the file that a DuckDB shell opens. The views are bound
-to zero-row files as they are made, so opening costs the same however many segments there are.
+`moewh.warehouse.views.opening` makes them in memory for moewh's own use; `moewh.warehouse.views.publishing` writes the
+same statements, with comments and a guard against newer rows, to the file that a DuckDB shell opens. The views are
+bound to zero-row files as they are made, so opening costs the same however many segments there are.
 """
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from tempfile import gettempdir
 from typing import TYPE_CHECKING
 
 from moewh.warehouse.files import schema
@@ -97,10 +95,15 @@ def canned_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in (QUERIES / "views").glob("*.sql")))
 
 
-def base_views(warehouse: Readable, *, guarded: bool = False) -> list[View]:
-    """Return the views over the stored tables of a warehouse, each after those it reads."""
+def base_views(warehouse: Readable, *, guarded: bool = False, root: str | None = None) -> list[View]:
+    """Return the views over the stored tables of a warehouse, each after those it reads.
+
+    `root` is SQL for where the warehouse lies; without it the views hold its path.
+    """
+    if root is None:
+        root = sql_string(glob_literal(warehouse.root))
     tables = sorted(schema.TABLES, key=lambda table: table is schema.RUNS)
-    return [_base_view(table, warehouse, guarded) for table in tables]
+    return [_base_view(table, warehouse, guarded, root) for table in tables]
 
 
 @cache
@@ -141,25 +144,6 @@ def _reads(code: str, name: str) -> bool:
     return name in code and re.search(rf"\b{name}\b(?!\s+as\s*\()", code) is not None
 
 
-def open_warehouse(warehouse: Readable) -> duckdb.DuckDBPyConnection:
-    """Return an in-memory DuckDB with every view of this warehouse.
-
-    Whatever DuckDB must spill goes to the warehouse's `.staging/`, or where temporary files go for a published one.
-    Raises MoewhError if there is no warehouse, or a link in it leads nowhere.
-    """
-    import duckdb
-
-    warehouse.require()
-    spill = warehouse.staging if isinstance(warehouse, Layout) else Path(gettempdir())
-    connection = duckdb.connect(config={"temp_directory": str(spill / f"duckdb.{os.getpid()}")})
-    try:
-        create_views(connection, warehouse, comments=False)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
 def create_views(
     connection: duckdb.DuckDBPyConnection, warehouse: Readable, *, comments: bool, guarded: bool = False
 ) -> None:
@@ -169,7 +153,7 @@ def create_views(
         zero_rows = zero_rows_of(warehouse)
     else:
         zero_rows = warehouse.connect(connection)
-    statements = view_statements(warehouse, zero_rows, comments=comments, guarded=guarded)
+    statements = bound_to(zero_rows, view_statements(warehouse, comments=comments, guarded=guarded))
     connection.execute(";\n".join(["begin", *statements, "commit"]))
 
 
@@ -178,30 +162,33 @@ def zero_rows_of(layout: Layout) -> str | None:
     return glob_literal(layout.empty) if layout.empty.is_dir() else None
 
 
+def bound_to(zero_rows: str | None, statements: Iterable[str]) -> Iterator[str]:
+    """Yield statements that make views, and those that let DuckDB find the files of each in `zero_rows` meanwhile.
+
+    DuckDB looks at the files of each view it makes: of a whole warehouse, it would list all segments once per view.
+    """
+    if zero_rows is not None:
+        yield f"set variable moewh_root = {sql_string(zero_rows)}"
+    yield from statements
+    yield "reset variable moewh_root"
+
+
 def view_statements(
-    warehouse: Readable, zero_rows: str | None, *, comments: bool, guarded: bool = False
+    warehouse: Readable, *, comments: bool, guarded: bool = False, root: str | None = None
 ) -> Iterator[str]:
     """Yield the statements that make every view, each after those it reads.
 
     `guarded` views also look whether the warehouse has become newer than they are, as moewh itself does on opening.
+    `root` is SQL for where the warehouse lies; without it the views hold its path.
 
-    DuckDB looks at the files of each view it makes. `moewh_root` points it to `zero_rows` meanwhile,
-    so that it need not list all segments once per view. It also binds anew all that a view reads, so the canned views
-    are made over views that only have the columns, which the views of the files then replace: half the time.
+    DuckDB binds anew all that a view reads, so the canned views are made over views that only have the columns,
+    which the views of the files then replace: half the time.
     """
-    base = base_views(warehouse, guarded=guarded)
     yield from (_columns_alone(table) for table in schema.TABLES)
-    for view in derived_views():
+    for view in (*derived_views(), *base_views(warehouse, guarded=guarded, root=root)):
         yield view.create
         if comments:
             yield from view.comments
-    if zero_rows is not None:
-        yield f"set variable moewh_root = {sql_string(zero_rows)}"
-    for view in base:
-        yield view.create
-        if comments:
-            yield from view.comments
-    yield "reset variable moewh_root"
 
 
 def _columns_alone(table: schema.Table) -> str:
@@ -220,7 +207,7 @@ def sql_string(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _base_view(table: schema.Table, warehouse: Readable, guarded: bool) -> View:
+def _base_view(table: schema.Table, warehouse: Readable, guarded: bool, root: str) -> View:
     comments = (
         f"comment on view {table.name} is {sql_string(table.description)}",
         *(
@@ -228,24 +215,26 @@ def _base_view(table: schema.Table, warehouse: Readable, guarded: bool) -> View:
             for column in (*table.path_columns, *table.columns)
         ),
     )
-    body = _published_select(table, warehouse) if isinstance(warehouse, Published) else _select(table, warehouse)
-    if guarded and table.level == "run" and isinstance(warehouse, Layout):
-        body += _unless_newer(table, warehouse.root)
+    if isinstance(warehouse, Published):
+        body = _published_select(table, warehouse, root)
+    else:
+        body = _select(table, warehouse, root)
+        if guarded and table.level == "run":
+            body += _unless_newer(table, root)
     return View(table.name, f"create or replace view {table.name} as\n{body}", comments, table.description)
 
 
-def _select(table: schema.Table, layout: Layout) -> str:
+def _select(table: schema.Table, layout: Layout, root: str) -> str:
     """Return the query of a table's view over a warehouse that moewh writes."""
     if table in schema.MERGED:
-        return _merged_select(table, layout)
-    return table_select(table, f"{_files(table, _pattern(table, layout))} as stored")
+        return _merged_select(table, layout, root)
+    return table_select(table, f"{_files(table, _pattern(table, layout, root))} as stored")
 
 
-def _published_select(table: schema.Table, published: Published) -> str:
+def _published_select(table: schema.Table, published: Published, root: str) -> str:
     """Return the query of a table's view over the files that a published warehouse lists: every run is sealed there."""
     stored = schema.sealed(table) if table in schema.MERGED else table
-    root = sql_string(glob_literal(published.root))
-    paths = ", ".join(_under(root, path) for path in published.listing.files_of(table))
+    paths = ", ".join(_below(root, path) for path in published.listing.files_of(table))
     files = _files(stored, paths or None, listed=True)
     if stored is table:
         return table_select(table, f"{files} as stored")
@@ -308,26 +297,22 @@ def _given_schema(table: schema.Table) -> str:
     return f", schema = map {{{columns}}}"
 
 
-def _pattern(table: schema.Table, layout: Layout, within: str | None = None) -> str | None:
+def _pattern(table: schema.Table, layout: Layout, root: str, within: str | None = None) -> str | None:
     """Return SQL for the pattern that matches every file of a table; None for a warehouse from before the table.
 
     `within` names the folders instead of those of the table's level.
     """
     if (table.level == "geometry" or table.since > 1) and not layout.has_table(table):
         return None
-    return _below(layout.root, f"{within or FOLDERS[table.level]}/{table.file}")
+    return _below(root, f"{within or FOLDERS[table.level]}/{table.file}")
 
 
-def _below(root: Path, path: str) -> str:
+def _below(root: str, path: str) -> str:
     """Return SQL for a path or pattern below the root, wherever the warehouse lies now."""
-    return _under(sql_string(glob_literal(root)), path)
-
-
-def _under(root: str, path: str) -> str:
     return f"coalesce(getvariable('moewh_root'), {root}) || '/{path}'"
 
 
-def _merged_select(table: schema.Table, layout: Layout) -> str:
+def _merged_select(table: schema.Table, layout: Layout, root: str) -> str:
     """Return the query of a table whose rows sealing merges: a run's sealed set where there is one, else its segments'.
 
     A run that is in both places is being sealed, or was when a process was killed: the sealed set counts. DuckDB lists
@@ -339,8 +324,8 @@ def _merged_select(table: schema.Table, layout: Layout) -> str:
     columns = (*table.path_columns, *table.columns)
     nothing = ",\n    ".join(f"null::{column.type} as {column.name}" for column in columns)
     failure = ",\n    ".join(f"failure::{column.type}" for column in columns)
-    root, merged = layout.root, schema.sealed(table)
-    through = _pattern(table, layout, f"{UNSEALED}/{UNSEALED_LINK}/segment=*")
+    merged = schema.sealed(table)
+    through = _pattern(table, layout, root, f"{UNSEALED}/{UNSEALED_LINK}/segment=*")
     body = f"""with runs_there as (
     {_runs_of(root, f"{FOLDERS['run']}/{schema.RUNS.file}")}
 ),
@@ -362,7 +347,7 @@ anti join sealed_before using (run_id)
 union all
 select
     {_of_sealed(table)}
-from {_files(merged, _pattern(merged, layout))} as stored
+from {_files(merged, _pattern(merged, layout, root))} as stored
 semi join sealed_before using (run_id)
 union all
 select
@@ -390,7 +375,7 @@ where failure is not null"""
     return body + (_unless_missing(table, root) if table.rollup else "")
 
 
-def _must_hold(table: schema.Table, root: Path) -> str:
+def _must_hold(table: schema.Table, root: str) -> str:
     """Return SQL for the sealed runs that must have a merged table: all, or those whose first segment it counts."""
     if table.counted is None:
         return "sealed_before"
@@ -398,7 +383,7 @@ def _must_hold(table: schema.Table, root: Path) -> str:
     return f"sealed_before semi join ({counted}) as counted using (run_id)"
 
 
-def _runs_of(root: Path, pattern: str, between: str = "") -> str:
+def _runs_of(root: str, pattern: str, between: str = "") -> str:
     """Return SQL for the runs that have a file, `pattern` below the root, and its path.
 
     `between` is what stands between the run's folder and the file.
@@ -412,7 +397,7 @@ def _names(table: schema.Table) -> list[str]:
     return [column.name for column in (*table.path_columns, *table.columns)]
 
 
-def _unless_missing(table: schema.Table, root: Path) -> str:
+def _unless_missing(table: schema.Table, root: str) -> str:
     """Return SQL that adds no rows to a rollup's view, and fails the query if an unsealed segment lacks its file.
 
     An opt-in rollup is only in the segments that have what it counts.
@@ -442,7 +427,7 @@ from (
 where failure is not null"""
 
 
-def _unless_newer(table: schema.Table, root: Path) -> str:
+def _unless_newer(table: schema.Table, root: str) -> str:
     """Return SQL that adds no rows, and fails the query if the warehouse is of another format or a newer schema.
 
     The manifest of the zero-row files says so for all (see `Layout.require`). The error stands in a CASE, which no

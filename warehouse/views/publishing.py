@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,8 @@ from moewh.warehouse.files.layout import sync
 from moewh.warehouse.views.base import create_views, sql_string
 
 if TYPE_CHECKING:
+    import duckdb
+
     from moewh.warehouse.files.layout import Layout
     from moewh.warehouse.remote.published import Readable
 
@@ -37,11 +41,18 @@ def publish(layout: Layout) -> None:
 
 def build(warehouse: Readable, file: Path) -> None:
     """Write the views to a new database file, whose path must not hold a `?`: DuckDB takes it for a URL's query."""
+    with written_to(file) as connection:
+        create_views(connection, warehouse, comments=True, guarded=True)
+
+
+@contextmanager
+def written_to(file: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Yield a connection whose current schema is that of a new database file."""
     import duckdb
 
     with duckdb.connect() as connection:
         connection.execute(f"attach {sql_string(str(file))} as built (storage_version '{STORAGE_VERSION}')")
         connection.execute("use built")
-        create_views(connection, warehouse, comments=True, guarded=True)
+        yield connection
         connection.execute("use memory")
         connection.execute("detach built")

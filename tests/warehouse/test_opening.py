@@ -1,0 +1,131 @@
+"""Opening a warehouse copies views that were bound before; whatever has become of those, every answer is right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from moewh.warehouse.files.layout import Layout, glob_literal
+from moewh.warehouse.views.base import create_views, sql_string
+from moewh.warehouse.views.opening import open_warehouse
+from moewh.warehouse.views.publishing import written_to
+from tests.support.damage import sound_warehouse
+from tests.support.synthetic import random_warehouse
+
+READ = ("runs", "routes", "expert_load", "co_routing")
+
+
+@pytest.fixture(scope="module")
+def layouts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Layout, Layout]:
+    """Two warehouses of other rows, one of them where a path needs quotes and is no pattern."""
+    folder = tmp_path_factory.mktemp("opening")
+    return random_warehouse(folder / "first")[0], sound_warehouse(folder / "it's [two]")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's cache that nothing was kept in yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "moewh"
+
+
+def answers(connection: duckdb.DuckDBPyConnection) -> dict[str, list[str]]:
+    return {name: sorted(map(repr, connection.sql(f"from {name}").fetchall())) for name in READ}
+
+
+def bound_anew(layout: Layout) -> dict[str, list[str]]:
+    with duckdb.connect() as connection:
+        create_views(connection, layout, comments=False)
+        return answers(connection)
+
+
+def opened(layout: Layout) -> dict[str, list[str]]:
+    with open_warehouse(layout) as connection:
+        assert connection.sql("select database_name from duckdb_databases() where not internal").fetchall() == [
+            ("memory",)
+        ]
+        return answers(connection)
+
+
+@pytest.mark.usefixtures("cache")
+def test_two_warehouses_share_the_views_and_nothing_else(layouts: tuple[Layout, Layout]) -> None:
+    first, second = map(bound_anew, layouts)
+    assert first["routes"] != second["routes"]
+    assert [opened(layout) for layout in (*layouts, *layouts)] == [first, second, first, second]
+
+
+def test_copied_views_are_those_that_were_bound(layouts: tuple[Layout, Layout], cache: Path, tmp_path: Path) -> None:
+    """Word for word as DuckDB copies them, except that the copied ones read the path from a macro."""
+    layout = layouts[1]
+    asked = "select view_name, sql from duckdb_views() where database_name = 'memory' and not internal order by all"
+    with written_to(tmp_path / "views.duckdb") as connection:
+        create_views(connection, layout, comments=False)
+    with duckdb.connect() as connection:
+        connection.execute(f"attach '{tmp_path}/views.duckdb' as bound; copy from database bound to memory")
+        expected = connection.sql(asked).fetchall()
+    with open_warehouse(layout) as connection:
+        found = connection.sql(asked).fetchall()
+    path = sql_string(glob_literal(layout.root))
+    assert [(name, sql.replace("moewh_root())", f"{path})")) for name, sql in found] == expected
+    assert len(list(cache.iterdir())) == 1
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:5_000])
+
+
+def flip(file: Path) -> None:
+    file.write_bytes(bytes(byte ^ 255 for byte in file.read_bytes()))
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "cut": cut,
+    "flipped": flip,
+    "empty": lambda file: file.write_bytes(b""),
+    "no database": lambda file: file.write_text("no database"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_a_damaged_file_of_views_is_made_anew(
+    damage: Callable[[Path], object], layouts: tuple[Layout, Layout], cache: Path
+) -> None:
+    expected = opened(layouts[0])
+    (file,) = cache.iterdir()
+    sound = file.stat().st_size
+    damage(file)
+    assert opened(layouts[0]) == expected
+    assert opened(layouts[0]) == expected
+    (file,) = cache.iterdir()
+    assert file.stat().st_size == sound
+
+
+def test_without_a_cache_the_views_are_bound_anew(
+    layouts: tuple[Layout, Layout], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.parent.write_text("a file where the cache would be")
+    expected = bound_anew(layouts[0])
+    assert opened(layouts[0]) == expected
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", no_home)
+    assert opened(layouts[0]) == expected
+
+
+def no_home() -> Path:
+    raise RuntimeError("Could not determine home directory.")
+
+
+@pytest.mark.usefixtures("cache")
+def test_many_open_at_once(layouts: tuple[Layout, Layout]) -> None:
+    expected = [bound_anew(layouts[number % 2])["routes"] for number in range(8)]
+
+    def routes(number: int) -> list[str]:
+        with open_warehouse(layouts[number % 2]) as connection:
+            return sorted(map(repr, connection.sql("from routes").fetchall()))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(routes, range(8))) == expected
