@@ -27,45 +27,65 @@ sides as (
     union all
     select 1 as side
 ),
-both_orders as (
+-- not materialized: a filter on run and layer then reaches the counts
+expert_others as not materialized (
     select
         pair_tokens.run_id as run_id,
         pair_tokens.layer as layer,
-        case when sides.side = 0 then pair_tokens.expert_a else pair_tokens.expert_b end as expert_a,
-        case when sides.side = 0 then pair_tokens.expert_b else pair_tokens.expert_a end as expert_b,
-        pair_tokens.tokens as tokens
+        case when sides.side = 0 then pair_tokens.expert_a else pair_tokens.expert_b end as expert,
+        sum(pair_tokens.tokens) as tokens
     from pair_tokens
     cross join sides
+    group by
+        pair_tokens.run_id,
+        pair_tokens.layer,
+        case when sides.side = 0 then pair_tokens.expert_a else pair_tokens.expert_b end
 ),
-counted as (
+expert_tokens as not materialized (
     -- each of an expert's tokens has top_k - 1 others: over them N_ab sums to (top_k - 1) N_a
     select
-        both_orders.run_id as run_id,
-        both_orders.layer as layer,
-        both_orders.expert_a as expert_a,
-        both_orders.expert_b as expert_b,
-        both_orders.tokens as tokens,
-        (sum(both_orders.tokens) over (partition by both_orders.run_id, both_orders.layer, both_orders.expert_a))::double
-        / nullif(layers.top_k - 1, 0) as tokens_a,
-        (sum(both_orders.tokens) over (partition by both_orders.run_id, both_orders.layer, both_orders.expert_b))::double
-        / nullif(layers.top_k - 1, 0) as tokens_b,
-        (sum(both_orders.tokens) over (partition by both_orders.run_id, both_orders.layer))::double
+        expert_others.run_id as run_id,
+        expert_others.layer as layer,
+        expert_others.expert as expert,
+        expert_others.tokens::double / nullif(layers.top_k - 1, 0) as tokens,
+        (sum(expert_others.tokens) over (partition by expert_others.run_id, expert_others.layer))::double
         / nullif(layers.top_k * (layers.top_k - 1), 0) as tokens_all
-    from both_orders
+    from expert_others
     join layers
-        on layers.run_id = both_orders.run_id
-        and layers.layer = both_orders.layer
+        on layers.run_id = expert_others.run_id
+        and layers.layer = expert_others.layer
+),
+pairs as (
+    select
+        pair_tokens.run_id as run_id,
+        pair_tokens.layer as layer,
+        pair_tokens.expert_a as expert_a,
+        pair_tokens.expert_b as expert_b,
+        pair_tokens.tokens as tokens,
+        a.tokens as tokens_a,
+        b.tokens as tokens_b,
+        a.tokens_all as tokens_all
+    from pair_tokens
+    join expert_tokens as a
+        on a.run_id = pair_tokens.run_id
+        and a.layer = pair_tokens.layer
+        and a.expert = pair_tokens.expert_a
+    join expert_tokens as b
+        on b.run_id = pair_tokens.run_id
+        and b.layer = pair_tokens.layer
+        and b.expert = pair_tokens.expert_b
 )
 select
-    run_id,
-    layer,
-    expert_a,
-    expert_b,
-    tokens,
-    tokens::double / nullif(tokens_a, 0) as conditional,
-    tokens::double / nullif(tokens_a + tokens_b - tokens, 0) as jaccard,
-    tokens::double * tokens_all / nullif(tokens_a * tokens_b, 0) as lift
-from counted;
+    pairs.run_id as run_id,
+    pairs.layer as layer,
+    case when sides.side = 0 then pairs.expert_a else pairs.expert_b end as expert_a,
+    case when sides.side = 0 then pairs.expert_b else pairs.expert_a end as expert_b,
+    pairs.tokens as tokens,
+    pairs.tokens::double / nullif(case when sides.side = 0 then pairs.tokens_a else pairs.tokens_b end, 0) as conditional,
+    pairs.tokens::double / nullif(pairs.tokens_a + pairs.tokens_b - pairs.tokens, 0) as jaccard,
+    pairs.tokens::double * pairs.tokens_all / nullif(pairs.tokens_a * pairs.tokens_b, 0) as lift
+from pairs
+cross join sides;
 
 comment on view co_routing is 'One row per layer and ordered pair of experts chosen together: how often, against chance.';
 comment on column co_routing.run_id is 'The run these rows belong to.';
