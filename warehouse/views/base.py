@@ -466,7 +466,7 @@ from (
             )
             when {form} > {schema.FORMAT_VERSION} or {version} > {schema.SCHEMA_VERSION} then error(
                 'this warehouse was written to by a newer moewh (format ' || {form} || ', schema ' || {version}
-                || '; this file knows {schema.FORMAT_VERSION} and {schema.SCHEMA_VERSION}). '
+                || '; this file reads {schema.FORMAT_VERSION} and {schema.SCHEMA_VERSION}). '
                 || 'Upgrade moewh and run `moewh refresh`.'
             )
         end as failure
