@@ -235,7 +235,7 @@ def test_runs_that_are_not_complete_or_not_sound_are_named(source: Layout, tmp_p
         (["hf://datasets/org/name/sub", "--license", "mit"], "more than a data set"),
         (["https://host/wh"], "publishes to a folder"),
         (["gs://bucket/wh"], "publishes to a folder"),
-        (["s3://"], "no plain URL"),
+        (["s3://"], "not a plain URL"),
         (["s3://bucket/wh", "--url", "https://host/wh"], "--url is for a folder"),
         (["{tmp}/out", "--url", "nonsense"], "no place"),
         (["{tmp}/out", "--license", "a b"], "no licence's id"),

@@ -210,11 +210,11 @@ def test_python_writes_to_none_of_them(places: dict[str, str]) -> None:
         ("{web}-none", 1, "there is no published warehouse"),
         ("http://127.0.0.1:9/wh", 1, "Cannot connect"),
         ("hf://datasets/no/one", 1, "there is no published warehouse"),
-        ("hf://models/x/y", 2, "no data set"),
-        ("ftp://host/wh", 2, "no place that moewh reads"),
-        ("s3://", 2, "no plain URL"),
-        ("s3://bucket/../other", 2, "no plain URL"),
-        ("https://host/a?b=c", 2, "no plain URL"),
+        ("hf://models/x/y", 2, "not a dataset"),
+        ("ftp://host/wh", 2, "moewh cannot read ftp://host/wh"),
+        ("s3://", 2, "not a plain URL"),
+        ("s3://bucket/../other", 2, "not a plain URL"),
+        ("https://host/a?b=c", 2, "not a plain URL"),
     ],
 )
 def test_what_cannot_be_read_is_one_line(url: str, code: int, says: str, places: dict[str, str]) -> None:
