@@ -85,7 +85,7 @@ def _merged(connection: duckdb.DuckDBPyConnection, table: schema.Table, files: l
 
 
 def _merge(column: schema.Column) -> str:
-    """Return SQL that merges a column; doubles are added in segment order, which gives the same sum on every machine."""
+    """Return SQL that merges a column; doubles add in segment order, which gives the same sum on every machine."""
     order = " order by len(filename), filename" if column.type == "DOUBLE" else ""
     return f"{schema.merged(column)}({column.name}{order})::{column.type}"
 
