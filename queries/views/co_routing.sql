@@ -3,7 +3,7 @@
 -- Over tokens of kind prompt and generated with rows at the layer: N of them, N_a routed to expert_a, N_ab to both:
 --   conditional = N_ab / N_a                 OLMoE (arXiv:2409.02060) Eq. 6; over all expert_b it sums to top_k - 1
 --   jaccard     = N_ab / (N_a + N_b - N_ab)
---   lift        = N_ab * N / (N_a * N_b)     1 where the two are chosen independently
+--   lift        = N_ab * N / (N_a * N_b)     1 if the two are chosen independently
 -- A pair that never shares a token has no row: its three ratios are 0.
 -- Counts come from the rollup pair_counts, so the cost does not grow with tokens.
 create or replace view co_routing as
@@ -38,7 +38,7 @@ both_orders as (
     cross join sides
 ),
 counted as (
-    -- each of an expert's tokens has top_k - 1 others: over them N_ab sums to (top_k - 1) N_a
+    -- each of an expert's tokens has top_k - 1 other experts, so the sum of N_ab over them is (top_k - 1) N_a
     select
         both_orders.run_id as run_id,
         both_orders.layer as layer,
@@ -67,12 +67,12 @@ select
     tokens::double * tokens_all / nullif(tokens_a * tokens_b, 0) as lift
 from counted;
 
-comment on view co_routing is 'One row per layer and ordered pair of experts chosen together: how often, against chance.';
+comment on view co_routing is 'One row per layer and ordered pair of experts chosen together: how often, compared with chance.';
 comment on column co_routing.run_id is 'The run these rows belong to.';
 comment on column co_routing.layer is 'Layer index in the model.';
-comment on column co_routing.expert_a is 'The expert the conditional is given.';
+comment on column co_routing.expert_a is 'The expert on which conditional is conditioned.';
 comment on column co_routing.expert_b is 'Another expert of the same layer.';
 comment on column co_routing.tokens is 'N_ab: tokens routed to both.';
 comment on column co_routing.conditional is 'N_ab / N_a: share of expert_a''s tokens that also go to expert_b.';
 comment on column co_routing.jaccard is 'N_ab / (N_a + N_b - N_ab): share of either''s tokens that go to both.';
-comment on column co_routing.lift is 'N_ab * N / (N_a * N_b): 1 where the two are chosen independently.';
+comment on column co_routing.lift is 'N_ab * N / (N_a * N_b): 1 if the two are chosen independently.';

@@ -227,7 +227,7 @@ PROMPTS = Table(
     "One row per run and prompt, in input order.",
     (
         Column("prompt_id", "BIGINT", "0-based ordinal of the prompt in the input.", "delta"),
-        Column("domain", "VARCHAR", "Kind of data, as the input labels it; NULL is a domain of its own."),
+        Column("domain", "VARCHAR", "Kind of data, as the input labels it; NULL counts as a domain."),
         Column("source", "VARCHAR", "Where the prompt came from: its source column, else its file's name."),
         Column("text", "VARCHAR", "The prompt as it was tokenised."),
         Column("num_tokens", "BIGINT", "Rows this prompt has in tokens."),
@@ -279,7 +279,7 @@ ROUTING = Table(
         ),
         Column("vocab_id", "INTEGER", "The tokenizer's id of the token; NULL if unknown.", "plain"),
         replace(_TOKEN_KIND, nullable=False),
-        Column("domain", "VARCHAR", "Domain of the token's prompt; NULL is a domain of its own."),
+        Column("domain", "VARCHAR", "Domain of the token's prompt; NULL counts as a domain."),
         Column("prompt_id", "BIGINT", "The prompt the token belongs to.", nullable=False),
     ),
 )
@@ -411,7 +411,7 @@ EXPERT_SIMILARITY = Table(
 )
 
 _KIND = Column("kind", "VARCHAR", "Kind of the tokens counted: prompt; special; generated.")
-_DOMAIN = Column("domain", "VARCHAR", "Domain of the tokens' prompts; NULL is a domain of its own.")
+_DOMAIN = Column("domain", "VARCHAR", "Domain of the tokens' prompts; NULL counts as a domain.")
 
 EXPERT_COUNTS = Table(
     "expert_counts",
