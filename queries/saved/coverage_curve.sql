@@ -1,4 +1,4 @@
--- coverage_curve: how few experts of each layer take 50, 80, 90 and 95 % of its choices.
+-- coverage_curve: how many experts of each layer take 50, 80, 90 and 95 % of its choices.
 -- One row per run, layer and coverage. Over tokens of kind prompt and generated:
 --   experts      = the smallest number of experts that together take that share of the choices
 --   even_experts = the same if the load is even: coverage * E, rounded up
