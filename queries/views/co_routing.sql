@@ -70,7 +70,7 @@ from counted;
 comment on view co_routing is 'One row per layer and ordered pair of experts chosen together: how often, compared with chance.';
 comment on column co_routing.run_id is 'The run these rows belong to.';
 comment on column co_routing.layer is 'Layer index in the model.';
-comment on column co_routing.expert_a is 'The expert on which conditional is conditioned.';
+comment on column co_routing.expert_a is 'The expert that conditional conditions on.';
 comment on column co_routing.expert_b is 'Another expert of the same layer.';
 comment on column co_routing.tokens is 'N_ab: tokens routed to both.';
 comment on column co_routing.conditional is 'N_ab / N_a: share of expert_a''s tokens that also go to expert_b.';
