@@ -86,7 +86,7 @@ def write_cut(columns: Sequence[Column], rows: Sequence[Row], room: int, stream:
     for line in _drawn(heads, rights, widths, body):
         stream.write(f"{line}\n")
     if said:
-        stream.write(f"  {'; '.join(said)}. Pipe the output or use -o FILE to get all.\n")
+        stream.write(f"  {'; '.join(said)}. Use a pipe or -o FILE for all.\n")
     elif not rows:
         stream.write("  0 rows\n")
 
