@@ -237,7 +237,7 @@ def test_runs_that_are_not_complete_or_not_sound_are_named(source: Layout, tmp_p
         (["gs://bucket/wh"], "publishes to a folder"),
         (["s3://"], "not a plain URL"),
         (["s3://bucket/wh", "--url", "https://host/wh"], "--url is for a folder"),
-        (["{tmp}/out", "--url", "nonsense"], "no place"),
+        (["{tmp}/out", "--url", "nonsense"], "cannot read nonsense"),
         (["{tmp}/out", "--license", "a b"], "no licence's id"),
         (["{wh}"], "holds"),
         (["{other}"], "holds notes.txt"),

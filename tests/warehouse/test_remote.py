@@ -191,14 +191,14 @@ def test_commands_that_write_refuse(place: str, arguments: list[str], places: di
     result = run(*arguments, "--warehouse", places[place])
     assert result.exit_code == 2
     assert len(result.stderr.splitlines()) == 1
-    assert "only reads" in result.stderr, result.stderr
+    assert "read-only" in result.stderr, result.stderr
 
 
 def test_python_writes_to_none_of_them(places: dict[str, str]) -> None:
     for url in places.values():
-        with pytest.raises(UsageError, match="only reads"):
+        with pytest.raises(UsageError, match="read-only"):
             moewh.ingest("demo", ["a"], url)
-        with pytest.raises(UsageError, match="only reads"):
+        with pytest.raises(UsageError, match="read-only"):
             moewh.record(None, None, url)
 
 
@@ -211,7 +211,7 @@ def test_python_writes_to_none_of_them(places: dict[str, str]) -> None:
         ("http://127.0.0.1:9/wh", 1, "Cannot connect"),
         ("hf://datasets/no/one", 1, "there is no published warehouse"),
         ("hf://models/x/y", 2, "not a dataset"),
-        ("ftp://host/wh", 2, "moewh cannot read ftp://host/wh"),
+        ("ftp://host/wh", 2, "cannot read ftp://host/wh"),
         ("s3://", 2, "not a plain URL"),
         ("s3://bucket/../other", 2, "not a plain URL"),
         ("https://host/a?b=c", 2, "not a plain URL"),

@@ -104,7 +104,7 @@ def plain_url(url: str) -> str:
     """Return a URL without a trailing slash. Raises UsageError for one that no published warehouse can have."""
     scheme = _URL.match(url)
     if scheme is None or scheme[1] not in SCHEMES:
-        raise UsageError(f"moewh cannot read {url}. Give a folder, {_EXAMPLES}.")
+        raise UsageError(f"cannot read {url}. Give a folder, {_EXAMPLES}.")
     below = url[scheme.end() :].rstrip("/")
     if not below or re.search(r"[*?\[\]#%\\\s]|(^|/)\.{0,2}(/|$)", below):
         raise UsageError(f"{url} is not a plain URL of a folder. Write it like {_EXAMPLES}.")
