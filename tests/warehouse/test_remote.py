@@ -232,7 +232,7 @@ def test_a_forbidden_bucket_is_one_line(places: dict[str, str], monkeypatch: pyt
     monkeypatch.setattr(s3fs.S3FileSystem, "_cat_file", forbidden)
     result = run("runs", "--warehouse", places["s3"])
     assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
-    assert "not allowed (Forbidden). Check your credentials." in result.stderr
+    assert "access is denied (Forbidden). Check your credentials." in result.stderr
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,7 +128,7 @@ PLACES: list[tuple[str, Callable[[Layout], object], str]] = [
     ("foreign file", lambda wh: (wh.segment("one", 0) / "x.bin").touch(), "x.bin: is not a file of this folder"),
     ("folder in it", lambda wh: (wh.segment("one", 0) / "x").mkdir(), "segment=0/x: is not a file of this folder"),
     ("segments swapped", lambda wh: swap_folders(wh.segment("one", 0), wh.segment("one", 1)), "to another folder"),
-    ("runs' segments swapped", lambda wh: swap_folders(wh.segment("one", 0), wh.segment("two", 0)), "of another"),
+    ("runs' segments swapped", lambda wh: swap_folders(wh.segment("one", 0), wh.segment("two", 0)), "to another"),
     ("run folders swapped", lambda wh: swap_folders(wh.run("one"), wh.run("two")), "belongs to another folder"),
     ("renumbered", lambda wh: wh.segment("one", 1).rename(wh.segment("one", 7)), "belongs to another folder"),
     ("no number", lambda wh: wh.segment("one", 1).rename(wh.segments("one") / "segment=01"), "not the folder of a seg"),
