@@ -1,7 +1,7 @@
 """How many CPUs this process may use, which is often fewer than the machine has.
 
-In: the affinity, the limits of the process's control groups, what a launcher says of other processes on the machine.
-Out: one number, which every pool of threads is sized by.
+In: the CPU affinity, the limits of the process's control groups, and a launcher's environment variables.
+Out: one number, which sets the size of every thread pool.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ _STEP_PROCESSES_HERE = ("SLURM_STEP_TASKS_PER_NODE", "SLURM_NTASKS_PER_NODE")
 def usable_cpus(environment: Mapping[str, str] = os.environ, root: Path = Path("/")) -> int:
     """Return how many CPUs this process may use, at least 1.
 
-    The least of its affinity, its control groups' quotas (rounded up) and SLURM_CPUS_PER_TASK; without the last,
-    divided by the processes that torchrun, SLURM or Open MPI started on this machine. `root` is where /proc and /sys
-    are. Raises UsageError for a launcher's variable that is no number.
+    This is the minimum of the affinity, the control groups' quotas (rounded up) and SLURM_CPUS_PER_TASK. Without
+    SLURM_CPUS_PER_TASK, the result is divided by the number of processes that torchrun, SLURM or Open MPI started on
+    this machine. `root` is the folder that holds /proc and /sys. Raises UsageError if a launcher's variable is not a
+    number.
     """
     cpus = min([_affinity(), *(max(1, math.ceil(quota)) for quota in _quotas(root))])
     if _OF_THIS_PROCESS in environment:
@@ -39,13 +40,13 @@ def _affinity() -> int:
 
 
 def _processes_here(environment: Mapping[str, str]) -> int:
-    """Processes of this launch on this machine."""
+    """Return the number of processes that the launcher started on this machine."""
     names = _PROCESSES_HERE + (_STEP_PROCESSES_HERE if _STEP in environment else ())
     return next((_number(environment, name) for name in names if name in environment), 1)
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:
-    """Return a count from the environment; of SLURM's list, such as 4(x2),3, its largest."""
+    """Return a count from the environment; for a SLURM list such as 4(x2),3, its largest entry."""
     try:
         return max(1, *(int(re.sub(r"\(x\d+\)$", "", part)) for part in environment[name].split(",")))
     except ValueError:
@@ -53,9 +54,10 @@ def _number(environment: Mapping[str, str], name: str) -> int:
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """Yield the CPUs that each control group above this process allows, of those that set a limit.
+    """Yield the CPUs that each control group of this process and its parents allow, where they set a limit.
 
-    A container may show its own groups at the top and name its host's path: groups that are not there are passed over.
+    In a container, /proc may name the host's path although only the container's groups are mounted: missing groups
+    are skipped.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -84,11 +86,11 @@ def _quota_of_version_2(folder: Path) -> float | None:
 
 
 def _quota_of_version_1(folder: Path) -> float | None:
-    """Read a quota and its period, both in microseconds; a quota of -1 is none."""
+    """Read a quota and its period, both in microseconds; a quota of -1 means no limit."""
     quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
     return int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
 
 
 def _read(file: Path) -> str:
-    """Return a file's text, empty for one that is not there."""
+    """Return a file's text, or an empty string if there is no such file."""
     return file.read_text().strip() if file.is_file() else ""

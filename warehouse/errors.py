@@ -1,4 +1,4 @@
-"""The errors a user can meet: one line each, saying what is wrong and what to do.
+"""The errors that users see: each is one line that says what is wrong and what to do.
 
 The library raises them; only `moewh.cli.failures` turns them into a line on stderr and an exit code.
 """
@@ -11,6 +11,6 @@ class MoewhError(Exception):
 
 
 class UsageError(MoewhError):
-    """The command was used wrongly: an option or name that does not exist or does not fit. Exit code 2."""
+    """The command was used incorrectly: an option or name does not exist or does not fit. Exit code 2."""
 
     exit_code = 2

@@ -1,4 +1,4 @@
-"""The runs of a warehouse: listed as rows, or one of them deleted."""
+"""The runs of a warehouse: list them as rows, or delete one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ order by created_at, run_id
 
 
 def list_runs(connection: duckdb.DuckDBPyConnection) -> Answer:
-    """Return the answer with one row per run, oldest first."""
+    """Return one row per run, oldest first."""
     return Answer(connection, LIST_SQL, {})
 
 
@@ -47,19 +47,19 @@ def run_ids(layout: Layout) -> list[str]:
 
 
 def check_known(layout: Layout, run_id: str) -> None:
-    """Raise MoewhError, listing the runs there are, unless `run_id` is one."""
+    """Raise MoewhError, listing the existing runs, if `run_id` is not one of them."""
     known = run_ids(layout)
     if run_id not in known:
         raise MoewhError(f"there is no run {run_id!r} in {layout.root}. Runs: {', '.join(known) or 'none'}.")
 
 
 def delete_run(layout: Layout, run_id: str) -> list[Path]:
-    """Delete a run, its segments and its geometry. Return where links among its folders led.
+    """Delete a run, its segments and its geometry. Return the targets of the links among its folders.
 
-    It is unsealed; then all its segments leave in one rename, then the geometry, then the run itself. What a kill
-    leaves is the whole run, a run without segments (which ingest fills again, or a second delete removes), or no run.
-    Files are removed after that, out of every view's sight; of a folder that is a link, the link alone is.
-    `warehouse.duckdb` is written again. Raises MoewhError for an unknown run.
+    The run is unsealed; then one rename moves all its segments away, then the geometry, then the run itself. A process
+    killed on the way leaves the whole run, a run without segments (which ingest fills again, or a second delete
+    removes), or no run. The files are removed last, when no view can see them; where a folder is a link, only the link
+    is removed. `warehouse.duckdb` is rewritten. Raises MoewhError for an unknown run.
     """
     check_known(layout, run_id)
     layout.require_one_disk()

@@ -1,4 +1,4 @@
-"""Stopping: Ctrl-C and SIGTERM become one exception, so that everything is cleaned up on the way out."""
+"""Stopping: Ctrl-C and SIGTERM raise one exception, so that everything is cleaned up on the way out."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from moewh.warehouse.errors import MoewhError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _caught: list[list[int]] = []
-"""The signals that came within each `stoppable` that is open, the outermost first."""
+"""The signals received within each open `stoppable`, outermost first."""
 
 
 def told_to_stop() -> bool:
-    """Tell whether a signal came, even at a moment when no exception could be raised for it."""
+    """Return whether a signal was received, even at a moment when no exception could be raised for it."""
     return any(_caught)
 
 
 class StoppedError(MoewhError):
-    """A signal asked to stop. Exit code 128 + its number, as a shell gives it: 130 for Ctrl-C, 143 for SIGTERM."""
+    """A signal stopped the work. The exit code is 128 + its number, as in a shell: 130 for Ctrl-C, 143 for SIGTERM."""
 
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
@@ -30,11 +30,11 @@ class StoppedError(MoewhError):
 
 @contextmanager
 def stoppable(advice: Callable[[], str]) -> Iterator[Callable[[], None]]:
-    """Raise StoppedError with what `advice` says if a signal comes within; whatever cleans up does so first.
+    """Raise StoppedError with the text of `advice` if a signal arrives in the block, after all cleanup has run.
 
-    Yields a function to call now and then: it raises if a signal came at a moment when Python could not
-    (in a destructor, in a library that swallowed it). Outside the main thread, where Python gets no signals,
-    nothing is changed; nor for a signal that whoever started the process wants ignored.
+    Yields a function to call now and then: it raises if a signal arrived when Python could not raise
+    (in a destructor, in a library that swallowed the exception). Does nothing outside the main thread, where Python
+    receives no signals, and for signals that the parent process set to be ignored.
     """
     caught: list[int] = []
     _caught.append(caught)

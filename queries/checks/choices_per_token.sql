@@ -1,5 +1,5 @@
 -- choices_per_token: a token has exactly top_k rows at a layer, or none.
--- One row per run, segment, layer and token that has another number of rows.
+-- One row per run, segment, layer and token with any other number of rows.
 -- Parameters:
 --   run (run): default every run.
 select

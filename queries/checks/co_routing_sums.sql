@@ -1,6 +1,6 @@
--- co_routing_sums: each of an expert's tokens has top_k - 1 other experts, so that over all expert_b conditional sums
--- to top_k - 1. The pairs are counted apart from the load: here one is held against the other. A run that was imported
--- as counts alone (no routing rows) has no pairs.
+-- co_routing_sums: each of an expert's tokens has top_k - 1 other experts, so the sum of conditional over all expert_b
+-- is top_k - 1. Pairs and load are counted separately; this check compares them. A run imported as counts only (no
+-- routing rows) has no pairs and is skipped.
 -- One row per run, layer and expert whose pairs are not top_k - 1 times its tokens.
 -- Parameters:
 --   run (run): default every run.

@@ -1,5 +1,5 @@
--- complete_runs: every run has all the segments it was planned to have. While an ingest goes on, its run has not.
--- One row per run that has not: run its ingest command again, or delete it with moewh runs --delete.
+-- complete_runs: every run has all its planned segments. A run that is still being ingested fails this check.
+-- One row per incomplete run: run its ingest command again, or delete it with moewh runs --delete.
 -- Parameters:
 --   run (run): default every run.
 select

@@ -1,6 +1,6 @@
--- domain_sums: over all experts, domain_specialization.tokens sums to top_k times the domain's tokens, each of which has
--- one first choice, and share to top_k. Where ranks are not known, the shares alone are looked at.
--- One row per run, domain and layer where they do not.
+-- domain_sums: over all experts, domain_specialization.tokens sums to top_k times the domain's tokens (its first
+-- choices), and share sums to top_k. If ranks are not known, only the shares are checked.
+-- One row per run, domain and layer where a sum is different.
 -- Parameters:
 --   run (run): default every run.
 with first_choices as (

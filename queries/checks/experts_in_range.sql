@@ -1,5 +1,5 @@
--- experts_in_range: every expert of routing is one of its layer's, and every layer is one of its run's.
--- One row per run, segment, layer and expert that is not, with the rows that have it.
+-- experts_in_range: every expert in routing exists in its layer, and every layer exists in its run.
+-- One row per run, segment, layer and expert that does not exist, with its number of rows.
 -- Parameters:
 --   run (run): default every run.
 select

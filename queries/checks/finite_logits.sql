@@ -1,5 +1,5 @@
--- finite_logits: no raw logit of the routers is infinite or not a number (runs ingested with --router-logits).
--- One row per run, segment, layer and token with such logits, with how many.
+-- finite_logits: no raw router logit is infinite or NaN (runs ingested with --router-logits).
+-- One row per run, segment, layer and token with such logits, with their number.
 -- Parameters:
 --   run (run): default every run.
 with all_logits as (

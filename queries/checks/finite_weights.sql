@@ -1,5 +1,5 @@
--- finite_weights: no weight is infinite or not a number. NULL is no fault: imported traces have ids alone.
--- One row per run, segment, layer and expert with such weights, with the rows that have them.
+-- finite_weights: no weight is infinite or NaN. NULL is allowed: imported traces may have expert ids only.
+-- One row per run, segment, layer and expert with such weights, with their number of rows.
 -- Parameters:
 --   run (run): default every run.
 select

@@ -1,5 +1,5 @@
--- known_texts: the text of every token is that of its entry in the run's vocabulary.
--- One row per run, segment and token where it is not.
+-- known_texts: the text of every token equals that of its entry in the run's vocabulary.
+-- One row per run, segment and token where it differs.
 -- Parameters:
 --   run (run): default every run.
 select

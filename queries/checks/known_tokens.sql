@@ -1,5 +1,5 @@
 -- known_tokens: every routed token is in tokens, and every token's prompt is in prompts, in the same segment.
--- One row per run, segment and token that is not, and what it lacks.
+-- One row per run, segment and token without its row in one of them; lacks is the table.
 -- Parameters:
 --   run (run): default every run.
 with routed as (

@@ -1,5 +1,5 @@
--- load_sums: a token has top_k experts and one first choice, so that over all experts tokens sums to top_k times
--- first_choice_tokens (NULL, and no fault, where ranks are not known).
+-- load_sums: a token has top_k experts and one first choice, so over all experts tokens sums to top_k times the sum of
+-- first_choice_tokens (NULL, and not a fault, if ranks are not known).
 -- One row per run and layer where it does not.
 -- Parameters:
 --   run (run): default every run.

@@ -1,5 +1,5 @@
 -- positions: a prompt's tokens have the positions 0 to n - 1, each once, and token_id = prompt_id * 2^24 + position.
--- One row per run, segment and prompt whose tokens do not.
+-- One row per run, segment and prompt whose tokens violate this.
 -- Parameters:
 --   run (run): default every run.
 select

@@ -1,5 +1,5 @@
--- prompt_tokens: prompts.num_tokens is the number of the prompt's rows in tokens.
--- One row per run, segment and prompt where it is not.
+-- prompt_tokens: prompts.num_tokens equals the number of the prompt's rows in tokens.
+-- One row per run, segment and prompt where they differ.
 -- Parameters:
 --   run (run): default every run.
 with token_counts as (

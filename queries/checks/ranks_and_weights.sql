@@ -1,6 +1,6 @@
 -- ranks_and_weights: ranks are 0 to k - 1, each once, by descending weight; ties by expert; no expert twice. A token's
--- ranks at a layer are all known or none is; where weights are known, ranks are.
--- One row per run, segment, layer and token where they are not: the rank and expert that follow another.
+-- ranks at a layer are all known or all NULL; if weights are known, so are ranks.
+-- One row per run, segment, layer, token and choice that violates this, with the choice before it.
 -- Parameters:
 --   run (run): default every run.
 with ordered_choices as (

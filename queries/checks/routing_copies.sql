@@ -1,5 +1,6 @@
--- routing_copies: what a routing row repeats of its token (entry, kind) and its prompt (id, domain) is what they say.
--- One row per run, segment, token and layer where it is not. Rows of tokens that are not there are for known_tokens.
+-- routing_copies: the values that a routing row copies from its token (vocab_id, kind) and prompt (id, domain) are equal
+-- to the originals.
+-- One row per run, segment, token and layer where they differ. known_tokens reports rows whose token is missing.
 -- Parameters:
 --   run (run): default every run.
 select distinct

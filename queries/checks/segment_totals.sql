@@ -1,4 +1,4 @@
--- segment_totals: a segment holds as many prompts, tokens and routing rows as its segment.parquet says.
+-- segment_totals: a segment has as many prompts, tokens and routing rows as its segment.parquet states.
 -- One row per run and segment that does not.
 -- Parameters:
 --   run (run): default every run.

@@ -1,8 +1,8 @@
 -- transition_sums: a token goes from each of its k experts to each of its k' next ones, and from one first choice to
--- one, so that over all next experts conditional sums to k'. All pairs and first choices are counted apart: here one is
--- held against the other. Where ranks are not known, all pairs are at least a multiple of k * k'. No expert sends on more
--- tokens than it has.
--- One row per run and layer where all pairs are not k * k' times the first choices, or an expert sends on too many.
+-- one, so the sum of conditional over all next experts is k'. All pairs and first choices are counted separately; this
+-- check compares them. If ranks are not known, the number of pairs must be a multiple of k * k'. No expert passes on
+-- more tokens than it has.
+-- One row per run and layer where the pairs are not k * k' times the first choices, or an expert passes on too many.
 -- Parameters:
 --   run (run): default every run.
 with sent as (

@@ -1,6 +1,6 @@
 -- affinity_counts: how often each entry of the vocabulary is routed to each expert.
--- One row per run, segment, kind, layer, expert and vocabulary entry with at least one such token. Tokens whose entry is
--- not known are left out.
+-- One row per run, segment, kind, layer, expert and vocabulary entry with at least one token. Tokens whose entry is not
+-- known are left out.
 -- Mergeable: counts of several segments add up.
 select
     routing.run_id as run_id,

@@ -1,7 +1,7 @@
 -- expert_counts: how many tokens of each kind and domain each expert gets.
 -- One row per run, segment, kind, domain, layer and expert with at least one token.
--- Mergeable: counts and sums of several segments add up. weight_sum is NULL where no weight is known, and
--- first_choice_tokens where no rank is known.
+-- Mergeable: counts and sums of several segments add up. weight_sum is NULL if no weight is known, and
+-- first_choice_tokens if no rank is known.
 select
     routing.run_id as run_id,
     routing.segment as segment,

@@ -1,7 +1,7 @@
--- expert_output_counts: how long each expert's outputs are, and how they lie to the routed sum, by kind and domain.
+-- expert_output_counts: the norms of each expert's outputs and their cosines with the routed sum, by kind and domain.
 -- One row per run, segment, kind, domain, layer and expert with at least one choice whose norm is known.
--- Mergeable: counts and sums of several segments add up, and the largest of their max_norm is that of all. Only runs
--- ingested with --expert-outputs have rows.
+-- Mergeable: counts and sums of several segments add up, and the maximum of their max_norm is that of all segments. Only
+-- runs ingested with --expert-outputs have rows.
 select
     expert_outputs.run_id as run_id,
     expert_outputs.segment as segment,

@@ -1,8 +1,8 @@
 -- repetition_counts: how often adjacent tokens choose the same experts.
 -- One row per run, segment, domain and layer with at least one pair of adjacent tokens: positions p and p + 1 of one
 -- prompt and context (their token_id differ by 1), both of kind prompt or generated, both with rows at the layer.
--- Mergeable: counts of several segments add up, because no prompt is split over segments. first_choice_pairs is NULL
--- where no rank is known.
+-- Mergeable: counts of several segments add up, because no prompt is split across segments. first_choice_pairs is NULL
+-- if no rank is known.
 with adjacent as (
     select
         here.run_id as run_id,

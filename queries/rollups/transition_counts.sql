@@ -1,8 +1,8 @@
 -- transition_counts: how many tokens of each kind and domain go from an expert to an expert of the next MoE layer.
 -- One row per run, segment, kind, domain, layer, next layer and pair of experts that shares at least one token.
--- The next layer is the next row of layers; a token counts in all k * k' pairs of its choices at the two, and in none
--- if it has no rows at one of them.
--- Mergeable: counts of several segments add up. first_choice_tokens is NULL where no rank is known.
+-- The next layer is the next row of layers; a token counts in all k * k' pairs of its choices at the two layers, and in
+-- none if it has no rows at one of them.
+-- Mergeable: counts of several segments add up. first_choice_tokens is NULL if no rank is known.
 select
     here.run_id as run_id,
     here.segment as segment,

@@ -2,13 +2,13 @@
 -- One row per token that has rows in both runs at the same layer, most changed first:
 --   kept   = sum over those layers of |E_1 intersected with E_2| / sum of k    1: all experts the same
 --   layers = MoE layers compared
--- Meant for checkpoints of one model (equal tokens_key); with other tokens the runs have no token_id in common that
--- means anything, so nothing is returned. Tokens of kind prompt and generated.
+-- For checkpoints of one model over the same tokens (equal tokens_key); otherwise equal token_ids are different tokens,
+-- and no rows are returned. Tokens of kind prompt and generated.
 -- Parameters:
 --   run (run): one run.
 --   other_run (run of the same tokens): the other.
 --   layer (layer): default every layer.
---   most (count): rows at most; default 50.
+--   most (count): maximum number of rows; default 50.
 with same_tokens as (
     select
         here.run_id as run_id,
@@ -20,7 +20,7 @@ with same_tokens as (
         and there.run_id = getvariable('other_run')::varchar
 ),
 paired as (
-    -- one row per token and layer, of rank 0; without ranks, one for each pair of its choices
+    -- one row per token and layer, with rank 0; without ranks, one for each pair of its choices
     select
         here.run_id as run_id,
         here.segment as segment,

@@ -1,16 +1,16 @@
 -- choice_information: how many bits a token's choice of experts shares with the token itself and with its domain.
 -- One row per run and layer. Over tokens of kind prompt and generated with rows at the layer, all k experts of a token
--- counted alike: of n = k N choices, n_gi in part g (an entry of the vocabulary; a domain, NULL is one) and of expert i:
---   token_information, domain_information = sum of n_gi / n * log2(n_gi n / (n_g n_i))    bits: 0 where the choice does
---                                           not depend on it
---   token_chance, domain_chance           = (I - k) (G - 1) / (2 n ln 2)    bits that independent choices show by chance,
---                                           with G parts (entries, domains) and I experts that occur
---   entropy                               = - sum of n_i / n * log2(n_i / n)    neither information exceeds it
--- OpenMoE (arXiv:2402.01739) calls it context-independence that experts follow the token: here in bits. Subtract chance
--- before you compare layers or corpora; where many entries are rare, it is most of the information. Tokens whose entry is
+-- counted equally: of n = k N choices, n_gi are of expert i in part g (a vocabulary entry, or a domain, including NULL):
+--   token_information, domain_information = sum of n_gi / n * log2(n_gi n / (n_g n_i))    bits: 0 if the choice does not
+--                                           depend on it
+--   token_chance, domain_chance           = (I - k) (G - 1) / (2 n ln 2)    expected bits of independent choices, with G
+--                                           parts (entries, domains) and I experts that occur
+--   entropy                               = - sum of n_i / n * log2(n_i / n)    upper bound of both
+-- OpenMoE (arXiv:2402.01739) calls routing by the token context-independent; this measures it in bits. Subtract chance
+-- before comparing layers or corpora; with many rare entries, chance is most of the information. Tokens whose entry is
 -- not known are left out of the token's columns.
--- Counts come from rollups, so the cost does not grow with tokens. first_choice_information has the same of first choices,
--- position_information of positions.
+-- Counts come from rollups, so the cost does not grow with tokens. first_choice_information does the same for first
+-- choices, position_information for positions.
 -- Parameters:
 --   run (run): default every run.
 --   layer (layer): default every layer.
@@ -70,7 +70,7 @@ expert_sums as (
         expert
 ),
 entry_sums as (
-    -- a token has top_k experts: over them n_gi sums to top_k N_g
+    -- a token has top_k experts, so the sum of n_gi over experts is top_k N_g
     select
         vocab_counts.run_id as run_id,
         vocab_counts.layer as layer,
@@ -114,7 +114,7 @@ of_entries as (
         layer
 ),
 of_tokens as (
-    -- sum of n_gi log2(n_gi n / (n_g n_i)), taken apart: no cell needs the sums of its entry and its expert
+    -- sum of n_gi log2(n_gi n / (n_g n_i)), expanded so that no cell needs the sums of its entry and its expert
     select
         of_experts.run_id as run_id,
         of_experts.layer as layer,

@@ -1,8 +1,8 @@
--- co_routing_where: which experts are chosen together by some of the tokens only.
+-- co_routing_where: which experts are chosen together, over a selection of tokens.
 -- One row per run, layer and ordered pair of different experts that share one of these tokens (both orders).
--- Which tokens: those that meet every condition given, of kind prompt and generated.
+-- These are the tokens of kind prompt and generated that meet every given condition.
 -- Columns and formulas as in co_routing, over these tokens.
--- Asked of a domain alone (or of all tokens), rollups answer at once. Else the rows of these tokens are read.
+-- With only a domain or no condition, reads rollups; otherwise reads the rows of these tokens.
 -- Parameters (the first four are conditions, each optional):
 --   domain (domain): the domain of their prompt.
 --   prompt_ids (prompt ids): such as 3,17,256; in a shell as text: '3,17,256'.
@@ -106,7 +106,7 @@ both_orders as (
     cross join sides
 ),
 counted as (
-    -- each of an expert's tokens has top_k - 1 others: over them N_ab sums to (top_k - 1) N_a
+    -- each of an expert's tokens has top_k - 1 other experts, so the sum of N_ab over them is (top_k - 1) N_a
     select
         both_orders.run_id as run_id,
         both_orders.layer as layer,

@@ -1,6 +1,6 @@
 -- confidence_by_domain: how sure the router is of each domain's tokens.
 -- One row per run, domain and layer, over tokens of kind prompt and generated with raw logits (runs ingested with
--- --router-logits). Means of router_confidence: entropy (bits), top_k_mass, margin. NULL is a domain of its own.
+-- --router-logits). Means of router_confidence: entropy (bits), top_k_mass, margin. NULL counts as a domain.
 -- Parameters:
 --   run (run): default every run.
 --   layer (layer): default every layer.

@@ -2,7 +2,7 @@
 -- One row per run, layer and expert. share and other_share are the shares of each domain's tokens that are routed to
 -- the expert (domain_specialization: over the layer's experts each sums to top_k):
 --   difference = share - other_share
---   ratio      = share / other_share, NULL where other_share is 0
+--   ratio      = share / other_share, NULL if other_share is 0
 -- Parameters:
 --   domain (domain): one domain.
 --   other_domain (domain): the other.

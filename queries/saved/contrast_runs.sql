@@ -2,8 +2,8 @@
 -- One row per layer and expert that both runs have. share and other_share are the experts' shares of the layer's
 -- routed tokens (expert_load: each sums to 1 over the layer):
 --   difference = share - other_share
---   ratio      = share / other_share, NULL where other_share is 0
--- The runs may have other prompts. For runs over the same tokens, changed_tokens shows which tokens changed experts.
+--   ratio      = share / other_share, NULL if other_share is 0
+-- The runs may have different prompts. For runs over the same tokens, changed_tokens shows which tokens changed experts.
 -- Parameters:
 --   run (run): one run.
 --   other_run (run): the other.

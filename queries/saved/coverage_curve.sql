@@ -1,7 +1,7 @@
--- coverage_curve: how few experts of each layer take 50, 80, 90 and 95 % of its choices.
+-- coverage_curve: how many experts of each layer take 50, 80, 90 and 95 % of its choices.
 -- One row per run, layer and coverage. Over tokens of kind prompt and generated:
---   experts      = the least number of experts that together take that share of the choices
---   even_experts = the same where the load is even: coverage * E, rounded up
+--   experts      = the smallest number of experts that together take that share of the choices
+--   even_experts = the same if the load is even: coverage * E, rounded up
 --   experts_used = experts that any token chooses
 -- Megatron-LM's tools for MoE routing draw the same curve.
 -- Counts come from a rollup, so the cost does not grow with tokens.

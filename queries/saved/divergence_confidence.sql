@@ -1,8 +1,8 @@
 -- divergence_confidence: whether two domains differ more in their routing than two random groups of the same prompts.
 -- One row per run, layer and ordered pair of different domains. divergence as in domain_divergence (Jensen-Shannon, bits).
--- The labels of whole prompts are shuffled, always in the same way (shuffled_domains), and the divergence of the groups
--- that then have these labels is computed again:
---   shuffled, shuffled_most = its mean and maximum over the shuffles: what chance gives
+-- The labels of whole prompts are shuffled deterministically (shuffled_domains), and the divergence of the groups that
+-- then have these labels is computed again:
+--   shuffled, shuffled_most = its mean and maximum over the shuffles, that is, by chance
 --   p = (1 + shuffles with at least this divergence) / (1 + shuffles)    at least 0.048 with 20 shuffles
 -- Reads the rows, so the cost grows with tokens, and also with prompts times shuffles: give run and layer.
 -- Parameters:

@@ -2,10 +2,10 @@
 -- One row per run, layer and ordered pair of different domains with tokens there (both orders). NULL is a domain of its
 -- own. Over tokens of kind prompt and generated, p and q the experts' shares of the two domains' choices, m = (p + q) / 2:
 --   divergence = sum of p_i log2(p_i / m_i) / 2 + sum of q_i log2(q_i / m_i) / 2     Jensen-Shannon, bits, 0 to 1
---   normalized = divergence / mean of the entropies of p and q, so that layers with uneven load compare
---   chance     = (E - k) / (8 k ln 2) * (1 / N_p + 1 / N_q)    bits that two samples of the same routing show by chance,
---                N their tokens. Tokens of a prompt are alike: divergence_confidence shuffles whole prompts instead.
---   weight_divergence, weight_normalized = the same of the experts' shares of the weights; NULL where not known
+--   normalized = divergence / mean of the entropies of p and q, which makes layers with uneven load comparable
+--   chance     = (E - k) / (8 k ln 2) * (1 / N_p + 1 / N_q)    expected bits of two samples of the same routing with N_p
+--                and N_q tokens. Tokens of a prompt are correlated: divergence_confidence shuffles whole prompts instead.
+--   weight_divergence, weight_normalized = the same for the experts' shares of the weights; NULL if not known
 -- Multilingual routing in MoE (arXiv:2510.04694) compares languages by the mean of the softmax over all experts, with an
 -- entropy-normalised Jensen-Shannon divergence; here the weights are those of the chosen experts.
 -- Counts come from a rollup, so the cost does not grow with tokens.

@@ -1,14 +1,14 @@
 -- expert_cache: how many of a layer's choices a cache of C experts would serve.
--- One row per run, layer and capacity C from 1 to E. The cache keeps the C experts of the layer used last (LRU, exactly).
--- It starts empty and sees the tokens of kind prompt and generated one at a time in order of token_id: prompt by
--- prompt, position by position, never emptied between prompts. All k experts of a token are looked up before any is put
--- in; of one token's, the lower index counts as used later. A choice of an expert never used before is a miss.
+-- One row per run, layer and capacity C from 1 to E. The cache keeps the C most recently used experts of the layer (exact
+-- LRU). It starts empty and sees the tokens of kind prompt and generated one at a time in order of token_id: prompt by
+-- prompt, position by position, never emptied between prompts. All k experts of a token are looked up before any is
+-- added; among one token's experts, the lower index counts as more recent. The first use of an expert is a miss.
 --   hit_share    = choices whose expert is in the cache / choices
 --   pinned_share = the same for a cache that always holds the C most used experts of these tokens
---   random       = C / E    both where each token's experts are drawn anew, all as likely
+--   random       = C / E    both shares if each token's experts are drawn independently with equal probability
 -- MoE-Infinity (arXiv:2401.14361) and other offloading systems report such hit rates.
--- Follows every expert through every token, so the cost grows with tokens times E: give run, layer and, beyond some 100,000
--- tokens, prompt_ids.
+-- Tracks every expert through every token, so the cost grows with tokens times E: give run, layer and, beyond about
+-- 100,000 tokens, prompt_ids.
 -- Parameters:
 --   capacity (count): only this C; default all.
 --   run (run): default every run.
@@ -49,7 +49,7 @@ stream as (
         token_id
 ),
 looked_up as (
-    -- every expert at every moment: a use has a greater number the later it is
+    -- every expert at every moment: later uses have larger numbers
     select
         stream.run_id as run_id,
         stream.layer as layer,
@@ -85,7 +85,7 @@ last_uses as (
     from looked_up
 ),
 placed as (
-    -- the expert used last is in place 1: a cache of C holds places 1 to C
+    -- the most recently used expert has place 1: a cache of C holds places 1 to C
     select
         run_id,
         layer,

@@ -1,13 +1,13 @@
--- expert_contexts: where an expert is used most: the text around its tokens, strongest weight first.
--- One row per run and token routed to the expert at the layer, the strongest first. before and after are the texts of
--- the tokens next to it in the same prompt and context, width of them on each side.
--- Tokens of kind prompt and generated; the weights of different runs are not on one scale, so each run is ranked alone.
--- A run without weights is in order of token_id; choice and weight are NULL where they are not known.
+-- expert_contexts: the text around the tokens that an expert is used for, largest weight first.
+-- One row per run and token routed to the expert at the layer, largest weight first. before and after are the texts of
+-- the tokens next to it in the same prompt and context, width tokens on each side.
+-- Tokens of kind prompt and generated; runs may have different scales of weights, so each run is ranked separately.
+-- A run without weights is ordered by token_id; choice and weight are NULL if not known.
 -- Parameters:
 --   layer (layer): the expert's layer.
 --   expert (expert): the expert.
 --   run (run): default every run.
---   strongest (count): rows per run at most; default 20.
+--   strongest (count): maximum rows per run; default 20.
 --   width (count): tokens shown on each side; default 10.
 with ranked as (
     select

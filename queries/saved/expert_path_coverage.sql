@@ -1,9 +1,10 @@
 -- expert_path_coverage: how many paths through the layers cover 50, 80 and 95 % of the tokens.
 -- One row per run and coverage. Paths are those of first_choice_paths:
 --   coverage    = 0.5, 0.8 or 0.95
---   paths       = the least number of paths that together have that share of the tokens
---   paths_used  = paths that any token takes; tokens = those that have one. Both grow with the corpus: compare equal ones.
--- A run whose ranks are not known has no first choices: it has no rows here.
+--   paths       = the smallest number of paths that together have that share of the tokens
+--   paths_used  = paths that any token takes; tokens = tokens with a path. Both grow with the corpus, so compare runs over
+--                 the same corpus.
+-- A run whose ranks are not known has no first choices and no rows here.
 -- Parameters:
 --   run (run): default every run.
 --   domain (domain): default all tokens.

@@ -1,13 +1,13 @@
 -- expert_paths: the paths that most tokens take through the layers.
--- One row per run and path, the most used first. Paths are those of first_choice_paths, N all tokens that have one:
+-- One row per run and path, the most used first. Paths are those of first_choice_paths; N tokens have one:
 --   share            = N_path / N
 --   cumulative_share = the share of this path and all before it
--- expert_path_coverage shows how many paths cover how much.
--- A run whose ranks are not known has no first choices: it has no rows here.
+-- expert_path_coverage shows how many paths cover which share of the tokens.
+-- A run whose ranks are not known has no first choices and no rows here.
 -- Parameters:
 --   run (run): default every run.
 --   domain (domain): default all tokens.
---   most (count): paths per run at most; default 20.
+--   most (count): maximum paths per run; default 20.
 select
     run_id,
     path,

@@ -1,11 +1,11 @@
--- expert_reuse: how many of a token's experts the token before it used.
+-- expert_reuse: how many of a token's experts the token before it also used.
 -- One row per run, domain and layer with adjacent tokens: positions p and p + 1 of one prompt and context, both of kind
--- prompt or generated, both with rows at the layer, S_p and S_(p+1) their sets of k experts. NULL is a domain of its own:
---   reuse         = mean of |S_p and S_(p+1) in common| / k     what need not be loaded again
+-- prompt or generated, both with rows at the layer, S_p and S_(p+1) their sets of k experts. NULL counts as a domain:
+--   reuse         = mean of |S_p and S_(p+1) in common| / k     share of experts that need not be loaded again
 --   jaccard       = mean of |in common| / |in either|
 --   reuse_by_load = sum over experts of (N_iD / N_D)^2 / k      reuse of independent tokens with this load
---   random        = k / E                                       the same where the load is even
--- expert_repetition counts the pairs that share any expert, or the first.
+--   random        = k / E                                       the same for an even load
+-- expert_repetition counts the pairs that share any expert, or the first choice.
 -- Reads the rows, so the cost grows with tokens: give run and layer.
 -- Parameters:
 --   run (run): default every run.

@@ -1,19 +1,19 @@
--- expert_token_association: the tokens that go with each expert, and how sure that is: nPMI, z, bounds of the lift.
--- One row per run, layer, expert and vocabulary entry with such tokens, the most per expert. Over tokens of kind prompt
+-- expert_token_association: the tokens associated with each expert, and how certain that is: nPMI, z, bounds of the lift.
+-- One row per run, layer, expert and vocabulary entry, limited to the first rows per expert. Over tokens of kind prompt
 -- and generated with rows at the layer (expert_token_affinity): N, N_x of entry x, N_i routed to expert i, N_xi both:
---   lift     = N_xi N / (N_x N_i)                   1 where the expert does not care for the token
---   npmi     = log2(lift) / log2(N / N_xi)          RICE (arXiv:2505.14681): -1 to 1, 0 where they are independent
+--   lift     = N_xi N / (N_x N_i)                   1 if independent of the token
+--   npmi     = log2(lift) / log2(N / N_xi)          RICE (arXiv:2505.14681): -1 to 1, 0 if they are independent
 --   expected = N_x N_i / N, z = (N_xi - expected) / its standard deviation if tokens were assigned to experts at random
---   lift_low, lift_high = where the lift lies with 95 % confidence (Wilson's interval for N_xi / N_x, over N_i / N)
--- Ordered by lift_low, the lift that the counts support: 12 tokens do not outrank 12 million. By chance alone, 1 in 40
--- independent pairs has lift_low above 1.
--- Counts come from rollups, so the cost does not grow with tokens: filter on layer to read little.
+--   lift_low, lift_high = 95 % confidence interval of the lift (Wilson's interval for N_xi / N_x, divided by N_i / N)
+-- Ordered by lift_low, so that 12 tokens do not outrank 12 million. By chance alone, 1 in 40 independent pairs has
+-- lift_low above 1.
+-- Counts come from rollups, so the cost does not grow with tokens: filter on layer to read less.
 -- Parameters:
 --   layer (layer): default every layer.
 --   expert (expert): default every expert.
 --   token (token): default every token.
 --   run (run): default every run.
---   most (count): rows per run, layer and expert at most; default 20.
+--   most (count): maximum rows per run, layer and expert; default 20.
 with counted as (
     select
         run_id,
@@ -49,7 +49,7 @@ shares as (
     from counted
 ),
 measured as (
-    -- squared: 1.96^2 / N_x, of Wilson's interval
+    -- squared: 1.96^2 / N_x, from Wilson's interval
     select
         run_id,
         layer,

@@ -1,7 +1,7 @@
--- expert_top_tokens: the tokens an expert is chosen for, most against chance first.
+-- expert_top_tokens: the tokens an expert is chosen for, highest lift first.
 -- One row per run and token of the vocabulary that is routed to the expert at least min_tokens times.
 --   share_of_token = N_xi / N_x              how often this token goes to the expert
---   lift           = N_xi * N / (N_x * N_i)  1 where the expert does not care about the token
+--   lift           = N_xi * N / (N_x * N_i)  1 if independent of the token
 -- Parameters:
 --   layer (layer): the expert's layer.
 --   expert (expert): the expert.

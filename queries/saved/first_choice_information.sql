@@ -1,7 +1,7 @@
--- first_choice_information: the bits that a token's first choice shares with the token, its domain and its position.
--- One row per run and layer. Columns as in choice_information and position_information, over choices of rank 0 alone: n = N,
+-- first_choice_information: how many bits a token's first choice shares with the token, its domain and its position.
+-- One row per run and layer. Columns as in choice_information and position_information, over choices of rank 0 only: n = N,
 -- and chance = (I - 1) (G - 1) / (2 n ln 2), Miller's (1955) correction.
--- A run whose ranks are not known has no first choices: it has no rows here.
+-- A run whose ranks are not known has no first choices and no rows here.
 -- Reads the rows, so the cost grows with tokens: give run and layer.
 -- Parameters:
 --   run (run): default every run.

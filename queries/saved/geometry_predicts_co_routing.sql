@@ -1,13 +1,13 @@
--- geometry_predicts_co_routing: whether experts that are alike in their weights are chosen together.
+-- geometry_predicts_co_routing: whether experts with similar weights are chosen together.
 -- One row per run that has a geometry (`moewh geometry`) and layer. Spearman's rank correlation, over the pairs of
--- experts, of the lift of co_routing with how alike the two are:
+-- experts, of the lift in co_routing with the similarity of the two experts:
 --   router_cosine    cosine of their rows in the router
 --   input_cosine     cosine of their flattened [gate; up]; output_cosine: of their flattened down projections
 --   input_overlap    overlap of the subspaces they read; output_overlap: of those they write
--- 1: the more alike, the more often together; 0: no relation; -1: the other way round.
--- Ties get the mean of their ranks. A pair that never shares a token has lift 0. An expert that no token went to has
--- no lift: its pairs are left out; pairs counts the others. NULL where one side of the comparison does not vary (top-1
--- layers have no pairs that share a token) or is not defined (a router without rows).
+-- 1: more similar experts are chosen together more often; 0: no relation; -1: less often.
+-- Ties get the mean of their ranks. A pair that never shares a token has lift 0. An expert without tokens has no lift:
+-- its pairs are left out; pairs counts the others. NULL if one side of the comparison does not vary (top-1 layers have no
+-- pairs that share a token) or is not defined (a router without rows).
 -- Parameters:
 --   run (run): default every run.
 with chosen_experts as (

@@ -1,13 +1,13 @@
--- layer_information: how much a token's first choice at a layer says about its first choice at the next MoE layer.
--- One row per run, layer and next layer. Over tokens of kind prompt and generated routed at both, p the shares of their
--- first choices (rank 0), N of them:
---   mutual_information = sum over pairs of p_ij log2(p_ij / (p_i p_j))    bits; 0 where the two are independent
---   entropy, next_entropy = - sum of p log2 p of each layer alone         bits; neither is exceeded
---   normalized         = mutual_information / the lower entropy           1: one decides the other
---   chance             = (I - 1) (J - 1) / (2 N ln 2)                     bits that independent choices show by chance
--- with I and J the experts that are some token's first choice at each layer. Chance: Miller (1955) and Madow's first
--- correction of an entropy estimated from N samples, which for mutual information adds up to that much.
--- A run whose ranks are not known has no first choices: it has no rows here.
+-- layer_information: how well a token's first choice at a layer predicts its first choice at the next MoE layer.
+-- One row per run, layer and next layer. Over the N tokens of kind prompt and generated routed at both, with p the shares
+-- of their first choices (rank 0):
+--   mutual_information = sum over pairs of p_ij log2(p_ij / (p_i p_j))    bits; 0 if the two are independent
+--   entropy, next_entropy = - sum of p log2 p of each layer alone         bits; upper bounds of mutual_information
+--   normalized         = mutual_information / the lower entropy           1: one determines the other
+--   chance             = (I - 1) (J - 1) / (2 N ln 2)                     expected bits of independent choices
+-- with I and J the experts that are some token's first choice at each layer. chance is the first-order correction of
+-- Miller (1955) and Madow for an entropy estimated from N samples, applied to mutual information.
+-- A run whose ranks are not known has no first choices and no rows here.
 -- Counts come from first_choice_transitions, so the cost does not grow with tokens.
 -- Parameters:
 --   run (run): default every run.

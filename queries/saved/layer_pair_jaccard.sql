@@ -1,9 +1,9 @@
--- layer_pair_jaccard: which experts of any two layers are chosen by the same tokens.
--- One row per run, expert of layer and expert of other_layer that share a token, most alike first. Over tokens of kind
--- prompt and generated routed at both layers: N of them, N_i to expert, N_j to other_expert, N_ij to both:
+-- layer_pair_jaccard: which experts of two layers are chosen by the same tokens.
+-- One row per run, expert of layer and expert of other_layer that share a token, highest jaccard first. Over tokens of
+-- kind prompt and generated routed at both layers: N of them, N_i to expert, N_j to other_expert, N_ij to both:
 --   jaccard = N_ij / (N_i + N_j - N_ij)
---   lift    = N_ij * N / (N_i * N_j)     1 where the two choices are independent
--- For neighbouring layers layer_transitions answers from rollups; this reads the rows of the two layers.
+--   lift    = N_ij * N / (N_i * N_j)     1 if the two choices are independent
+-- For adjacent layers, layer_transitions answers from rollups; this query reads the rows of the two layers.
 -- Parameters:
 --   layer (layer): one layer.
 --   other_layer (layer): another layer.
@@ -47,7 +47,7 @@ chosen_at as (
         and other.layer = getvariable('other_layer')
 ),
 here_tokens as (
-    -- a token has k experts at the one layer and k' at the other: N_ij sums to k' N_i, to k N_j and to k k' N
+    -- a token has k experts at one layer and k' at the other, so N_ij sums to k' N_i, to k N_j and to k k' N
     select
         pair_tokens.run_id as run_id,
         pair_tokens.expert as expert,

@@ -1,11 +1,11 @@
 -- load_by_position: which experts the tokens at the start, the middle and the end of a prompt use.
--- One row per run, layer, range of positions and expert. A range is width positions long; first_position is its first.
+-- One row per run, layer, range of positions and expert. A range has width positions; first_position is its first.
 -- Over tokens of kind prompt and generated:
 --   tokens        = N_ir: tokens of the range routed to the expert
 --   share         = N_ir / N_r of the range's tokens with rows at the layer; over experts it sums to top_k
---   overall_share = N_i / N of all positions, lift = share / overall_share: 1 where the position does not matter
---   routed_share  = share of all tokens of the range that have rows at the layer: below 1 where tokens are dropped, which
---                   capacity limits do towards the end of a prompt (OpenMoE, arXiv:2402.01739)
+--   overall_share = N_i / N of all positions, lift = share / overall_share: 1 if independent of the position
+--   routed_share  = share of the range's tokens that have rows at the layer: below 1 if tokens are dropped, as capacity
+--                   limits do towards the end of a prompt (OpenMoE, arXiv:2402.01739)
 -- Reads the rows, so the cost grows with tokens: give run and layer.
 -- Parameters:
 --   width (count): positions per range, at least 1; default 64.

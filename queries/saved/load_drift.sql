@@ -1,12 +1,12 @@
 -- load_drift: how far the load of the experts moves from checkpoint to checkpoint.
 -- One row per series, reference run, layer, checkpoint and checkpoint before it, in order of training. Checkpoints are
--- the complete runs of a series that have a train_step. Only those of equal tokens_key are compared: each reference run,
--- the last checkpoint over the same tokens as in router_saturation, is a curve of its own. Against the checkpoint before
--- it (the greatest lower train_step of the curve), p and q the experts' shares of the load:
+-- the complete runs of a series that have a train_step. Only those with equal tokens_key are compared: each reference run,
+-- the last checkpoint over the same tokens as in router_saturation, forms a separate curve. With p and q the experts'
+-- shares of the load at a checkpoint and at the one before it (the next lower train_step of the curve):
 --   moved = sum over experts of |p_i - q_i| / 2    total variation: the share of choices that went elsewhere, 0 to 1
--- NULL for the first. Several runs at one train_step are never averaged: each has its rows, and what comes after is
--- compared with each. cv and dead_experts as in load_balance. A load that stands still can still hide tokens that
--- trade places: router_saturation shows them.
+-- NULL for the first. Several runs at one train_step are never averaged: each has its rows, and the next checkpoint is
+-- compared with each. cv and dead_experts as in load_balance. A constant load can hide tokens that swap experts:
+-- router_saturation shows these.
 -- Parameters:
 --   series (series): default every series.
 --   layer (layer): default every layer.

@@ -1,4 +1,4 @@
--- load_matrix: how many tokens each expert of each layer gets, as an expert placement takes it.
+-- load_matrix: how many tokens each expert of each layer gets, in the form that expert placement tools read.
 -- One row per run and layer; tokens is a JSON array with one number per expert, in order of expert. The rows of a run
 -- in order of layer are the matrix (layers x experts) that DeepSeek's EPLB (github.com/deepseek-ai/EPLB) takes as
 -- `weight`: torch.tensor([json.loads(row["tokens"]) for row in rows]).

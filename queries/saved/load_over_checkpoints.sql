@@ -1,6 +1,6 @@
 -- load_over_checkpoints: how much the load of each expert varies over the checkpoints of a training run.
 -- One row per series, reference run, layer and expert. Checkpoints are the complete runs of a series that have a
--- train_step; only those of equal tokens_key are together, named by the last of them (as in load_drift). share is the
+-- train_step; those with equal tokens_key form a group, named by its last checkpoint (as in load_drift). share is the
 -- expert's share of the layer's choices in a checkpoint (expert_load):
 --   least, p5, p50, p95, most = percentiles of share over the checkpoints, interpolated between two of them
 --   even                      = 1 / E
@@ -24,7 +24,7 @@ with checkpoints as (
         and (getvariable('series') is null or series = getvariable('series')::varchar)
 ),
 ranked as (
-    -- place: that of a share among the n of its expert, from 0; a percentile is at q (n - 1), between two of them
+    -- place: 0-based position of a share among its expert's n shares; percentile q is at q (n - 1), between two of them
     select
         checkpoints.series as series,
         checkpoints.reference_run_id as reference_run_id,

@@ -1,6 +1,6 @@
 -- load_over_segments: how much the load of each expert varies from segment to segment of a run.
--- One row per run, layer and expert. A segment is the unit that moewh commits (--segment-rows): of segments that have
--- tokens at the layer, share is the expert's share of the segment's choices, 0 where it has none; over tokens of kind
+-- One row per run, layer and expert. A segment is the unit that moewh commits (--segment-rows). In each segment with
+-- tokens at the layer, share is the expert's share of the segment's choices, 0 if it has none, over tokens of kind
 -- prompt and generated:
 --   least, p5, p50, p95, most = percentiles of share over the segments, interpolated between two of them
 --   share                     = over the whole run (expert_load)
@@ -57,7 +57,7 @@ shares as (
         and chosen.expert = experts.expert
 ),
 ranked as (
-    -- place: that of a share among the n of its expert, from 0; a percentile is at q (n - 1), between two of them
+    -- place: 0-based position of a share among its expert's n shares; percentile q is at q (n - 1), between two of them
     select
         run_id,
         layer,

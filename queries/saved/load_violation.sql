@@ -1,10 +1,10 @@
 -- load_violation: how far the experts of each layer are from an even load, as training logs report it.
--- One row per run and layer that has tokens. Over tokens of kind prompt and generated, p_i expert i's share of the
--- layer's E experts' choices (expert_load), an expert's violation is |E p_i - 1|: 0 where it has its even share, 1 where
--- it is never chosen:
---   max_vio, min_vio, avg_vio = the largest, least and mean violation, the names of training logs (verl)
+-- One row per run and layer that has tokens. Over tokens of kind prompt and generated, with p_i the share of expert i in
+-- the layer's choices (expert_load), an expert's violation is |E p_i - 1|: 0 for an even share, 1 for an expert never
+-- chosen:
+--   max_vio, min_vio, avg_vio = the largest, smallest and mean violation, named as in training logs (verl)
 --   overload                  = max of E p_i - 1    MaxVio of loss-free balancing (arXiv:2408.15664): max load / mean - 1
--- overload is less than max_vio where the least used expert is further from even than the most used one.
+-- overload is less than max_vio if the least used expert is further from even than the most used one.
 -- Even routing varies by chance: with n choices, avg_vio is about sqrt(2 (E - k) / (pi n)).
 -- Counts come from a rollup, so the cost does not grow with tokens.
 -- Parameters:

@@ -1,12 +1,12 @@
--- next_layer_recall: how well an expert chosen at a layer predicts the experts of the next one (prefetching).
--- One row per run, layer and next layer. Over tokens of kind prompt and generated routed at both; N_ij of them go from
--- expert i to expert j (layer_transitions). Each expert i that a token chooses guesses the C experts j with the greatest
--- N_ij (ties: the lowest):
---   recall         = share of all transitions i to j whose j is among the C guesses of i
---   recall_by_load = the same where everyone guesses the C most used experts of the next layer
---   random         = C / E' of the next layer's experts: what random guesses give
--- Each choice guesses alone: guesses pooled over a token's k choices can do better. Guesses and recall use the same
--- counts: with few tokens per expert, recall is too high. Compare recall with recall_by_load.
+-- next_layer_recall: how well an expert chosen at a layer predicts the experts of the next layer (prefetching).
+-- One row per run, layer and next layer. Over tokens of kind prompt and generated routed at both layers; N_ij of them go
+-- from expert i to expert j (layer_transitions). Each expert i that a token chooses predicts the C experts j with the
+-- largest N_ij (ties: the lowest):
+--   recall         = share of all transitions i to j whose j is among the C predictions of i
+--   recall_by_load = the same if every expert predicts the C most used experts of the next layer
+--   random         = C / E' with E' experts in the next layer: recall of random predictions
+-- Each choice predicts independently: pooling a token's k choices can do better. Predictions and recall use the same
+-- counts, so recall is too high with few tokens per expert. Compare recall with recall_by_load.
 -- Counts come from a rollup, so the cost does not grow with tokens.
 -- Parameters:
 --   guesses (count): C; default the experts per token at the next layer.

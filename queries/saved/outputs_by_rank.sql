@@ -1,13 +1,13 @@
--- outputs_by_rank: whether the choices that the router weighs most are also the loudest, and how they lie to the sum.
--- One row per run, layer and choice (0 for a token's greatest weight), for runs ingested with --expert-outputs. Over
+-- outputs_by_rank: whether larger weights go with larger outputs, and how the outputs align with the routed sum.
+-- One row per run, layer and choice (0 for a token's largest weight), for runs ingested with --expert-outputs. Over
 -- tokens of kind prompt and generated whose norms at the layer are all known:
---   mean_norm         = mean |f(x)| of the experts so chosen, before their weights
---   mean_norm_rank    = mean place of that norm among the token's k, 1 for the greatest: rank of output norms against rank
---                       of scores (A Closer Look into MoE, arXiv:2406.18219). (k + 1) / 2 where weight and norm have
---                       nothing to do with each other
+--   mean_norm         = mean |f(x)| of the experts with this choice, before weighting
+--   mean_norm_rank    = mean rank of that norm among the token's k norms, 1 for the largest: rank of output norms against
+--                       rank of scores (A Closer Look into MoE, arXiv:2406.18219). (k + 1) / 2 if weight and norm are
+--                       independent
 --   mean_cosine       = mean cosine of f(x) with the routed sum; choice 0 is that of MoE Lens (arXiv:2603.05806)
---   orthogonal_cosine = what it would be if the token's k outputs were orthogonal: w |f| / sqrt(sum of w^2 |f|^2)
--- Reads the rows of expert_outputs and routing: its cost grows with tokens.
+--   orthogonal_cosine = its value if the token's k outputs were orthogonal: w |f| / sqrt(sum of w^2 |f|^2)
+-- Reads the rows of expert_outputs and routing, so the cost grows with tokens: give run and layer.
 -- Parameters:
 --   run (run): default every run.
 --   domain (domain): default every domain.

@@ -1,11 +1,11 @@
--- placement_quality: what a placement of the experts on GPUs costs, by the load and the routing of a run.
+-- placement_quality: how well a placement of experts on GPUs fits the load and routing of a run.
 -- One row per run and MoE layer. Over tokens of kind prompt and generated; an expert may have copies on several GPUs:
 -- its load is then shared evenly, and a pair is together if some GPU holds both.
---   imbalance        = load of the busiest GPU / mean load of all GPUs         1 where the load is even
+--   imbalance        = load of the busiest GPU / mean load of all GPUs         1 if the load is even
 --   pair_share       = share of the co-routed pairs of experts that are together on a GPU
 --   transition_share = share of the transitions to the next MoE layer that stay on a GPU; NULL at the last layer
--- GPUs are those of the whole placement. unplaced_experts have no GPU: the figures that would need them are NULL.
--- Counts come from rollups, so the cost does not grow with tokens. A run that was imported as counts alone has no pairs.
+-- GPUs are those of the whole placement. unplaced_experts have no GPU: columns that depend on them are NULL.
+-- Counts come from rollups, so the cost does not grow with tokens. A run that was imported as counts only has no pairs.
 -- Parameters:
 --   placement (placement): a Parquet or JSON file with layer, expert, gpu; in a shell as text: '0:0:0,0:1:3'.
 --   run (run): default every run.

@@ -1,9 +1,9 @@
--- prompt_against_generated: which experts generated tokens use more, or less, than the tokens of prompts do.
+-- prompt_against_generated: which experts generated tokens use more, or less, than the tokens of prompts.
 -- One row per run, layer and expert, for runs and layers with tokens of both kinds; largest difference first. Of each
 -- kind's tokens with rows at the layer, share is the share that is routed to the expert: over experts it sums to top_k:
 --   difference = generated_share - prompt_share
---   z          = difference / its standard error where both kinds are routed alike. Tokens of one prompt are alike, which
---                makes z too large: read it as an upper bound.
+--   z          = difference / its standard error if both kinds are routed identically. Tokens of one prompt are
+--                correlated, which makes z too large: read it as an upper bound.
 -- Special tokens are left out. Counts come from a rollup, so the cost does not grow with tokens.
 -- Parameters:
 --   run (run): default every run.

@@ -1,11 +1,11 @@
--- risk_difference: which experts one group of tokens activates more often than another does.
--- One row per run, layer and expert, largest difference first, where both groups have tokens. A group is the tokens of
+-- risk_difference: which experts one group of tokens activates more often than another.
+-- One row per run, layer and expert, largest difference first, if both groups have tokens. A group is the tokens of
 -- kind prompt and generated that meet every condition given for it: its domain, prompts or token ids (a span of tokens).
 -- Without a condition for the other group, it is all tokens that are not in the first.
 --   rate = tokens / N of the group, with N its tokens with rows at the layer; over experts it sums to top_k
 --   risk_difference = rate - other_rate                 SteerMoE (arXiv:2509.09660)
---   z = risk_difference / its standard error where both groups are routed alike. Tokens of one prompt are alike, which
---       makes z too large: specialization_confidence counts prompts instead.
+--   z = risk_difference / its standard error if both groups are routed identically. Tokens of one prompt are correlated,
+--       which makes z too large: specialization_confidence counts prompts instead.
 -- Reads the rows, so the cost grows with tokens: give run and layer.
 -- Parameters (the first six are conditions, each optional):
 --   domain (domain): the first group's domain.

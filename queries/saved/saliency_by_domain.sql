@@ -1,11 +1,11 @@
--- saliency_by_domain: how much each expert does for each domain, least first: what pruning for one domain would drop.
+-- saliency_by_domain: how much each expert contributes to each domain, least first: the order of pruning for a domain.
 -- One row per run, domain, layer and expert, for runs ingested with --expert-outputs; an expert that the domain never
--- chose has 0 choices and no means. NULL is a domain. Over tokens of kind prompt and generated of the domain, as in
--- expert_saliency:
+-- chose has 0 choices and NULL means. NULL counts as a domain. Over tokens of kind prompt and generated of the domain, as
+-- in expert_saliency:
 --   mean_norm          = mean |f_i(x)|           EAN
 --   mean_weighted_norm = mean w_i(x) |f_i(x)|    REAP (arXiv:2510.13999)
---   saliency_rank      = place by mean_weighted_norm within domain and layer: 1 for the greatest, never chosen ones last
--- With few choices a mean says little: look at choices. Counts come from a rollup, so the cost does not grow with tokens.
+--   saliency_rank      = rank by mean_weighted_norm within domain and layer: 1 for the largest, never chosen experts last
+-- A mean of few choices is unreliable: see choices. Counts come from a rollup, so the cost does not grow with tokens.
 -- Parameters:
 --   run (run): default every run.
 --   domain (domain): default every domain.

@@ -1,10 +1,10 @@
 -- saturation_of_prompts: how the routing of the first prompts settles over the checkpoints of a training run.
--- One row per series, reference run, layer and checkpoint, in order of training. As saturation_over_training, whose
--- columns these are, but over the tokens of the first prompts alone: for runs so large that all of their rows take too
--- long to read. Where `prompts` is all of them, the two are equal.
--- Reads the rows of those prompts.
+-- One row per series, reference run, layer and checkpoint, in order of training. Same columns as
+-- saturation_over_training, but over the tokens of the first prompts only, for runs that are too large to read in full.
+-- If `prompts` includes all prompts, the results are equal.
+-- Reads only the rows of those prompts.
 -- Parameters:
---   prompts (count): how many prompts, those with a prompt_id below it; default 100.
+--   prompts (count): number of prompts: those with a prompt_id below it; default 100.
 --   series (series): default every series.
 --   layer (layer): default every layer.
 with ordered_runs as (

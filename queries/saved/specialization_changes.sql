@@ -1,9 +1,9 @@
 -- specialization_changes: experts whose preference for a domain appeared or vanished between two checkpoints.
--- One row per domain, layer and expert that is special to the domain in one run and not in the other; special: lift of
--- at least min_lift at a share of at least min_share (domain_specialization).
---   change = appeared (special in run, not in other_run) or vanished (the other way round)
--- Give the later checkpoint as run. Largest change of lift first. The runs must have the same tokens (equal tokens_key):
--- over other prompts the domains themselves differ.
+-- One row per domain, layer and expert that is specialized in the domain in only one of the runs. Specialized means a lift
+-- of at least min_lift and a share of at least min_share (domain_specialization).
+--   change = appeared (specialized in run, not in other_run) or vanished (the reverse)
+-- Give the later checkpoint as run. Largest change of lift first. The runs must have the same tokens (equal tokens_key),
+-- because with other prompts the domains themselves differ.
 -- Parameters:
 --   run (run): the later checkpoint.
 --   other_run (run of the same tokens): the earlier checkpoint.

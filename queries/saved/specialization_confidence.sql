@@ -1,12 +1,13 @@
--- specialization_confidence: how sure it is that a domain prefers an expert, with prompts, not tokens, as the sample.
--- One row per run, domain, layer and expert that gets at least min_share of the domain's tokens, surest preference first.
--- share, overall_share and lift as in domain_specialization. The tokens of a prompt are alike; so the standard error of a
--- share is that of a ratio over prompts: with n_p tokens of prompt p at the layer, n_pi of them to the expert, P prompts:
+-- specialization_confidence: how certain it is that a domain prefers an expert, with prompts, not tokens, as the sample.
+-- One row per run, domain, layer and expert that gets at least min_share of the domain's tokens, most certain first.
+-- share, overall_share and lift as in domain_specialization. The tokens of a prompt are correlated, so the standard error
+-- of a share is that of a ratio over prompts: with n_p tokens of prompt p at the layer, n_pi of them to the expert, and P
+-- prompts:
 --   error^2 = P / (P - 1) * sum over prompts of (n_pi - share n_p)^2 / (sum of n_p)^2
 --   lift_low, lift_high = (share -+ 1.96 error) / overall_share     95 % interval, for dozens of prompts or more
 --   z = (share - share of all other prompts) / root of the sum of both errors squared; NULL for a single prompt
---   lift_a, lift_b = lift within two halves of the prompts, split within each domain, always in the same way: a real
---                    preference shows in both
+--   lift_a, lift_b = lift within two halves of the prompts, split deterministically within each domain: a real preference
+--                    shows in both
 -- By chance alone, 1 in 40 experts has lift_low above 1.
 -- Reads the rows, so the cost grows with tokens: give run and layer.
 -- Parameters:

@@ -1,10 +1,10 @@
 -- specialization_shuffled: whether a domain's best expert beats the best expert of a random group of prompts.
 -- One row per run, layer and domain. Of the experts that get at least min_share of the domain's tokens, the one with the
--- greatest lift (domain_specialization; ties: the lowest). The labels of whole prompts are shuffled, always in the same
--- way (shuffled_domains), and the best expert of the group that then has this label is found again:
---   shuffled, shuffled_most = mean and maximum of its lift over the shuffles: what chance gives
+-- largest lift (domain_specialization; ties: the lowest). The labels of whole prompts are shuffled deterministically
+-- (shuffled_domains), and the best expert of the group that then has this label is found again:
+--   shuffled, shuffled_most = mean and maximum of its lift over the shuffles, that is, by chance
 --   p = (1 + shuffles with at least this lift) / (1 + shuffles)    at least 0.048 with 20 shuffles
--- A domain of one or a few prompts reaches high lifts whatever its subject: p shows that, the lift does not.
+-- A domain of only a few prompts reaches high lifts whatever its subject: p shows this, the lift does not.
 -- Reads the rows, so the cost grows with tokens, and also with prompts times shuffles: give run and layer.
 -- Parameters:
 --   shuffles (count): at most 1000; default 20.

@@ -1,11 +1,11 @@
 -- standing_committee: which experts rank high by weight in every domain.
 -- One row per run, layer and expert that is present in at least min_share of the domains. In each domain the layer's
 -- experts are ranked 1, 2, ... by the sum of their weights over its tokens of kind prompt and generated (ties: the
--- lowest); an expert is present where it is among the first k (experts per token), and has rank k + 1 where it is not:
---   mean_rank, rank_variance = of its rank over the domains (population)
---   committee    = 1 where no other expert listed has both at most as great, and one of them less (Pareto), else 0
+-- lowest); an expert is present in a domain if it is among the first k (experts per token), otherwise it has rank k + 1:
+--   mean_rank, rank_variance = mean and population variance of its rank over the domains
+--   committee    = 1 if no other listed expert has both at most as large and one of them smaller (Pareto), else 0
 --   weight_share = mean over the domains of its share of the weights
--- CommitteeAudit (arXiv:2601.03425). NULL is a domain of its own. With D domains and random weights an expert is present
+-- CommitteeAudit (arXiv:2601.03425). NULL counts as a domain. With D domains and random weights an expert is present
 -- in each with probability k / E. A run without weights has no rows.
 -- Counts come from a rollup, so the cost does not grow with tokens.
 -- Parameters:
@@ -52,7 +52,7 @@ domain_counts as (
         layer
 ),
 summed as (
-    -- a rank is k + 1 in every domain, less k + 1 - place where the expert is present
+    -- a rank is k + 1 in every domain, minus k + 1 - place where the expert is present
     select
         ranked.run_id as run_id,
         ranked.layer as layer,

@@ -1,7 +1,7 @@
 -- token_experts: the experts of a token of the vocabulary, most used first.
 -- One row per run, layer, expert and vocabulary entry whose text is the token.
 --   share_of_token = N_xi / N_x              how often this token goes to the expert
---   lift           = N_xi * N / (N_x * N_i)  1 where the expert does not care about the token
+--   lift           = N_xi * N / (N_x * N_i)  1 if independent of the token
 -- Parameters:
 --   token (token): the token's text, spaces included.
 --   run (run): default every run.

@@ -1,12 +1,12 @@
 -- top_expert_share: how much of each domain's routing the most used expert of a layer takes.
--- One row per run, domain and layer with tokens of the domain. NULL is a domain of its own. Over tokens of kind prompt
+-- One row per run, domain and layer with tokens of the domain. NULL counts as a domain. Over tokens of kind prompt
 -- and generated: N_iD of the domain's N_D tokens routed to expert i, k experts per token:
 --   top_expert         = the expert with the most tokens (ties: the lowest)
---   share_of_tokens    = N_iD / N_D of that expert           k / E where the load is even
---   share_of_choices   = N_iD / (k N_D) of that expert       1 / E
---   first_choice_share = the largest share of first choices that one expert has; NULL where ranks are not known
---   experts_over_half  = the least number of experts that take over 50 % of the choices
--- MoE Lens (arXiv:2603.05806) finds few experts that take over half of a domain's decisions.
+--   share_of_tokens    = N_iD / N_D of that expert           k / E if the load is even
+--   share_of_choices   = N_iD / (k N_D) of that expert       1 / E if the load is even
+--   first_choice_share = the largest share of first choices that one expert has; NULL if ranks are not known
+--   experts_over_half  = the smallest number of experts that together take over 50 % of the choices
+-- MoE Lens (arXiv:2603.05806) finds that a few experts make over half of a domain's decisions.
 -- Counts come from a rollup, so the cost does not grow with tokens.
 -- Parameters:
 --   run (run): default every run.

@@ -1,8 +1,8 @@
--- transitions_where: where some of the tokens only go at the next MoE layer.
+-- transitions_where: where the tokens of an expert go at the next MoE layer, over a selection of tokens.
 -- One row per run, layer, next layer and pair of experts that share one of these tokens.
--- Which tokens: those that meet every condition given, of kind prompt and generated.
+-- These are the tokens of kind prompt and generated that meet every given condition.
 -- Columns and formulas as in layer_transitions, over these tokens.
--- Asked of a domain alone (or of all tokens), rollups answer at once. Else the rows of these tokens are read.
+-- With only a domain or no condition, reads rollups; otherwise reads the rows of these tokens.
 -- Parameters (the first four are conditions, each optional):
 --   domain (domain): the domain of their prompt.
 --   prompt_ids (prompt ids): such as 3,17,256; in a shell as text: '3,17,256'.
@@ -106,7 +106,7 @@ pair_tokens as (
         transition_counts.next_expert
 ),
 counted as (
-    -- each of an expert's tokens goes to k' experts next and comes from k: N_ij sums to k' N_i and to k N_j
+    -- each of an expert's tokens goes to k' next experts and comes from k, so N_ij sums to k' N_i and to k N_j
     select
         pair_tokens.run_id as run_id,
         pair_tokens.layer as layer,

@@ -1,8 +1,8 @@
 -- choice_bits: the information, in bits, that a choice of expert shares with the token, the domain or the position.
--- One row per run, layer, about and choice (as in choice_cells) with tokens. Of n choices, n_gi in part g and of expert i:
+-- One row per run, layer, about and choice (as in choice_cells) with tokens. Of n choices, n_gi are of expert i in part g:
 --   information = sum of n_gi / n * log2(n_gi n / (n_g n_i)), entropy = - sum of n_i / n * log2(n_i / n)
---   chance      = (I - c) (G - 1) / (2 n ln 2), with I experts and G parts that occur, c choices per token counted
--- c = 1 gives Miller's (1955) correction. Of a token's k choices no two are the same, which leaves less to chance.
+--   chance      = (I - c) (G - 1) / (2 n ln 2), with I experts and G parts that occur, c counted choices per token
+-- c = 1 gives Miller's (1955) correction. A token's k choices are distinct, which reduces the chance information.
 create or replace view choice_bits as
 with counted as (
     select
@@ -52,7 +52,7 @@ join layers
     on layers.run_id = measured.run_id
     and layers.layer = measured.layer;
 
-comment on view choice_bits is 'Staging. One row per layer, and what is told of: bits that a choice of expert shares with it.';
+comment on view choice_bits is 'Staging. One row per layer, about and choice: bits that a choice of expert shares with the token, domain or position.';
 comment on column choice_bits.run_id is 'The run these rows belong to.';
 comment on column choice_bits.layer is 'Layer index in the model.';
 comment on column choice_bits.about is 'token, domain or position.';
@@ -61,4 +61,4 @@ comment on column choice_bits.tokens is 'Tokens whose choices are counted.';
 comment on column choice_bits.parts is 'Tokens of the vocabulary, domains or ranges of positions that occur.';
 comment on column choice_bits.information is 'Mutual information of the expert and the part, in bits.';
 comment on column choice_bits.entropy is 'Entropy of the expert alone, in bits: information never exceeds it.';
-comment on column choice_bits.chance is 'Information that independent choices show by chance, in bits.';
+comment on column choice_bits.chance is 'Expected information of independent choices, in bits.';

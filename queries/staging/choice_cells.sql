@@ -1,8 +1,8 @@
--- choice_cells: how many choices of each expert fall to each token of the vocabulary, domain and position.
+-- choice_cells: how many choices of each expert each token of the vocabulary, domain and position has.
 -- One row per run, layer, about, choice, part and expert with at least one. about: token, domain or position (1, 2 to 3,
--- 4 to 7, ... counted from 1). choice: any (all k of a token) or first (rank 0; none where ranks are not known).
--- Tokens of kind prompt and generated; those whose vocabulary entry is not known are not in about token.
--- Counts come from rollups, except first choices about token, and position: those are read from the rows.
+-- 4 to 7, ... counted from 1). choice: any (all k of a token) or first (rank 0; no rows if ranks are not known).
+-- Tokens of kind prompt and generated; about = token leaves out those whose vocabulary entry is not known.
+-- Counts come from rollups, except first choices by token, and positions, which are read from the rows.
 create or replace view choice_cells as
 select
     affinity_counts.run_id as run_id,
@@ -105,11 +105,11 @@ group by
     floor(log2(routing.token_id % 16777216 + 1.5::double))::bigint::varchar,
     routing.expert;
 
-comment on view choice_cells is 'Staging. One row per expert and token of the vocabulary, domain or position: choices that fall there.';
+comment on view choice_cells is 'Staging. One row per expert and token of the vocabulary, domain or position: its number of choices.';
 comment on column choice_cells.run_id is 'The run these rows belong to.';
 comment on column choice_cells.layer is 'Layer index in the model.';
 comment on column choice_cells.about is 'token, domain or position.';
 comment on column choice_cells.choice is 'any: all k choices of a token; first: rank 0.';
-comment on column choice_cells.part is 'Which token of the vocabulary, domain or range of positions.';
+comment on column choice_cells.part is 'The token of the vocabulary, the domain or the range of positions.';
 comment on column choice_cells.expert is '0-based expert index within the layer.';
-comment on column choice_cells.tokens is 'Choices of the expert there.';
+comment on column choice_cells.tokens is 'Choices of the expert in this part.';

@@ -1,6 +1,6 @@
--- chosen_routing: the rows of the tokens that a query is asked about by its variables.
--- One row per routing row of a token of kind prompt and generated that meets every condition given. No rows where only
--- a domain, a run or nothing is given: rollups answer that without reading a row.
+-- chosen_routing: the rows of the tokens that a query's variables select.
+-- One row per routing row of a token of kind prompt and generated that meets every given condition. No rows if only a
+-- domain, only a run or nothing is given: rollups answer that without reading rows.
 -- Parameters (conditions, each optional):
 --   domain (domain): the domain of their prompt.
 --   prompt_ids (prompt ids): such as 3,17,256; in a shell as text: '3,17,256'.
@@ -64,6 +64,6 @@ comment on column chosen_routing.run_id is 'The run these rows belong to.';
 comment on column chosen_routing.segment is 'The committed unit of work these rows came in.';
 comment on column chosen_routing.token_id is 'prompt_id * 2^24 + position: the token''s id within its run.';
 comment on column chosen_routing.layer is 'Layer index in the model.';
-comment on column chosen_routing.rank is '0-based place of this expert among the token''s choices; NULL where unknown.';
+comment on column chosen_routing.rank is '0-based rank of this expert among the token''s choices; NULL if unknown.';
 comment on column chosen_routing.expert is '0-based expert index within the layer.';
-comment on column chosen_routing.weight is 'The scalar the model multiplied this expert''s output by; NULL where unknown.';
+comment on column chosen_routing.weight is 'The scalar by which the model multiplied this expert''s output; NULL if unknown.';

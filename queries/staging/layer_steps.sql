@@ -16,4 +16,4 @@ comment on column layer_steps.layer is 'Layer index in the model.';
 comment on column layer_steps.top_k is 'Experts per token at the layer.';
 comment on column layer_steps.next_layer is 'The next MoE layer; NULL at the last.';
 comment on column layer_steps.next_top_k is 'Experts per token at the next MoE layer; NULL at the last.';
-comment on column layer_steps.place is 'A number for each run and layer: grouping by it is faster than by a text and a number.';
+comment on column layer_steps.place is 'A number for each run_id and layer: grouping by it is faster than by the pair.';

@@ -25,7 +25,7 @@ group by
 comment on view prompt_choices is 'Staging. One row per prompt, layer and expert: how many of the prompt''s tokens choose it.';
 comment on column prompt_choices.run_id is 'The run these rows belong to.';
 comment on column prompt_choices.prompt_id is '0-based ordinal of the prompt in the input.';
-comment on column prompt_choices.domain is 'Kind of data, as the input labels it; NULL is a domain of its own.';
+comment on column prompt_choices.domain is 'Kind of data, as the input labels it; NULL counts as a domain.';
 comment on column prompt_choices.layer is 'Layer index in the model.';
 comment on column prompt_choices.expert is '0-based expert index within the layer.';
 comment on column prompt_choices.tokens is 'Tokens of the prompt routed to the expert.';

@@ -1,4 +1,4 @@
--- ranked_paths: the paths of first_choice_paths, over the tokens of one domain or of all, the most used first.
+-- ranked_paths: the paths of first_choice_paths, over the tokens of one domain or of all, ranked by use.
 -- One row per run and path that some token takes.
 -- Parameters:
 --   run (run): default every run.

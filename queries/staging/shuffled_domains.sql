@@ -1,7 +1,7 @@
--- shuffled_domains: the domains of the prompts as they are, and assigned to the prompts at random.
--- One row per run, shuffle and prompt. Shuffle 0 is the truth. In shuffle s = 1, 2, ... the prompts are put in order of a
--- number computed from prompt_id and s alone, so that every engine shuffles alike; the first in that order gets the
--- domain of prompt 0, and so on. Each domain keeps its number of prompts.
+-- shuffled_domains: the true domains of the prompts, and domains assigned to the prompts at random.
+-- One row per run, shuffle and prompt. Shuffle 0 has the true domains. In shuffle s = 1, 2, ... the prompts are sorted by
+-- a number computed only from prompt_id and s, so that every engine shuffles identically; the first in that order gets
+-- the domain of prompt 0, and so on. Each domain keeps its number of prompts.
 -- The number: x = 48271 p + 69621 s + 11, squared and mixed twice modulo the prime 2^31 - 1.
 -- Parameters:
 --   shuffles (count): how many, at most 1000; default 20.
@@ -71,8 +71,8 @@ join numbered
     on numbered.run_id = dealt.run_id
     and numbered.place = dealt.place;
 
-comment on view shuffled_domains is 'Staging. One row per shuffle and prompt: the domain it is given; shuffle 0 is its own.';
+comment on view shuffled_domains is 'Staging. One row per shuffle and prompt: its assigned domain; in shuffle 0, its own.';
 comment on column shuffled_domains.run_id is 'The run these rows belong to.';
-comment on column shuffled_domains.shuffle is '0: the domains as they are; 1, 2, ...: assigned at random.';
+comment on column shuffled_domains.shuffle is '0: the true domains; 1, 2, ...: domains assigned at random.';
 comment on column shuffled_domains.prompt_id is '0-based ordinal of the prompt in the input.';
-comment on column shuffled_domains.domain is 'The domain given to the prompt; NULL is a domain of its own.';
+comment on column shuffled_domains.domain is 'The domain assigned to the prompt; NULL counts as a domain.';

@@ -1,4 +1,4 @@
--- shuffled_shares: the experts' shares of each domain's choices, for the domains as they are and assigned at random.
+-- shuffled_shares: the experts' shares of each domain's choices, for the true domains and for random assignments.
 -- One row per run, shuffle, layer, domain and expert, unused ones included (shuffled_domains; shuffle 0 is the truth).
 -- Over tokens of kind prompt and generated: choices of the domain at the layer, N_iD of them of the expert:
 --   share = N_iD / choices; over experts it sums to 1
@@ -61,9 +61,9 @@ left join chosen
 
 comment on view shuffled_shares is 'Staging. One row per shuffle, layer, domain and expert: its share of the domain''s choices.';
 comment on column shuffled_shares.run_id is 'The run these rows belong to.';
-comment on column shuffled_shares.shuffle is '0: the domains as they are; 1, 2, ...: assigned at random.';
+comment on column shuffled_shares.shuffle is '0: the true domains; 1, 2, ...: domains assigned at random.';
 comment on column shuffled_shares.layer is 'Layer index in the model.';
-comment on column shuffled_shares.domain is 'The domain given to the prompts; NULL is a domain of its own.';
+comment on column shuffled_shares.domain is 'The domain assigned to the prompts; NULL counts as a domain.';
 comment on column shuffled_shares.expert is '0-based expert index within the layer.';
 comment on column shuffled_shares.choices is 'Choices of the domain''s tokens at the layer.';
-comment on column shuffled_shares.share is 'Share of them that are of this expert.';
+comment on column shuffled_shares.share is 'This expert''s share of them.';

@@ -3,7 +3,7 @@
 -- Over tokens of kind prompt and generated with rows at the layer: N of them, N_a routed to expert_a, N_ab to both:
 --   conditional = N_ab / N_a                 OLMoE (arXiv:2409.02060) Eq. 6; over all expert_b it sums to top_k - 1
 --   jaccard     = N_ab / (N_a + N_b - N_ab)
---   lift        = N_ab * N / (N_a * N_b)     1 where the two are chosen independently
+--   lift        = N_ab * N / (N_a * N_b)     1 if the two are chosen independently
 -- A pair that never shares a token has no row: its three ratios are 0.
 -- Counts come from the rollup pair_counts, so the cost does not grow with tokens.
 create or replace view co_routing as
@@ -41,8 +41,13 @@ expert_others as not materialized (
         pair_tokens.layer,
         case when sides.side = 0 then pair_tokens.expert_a else pair_tokens.expert_b end
 ),
+<<<<<<< HEAD
 expert_tokens as not materialized (
     -- each of an expert's tokens has top_k - 1 others: over them N_ab sums to (top_k - 1) N_a
+=======
+counted as (
+    -- each of an expert's tokens has top_k - 1 other experts, so the sum of N_ab over them is (top_k - 1) N_a
+>>>>>>> eng1
     select
         expert_others.run_id as run_id,
         expert_others.layer as layer,
@@ -87,12 +92,12 @@ select
 from pairs
 cross join sides;
 
-comment on view co_routing is 'One row per layer and ordered pair of experts chosen together: how often, against chance.';
+comment on view co_routing is 'One row per layer and ordered pair of experts chosen together: how often, compared with chance.';
 comment on column co_routing.run_id is 'The run these rows belong to.';
 comment on column co_routing.layer is 'Layer index in the model.';
-comment on column co_routing.expert_a is 'The expert the conditional is given.';
+comment on column co_routing.expert_a is 'The expert that conditional conditions on.';
 comment on column co_routing.expert_b is 'Another expert of the same layer.';
 comment on column co_routing.tokens is 'N_ab: tokens routed to both.';
 comment on column co_routing.conditional is 'N_ab / N_a: share of expert_a''s tokens that also go to expert_b.';
 comment on column co_routing.jaccard is 'N_ab / (N_a + N_b - N_ab): share of either''s tokens that go to both.';
-comment on column co_routing.lift is 'N_ab * N / (N_a * N_b): 1 where the two are chosen independently.';
+comment on column co_routing.lift is 'N_ab * N / (N_a * N_b): 1 if the two are chosen independently.';

@@ -1,9 +1,9 @@
--- expert_load: how much work each expert gets.
+-- expert_load: how many tokens each expert gets, and with what weight.
 -- One row per run, layer and expert; an expert that was never chosen has 0 tokens.
--- Over tokens of kind prompt and generated with rows at the layer: N_i routed to expert i:
---   share       = N_i / sum of N_i over the layer's experts (NULL while the layer has no tokens)
+-- Over tokens of kind prompt and generated with rows at the layer, N_i of them routed to expert i:
+--   share       = N_i / sum of N_i over the layer's experts (NULL if the layer has no tokens)
 --   mean_weight = weight_sum / N_i           (NULL for an expert never chosen)
--- first_choice_tokens is NULL where no rank is known, weight_sum and mean_weight where no weight is: imported runs.
+-- In imported runs, first_choice_tokens is NULL if no rank is known, and weight_sum and mean_weight if no weight is.
 create or replace view expert_load as
 with chosen as (
     select
@@ -48,6 +48,6 @@ comment on column expert_load.layer is 'Layer index in the model.';
 comment on column expert_load.expert is '0-based expert index within the layer.';
 comment on column expert_load.tokens is 'N_i: tokens routed to this expert.';
 comment on column expert_load.share is 'N_i / sum of N_i: share of the layer''s choices; sums to 1 over its experts.';
-comment on column expert_load.first_choice_tokens is 'Tokens whose greatest weight is this expert''s (rank 0).';
-comment on column expert_load.weight_sum is 'Sum of the weights this expert was given; NULL where weights are not known.';
+comment on column expert_load.first_choice_tokens is 'Tokens whose largest weight is this expert''s (rank 0).';
+comment on column expert_load.weight_sum is 'Sum of this expert''s weights; NULL if weights are not known.';
 comment on column expert_load.mean_weight is 'weight_sum / tokens; NULL for an expert never chosen.';

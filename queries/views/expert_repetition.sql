@@ -1,14 +1,14 @@
--- expert_repetition: how often a token is routed as the token before it.
+-- expert_repetition: how often a token is routed like the token before it.
 -- One row per run, domain and layer with at least one pair of adjacent tokens: positions p and p + 1 of one prompt and
--- context, both of kind prompt or generated, both with rows at the layer. NULL is a domain of its own.
+-- context, both of kind prompt or generated, both with rows at the layer. NULL counts as a domain.
 --   first_choice = share of pairs with the same first choice (rank 0)
 --   any_choice   = share of pairs that share at least one expert
--- and both under random routing, each token to k of E experts, all sets as likely:
+-- and both under random routing, where each token goes to k of E experts and all sets are equally likely:
 --   first_choice_random = 1 / E
 --   any_choice_random   = 1 - C(E - k, k) / C(E, k) = 1 - product over j < k of (E - k - j) / (E - j)
--- Mixtral (arXiv:2401.04088), Table 5: there, with 8 experts and top-2, 12.5 % and 46 %. An uneven load repeats more
--- than that by itself: the sum over experts of (N_i / N)^2 is what independent choices with this load would give.
--- A run whose ranks are not known (runs.origin_format says where it comes from) has no first choices: first_choice is NULL.
+-- Mixtral (arXiv:2401.04088), Table 5, where with 8 experts and top-2 they are 12.5 % and 46 %. An uneven load alone
+-- repeats more: independent first choices with this load agree with probability sum over experts of (N_i / N)^2.
+-- A run whose ranks are not known (see runs.origin_format) has no first choices: first_choice is NULL.
 -- Counts come from the rollup repetition_counts, so the cost does not grow with tokens.
 create or replace view expert_repetition as
 with pairs_of as (
@@ -26,7 +26,7 @@ with pairs_of as (
         repetition_counts.layer
 ),
 random_routing as (
-    -- experts 0 to k - 1 stand for j; where E - k - j is not above 0, two tokens cannot but share an expert
+    -- experts 0 to k - 1 are used as j; if E - k - j is not positive, two tokens always share an expert
     select
         layers.run_id as run_id,
         layers.layer as layer,
@@ -63,9 +63,9 @@ join random_routing
     on random_routing.run_id = pairs_of.run_id
     and random_routing.layer = pairs_of.layer;
 
-comment on view expert_repetition is 'One row per domain and layer: how often adjacent tokens choose the same experts, beside random routing.';
+comment on view expert_repetition is 'One row per domain and layer: how often adjacent tokens choose the same experts, compared with random routing.';
 comment on column expert_repetition.run_id is 'The run these rows belong to.';
-comment on column expert_repetition.domain is 'Domain of the prompts; NULL is a domain of its own.';
+comment on column expert_repetition.domain is 'Domain of the prompts; NULL counts as a domain.';
 comment on column expert_repetition.layer is 'Layer index in the model.';
 comment on column expert_repetition.pairs is 'Pairs of adjacent tokens within a prompt and context, both with rows at the layer.';
 comment on column expert_repetition.first_choice is 'Share of pairs with the same first choice.';

@@ -4,10 +4,10 @@
 -- N_xi both:
 --   share_of_token  = N_xi / N_x             over all experts it sums to top_k
 --   share_of_expert = N_xi / N_i             over all entries it sums to 1
---   lift            = N_xi * N / (N_x * N_i) 1 where the expert does not care for the token
--- Rare entries reach high lifts by chance: filter on tokens, or ask expert_token_association for bounds of the lift.
+--   lift            = N_xi * N / (N_x * N_i) 1 if independent of the token
+-- Rare entries reach high lifts by chance: filter on tokens, or use expert_token_association for bounds of the lift.
 -- Tokens whose entry is not known are left out of N_x and N_xi.
--- Counts come from the rollups affinity_counts, vocab_counts and expert_counts: filter on layer and expert to read little.
+-- Counts come from the rollups affinity_counts, vocab_counts and expert_counts: filter on layer and expert to read less.
 create or replace view expert_token_affinity as
 with merged_runs as (
     -- sealed, with one kind of token besides specials: affinity_counts has one row per key already
@@ -74,7 +74,7 @@ expert_choices as (
         expert_counts.expert
 ),
 expert_tokens as (
-    -- a token has top_k experts: over them N_i sums to top_k N
+    -- a token has top_k experts, so the sum of N_i over experts is top_k N
     select
         expert_choices.run_id as run_id,
         expert_choices.layer as layer,
@@ -108,7 +108,7 @@ left join expert_tokens
     and expert_tokens.layer = pair_tokens.layer
     and expert_tokens.expert = pair_tokens.expert;
 
-comment on view expert_token_affinity is 'One row per layer, expert and vocabulary entry: how much the expert is chosen for that token.';
+comment on view expert_token_affinity is 'One row per layer, expert and vocabulary entry: how often the expert is chosen for that token.';
 comment on column expert_token_affinity.run_id is 'The run these rows belong to.';
 comment on column expert_token_affinity.layer is 'Layer index in the model.';
 comment on column expert_token_affinity.expert is '0-based expert index within the layer.';
@@ -116,5 +116,5 @@ comment on column expert_token_affinity.vocab_id is 'The tokenizer''s id of the 
 comment on column expert_token_affinity.token is 'The token decoded to text by itself.';
 comment on column expert_token_affinity.tokens is 'N_xi: occurrences of this token routed to this expert.';
 comment on column expert_token_affinity.share_of_token is 'N_xi / N_x: share of the token''s occurrences that go to this expert.';
-comment on column expert_token_affinity.share_of_expert is 'N_xi / N_i: share of the expert''s tokens that are this one.';
-comment on column expert_token_affinity.lift is 'N_xi * N / (N_x * N_i): 1 where the expert does not care for the token.';
+comment on column expert_token_affinity.share_of_expert is 'N_xi / N_i: share of the expert''s tokens that are this token.';
+comment on column expert_token_affinity.lift is 'N_xi * N / (N_x * N_i): 1 if independent of the token.';

@@ -2,10 +2,10 @@
 -- One row per run, domain and path that some token takes. A path is a token's first choice (rank 0) at every MoE layer
 -- in order, as '3-0-12-7'; over tokens of kind prompt and generated with rows at all MoE layers of the run. NULL is a
 -- domain of its own.
--- With L layers of E experts there are E^L paths: an even, independent router would hardly use one twice.
--- A run whose ranks are not known (runs.origin_format says where it comes from) has no first choices: it has no rows here.
+-- With L layers of E experts there are E^L paths: an even, independent router would rarely use one twice.
+-- A run whose ranks are not known (see runs.origin_format) has no first choices and no rows here.
 -- Reads the rows of rank 0, so the cost grows with tokens: filter on run_id. expert_paths and expert_path_coverage
--- answer what is asked of it most.
+-- answer the most common questions about paths.
 create or replace view first_choice_paths as
 with token_paths as (
     select
@@ -45,6 +45,6 @@ group by
 
 comment on view first_choice_paths is 'One row per domain and path of first choices through all MoE layers: how many tokens take it.';
 comment on column first_choice_paths.run_id is 'The run these rows belong to.';
-comment on column first_choice_paths.domain is 'Domain of the tokens'' prompts; NULL is a domain of its own.';
+comment on column first_choice_paths.domain is 'Domain of the tokens'' prompts; NULL counts as a domain.';
 comment on column first_choice_paths.path is 'First choice (rank 0) at every MoE layer, in order of layer, joined by -.';
 comment on column first_choice_paths.tokens is 'Tokens of the domain that take this path.';

@@ -3,7 +3,7 @@
 -- Over tokens of kind prompt and generated routed at both layers: N of them, N_i routed to expert at layer, N_j to
 -- next_expert at next_layer, N_ij both (a token counts in all of its k * k' pairs):
 --   conditional = N_ij / N_i                 over all next experts it sums to the next layer's top_k
---   lift        = N_ij * N / (N_i * N_j)     1 where the two choices are independent
+--   lift        = N_ij * N / (N_i * N_j)     1 if the two choices are independent
 -- A pair that never shares a token has no row: both ratios are 0.
 -- Counts come from the rollup transition_counts, so the cost does not grow with tokens.
 create or replace view layer_transitions as
@@ -22,7 +22,12 @@ with pair_tokens as (
         transition_counts.expert,
         transition_counts.next_expert
 ),
+<<<<<<< HEAD
 expert_pairs as (
+=======
+counted as (
+    -- each of an expert's tokens goes to k' next experts and comes from k, so N_ij sums to k' N_i and to k N_j
+>>>>>>> eng1
     select
         run_id,
         layer,
@@ -81,7 +86,7 @@ join pairs_there as there
     and there.layer = pair_tokens.layer
     and there.next_expert = pair_tokens.next_expert;
 
-comment on view layer_transitions is 'One row per layer and pair of experts at it and the next: how tokens flow, against chance.';
+comment on view layer_transitions is 'One row per layer and pair of experts at it and the next layer: how tokens flow, compared with chance.';
 comment on column layer_transitions.run_id is 'The run these rows belong to.';
 comment on column layer_transitions.layer is 'Layer index in the model.';
 comment on column layer_transitions.next_layer is 'The next MoE layer: the next row of layers.';
@@ -89,4 +94,4 @@ comment on column layer_transitions.expert is 'Expert chosen at layer.';
 comment on column layer_transitions.next_expert is 'Expert chosen at next_layer.';
 comment on column layer_transitions.tokens is 'N_ij: tokens routed to expert and then to next_expert.';
 comment on column layer_transitions.conditional is 'N_ij / N_i: share of expert''s tokens that go on to next_expert.';
-comment on column layer_transitions.lift is 'N_ij * N / (N_i * N_j): 1 where the two choices are independent.';
+comment on column layer_transitions.lift is 'N_ij * N / (N_i * N_j): 1 if the two choices are independent.';

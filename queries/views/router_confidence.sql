@@ -1,14 +1,14 @@
 -- router_confidence: how sure the router is of a token's experts.
 -- One row per run, token and MoE layer with raw logits (runs ingested with --router-logits). Tokens of every kind,
--- specials included: filter on kind. E experts, top-k = k, z_i the raw logit, s_i the score that layers.scoring names:
+-- specials included: filter on kind. E experts, top-k = k, z_i the raw logit, s_i the score by layers.scoring:
 --   softmax: s_i = exp(z_i) / sum of exp(z)     sigmoid: s_i = 1 / (1 + exp(-z_i))
---   entropy    = - sum of p_i log2 p_i with p_i = s_i / sum of s, in bits: 0 where one expert gets all, log2 E at most
---   top_k_mass = sum of the k greatest p_i
---   margin     = k-th less (k + 1)-th greatest of s_i + b_i, b_i the expert's selection bias where the family has one
---                (experts.selection_bias): how far the next expert is from being chosen; NULL where k = E
--- All three are NULL where the scoring is another or unknown. A family that first chooses among groups of experts
--- (DeepSeek-V3) may pass over an expert inside the margin. An even router has entropy log2 E and mass k / E.
--- Reads the opt-in table router_logits, E values a row: filter on run_id, layer or token_id.
+--   entropy    = - sum of p_i log2 p_i with p_i = s_i / sum of s, in bits: 0 if one expert gets all, at most log2 E
+--   top_k_mass = sum of the k largest p_i
+--   margin     = k-th minus (k + 1)-th largest of s_i + b_i, where b_i is the expert's selection bias, if any
+--                (experts.selection_bias): how far the next expert is from being chosen; NULL if k = E
+-- All three are NULL if the scoring is another or unknown. A family that first chooses among groups of experts
+-- (DeepSeek-V3) may skip an expert with a higher score. An even router has entropy log2 E and mass k / E.
+-- Reads the opt-in table router_logits, E values per row: filter on run_id, layer or token_id.
 create or replace view router_confidence as
 with scored as (
     select
@@ -119,11 +119,11 @@ group by
     top_k,
     num_experts;
 
-comment on view router_confidence is 'One row per token and layer with raw logits: entropy, mass of the chosen, margin to the next expert.';
+comment on view router_confidence is 'One row per token and layer with raw logits: entropy, mass of the chosen experts, margin to the next expert.';
 comment on column router_confidence.run_id is 'The run these rows belong to.';
 comment on column router_confidence.segment is 'The committed unit of work these rows came in (from the path).';
 comment on column router_confidence.token_id is 'prompt_id * 2^24 + position: the token''s id within its run.';
 comment on column router_confidence.layer is 'Layer index in the model.';
-comment on column router_confidence.entropy is 'Entropy in bits of the router''s scores as shares: 0 where one expert gets all, log2 E where it is even.';
-comment on column router_confidence.top_k_mass is 'Sum of the k greatest shares.';
-comment on column router_confidence.margin is 'k-th less (k + 1)-th greatest score, selection bias included: how near the next expert is; NULL where k = E.';
+comment on column router_confidence.entropy is 'Entropy in bits of the router''s normalized scores: 0 if one expert gets all, log2 E if they are even.';
+comment on column router_confidence.top_k_mass is 'Sum of the k largest normalized scores.';
+comment on column router_confidence.margin is 'k-th minus (k + 1)-th largest score, including the selection bias: how close the next expert is; NULL if k = E.';

@@ -1,13 +1,13 @@
--- router_saturation: how much of the routing a training checkpoint has settled already.
--- One row per run, reference run and layer. The reference is the run with the greatest train_step among the runs of
--- equal series and tokens_key (the first by run_id where several have it): the same tokens through the last checkpoint
--- there is. It is compared with itself too, and saturates at 1.
+-- router_saturation: how much of the final routing a training checkpoint has already reached.
+-- One row per run, reference run and layer. The reference is the run with the largest train_step among the runs with
+-- equal series and tokens_key (the first by run_id if there are several): the last checkpoint over the same tokens.
+-- The reference run is also compared with itself, which gives 1.
 -- Over tokens of kind prompt and generated with rows at the layer in both runs, E_t and E_T their k experts:
 --   saturation = mean of |E_t intersected with E_T| / k    OLMoE (arXiv:2409.02060) Eq. 5, with top-k = k
---   random     = k / E                                     what two independent even routers would share
--- Weights and ranks play no part. A run without series, or alone with its tokens_key, has no rows but its own; runs of
--- which none has a train_step have none. Only chosen tokens that both runs committed are compared: see tokens.
--- Reads rows, of the runs compared only: filter on run_id and layer.
+--   random     = k / E                                     expected value for two independent even routers
+-- Weights and ranks are ignored. A run without series, or with a tokens_key of its own, is compared only with itself; a
+-- series without any train_step has no rows. Only tokens with rows in both runs are compared: see tokens.
+-- Reads only the rows of the compared runs: filter on run_id and layer.
 create or replace view router_saturation as
 with ordered_runs as (
     select
@@ -40,7 +40,7 @@ compared_tokens as (
         compared_runs.run_id as run_id,
         compared_runs.reference_run_id as reference_run_id,
         here.layer as layer,
-        -- without ranks, a token has a row for each pair of its choices, instead of the one row of rank 0
+        -- without ranks, a token has a row for each pair of its choices instead of one row of rank 0
         round(count(*)::double / max(
             (case when here.rank is null then layers.top_k else 1 end)
             * (case when there.rank is null then there_layers.top_k else 1 end)
@@ -104,11 +104,11 @@ left join shared_experts
     on shared_experts.run_id = compared_tokens.run_id
     and shared_experts.layer = compared_tokens.layer;
 
-comment on view router_saturation is 'One row per run, reference run and layer: share of the final checkpoint''s experts already chosen, over the same tokens.';
+comment on view router_saturation is 'One row per run, reference run and layer: share of the last checkpoint''s experts already chosen, over the same tokens.';
 comment on column router_saturation.run_id is 'The run these rows belong to: a checkpoint.';
-comment on column router_saturation.reference_run_id is 'The run of the greatest train_step among those of equal series and tokens_key.';
-comment on column router_saturation.train_step is 'Training step of run_id; NULL where unknown.';
+comment on column router_saturation.reference_run_id is 'The run with the largest train_step among those with equal series and tokens_key.';
+comment on column router_saturation.train_step is 'Training step of run_id; NULL if unknown.';
 comment on column router_saturation.layer is 'Layer index in the model.';
 comment on column router_saturation.tokens is 'Tokens with rows at the layer in both runs.';
-comment on column router_saturation.saturation is 'Mean share of a token''s experts that the reference run chooses too.';
-comment on column router_saturation.random is 'k / E: what two independent even routers would share.';
+comment on column router_saturation.saturation is 'Mean share of a token''s experts that the reference run also chooses.';
+comment on column router_saturation.random is 'k / E: expected saturation for two independent even routers.';

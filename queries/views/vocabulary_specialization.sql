@@ -1,11 +1,11 @@
--- vocabulary_specialization: how much a layer's experts are chosen by the token alone.
+-- vocabulary_specialization: how far the token alone determines a layer's experts.
 -- One row per run and MoE layer. Over entries x of the vocabulary with N_x >= 10 occurrences of kind prompt and
 -- generated with rows at the layer, N_xi of them routed to expert i:
 --   specialization = mean over those entries of max over i of N_xi / N_x
--- OLMoE (arXiv:2409.02060) Eq. 8 by occurrences, unweighted: a rare entry counts as much as a common one. Choices
--- count alike whatever their weight. It is 1 where each entry always goes to some one expert, and NULL while no entry
--- has 10 occurrences. Chance: with an even router each N_xi / N_x is near top_k / E, and the maximum over E experts
--- lies above that, the more the smaller N_x; compare runs over the same tokens.
+-- OLMoE (arXiv:2409.02060) Eq. 8 by occurrences, unweighted: a rare entry counts as much as a common one, and all
+-- choices count equally whatever their weight. It is 1 if each entry always goes to a single expert, and NULL if no
+-- entry has 10 occurrences. Chance: with an even router each N_xi / N_x is near top_k / E, and the maximum over E
+-- experts exceeds that, more so for small N_x; compare runs over the same tokens.
 -- Counts come from the rollups affinity_counts and vocab_counts: the cost grows with the vocabulary, not with tokens.
 create or replace view vocabulary_specialization as
 with pair_tokens as (
@@ -74,8 +74,8 @@ left join specialized
     on specialized.run_id = layers.run_id
     and specialized.layer = layers.layer;
 
-comment on view vocabulary_specialization is 'One row per layer: how far the token alone decides the expert (mean over token types of the largest share).';
+comment on view vocabulary_specialization is 'One row per layer: how far the token alone determines the expert (mean over token types of the largest share).';
 comment on column vocabulary_specialization.run_id is 'The run these rows belong to.';
 comment on column vocabulary_specialization.layer is 'Layer index in the model.';
 comment on column vocabulary_specialization.specialization is 'Mean over token types with at least 10 occurrences of the largest share that goes to one expert; NULL without any.';
-comment on column vocabulary_specialization.token_types is 'Entries of the vocabulary with at least 10 occurrences: what the mean is over.';
+comment on column vocabulary_specialization.token_types is 'Entries of the vocabulary with at least 10 occurrences, over which the mean is taken.';

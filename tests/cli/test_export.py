@@ -158,7 +158,7 @@ def test_export_of_what_is_not_there(tmp_path: Path) -> None:
     assert "there are 0 runs. Name one with --run: none." in export(layout, "eplb", tmp_path / "w.npy").output
     write_run(layout, random_run("narrow", 1, {0: (4, 2), 1: (8, 2)}))
     assert (
-        "run narrow has layers of 4 and of 8 experts: it is no matrix."
+        "run narrow has layers of 4 and of 8 experts, which do not form a matrix."
         in export(layout, "eplb", tmp_path / "w.npy").output
     )
     write_run(layout, without_ranks(random_run("plain", 1, LAYERS), "plain"))
@@ -166,7 +166,7 @@ def test_export_of_what_is_not_there(tmp_path: Path) -> None:
     assert "run plain has no weights" in result.output
     (tmp_path / "statistics").mkdir()
     result = export(layout, "tensorrt-llm", tmp_path / "statistics", "--run", "plain")
-    assert (result.exit_code, "there is a folder" in result.output) == (2, True)
+    assert (result.exit_code, "is an existing folder" in result.output) == (2, True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["statistics", "wh"]
 
 

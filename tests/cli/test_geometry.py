@@ -395,7 +395,7 @@ def test_geometry_of_another_run_is_a_fault(copied: Layout) -> None:
     ingest(copied.root.parent / "tiny", copied, "second", "--limit", "1")
     shutil.copytree(copied.geometry("a-run"), copied.geometry("second"))
     (fault,) = check(plan(copied))
-    assert (fault.folder, fault.file, fault.why) == (copied.geometry("second"), MANIFEST, "is that of another folder")
+    assert (fault.folder, fault.file, fault.why) == (copied.geometry("second"), MANIFEST, "belongs to another folder")
 
 
 def test_deleting_a_run_deletes_its_geometry(copied: Layout) -> None:

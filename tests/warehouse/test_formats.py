@@ -531,7 +531,7 @@ def on_a_terminal(arguments: list[str], layout: Layout) -> str:
 def test_a_table_on_a_terminal_is_cut_and_says_so(layout: Layout, tmp_path: Path) -> None:
     sql = f"select {', '.join(f'repeat(chr(120), 25) as c{number}' for number in range(8))} from range(192)"
     lines = on_a_terminal(["query", "-c", sql], layout).splitlines()
-    assert lines[-1] == "  40 of 192 rows; 3 of 8 columns; cells cut to 22 characters. A pipe or -o FILE gets all."
+    assert lines[-1] == "  40 of 192 rows; 3 of 8 columns; cells cut to 22 characters. Use a pipe or -o FILE for all."
     assert len(lines) == 4 + 40 + 3 + 1 + 1
     assert max(map(len, lines[:-1])) <= 80
     whole = on_a_terminal(["query", "-c", sql, "--format", "csv"], layout)

@@ -39,7 +39,7 @@ union all select 'routing', run_id, count(*), count(added), max(added) from rout
 order by t, run_id"""
 FORMAT = schema.FORMAT_VERSION
 NEXT = schema.SCHEMA_VERSION + 1
-NEWER = f"was written by a newer moewh (schema {NEXT}; this one knows {NEXT - 1}). Upgrade moewh."
+NEWER = f"was written by a newer moewh (schema {NEXT}; this one reads {NEXT - 1}). Upgrade moewh."
 
 
 @pytest.fixture
@@ -170,12 +170,12 @@ def test_the_published_file_refuses_what_became_newer(layout: Layout) -> None:
     for view in ("runs", "layers", "experts", "expert_load", "layer_transitions where run_id = 'one'"):
         done = in_shell(layout, f"select count(*) from {view}")
         assert done.returncode == 1, view
-        assert f"newer moewh (format {FORMAT}, schema {NEXT}; this file knows {FORMAT} and {NEXT - 1})" in done.stderr
+        assert f"newer moewh (format {FORMAT}, schema {NEXT}; this file reads {FORMAT} and {NEXT - 1})" in done.stderr
         assert "Upgrade moewh and run `moewh refresh`." in done.stderr
 
 
 OTHER_FORMATS = {
-    FORMAT + 1: (f"newer moewh (format {FORMAT + 1}; this one knows {FORMAT})", "Upgrade moewh."),
+    FORMAT + 1: (f"newer moewh (format {FORMAT + 1}; this one reads {FORMAT})", "Upgrade moewh."),
     FORMAT - 1: (f"older moewh (format {FORMAT - 1}; this one reads {FORMAT})", "Ingest its prompts again, into"),
 }
 

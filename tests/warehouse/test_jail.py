@@ -240,7 +240,7 @@ def test_memory_limit(shared: Layout) -> None:
     heavy = "select count(distinct hash(range)), max(md5(range::varchar)) from range(30000000)"
     result = moewh(shared, "query", "-c", heavy, "--memory-limit", "1MB", "--timeout", "60")
     assert (result.exit_code, "Out of Memory" in result.stderr) == (1, True), result.output
-    assert "is no size" in moewh(shared, "query", "-c", "select 1", "--memory-limit", "much").stderr
+    assert "is not a size" in moewh(shared, "query", "-c", "select 1", "--memory-limit", "much").stderr
 
 
 def test_spill_is_private_and_removed(shared: Layout) -> None:

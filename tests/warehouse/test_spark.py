@@ -373,5 +373,5 @@ def test_spark_reads_a_published_folder(tmp_path: Path, session: SparkSession) -
         assert len(found[1]) == len(expected[1]) > 0
         for row, wanted in zip(*(sorted(rows, key=repr_without_floats) for _, rows in (found, expected)), strict=True):
             assert all(same(value, target) for value, target in zip(row, wanted, strict=True)), (row, wanted)
-    with pytest.raises(UsageError, match="by a path"):
+    with pytest.raises(UsageError, match="needs a warehouse in a folder"):
         spark.on_this_machine(Published(Remote("s3://bucket/wh", None), Published(Folder(there.root)).listing))

@@ -127,10 +127,10 @@ PLACES: list[tuple[str, Callable[[Layout], object], str]] = [
     ("no manifest", lambda wh: (wh.segment("one", 0) / MANIFEST).unlink(), "manifest.json: is missing"),
     ("foreign file", lambda wh: (wh.segment("one", 0) / "x.bin").touch(), "x.bin: is not a file of this folder"),
     ("folder in it", lambda wh: (wh.segment("one", 0) / "x").mkdir(), "segment=0/x: is not a file of this folder"),
-    ("segments swapped", lambda wh: swap_folders(wh.segment("one", 0), wh.segment("one", 1)), "of another folder"),
-    ("runs' segments swapped", lambda wh: swap_folders(wh.segment("one", 0), wh.segment("two", 0)), "of another"),
-    ("run folders swapped", lambda wh: swap_folders(wh.run("one"), wh.run("two")), "is that of another folder"),
-    ("renumbered", lambda wh: wh.segment("one", 1).rename(wh.segment("one", 7)), "is that of another folder"),
+    ("segments swapped", lambda wh: swap_folders(wh.segment("one", 0), wh.segment("one", 1)), "to another folder"),
+    ("runs' segments swapped", lambda wh: swap_folders(wh.segment("one", 0), wh.segment("two", 0)), "to another"),
+    ("run folders swapped", lambda wh: swap_folders(wh.run("one"), wh.run("two")), "belongs to another folder"),
+    ("renumbered", lambda wh: wh.segment("one", 1).rename(wh.segment("one", 7)), "belongs to another folder"),
     ("no number", lambda wh: wh.segment("one", 1).rename(wh.segments("one") / "segment=01"), "not the folder of a seg"),
     ("no run id", lambda wh: wh.run("one").rename(wh.run("_one")), "is not the folder of a run"),
     ("run lost", lambda wh: shutil.rmtree(wh.run("one")), "run_id=one/run.parquet: is missing"),
@@ -199,7 +199,7 @@ def test_rollups_are_counted_again_when_asked(layout: Layout) -> None:
 
 def test_options_of_a_run_give_its_identity(layout: Layout) -> None:
     rewrite(layout.run("one") / schema.RUNS.file, "select * replace ('{{}}' as options) from {file}")
-    assert "do not give its identity" in moewh(layout, "verify").stdout
+    assert "do not match its identity" in moewh(layout, "verify").stdout
 
 
 def test_several_threads_find_what_one_finds(layout: Layout) -> None:

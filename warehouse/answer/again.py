@@ -1,7 +1,7 @@
-"""Asking again: a query that met a run just as it was sealed, unsealed or deleted is asked once more.
+"""Retrying: a query that ran while a run was being sealed, unsealed or deleted is run again.
 
-The views notice most of it (see `moewh.warehouse.views.base`), and DuckDB that a file it had listed is gone. What
-neither does shows when the folders are looked at before and after.
+The views detect most such changes (see `moewh.warehouse.views.base`), and DuckDB detects that a file it listed is gone.
+Comparing the folders before and after the query detects the rest.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _HELD = 1 << 20
 
 
 class HeldBack:
-    """A text stream that keeps what is written to it until `release`, so that it can be taken back.
+    """A text stream that holds its text until `release`, so that it can still be dropped.
 
-    Of a long answer the beginning alone is kept: then it is passed on.
+    Once the text exceeds a limit, it is passed on, and so is everything after it.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -37,10 +37,10 @@ class HeldBack:
         self._held: list[str] = []
         self._size = 0
         self.passed_on = False
-        """True once something can no longer be taken back."""
+        """True once some text was passed on and can no longer be dropped."""
 
     def write(self, text: str) -> int:
-        """Keep a text, or pass it on with all before it."""
+        """Hold a text, or pass it on with all held text before it."""
         self._held.append(text)
         self._size += len(text)
         if self.passed_on or self._size > _HELD:
@@ -51,28 +51,28 @@ class HeldBack:
         """Do nothing: `release` flushes."""
 
     def forget(self) -> None:
-        """Drop what is kept."""
+        """Drop the held text."""
         self._held, self._size = [], 0
 
     def release(self) -> None:
-        """Pass on what is kept."""
+        """Pass on the held text."""
         self.passed_on = True
         self._stream.write("".join(self._held))
         self._stream.flush()
         self.forget()
 
     def __getattr__(self, name: str) -> Any:
-        """Everything else is the stream's own."""
+        """Return any other attribute of the stream."""
         return getattr(self._stream, name)
 
 
 def until_settled(warehouse: Readable, work: Callable[[], T], printed: HeldBack | None = None) -> T:
-    """Do work that reads a warehouse, and again if a run was sealed, unsealed, begun or deleted meanwhile.
+    """Do work that reads a warehouse; repeat it if a run was sealed, unsealed, begun or deleted meanwhile.
 
-    Of a published one: if a run was published again with other files, or withdrawn.
+    For a published warehouse, repeat it if a run was published again with other files, or withdrawn.
 
-    What the work prints is released in the end. Raises what the work raises if nothing of that kind happened, and
-    MoewhError if it goes on happening or if what was printed can no longer be taken back.
+    The printed text is released at the end. Raises what the work raises if there was no such change, and MoewhError if
+    changes keep happening or if printed text can no longer be dropped.
     """
     import duckdb
 
@@ -97,10 +97,10 @@ def until_settled(warehouse: Readable, work: Callable[[], T], printed: HeldBack 
 
 
 def _settled(warehouse: Readable, before: list[tuple[str, int, int]]) -> bool:
-    """Tell whether what was read is of one state.
+    """Return whether everything that was read belongs to one state of the warehouse.
 
-    The views of a published warehouse name its files, so more files change nothing; those that they name must be there
-    and the same.
+    The views of a published warehouse list its files, so added files change nothing; the listed files must still exist
+    unchanged.
     """
     if isinstance(warehouse, Layout):
         return _state(warehouse) == before
@@ -108,7 +108,7 @@ def _settled(warehouse: Readable, before: list[tuple[str, int, int]]) -> bool:
 
 
 def _state(warehouse: Readable) -> list[tuple[str, int, int]]:
-    """Return what changes when a run is begun, sealed, unsealed or deleted; nothing for a published warehouse."""
+    """Return values that change when a run is begun, sealed, unsealed or deleted; none for a published warehouse."""
     state: list[tuple[str, int, int]] = []
     if not isinstance(warehouse, Layout):
         return state

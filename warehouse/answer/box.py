@@ -1,7 +1,7 @@
-"""Tables in the style of DuckDB's box: whole, or cut to what a terminal shows.
+"""Tables in the style of DuckDB's box: complete, or cut to fit a terminal.
 
-DuckDB's own box stops at 10,000 rows and does not say how many it left out. Here a whole table is drawn in two passes
-over its rows, which wait in a file when they are many; the first finds the widths.
+DuckDB's own box stops at 10,000 rows and does not report how many it left out. Here a complete table is drawn in two
+passes over its rows: the first finds the widths, and many rows are kept in a file in between.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import IO, TextIO
 from moewh.warehouse.answer.texts import NUMBERS, Column, Row
 
 _IN_MEMORY = 64 << 20
-"""Bytes of rows that wait in memory; more wait in a file."""
+"""Bytes of rows that are kept in memory; beyond this they go to a file."""
 _BATCH = 10_000
 SHOWN = 40
-"""The rows that a terminal shows."""
+"""Rows shown on a terminal."""
 LIMIT = 10_000
-"""A terminal's table counts rows up to this many."""
+"""Rows are counted up to this number on a terminal."""
 _LEAST = 20
-"""A terminal's columns are narrowed to this many characters before any is left out."""
+"""On a terminal, columns are narrowed to this many characters before any is left out."""
 _INTEGER_NAMES = {
     f"{sign}{size}INT": f"{'u' if sign else ''}int{bits}"
     for sign in ("", "U")
@@ -38,7 +38,7 @@ _ESCAPES = {
 
 
 def write_whole(columns: Sequence[Column], rows: Iterable[Row], stream: TextIO) -> None:
-    """Write every row and column, no cell cut."""
+    """Write every row and column, with no cell cut."""
     heads = _heads(columns)
     widths = [max(map(width_of, head)) for head in heads]
     with tempfile.SpooledTemporaryFile(_IN_MEMORY) as spool:
@@ -58,9 +58,9 @@ def write_whole(columns: Sequence[Column], rows: Iterable[Row], stream: TextIO) 
 
 
 def write_cut(columns: Sequence[Column], rows: Sequence[Row], room: int, stream: TextIO) -> None:
-    """Write what fits in `room` characters a line and SHOWN rows, and a line on what is left out.
+    """Write what fits in `room` characters per line and SHOWN rows, and a line that reports what is left out.
 
-    `rows` are all, or LIMIT + 1 of more.
+    `rows` holds all rows, or the first LIMIT + 1 if there are more.
     """
     head, tail, said = _cut_rows(len(rows))
     heads = _heads(columns)
@@ -73,7 +73,7 @@ def write_cut(columns: Sequence[Column], rows: Sequence[Row], room: int, stream:
     rights = [_rights(columns)[index] for index in kept]
     if len(kept) < len(columns):
         said.append(f"{len(kept)} of {len(columns)} columns")
-        gap = (len(kept) + 1) // 2  # where they are left out
+        gap = (len(kept) + 1) // 2  # position of the left-out columns
         for row in body:
             row.insert(gap, "…")
         heads.insert(gap, ("…", "…"))
@@ -86,13 +86,13 @@ def write_cut(columns: Sequence[Column], rows: Sequence[Row], room: int, stream:
     for line in _drawn(heads, rights, widths, body):
         stream.write(f"{line}\n")
     if said:
-        stream.write(f"  {'; '.join(said)}. A pipe or -o FILE gets all.\n")
+        stream.write(f"  {'; '.join(said)}. Use a pipe or -o FILE for all.\n")
     elif not rows:
         stream.write("  0 rows\n")
 
 
 def _cut_rows(count: int) -> tuple[int, int, list[str]]:
-    """Return how many first and last rows are shown, and what is said of the others."""
+    """Return how many first and last rows are shown, and a note on the others."""
     if count <= SHOWN:
         return count, 0, []
     if count <= LIMIT:
@@ -101,10 +101,10 @@ def _cut_rows(count: int) -> tuple[int, int, list[str]]:
 
 
 def _fit(widths: Sequence[int], room: int) -> tuple[list[int], int]:
-    """Return which columns are shown in a line of `room` characters, and how wide a cell may be."""
+    """Return the indices of the columns that are shown in `room` characters per line, and the maximum cell width."""
     kept = list(range(len(widths)))
     while True:
-        gap = 4 if len(kept) < len(widths) else 0  # the column that stands for those left out
+        gap = 4 if len(kept) < len(widths) else 0  # the column that replaces those left out
         free = room - 1 - gap - 3 * len(kept)
         widest = _level([widths[index] for index in kept], free)
         if widest >= _LEAST or len(kept) == 1:
@@ -113,7 +113,7 @@ def _fit(widths: Sequence[int], room: int) -> tuple[list[int], int]:
 
 
 def _level(widths: Sequence[int], free: int) -> int:
-    """Return the largest width of a cell with which the columns fit in `free` characters."""
+    """Return the largest cell width at which the columns fit in `free` characters."""
     rest = sorted(widths)
     for number, width in enumerate(rest):
         if width * (len(rest) - number) > free:
@@ -175,7 +175,7 @@ def _cell(value: str | None) -> str:
 
 
 def width_of(text: str) -> int:
-    """How many places of a terminal a text takes."""
+    """Return how many terminal columns a text takes."""
     if text.isascii():
         return len(text)
     return sum(_places(mark) for mark in text)
@@ -192,7 +192,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _type_name(kind: object) -> str:
-    """A type as DuckDB's box has it, int32 for INTEGER, without the values of an enum."""
+    """Return a type's name as in DuckDB's box: int32 for INTEGER, enum without its values."""
     name = str(kind)
     lists = "".join(_LISTS.findall(name))
     name = name.removesuffix(lists)

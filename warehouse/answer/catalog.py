@@ -1,7 +1,7 @@
-"""What views and saved queries there are, and what each one and its columns mean.
+"""The catalog: which views and saved queries exist, and what they and their columns mean.
 
 Everything comes from the schema and the `.sql` files, so no warehouse is needed: the canned views are
-made over empty tables in memory, and DuckDB reports their types and comments.
+created over empty tables in memory, and DuckDB reports their types and comments.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ViewColumn:
 
 @dataclass(frozen=True)
 class ViewDescription:
-    """A view: its one line, the header of its file, and its columns in order."""
+    """A view: its one-line comment, the header of its file, and its columns in order."""
 
     name: str
     comment: str
@@ -50,21 +50,21 @@ def describe_views() -> dict[str, ViewDescription]:
 
 
 def list_views() -> str:
-    """Return the views with one line each."""
+    """Return a list of the views, one line each."""
     return _columns((view.name, view.comment) for view in describe_views().values())
 
 
 def list_queries() -> str:
-    """Return what `moewh query` answers by name, with one line each: canned views and saved queries."""
+    """Return a list of what `moewh query` accepts by name, one line each: canned views and saved queries."""
     described = describe_views()
     views = [(view.name, described[view.name].comment) for view in canned_views()]
     return _columns([*views, *((name, _first_line(name)) for name in saved_names())])
 
 
 def describe_query(query: Query) -> str:
-    """Return a query's header and the columns of its answer, with what is known of each.
+    """Return a query's header and the columns of its answer, with types and, for views, comments.
 
-    Raises duckdb.Error for SQL that the views do not satisfy.
+    Raises duckdb.Error for SQL that cannot be bound to the views.
     """
     if query.source in describe_views():
         return describe_view(query.source)
@@ -75,9 +75,9 @@ def describe_query(query: Query) -> str:
 
 
 def answer_columns(query: Query) -> tuple[ViewColumn, ...]:
-    """Return the columns of a query's answer, made of what an empty warehouse would answer; without comments.
+    """Return the columns of a query's answer over an empty warehouse, without comments.
 
-    The SQL may be anybody's: it is looked into as in the jail, and cannot reach a file. Raises UsageError as that does.
+    The SQL is not trusted: it is checked as in the jail and cannot reach a file. Raises UsageError as the jail does.
     """
     from moewh.warehouse.answer.jail import jailed_statement
     from moewh.warehouse.answer.pivot import make_type, name_pivots
@@ -87,14 +87,14 @@ def answer_columns(query: Query) -> tuple[ViewColumn, ...]:
         pivots = name_pivots(connection, query.source, query.sql)
         single_statement(connection, replace(query, sql=pivots.sql))
         statement = jailed_statement(connection, query.source, pivots.sql)
-        for name in pivots.types:  # their columns are those of the rows, of which there are none here
+        for name in pivots.types:  # their columns come from the rows, and there are none here
             make_type(connection, name, [])
         described = connection.execute(f"describe {statement}").fetchall()
     return tuple(ViewColumn(name, type_, "") for name, type_, *_ in described)
 
 
 def describe_view(name: str) -> str:
-    """Return a view's header and its columns with type and meaning. Raises UsageError if there is none."""
+    """Return a view's header and its columns with type and meaning. Raises UsageError if there is no such view."""
     described = describe_views()
     if name not in described:
         raise UsageError(unknown("view", name, list(described)))
@@ -111,7 +111,7 @@ def _describe_table(table: schema.Table) -> ViewDescription:
 
 
 def empty_warehouse() -> duckdb.DuckDBPyConnection:
-    """Every table, with no rows, and the staging and canned views over them."""
+    """Return an in-memory DuckDB with every table, empty, and the staging and canned views over them."""
     import duckdb
 
     connection = duckdb.connect()
@@ -149,7 +149,7 @@ def _empty_table(table: schema.Table) -> str:
 
 
 def _first_line(name: str) -> str:
-    """Return what a saved query's header says first, without its name."""
+    """Return the first line of a saved query's header, without its name."""
     return find_query(name).header.partition("\n")[0].removeprefix(f"{name}:").strip()
 
 

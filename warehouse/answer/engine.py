@@ -1,6 +1,6 @@
-"""The two engines that answer a query: DuckDB in the jail, and Spark. Both are asked in the same way.
+"""The two engines that answer a query, behind one interface: DuckDB in the jail, and Spark.
 
-Before either runs anything, the values of a query's parameters get their types and what they name is looked up.
+Before either runs a query, its parameter values are converted to their types, and the names in them are looked up.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ if TYPE_CHECKING:
     from moewh.warehouse.remote.published import Readable
 
 Ask = Callable[[Query, Mapping[str, Value]], Answer | None]
-"""Gives a query's answer; None for a statement without one, which is then done."""
+"""Returns a query's answer; None for a statement without one, which has then been executed."""
 ENGINES = ("duckdb", "spark")
 
 
 @dataclass(frozen=True)
 class Engine:
-    """What answers queries over one warehouse: an `Ask` that takes values as they were typed."""
+    """Answers queries over one warehouse: an `Ask` that takes values as the user typed them."""
 
     run: Ask
-    """Answers a query with values of the right types, without looking anything up."""
+    """Answers a query with values of the right types, without look-ups."""
     _looked_up: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
-    """What the warehouse was found to hold, by SQL: asked once for all queries."""
+    """Results of the look-ups, by SQL, shared by all queries."""
 
     def __call__(self, query: Query, values: Mapping[str, Value]) -> Answer | None:
-        """Answer a query. Raises as `meant` does, and what the engine raises."""
+        """Answer a query. Raises as `meant` and the engine do."""
         return self.run(query, self.meant(query, values))
 
     def meant(self, query: Query, values: Mapping[str, Value]) -> Mapping[str, Value]:
-        """Return a query's values in the types of its parameters, once what they name was found.
+        """Return a query's values in the types of its parameters, after looking up the names in them.
 
-        Raises UsageError for names that do not fit the query and for a value that is not of its parameter's type;
-        MoewhError for what is not in the warehouse.
+        Raises UsageError for parameters that the query does not have and for a value that is not of its parameter's
+        type; MoewhError for a value that names something missing from the warehouse.
         """
         from moewh.warehouse.answer.existence import require_existing
         from moewh.warehouse.answer.parameters import kinds_of, typed
@@ -69,7 +69,7 @@ class Engine:
 def open_engine(
     engine: str, master: str | None, warehouse: Readable, limits: Limits, output: Path | None = None
 ) -> Iterator[Engine]:
-    """Yield what answers queries over a warehouse; DuckDB may write the one file `output`. Raises UsageError."""
+    """Yield the engine for a warehouse; DuckDB may write one file, `output`. Raises UsageError."""
     if engine == "duckdb":
         if master is not None:
             raise UsageError("--master is for --engine spark.")

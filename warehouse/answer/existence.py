@@ -1,8 +1,8 @@
-"""Existence: a query about a run, a domain or an expert that does not exist is refused, naming what does.
+"""Existence: a query about a run, domain or expert that does not exist is refused with a list of those that do.
 
-In: the kinds of a query's parameters (`moewh.warehouse.answer.parameters`) and their values. A few small queries of
-its own look them up, in the same way for every query and on both engines. A layer, expert, domain, token or prompt
-must be in every run that is given; where no run is given, some run must have everything that is named.
+In: the kinds of a query's parameters (`moewh.warehouse.answer.parameters`) and their values. A few small queries look
+them up, in the same way for every query and on both engines. A layer, expert, domain, token or prompt must exist in
+every given run; without a given run, one run must have all of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from moewh.warehouse.files import schema
 
 Rows = list[tuple[Any, ...]]
 Look = Callable[[str, Mapping[str, Value]], Rows]
-"""Gives the rows of SQL of moewh's own."""
+"""Returns the rows of one of moewh's own SQL statements."""
 RUNS = "select run_id, series, tokens_key from runs order by run_id"
 LAYERS = "select run_id, layer, num_experts from layers order by run_id, layer"
 DOMAINS = "select distinct run_id, domain from prompts order by run_id, domain"
@@ -29,23 +29,23 @@ PROMPT_RANGES = "select run_id, min(prompt_id), max(prompt_id) from prompts grou
 TOKEN_IDS = "select distinct run_id, token_id from tokens where token_id in ({ids})"
 
 _LISTED = 20
-"""Names that a message lists; of more it gives the number."""
+"""Names that a message lists; it gives the number of the rest."""
 _RUN_KINDS = ("run", "run of the same tokens")
 
 
 @dataclass
 class Scope:
-    """The runs that a query is about, as far as its parameters have told."""
+    """The runs that a query is about, according to the parameters seen so far."""
 
     look: Look
     runs: list[str]
     given: bool
-    """True if the runs are named: then each must have what is asked for; else one is enough."""
+    """True if the runs are named: then each must have the value; otherwise one is enough."""
     everything: bool
     """True if these are all runs of the warehouse."""
 
     def narrow(self, holders: Collection[str], absent: Callable[[Sequence[str], str], str]) -> None:
-        """Keep the runs that have something. Raises MoewhError, worded by `absent`, where they must and do not."""
+        """Keep only the runs in `holders`. Raises MoewhError, with the text of `absent`, if required runs are not."""
         lacking = [run_id for run_id in self.runs if run_id not in holders]
         if lacking and (self.given or len(lacking) == len(self.runs)):
             raise MoewhError(absent(lacking, self._where(lacking)))
@@ -59,7 +59,7 @@ class Scope:
 
 
 def require_existing(look: Look, kinds: Mapping[str, str], values: Mapping[str, Value]) -> None:
-    """Raise MoewhError for a value that names what is not in the warehouse, saying what is."""
+    """Raise MoewhError, with the existing names, for a value that names something missing from the warehouse."""
     asked = {name: kind for name, kind in kinds.items() if name in values and kind in (*_RUN_KINDS, *_FINDERS)}
     if not asked:
         return
@@ -79,7 +79,7 @@ def require_existing(look: Look, kinds: Mapping[str, str], values: Mapping[str, 
 
 
 def nearest(text: str, known: Iterable[str]) -> list[str]:
-    """Return up to three names that are most like a text: first those that differ in case and white space only."""
+    """Return up to three names most similar to a text; those that differ only in case and white space come first."""
     import difflib
 
     names = list(known)
@@ -88,12 +88,12 @@ def nearest(text: str, known: Iterable[str]) -> list[str]:
 
 
 def _bare(text: str) -> str:
-    """A token without the mark that tokenizers write for a space, as users copy it from them."""
+    """Return a token without the mark that tokenizers write for a space, which users copy with the token."""
     return text.replace("\u0120", " ").replace("\u2581", " ").strip().casefold()
 
 
 def _require_same_tokens(asked: Mapping[str, str], values: Mapping[str, Value], keys: Mapping[str, str | None]) -> None:
-    """Raise MoewhError for runs that are compared token by token and do not have the same ones."""
+    """Raise MoewhError for runs that are compared token by token but have different tokens."""
     first = [str(values[name]) for name, kind in asked.items() if kind == "run"]
     for other in (str(values[name]) for name, kind in asked.items() if kind == "run of the same tokens"):
         for run_id in first:
@@ -128,7 +128,7 @@ def _find_layer(scope: Scope, value: Value, _: Value | None) -> None:
 
 
 def _find_expert(scope: Scope, value: Value, layer: Value | None) -> None:
-    """An expert is looked up at the layer given with it, else at any layer."""
+    """Look up an expert at the layer given with it, or at any layer."""
     rows = [row for row in scope.look(LAYERS, {}) if layer is None or row[1] == layer]
 
     def absent(runs: Sequence[str], where: str) -> str:
@@ -181,7 +181,7 @@ def _find_token_ids(scope: Scope, value: Value, _: Value | None) -> None:
 
 
 def _find_ids(scope: Scope, what: str, sql: str, value: Value, known: Callable[[Sequence[str]], str]) -> None:
-    """Each id must be in every run that is given; where none is, in one of them."""
+    """Look up ids: each must be in every given run, or in any run if none is given."""
     ids = sorted(set(id_list(str(value))))
     runs = set(scope.runs)
     found = {row for row in scope.look(sql.format(ids=", ".join(map(str, ids))), {}) if row[0] in runs}
@@ -210,11 +210,11 @@ _FINDERS: dict[str, Callable[[Scope, Value, Value | None], None]] = {
     "prompt ids": _find_prompts,
     "token ids": _find_token_ids,
 }
-"""Kind → what looks it up: given the value and, for an expert, the value of the layer given with it."""
+"""Kind → function that looks it up, given the value and, for an expert, the value of the layer given with it."""
 
 
 def _absent(what: str, where: str, near: Sequence[str], known: str) -> str:
-    """Word what is not there, and where; what is most like it; and what there is."""
+    """Return the message for a missing name: what is missing and where, the nearest names, and the known names."""
     quoted = what.endswith("'") or what.endswith('"')
     hint = f" Did you mean {' or '.join(map(repr, near) if quoted else near)}?" if near else ""
     return f"there is no {what}{where and ' '}{where}.{hint} {known}"
@@ -227,7 +227,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _numbers(numbers: Iterable[int]) -> str:
-    """List numbers in order; those that follow one another as `0 to 15`."""
+    """List numbers in order, with consecutive ones as `0 to 15`."""
     listed = sorted(numbers)
     if len(listed) > 2 and listed[-1] - listed[0] == len(listed) - 1:
         return f"{listed[0]} to {listed[-1]}"

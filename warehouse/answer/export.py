@@ -1,7 +1,7 @@
-"""Exporting: one run's load or routing by domain, written as a file of another program's format.
+"""Exporting: one run's load or routing by domain, written in another program's file format.
 
-A format is a file of `exports/`. It gets an `ExportedRun`, which asks the warehouse for what the format needs, and a
-path. A file is written beside its place and renamed, so that no half of one is ever read.
+Each format is a file of `exports/`. It receives an `ExportedRun`, with which it queries the warehouse, and a path.
+A file is written beside its target and renamed, so that a partial file is never read.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _LOAD = """
 
 @dataclass(frozen=True)
 class ExportedRun:
-    """The run that is exported."""
+    """The run to export."""
 
     connection: duckdb.DuckDBPyConnection
     run_id: str
@@ -49,12 +49,12 @@ class ExportedRun:
     top_k: int
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
-        """Answer SQL that may name $run and $domain."""
+        """Return the rows of SQL that may bind $run and $domain."""
         given = {"run": self.run_id, "domain": self.domain}
         return self.connection.execute(sql, {key: value for key, value in given.items() if f"${key}" in sql}).fetchall()
 
     def load(self) -> tuple[list[int], npt.NDArray[np.int64]]:
-        """Return the MoE layers, and the tokens of each one's experts [L, E], over tokens of kind prompt and generated.
+        """Return the MoE layers, and the tokens of their experts [L, E], counting kinds prompt and generated.
 
         Raises MoewhError if layers have different numbers of experts, or no token was routed.
         """
@@ -64,7 +64,7 @@ class ExportedRun:
         widths = sorted({len(tokens) for _, tokens in rows})
         if len(widths) > 1:
             raise MoewhError(
-                f"run {self.run_id} has layers of {widths[0]} and of {widths[-1]} experts: it is no matrix."
+                f"run {self.run_id} has layers of {widths[0]} and of {widths[-1]} experts, which do not form a matrix."
             )
         tokens_LE = np.array([tokens for _, tokens in rows], np.int64)
         if not tokens_LE.any():
@@ -79,7 +79,7 @@ class Export:
     write: Callable[[ExportedRun, Path], None]
     """Writes the run to a path that does not exist yet."""
     folder: bool = False
-    """Whether it makes a folder instead of a file."""
+    """True if the format is a folder, not a file."""
 
 
 def export_names() -> list[str]:
@@ -88,14 +88,14 @@ def export_names() -> list[str]:
 
 
 def export_run(name: str, warehouse: Readable, run_id: str | None, domain: str | None, target: Path) -> str:
-    """Write a run in a format to `target`, replacing a file there; return the run's id.
+    """Write a run in a format to `target`, replacing an existing file; return the run's id.
 
-    Without `run_id`, the warehouse's only run. Raises UsageError if there are several, or if a folder is in the way;
-    MoewhError if there is no such run or domain.
+    Without `run_id`, exports the warehouse's only run. Raises UsageError if there are several, or if `target` is a
+    folder; MoewhError if there is no such run or domain.
     """
     found: Export = import_module(f"moewh.warehouse.answer.exports.{name.replace('-', '_')}").EXPORT
     if target.is_dir():
-        raise UsageError(f"there is a folder {target} already. Choose another -o.")
+        raise UsageError(f"{target} is an existing folder. Choose another -o.")
     with open_warehouse(warehouse) as connection:
         run = _find_run(connection, run_id, domain)
         part = target.with_name(f".{target.name}.{os.getpid()}.part")
@@ -121,7 +121,7 @@ def _find_run(connection: duckdb.DuckDBPyConnection, run_id: str | None, domain:
 
 
 def _remove(part: Path) -> None:
-    """Remove what a failed export left."""
+    """Remove what a failed export left behind."""
     if part.is_dir():
         for file in part.iterdir():
             file.unlink()

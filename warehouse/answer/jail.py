@@ -1,9 +1,9 @@
-"""The jail that SQL from outside runs in: it may read the warehouse and nothing else, and change nothing.
+"""The jail for untrusted SQL: it may read the warehouse and nothing else, and change nothing.
 
-Layers, each enough against what it is for: DuckDB may touch the warehouse's directory only, and its settings are
-locked; a statement runs as `select * from (<statement>)`, where no COPY, DDL or data-modifying CTE can stand; and
-table functions must be known to do nothing but read. The last is for what passes the lock: DuckDB 1.5's
-`enable_logging` writes files, and `query` runs SQL that is hidden in a string.
+There are three layers. DuckDB may access only the warehouse's directory, and its settings are locked. A statement runs
+as `select * from (<statement>)`, where COPY, DDL and data-modifying CTEs are syntax errors. Table functions must be
+known to only read: the lock does not stop DuckDB 1.5's `enable_logging`, which writes files, or `query`, which runs SQL
+hidden in a string.
 """
 
 from __future__ import annotations
@@ -45,27 +45,27 @@ _READERS = frozenset(
     summary table_info test_all_types test_vector_types unnest version
     """.split()  # noqa: SIM905 - sixty quoted names hide what is in the list
 )
-"""The table functions of DuckDB 1.5 and 2.0 that only read, and only what `allowed_directories` lets them."""
+"""The table functions of DuckDB 1.5 and 2.0 that only read, and only what `allowed_directories` permits."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How long and how much a query may take, and whether the jail is open."""
+    """A query's limits on time and memory, and whether it runs outside the jail."""
 
     unsafe: bool = False
-    """True: any statement, any file, as the user's own DuckDB would."""
+    """True allows any statement and any file, as in the user's own DuckDB."""
     timeout: float | None = None
     """Seconds."""
     memory: str | None = None
-    """As DuckDB writes sizes: 4GB."""
+    """Size in DuckDB's notation, such as 4GB."""
 
 
 @contextmanager
 def open_jailed(warehouse: Readable, limits: Limits, output: Path | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Yield the warehouse in memory, closed to everything but itself and the one file `output`.
+    """Yield an in-memory connection to the warehouse, locked to its files and the one file `output`.
 
-    What DuckDB must spill goes to a directory of this query's own, which is removed at the end. Raises UsageError
-    for a memory limit that is none, and MoewhError when the time is up.
+    DuckDB spills to a directory of this query's own, which is removed at the end. Raises UsageError for an invalid
+    memory limit, and MoewhError when the time is up.
     """
     warehouse.require()
     with _scratch(warehouse) as scratch, open_warehouse(warehouse) as connection:
@@ -78,7 +78,7 @@ def open_jailed(warehouse: Readable, limits: Limits, output: Path | None = None)
 
 
 def _close(connection: duckdb.DuckDBPyConnection, folders: list[str], output: Path | None) -> None:
-    """Lock the connection in."""
+    """Restrict the connection to the allowed files and lock its settings."""
     roots = ", ".join(map(sql_string, folders))
     files = sql_string(str(output)) if output is not None else ""
     connection.execute(
@@ -96,35 +96,35 @@ def _close(connection: duckdb.DuckDBPyConnection, folders: list[str], output: Pa
 
 
 def jailed_statement(connection: duckdb.DuckDBPyConnection, source: str, sql: str) -> str:
-    """Return the one statement of `sql` as a subquery, where only what reads can stand.
+    """Return the one statement of `sql` as a subquery, where only a query is valid syntax.
 
-    What is returned is what was looked into. Raises UsageError, naming `source`, for a statement that is no query
-    and for a table function that is not known to do nothing but read.
+    The returned SQL is exactly what was checked. Raises UsageError, naming `source`, for a statement that is not a
+    query and for a table function that is not known to only read.
     """
     inside = f"select * from ({without_semicolon(sql)}\n)"
     tree = json.loads(connection.execute("select json_serialize_sql($sql)", {"sql": inside}).fetchall()[0][0])
     if tree["error"] or len(tree["statements"]) != 1:
         raise UsageError(
-            f"{source} is not a query that moewh can look into. It runs one SELECT (or FROM, WITH, VALUES, DESCRIBE, "
-            "SHOW, SUMMARIZE, PIVOT); --unsafe runs anything."
+            f"{source} is not a query that moewh can check. Use one SELECT (or FROM, WITH, VALUES, DESCRIBE, SHOW, "
+            "SUMMARIZE, PIVOT), or --unsafe to run any statement."
         )
     if unknown := sorted(_table_functions(tree) - _READERS):
         raise UsageError(
-            f"{source} calls {unknown[0]}(), which may do more than read the warehouse. --unsafe runs anything."
+            f"{source} calls {unknown[0]}(), which may do more than read the warehouse. Use --unsafe to run it."
         )
     if unclear := next(_unclear_files(tree), None):
         raise UsageError(
-            f"{source} names a file for {unclear} in a way that moewh does not follow. Write the name out as a string, "
-            "without '..' in it; --unsafe takes any."
+            f"{source} passes {unclear} a file name that moewh cannot check. Write the name as a plain string without "
+            "'..', or use --unsafe."
         )
     return inside
 
 
 def _unclear_files(node: Any) -> Iterator[str]:
-    """Yield what reads a file whose name is computed or has `..` in it.
+    """Yield the functions and tables that read a file whose name is computed or contains `..`.
 
-    Where a folder is a symbolic link, DuckDB 2.0 looks for `link/../file` beside the link to allow it, and the system
-    beside the link's target to open it.
+    If a folder is a symbolic link, DuckDB 2.0 resolves `link/../file` beside the link when it checks access, but the
+    system resolves it beside the link's target when it opens the file.
     """
     if isinstance(node, list):
         for child in node:
@@ -142,13 +142,13 @@ def _unclear_files(node: Any) -> Iterator[str]:
 
 
 def _full_names(table: dict[str, Any]) -> list[str]:
-    """Return what DuckDB may take a table's name for as a file: it joins the parts, as in `"link/."."/file.csv"`."""
+    """Return the file names that DuckDB may read for a table name: it joins the parts, as in `"link/."."/file.csv"`."""
     parts = [table["catalog_name"], table["schema_name"], table["table_name"]]
     return [".".join(filter(None, parts)), ".".join(table.get("qualified_name", {}).get("path", []))]
 
 
 def _arguments(function: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the expressions that a function is called with, as DuckDB 1.5 and 2.0 write them."""
+    """Return a function's argument expressions, as DuckDB 1.5 and 2.0 serialise them."""
     if "arguments" in function:
         return [argument["expression"] for argument in function["arguments"]]
     children: list[dict[str, Any]] = function["children"]
@@ -156,14 +156,14 @@ def _arguments(function: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _is_literal(expression: dict[str, Any]) -> bool:
-    """Tell whether an expression is a constant or a list of constants; a cast may make anything of one."""
+    """Return whether an expression is a constant or a list of constants; a cast is not, as it can change the value."""
     if expression["class"] == "FUNCTION" and expression["function_name"] == "list_value":
         return all(_is_literal(child) for child in _arguments(expression))
     return bool(expression["class"] == "CONSTANT")
 
 
 def _climbs(node: Any) -> bool:
-    """Tell whether any string in a part of the tree is a path with `..` in it."""
+    """Return whether any string in this part of the tree is a path that contains `..`."""
     if isinstance(node, dict):
         node = list(node.values())
     if isinstance(node, list):
@@ -172,7 +172,7 @@ def _climbs(node: Any) -> bool:
 
 
 def without_semicolon(sql: str) -> str:
-    """Cut a single statement before the semicolon that ends it; one in a string or a comment ends nothing."""
+    """Return a single statement without its final semicolon; semicolons in strings and comments are kept."""
     import duckdb
 
     text = sql.encode()
@@ -185,7 +185,7 @@ def without_semicolon(sql: str) -> str:
 
 
 def _table_functions(node: Any) -> set[str]:
-    """Names of all table functions in a serialised statement, in lower case."""
+    """Return the names of all table functions in a serialised statement, in lower case."""
     found: set[str] = set()
     if isinstance(node, dict):
         if node.get("type") == "TABLE_FUNCTION":
@@ -204,15 +204,15 @@ def _limit_memory(connection: duckdb.DuckDBPyConnection, limits: Limits) -> None
     try:
         connection.execute(f"set memory_limit = {sql_string(limits.memory)}")
     except duckdb.Error as error:
-        raise UsageError(f"--memory-limit {limits.memory} is no size. Write it like 512MB or 4GB.") from error
+        raise UsageError(f"--memory-limit {limits.memory} is not a size. Write it like 512MB or 4GB.") from error
 
 
 @contextmanager
 def _interruptible(connection: duckdb.DuckDBPyConnection, limits: Limits) -> Iterator[None]:
-    """End the query when its time is up or a signal has come, and say which.
+    """Interrupt the query when its time is up or a signal arrives, and report which.
 
-    While DuckDB waits for its own threads it looks at no signal, and Python's handlers wait for DuckDB. What does
-    get through is the byte that Python's C handler writes to the wake-up descriptor: a thread waits for it.
+    While DuckDB waits for its own threads it checks no signals, and Python's handlers wait for DuckDB. Only Python's C
+    handler runs; it writes a byte to the wake-up descriptor, and a thread waits for that byte.
     """
     wake, waker = os.pipe()
     os.set_blocking(waker, False)
@@ -220,12 +220,12 @@ def _interruptible(connection: duckdb.DuckDBPyConnection, limits: Limits) -> Ite
 
     def watch() -> None:
         began = time.monotonic()
-        # A signal may have come before this began, while no exception could be raised for it.
+        # A signal may have arrived earlier, when no exception could be raised for it.
         while not select.select([wake], [], [], 0.2)[0] and not told_to_stop():
             if limits.timeout is not None and time.monotonic() - began > limits.timeout:
                 late.set()
                 break
-        while not done.wait(0.05):  # again and again: between two statements an interrupt is lost
+        while not done.wait(0.05):  # repeatedly, because an interrupt between two statements is lost
             connection.interrupt()
 
     main = threading.current_thread() is threading.main_thread()
@@ -250,10 +250,10 @@ def _interruptible(connection: duckdb.DuckDBPyConnection, limits: Limits) -> Ite
 
 @contextmanager
 def _scratch(warehouse: Readable) -> Iterator[Path]:
-    """Yield a folder for what DuckDB must spill, which nobody else may read; it is removed at the end.
+    """Yield a private folder for DuckDB's spill files, removed at the end.
 
-    In the warehouse's `.staging/`, where there is room for what the warehouse holds; for one that is read-only or
-    published, where temporary files go.
+    It is in the warehouse's `.staging/`, whose disk has room for data of the warehouse's size; for a read-only or
+    published warehouse, it is in the system's folder for temporary files.
     """
     if isinstance(warehouse, Layout) and os.access(warehouse.staging, os.W_OK):
         with warehouse.staged("query") as folder:

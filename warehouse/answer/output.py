@@ -1,8 +1,8 @@
 """Output: an `Answer` in; a table, CSV, JSON, JSON lines, Markdown or Parquet out, on stdout or in a file.
 
-Text formats are written as rows arrive. CSV, JSON and Parquet hold every value of every DuckDB type so that it reads
-back (see `moewh.warehouse.answer.texts`). A table is complete, except on a terminal. A file appears under its name
-only when it is complete.
+Text formats are written as rows arrive. In CSV, JSON and Parquet, every value of every DuckDB type can be read back
+(see `moewh.warehouse.answer.texts`). A table is complete, except on a terminal. A file appears under its name only when
+it is complete.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _SUFFIXES = {
     ".txt": "table",
 }
 _MARKDOWN = re.compile(r"[\\|`*~]|<(?=[A-Za-z/!?])|&(?=#?\w+;)|\](?=[(\[])|(?<![^\W_])_|_(?![^\W_])")
-"""What Markdown would take for something else than text."""
+"""Characters that Markdown would not show as text."""
 _LINE_END = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 
 
 def choose_format(name: str | None, output: Path | None) -> str:
-    """Return the format asked for, else the one of the file's suffix, else `table`. Raises UsageError."""
+    """Return the requested format, else that of the file's suffix, else `table`. Raises UsageError."""
     chosen = name or (_SUFFIXES.get(output.suffix.lower()) if output else "table")
     if chosen is None:
         raise UsageError(f"cannot tell the format of {output} from its name. Add --format {'|'.join(FORMATS)}.")
@@ -53,7 +53,7 @@ def choose_format(name: str | None, output: Path | None) -> str:
 
 
 def write(answer: Answer, form: str, output: Path | None, printed: HeldBack | TextIO | None = None) -> None:
-    """Write a result in one of FORMATS to a file, or to `printed` (default: stdout) without one. Raises OSError."""
+    """Write a result in one of FORMATS to a file, or without one to `printed` (default: stdout). Raises OSError."""
     if output is None:
         stream = sys.stdout if printed is None else cast(TextIO, printed)
         _TEXT_WRITERS[form](answer, stream)
@@ -68,7 +68,7 @@ def write(answer: Answer, form: str, output: Path | None, printed: HeldBack | Te
 
 
 def _write_parquet(answer: Answer, path: Path) -> None:
-    """Integers of 128 bits, which Parquet lacks, are DECIMAL(38, 0); a column with longer ones is text."""
+    """Write Parquet. It has no 128-bit integers: they become DECIMAL(38, 0), or text if one has more digits."""
     import duckdb
 
     answer = texts.as_select(answer)
@@ -88,9 +88,9 @@ def _copy_parquet(answer: Answer, path: Path) -> None:
 
 
 def written_path(output: Path) -> Path:
-    """Return the path that `write` will write to: beside `output`, unless that is no regular file (a pipe, a device).
+    """Return the path that `write` writes to: beside `output`, or `output` itself if it is a pipe or device.
 
-    Raises UsageError for a directory and for a file in no directory.
+    Raises UsageError for a directory and for a file whose directory does not exist.
     """
     if output.is_dir():
         raise UsageError(f"{output} is a directory. Name a file with -o.")
@@ -104,7 +104,7 @@ def written_path(output: Path) -> Path:
 
 @contextlib.contextmanager
 def replaced(output: Path) -> Iterator[Path]:
-    """Yield a path to write to; afterwards it becomes `output` in one step, or nothing does."""
+    """Yield a path to write to; on success it is renamed to `output` in one step, on failure it is removed."""
     partial = written_path(output)
     if partial == output:
         yield output
@@ -119,7 +119,7 @@ def replaced(output: Path) -> Iterator[Path]:
 
 
 def _write_table(answer: Answer, stream: TextIO) -> None:
-    """A box like DuckDB's: whole, except on a terminal, where a line says what is left out."""
+    """Write a box like DuckDB's: complete, except on a terminal, where a line reports what is left out."""
     from moewh.warehouse.answer import box
 
     answer = texts.as_select(answer)
@@ -134,7 +134,7 @@ def _write_table(answer: Answer, stream: TextIO) -> None:
 
 
 def _write_csv(answer: Answer, stream: TextIO) -> None:
-    """NULL is nothing and an empty text is `""`, so that they differ; nested values are JSON."""
+    """Write CSV: NULL is an empty field and an empty text is `""`, so that they differ; nested values are JSON."""
     columns, rows = texts.text_rows(answer)
     stream.write(",".join(_csv_field(column.name) for column in columns) + "\n")
     for row in rows:
@@ -148,7 +148,7 @@ def _csv_field(text: str) -> str:
 
 
 def _write_json(answer: Answer, stream: TextIO) -> None:
-    """An array with one object a line."""
+    """Write a JSON array with one object per line."""
     separator = "["
     for line in _json_lines(answer):
         stream.write(f"{separator}\n{line}")
@@ -181,7 +181,7 @@ def _write_markdown(answer: Answer, stream: TextIO) -> None:
 
 
 def _markdown_cell(text: str) -> str:
-    """A text that Markdown shows as it is, in one cell; a line end is `<br>`."""
+    """Escape a text so that Markdown shows it unchanged in one cell; a line end becomes `<br>`."""
     return _LINE_END.sub("<br>", _MARKDOWN.sub(r"\\\g<0>", text))
 
 

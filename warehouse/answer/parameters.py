@@ -1,8 +1,8 @@
-"""What the values of a query's parameters are: the type comes from the parameter, never from how a value is spelled.
+"""Types of a query's parameters: the type comes from the parameter, never from how a value is spelled.
 
-A query declares its parameters in its header, `name (kind): meaning`, one a line; every shipped one does. In a user's
-own SQL, one that is only ever compared with a run_id, series, domain, layer or expert is of that kind. Any other is
-a number where DuckDB makes one of it, and text everywhere else: 2.10 is never 2.1 where it meets a text.
+A query declares its parameters in its header as `name (kind): meaning`, one per line; every shipped query does. In a
+user's own SQL, a parameter that is compared only with a run_id, series, domain, layer or expert has that kind. Any
+other is a number if DuckDB casts it to one everywhere, and text otherwise: 2.10 never becomes 2.1 in a text comparison.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Kind:
-    """What a parameter names or measures: the type of its values, and what they must look like."""
+    """The kind of a parameter: the type of its values, and their valid form."""
 
     type: Literal["VARCHAR", "INTEGER", "DOUBLE"]
     wants: str = "a text"
     least: float = -math.inf
     most: float = math.inf
     ids: bool = False
-    """True for whole numbers in a text, with commas between them."""
+    """True for a text of whole numbers separated by commas."""
     placement: bool = False
-    """True for a placement of experts, or the path of one."""
+    """True for a placement of experts, or the path of its file."""
 
 
 _INT32 = 2**31 - 1
@@ -58,7 +58,7 @@ KINDS = {
     "number": Kind("DOUBLE", "a number"),
 }
 COLUMNS = {"run_id": "run", "series": "series", "domain": "domain", "layer": "layer", "expert": "expert"}
-"""Columns of the views, and the kind of what a user's own SQL compares with them."""
+"""Columns of the views, and the kind of a parameter that a user's own SQL compares with them."""
 
 _DECLARED = rf"(?m)^(\w+) \(({'|'.join(KINDS)})\): "
 _WHOLE = r"[+-]?[0-9]{1,38}"
@@ -71,7 +71,7 @@ _MARK = "moewh:a value"
 def kinds_of(query: Query) -> dict[str, str]:
     """Return the kind of each parameter that the header declares.
 
-    For a user's own SQL also of those it shows, and of those that the staging views it reads declare.
+    For a user's own SQL, also those inferred from comparisons, and those declared by the staging views that it reads.
     """
     declared = _declared(query.header)
     if query.shipped:
@@ -85,9 +85,9 @@ def _declared(header: str) -> dict[str, str]:
 
 
 def shown_kinds(query: Query) -> dict[str, str]:
-    """Return the kind of each parameter that is compared with one of COLUMNS by `=` wherever it stands.
+    """Return the kind of each parameter whose every use is a comparison with one of COLUMNS by `=`.
 
-    Asking whether it is null takes nothing from that.
+    Tests for null are ignored.
     """
     found = {}
     for name in {*query.variables, *re.findall(r"\$(\w+)", query.code)}:
@@ -102,9 +102,9 @@ def shown_kinds(query: Query) -> dict[str, str]:
 
 
 def typed(query: Query, kinds: Mapping[str, str], values: Mapping[str, Value]) -> dict[str, Value]:
-    """Return the values in the types of their parameters. Raises UsageError for one that is none of its type.
+    """Return the values in the types of their parameters. Raises UsageError for a value that does not fit its type.
 
-    Those of a shipped query's parameters without a kind are taken as they are: moewh's own code gives them.
+    Values of a shipped query's parameters without a kind are unchanged: moewh's own code sets them.
     """
     unknown = {name for name, value in values.items() if name not in kinds and isinstance(value, str)}
     numbers = numeric_parameters(query, unknown) if unknown and not query.shipped else frozenset()
@@ -139,22 +139,22 @@ def _of_kind(name: str, kind: Kind, value: Value) -> Value:
 
 
 def _number(text: str) -> Value:
-    """Return the number that a text spells; else the text, of which DuckDB then says what it does not like."""
+    """Return the number in a text; if there is none, the text itself, for which DuckDB raises the error."""
     if re.fullmatch(_WHOLE, text):
         return int(text)
     return float(text) if re.fullmatch(_NUMBER, text) else text
 
 
 def _reference(name: str) -> str:
-    """Return a pattern of what reads the parameter in SQL, cast to text or not."""
+    """Return a pattern that matches a read of the parameter in SQL, cast to text or not."""
     return rf"(?:getvariable\s*\(\s*'{name}'\s*\)|\${name}\b)(?:\s*::\s*(?:varchar|text)\b)?"
 
 
 def numeric_parameters(query: Query, names: AbstractSet[str]) -> AbstractSet[str]:
-    """Return those of a user's parameters that DuckDB makes numbers of wherever they stand.
+    """Return those of a user's parameters that DuckDB casts to numbers in every place.
 
-    DuckDB is asked: it plans the SQL over empty tables, with a text for the parameter, and the plan shows what that
-    text is cast to. Where a text cannot stand (after LIMIT, in `layer + $n`), a number is tried.
+    DuckDB plans the SQL over empty tables with a text for the parameter, and the plan shows the types that the text is
+    cast to. Where a text is not valid (after LIMIT, in `layer + $n`), a number is tried.
     """
     numeric = set()
     for name in names:
@@ -175,7 +175,7 @@ def numeric_parameters(query: Query, names: AbstractSet[str]) -> AbstractSet[str
 
 @cache
 def _planner() -> duckdb.DuckDBPyConnection:
-    """What plans SQL over empty tables and does nothing else; made once."""
+    """Return a cached connection that only plans SQL over empty tables."""
     from moewh.warehouse.answer.catalog import empty_warehouse
 
     connection = empty_warehouse()
@@ -184,7 +184,7 @@ def _planner() -> duckdb.DuckDBPyConnection:
 
 
 def _with_literal(query: Query, name: str, literal: str) -> str:
-    """Return the SQL with a literal for one parameter and null for all others."""
+    """Return the SQL with a literal in place of one parameter and null in place of all others."""
 
     def replaced(match: re.Match[str]) -> str:
         return literal if name in (match["variable"], match["bound"]) else "null"
@@ -194,7 +194,7 @@ def _with_literal(query: Query, name: str, literal: str) -> str:
 
 
 def _meets(node: Any, parent: str = "", cast: str = "VARCHAR") -> Iterator[str]:
-    """Yield the type of everything that the marked text meets in a serialised plan."""
+    """Yield the type that each occurrence of the marked text is cast to in a serialised plan."""
     if isinstance(node, list):
         for child in node:
             yield from _meets(child, parent, cast)

@@ -1,9 +1,9 @@
-"""PIVOT without an IN list: its columns are looked up first, so that what runs is one query that only reads.
+"""PIVOT without an IN list: its columns are looked up first, so that what runs is one read-only query.
 
-DuckDB itself makes two statements of it: one that makes an enum type of the values, and the query. Here the same
-is done in the open: each `ON` expression is given the name of a type to be (`name_pivots`), so that the query can be
-looked into as a whole; then the values are asked for by a query that is looked into as well, and the types are made of
-them (`make_types`). As in DuckDB, the values are taken as text and the columns are in the order of the text.
+DuckDB itself splits such a PIVOT into two statements: one that creates an enum type of the values, and the query. Here
+this is explicit. `name_pivots` gives each `ON` expression the name of a future type, so that the whole query can be
+checked. A second, also checked, query then finds the values, and `make_types` creates the types. As in DuckDB, the
+values are cast to text and the columns are in the order of that text.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 _PIVOT = frozenset({"PIVOT", "PIVOT_WIDER"})
 _QUERY = frozenset({"SELECT", "FROM", "WITH", "PIVOT", "PIVOT_WIDER", "("})
-"""What a query with a PIVOT begins with."""
+"""Words that can start a query with a PIVOT."""
 _ENDS = frozenset({"USING", "GROUP", "ORDER", "LIMIT", "OFFSET", "UNION", "EXCEPT", "INTERSECT", ";"})
-"""What ends the list of a PIVOT's ON expressions."""
+"""Words that end the list of a PIVOT's ON expressions."""
 _OPEN, _CLOSE = frozenset({"(", "[", "{", "CASE"}), frozenset({")", "]", "}", "END"})
 _TEMPLATE = "select 1 as value from range(1)"
 
 
 @dataclass(frozen=True)
 class Pivots:
-    """SQL whose pivots all have their values: those that had none, in the types named here."""
+    """SQL in which every pivot has an IN list or a type; `types` names the added types."""
 
     sql: str
     types: tuple[str, ...] = ()
@@ -41,15 +41,15 @@ class Pivots:
 @dataclass(frozen=True)
 class _Token:
     word: str
-    """In upper case; of anything but words and brackets, its first character."""
+    """A word or bracket in upper case; for any other token, its first character."""
     at: int
     """Offset in the SQL's bytes."""
 
 
 def name_pivots(connection: duckdb.DuckDBPyConnection, source: str, sql: str, *, unsafe: bool = False) -> Pivots:
-    """Return SQL in which every PIVOT's ON expression has a list of values: `IN` a type that `make_types` makes.
+    """Return SQL in which every PIVOT's ON expression has its values: a list, or `IN` a type that `make_types` creates.
 
-    Raises UsageError, naming `source`, for a PIVOT of another kind; with `unsafe`, what is no query is left to DuckDB.
+    Raises UsageError, naming `source`, for any other PIVOT. With `unsafe`, SQL that is not a query is left unchanged.
     """
     tree = serialised(connection, sql)
     tokens = _tokens(sql)
@@ -63,13 +63,13 @@ def name_pivots(connection: duckdb.DuckDBPyConnection, source: str, sql: str, *,
     if unsafe and tokens[0].word not in _QUERY:
         return Pivots(sql)
     raise UsageError(
-        f"{source} has a PIVOT whose columns moewh cannot find out. Leave IN away, or list values after it, as in "
+        f"{source} has a PIVOT whose columns moewh cannot determine. Remove IN, or list values after it, as in "
         "`on expert in (0, 1, 2)`."
     )
 
 
 def _with_types(sql: str, spans: list[tuple[int, int]], types: tuple[str, ...]) -> str:
-    """Return SQL with `IN` a type after each expression; what has brackets around it may be any expression."""
+    """Return SQL with `IN` a type after each expression, which is put in brackets so that it may be any expression."""
     text = sql.encode()
     edits = [(start, b" (") for start, _ in spans]
     edits += [(stop, f'\n) in "{name}" '.encode()) for (_, stop), name in zip(spans, types, strict=True)]
@@ -84,7 +84,7 @@ def make_types(
     values: Mapping[str, Any],
     look_into: Callable[[str], str],
 ) -> None:
-    """Make the types: each of the values that its PIVOT's source has, as a query through `look_into` finds them.
+    """Create each type from the values in its PIVOT's source, found by a query that `look_into` checks.
 
     Raises UsageError for more columns than DuckDB's `pivot_limit`.
     """
@@ -95,7 +95,7 @@ def make_types(
         pivot["pivot_enum"]: (pivot, source, ctes)
         for pivot, source, ctes in _pivots(serialised(connection, pivots.sql))
     }
-    for name in pivots.types:  # in the order of the text: a PIVOT's source stands before its expressions
+    for name in pivots.types:  # in text order: a PIVOT's source comes before its expressions
         query = look_into(_values_query(connection, *found[name]))
         bound = connection.extract_statements(query)[0].named_parameters
         rows = connection.execute(
@@ -108,13 +108,13 @@ def make_types(
 
 
 def make_type(connection: duckdb.DuckDBPyConnection, name: str, labels: list[str]) -> None:
-    """Make one enum type; without any labels too."""
+    """Create one enum type, which may have no labels."""
     listed = ", ".join("'" + label.replace("'", "''") + "'" for label in labels) or "select '' where false"
     connection.execute(f'create temporary type "{name}" as enum ({listed})')
 
 
 def serialised(connection: duckdb.DuckDBPyConnection, sql: str) -> dict[str, Any] | None:
-    """Return DuckDB's parse of a query; one with an error for what is no query; None for what cannot be parsed."""
+    """Return DuckDB's parse tree of a query; a tree with an error if it is not a query; None if it cannot be parsed."""
     import duckdb
 
     try:
@@ -128,7 +128,7 @@ def serialised(connection: duckdb.DuckDBPyConnection, sql: str) -> dict[str, Any
 def _values_query(
     connection: duckdb.DuckDBPyConnection, pivot: dict[str, Any], source: dict[str, Any], ctes: list[Any]
 ) -> str:
-    """Return SQL for the values of a pivot's expression over its source, within the CTEs in its sight."""
+    """Return SQL for the values of a pivot's expression over its source, with the CTEs in scope."""
     (expression,) = pivot["pivot_expressions"]
     tree = serialised(connection, _TEMPLATE)
     assert tree is not None
@@ -141,7 +141,7 @@ def _values_query(
 
 
 def _pivots(node: Any, ctes: tuple[Any, ...] = ()) -> Iterator[tuple[dict[str, Any], dict[str, Any], list[Any]]]:
-    """Yield each ON expression that names a type, with its PIVOT's source and the CTEs that the source may read."""
+    """Yield each ON expression that names a type, with its PIVOT's source and the CTEs in scope."""
     if isinstance(node, list):
         for child in node:
             yield from _pivots(child, ctes)
@@ -171,14 +171,14 @@ def _tokens(sql: str) -> list[_Token]:
 
 
 def _expressions(tokens: list[_Token]) -> Iterator[tuple[int, int]]:
-    """Yield the bounds of each ON expression without IN, of every PIVOT in the text."""
+    """Yield the bounds of each ON expression without IN, for every PIVOT in the text."""
     for number, token in enumerate(tokens):
         if token.word in _PIVOT:
             yield from _without_in(list(_level(tokens[number + 1 :])))
 
 
 def _level(tokens: list[_Token]) -> Iterator[_Token]:
-    """Yield the tokens up to the bracket that closes the first one's level, without those in brackets of their own."""
+    """Yield the tokens up to the bracket that closes the first token's level, without those in nested brackets."""
     depth = 0
     for token in tokens:
         depth -= token.word in _CLOSE
@@ -190,7 +190,7 @@ def _level(tokens: list[_Token]) -> Iterator[_Token]:
 
 
 def _without_in(level: list[_Token]) -> Iterator[tuple[int, int]]:
-    """Yield the bounds of the expressions after the last ON of a level; those before are of joins."""
+    """Yield the bounds of the expressions after the last ON of a level; earlier ONs belong to joins."""
     ons = [number for number, token in enumerate(level) if token.word == "ON"]
     if not ons:
         return

@@ -1,7 +1,7 @@
-"""Placements: which GPU holds which expert, from a file to the text that `placement_quality` reads.
+"""Placements: which GPU holds which expert, converted from a file to the text that `placement_quality` reads.
 
-A file is Parquet, or JSON (a list of objects, or one per line), with the whole numbers layer, expert and gpu; an expert
-with copies on several GPUs has several rows. The text is `layer:expert:gpu`, with commas between.
+A file is Parquet or JSON (a list of objects, or one per line) with integer columns layer, expert and gpu; an expert
+with copies on several GPUs has several rows. The text is `layer:expert:gpu`, separated by commas.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ _COLUMNS = ("layer", "expert", "gpu")
 def placement_text(value: str) -> str:
     """Return a placement as text, from that text or from the path of a file.
 
-    Raises UsageError for neither, and for a file without the columns, with NULLs or with other values than numbers.
+    Raises UsageError for any other value, and for a file that lacks a column or has NULLs or values that are not whole
+    numbers.
     """
     if _TEXT.fullmatch(value):
         return value

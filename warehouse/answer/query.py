@@ -2,8 +2,8 @@
 
 A parameter is a DuckDB variable that the SQL reads with `getvariable('name')`, so that the same file
 runs in a plain shell after `set variable name = …`; a user's SQL may also bind `$name`. It is optional
-where the SQL says what its absence means: `coalesce(getvariable('name'), …)` or
-`getvariable('name') is null`. What type a value has is for `moewh.warehouse.answer.parameters` to say.
+if the SQL handles its absence: `coalesce(getvariable('name'), …)` or
+`getvariable('name') is null`. `moewh.warehouse.answer.parameters` determines the types of values.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Value = int | float | bool | str
 
-# Patterns are compiled where they are first used: most queries need none of them, and start sooner.
+# Patterns are compiled on first use: most queries need none of them and start sooner.
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 _VARIABLE = r"getvariable\s*\(\s*'(\w+)'\s*\)"
 _OPTIONAL = rf"coalesce\s*\(\s*{_VARIABLE}|{_VARIABLE}\s+is\s+(?:not\s+)?null"
@@ -35,36 +35,36 @@ _COMMENT = r"(?m)^\s*--.*$"
 
 _SEGMENT_TABLES = (table.name for table in schema.TABLES if table.level == "segment")
 _ROW_LEVEL = frozenset({"routes", "router_confidence", *_SEGMENT_TABLES})
-"""Views that grow with the corpus: given as they come. All others are sorted, so an answer is the same each time."""
+"""Views that grow with the corpus, returned unsorted. All others are sorted, so an answer is the same each time."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """One piece of SQL and where it came from, as messages name it."""
+    """A piece of SQL and its source, as messages name it."""
 
     source: str
     sql: str
     shipped: bool = False
-    """True for what comes with moewh, not from a user."""
+    """True for SQL that ships with moewh; False for a user's."""
 
     @cached_property
     def code(self) -> str:
-        """The SQL without its comment lines, which name variables too."""
+        """The SQL without its comment lines, which also mention variables."""
         return re.sub(_COMMENT, "", self.sql)
 
     @cached_property
     def staging(self) -> tuple[View, ...]:
-        """The staging views that this SQL reads, which may read variables too."""
+        """The staging views that this SQL reads; they may read variables too."""
         return staging_read_by(self.code)
 
     @cached_property
     def variables(self) -> AbstractSet[str]:
-        """The names that this SQL and its staging views read with `getvariable`."""
+        """The names of the variables that this SQL and its staging views read with `getvariable`."""
         return frozenset(re.findall(_VARIABLE, self.code_read, re.IGNORECASE))
 
     @cached_property
     def required(self) -> AbstractSet[str]:
-        """The variables whose absence the SQL says nothing about."""
+        """The variables whose absence the SQL does not handle."""
         optional = {name for pair in re.findall(_OPTIONAL, self.code_read, re.IGNORECASE) for name in pair}
         return self.variables - optional
 
@@ -86,23 +86,23 @@ class Query:
 
 @dataclass(frozen=True)
 class Answer:
-    """A statement ready to run, with the values it binds. Every call runs it."""
+    """A statement that is ready to run, with the values it binds. Every call runs it."""
 
     connection: duckdb.DuckDBPyConnection
     statement: str | duckdb.Statement
     values: Mapping[str, Value]
 
     def relation(self) -> duckdb.DuckDBPyRelation:
-        """Return the result as a relation, for DuckDB's own table and Parquet."""
+        """Return the result as a DuckDB relation."""
         return self.connection.sql(self.statement, params=dict(self.values))
 
     def execute(self) -> duckdb.DuckDBPyConnection:
-        """Run it; rows are then fetched from the connection returned."""
+        """Run it and return the connection, from which rows are fetched."""
         return self.connection.execute(self.statement, dict(self.values))
 
 
 def saved_names() -> tuple[str, ...]:
-    """Return the names of the saved queries, which are the stems of the files in `queries/saved/`."""
+    """Return the names of the saved queries: the stems of the files in `queries/saved/`."""
     return tuple(sorted(path.stem for path in (QUERIES / "saved").glob("*.sql")))
 
 
@@ -121,7 +121,7 @@ def find_query(name: str) -> Query:
 
 
 def unknown(kind: str, name: str, known: list[str]) -> str:
-    """Return the message for a name that does not exist: the nearest one, or all of them."""
+    """Return the message for a name that does not exist, with the nearest known name and all known names."""
     import difflib
 
     nearest = difflib.get_close_matches(name, known, 1)
@@ -130,7 +130,7 @@ def unknown(kind: str, name: str, known: list[str]) -> str:
 
 
 def parse_parameters(assignments: tuple[str, ...]) -> dict[str, str]:
-    """Return the values of `name=value` assignments, as text. Raises UsageError for one that is none."""
+    """Return the values of `name=value` assignments, as text. Raises UsageError for a malformed or repeated one."""
     values: dict[str, str] = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
@@ -143,7 +143,7 @@ def parse_parameters(assignments: tuple[str, ...]) -> dict[str, str]:
 
 
 def parse_value(text: str) -> str:
-    """Return a value as it is meant: without quotes around it, where there are some, and those within undoubled."""
+    """Return a value without the quotes around it, if any, with doubled quotes inside them undoubled."""
     if len(text) >= 2 and text[0] == text[-1] == "'":
         return text[1:-1].replace("''", "'")
     return text
@@ -154,10 +154,10 @@ def prepare(
 ) -> Answer | None:
     """Set the query's variables, unset those without a value, and return its answer.
 
-    The statement runs as a subquery, which only reads (see `moewh.warehouse.answer.jail`); with `unsafe` as it stands,
-    and one without an answer, such as COPY, is done at once: then None is returned.
-    Raises UsageError for more or fewer statements than one, for one that does more than read, for a name that the
-    SQL does not use and for one that it needs and that has no value.
+    The statement runs as a subquery, which can only read (see `moewh.warehouse.answer.jail`). With `unsafe` it runs
+    unchanged, and a statement without an answer, such as COPY, is executed at once: then None is returned.
+    Raises UsageError unless there is exactly one statement, for a statement that does more than read, for a parameter
+    that the SQL does not use and for a required parameter without a value.
     """
     import duckdb
 
@@ -174,7 +174,7 @@ def prepare(
     for name in query.variables:
         if name in values:
             connection.execute(f'set variable "{name}" = $value', {"value": values[name]})
-        else:  # what an earlier query on this connection was given is not meant for this one
+        else:  # a value left by an earlier query on this connection does not apply to this one
             connection.execute(f'reset variable "{name}"')
     bindings = {name: values[name] for name in bound}
     inside = look_into(pivots.sql)
@@ -189,7 +189,7 @@ def prepare(
 
 
 def single_statement(connection: duckdb.DuckDBPyConnection, query: Query) -> duckdb.Statement:
-    """Return the one statement that a query's SQL holds. Raises UsageError for more or fewer."""
+    """Return the one statement of a query's SQL. Raises UsageError for more or fewer."""
     statements = connection.extract_statements(query.sql)
     if len(statements) != 1:
         raise UsageError(f"{query.source} holds {len(statements)} SQL statements. Give exactly one.")
@@ -197,7 +197,7 @@ def single_statement(connection: duckdb.DuckDBPyConnection, query: Query) -> duc
 
 
 def bound_names(sql: str) -> AbstractSet[str] | None:
-    """Return the names that SQL binds as `$name`; None for what DuckDB cannot parse."""
+    """Return the names that SQL binds as `$name`; None if DuckDB cannot parse it."""
     import duckdb
 
     try:
@@ -208,7 +208,7 @@ def bound_names(sql: str) -> AbstractSet[str] | None:
 
 
 def check_names(query: Query, values: Mapping[str, Value], bound: AbstractSet[str]) -> None:
-    """Raise UsageError for a value that the query does not use, or a name it reads or binds and that has none."""
+    """Raise UsageError for a value that the query does not use, or a name that it reads or binds without a value."""
     if positional := sorted(name for name in bound if not re.fullmatch(_NAME, name)):
         raise UsageError(f"{query.source} uses the parameter {positional[0]!r}. Give it a name, such as $layer.")
     known = query.variables | bound

@@ -1,7 +1,7 @@
-"""`moewh shell`: the `duckdb` program, with every view of a warehouse made in its memory.
+"""`moewh shell`: the `duckdb` program, with every view of a warehouse created in its memory.
 
-It does not open `warehouse.duckdb`: whoever holds that file read-write locks everyone else out, and its paths may be
-those of the place the warehouse was copied from. No variable stays set, so that other warehouses can be attached.
+It does not open `warehouse.duckdb`: a process that opens that file read-write locks all others out, and the file may
+contain the paths of another copy of the warehouse. No variable stays set, so that other warehouses can be attached.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ _LONGEST = 25_000
 
 
 def find_duckdb() -> str:
-    """Return the path of the `duckdb` program: on the PATH, or beside this Python. Raises MoewhError."""
+    """Return the path of the `duckdb` program, on the PATH or beside this Python. Raises MoewhError."""
     beside = Path(sys.executable).parent
     found = shutil.which("duckdb") or shutil.which("duckdb", path=str(beside))
     if found is None:
         raise MoewhError(
-            "there is no duckdb program on the PATH. Get it with `pip install duckdb-cli` or from "
-            "https://duckdb.org/install, or ask with `moewh query -c SQL`."
+            "there is no duckdb program on the PATH. Install it with `pip install duckdb-cli` or from "
+            "https://duckdb.org/install, or use `moewh query -c SQL`."
         )
     return found
 
 
 def open_shell(warehouse: Readable, arguments: tuple[str, ...]) -> None:
-    """Become the DuckDB shell, on the warehouse as it is now. Raises MoewhError, and UsageError for one at a URL."""
+    """Replace this process by a DuckDB shell on the warehouse. Raises MoewhError, and UsageError for a URL."""
     if isinstance(warehouse, Published) and isinstance(warehouse.place, Remote):
         raise UsageError(
             f"`moewh shell` opens a warehouse on this machine. In a DuckDB shell, type: "
@@ -51,7 +51,7 @@ def open_shell(warehouse: Readable, arguments: tuple[str, ...]) -> None:
 
 
 def _commands(warehouse: Readable) -> Iterator[str]:
-    """Yield the statements that make the views, several to a command: Linux takes no argument above 128 KiB."""
+    """Yield commands of several statements that create the views: Linux limits an argument to 128 KiB."""
     command = ""
     zero_rows = zero_rows_of(warehouse) if isinstance(warehouse, Layout) else None
     for statement in bound_to(zero_rows, view_statements(warehouse, comments=True)):

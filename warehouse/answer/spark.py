@@ -1,8 +1,8 @@
-"""The same queries on Spark: the shipped `.sql` translated, over the same files.
+"""The same queries on Spark: the shipped `.sql` files, translated, over the same Parquet files.
 
-In: a warehouse, a query and its values. Out: the answer, as one DuckDB reads. sqlglot translates each
+In: a warehouse, a query and its values. Out: an answer that DuckDB reads. sqlglot translates each
 statement from DuckDB's SQL; `getvariable` and `$name` become literals. The files are read with the schema
-of `moewh.warehouse.files.schema`, so that a run called `007` stays text. Only the views that a query reads are made.
+of `moewh.warehouse.files.schema`, so that a run called `007` stays text. Only the views that a query reads are created.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ _TABLES = {table.name: table for table in schema.TABLES}
 
 
 class SparkError(MoewhError):
-    """Spark refused a query or gave up on it."""
+    """Spark rejected a query or failed to run it."""
 
 
 @contextmanager
 def open_spark(master: str | None) -> Iterator[SparkSession]:
-    """Yield the Spark session there is, else a new one that is stopped at the end.
+    """Yield the existing Spark session, or a new one that is stopped at the end.
 
-    Raises MoewhError where pyspark, sqlglot or Java is missing.
+    Raises MoewhError if pyspark, sqlglot or Java is missing.
     """
     try:
         import sqlglot  # noqa: F401 - said here, before Java is started
@@ -72,20 +72,20 @@ def open_spark(master: str | None) -> Iterator[SparkSession]:
 
 
 def on_this_machine(warehouse: Readable) -> Layout:
-    """Return the warehouse as Spark reads it: by a path. Raises UsageError for one at a URL, and MoewhError."""
+    """Return a warehouse with a local path, which Spark needs. Raises UsageError for one at a URL, and MoewhError."""
     warehouse.require()
     if isinstance(warehouse, Layout):
         return warehouse
     if not isinstance(warehouse.place, Folder):
         raise UsageError(
-            f"--engine spark reads a warehouse by a path. Mount {warehouse.root} or copy it, and name that folder "
+            f"--engine spark needs a warehouse in a folder. Mount or copy {warehouse.root}, and name that folder "
             "with --warehouse."
         )
     return Layout(Path(warehouse.root))
 
 
 def _settings(master: str | None) -> dict[str, str]:
-    """What moewh needs of a session."""
+    """Return the settings that moewh needs in a session."""
     master = master or DEFAULT_MASTER
     settings = {
         "spark.master": master,
@@ -103,11 +103,11 @@ def _settings(master: str | None) -> dict[str, str]:
 def answer(
     session: SparkSession, layout: Layout, query: Query, values: Mapping[str, Value], *, unsafe: bool = False
 ) -> Answer:
-    """Run a query on Spark and return its rows, collected, as an answer like DuckDB's.
+    """Run a query on Spark, collect its rows and return them as an answer like DuckDB's.
 
-    Raises UsageError for what is no single query, for a user's own without `unsafe` (there is no jail in Spark, whose
-    functions run any Java method), and for names as `moewh query` does; MoewhError for a segment that lacks a
-    rollup; SparkError for what Spark refuses.
+    Raises UsageError unless the SQL is a single query, for a user's own SQL without `unsafe` (Spark has no jail: its
+    functions can call any Java method), and for parameter names as `moewh query` does; MoewhError for a segment that
+    lacks a rollup; SparkError for a query that Spark rejects.
     """
     import duckdb
 
@@ -124,9 +124,9 @@ def answer(
 
 
 def create_views(session: SparkSession, layout: Layout, tree: exp.Expr, values: Mapping[str, Value]) -> None:
-    """Make the views that a query reads, and those that they read, in the session. Raises as `answer` does.
+    """Create the views that a query reads, directly or through others, in the session. Raises as `answer` does.
 
-    Staging views read a query's variables: its values stand in them.
+    Staging views read a query's variables, so the values are substituted in them too.
     """
     for name in _needed(tree):
         if name in _TABLES:
@@ -135,7 +135,7 @@ def create_views(session: SparkSession, layout: Layout, tree: exp.Expr, values: 
 
 
 def to_spark(tree: exp.Expr, values: Mapping[str, Value]) -> str:
-    """Return a parsed DuckDB query as Spark SQL, its variables replaced by their values."""
+    """Return a parsed DuckDB query as Spark SQL, with its variables replaced by their values."""
     from sqlglot import exp
 
     def replaced(node: exp.Expr) -> exp.Expr:
@@ -153,7 +153,7 @@ def to_spark(tree: exp.Expr, values: Mapping[str, Value]) -> str:
 
 
 def _literal(value: Value | None) -> exp.Expr:
-    """Return a value as a literal of DuckDB's type for it: Spark takes 0.1 for a decimal."""
+    """Return a value as a literal of its DuckDB type: Spark would read 0.1 as a decimal."""
     from sqlglot import exp
 
     if isinstance(value, float):
@@ -162,7 +162,7 @@ def _literal(value: Value | None) -> exp.Expr:
 
 
 def _parse(source: str, sql: str) -> exp.Expr:
-    """Return the one query that SQL holds."""
+    """Return the one query in the SQL."""
     import sqlglot
     from sqlglot import exp
 
@@ -185,7 +185,7 @@ def _bound_names(tree: exp.Expr) -> frozenset[str]:
 
 @cache
 def _definitions() -> dict[str, exp.Expr]:
-    """Return the query of every view by name; a stored table's is over its files, as `files_of_<table>`."""
+    """Return the query of every view by name; a stored table's query reads `files_of_<table>`."""
     import sqlglot
 
     stored = {name: _parse(name, table_select(table, f"files_of_{name} as stored")) for name, table in _TABLES.items()}
@@ -194,7 +194,7 @@ def _definitions() -> dict[str, exp.Expr]:
 
 
 def _needed(tree: exp.Expr) -> list[str]:
-    """Return the views that a query reads, each after those that it reads itself."""
+    """Return the views that a query reads, each after the views that it depends on."""
     from sqlglot import exp
 
     names: list[str] = []
@@ -206,13 +206,13 @@ def _needed(tree: exp.Expr) -> list[str]:
 
 
 def _read_files(session: SparkSession, layout: Layout, table: schema.Table) -> None:
-    """Make `files_of_<table>`: every file of a table, with the types of the schema."""
+    """Create the view `files_of_<table>`: every file of a table, with the types of the schema."""
     files = _merged_files(session, layout, table) if table in schema.MERGED else _every_file(session, layout, table)
     files.createOrReplaceTempView(f"files_of_{table.name}")
 
 
 def _merged_files(session: SparkSession, layout: Layout, table: schema.Table) -> DataFrame:
-    """Return the rows of a table that sealing merges: of sealed sets, and of the segments of all other runs."""
+    """Return the rows of a table that sealing merges: from sealed sets, and from the segments of all other runs."""
     from pyspark.sql.functions import lit
 
     sealed, open_runs = _states(layout)
@@ -225,7 +225,7 @@ def _merged_files(session: SparkSession, layout: Layout, table: schema.Table) ->
     files = _every_file(session, layout, schema.sealed(table))
     for column in (column for column in table.path_columns if column.name not in files.columns):
         files = files.withColumn(column.name, lit(None).cast(_TYPES[column.type]))
-    # A pattern that matches nothing is an error to Spark.
+    # Spark raises an error for a pattern that matches nothing.
     counted = [run_id for run_id in open_runs if any(layout.segments(run_id).glob(f"segment=*/{table.file}"))]
     if counted:
         files = files.unionByName(_files(session, layout, table, counted))
@@ -235,7 +235,7 @@ def _merged_files(session: SparkSession, layout: Layout, table: schema.Table) ->
 
 
 def _every_file(session: SparkSession, layout: Layout, table: schema.Table) -> DataFrame:
-    """Return the rows of a table's files, of all runs; none in a warehouse from before the table."""
+    """Return the rows of a table's files, of all runs; no rows in a warehouse older than the table."""
     if (table.level == "geometry" or table.since > 1) and not layout.has_table(table):
         return session.createDataFrame([], _columns(table))
     return _files(session, layout, table, ["*"])
@@ -258,7 +258,7 @@ def _files(session: SparkSession, layout: Layout, table: schema.Table, runs: lis
     """Return the rows of a table's files, of some runs or of all (`*`), in one scan, with the types of the schema."""
     top, _, pattern = FOLDERS[table.level].partition("/")
     base = layout.root / top
-    # As text first: Spark refuses a folder such as `segment=0.old`, which is to be left out.
+    # As text first: with types, Spark would fail on a folder such as `segment=0.old`, which is left out.
     texts = [f"`{column.name}` {_TYPES[column.type]}" for column in table.stored]
     texts += [f"`{column.name}` string" for column in table.path_columns]
     read = session.read.schema(", ".join(texts)).option("basePath", str(base))
@@ -274,7 +274,7 @@ def _columns(table: schema.Table) -> str:
 
 
 def _require_in_every_segment(layout: Layout, runs: list[str], table: schema.Table) -> None:
-    """Refuse a segment that lacks a rollup's file, as the views do in DuckDB."""
+    """Raise MoewhError for a segment that lacks a rollup's file, as the views do in DuckDB."""
     for segment in (folder for run_id in runs for folder in sorted(layout.segments(run_id).glob("segment=*"))):
         needed = segment / (table.counted or schema.SEGMENTS.file)
         if needed.is_file() and not (segment / table.file).is_file():
@@ -282,13 +282,13 @@ def _require_in_every_segment(layout: Layout, runs: list[str], table: schema.Tab
 
 
 def _escaped(path: Path) -> str:
-    """Return a path as a Hadoop pattern that matches it alone."""
+    """Return a Hadoop pattern that matches only this path."""
     return re.sub(r"([{}\[\]*?\\])", r"\\\1", str(path))
 
 
 @contextmanager
 def _errors() -> Iterator[None]:
-    """Turn what Spark and Java raise into one line."""
+    """Turn an exception of Spark or Java into a one-line SparkError."""
     from py4j.protocol import Py4JError
     from pyspark.errors import PySparkException
 

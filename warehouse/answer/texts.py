@@ -1,7 +1,7 @@
 """An answer's values as text, so that nothing is lost between DuckDB and a file.
 
-In: an answer. Out: the same answer with every column cast by DuckDB itself, by the column's type. No value of a type
-that Python lacks (TIMESTAMP WITH TIME ZONE, INTERVAL, years before 1) becomes a Python object on its way.
+In: an answer. Out: the same answer, with every column cast by DuckDB itself according to its type. Values that Python
+cannot represent (TIMESTAMP WITH TIME ZONE, INTERVAL, years before 1) never become Python objects on the way.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Row = tuple[str | None, ...]
 Cast = Callable[[str, Any], str]
-"""Returns SQL for a column, given the SQL that reads it and its type."""
+"""Returns the SQL that casts a column, given the SQL that reads it and its type."""
 
 INTEGERS = frozenset(
     f"{sign}{size}" for sign in ("", "u") for size in ("tinyint", "smallint", "integer", "bigint", "hugeint")
@@ -27,7 +27,7 @@ INTEGERS = frozenset(
 NUMBERS = INTEGERS | {"float", "double", "decimal"}
 _NESTED = frozenset({"list", "array", "struct", "tuple", "map", "union", "variant"})
 _DIGITS = 15
-"""The decimal digits that any double holds."""
+"""Decimal digits that every double preserves."""
 _BATCH = 10_000
 _ANSWER = "moewh_answer"
 _BARE = re.compile(r'"(?:[^"\\]|\\.)*"|-?\b(?:nan|inf(?:inity)?)\b|[\r\n]+', re.IGNORECASE)
@@ -43,7 +43,7 @@ class Column:
 
 
 def as_select(answer: Answer) -> Answer:
-    """Return the answer with a statement that can stand in a subquery; what cannot (EXPLAIN) is run into a table."""
+    """Return the answer with a statement that can be a subquery; one that cannot (EXPLAIN) is run into a table."""
     import duckdb
 
     from moewh.warehouse.answer.jail import without_semicolon
@@ -57,7 +57,7 @@ def as_select(answer: Answer) -> Answer:
 
 
 def columns_of(answer: Answer) -> list[Column]:
-    """Return the columns of an answer from `as_select`, without running it. No two names are equal, in any case."""
+    """Return the columns of an answer from `as_select` without running it. Their names are unique, ignoring case."""
     sql = f"select * from ({answer.statement}\n) limit 0"
     cursor = answer.connection.execute(sql, dict(answer.values))
     columns = [Column(name, kind) for name, kind, *_ in cursor.description or ()]
@@ -72,21 +72,21 @@ def converted(answer: Answer, columns: Sequence[Column], cast: Cast) -> Answer:
         f"{cast(expression, column.type)} as {_quoted(column.name)}"
         for expression, column in zip(expressions, columns, strict=True)
     )
-    source = f"select * from ({answer.statement}\n)"  # in which equal names are made different
+    source = f"select * from ({answer.statement}\n)"  # DuckDB renames duplicate columns here
     return Answer(
         answer.connection, f"select {items} from ({source}) as answer({', '.join(expressions)})", dict(answer.values)
     )
 
 
 def rows_of(answer: Answer) -> Iterator[tuple[Any, ...]]:
-    """Run an answer and yield its rows, a batch at a time in memory."""
+    """Run an answer and yield its rows, with one batch in memory at a time."""
     cursor = answer.execute()
     while batch := cursor.fetchmany(_BATCH):
         yield from batch
 
 
 def text_rows(answer: Answer) -> tuple[list[Column], Iterator[Row]]:
-    """Return an answer's columns, and its rows as `as_text` has them; NULL is None."""
+    """Return an answer's columns, and its rows converted by `as_text`; NULL is None."""
     answer = as_select(answer)
     columns = columns_of(answer)
     rows = rows_of(converted(answer, columns, as_text))
@@ -94,7 +94,7 @@ def text_rows(answer: Answer) -> tuple[list[Column], Iterator[Row]]:
 
 
 def told_rows(answer: Answer) -> Iterator[tuple[dict[str, str], dict[str, Any]]]:
-    """Yield an answer's rows twice, by column: as texts, with NULL as `NULL`, and as the values that JSON has."""
+    """Yield each row as two dicts by column: its texts, with NULL as `NULL`, and its values as JSON types."""
     answer = as_select(answer)
     columns = columns_of(answer)
     names = [column.name for column in columns]
@@ -107,7 +107,7 @@ def told_rows(answer: Answer) -> Iterator[tuple[dict[str, str], dict[str, Any]]]
 
 
 def _finished(row: Row, columns: Sequence[Column]) -> Row:
-    """Make the cells that hold JSON text strict JSON."""
+    """Convert the cells with JSON text to strict JSON."""
     return tuple(
         strict_json(cell) if cell is not None and _is_nested(column) else cell
         for cell, column in zip(row, columns, strict=True)
@@ -119,32 +119,32 @@ def _is_nested(column: Column) -> bool:
 
 
 def as_text(expression: str, kind: Any) -> str:
-    """SQL for a value as text that casts back to its type; nested values are JSON, to be made strict."""
+    """Return SQL for a value as text that casts back to its type; nested values are JSON for `strict_json`."""
     if kind.id in _NESTED:
         return as_json(expression, kind)
-    if kind.id == "float":  # in full: '0.1' is another number to whom reads it as a double
+    if kind.id == "float":  # all digits: a reader that parses '0.1' as a double gets another number
         return f"{expression}::double::varchar"
     return f"{expression}::varchar"
 
 
 def as_shown(expression: str, kind: Any) -> str:  # noqa: ARG001 - a Cast
-    """SQL for a value as DuckDB shows it, which for nested values is its own notation."""
+    """Return SQL for a value as DuckDB shows it; nested values are in DuckDB's notation."""
     return f"{expression}::varchar"
 
 
 def as_json(expression: str, kind: Any) -> str:
-    """SQL for a value as JSON text, except `NaN`, `Infinity` and line ends, which `strict_json` mends.
+    """Return SQL for a value as JSON text, except `NaN`, `Infinity` and line ends, which `strict_json` fixes.
 
-    Integers, doubles and decimals of up to 15 digits are numbers, BOOLEAN is true or false, JSON stays what it is, and
+    Integers, doubles and decimals of up to 15 digits are numbers, BOOLEAN is true or false, JSON is unchanged, and
     every other value is a string that casts back to its type.
     """
-    if str(kind) == "JSON":  # to_json would make doubles of its numbers
+    if str(kind) == "JSON":  # to_json would convert its numbers to doubles
         return f"{expression}::varchar"
     return f"to_json({expression}::{_json_type(kind)})::varchar"
 
 
 def strict_json(text: str) -> str:
-    """Return JSON text on one line, with NaN and infinities in it as the strings "nan", "inf" and "-inf"."""
+    """Return JSON text on one line, with NaN and infinities as the strings "nan", "inf" and "-inf"."""
     return _BARE.sub(_mended, text) if _MAYBE_BARE.search(text) else text
 
 
@@ -156,28 +156,28 @@ def _mended(match: re.Match[str]) -> str:
 
 
 def as_parquet(integers: str) -> Cast:
-    """Return a cast to types that Parquet keeps; 128-bit integers become `integers`."""
+    """Return a cast to types that Parquet preserves; 128-bit integers become `integers`."""
 
     def leaf(kind: Any) -> str:
         if kind.id in ("hugeint", "uhugeint"):
             return integers
-        # Parquet has times in UTC only, intervals of milliseconds only, and no struct without fields.
+        # Parquet has only UTC times, only millisecond intervals, and no struct without fields.
         return "VARCHAR" if kind.id in ("time with time zone", "interval", "struct") else str(kind)
 
     def cast(expression: str, kind: Any) -> str:
-        target = _rebuilt(kind, leaf, arrays=False)  # pyarrow cannot read DuckDB's arrays that have a NULL among them
+        target = _rebuilt(kind, leaf, arrays=False)  # pyarrow cannot read a column of DuckDB arrays with a NULL
         return expression if target == _rebuilt(kind, str) else f"{expression}::{target}"
 
     return cast
 
 
 def holds_large_integers(kind: Any) -> bool:
-    """Whether a type is, or has within it, a 128-bit integer."""
+    """Return whether a type is, or contains, a 128-bit integer."""
     return "HUGEINT" in _rebuilt(kind, lambda leaf: "HUGEINT" if leaf.id in ("hugeint", "uhugeint") else "INTEGER")
 
 
 def _json_type(kind: Any) -> str:
-    """The type whose `to_json` keeps every digit of a value."""
+    """Return the type whose `to_json` preserves every digit of a value."""
 
     def leaf(kind: Any) -> str:
         if kind.id in INTEGERS or kind.id == "boolean" or str(kind) == "JSON":
@@ -194,9 +194,9 @@ def _json_type(kind: Any) -> str:
 
 
 def _rebuilt(kind: Any, leaf: Callable[[Any], str], *, arrays: bool = True) -> str:
-    """Return a type as SQL, with `leaf` of each type in it that has none within; so has a struct without fields.
+    """Return a type as SQL, with `leaf` applied to each type that has no inner type, including a struct without fields.
 
-    Without `arrays`, lists of a fixed length are lists like any other.
+    Without `arrays`, fixed-length lists become ordinary lists.
     """
     if kind.id not in _NESTED - {"variant"}:
         return leaf(kind)
@@ -215,7 +215,7 @@ def _rebuilt(kind: Any, leaf: Callable[[Any], str], *, arrays: bool = True) -> s
             return f"{kind.id}({', '.join(inner)})"
     if not children:
         return leaf(kind)
-    names = [name or f"element{number}" for number, (name, _) in enumerate(children, 1)]  # 1.5's tuples lack names
+    names = [name or f"element{number}" for number, (name, _) in enumerate(children, 1)]  # tuples of 1.5 have no names
     return f"{kind.id}({', '.join(f'{_quoted(name)} {part}' for name, part in zip(names, inner, strict=True))})"
 
 

@@ -1,1 +1,1 @@
-"""Files: what is stored, where it lies, and how it is committed."""
+"""Files: what is stored, where, and how it is committed."""

@@ -1,4 +1,4 @@
-"""Where everything lies in a warehouse directory, and how an empty one comes to be.
+"""The layout of a warehouse directory, and how an empty one is created.
 
 Layout::
 
@@ -7,8 +7,8 @@ Layout::
        segments/run_id=<run>/segment=<n>/     committed rows
        sealed/run_id=<run>/                   the counts of a complete run, merged (moewh.warehouse.sealing)
        unsealed/run_id=<run>/                 a link to the segments of any other run, through which counts are read
-       geometry/run_id=<run>/                 what the model's weights alone say (moewh geometry)
-       quarantine/                            damaged segments taken out
+       geometry/run_id=<run>/                 measures of the model's weights alone (moewh geometry)
+       quarantine/                            damaged segments that were taken out
        .staging/                              work in flight; no view's glob matches it
 """
 
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SCHEMA_RUN = "~schema"
-"""The run_id of the zero-row files that let every view answer before the first ingest.
+"""The run_id of the zero-row files, with which every view can answer before the first ingest.
 
-It sorts after every legal run_id: DuckDB takes the first file's rows for typical when it plans a join, and an
-empty file first makes it build hash tables of the larger side.
+It sorts after every legal run_id: DuckDB estimates sizes from the first file when it plans a join, so an empty first
+file would make it build hash tables on the larger side.
 """
 
 FOLDERS: dict[schema.Level, str] = {
@@ -47,22 +47,22 @@ FOLDERS: dict[schema.Level, str] = {
     "geometry": "geometry/run_id=*",
     "sealed": "sealed/run_id=*",
 }
-"""The folders that hold the files of each level's tables, as a pattern below the root."""
+"""The folders that hold the files of each level's tables, as patterns below the root."""
 
 UNSEALED = "unsealed/run_id=*"
-"""The folders of the runs that are not sealed: each holds a mark, and UNSEALED_LINK to the run's segments.
+"""The folders of the runs that are not sealed: each holds a mark and UNSEALED_LINK, a link to the run's segments.
 
-Views read the counts of segments through these links alone, so that no answer lists the segments of a sealed run.
+Views read the counts of segments only through these links, so that no query lists the segments of a sealed run.
 """
 UNSEALED_LINK = "segments"
 MARK = "mark-*"
-"""The empty file in a sealed or an unsealed folder whose name is another each time the folder is made.
+"""An empty file in every sealed or unsealed folder, with a new name each time the folder is made.
 
-By it a query notices a run that was unsealed and sealed again while its files were listed.
+It lets a query notice that a run was unsealed and sealed again while its files were listed.
 """
 
 SEGMENT_FOLDER = "segment="
-"""What the name of a segment's folder begins with, before its number."""
+"""Prefix of a segment folder's name, before its number."""
 
 _FIRST_FILES: dict[schema.Level, str] = {
     "run": schema.RUNS.file,
@@ -70,13 +70,13 @@ _FIRST_FILES: dict[schema.Level, str] = {
     "geometry": schema.EXPERT_GEOMETRY.file,
     "sealed": schema.SEGMENTS.file,
 }
-"""A file that every folder of a level holds."""
+"""A file that every folder of each level holds."""
 
 PATH_VALUES = {"run_id": f"[A-Za-z0-9][A-Za-z0-9._-]*|{SCHEMA_RUN}", "segment": "0|[1-9][0-9]{0,8}"}
-"""What the path of a file may say, as regular expressions: what says anything else is a copy, or a stray.
+"""Legal values of the path columns, as regular expressions: a path with any other value is a copy or a stray.
 
-A run's has no bound of 64, unlike `check_run_id`: DuckDB compiles the expression again for each file of a query, and a
-bounded repetition compiles to so many copies. At 2,000 segments that alone took 0.35 s.
+Unlike `check_run_id`, the expression for run_id has no limit of 64 characters: DuckDB compiles it again for each file
+of a query, and a bounded repetition compiles to that many copies. At 2,000 segments that alone took 0.35 s.
 """
 
 DATABASE = "warehouse.duckdb"
@@ -88,7 +88,7 @@ _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def check_run_id(run_id: str) -> str:
-    """Return `run_id` if it is legal, else raise UsageError."""
+    """Return `run_id` if it is legal; otherwise raise UsageError."""
     if not _RUN_ID.fullmatch(run_id):
         raise UsageError(
             f"run id {run_id!r} is not allowed. "
@@ -99,7 +99,7 @@ def check_run_id(run_id: str) -> str:
 
 @dataclass(frozen=True)
 class Layout:
-    """The paths of one warehouse; nothing here touches the disk but `create` and `staged`."""
+    """The paths of one warehouse, and the operations on them that create, stage, link and sweep folders."""
 
     root: Path
 
@@ -115,7 +115,7 @@ class Layout:
 
     @property
     def empty(self) -> Path:
-        """The zero-row files once more, alone: views are bound to them without listing any segment."""
+        """A second copy of the zero-row files: views are bound to these, so that no segment is listed."""
         return self.staging / "empty"
 
     def run(self, run_id: str) -> Path:
@@ -131,7 +131,7 @@ class Layout:
         return self.segments(run_id) / f"{SEGMENT_FOLDER}{number}"
 
     def geometry(self, run_id: str) -> Path:
-        """Folder of what the weights of a run's model say."""
+        """Folder of the measures of the weights of a run's model."""
         return self.root / "geometry" / f"run_id={run_id}"
 
     def sealed(self, run_id: str) -> Path:
@@ -143,22 +143,22 @@ class Layout:
         return self.root / "unsealed" / f"run_id={run_id}"
 
     def template_times(self, run_id: str) -> Path:
-        """Folder that keeps the time which the chat template of a run sees, from before the run is there."""
+        """Folder that keeps the time that the chat template of a run sees; it exists before the run does."""
         return self.staging / "template_time" / f"run_id={run_id}"
 
     def exists(self) -> bool:
-        """Tell whether there is a warehouse here; one from before `moewh geometry` has no such folder."""
+        """Return whether there is a warehouse here; the geometry folder may be missing, as in older warehouses."""
         return self.segment(SCHEMA_RUN, 0).is_dir() and self.run(SCHEMA_RUN).is_dir()
 
     def looks_like_one(self) -> bool:
-        """Tell whether this folder is empty or holds a warehouse, even a damaged one."""
+        """Return whether this folder is empty or holds a warehouse, even a damaged one."""
         names = {path.name for path in self.root.iterdir()}
         return not names or bool(names & {"runs", "segments"})
 
     def require(self) -> Layout:
-        """Return self if there is a warehouse here that this moewh can read, else raise MoewhError."""
+        """Return self if there is a warehouse here that this moewh can read; otherwise raise MoewhError."""
         if not self.exists():
-            self.linked_folders()  # a link to a disk that is not mounted says more
+            self.linked_folders()  # a link to an unmounted disk gives a better message
             raise MoewhError(
                 f"there is no warehouse at {self.root}. Run `moewh ingest` or `moewh demo` to make one, "
                 "or name another with --warehouse."
@@ -167,20 +167,20 @@ class Layout:
         return self
 
     def _require_version(self) -> None:
-        """Raise MoewhError for a warehouse of a version that this moewh does not know.
+        """Raise MoewhError for a warehouse of a version that this moewh does not support.
 
-        The manifest of the zero-row files says it for all: they are written first, and again by a newer moewh before
-        it adds anything. What cannot be read here is for `moewh verify` to name.
+        The manifest of the zero-row files gives the version of the whole warehouse: they are written first, and a
+        newer moewh rewrites them before it adds anything. `moewh verify` reports a manifest that cannot be read.
         """
         versions = _versions(self.segment(SCHEMA_RUN, 0))
         if versions is not None and (refused := schema.refusal(*versions)):
             raise MoewhError(f"the warehouse at {self.root} {refused}")
 
     def create(self) -> None:
-        """Make an empty warehouse: zero-row files of every table. In an existing one, add those that are missing.
+        """Create an empty warehouse: zero-row files of every table. In an existing one, add those that are missing.
 
-        Those of an older schema are written anew. Raises MoewhError if the directory cannot be written, and for a
-        warehouse of a version that this moewh does not know.
+        Files of an older schema are rewritten. Raises MoewhError if the directory cannot be written, and for a
+        warehouse of a version that this moewh does not support.
         """
         self._require_version()
         with self.writing():
@@ -193,9 +193,9 @@ class Layout:
                 self._add_empty_way(layout)
 
     def link_unsealed(self, run_id: str) -> None:
-        """Make a run's segments readable through `unsealed/`, unless they are.
+        """Make a run's segments readable through `unsealed/`, unless they already are.
 
-        A copy of a warehouse may hold the files that a link led to: such a folder is replaced by a link.
+        A copy of a warehouse may hold the linked files instead of the link: such a folder is replaced by a link.
         """
         if (self.unsealed(run_id) / UNSEALED_LINK).is_symlink():
             return
@@ -207,14 +207,14 @@ class Layout:
             commit(folder, self.unsealed(run_id))
 
     def has_empty_way(self) -> bool:
-        """Tell whether `unsealed/` has its zero-row files, the same as those among the segments."""
+        """Return whether `unsealed/` has its zero-row files, identical to those among the segments."""
         source = self.segment(SCHEMA_RUN, 0)
         there = self.unsealed(SCHEMA_RUN) / UNSEALED_LINK / f"{SEGMENT_FOLDER}0"
         tables = [table for table in schema.MERGED if self.has_table(table)]
         return all(_same_bytes(source / table.file, there / table.file) for table in tables)
 
     def has_table(self, table: schema.Table) -> bool:
-        """Tell whether there are zero-row files of a table; a warehouse from before it has none."""
+        """Return whether there are zero-row files of a table; a warehouse older than the table has none."""
         folders: dict[schema.Level, Path] = {
             "run": self.run(SCHEMA_RUN),
             "segment": self.segment(SCHEMA_RUN, 0),
@@ -224,7 +224,7 @@ class Layout:
         return (folders[table.level] / table.file).is_file()
 
     def _add_empty_way(self, layout: Layout) -> None:
-        """Give `unsealed/` of a layout its zero-row files: no link, so that any copy of a warehouse has them."""
+        """Write the zero-row files of a layout's `unsealed/`: files, not a link, so that every copy has them."""
         if layout.has_empty_way():
             return
         target = layout.unsealed(SCHEMA_RUN)
@@ -243,17 +243,17 @@ class Layout:
             commit(folder / "new", target)
 
     def unlink_unsealed(self, run_id: str) -> None:
-        """Take a run's segments out of `unsealed/`, by one rename."""
+        """Remove a run's segments from `unsealed/`, by one rename."""
         if self.unsealed(run_id).is_dir():
             with self.staged(f"unsealed.{run_id}") as folder:
                 self.unsealed(run_id).rename(folder / "gone")
                 sync(self.unsealed(run_id).parent)
 
     def linked_folders(self) -> list[Path]:
-        """Return where the symbolic links lead that stand for a folder of moewh: `segments`, a run's, a segment's.
+        """Return the targets of the symbolic links that replace a folder of moewh: `segments`, a run's, a segment's.
 
-        Raises MoewhError for a link to what is not there, whose rows would be left out of every answer, and for one to
-        a folder that moewh did not write.
+        Raises MoewhError for a broken link, whose rows would be missing from every answer, and for a link to a folder
+        that moewh did not write.
         """
         found = []
         self.require_links()
@@ -261,31 +261,32 @@ class Layout:
             target = link.resolve()
             if not target.is_dir():
                 raise MoewhError(
-                    f"{link} is a link to {target}, where no folder is. Mount that disk, or remove the link."
+                    f"{link} is a link to {target}, which is not a folder. Mount that disk, or remove the link."
                 )
             if any(target.iterdir()) and not any(target.glob(needed)):
-                raise MoewhError(f"{link} is a link to {target}, which holds no {needed}. Remove the link.")
+                raise MoewhError(f"{link} is a link to {target}, which has no {needed}. Remove the link.")
             found.append(target)
         return found
 
     def folders(self) -> list[str]:
-        """Return what SQL may read, as DuckDB's allowed directories: each folder plain, and as a pattern of itself.
+        """Return the folders that SQL may read, as DuckDB's allowed directories: each as a path and as a glob pattern.
 
-        A path with `*`, `?` or `[` is a prefix in both its spellings. Raises as `linked_folders` does.
+        DuckDB compares prefixes, so a path with `*`, `?` or `[` must be allowed in both spellings. Raises as
+        `linked_folders` does.
         """
         return [text for folder in (self.root, *self.linked_folders()) for text in (str(folder), glob_literal(folder))]
 
     def require_links(self) -> None:
-        """Raise MoewhError for a copy of the warehouse that holds a run's segments where it must link to them."""
+        """Raise MoewhError for a copy of the warehouse that holds a run's segments where there must be a link."""
         for run in _scan(self.unsealed(SCHEMA_RUN).parent):
             if run.name != self.unsealed(SCHEMA_RUN).name and not (Path(run.path) / UNSEALED_LINK).is_symlink():
                 raise MoewhError(
-                    f"{run.path} holds no link to the run's segments, as a copy that followed links. "
+                    f"{run.path} does not link to the run's segments; the warehouse was copied by following links. "
                     "Run `moewh refresh`."
                 )
 
     def _links(self) -> Iterator[tuple[Path, str]]:
-        """Yield the links among moewh's folders, each with a pattern of what must lie below its target."""
+        """Yield the links among moewh's folders, each with a pattern of what its target must contain."""
         for level, file in _FIRST_FILES.items():
             names = FOLDERS[level].split("/")
             folders = [self.root]
@@ -297,9 +298,9 @@ class Layout:
                 folders = [Path(entry.path) for entry in entries] if depth < len(names) else []
 
     def require_one_disk(self, run_id: str | None = None) -> None:
-        """Raise MoewhError unless what is staged here can be renamed to its place: among all runs, and in `run_id`.
+        """Raise MoewhError if staged folders cannot be renamed into place, among all runs and within `run_id`.
 
-        Links that lead nowhere are refused as when reading.
+        Broken links are refused, as when reading.
         """
         self.linked_folders()
         folders = [self.root, *(self.root / pattern.partition("/")[0] for pattern in (*FOLDERS.values(), UNSEALED))]
@@ -309,7 +310,7 @@ class Layout:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Turn what the disk refuses into a MoewhError that names the warehouse."""
+        """Turn disk errors into a MoewhError that names the warehouse."""
         try:
             yield
         except OSError as error:
@@ -341,17 +342,17 @@ class Layout:
 
     @contextmanager
     def staged(self, name: str) -> Iterator[Path]:
-        """Yield a fresh folder in `.staging/`, removed afterwards if it is still there.
+        """Yield a new folder in `.staging/`, removed afterwards if it is still there.
 
-        It is locked while in use, so that `sweep` can tell what a dead process left.
+        It is locked while in use, so that `sweep` can recognise what a dead process left.
         """
         while True:
             folder = self.staging / f"{name}.{os.urandom(8).hex()}{_IN_FLIGHT}"
             folder.mkdir(parents=True)
             descriptor = os.open(folder, os.O_RDONLY)
-            with suppress(OSError):  # on a file system without locks nothing is swept either
+            with suppress(OSError):  # on a file system without locks, nothing is swept either
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if folder.is_dir():  # else a sweep came between the two lines above
+            if folder.is_dir():  # otherwise a sweep removed it between the two lines above
                 break
             os.close(descriptor)
         try:
@@ -361,7 +362,7 @@ class Layout:
             os.close(descriptor)
 
     def sweep(self) -> None:
-        """Remove what dead processes left in `.staging/`; a folder that is in use is locked and stays."""
+        """Remove what dead processes left in `.staging/`; a folder in use is locked and stays."""
         for folder in self.staging.glob(f"*{_IN_FLIGHT}"):
             try:
                 descriptor = os.open(folder, os.O_RDONLY)
@@ -371,20 +372,20 @@ class Layout:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)
             except OSError:
-                continue  # in use, or on a file system that cannot tell
+                continue  # in use, or on a file system without locks
             finally:
                 os.close(descriptor)
 
     def remove_empty(self) -> None:
-        """Remove the folders of a warehouse that never came to be: only those that are empty."""
+        """Remove the folders of a warehouse that was never completed, as far as they are empty."""
         for path in (self.staging / "prompts", self.staging / "template_time", self.staging, self.root):
-            with suppress(OSError):  # rmdir refuses a folder with anything in it, which is what keeps this safe
+            with suppress(OSError):  # rmdir refuses a folder that is not empty, which makes this safe
                 path.rmdir()
 
 
 @cache
 def _without_rows(columns: pa.Schema) -> bytes:
-    """Return a Parquet file of some columns and no rows; a warehouse has each of its zero-row files twice."""
+    """Return a Parquet file with these columns and no rows, cached: a warehouse has each zero-row file twice."""
     import pyarrow.parquet as pq
 
     file = io.BytesIO()
@@ -394,7 +395,7 @@ def _without_rows(columns: pa.Schema) -> bytes:
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Keep other processes that ask for the same folder waiting; on a file system that cannot, go on at once."""
+    """Hold the lock of a folder, so that other processes wait for it; on a file system without locks, do not wait."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):
@@ -405,18 +406,18 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 
 def add_mark(folder: Path) -> None:
-    """Put a mark of its own into a folder that is to be committed."""
+    """Add a mark with a unique name to a folder that is to be committed."""
     (folder / MARK.replace("*", os.urandom(8).hex())).touch()
 
 
 def commit(folder: Path, target: Path) -> bool:
-    """Make a staged folder visible at `target`: fsync its files and itself, rename it, fsync the parent.
+    """Make a staged folder visible at `target`: fsync its files and the folder, rename it, fsync the parent.
 
-    The rename commits everything at once. Returns False, leaving `target` as it is, if another
-    process committed there first.
+    The rename commits everything at once. If another process committed there first, returns False and leaves
+    `target` unchanged.
     """
     for file in sorted(folder.iterdir()):
-        if not file.is_symlink():  # which is part of its folder
+        if not file.is_symlink():  # a link is stored in its folder
             sync(file)
     sync(folder)
     make_folder(target.parent)
@@ -431,7 +432,7 @@ def commit(folder: Path, target: Path) -> bool:
 
 
 def require_renames(source: Path, folders: Iterable[Path]) -> None:
-    """Raise MoewhError for the first of the folders that nothing in `source` can be renamed into."""
+    """Raise MoewhError for the first folder that files in `source` cannot be renamed into."""
     for folder in folders:
         if source.is_dir() and folder.is_dir() and not _one_disk(source, folder):
             raise MoewhError(
@@ -442,9 +443,10 @@ def require_renames(source: Path, folders: Iterable[Path]) -> None:
 
 
 def _one_disk(source: Path, target: Path) -> bool:
-    """Tell whether a rename from one folder to another is possible: by their device, and by renaming what is not there.
+    """Return whether a rename from one folder to another is possible.
 
-    The second finds a bind mount, which has the device of the disk that it shows.
+    Compares their devices and tries to rename a missing file; the latter detects a bind mount, which has the same
+    device as the disk that it shows.
     """
     if source.stat().st_dev != target.stat().st_dev:
         return False
@@ -457,7 +459,7 @@ def _one_disk(source: Path, target: Path) -> bool:
 
 
 def _versions(folder: Path) -> tuple[int, int] | None:
-    """Return the format and the schema that a folder's manifest names; None where it does not."""
+    """Return the format and schema version in a folder's manifest; None if it has none."""
     import json
 
     try:
@@ -473,7 +475,7 @@ def _same_bytes(one: Path, other: Path) -> bool:
 
 
 def _scan(folder: Path) -> list[os.DirEntry[str]]:
-    """Return what a folder holds, without asking the disk about each; nothing for what is no folder."""
+    """Return a folder's entries without a stat call for each; an empty list if it is not a folder."""
     try:
         with os.scandir(folder) as entries:
             return list(entries)
@@ -482,7 +484,7 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and its missing parents, each durably."""
+    """Create a folder and its missing parents, each synced to disk."""
     if not path.is_dir():
         make_folder(path.parent)
         path.mkdir(exist_ok=True)
@@ -499,10 +501,10 @@ def sync(path: Path) -> None:
 
 
 def own_paths(text: str) -> str:
-    """Return a message that names files read through `unsealed/` with the paths of those files themselves."""
+    """Return a message with paths through `unsealed/` replaced by the paths of the files themselves."""
     return re.sub(rf"/{UNSEALED.replace('*', '([^/]*)')}/{UNSEALED_LINK}/", r"/segments/run_id=\1/", text)
 
 
 def glob_literal(path: Path | str) -> str:
-    """Return a path as a pattern that matches it alone: `*`, `?` and `[` each become a class of one character."""
+    """Return a glob pattern that matches only this path: `*`, `?` and `[` each become a class of one character."""
     return "".join(f"[{character}]" if character in "*?[" else character for character in str(path))

@@ -1,7 +1,7 @@
 """The listing of a published warehouse: every file that belongs to it, with its size and sha256, in `published.json`.
 
-`moewh publish` writes it after the files it names, in one step. So who reads by it sees whole runs only, needs no way
-to list a folder, and knows what each file must be.
+`moewh publish` writes it after the files it lists, in one step. Whoever reads through it therefore sees only whole
+runs, does not need to list folders, and knows the size and sha256 of every file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import FOLDERS, PATH_VALUES, SCHEMA_RUN, SEGMENT_FOLDER
 
 PUBLISHED_MARK = "mark-published"
-"""The mark of every published folder that has one: a random name would make an equal folder another."""
+"""The mark's name in every published folder that has one: a random name would make equal folders differ."""
 
 _SHA256 = r"[0-9a-f]{64}"
 _RUN = f"run_id=({PATH_VALUES['run_id']})"
@@ -31,12 +31,12 @@ _PATH = rf"(?:{_PLACES})/(?:[a-z_]+\.parquet|manifest\.json|{PUBLISHED_MARK})"
 
 
 class ListingError(MoewhError):
-    """A listing that moewh did not write, or that was damaged since."""
+    """A listing that moewh did not write, or that was damaged later."""
 
 
 @dataclass(frozen=True)
 class Listed:
-    """What a file was when it was published."""
+    """A file's size and sha256 when it was published."""
 
     bytes: int
     sha256: str
@@ -48,11 +48,11 @@ class Listing:
 
     files: Mapping[str, Listed]
     moewh: str
-    """Version of moewh that wrote it, and the views beside it."""
+    """Version of moewh that wrote the listing and the views beside it."""
     root: str
-    """Where those views look for the files."""
+    """Path or URL where those views look for the files."""
     version: int = schema.SCHEMA_VERSION
-    """Of the schema that the files were written with."""
+    """Version of the schema that the files were written with."""
     without_text: tuple[str, ...] = field(default=())
     """Runs that were published without the text of their prompts, in order."""
 
@@ -64,13 +64,13 @@ class Listing:
 
     @property
     def zero_rows(self) -> list[str]:
-        """The zero-row file of every table that views read."""
+        """The paths of the zero-row files, one for every table that views read."""
         return [path for table in schema.TABLES for path in self.files_of(table)[-1:]]
 
     def files_of(self, table: schema.Table) -> list[str]:
-        """Return the paths of the files that a table's view reads, the zero-row one last (see `SCHEMA_RUN`).
+        """Return the paths of the files that a table's view reads, the zero-row file last (see `SCHEMA_RUN`).
 
-        Every run is sealed: of what sealing merges, those are its merged files.
+        Every run is sealed, so for a table that sealing merges, these are the merged files.
         """
         table = schema.sealed(table) if table in schema.MERGED else table
         top, end = f"{FOLDERS[table.level].partition('/')[0]}/", f"/{table.file}"
@@ -85,12 +85,12 @@ class Listing:
 
 
 def run_of(path: str) -> str:
-    """Return the run that a listed path is of."""
+    """Return the run that a listed path belongs to."""
     return path.split("/")[1].removeprefix("run_id=")
 
 
 def listing_text(listing: Listing) -> bytes:
-    """Return the bytes of a listing's file: there is one spelling of each."""
+    """Return the bytes of a listing's file; equal listings give equal bytes."""
     content = {
         "format": schema.FORMAT_VERSION,
         "schema": listing.version,
@@ -103,7 +103,7 @@ def listing_text(listing: Listing) -> bytes:
 
 
 def parse_listing(text: bytes) -> Listing:
-    """Return what a listing's bytes say. Raises ListingError for anything moewh would not have written."""
+    """Parse a listing's bytes. Raises ListingError for anything that moewh would not have written."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -133,13 +133,13 @@ def _listed(path: str, entry: object) -> Listed:
     )
     if not right:
         raise ListingError(f"has no valid entry for {path!r}")
-    return Listed(**entry)  # type: ignore[arg-type] # looked into above
+    return Listed(**entry)  # type: ignore[arg-type] # checked above
 
 
 def _require_whole(listing: Listing) -> None:
     """Raise ListingError for a table without a file, or a run without its own files or its sealed counts.
 
-    Opt-in counts belong to the runs that have the rows which they count.
+    Opt-in counts are required only for runs that have the rows they count.
     """
     for table in (table for table in schema.TABLES if table.since <= listing.version):
         paths = listing.files_of(table)

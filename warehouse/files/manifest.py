@@ -1,6 +1,6 @@
-"""The manifest of a folder: which files belong to it, with their rows, bytes and sha256, and what they are part of.
+"""The manifest of a folder: its files with their rows, bytes and sha256, and the run and segment they belong to.
 
-Every committed folder has one, written last: a segment's, a run's own, and the one with the zero-row files.
+Every committed folder has one, written last: each segment's, each run's own, and the one with the zero-row files.
 `moewh.warehouse.trust.verify` compares it with the disk.
 """
 
@@ -20,16 +20,16 @@ from moewh.warehouse.files.schema import FORMAT_VERSION
 
 MANIFEST = "manifest.json"
 _LONGEST = 1 << 20
-"""Bytes; a manifest is about 3,000."""
+"""Bytes; a manifest has about 3,000."""
 
 
 class ManifestError(MoewhError):
-    """A manifest that moewh did not write, or that was damaged since."""
+    """A manifest that moewh did not write, or that was damaged later."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What a file was when it was committed."""
+    """A file's rows, size and sha256 when it was committed."""
 
     rows: int
     bytes: int
@@ -38,10 +38,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A folder's files by name, and whose they are."""
+    """A folder's files by name, and the run and segment they belong to."""
 
     identity: str | None
-    """sha256 of the run's identity; None for the zero-row files, which are no run's."""
+    """sha256 of the run's identity; None for the zero-row files, which belong to no run."""
     segment: int | None
     """Number of the segment; None for a run's own files."""
     files: dict[str, Entry]
@@ -50,10 +50,10 @@ class Manifest:
 
 
 def write_manifest(folder: Path, identity: str | None, segment: int | None) -> int:
-    """Write the manifest of every Parquet file in `folder`; return the bytes they take together.
+    """Write the manifest of every Parquet file in `folder`; return their total size in bytes.
 
-    Every page is held against its checksum first: the sha256 taken here keeps whatever was wrong before it. Raises
-    MoewhError naming the file, row group and column of a page that is not what was written.
+    Every page is compared with its checksum first, because the sha256 computed here would preserve any earlier error.
+    Raises MoewhError with the file, row group and column of a page that differs from what was written.
     """
     import pyarrow.parquet as pq
 
@@ -73,7 +73,7 @@ def write_manifest(folder: Path, identity: str | None, segment: int | None) -> i
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Return the manifest of a folder. Raises ManifestError saying what is wrong with it, and OSError."""
+    """Return the manifest of a folder. Raises ManifestError with what is wrong with it, and OSError."""
     if (folder / MANIFEST).exists() and not (folder / MANIFEST).is_file():
         raise ManifestError("is not a file")
     with (folder / MANIFEST).open("rb") as file:
@@ -82,7 +82,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def parse_manifest(text: bytes) -> Manifest:
-    """Return what a manifest's bytes say. Raises ManifestError for anything moewh would not have written."""
+    """Parse a manifest's bytes. Raises ManifestError for anything that moewh would not have written."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -95,18 +95,18 @@ def parse_manifest(text: bytes) -> Manifest:
         raise ManifestError(f"has the keys {', '.join(sorted(content))}")
     identity, segment, files = content["identity"], content["segment"], content["files"]
     if not (identity is None or _is_sha256(identity)) or not (segment is None or _is_count(segment)):
-        raise ManifestError("does not say whose files these are")
+        raise ManifestError("does not say which run and segment its files belong to")
     if not isinstance(files, dict):
         raise ManifestError("lists no files")
     entries = {name: _entry(name, entry) for name, entry in files.items()}
     manifest = Manifest(identity, segment, entries, content["schema"])
     if manifest_text(manifest) != text:
-        raise ManifestError("is not spelled as it was written")
+        raise ManifestError("is not formatted as moewh writes it")
     return manifest
 
 
 def manifest_text(manifest: Manifest) -> bytes:
-    """Return the bytes of a manifest's file: there is one spelling of each."""
+    """Return the bytes of a manifest's file; equal manifests give equal bytes."""
     files = {name: asdict(entry) for name, entry in manifest.files.items()}
     whose = {"identity": manifest.identity, "segment": manifest.segment}
     content = {"format": FORMAT_VERSION, "schema": manifest.schema, **whose, "files": files}

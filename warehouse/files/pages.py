@@ -1,6 +1,6 @@
-"""Parquet page checksums, checked without decoding a page: the CRC-32 that the writer put into each page's header.
+"""Parquet page checksums, checked without decoding pages: the CRC-32 that the writer put into each page's header.
 
-DuckDB does not look at them. A page is a header in Thrift's compact protocol and then its bytes, compressed; see
+DuckDB does not check them. A page is a header in Thrift's compact protocol, followed by its compressed bytes; see
 https://parquet.apache.org/docs/file-format/data-pages/checksumming/ and
 https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md.
 """
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 _BOOLEANS, _INTEGERS, _BINARY, _STRUCT = (1, 2), (4, 5, 6), 8, 12
-"""Kinds of field in page headers; there are no others. A lead byte of 0 ends a struct."""
+"""The kinds of field that occur in page headers. A lead byte of 0 ends a struct."""
 _SIZE, _CRC = 3, 4
 """Fields of a page header: compressed size in bytes, and CRC-32 of that many bytes after the header."""
 
 
 class PageError(Exception):
-    """A page that is not what was written."""
+    """A page that differs from what was written."""
 
 
 def check_pages(path: Path, metadata: pq.FileMetaData) -> None:
-    """Check every page of a Parquet file that has a checksum. Raises PageError naming row group and column; OSError."""
+    """Check every page of a Parquet file that has a checksum. Raises PageError with row group and column; OSError."""
     with path.open("rb") as file:
         for group in range(metadata.num_row_groups):
             row_group = metadata.row_group(group)
@@ -42,27 +42,27 @@ def check_pages(path: Path, metadata: pq.FileMetaData) -> None:
 
 
 def _check_chunk(chunk: bytes) -> None:
-    """Check the pages that one column has in one row group."""
+    """Check the pages of one column in one row group."""
     offset = page = 0
     view = memoryview(chunk)
     while offset < len(chunk):
         try:
             size, crc, start = _header(chunk, offset)
         except IndexError:
-            raise PageError(f"page {page} has a header without an end") from None
+            raise PageError(f"page {page} has a header that does not end") from None
         offset = start + size
         if size < 0 or offset > len(chunk):
-            raise PageError(f"page {page} has no place in the file")
+            raise PageError(f"page {page} has a size that does not fit in the file")
         if crc is not None and zlib.crc32(view[start:offset]) != crc & 0xFFFF_FFFF:
             raise PageError(f"page {page} does not match its checksum")
         page += 1
 
 
 def _header(data: bytes, offset: int) -> tuple[int, int | None, int]:
-    """Return a page's size, its checksum if it has one, and where the header at `offset` ends.
+    """Return a page's size, its checksum if it has one, and the offset where the header at `offset` ends.
 
-    One loop without calls for what headers are made of: there are thousands, of some twenty fields each. Structs
-    within are walked through; a step of `field` is in the upper half of a field's lead byte, its kind in the lower.
+    Parses in one loop without calls, because there are thousands of headers of some twenty fields each. Nested structs
+    are walked through. The upper half of a field's lead byte is the step of `field`, the lower half its kind.
     """
     size, crc, field, depth = -1, None, 0, 1
     while depth:
@@ -97,14 +97,14 @@ def _header(data: bytes, offset: int) -> tuple[int, int | None, int]:
 
 
 def _varint(data: bytes, offset: int) -> tuple[int, int]:
-    """Return the unsigned number at `offset`, seven bits a byte, lowest first, and where it ends."""
+    """Return the unsigned number at `offset`, seven bits per byte, lowest first, and the offset where it ends."""
     number = shift = 0
     while (byte := data[offset]) & 0x80:
         number |= (byte & 0x7F) << shift
         shift += 7
         offset += 1
         if shift > 63:
-            raise PageError("a header holds a number of more than 64 bits")
+            raise PageError("a header has a number of more than 64 bits")
     return number | byte << shift, offset + 1
 
 

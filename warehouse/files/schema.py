@@ -1,9 +1,9 @@
 """Every stored table, defined once: names, types, units, encodings and a description per column.
 
-The Parquet writers, the base views, their comments and the schema page of the docs derive from
+The Parquet writers, the base views, their comments and the schema page of the docs are derived from
 `TABLES`. `run_id` and `segment` are not stored in the files: they come from the path, and every view
-puts them first. A new column says since which version of the schema it exists: what was written before
-answers NULL, and a warehouse that is newer than this list is refused.
+puts them first. A new column has the schema version that introduced it (`since`): older files give NULL, and a
+warehouse newer than these tables is refused.
 Shapes: E experts of a layer, H hidden size, K experts per token (top-k).
 """
 
@@ -18,31 +18,31 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 2
 """Version of the layout on disk."""
 OLDER_REMEDY = "Ingest its prompts again, into another folder, or use that moewh."
-"""What to do with what an older moewh wrote."""
+"""What to do with a warehouse that an older moewh wrote."""
 POSITION_BITS = 24
 """token_id = prompt_id * 2**POSITION_BITS + position; a longer prompt is refused."""
 
 Encoding = Literal["dictionary", "plain", "delta", "byte_stream_split"]
 Level = Literal["run", "segment", "geometry", "sealed"]
-"""What a table's files lie beside: a run's own, a segment's, those of a run's geometry, or what sealing merged."""
+"""The folder of a table's files: a run's own, a segment's, that of a run's geometry, or that of its merged counts."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its DuckDB type, what it means (with unit), and how its pages are encoded."""
+    """One column: its DuckDB type, its meaning (with unit), and the encoding of its pages."""
 
     name: str
     type: str
     description: str
     encoding: Encoding = "dictionary"
     derived: bool = False
-    """True for a column that the view computes and no file holds."""
+    """True for a column that the view computes and no file stores."""
     nullable: bool = True
-    """False where every row has a value: the file then says nothing of NULLs, which is faster to write and to read."""
+    """False if every row has a value: the file then stores no null levels and is faster to write and read."""
     since: int = 1
-    """The schema version that brought it; NULL in what was written before. It stands after the older columns."""
+    """The schema version that added it; NULL in older files. It comes after the older columns."""
     merge: Literal["sum", "max"] = "sum"
-    """Of a rollup's number: what it is over several segments."""
+    """How a rollup's values combine over several segments."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,13 @@ class Table:
     description: str
     columns: tuple[Column, ...]
     opt_in: bool = False
-    """True for a table that only runs which ask for it have."""
+    """True for a table that only runs with its option have."""
     rollup: bool = False
-    """True for counts of a segment's own rows, which `queries/rollups/` defines; sorted by all their columns."""
+    """True for counts of a segment's own rows, defined by `queries/rollups/`; sorted by all their columns."""
     counted: str | None = None
-    """Of an opt-in rollup: the file whose rows it counts. A segment that has that file has the rollup."""
+    """For an opt-in rollup, the file whose rows it counts. A segment with that file has the rollup."""
     since: int = 1
-    """The schema version that brought it; a warehouse from before has no file of it, and answers no rows."""
+    """The schema version that added it; an older warehouse has no file of it, and its view has no rows."""
 
     @property
     def stored(self) -> tuple[Column, ...]:
@@ -79,7 +79,7 @@ class Table:
         return tuple(column for column in self.stored if column.since > 1)
 
     def arrow(self, version: int | None = None) -> pa.Schema:
-        """Return the Arrow schema of the Parquet file, as this or an older schema version has it."""
+        """Return the Arrow schema of the Parquet file in this or an older schema version."""
         import pyarrow as pa
 
         types = {
@@ -113,22 +113,22 @@ RUNS = Table(
     "runs",
     "run",
     "run.parquet",
-    "One row per run: what was run, on what, how, and how far it has come.",
+    "One row per run: its model, options, environment and progress.",
     (
         Column("model", "VARCHAR", "Hub id or local path of the model, as given."),
-        Column("revision", "VARCHAR", "Branch, tag, commit or checkpoint name asked for; NULL for the default."),
-        Column("commit_hash", "VARCHAR", "Commit of the model repository, where the hub told it."),
+        Column("revision", "VARCHAR", "Branch, tag, commit or checkpoint name as requested; NULL for the default."),
+        Column("commit_hash", "VARCHAR", "Commit of the model repository, if the Hub gave it."),
         Column("series", "VARCHAR", "Checkpoints of one training run share a series."),
         Column("model_type", "VARCHAR", "The configuration's model_type, such as olmoe."),
         Column("num_hidden_layers", "INTEGER", "Transformer layers of the text stack, dense ones included."),
-        Column("num_moe_layers", "INTEGER", "Layers with a router, that is rows in layers."),
+        Column("num_moe_layers", "INTEGER", "Layers with a router: the run's rows in layers."),
         Column("num_experts", "INTEGER", "Routed experts per MoE layer (the largest, if layers differ)."),
         Column("top_k", "INTEGER", "Experts per token (the largest, if layers differ)."),
         Column("dtype", "VARCHAR", "Data type of the model's weights, such as bfloat16."),
         Column("attn_implementation", "VARCHAR", "Attention implementation, such as sdpa."),
         Column("experts_implementation", "VARCHAR", "Experts implementation, such as grouped_mm."),
-        Column("device", "VARCHAR", "Device type the run was started on, such as cuda or cpu."),
-        Column("threads", "INTEGER", "CPU threads torch used when the run was started."),
+        Column("device", "VARCHAR", "Device type on which the run was started, such as cuda or cpu."),
+        Column("threads", "INTEGER", "CPU threads that torch used when the run was started."),
         Column("max_length", "INTEGER", "Longest context in tokens; longer prompts overflow."),
         Column("train_step", "BIGINT", "Training step of this checkpoint, where known."),
         Column("train_tokens", "BIGINT", "Tokens this checkpoint was trained on, where known."),
@@ -139,9 +139,9 @@ RUNS = Table(
         Column(
             "origin",
             "VARCHAR",
-            "forward (moewh ran the model), recorded (the user's own passes) or imported (another program's record).",
+            "forward (moewh ran the model), recorded (the user's own passes) or imported (another program's trace).",
         ),
-        Column("origin_format", "VARCHAR", "Format of what was recorded or imported; NULL for forward."),
+        Column("origin_format", "VARCHAR", "Format of the recorded or imported data; NULL for forward."),
         Column("created_at", "TIMESTAMP", "When the run was started, in UTC."),
         Column("moewh_version", "VARCHAR", "Version of moewh that started the run."),
         Column("torch_version", "VARCHAR", "Version of torch that started the run."),
@@ -149,9 +149,9 @@ RUNS = Table(
         Column(
             "segments_planned",
             "INTEGER",
-            "Segments the run has when it is complete; NULL if that is known only once its last segment is written.",
+            "Segments that the complete run will have; NULL if this is known only when its last segment is written.",
         ),
-        Column("status", "VARCHAR", "complete when every planned segment is there, else running.", derived=True),
+        Column("status", "VARCHAR", "complete if every planned segment is committed, else running.", derived=True),
         Column("segments", "BIGINT", "Segments committed so far.", derived=True),
         Column("prompts", "BIGINT", "Prompts committed so far.", derived=True),
         Column("tokens", "BIGINT", "Tokens committed so far.", derived=True),
@@ -170,11 +170,11 @@ LAYERS = Table(
         Column("router_class", "VARCHAR", "Class of the module that makes the choice; NULL where there is none."),
         Column("num_experts", "INTEGER", "Routed experts E, identity experts included."),
         Column("top_k", "INTEGER", "Experts per token K: a token has exactly K rows here, or none."),
-        Column("scoring", "VARCHAR", "Function from logits to weights, such as softmax; NULL where unknown."),
-        Column("renormalized", "BOOLEAN", "True if a token's K weights are divided by their sum; NULL: unknown."),
+        Column("scoring", "VARCHAR", "Function from logits to weights, such as softmax; NULL if unknown."),
+        Column("renormalized", "BOOLEAN", "True if a token's K weights are divided by their sum; NULL if unknown."),
         Column("post_scale", "FLOAT", "Factor the model applies to the routed sum after the weights."),
-        Column("num_shared_experts", "INTEGER", "Experts every token passes besides the routed ones."),
-        Column("router_input", "VARCHAR", "experts: the router reads the tensor the experts get; own: another."),
+        Column("num_shared_experts", "INTEGER", "Shared experts, which every token passes through."),
+        Column("router_input", "VARCHAR", "experts: the router reads the experts' input tensor; own: another tensor."),
     ),
 )
 
@@ -182,7 +182,7 @@ EXPERTS = Table(
     "experts",
     "run",
     "experts.parquet",
-    "One row per run, MoE layer and routed expert, so that an expert nobody chose still has a row to join.",
+    "One row per run, MoE layer and routed expert, including experts that no token chose.",
     (
         _LAYER,
         _EXPERT,
@@ -190,7 +190,7 @@ EXPERTS = Table(
         Column(
             "selection_bias",
             "FLOAT",
-            "Added to its score for the choice alone, not for its weight; 0 where there is none, NULL where unknown.",
+            "Bias added to the expert's score for the selection only, not for its weight; 0 if none, NULL if unknown.",
         ),
     ),
 )
@@ -199,10 +199,10 @@ VOCABULARY = Table(
     "vocabulary",
     "run",
     "vocabulary.parquet",
-    "One row per run and entry of its tokenizer's vocabulary; none where no text is known.",
+    "One row per run and entry of its tokenizer's vocabulary; no rows if no text is known.",
     (
         Column("vocab_id", "INTEGER", "The tokenizer's id of the entry.", "delta"),
-        Column("token", "VARCHAR", "The entry decoded to text by itself; NULL where it has no text.", "plain"),
+        Column("token", "VARCHAR", "The entry decoded to text by itself; NULL if it has no text.", "plain"),
     ),
 )
 
@@ -210,9 +210,9 @@ SEGMENTS = Table(
     "segments",
     "segment",
     "segment.parquet",
-    "One row per committed segment: how much is in it.",
+    "One row per committed segment: its totals.",
     (
-        Column("prompts", "BIGINT", "Prompts in the segment, whatever their status."),
+        Column("prompts", "BIGINT", "Prompts in the segment, of any status."),
         Column("tokens", "BIGINT", "Tokens in the segment."),
         Column("routing_rows", "BIGINT", "Rows of routing in the segment."),
         Column("prompts_sha256", "VARCHAR", "Digest of the segment's prompts."),
@@ -227,7 +227,7 @@ PROMPTS = Table(
     "One row per run and prompt, in input order.",
     (
         Column("prompt_id", "BIGINT", "0-based ordinal of the prompt in the input.", "delta"),
-        Column("domain", "VARCHAR", "Kind of data, as the input labels it; NULL is a domain of its own."),
+        Column("domain", "VARCHAR", "Kind of data, as the input labels it; NULL counts as a domain."),
         Column("source", "VARCHAR", "Where the prompt came from: its source column, else its file's name."),
         Column("text", "VARCHAR", "The prompt as it was tokenised."),
         Column("num_tokens", "BIGINT", "Rows this prompt has in tokens."),
@@ -235,7 +235,7 @@ PROMPTS = Table(
             "status",
             "VARCHAR",
             "ok; truncated or chunked (over the maximum length); empty (no text); "
-            "skipped (over it, with --on-overflow skip); failed (no rows could be captured).",
+            "skipped (over the maximum, with --on-overflow skip); failed (no rows could be captured).",
         ),
         Column("metadata", "VARCHAR", "The input's other columns as a JSON object; NULL if it has none."),
     ),
@@ -249,7 +249,7 @@ TOKENS = Table(
     (
         _TOKEN_ID,
         Column("prompt_id", "BIGINT", "The prompt this token belongs to.", "delta"),
-        Column("position", "INTEGER", "0-based position in the prompt; goes on through chunks.", "delta"),
+        Column("position", "INTEGER", "0-based position in the prompt; continues across chunks.", "delta"),
         Column("context", "INTEGER", "0-based chunk: tokens attend only within their own context."),
         Column("vocab_id", "INTEGER", "The tokenizer's id of this token."),
         Column("token", "VARCHAR", "The token decoded to text by itself."),
@@ -263,23 +263,23 @@ ROUTING = Table(
     "routing.parquet",
     "One row per run, token, MoE layer and chosen expert; sorted by layer, token_id, rank. "
     "A token has K rows at a layer or none (padding, dropped, skipped or invalid numbers). "
-    "The columns from vocab_id on repeat what tokens and prompts say of the token.",
-    # An encoding here decides what a row costs: `benchmarks/results/queries.md` has the bits per column.
+    "The columns from vocab_id on repeat the token's values in tokens and prompts.",
+    # The encodings here determine the bytes per row: `benchmarks/results/queries.md` has the bits per column.
     (
         replace(_TOKEN_ID, nullable=False),
         replace(_LAYER, encoding="plain", nullable=False),
-        Column("rank", "INTEGER", "0-based, by descending weight; ties by expert. NULL where unknown.", "plain"),
+        Column("rank", "INTEGER", "0-based, by descending weight; ties by expert. NULL if unknown.", "plain"),
         replace(_EXPERT, nullable=False),
         Column(
             "weight",
             "FLOAT",
-            "The very scalar the model multiplied this expert's output by; a token's need not sum to 1. "
-            "NULL where unknown.",
+            "The exact scalar by which the model multiplied this expert's output; a token's weights need not sum to 1. "
+            "NULL if unknown.",
             "byte_stream_split",
         ),
-        Column("vocab_id", "INTEGER", "The tokenizer's id of the token; NULL where unknown.", "plain"),
+        Column("vocab_id", "INTEGER", "The tokenizer's id of the token; NULL if unknown.", "plain"),
         replace(_TOKEN_KIND, nullable=False),
-        Column("domain", "VARCHAR", "Domain of the token's prompt; NULL is a domain of its own."),
+        Column("domain", "VARCHAR", "Domain of the token's prompt; NULL counts as a domain."),
         Column("prompt_id", "BIGINT", "The prompt the token belongs to.", nullable=False),
     ),
 )
@@ -288,7 +288,7 @@ ROUTER_LOGITS = Table(
     "router_logits",
     "segment",
     "router_logits.parquet",
-    "One row per run, token and MoE layer, for runs that asked for it.",
+    "One row per run, token and MoE layer, for runs with this option.",
     (
         _TOKEN_ID,
         _LAYER,
@@ -301,11 +301,11 @@ HIDDEN_STATES = Table(
     "hidden_states",
     "segment",
     "hidden_states.parquet",
-    "One row per run, token and chosen layer, for runs that asked for it.",
+    "One row per run, token and selected layer, for runs with this option.",
     (
         _TOKEN_ID,
         _LAYER,
-        Column("vector", "FLOAT[]", "The H numbers the router was called with.", "byte_stream_split"),
+        Column("vector", "FLOAT[]", "The router's input, H numbers.", "byte_stream_split"),
     ),
     opt_in=True,
 )
@@ -314,7 +314,7 @@ EXPERT_OUTPUTS = Table(
     "expert_outputs",
     "segment",
     "expert_outputs.parquet",
-    "One row per routing row, for runs that asked for it; sorted as routing is.",
+    "One row per routing row, for runs with this option; sorted like routing.",
     (
         replace(_TOKEN_ID, nullable=False),
         replace(_LAYER, encoding="plain", nullable=False),
@@ -323,13 +323,13 @@ EXPERT_OUTPUTS = Table(
         Column(
             "norm",
             "FLOAT",
-            "Euclidean length of the expert's output before its weight; NULL where it is no finite number.",
+            "Euclidean length of the expert's output before its weight is applied; NULL if not finite.",
             "byte_stream_split",
         ),
         Column(
             "cosine",
             "FLOAT",
-            "Cosine of the expert's output and the token's routed sum; NULL where either has no length.",
+            "Cosine of the expert's output and the token's routed sum; NULL if either has length 0 or is not finite.",
             "byte_stream_split",
         ),
     ),
@@ -349,30 +349,30 @@ EXPERT_GEOMETRY = Table(
     "expert_geometry",
     "geometry",
     "expert_geometry.parquet",
-    "One row per run that has a geometry, MoE layer and routed expert: what its weights alone say. "
-    "H is the length of the expert's input, I of its inner layer; biases are left out.",
+    "One row per run with a geometry, MoE layer and routed expert: measures of its weights alone. "
+    "H is the size of the expert's input, I of its inner layer; biases are ignored.",
     (
         _LAYER,
         _EXPERT,
-        _measure("router_norm", "Length of the expert's row in the router; NULL where the router has no such rows."),
+        _measure("router_norm", "Length of the expert's row in the router; NULL if the router has no such rows."),
         _measure("gate_norm", "Frobenius norm of the gate's weights; NULL for an expert without a gate."),
-        _measure("up_norm", "Frobenius norm of the up projection; NULL, as all below, for an identity expert."),
+        _measure("up_norm", "Frobenius norm of the up projection; NULL, like all below, for an identity expert."),
         _measure("down_norm", "Frobenius norm of the down projection."),
         Column("subspace_rank", "INTEGER", "r: dimensions of the subspaces below."),
         _measure(
             "input_share",
             "Share of the router row's energy inside the top-r right singular subspace of [gate; up]; NULL without "
-            "a row, where the expert reads another space than the router, or if the rank is below r.",
+            "a row, if the expert's input is not in the router's space, or if the rank is below r.",
         ),
-        _measure("output_share", "The same inside the top-r left singular subspace of the down projection."),
-        _measure("random_share", "r / H: what a row in a random direction would have."),
-        _measure("input_kurtosis", "Of the entries of [gate; up]: fourth central moment / variance^2; normal: 3."),
-        _measure("output_kurtosis", "The same of the down projection."),
+        _measure("output_share", "The same for the top-r left singular subspace of the down projection."),
+        _measure("random_share", "r / H: the expected share of a row in a random direction."),
+        _measure("input_kurtosis", "Fourth central moment / variance^2 of the entries of [gate; up]; 3 for a normal."),
+        _measure("output_kurtosis", "The same for the down projection."),
         _measure(
             "input_effective_rank",
-            "exp of the entropy of the singular values of [gate; up] over their sum (Roy and Vetterli 2007).",
+            "exp of the entropy of the singular values of [gate; up] divided by their sum (Roy and Vetterli 2007).",
         ),
-        _measure("output_effective_rank", "The same of the down projection."),
+        _measure("output_effective_rank", "The same for the down projection."),
     ),
 )
 
@@ -385,7 +385,7 @@ ROUTER_SIMILARITY = Table(
         _LAYER,
         _EXPERT_A,
         _EXPERT_B,
-        _measure("cosine", "Cosine of the two rows of the router; NULL where it has no such rows."),
+        _measure("cosine", "Cosine of the two rows of the router; NULL if it has no such rows."),
     ),
 )
 
@@ -405,13 +405,13 @@ EXPERT_SIMILARITY = Table(
             "Mean squared cosine of the principal angles between the top-r right singular subspaces of [gate; up]; "
             "NULL if either's rank is below r.",
         ),
-        _measure("output_overlap", "The same of the top-r left singular subspaces of the down projections."),
-        _measure("random_overlap", "r / H: what two random subspaces would have."),
+        _measure("output_overlap", "The same for the top-r left singular subspaces of the down projections."),
+        _measure("random_overlap", "r / H: the expected overlap of two random subspaces."),
     ),
 )
 
 _KIND = Column("kind", "VARCHAR", "Kind of the tokens counted: prompt; special; generated.")
-_DOMAIN = Column("domain", "VARCHAR", "Domain of the tokens' prompts; NULL is a domain of its own.")
+_DOMAIN = Column("domain", "VARCHAR", "Domain of the tokens' prompts; NULL counts as a domain.")
 
 EXPERT_COUNTS = Table(
     "expert_counts",
@@ -424,11 +424,11 @@ EXPERT_COUNTS = Table(
         _LAYER,
         _EXPERT,
         Column("tokens", "BIGINT", "Tokens routed to this expert.", "delta"),
-        Column("first_choice_tokens", "BIGINT", "Those of them whose greatest weight is this expert's.", "delta"),
+        Column("first_choice_tokens", "BIGINT", "Those of them whose largest weight is this expert's.", "delta"),
         Column(
             "weight_sum",
             "DOUBLE",
-            "Sum of its weights in row order; NULL where no weight is known.",
+            "Sum of its weights in row order; NULL if no weight is known.",
             "byte_stream_split",
         ),
     ),
@@ -455,8 +455,8 @@ TRANSITION_COUNTS = Table(
     "transition_counts",
     "segment",
     "transition_counts.parquet",
-    "Rollup. One row per segment, kind, domain, layer and pair of experts, one at it and one at the next MoE layer, "
-    "that share at least one token.",
+    "Rollup. One row per segment, kind, domain, layer and pair of experts, one at the layer and one at the next MoE "
+    "layer, that share at least one token.",
     (
         _KIND,
         _DOMAIN,
@@ -465,7 +465,7 @@ TRANSITION_COUNTS = Table(
         Column("expert", "INTEGER", "Expert chosen at layer."),
         Column("next_expert", "INTEGER", "Expert chosen at next_layer."),
         Column("tokens", "BIGINT", "Tokens routed to both.", "delta"),
-        Column("first_choice_tokens", "BIGINT", "Those of them that have both as their first choices.", "delta"),
+        Column("first_choice_tokens", "BIGINT", "Those of them for which both are first choices.", "delta"),
     ),
     rollup=True,
 )
@@ -474,7 +474,7 @@ AFFINITY_COUNTS = Table(
     "affinity_counts",
     "segment",
     "affinity_counts.parquet",
-    "Rollup. One row per segment, kind, layer, expert and vocabulary entry with at least one such token.",
+    "Rollup. One row per segment, kind, layer, expert and vocabulary entry with at least one token.",
     (
         _KIND,
         _LAYER,
@@ -520,7 +520,7 @@ EXPERT_OUTPUT_COUNTS = Table(
     "expert_output_counts",
     "segment",
     "expert_output_counts.parquet",
-    "Rollup of expert_outputs, where a segment has them. One row per segment, kind, domain, layer and expert with at "
+    "Rollup of expert_outputs, in segments that have them. One row per segment, kind, domain, layer and expert with at "
     "least one choice whose norm is known.",
     (
         _KIND,
@@ -568,11 +568,11 @@ TABLES: tuple[Table, ...] = (
 ROLLUPS: tuple[Table, ...] = tuple(table for table in TABLES if table.rollup)
 
 MERGED: tuple[Table, ...] = (SEGMENTS, *ROLLUPS)
-"""The tables of segments that a sealed run holds once for all its segments; the opt-in ones where these have them."""
+"""The segment tables that a sealed run stores once for all its segments; opt-in ones only if its segments have them."""
 
 
 def sealed(table: Table) -> Table:
-    """Return a merged table as a sealed run holds it: `segments` with the number of each, counts with none."""
+    """Return a merged table as a sealed run stores it: `segments` with segment numbers, counts without."""
     number = (replace(SEGMENT, description="Number of the segment."),) if table is SEGMENTS else ()
     return replace(table, level="sealed", columns=(*number, *table.columns))
 
@@ -581,9 +581,9 @@ SEALED: tuple[Table, ...] = tuple(sealed(table) for table in MERGED)
 
 
 def merged(column: Column) -> str:
-    """Return the SQL function that makes one value of a rollup's column over several segments: sum, max or min.
+    """Return the SQL function that merges a rollup's column over several segments: sum, max or min.
 
-    The text of a vocabulary entry is the same in all of them.
+    The text of a vocabulary entry is the same in all segments, so min returns it.
     """
     return "min" if column.type == "VARCHAR" else column.merge
 
@@ -596,16 +596,16 @@ def split_columns(table: Table) -> tuple[list[str], dict[str, str]]:
 
 
 SCHEMA_VERSION = max(since for table in TABLES for since in (table.since, *(column.since for column in table.columns)))
-"""Version of these tables; a manifest names it and FORMAT_VERSION."""
+"""Version of these tables; manifests record it and FORMAT_VERSION."""
 
 
 def refusal(format_version: object, schema_version: object) -> str | None:
-    """Say why files of these versions cannot be read here, and what to do; None if they can."""
+    """Return why files of these versions cannot be read, and what to do; None if they can."""
     if not isinstance(format_version, int) or not isinstance(schema_version, int):
-        return "does not say which format and schema it has"
+        return "does not state its format and schema version"
     if format_version > FORMAT_VERSION:
         return (
-            f"was written by a newer moewh (format {format_version}; this one knows {FORMAT_VERSION}). Upgrade moewh."
+            f"was written by a newer moewh (format {format_version}; this one reads {FORMAT_VERSION}). Upgrade moewh."
         )
     if format_version < FORMAT_VERSION:
         return (
@@ -613,6 +613,6 @@ def refusal(format_version: object, schema_version: object) -> str | None:
         )
     if schema_version > SCHEMA_VERSION:
         return (
-            f"was written by a newer moewh (schema {schema_version}; this one knows {SCHEMA_VERSION}). Upgrade moewh."
+            f"was written by a newer moewh (schema {schema_version}; this one reads {SCHEMA_VERSION}). Upgrade moewh."
         )
     return None

@@ -13,7 +13,7 @@ from moewh.warehouse.files.schema import Table
 
 ROW_GROUP_ROWS = 1 << 20
 COUNTS_ROW_GROUP_ROWS = 1 << 17
-"""Of a table of counts."""
+"""Row group size of a table of counts."""
 
 
 def write_table(folder: Path, table: Table, columns: dict[str, Any]) -> None:
@@ -23,7 +23,7 @@ def write_table(folder: Path, table: Table, columns: dict[str, Any]) -> None:
 
 
 def parquet_options(table: Table) -> dict[str, Any]:
-    """Return how pyarrow writes a table's file: compression, page checksums, and each column's encoding."""
+    """Return pyarrow's options for a table's file: compression, page checksums, and each column's encoding."""
     encodings = {"delta": "DELTA_BINARY_PACKED", "byte_stream_split": "BYTE_STREAM_SPLIT"}
     named = {
         column.name + (".list.element" if column.type.endswith("[]") else ""): column.encoding
@@ -32,7 +32,7 @@ def parquet_options(table: Table) -> dict[str, Any]:
     return {
         "compression": "zstd",
         "write_page_checksum": True,
-        # Pages end by size alone: rows that take a tenth of a bit would else make thousands of them.
+        # Only size ends a page: otherwise rows that take a tenth of a bit would make thousands of pages.
         "max_rows_per_page": ROW_GROUP_ROWS,
         "use_dictionary": [name for name, encoding in named.items() if encoding == "dictionary"],
         "column_encoding": {name: encodings[kind] for name, kind in named.items() if kind in encodings},
@@ -40,10 +40,10 @@ def parquet_options(table: Table) -> dict[str, Any]:
 
 
 def write_chunks(path: Path, table: Table, chunks: Iterable[pa.Table]) -> None:
-    """Write chunks as they come, small ones of one kind together.
+    """Write chunks as they come, grouping small ones of the same kind.
 
-    A row group never spans kinds, and those of a large layer never span layers: a family leaves out what it does not
-    ask for. Special tokens are few, but choose nearly as many different pairs of experts as all others.
+    A row group never spans kinds, and the row groups of a large layer never span layers, so that a query can skip row
+    groups it does not need. Special tokens are few, but choose nearly as many different pairs of experts as all others.
     """
     with pq.ParquetWriter(path, table.arrow(), **parquet_options(table)) as writer:
         waiting: list[pa.Table] = []
@@ -60,5 +60,5 @@ def write_chunks(path: Path, table: Table, chunks: Iterable[pa.Table]) -> None:
 
 
 def _kind(chunk: pa.Table) -> str | None:
-    """The kind of a chunk of at least one row, all of one kind; None for a table without kinds."""
+    """Return the kind of a non-empty chunk, whose rows all have the same kind; None for a table without kinds."""
     return chunk["kind"][0].as_py() if "kind" in chunk.column_names else None

@@ -1,1 +1,1 @@
-"""Published warehouses, read where they lie: a folder, an object store, the Hub, or a web server."""
+"""Published warehouses, read in place: from a folder, an object store, the Hub, or a web server."""

@@ -1,7 +1,7 @@
-"""What DuckDB sees of a remote warehouse: a file system that holds the files of its listing and nothing else.
+"""A remote warehouse as DuckDB sees it: a file system with the files of its listing and nothing else.
 
-DuckDB knows no other way to the network (moewh loads no extension), so SQL cannot name another bucket, host or file.
-Reads go in blocks, which are kept: DuckDB opens a file several times for a query and reads its end first.
+DuckDB has no other access to the network (moewh loads no extension), so SQL cannot reach another bucket, host or file.
+Files are read in blocks, which are cached: DuckDB opens a file several times per query and reads its end first.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from moewh.warehouse.files.listing import Listing
 from moewh.warehouse.remote.place import Place, Remote
 
 BLOCK = 1 << 20
-"""Bytes of one request for a small part of a file; a larger part is read as it is asked for."""
+"""Bytes of one request for a small part of a file; a larger part is read in one request of its own size."""
 _KEPT = 64
-"""Blocks."""
+"""Blocks kept in the cache."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class ListedFiles(AbstractFileSystem):  # type: ignore[misc] # fsspec has no types
-    """The files of a listing, under the URLs that they have; read-only.
+    """The files of a listing under their own URLs; read-only.
 
-    Below `zero_rows`, every path leads to the zero-row file of its table: views are bound to those, in no request. For
-    a folder on this machine that is all it is for: DuckDB reads its files by their paths.
+    Below `zero_rows`, every path maps to the zero-row file of its table, so that views are bound without requests. For
+    a folder on this machine this is the only use: DuckDB reads the files themselves by their paths.
     """
 
     cachable = False
@@ -46,17 +46,17 @@ class ListedFiles(AbstractFileSystem):  # type: ignore[misc] # fsspec has no typ
         self._lock = threading.Lock()
 
     def open(self, path: str, mode: str = "rb", **_: Any) -> RangeFile:
-        """Open a listed file. Raises FileNotFoundError for any other, and PermissionError for writing."""
+        """Open a listed file. Raises FileNotFoundError for any other file, and PermissionError for writing."""
         if mode != "rb":
             raise PermissionError(f"{path} is read-only")
         return RangeFile(self, self._below(path), self.size(path))
 
     def glob(self, path: str, **_: Any) -> list[str]:
-        """Return the path itself if it is listed: views name every file."""
+        """Return the path itself if it is listed: views list every file by its path."""
         return [path] if self.exists(path) else []
 
     def exists(self, path: str, **_: Any) -> bool:
-        """Tell whether a path is listed."""
+        """Return whether a path is listed."""
         try:
             self._below(path)
         except FileNotFoundError:
@@ -68,23 +68,23 @@ class ListedFiles(AbstractFileSystem):  # type: ignore[misc] # fsspec has no typ
         return self._listing.files[self._below(path)].bytes
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
-        """Return what DuckDB asks of a file."""
+        """Return the facts about a file that DuckDB asks for."""
         return {"name": path, "size": self.size(path), "type": "file"}
 
     def modified(self, path: str) -> datetime:  # noqa: ARG002 - the same for all
-        """Return a time that never changes: what is listed does not."""
+        """Return a constant time: listed files do not change."""
         return _EPOCH
 
     def unstrip_protocol(self, name: str) -> str:
-        """Return a path as it is: they are whole URLs here."""
+        """Return a path unchanged: paths are whole URLs here."""
         return name
 
     def fetch(self, path: str) -> None:
-        """Read a small file ahead, by its path below the root."""
+        """Prefetch a small file, by its path below the root."""
         self.read_range(path, 0, self._listing.files[path].bytes)
 
     def read_range(self, path: str, start: int, end: int) -> bytes:
-        """Return the bytes of a listed file from start to end, which is no more than its size."""
+        """Return the bytes of a listed file from start to end; end must not exceed its size."""
         if end - start > BLOCK:
             return self._request(path, start, end)
         first, last = start // BLOCK, max(start, end - 1) // BLOCK
@@ -105,7 +105,7 @@ class ListedFiles(AbstractFileSystem):  # type: ignore[misc] # fsspec has no typ
         return data
 
     def _request(self, path: str, start: int, end: int) -> bytes:
-        """Read from the place. Raises MoewhError for what it does not give as it is listed."""
+        """Read from the place. Raises MoewhError if the file is missing or shorter than listed."""
         url = f"{self._place.root}/{path}"
         try:
             data = self._place.read_range(path, start, end, self._listing.files[path].bytes) if end > start else b""
@@ -113,35 +113,36 @@ class ListedFiles(AbstractFileSystem):  # type: ignore[misc] # fsspec has no typ
             raise MoewhError(f"{url} is gone, but published.json lists it. See `moewh verify`.") from error
         if len(data) != end - start:
             raise MoewhError(
-                f"{url} gave {len(data):,} of the {end - start:,} bytes that published.json lists. See `moewh verify`."
+                f"{url} returned {len(data):,} of the {end - start:,} bytes that published.json lists. "
+                "See `moewh verify`."
             )
         return data
 
     def _below(self, path: str) -> str:
-        """Return a URL's path below the root. Raises FileNotFoundError for what is not listed."""
+        """Return a URL's path below the root. Raises FileNotFoundError for a path that is not listed."""
         if path.startswith(f"{self.zero_rows}/"):
             below = re.sub(r"run_id=[^/]*", f"run_id={SCHEMA_RUN}", path.removeprefix(f"{self.zero_rows}/"))
             below = re.sub(r"segment=[^/]*", "segment=0", below)
         else:
             below = path.removeprefix(f"{self._root}/")
         if below not in self._listing.files:
-            raise FileNotFoundError(f"{path} is no file of this warehouse")
+            raise FileNotFoundError(f"{path} is not a file of this warehouse")
         return below
 
 
 class RangeFile(io.RawIOBase):
-    """A listed file, open for reading. Each thread has a position of its own: DuckDB's share one file."""
+    """A listed file, open for reading. Each thread has its own position, because DuckDB's threads share one file."""
 
     def __init__(self, files: ListedFiles, path: str, size: int) -> None:
         self._files, self._path, self._size = files, path, size
         self._at = threading.local()
 
     def readable(self) -> bool:
-        """Tell that it can be read."""
+        """Return True: the file can be read."""
         return True
 
     def seekable(self) -> bool:
-        """Tell that it can be read anywhere."""
+        """Return True: any position can be read."""
         return True
 
     def tell(self) -> int:
@@ -156,7 +157,7 @@ class RangeFile(io.RawIOBase):
         return self.tell()
 
     def read(self, size: int = -1) -> bytes:
-        """Return up to `size` bytes from the position on, fewer only at the end."""
+        """Return up to `size` bytes from the position on; fewer only at the end of the file."""
         start = min(self.tell(), self._size)
         end = self._size if size < 0 else min(start + size, self._size)
         data = self._files.read_range(self._path, start, end)

@@ -1,6 +1,6 @@
-"""Where a published warehouse lies, and reading bytes of it: a folder here, or a URL through fsspec.
+"""The location of a published warehouse, and reading bytes from it: a local folder, or a URL through fsspec.
 
-fsspec comes with torch, and the Hub's file system with transformers; those for `s3://` and `https://` are an extra.
+fsspec comes with torch, and the Hub's file system with transformers; those for `s3://` and `https://` need an extra.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class Place(Protocol):
 
     @property
     def root(self) -> str:
-        """What SQL and messages call it: a path or a URL, without a slash at the end."""
+        """Its name in SQL and messages: a path or a URL, without a trailing slash."""
 
     def read(self, path: str) -> bytes:
-        """Return a whole file below the root. Raises FileNotFoundError if there is none, else MoewhError."""
+        """Return a whole file below the root. Raises FileNotFoundError if it is missing, otherwise MoewhError."""
 
     def read_range(self, path: str, start: int, end: int, size: int) -> bytes:
-        """Return the bytes from start to end of a file that has `size` bytes. Raises as `read` does."""
+        """Return the bytes from start to end of a file of `size` bytes. Raises as `read` does."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Folder:
 
     path: Path
     url: str | None = None
-    """Where others find it, once it is served or copied there."""
+    """The URL where others can read it once it is served or copied there."""
 
     @property
     def root(self) -> str:
@@ -67,7 +67,7 @@ class Remote:
     """The fsspec file system; it takes whole URLs."""
 
     def read(self, path: str) -> bytes:
-        """Return a whole file, as it is now."""
+        """Return a whole file in its current state."""
         self.fs.invalidate_cache()
         return self._told(path, self.fs.cat_file)
 
@@ -78,7 +78,7 @@ class Remote:
         return data[start:end] if len(data) == size else data  # from a server that sends whole files only
 
     def _told(self, path: str, work: Callable[[str], Any]) -> bytes:
-        """Do what a file system does for one file. Each raises its own errors, of its own libraries."""
+        """Call the file system for one file, and turn its errors, which differ between libraries, into MoewhError."""
         url = f"{self.root}/{path}"
         try:
             data: bytes = work(url)
@@ -90,31 +90,31 @@ class Remote:
 
 
 def is_url(text: str) -> bool:
-    """Tell whether a warehouse is named by a URL."""
+    """Return whether a text is a URL."""
     return _URL.match(text) is not None
 
 
 def remote(url: str) -> Remote:
-    """Return the place at a URL, without a request. Raises UsageError for a URL that cannot be one, and MoewhError."""
+    """Return the place at a URL, without a request. Raises UsageError for an invalid URL, and MoewhError."""
     url = plain_url(url)
     return Remote(url, file_system(url.partition("://")[0]))
 
 
 def plain_url(url: str) -> str:
-    """Return a URL without a slash at the end. Raises UsageError for one that no published warehouse can have."""
+    """Return a URL without a trailing slash. Raises UsageError for one that no published warehouse can have."""
     scheme = _URL.match(url)
     if scheme is None or scheme[1] not in SCHEMES:
-        raise UsageError(f"{url} is no place that moewh reads. Give a folder, {_EXAMPLES}.")
+        raise UsageError(f"cannot read {url}. Give a folder, {_EXAMPLES}.")
     below = url[scheme.end() :].rstrip("/")
     if not below or re.search(r"[*?\[\]#%\\\s]|(^|/)\.{0,2}(/|$)", below):
-        raise UsageError(f"{url} is no plain URL of a folder. Write it like {_EXAMPLES}.")
+        raise UsageError(f"{url} is not a plain URL of a folder. Write it like {_EXAMPLES}.")
     if scheme[1] == "hf" and not re.fullmatch(r"datasets/[^/]+/[^/]+(/.*)?", below):
-        raise UsageError(f"{url} is no data set of the Hub. Write hf://datasets/ORG/NAME.")
+        raise UsageError(f"{url} is not a dataset on the Hub. Write hf://datasets/ORG/NAME.")
     return f"{scheme[0]}{below}"
 
 
 def file_system(scheme: str) -> Any:
-    """Return fsspec's file system for a scheme. Raises MoewhError if what it needs is not installed."""
+    """Return fsspec's file system for a scheme. Raises MoewhError if a package that it needs is not installed."""
     import fsspec
 
     try:
@@ -124,11 +124,11 @@ def file_system(scheme: str) -> Any:
 
 
 def reason(error: BaseException) -> str:
-    """Return why a request failed, in one line: the library's words, or what it calls the error."""
+    """Return why a request failed, in one line: the library's message, or the name of its exception."""
     text = " ".join(str(error).split()).removesuffix(".")
     kind = type(error).__name__
     if isinstance(error, PermissionError):
-        return f"it is not allowed ({text or kind}). Check your credentials."
+        return f"access is denied ({text or kind}). Check your credentials."
     if kind in ("NoCredentialsError", "PartialCredentialsError"):
         return f"{text}. Set AWS_PROFILE or AWS_ACCESS_KEY_ID; for a public bucket, FSSPEC_S3_ANON=true."
     return f"{text or kind}."

@@ -1,4 +1,4 @@
-"""A published warehouse as readers hold it: a place and its listing, which is read again when it may have changed."""
+"""A published warehouse for readers: a place and its listing, which is read again when it may have changed."""
 
 from __future__ import annotations
 
@@ -16,55 +16,55 @@ if TYPE_CHECKING:
     from moewh.warehouse.files.listing import Listing
 
 _REQUESTS = 16
-"""Small files that are fetched at once."""
+"""Small files that are fetched at the same time."""
 
 
 @dataclass
 class Published:
-    """A published warehouse, which is only read."""
+    """A published warehouse, which is read-only."""
 
     place: Place
     _listing: Listing | None = field(default=None, repr=False)
     bound: Listing | None = field(default=None, repr=False)
-    """What the views were last made of."""
+    """The listing from which the views were last created."""
 
     @property
     def root(self) -> str:
-        """Its path or URL, as SQL and messages name it."""
+        """Its path or URL in SQL and messages."""
         return self.place.root
 
     @property
     def listing(self) -> Listing:
-        """What belongs to it, read when it is first asked for. Raises MoewhError."""
+        """Its listing, read on first use. Raises MoewhError."""
         return self._listing if self._listing is not None else self.read_again()
 
     def read_again(self) -> Listing:
-        """Read the listing as it is now. Raises MoewhError if there is none that can be read."""
+        """Read the current listing. Raises MoewhError if there is none or it is invalid."""
         from moewh.warehouse.files.listing import ListingError, parse_listing
 
         try:
             self._listing = parse_listing(self.place.read(LISTING))
         except FileNotFoundError as error:
             raise MoewhError(
-                f"there is no published warehouse at {self.root}: it has no {LISTING}. `moewh publish` makes one."
+                f"there is no published warehouse at {self.root}: it has no {LISTING}. Make one with `moewh publish`."
             ) from error
         except ListingError as error:
             raise MoewhError(f"{self.root}/{LISTING} {error}") from error
         return self._listing
 
     def require(self) -> Published:
-        """Return self if there is a warehouse here that this moewh can read, else raise MoewhError."""
+        """Return self if there is a warehouse here that this moewh can read; otherwise raise MoewhError."""
         assert self.listing is not None
         return self
 
     def folders(self) -> list[str]:
-        """Return what SQL may read, as DuckDB's allowed directories (see `Layout.folders`)."""
+        """Return the folders that SQL may read, as DuckDB's allowed directories (see `Layout.folders`)."""
         return [self.root, glob_literal(self.root)]
 
     def connect(self, connection: duckdb.DuckDBPyConnection) -> str:
-        """Let a connection read the files that are listed, and no other of its place.
+        """Let a connection read the listed files, and no others at this place.
 
-        Return where it finds zero-row files of every table, for `moewh_root` while views are made.
+        Returns the path of the zero-row files of every table, for `moewh_root` while views are created.
         """
         from concurrent.futures import ThreadPoolExecutor
 
@@ -79,11 +79,11 @@ class Published:
 
 
 Readable = Layout | Published
-"""A warehouse that is read: one that moewh writes on this machine, or a published one wherever it lies."""
+"""A warehouse to read: one that moewh writes on this machine, or a published one at any place."""
 
 
 def readable(text: str) -> Readable:
-    """Return the warehouse at a path or URL, without a look at it. Raises UsageError for a URL that cannot be one."""
+    """Return the warehouse at a path or URL, without checking that it exists. Raises UsageError for an invalid URL."""
     if is_url(text):
         return Published(remote(text))
     root = Path(text).absolute()
@@ -91,17 +91,17 @@ def readable(text: str) -> Readable:
 
 
 def writable(text: str) -> Layout:
-    """Return the warehouse at a path, to write into. Raises UsageError for a published one and for a URL."""
+    """Return the warehouse at a path, for writing. Raises UsageError for a published one and for a URL."""
     return only_written(readable(text))
 
 
 def only_written(warehouse: Readable) -> Layout:
-    """Return a warehouse that moewh writes. Raises UsageError for a published one."""
+    """Return the warehouse if moewh can write it. Raises UsageError for a published one."""
     if isinstance(warehouse, Layout):
         return warehouse
     if isinstance(warehouse.place, Remote):
-        raise UsageError(f"{warehouse.root} is not on this machine: moewh only reads there. Name a folder instead.")
+        raise UsageError(f"{warehouse.root} is not on this machine and is read-only. Name a folder instead.")
     raise UsageError(
-        f"{warehouse.root} is a published warehouse, which moewh only reads. Name another, or remove its {LISTING} and "
-        "run `moewh refresh` to make it one of your own."
+        f"{warehouse.root} is a published warehouse, which is read-only. Name another folder, or remove its {LISTING} "
+        "and run `moewh refresh` to make it writable."
     )

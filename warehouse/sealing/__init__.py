@@ -1,1 +1,1 @@
-"""Sealing: the counts of a complete run, merged over its segments."""
+"""Sealing: merging the counts of a complete run over its segments."""

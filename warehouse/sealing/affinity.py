@@ -1,8 +1,8 @@
-"""The counts of tokens by expert, merged: nine tenths of all counts, added up in dense arrays.
+"""Merging the counts of tokens by expert, which are nine tenths of all counts, in dense arrays.
 
-Grouping them in SQL takes three times as long. The statistics in the files say how many experts and vocabulary entries
-there are, and which row groups hold those that are being counted. A file has each key once, so that adding one file to
-the array is one assignment.
+Grouping them in SQL takes three times as long. The statistics in the files give the numbers of experts and vocabulary
+entries, and the row groups that hold the keys being counted. Each key occurs once per file, so one indexed addition
+adds a file to the array.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import pyarrow.parquet as pq
 from moewh.warehouse.files import schema
 
 _CELLS = 1 << 25
-"""Counts held in memory at once: 256 MB."""
+"""Counts in memory at a time: 256 MB."""
 _KEYS = ("layer", "expert", "vocab_id")
 
 
 @dataclass(frozen=True)
 class _RowGroup:
-    """Where some rows of one kind lie, and the least and greatest of each of their keys."""
+    """The position of some rows of one kind, and the minimum and maximum of each of their keys."""
 
     file: Path
     number: int
@@ -36,16 +36,16 @@ class _RowGroup:
 
 @dataclass(frozen=True)
 class _Block:
-    """The (layer, expert) pairs from `start` to before `stop`, a pair being layer * experts + expert."""
+    """The (layer, expert) pairs in [start, stop), each numbered layer * experts + expert."""
 
     start: int
     stop: int
     experts: int
     entries: int
-    """Vocabulary entries of each pair."""
+    """Vocabulary entries per pair."""
 
     def holds(self, group: _RowGroup) -> bool:
-        """Tell whether a row group may have rows of the block."""
+        """Return whether a row group may have rows of the block."""
         least = group.least["layer"] * self.experts + (
             group.least["expert"] if group.least["layer"] == group.greatest["layer"] else 0
         )
@@ -56,12 +56,12 @@ class _Block:
 
 
 def fits(files: list[Path]) -> bool:
-    """Tell whether the counts of one expert fit in memory, as they do unless ids are those of no real vocabulary."""
+    """Return whether the counts of one expert fit in memory, which is true for every realistic vocabulary."""
     return all(group.greatest["vocab_id"] < _CELLS for file in files for group in _row_groups(file))
 
 
 def merged_affinity(files: list[Path]) -> Iterator[pa.Table]:
-    """Yield the rows of `affinity_counts` over all files in key order, those of one kind and layer together."""
+    """Yield the merged rows of `affinity_counts` in key order, grouped by kind and layer."""
     groups = [group for file in files for group in _row_groups(file)]
     if not groups:
         return
@@ -109,7 +109,7 @@ def _counted(block: _Block, groups: list[_RowGroup]) -> np.ndarray[Any, np.dtype
 
 
 def _tables(kind: str, block: _Block, counts: np.ndarray[Any, np.dtype[np.int64]]) -> Iterator[pa.Table]:
-    """Yield the counts that are not 0 as rows, layer by layer."""
+    """Yield the nonzero counts as rows, layer by layer."""
     wanted = schema.sealed(schema.AFFINITY_COUNTS).arrow()
     for layer in range(block.start // block.experts, (block.stop - 1) // block.experts + 1):
         first = max(layer * block.experts, block.start)

@@ -1,7 +1,6 @@
-"""What sealing writes: the counts of many segments added up by key, in key order.
+"""Merging for sealing: the counts of many segments, added up by key, in key order.
 
-In: the folders of a run's segments. Out: one Parquet file for each table of counts, and one with
-the segments' own rows.
+In: the folders of a run's segments. Out: one Parquet file per table of counts, and one with the rows of `segments`.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _BATCH = 1 << 17
 
 
 def write_merged(segments: list[Path], folder: Path) -> None:
-    """Write the merged tables of segments, given in order, to `folder`; of opt-in counts, those that they have.
+    """Write the merged tables of segments, given in order, to `folder`; opt-in counts only if the segments have them.
 
     Raises MoewhError for a segment without its counts.
     """
@@ -48,12 +47,12 @@ def write_merged(segments: list[Path], folder: Path) -> None:
 
 
 def _is_counted(table: schema.Table, segments: list[Path]) -> bool:
-    """Tell whether segments have the counts of a table: opt-in counts need the rows that they count."""
+    """Return whether segments have the counts of a table: opt-in counts require the rows that they count."""
     return table.counted is None or any((segment / table.counted).is_file() for segment in segments)
 
 
 def _as_they_are(table: schema.Table, file: Path) -> Iterator[pa.Table]:
-    """Yield a table's rows of a run's only segment, which are in key order and need no adding up."""
+    """Yield the rows of a run's only segment, which are already in key order and need no addition."""
     wanted = schema.sealed(table).arrow()
     with pq.ParquetFile(file) as source:
         for group in range(source.num_row_groups):
@@ -65,7 +64,7 @@ def _as_they_are(table: schema.Table, file: Path) -> Iterator[pa.Table]:
 
 
 def _merged(connection: duckdb.DuckDBPyConnection, table: schema.Table, files: list[Path]) -> Iterator[pa.Table]:
-    """Yield a table's rows over all its files, summed by key and in key order, those of one kind together."""
+    """Yield a table's rows over all its files, summed by key, in key order and grouped by kind."""
     given = {"files": [glob_literal(file) for file in files]}
     read = "read_parquet($files, hive_partitioning = false, filename = true)"
     if table is schema.SEGMENTS:
@@ -86,7 +85,7 @@ def _merged(connection: duckdb.DuckDBPyConnection, table: schema.Table, files: l
 
 
 def _merge(column: schema.Column) -> str:
-    """Return SQL for a count of all segments; sums of doubles add in the order of the segments, on every machine."""
+    """Return SQL that merges a column; doubles add in segment order, which gives the same sum on every machine."""
     order = " order by len(filename), filename" if column.type == "DOUBLE" else ""
     return f"{schema.merged(column)}({column.name}{order})::{column.type}"
 

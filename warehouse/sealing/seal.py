@@ -1,12 +1,12 @@
-"""Sealing: the counts of a complete run, merged over its segments into one set that every answer reads instead.
+"""Sealing: merging the counts of a complete run over its segments into one set, which queries read instead.
 
-In: a run whose every segment is committed. Out: `sealed/run_id=<run>/`, one file for each table of counts and one with
-the rows of all its segments, in key order, committed by one rename. After that the run's link in `unsealed/` goes, and
-with it the segments' own counts out of every view's sight. They stay where they are: whoever unseals the run puts the
-link back, and `moewh verify` holds the merged counts against them.
+In: a run with every segment committed. Out: `sealed/run_id=<run>/`, with one file per table of counts and one with the
+rows of `segments`, in key order, committed by one rename. Then the run's link in `unsealed/` is removed, and views no
+longer read the segments' own counts. Those stay on disk: unsealing the run restores the link, and `moewh verify`
+compares the merged counts with them.
 
-Whatever takes a segment of a sealed run away, or brings one back, unseals it first. A kill between any two steps
-leaves a run that is sealed or one that is not (see `moewh.warehouse.views.base`).
+Any operation that removes or restores a segment of a sealed run unseals it first. A process killed between any two
+steps leaves a run that is either sealed or not (see `moewh.warehouse.views.base`).
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from moewh.warehouse.files.layout import (
 )
 
 PAUSE = 0.25
-"""Seconds for which a run is in both places: DuckDB lists files while it plans a query, and leaves out what is gone."""
+"""Seconds that a run stays in both places: DuckDB lists files while it plans a query, and skips those that are gone."""
 
 
 def seal(layout: Layout, run_id: str) -> bool:
-    """Seal a complete run; return whether it is sealed now. One that is not complete is left alone.
+    """Seal a run if it is complete; return whether it is sealed now.
 
-    Raises MoewhError if the disk refuses.
+    Raises MoewhError if the disk cannot be written.
     """
     if not is_complete(layout, run_id):
         return False
@@ -41,14 +41,14 @@ def seal(layout: Layout, run_id: str) -> bool:
             _commit_merged(layout, run_id)
             time.sleep(PAUSE)
         layout.unlink_unsealed(run_id)
-        layout.sweep()  # what a kill in the middle of this left
+        layout.sweep()  # remove what a process killed here left
     return True
 
 
 def unseal(layout: Layout, run_id: str) -> None:
-    """Have a run's segments counted one by one again, as before a segment is taken out of it.
+    """Let views read a run's segments one by one again, as is required before a segment is removed.
 
-    Raises MoewhError if the disk refuses.
+    Raises MoewhError if the disk cannot be written.
     """
     if not layout.sealed(run_id).is_dir():
         return
@@ -62,7 +62,7 @@ def unseal(layout: Layout, run_id: str) -> None:
 
 
 def is_complete(layout: Layout, run_id: str) -> bool:
-    """Tell whether every segment of a run is there: those from 0 on, the last of which says that it is."""
+    """Return whether every segment of a run is committed: 0, 1, … up to the one marked as last."""
     import pyarrow.parquet as pq
 
     numbers = segment_numbers(layout, run_id)
@@ -73,13 +73,13 @@ def is_complete(layout: Layout, run_id: str) -> bool:
 
 
 def segment_numbers(layout: Layout, run_id: str) -> list[int]:
-    """Return the numbers of a run's segments that are there, in order."""
+    """Return the numbers of a run's committed segments, in order."""
     names = (path.name.removeprefix(SEGMENT_FOLDER) for path in layout.segments(run_id).glob(f"{SEGMENT_FOLDER}*"))
     return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
 
 def require_linked(layout: Layout) -> None:
-    """Put every run that is not sealed within reach of the views again, as after a copy that lost links."""
+    """Link every run that is not sealed in `unsealed/` again, for instance after a copy that lost links."""
     for run in sorted((layout.root / "runs").glob("run_id=*")):
         run_id = run.name.removeprefix("run_id=")
         if run_id == SCHEMA_RUN or not layout.sealed(run_id).is_dir():

@@ -1,1 +1,1 @@
-"""Trust: what is on the disk against its manifests, and the rows against each other."""
+"""Trust: compares the files on disk with their manifests, and the rows with each other."""

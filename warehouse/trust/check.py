@@ -1,7 +1,7 @@
-"""Checks: queries whose rows are faults, and the rollups against the SQL that defines them.
+"""Checks: queries whose rows are faults, and a comparison of the rollups with the SQL that defines them.
 
-A check is a `.sql` file like any other; `queries/checks/` holds the shipped ones, and a user's own run
-beside them. It passes when it gives no rows. A warehouse without any rows would prove nothing, so it is refused.
+A check is a `.sql` file like any other; `queries/checks/` holds the shipped ones, and users can run their own
+with them. It passes if it returns no rows. An empty warehouse would pass every check, so it is refused.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HELD = "select count(distinct run_id), coalesce(sum(routing_rows), 0) from segme
 
 
 def assigned(checks: list[Query], values: Mapping[str, Value]) -> list[tuple[Query, dict[str, Value]]]:
-    """Return each check with the values that it uses. Raises UsageError for a value that none uses."""
+    """Return each check with the values that it uses. Raises UsageError for a value that no check uses."""
     known = {query: query.variables | (queries.bound_names(query.sql) or frozenset()) for query in checks}
     names = sorted(set[str]().union(*known.values()))
     for name in values:
@@ -34,7 +34,7 @@ def assigned(checks: list[Query], values: Mapping[str, Value]) -> list[tuple[Que
 
 
 def require_rows(ask: Ask, warehouse: Readable) -> None:
-    """Raise MoewhError for a warehouse without routing rows, of which every check would say ok."""
+    """Raise MoewhError for a warehouse without routing rows, which would pass every check."""
     answer = ask(Query("check", HELD, shipped=True), {})
     segments, rows = answer.execute().fetchall()[0] if answer is not None else (0, 0)
     if not rows:
@@ -48,7 +48,7 @@ def shipped_checks() -> list[Query]:
 
 
 def find_checks(paths: tuple[Path, ...], *, shipped: bool = False) -> list[Query]:
-    """Return the checks that files and folders hold. Raises UsageError where there are none."""
+    """Return the checks in files and folders. Raises UsageError for a folder without any."""
     checks = []
     for path in paths:
         files = sorted(path.glob("*.sql")) if path.is_dir() else [path]
@@ -59,7 +59,7 @@ def find_checks(paths: tuple[Path, ...], *, shipped: bool = False) -> list[Query
 
 
 def rows_of(ask: Ask, query: Query, values: Mapping[str, Value]) -> Iterator[Fault]:
-    """Yield a check's rows, as `column = value, …` and by column."""
+    """Yield a check's rows as faults, each as text (`column = value, …`) and by column."""
     answer = ask(query, values)
     if answer is None:
         return
@@ -68,7 +68,7 @@ def rows_of(ask: Ask, query: Query, values: Mapping[str, Value]) -> Iterator[Fau
 
 
 def rollup_faults(ask: Ask, run_id: Value | None) -> Iterator[Fault]:
-    """Yield every row of a rollup, of one run or of all, that differs from what its SQL gives."""
+    """Yield every rollup row, of one run or all runs, that differs from the result of its SQL."""
     from moewh.warehouse.trust.rollups import compare
 
     for fault in compare(ask, run_id):

@@ -1,9 +1,9 @@
-"""Verification of a published warehouse: every file that its listing names, read where it lies.
+"""Verification of a published warehouse: reads every listed file in place and compares it with the listing.
 
-`moewh publish` sends only what `moewh.warehouse.trust.verify` found as it was committed, so a file that still has its
-sha256 needs no other look. The manifests must agree with the listing about the files of their folders.
+`moewh publish` sends only files that `moewh.warehouse.trust.verify` found unchanged, so a file that still has its
+sha256 needs no other check. The manifests must agree with the listing about the files of their folders.
 
-`plan_any` and `check_any` verify either kind of warehouse, and are what the command and the Python API call.
+The command and the Python API call `plan_any` and `check_any`, which verify either kind of warehouse.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from moewh.warehouse.trust.verify import Fault, Plan
 
 _BLOCK = 1 << 22
 _READERS = 8
-"""Files that are read at once: most of the time is waiting for answers."""
+"""Files that are read at the same time: most of the time is spent waiting for responses."""
 
 
 @dataclass(frozen=True)
 class PublishedPlan:
-    """What is to be read of a published warehouse. Paths of its faults are below the root."""
+    """The files of a published warehouse to read. Paths in its faults are relative to the root."""
 
     published: Published
 
@@ -40,12 +40,12 @@ class PublishedPlan:
 
     @property
     def bytes(self) -> int:
-        """Their size together."""
+        """Total size of the files."""
         return sum(listed.bytes for listed in self.published.listing.files.values())
 
     @property
     def segments(self) -> int:
-        """Number of segments of runs."""
+        """Number of segments of all runs."""
         folders = {Path(path).parent for path in self.published.listing.files if run_of(path) != SCHEMA_RUN}
         return sum(folder.name.startswith(SEGMENT_FOLDER) for folder in folders)
 
@@ -56,7 +56,7 @@ class PublishedPlan:
 
 
 def plan_any(warehouse: Readable) -> Plan | PublishedPlan:
-    """Return what verifying a warehouse reads. Raises MoewhError if there is none."""
+    """Return the plan of a warehouse's verification. Raises MoewhError if there is no warehouse."""
     if isinstance(warehouse, Published):
         warehouse.read_again()
         return PublishedPlan(warehouse)
@@ -66,7 +66,7 @@ def plan_any(warehouse: Readable) -> Plan | PublishedPlan:
 def check_any(
     planned: Plan | PublishedPlan, jobs: int | None = None, done: Callable[[int], None] = lambda _: None
 ) -> list[Fault]:
-    """Read every file and return all faults, in order of their paths; `done` is told the bytes as they are read."""
+    """Read every file and return all faults, ordered by path; `done` is called with the number of bytes read."""
     if isinstance(planned, Plan):
         return verify.check(planned, jobs, done)
     published = planned.published
@@ -87,7 +87,7 @@ def check_any(
 
 
 def require_sound(warehouse: Readable) -> None:
-    """Raise MoewhError naming the first bad file, unless every file is as it was committed."""
+    """Raise MoewhError, naming the first bad file, unless every file is unchanged since it was committed."""
     faults = check_any(plan_any(warehouse))
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
@@ -96,14 +96,14 @@ def require_sound(warehouse: Readable) -> None:
 
 
 def _file_fault(published: Published, path: str, listed: Listed) -> str | None:
-    """Say what is wrong with one file, or None."""
+    """Return what is wrong with one file, or None."""
     digest, place, size = hashlib.sha256(), published.place, listed.bytes
     try:
-        if size == 0:  # of which no part can be asked for
+        if size == 0:  # no byte range can be requested
             return "has more than 0 bytes" if place.read(path) else None
         for start in range(0, size, _BLOCK):
             end = min(start + _BLOCK, size)
-            data = place.read_range(path, start, end + (end == size), size)  # one more, to notice a longer file
+            data = place.read_range(path, start, end + (end == size), size)  # one more byte, to detect a longer file
             if len(data) != end - start:
                 return f"has {'fewer' if len(data) < end - start else 'more'} than {size:,} bytes"
             digest.update(data)
@@ -115,7 +115,7 @@ def _file_fault(published: Published, path: str, listed: Listed) -> str | None:
 
 
 def _manifest_faults(published: Published, bad: set[Path]) -> Iterator[Fault]:
-    """Find manifests that say something else of their folders than the listing does; bad ones are not looked at."""
+    """Yield the differences between the manifests and the listing; bad manifests are skipped."""
     files = published.listing.files
     for path, listed in files.items():
         if not path.endswith(f"/{MANIFEST}") or Path(path) in bad:
@@ -128,4 +128,4 @@ def _manifest_faults(published: Published, bad: set[Path]) -> Iterator[Fault]:
             continue
         for name, entry in manifest.files.items():
             if files.get(f"{folder}/{name}") != Listed(entry.bytes, entry.sha256):
-                yield Fault(folder, name, f"is not as {MANIFEST} has it in {LISTING}")
+                yield Fault(folder, name, f"differs between {MANIFEST} and {LISTING}")

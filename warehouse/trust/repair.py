@@ -1,6 +1,6 @@
-"""Repair: bad folders leave the warehouse for `quarantine/`, and the command that writes them again is named.
+"""Repair: bad folders are moved to `quarantine/`, and the command that writes them again is reported.
 
-Nothing is deleted. What is derived from nothing (the zero-row files) is written again at once.
+Nothing is deleted. The zero-row files, which depend on no data, are rewritten at once.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from moewh.warehouse.trust.verify import RUN_FOLDER
 from moewh.warehouse.views.publishing import publish
 
 _OF_CODE = {"in_memory", "recorded_at"}
-"""What the options of a run hold that no command can write again."""
+"""Options of a run that no command can write again."""
 OptionWords = Callable[[dict[str, Any]], list[str]]
-"""Turns what shapes a run's rows (the column `options`) into the words of an ingest command."""
+"""Turns the options that shape a run's rows (the column `options`) into the words of an ingest command."""
 
 
 def quarantine(layout: Layout, folders: Iterable[Path]) -> dict[Path, Path]:
-    """Move bad folders out of every view's sight, each by one rename; return where each went.
+    """Move bad folders to where no view reads them, each by one rename; return the new path of each.
 
     A run that loses a segment is unsealed first; one that loses its sealed counts is sealed again from its segments.
-    `warehouse.duckdb` is written anew. Raises MoewhError if the disk refuses.
+    `warehouse.duckdb` is rewritten. Raises MoewhError if the disk cannot be written.
     """
     moved = {}
     bad = sorted(set(folders))
@@ -54,7 +54,7 @@ def quarantine(layout: Layout, folders: Iterable[Path]) -> dict[Path, Path]:
 
 
 def _uncover(layout: Layout, run_id: str, folder: Path) -> None:
-    """Have the segments of a run counted one by one before one of them, or its sealed counts, go."""
+    """Let views read a run's segments one by one before one of them, or its sealed counts, is moved away."""
     if folder.is_relative_to(layout.segments(run_id)):
         unseal(layout, run_id)
     elif folder == layout.sealed(run_id):
@@ -62,7 +62,7 @@ def _uncover(layout: Layout, run_id: str, folder: Path) -> None:
 
 
 def remedy(layout: Layout, folder: Path, option_words: OptionWords) -> str | None:
-    """Return the command that writes a bad folder again; None for what is no run's."""
+    """Return the command that writes a bad folder again; None for a folder that belongs to no run."""
     run_id = run_of(layout, folder)
     if run_id is None:
         return None
@@ -86,7 +86,7 @@ def geometry_command(layout: Layout, run_id: str) -> str:
 
 
 def geometry_rank(layout: Layout, run_id: str) -> int | None:
-    """Return the rank of a run's geometry, from `quarantine/` if it went there; None if it cannot be read."""
+    """Return the rank of a run's geometry, which may be in `quarantine/`; None if it cannot be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -101,9 +101,9 @@ def geometry_rank(layout: Layout, run_id: str) -> int | None:
 
 
 def restore_command(layout: Layout, run_id: str, option_words: OptionWords) -> str:
-    """Return the ingest command that writes a run's missing segments again, as far as the run's own row records it.
+    """Return the ingest command that writes a run's missing segments again, as far as the run's row records it.
 
-    The prompts are known by their digest only.
+    Only the digest of the prompts is known.
     """
     row = _run_row(layout, run_id)
     if row is None:
@@ -121,7 +121,7 @@ def restore_command(layout: Layout, run_id: str, option_words: OptionWords) -> s
 def import_command(layout: Layout, run_id: str, row: dict[str, Any], options: dict[str, Any]) -> str:
     """Return the import command that writes a run's missing segments again.
 
-    Its files are known by name and digest only, and its tokenizer by digest only.
+    Only the names and digests of its files and the digest of its tokenizer are known.
     """
     words = ["moewh", "import", options["import"], *(name for name, _ in options["files"]), "--model", row["model"]]
     given = {"--revision": row["revision"], "--run-id": run_id, "--domain": options["domain"]}
@@ -131,7 +131,7 @@ def import_command(layout: Layout, run_id: str, row: dict[str, Any], options: di
 
 
 def run_of(layout: Layout, folder: Path) -> str | None:
-    """Return the run that a folder belongs to; None for the zero-row files and for what is no run's folder."""
+    """Return the run that a folder belongs to; None for the zero-row files and for any other folder."""
     if not folder.is_relative_to(layout.root) or folder.is_relative_to(layout.staging):
         return None
     below = folder.relative_to(layout.root).parts
@@ -149,7 +149,7 @@ def _model_words(row: dict[str, Any]) -> list[str]:
 
 
 def _free_path(path: Path) -> Path:
-    """Return `path`, numbered if it is taken."""
+    """Return `path`, with a number added if it exists."""
     number, free = 1, path
     while free.exists():
         number += 1
@@ -158,7 +158,7 @@ def _free_path(path: Path) -> Path:
 
 
 def _run_row(layout: Layout, run_id: str) -> dict[str, Any] | None:
-    """Return the run's own row, from `quarantine/` if its folder went there and can still be read."""
+    """Return the run's row, which may be in `quarantine/`; None if it cannot be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -167,6 +167,6 @@ def _run_row(layout: Layout, run_id: str) -> dict[str, Any] | None:
             row: dict[str, Any] = pq.read_table(root.run(run_id) / schema.RUNS.file, partitioning=None).to_pylist()[0]
             json.loads(row["options"])
         except (OSError, pa.ArrowException, LookupError, ValueError, TypeError):
-            continue  # damaged or gone: the command is then told in words
+            continue  # damaged or gone: the command is then described in words
         return row
     return None

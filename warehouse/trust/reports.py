@@ -1,7 +1,7 @@
-"""Reports of checks: lines of text, JSON, or the JUnit XML that continuous integration reads.
+"""Reports of checks: lines of text, JSON, or JUnit XML for continuous integration.
 
-In: one `Result` per check, as it is done. Out: the report, and the exit code that goes with it. In XML, characters
-that XML 1.0 cannot hold are written as Python writes them, such as `\\x00`.
+In: one `Result` per check, as each is completed. Out: the report and its exit code. In XML, characters that XML 1.0
+does not allow are written as Python escapes, such as `\\x00`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from xml.etree import ElementTree
 
 FORMATS = ("text", "json", "junit")
 SHOWN = 20
-"""Faults that text and JUnit show for each check; all are counted."""
+"""Faults per check that text and JUnit show; all are counted."""
 KEPT = 1_000
-"""Faults that JSON holds for each check; all are counted."""
+"""Faults per check that JSON holds; all are counted."""
 _NOT_IN_XML = re.compile(r"[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One row of a check: as a line, and by column."""
+    """One row of a check, as a line of text and by column."""
 
     text: str
     row: dict[str, Any]
@@ -32,7 +32,7 @@ class Fault:
 
 @dataclass
 class Result:
-    """What one check found: the first KEPT faults, how many there are, and how long it took."""
+    """The result of one check: its first KEPT faults, their total number, and the time it took."""
 
     name: str
     status: Literal["ok", "faults", "error"] = "ok"
@@ -40,7 +40,7 @@ class Result:
     kept: list[Fault] = field(default_factory=list)
     seconds: float = 0.0
     message: str = ""
-    """Why the check could not be run."""
+    """Why the check could not run."""
 
     @property
     def summary(self) -> str:
@@ -51,13 +51,13 @@ class Result:
 
     @property
     def lines(self) -> list[str]:
-        """The faults that are shown, and how many more there are."""
+        """The faults to show, and the number of those left out."""
         more = [f"and {self.faults - SHOWN:,} more"] if self.faults > SHOWN else []
         return [fault.text for fault in self.kept[:SHOWN]] + more
 
 
 def report(results: Iterable[Result], form: str, stream: TextIO) -> int:
-    """Write the results in one of FORMATS; return 0, 1 if there are faults, or 2 if a check could not be run."""
+    """Write the results in one of FORMATS; return 0, 1 if there are faults, or 2 if a check could not run."""
     worst = 0
 
     def watched() -> Iterator[Result]:
@@ -72,7 +72,7 @@ def report(results: Iterable[Result], form: str, stream: TextIO) -> int:
 
 
 def _write_text(results: Iterable[Result], stream: TextIO) -> None:
-    """Each check's faults and its summary, as soon as it is done; what could not be run is on stderr alone."""
+    """Write each check's faults and summary as soon as it is done; checks that could not run appear on stderr only."""
     for result in results:
         if result.status != "error":
             stream.writelines(f"{result.name}: {line}\n" for line in [*result.lines, result.summary])
@@ -90,7 +90,7 @@ def _write_json(results: Iterable[Result], stream: TextIO) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON has it: what JSON lacks is text, NaN and infinity too."""
+    """Return a value as a JSON type; values that JSON lacks become text, including NaN and infinity."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -101,7 +101,7 @@ def _plain(value: Any) -> Any:
 
 
 def _write_junit(results: Iterable[Result], stream: TextIO) -> None:
-    """One test suite; each check is a test case: with a failure if it has faults, an error if it could not be run."""
+    """Write one test suite with a test case per check: a failure if it has faults, an error if it could not run."""
     done = list(results)
     suite = {
         "name": "moewh check",

@@ -1,7 +1,7 @@
-"""The rollups' definitions: what each counts, as SQL over the raw rows, and whether the stored counts agree.
+"""The definitions of the rollups as SQL over the raw rows, and a comparison with the stored counts.
 
-A rollup is a table of counts that every segment carries beside its rows. `queries/rollups/<table>.sql`
-defines it; `moewh.ingest.write.rollups` computes the same faster as a segment is written.
+A rollup is a table of counts that every segment stores beside its rows. `queries/rollups/<table>.sql`
+defines it; `moewh.ingest.write.rollups` computes the same counts faster while it writes a segment.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
     from moewh.warehouse.answer.engine import Ask
 
 TOLERANCE = 1e-9
-"""Relative: how far a stored sum of weights may be from the SQL's, which adds in another order."""
+"""Relative tolerance between a stored sum of weights and the SQL's, which adds in another order."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One row of a rollup that is not what the segment's rows give."""
+    """One row of a rollup that differs from the counts of the segment's rows."""
 
     table: str
     run_id: str
     segment: int | None
-    """None where a sealed run's merged counts are compared."""
+    """None if a sealed run's merged counts are compared."""
     key: str
     """The row's key as `column = value, …`."""
     stored: str | None
     """The counts in the file; None if it lacks the row."""
     expected: str | None
-    """The counts the SQL gives; None if it has no such row."""
+    """The counts from the SQL; None if it returns no such row."""
 
 
 _SEGMENTS = """
@@ -46,32 +46,33 @@ left join sealed on sealed.run_id = segments.run_id
 order by is_sealed, segments.run_id, segments.segment
 """
 _COUNTS_ALONE = "select run_id from segments group by run_id having sum(tokens) = 0"
-"""Runs whose load has no rows."""
+"""Runs that have a load but no rows."""
 ROWS_AT_ONCE = 64 << 20
-"""Routing rows that are counted again in one query, unless one segment or one sealed run has more."""
+"""Routing rows that one query counts again, unless a single segment or sealed run has more."""
 
 
 @dataclass(frozen=True)
 class _Unit:
-    """What is compared at once."""
+    """The rows that one query compares."""
 
     sealed: bool
-    """True: merged counts, with those of all segments of their run."""
+    """True to compare the merged counts of sealed runs with the sums over all segments of the run."""
     runs: tuple[str, ...]
     segment: int | None = None
     """One segment of one run; None for all segments of the runs."""
 
 
 def definition(table: schema.Table) -> str:
-    """Return the SQL that defines a rollup: its columns over every segment, run_id and segment first."""
+    """Return the SQL that defines a rollup over every segment, with run_id and segment as its first columns."""
     return (QUERIES / "rollups" / f"{table.name}.sql").read_text(encoding="utf-8")
 
 
 def compare(ask: Ask, only: Value | None = None) -> Iterator[Fault]:
     """Yield every row in which a stored rollup differs from its definition, on any engine.
 
-    Small runs are compared together, large ones segment by segment; a sealed run, whose counts are merged, as a whole.
-    With `only`, that run alone. The load of a run that was imported as counts alone has no rows to be counted.
+    Small runs are compared together, large ones segment by segment, and a sealed run, whose counts are merged, as a
+    whole. `only` limits the comparison to that run. Runs imported as counts only are skipped: they have no rows to
+    count.
     """
     alone = {run_id for (run_id,) in _rows(ask, _COUNTS_ALONE)}
     for unit in _units([row for row in _rows(ask, _SEGMENTS) if only in (None, row[1])]):
@@ -83,7 +84,7 @@ def compare(ask: Ask, only: Value | None = None) -> Iterator[Fault]:
 
 
 def _units(segments: list[tuple[bool, str, int, int]]) -> Iterator[_Unit]:
-    """Yield what to compare at once of segments (sealed, run_id, segment, routing rows), sorted."""
+    """Group sorted segments (sealed, run_id, segment, routing rows) into units to compare."""
     together: list[str] = []
     total = 0
     for sealed, of_state in groupby(segments, lambda row: row[0]):
@@ -108,7 +109,7 @@ def _rows(ask: Ask, sql: str) -> list[tuple[Any, ...]]:
 
 
 def _difference(table: schema.Table, unit: _Unit) -> str:
-    """Return SQL for the rows that differ: run, segment (NULL of a sealed run), key, stored and expected counts."""
+    """Return SQL for the rows that differ: run, segment (NULL for a sealed run), key, stored and expected counts."""
     keys, counts = schema.split_columns(table)
     one = _where(unit)
     expected = f"select * from ({definition(table)}) where {one}"
@@ -123,7 +124,7 @@ def _difference(table: schema.Table, unit: _Unit) -> str:
     same_key = " and ".join(
         f"stored.{name} is not distinct from expected.{name}" for name in ("run_id", "segment", *keys)
     )
-    newer = {column.name for column in table.newer}  # NULL in a segment that was written before
+    newer = {column.name for column in table.newer}  # NULL in older segments
     same_counts = " and ".join(
         f"(stored.{name} is null or {_same(name, type_)})" if name in newer else _same(name, type_)
         for name, type_ in counts.items()
@@ -146,7 +147,7 @@ def _difference(table: schema.Table, unit: _Unit) -> str:
 
 
 def _where(unit: _Unit) -> str:
-    """Return SQL for the rows of a unit. One run is named by itself: an equality holds across joins."""
+    """Return SQL for the rows of a unit. A single run is an equality, which DuckDB pushes through joins."""
     names = [sql_string(run_id) for run_id in unit.runs]
     runs = f"run_id = {names[0]}" if len(names) == 1 else f"run_id in ({', '.join(names)})"
     return runs if unit.segment is None else f"{runs} and segment = {unit.segment}"

@@ -1,11 +1,12 @@
-"""Verification: every committed file against the manifest of its folder, and every folder against its run.
+"""Verification: compares every committed file with its folder's manifest, and every folder with its run.
 
-`plan` lists the folders and what their manifests promise; `check` then reads every byte of every file, several
-at once. What it finds are `Fault`s, each naming one file and why. Neither torch nor a model is needed.
+`plan` lists the folders and the files in their manifests; `check` then reads every byte of every file, several files
+at a time. It returns `Fault`s, each with one file and what is wrong with it. Neither torch nor a model is needed.
 
-A file is bad if it is missing, unknown, of another size, has another sha256, cannot be read as Parquet, or has other
-columns, types or rows. (Page checksums were looked at before the sha256 was taken: see `manifest`.) A folder is bad if
-its manifest is, if it is another's (a segment moved or swapped), or if its counts do not agree with each other.
+A file is bad if it is missing or unknown, differs in size, sha256, columns, types or number of rows, or cannot be read
+as Parquet. (Page checksums were checked before the sha256 was computed: see `manifest`.) A folder is bad if its
+manifest is bad, if it belongs elsewhere (a segment was moved or swapped), or if its counts do not agree with each
+other.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _COUNTED = {"prompts": schema.PROMPTS, "tokens": schema.TOKENS, "routing_rows": 
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is not as it was committed."""
+    """One difference from what was committed."""
 
     folder: Path
     file: str
@@ -54,44 +55,44 @@ class Fault:
 
     @property
     def path(self) -> Path:
-        """What to look at."""
+        """The path of the bad file or folder."""
         return self.folder / self.file if self.file else self.folder
 
 
 @dataclass
 class Folder:
-    """A committed folder: where it is, whose it is by its path, and what its manifest says."""
+    """A committed folder: its path, the run and segment in that path, and its manifest."""
 
     path: Path
     level: schema.Level
     run_id: str
     number: int | None
     manifest: Manifest | None = None
-    """None if it is missing or no manifest."""
+    """None if it is missing or invalid."""
     files: dict[str, Entry] = field(default_factory=dict)
-    """Those that the manifest promises, that are there and that belong to a table: what is to be read."""
+    """The files to read: those in the manifest that exist and belong to a table."""
 
 
 @dataclass
 class Plan:
-    """The folders to check, and the faults that listing them has shown."""
+    """The folders to check, and the faults found while listing them."""
 
     folders: list[Folder] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
 
     @property
     def files(self) -> int:
-        """Number of files promised."""
+        """Number of files in the manifests."""
         return sum(len(folder.files) for folder in self.folders)
 
     @property
     def bytes(self) -> int:
-        """Their size together."""
+        """Total size of the files."""
         return sum(entry.bytes for folder in self.folders for entry in folder.files.values())
 
     @property
     def segments(self) -> int:
-        """Number of segments of runs."""
+        """Number of segments of all runs."""
         return sum(folder.level == "segment" and folder.run_id != SCHEMA_RUN for folder in self.folders)
 
     @property
@@ -116,7 +117,7 @@ def plan(layout: Layout) -> Plan:
 
 
 def check(planned: Plan, jobs: int | None = None, done: Callable[[int], None] = lambda _: None) -> list[Fault]:
-    """Read every file and return all faults, in order of their paths; `done` is told the bytes as they are read."""
+    """Read every file and return all faults, ordered by path; `done` is called with the number of bytes read."""
     faults = list(planned.faults)
     work = [
         (folder, name, entry)
@@ -124,7 +125,7 @@ def check(planned: Plan, jobs: int | None = None, done: Callable[[int], None] = 
         if folder.manifest is not None
         for name, entry in folder.files.items()
     ]
-    work.sort(key=lambda item: -item[2].bytes)  # the largest first, so that nobody waits for one in the end
+    work.sort(key=lambda item: -item[2].bytes)  # the largest first, so that none is left for the end
     workers = ThreadPoolExecutor(jobs or usable_cpus())  # reading and hashing both release the GIL
     try:
         for (folder, name, entry), why in zip(work, workers.map(_file_fault, work), strict=True):
@@ -139,7 +140,7 @@ def check(planned: Plan, jobs: int | None = None, done: Callable[[int], None] = 
 
 
 def check_rollups(warehouse: Readable) -> list[Fault]:
-    """Count every rollup again from its segment's rows, in SQL; one fault for each file. Files must be readable."""
+    """Recompute every rollup from its segment's rows in SQL; return one fault per file. Files must be readable."""
     layout = warehouse if isinstance(warehouse, Layout) else Layout(Path())
     from moewh.warehouse.answer.query import prepare
     from moewh.warehouse.trust.rollups import compare
@@ -162,7 +163,7 @@ def check_rollups(warehouse: Readable) -> list[Fault]:
 
 
 def _list_level(layout: Layout, level: schema.Level, found: Plan) -> None:
-    """Find the folders of one level; whatever else lies between them is a fault."""
+    """Find the folders of one level; anything else among them is a fault."""
     top = layout.root / FOLDERS[level].partition("/")[0]
     if lost := _lost_link(top):
         found.faults.append(Fault(top, "", lost))
@@ -177,7 +178,7 @@ def _list_level(layout: Layout, level: schema.Level, found: Plan) -> None:
 
 
 def _list_unsealed(layout: Layout, found: Plan) -> None:
-    """Find runs whose counts no view reads, and whatever `unsealed/` holds that is no way to a run's segments."""
+    """Find runs whose counts no view reads, and entries of `unsealed/` that do not link to a run's segments."""
     top = layout.root / UNSEALED.partition("/")[0]
     linked = set()
     for run in _entries(top):
@@ -185,13 +186,13 @@ def _list_unsealed(layout: Layout, found: Plan) -> None:
         way = run / UNSEALED_LINK
         found_way = way.is_symlink() or (run_id == SCHEMA_RUN and layout.has_empty_way())
         if run.name == run_id or not _is_legal(run_id) or len(list(run.glob(MARK))) != 1 or not found_way:
-            found.faults.append(Fault(run, "", "does not link to a run's segments; `moewh refresh` makes it anew"))
+            found.faults.append(Fault(run, "", "does not link to a run's segments; `moewh refresh` recreates it"))
         else:
             linked.add(run_id)
     for folder in found.folders:
         here = folder.level == "run" and folder.path == layout.run(folder.run_id)
         if here and folder.run_id not in linked and not layout.sealed(folder.run_id).is_dir():
-            found.faults.append(Fault(layout.unsealed(folder.run_id), "", "is missing; `moewh refresh` makes it anew"))
+            found.faults.append(Fault(layout.unsealed(folder.run_id), "", "is missing; `moewh refresh` recreates it"))
 
 
 def _list_segments(run: Path, run_id: str, found: Plan) -> None:
@@ -204,8 +205,8 @@ def _list_segments(run: Path, run_id: str, found: Plan) -> None:
 
 
 def _lost_link(path: Path) -> str | None:
-    """Say where a link leads that leads to no folder; None for whatever else."""
-    return f"is a link to {path.resolve()}, where no folder is" if path.is_symlink() and not path.is_dir() else None
+    """Return the fault of a link whose target is not a folder; None for anything else."""
+    return f"is a link to {path.resolve()}, which is not a folder" if path.is_symlink() and not path.is_dir() else None
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -220,7 +221,7 @@ def _is_legal(run_id: str) -> bool:
 
 
 def _take_manifest(folder: Folder, faults: list[Fault]) -> None:
-    """Read a folder's manifest and compare the names in it with what is there and with what must be."""
+    """Read a folder's manifest and compare its file names with the existing and the required files."""
     try:
         folder.manifest = read_manifest(folder.path)
     except FileNotFoundError:
@@ -256,7 +257,7 @@ def _tables(level: schema.Level) -> list[schema.Table]:
 
 
 def _file_fault(item: tuple[Folder, str, Entry]) -> str | None:
-    """Say what is wrong with one file, or None; what has another sha256 is not looked into."""
+    """Return what is wrong with one file, or None; a file with the wrong sha256 is not parsed."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -281,7 +282,7 @@ def _file_fault(item: tuple[Folder, str, Entry]) -> str | None:
 
 
 def _schema_difference(real: pa.Schema, wanted: pa.Schema) -> str | None:
-    """Say which column is not as the table has it; names and types count, not what else a writer notes."""
+    """Return the first difference from the table's columns; only names and types count, not a writer's metadata."""
     if real.names != wanted.names:
         return f"has the columns {', '.join(real.names)}, not {', '.join(wanted.names)}"
     for has, wants in zip(real, wanted, strict=True):
@@ -291,7 +292,7 @@ def _schema_difference(real: pa.Schema, wanted: pa.Schema) -> str | None:
 
 
 def _message(error: Exception) -> str:
-    """Return an error in one line, without the path that is named already."""
+    """Return an error in one line, without the path, which the fault already names."""
     text = (error.strerror if isinstance(error, OSError) else None) or str(error)
     return " ".join(text.split()).removeprefix("Parquet ")
 
@@ -300,7 +301,7 @@ def _message(error: Exception) -> str:
 
 
 def _check_belonging(folders: list[Folder]) -> Iterator[Fault]:
-    """Find folders, whole in themselves, that are not what their place says: swapped, foreign, out of count."""
+    """Find folders that are intact but in the wrong place or inconsistent: swapped, foreign, or with wrong counts."""
     runs = {folder.run_id: folder for folder in folders if folder.level == "run"}
     rows = {run_id: _row(folder.path, schema.RUNS) for run_id, folder in runs.items() if run_id != SCHEMA_RUN}
     lengths = {run_id: row["segments_planned"] or _up_to_last(run_id, folders) for run_id, row in rows.items()}
@@ -309,10 +310,10 @@ def _check_belonging(folders: list[Folder]) -> Iterator[Fault]:
         if run is None or folder.manifest is None:
             continue
         if folder.manifest.identity != run["identity"] or folder.manifest.segment != folder.number:
-            yield Fault(folder.path, MANIFEST, "is that of another folder")
+            yield Fault(folder.path, MANIFEST, "belongs to another folder")
         elif folder.level == "run":
             if hashlib.sha256(run["options"].encode()).hexdigest() != run["identity"]:
-                yield Fault(folder.path, schema.RUNS.file, "says options that do not give its identity")
+                yield Fault(folder.path, schema.RUNS.file, "has options that do not match its identity")
         elif folder.level == "segment":
             yield from _check_counts(folder, folder.number or 0, lengths[folder.run_id])
         elif folder.level == "sealed":
@@ -324,16 +325,16 @@ def _check_belonging(folders: list[Folder]) -> Iterator[Fault]:
 
 
 def _up_to_last(run_id: str, folders: list[Folder]) -> int | None:
-    """Segments of a run whose number was not planned: up to the first that says it is the last; None if none does."""
+    """Return the number of segments of a run without a plan, up to the first marked as last; None if none is marked."""
     segments = [folder for folder in folders if folder.level == "segment" and folder.run_id == run_id]
     last = [folder.number or 0 for folder in segments if _row(folder.path, schema.SEGMENTS)["last"]]
     return min(last) + 1 if last else None
 
 
 def _check_counts(folder: Folder, number: int, planned: int | None) -> Iterator[Fault]:
-    """Find what a segment's files say differently of how much it holds and where it stands in its run.
+    """Find contradictions between a segment's files about its totals and its position in the run.
 
-    `planned` is how many segments the run has; None while that is open.
+    `planned` is the run's number of segments; None if it is not yet known.
     """
     row = _row(folder.path, schema.SEGMENTS)
     if planned is None:
@@ -345,7 +346,7 @@ def _check_counts(folder: Folder, number: int, planned: int | None) -> Iterator[
     expected = [(name, table.file, folder.files[table.file].rows) for name, table in _COUNTED.items()]
     if (outputs := folder.files.get(schema.EXPERT_OUTPUTS.file)) is not None:
         expected.append(("routing_rows", schema.EXPERT_OUTPUTS.file, outputs.rows))
-    if row["tokens"]:  # a run that was imported as counts alone has a load and no rows
+    if row["tokens"]:  # a run that was imported as counts only has a load and no rows
         expected += [("routing_rows", schema.EXPERT_COUNTS.file, _total(folder.path, schema.EXPERT_COUNTS, "tokens"))]
     entries_known = not _unknown(folder.path, schema.TOKENS, "vocab_id")
     if entries_known:
@@ -364,9 +365,9 @@ def _check_counts(folder: Folder, number: int, planned: int | None) -> Iterator[
 
 
 def _check_sealed(folder: Folder, segments: list[Folder]) -> Iterator[Fault]:
-    """Find a sealed set that is not of the segments that are there, or whose totals are not theirs.
+    """Find differences between a sealed set and the run's segments: in their numbers, rows or totals.
 
-    A segment that is bad itself is named for that; it is not counted here.
+    A bad segment has its own fault and is not counted here.
     """
     import pyarrow.parquet as pq
 
@@ -374,28 +375,28 @@ def _check_sealed(folder: Folder, segments: list[Folder]) -> Iterator[Fault]:
     numbers = {row["segment"] for row in held}
     beside = folder.path.parents[1] / "segments" / folder.path.name
     if gone := sorted(number for number in numbers if not (beside / f"{SEGMENT_FOLDER}{number}").is_dir()):
-        yield Fault(folder.path, schema.SEGMENTS.file, f"holds segment {gone[0]}, which is not there")
+        yield Fault(folder.path, schema.SEGMENTS.file, f"has segment {gone[0]}, which does not exist")
     if strangers := sorted({one.number for one in segments if one.number is not None} - numbers):
-        yield Fault(folder.path, schema.SEGMENTS.file, f"lacks segment {strangers[0]}, which is there")
+        yield Fault(folder.path, schema.SEGMENTS.file, f"lacks segment {strangers[0]}, which exists")
     for one in segments:
         there = [row for row in held if row["segment"] == one.number]
         if there and {**_row(one.path, schema.SEGMENTS), "segment": one.number} != there[0]:
-            yield Fault(folder.path, schema.SEGMENTS.file, f"says something else of segment {one.number} than it does")
+            yield Fault(folder.path, schema.SEGMENTS.file, f"differs from the file of segment {one.number}")
     if {one.number for one in segments} != numbers:
         return
     yield from _check_sealed_outputs(folder, segments)
-    for table in (schema.EXPERT_COUNTS, schema.AFFINITY_COUNTS):  # each counts every routing row that it can once
+    for table in (schema.EXPERT_COUNTS, schema.AFFINITY_COUNTS):  # each counts a routing row at most once
         count, rows = _total(folder.path, table, "tokens"), sum(_total(one.path, table, "tokens") for one in segments)
         if count != rows:
             yield Fault(folder.path, table.file, f"has {count:,} routing_rows, but the run's segments have {rows:,}")
 
 
 def _check_sealed_outputs(folder: Folder, segments: list[Folder]) -> Iterator[Fault]:
-    """Find a sealed set whose opt-in counts are not those that its segments have."""
+    """Find differences between the opt-in counts of a sealed set and those of its segments."""
     table = schema.EXPERT_OUTPUT_COUNTS
     holding = [one.path for one in segments if table.file in one.files]
     if bool(holding) != (table.file in folder.files):
-        yield Fault(folder.path, table.file, "is missing" if holding else "counts what no segment of the run has")
+        yield Fault(folder.path, table.file, "is missing" if holding else "counts rows that no segment of the run has")
     elif holding:
         count, rows = _total(folder.path, table, "choices"), sum(_total(path, table, "choices") for path in holding)
         if count != rows:
@@ -403,7 +404,7 @@ def _check_sealed_outputs(folder: Folder, segments: list[Folder]) -> Iterator[Fa
 
 
 def _check_experts(folder: Folder, run: Folder) -> Iterator[Fault]:
-    """Find a geometry that is not of as many experts as its run has."""
+    """Find a geometry whose number of experts differs from its run's."""
     measured, known = (
         home.files[table.file].rows for home, table in ((folder, schema.EXPERT_GEOMETRY), (run, schema.EXPERTS))
     )

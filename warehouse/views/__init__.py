@@ -1,1 +1,1 @@
-"""Views: the stored tables and the canned views, in memory and as the published file."""
+"""Views: the stored tables and the canned views, in memory and in `warehouse.duckdb`."""

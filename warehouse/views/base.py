@@ -1,11 +1,11 @@
 """The views: one per stored table, generated from the schema, and the canned ones of `queries/views/`.
 
-Between the two stand the staging views of `queries/staging/`: what several canned views, saved queries, rollups and
-checks share. They are made like the others, and listed nowhere.
+The staging views of `queries/staging/` come between the two: several canned views, saved queries, rollups and checks
+share them. They are created like the others but listed nowhere.
 
-`moewh.warehouse.views.opening` makes them in memory for moewh's own use; `moewh.warehouse.views.publishing` writes the
-same statements, with comments and a guard against newer rows, to the file that a DuckDB shell opens. The views are
-bound to zero-row files as they are made, so opening costs the same however many segments there are.
+`moewh.warehouse.views.opening` creates them in memory for moewh's own use; `moewh.warehouse.views.publishing` writes
+the same statements, with comments and a guard against newer rows, to the file that a DuckDB shell opens. The views are
+bound to zero-row files when they are created, so opening takes the same time for any number of segments.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ if TYPE_CHECKING:
 
 QUERIES = Path(__file__).resolve().parent.parent.parent / "queries"
 
-LACKS = " lacks {file}: a count would leave it out. Remove that folder and run its ingest again."
-"""What is said of a segment without a rollup's file."""
+LACKS = " lacks {file}: counts would omit it. Remove that folder and run its ingest again."
+"""Message for a segment without a rollup's file."""
 
-NEITHER = "is neither sealed nor unsealed: a count would leave it out. Run `moewh refresh`."
-"""What is said of a run whose counts are nowhere to be read."""
+NEITHER = "is neither sealed nor unsealed: counts would omit it. Run `moewh refresh`."
+"""Message for a run whose counts no view can read."""
 
-SEALED_LACKS = " is sealed and lacks {file}: a count would leave it out. Run `moewh verify --repair`."
-"""What is said of a sealed run without a file."""
+SEALED_LACKS = " is sealed and lacks {file}: counts would omit it. Run `moewh verify --repair`."
+"""Message for a sealed run that lacks a file."""
 
 ASK_AGAIN = "Ask again."
-"""Ends what is said of a run that was sealed, unsealed or deleted while a query looked for its files."""
+"""Ends the message for a run that was sealed, unsealed or deleted while a query listed its files."""
 
 _DERIVED_RUN_COLUMNS = """
     case
@@ -71,17 +71,17 @@ left join (
 
 @dataclass(frozen=True)
 class View:
-    """One view: its name, the statement that makes it and the statements that comment on it."""
+    """One view: its name, the statement that creates it and its COMMENT statements."""
 
     name: str
     create: str
     comments: tuple[str, ...]
     header: str
-    """What the view answers, as the leading comment of its file says; for a stored table, its description."""
+    """The leading comment of the view's file; for a stored table, its description."""
 
     @property
     def code(self) -> str:
-        """The statement that makes it, without its comment lines."""
+        """The statement that creates the view, without its comment lines."""
         return re.sub(r"(?m)^\s*--.*$", "", self.create)
 
 
@@ -91,7 +91,7 @@ def view_names() -> tuple[str, ...]:
 
 
 def canned_names() -> tuple[str, ...]:
-    """Return the names of the canned views, which are the stems of the files in `queries/views/`."""
+    """Return the names of the canned views: the stems of the files in `queries/views/`."""
     return tuple(sorted(path.stem for path in (QUERIES / "views").glob("*.sql")))
 
 
@@ -131,7 +131,7 @@ def derived_views() -> tuple[View, ...]:
 
 
 def staging_read_by(sql: str) -> tuple[View, ...]:
-    """Return the staging views that SQL without comments reads, itself or through another, in order of reading."""
+    """Return the staging views that SQL without comments reads, directly or through others, in order of reading."""
     found: list[View] = []
     for view in reversed(derived_views()):
         if view in staging_views() and any(_reads(code, view.name) for code in (sql, *(other.code for other in found))):
@@ -140,14 +140,14 @@ def staging_read_by(sql: str) -> tuple[View, ...]:
 
 
 def _reads(code: str, name: str) -> bool:
-    """Tell whether SQL names a view, and no CTE of that name."""
+    """Return whether SQL names a view that is not shadowed by a CTE."""
     return name in code and re.search(rf"\b{name}\b(?!\s+as\s*\()", code) is not None
 
 
 def create_views(
     connection: duckdb.DuckDBPyConnection, warehouse: Readable, *, comments: bool, guarded: bool = False
 ) -> None:
-    """Make every view in the connection's current schema, in one transaction."""
+    """Create every view in the connection's current schema, in one transaction."""
     if isinstance(warehouse, Layout):
         warehouse.linked_folders()
         zero_rows = zero_rows_of(warehouse)
@@ -158,7 +158,7 @@ def create_views(
 
 
 def zero_rows_of(layout: Layout) -> str | None:
-    """Return where the zero-row files of a warehouse on this machine lie alone; None for one that lacks them."""
+    """Return the folder with only the zero-row files of a warehouse on this machine; None if it is missing."""
     return glob_literal(layout.empty) if layout.empty.is_dir() else None
 
 
@@ -176,13 +176,13 @@ def bound_to(zero_rows: str | None, statements: Iterable[str]) -> Iterator[str]:
 def view_statements(
     warehouse: Readable, *, comments: bool, guarded: bool = False, root: str | None = None
 ) -> Iterator[str]:
-    """Yield the statements that make every view, each after those it reads.
+    """Yield the statements that create every view, each after those it reads.
 
-    `guarded` views also look whether the warehouse has become newer than they are, as moewh itself does on opening.
-    `root` is SQL for where the warehouse lies; without it the views hold its path.
+    `guarded` views also check whether the warehouse has become newer than they are, as moewh itself does on opening.
+    `root` is SQL for the path of the warehouse; without it the views contain the path itself.
 
-    DuckDB binds anew all that a view reads, so the canned views are made over views that only have the columns,
-    which the views of the files then replace: half the time.
+    DuckDB binds again everything that a view reads. So the canned views are created over views that only have the
+    columns, which the views of the files then replace; this halves the time.
     """
     yield from (_columns_alone(table) for table in schema.TABLES)
     for view in (*derived_views(), *base_views(warehouse, guarded=guarded, root=root)):
@@ -192,13 +192,13 @@ def view_statements(
 
 
 def _columns_alone(table: schema.Table) -> str:
-    """Return the statement that makes a stored table's view without rows and without a look at any file."""
+    """Return the statement that creates a stored table's view without rows and without opening any file."""
     columns = ", ".join(f"null::{column.type} as {column.name}" for column in _in_order(table))
     return f"create or replace view {table.name} as select {columns} where false"
 
 
 def _in_order(table: schema.Table) -> tuple[schema.Column, ...]:
-    """Return the columns of a stored table's view as `table_select` has them."""
+    """Return the columns of a stored table's view in the order of `table_select`."""
     return (*table.path_columns, *table.stored, *(column for column in table.columns if column.derived))
 
 
@@ -232,7 +232,7 @@ def _select(table: schema.Table, layout: Layout, root: str) -> str:
 
 
 def _published_select(table: schema.Table, published: Published, root: str) -> str:
-    """Return the query of a table's view over the files that a published warehouse lists: every run is sealed there."""
+    """Return the query of a table's view over the files that a published warehouse lists; every run there is sealed."""
     stored = schema.sealed(table) if table in schema.MERGED else table
     paths = ", ".join(_below(root, path) for path in published.listing.files_of(table))
     files = _files(stored, paths or None, listed=True)
@@ -242,7 +242,7 @@ def _published_select(table: schema.Table, published: Published, root: str) -> s
 
 
 def _of_sealed(table: schema.Table) -> str:
-    """Return the columns of a merged table over its sealed rows, which have no segment, except those of `segments`."""
+    """Return the columns of a merged table over its sealed rows, which have no segment except in `segments`."""
     held = _names(schema.sealed(table))
     columns = (*table.path_columns, *table.columns)
     return ",\n    ".join(
@@ -251,7 +251,7 @@ def _of_sealed(table: schema.Table) -> str:
 
 
 def table_select(table: schema.Table, files: str) -> str:
-    """Return the query of a stored table's view, over `files`: what gives the rows of all its files, as `stored`."""
+    """Return the query of a stored table's view over `files`, SQL for the rows of all its files, named `stored`."""
     if table is not schema.RUNS:
         columns = ",\n    ".join(column.name for column in (*table.path_columns, *table.columns))
         return f"select\n    {columns}\nfrom {files}"
@@ -262,11 +262,12 @@ def table_select(table: schema.Table, files: str) -> str:
 def _files(table: schema.Table, pattern: str | None, between: str = "", *, listed: bool = False) -> str:
     """Return a subquery over every file of a table that `pattern` matches: its columns, those of the path first.
 
-    These are read from the path's end, so that what lies above the root says nothing: DuckDB's own partitions would be
-    every `name=value` of the whole path, and would hide columns of the file. They are constant within a file, so a
-    filter on them still leaves out files before they are opened. A folder that is no run's or no segment's, such as a
-    copy called `segment=0.old`, is left out; `moewh verify` names it. `between` names the folder between the two.
-    `listed` paths are several, with commas. Without a pattern there are no rows.
+    The path columns are read from the end of the path, so that folders above the root do not matter: DuckDB's own
+    partitioning would use every `name=value` of the whole path and hide columns of the file. They are constant within a
+    file, so a filter on them still skips files before they are opened. A folder that is not a run's or segment's, such
+    as a copy called `segment=0.old`, is left out; `moewh verify` reports it. `between` is the path between the run's
+    and the segment's folder. With `listed`, `pattern` is several paths separated by commas. Without a pattern there are
+    no rows.
     """
     if pattern is None:
         nothing = ", ".join(f"null::{column.type} as {column.name}" for column in (*table.path_columns, *table.stored))
@@ -284,9 +285,9 @@ def _files(table: schema.Table, pattern: str | None, between: str = "", *, liste
 
 
 def _given_schema(table: schema.Table) -> str:
-    """Return the option that makes NULLs of the columns that older files lack; nothing for a table without any.
+    """Return the option that fills columns missing from older files with NULL; empty for a table without such columns.
 
-    `union_by_name` would do the same, but reads the footer of every file before a filter can leave it out.
+    `union_by_name` would do the same, but reads the footer of every file before a filter can skip it.
     """
     if not table.newer:
         return ""
@@ -298,9 +299,9 @@ def _given_schema(table: schema.Table) -> str:
 
 
 def _pattern(table: schema.Table, layout: Layout, root: str, within: str | None = None) -> str | None:
-    """Return SQL for the pattern that matches every file of a table; None for a warehouse from before the table.
+    """Return SQL for the pattern that matches every file of a table; None for a warehouse older than the table.
 
-    `within` names the folders instead of those of the table's level.
+    `within` is a pattern of folders to use instead of those of the table's level.
     """
     if (table.level == "geometry" or table.since > 1) and not layout.has_table(table):
         return None
@@ -308,17 +309,17 @@ def _pattern(table: schema.Table, layout: Layout, root: str, within: str | None 
 
 
 def _below(root: str, path: str) -> str:
-    """Return SQL for a path or pattern below the root, wherever the warehouse lies now."""
+    """Return SQL for a path or pattern below the root, wherever the warehouse is now."""
     return f"coalesce(getvariable('moewh_root'), {root}) || '/{path}'"
 
 
 def _merged_select(table: schema.Table, layout: Layout, root: str) -> str:
-    """Return the query of a table whose rows sealing merges: a run's sealed set where there is one, else its segments'.
+    """Return the query of a table whose rows sealing merges: from a run's sealed set if it has one, else its segments.
 
-    A run that is in both places is being sealed, or was when a process was killed: the sealed set counts. DuckDB lists
-    the files of a query more or less in the order in which it names them. So what is listed first (the runs, those that
-    are sealed, those that are not) is compared with what is listed last: if it has changed, or if a run is in neither
-    place, the query fails. moewh itself also looks before and after (`moewh.warehouse.answer.again`), in any order.
+    A run in both places is being sealed, or was when a process was killed: the sealed set is used. DuckDB lists the
+    files of a query roughly in the order in which it names them. So the first listings (the runs, the sealed ones, the
+    unsealed ones) are compared with the last: if they have changed, or if a run is in neither place, the query fails.
+    moewh itself also compares the folders before and after (`moewh.warehouse.answer.again`), whatever the order.
     The rows of a sealed set have no segment, except those of `segments`.
     """
     columns = (*table.path_columns, *table.columns)
@@ -376,7 +377,7 @@ where failure is not null"""
 
 
 def _must_hold(table: schema.Table, root: str) -> str:
-    """Return SQL for the sealed runs that must have a merged table: all, or those whose first segment it counts."""
+    """Return SQL for the sealed runs that must have a merged table: all, or those whose first segment has its rows."""
     if table.counted is None:
         return "sealed_before"
     counted = _runs_of(root, f"{FOLDERS['segment'].replace('segment=*', 'segment=0')}/{table.counted}", "segment=0/")
@@ -384,9 +385,9 @@ def _must_hold(table: schema.Table, root: str) -> str:
 
 
 def _runs_of(root: str, pattern: str, between: str = "") -> str:
-    """Return SQL for the runs that have a file, `pattern` below the root, and its path.
+    """Return SQL for the runs that have a file matching `pattern` below the root, and its path.
 
-    `between` is what stands between the run's folder and the file.
+    `between` is the path between the run's folder and the file.
     """
     end = f"'/run_id=({PATH_VALUES['run_id']})/{between}[^/]*$'"
     files = f"glob({_below(root, pattern)})"
@@ -400,9 +401,9 @@ def _names(table: schema.Table) -> list[str]:
 def _unless_missing(table: schema.Table, root: str) -> str:
     """Return SQL that adds no rows to a rollup's view, and fails the query if an unsealed segment lacks its file.
 
-    An opt-in rollup is only in the segments that have what it counts.
-    A pattern matches what is there, so such a segment would be left out without a word. Every column is
-    the error, so that no filter can take the row away before it is raised.
+    An opt-in rollup is required only in segments that have the rows it counts.
+    A pattern matches only existing files, so such a segment would be left out silently. Every column is
+    the error, so that no filter can remove the row before the error is raised.
     """
     columns = ",\n    ".join(f"failure::{column.type}" for column in (*table.path_columns, *table.columns))
     folder, counted = (f"regexp_replace({alias}.file, '/[^/]*$', '')" for alias in ("segment", "counts"))
@@ -428,10 +429,10 @@ where failure is not null"""
 
 
 def _unless_newer(table: schema.Table, root: str) -> str:
-    """Return SQL that adds no rows, and fails the query if the warehouse is of another format or a newer schema.
+    """Return SQL that adds no rows, and fails the query if the warehouse has another format or a newer schema.
 
-    The manifest of the zero-row files says so for all (see `Layout.require`). The error stands in a CASE, which no
-    filter can get ahead of.
+    The manifest of the zero-row files gives the version of the warehouse (see `Layout.require`). The error is inside a
+    CASE, which no filter can bypass.
     """
     columns = ",\n    ".join(f"failure::{column.type}" for column in _in_order(table))
     manifest = _below(root, f"segments/run_id={SCHEMA_RUN}/segment=0/manifest.json")
@@ -451,7 +452,7 @@ from (
             )
             when {form} > {schema.FORMAT_VERSION} or {version} > {schema.SCHEMA_VERSION} then error(
                 'this warehouse was written to by a newer moewh (format ' || {form} || ', schema ' || {version}
-                || '; this file knows {schema.FORMAT_VERSION} and {schema.SCHEMA_VERSION}). '
+                || '; this file reads {schema.FORMAT_VERSION} and {schema.SCHEMA_VERSION}). '
                 || 'Upgrade moewh and run `moewh refresh`.'
             )
         end as failure
@@ -461,7 +462,7 @@ where failure is not null"""
 
 
 def _read_view(path: Path) -> View:
-    """Split a view's file: its header, the statement that makes it, then its comments."""
+    """Split a view's file into its header, the statement that creates it, and its COMMENT statements."""
     text = path.read_text(encoding="utf-8")
     create, *comments = (statement for statement in text.split(";\n") if statement.strip())
     header = "\n".join(line.removeprefix("--").strip() for line in text.splitlines() if line.startswith("--"))

@@ -1,4 +1,4 @@
-"""`warehouse.duckdb`: the file that a plain DuckDB shell opens. It holds views and comments, no rows."""
+"""`warehouse.duckdb`: the file that a plain DuckDB shell opens. It holds views and comments, but no rows."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from moewh.warehouse.remote.published import Readable
 
 STORAGE_VERSION = "v1.0.0"
-"""The oldest storage format that holds the comments; any DuckDB since 1.1 reads these views."""
+"""The oldest storage format that supports comments; any DuckDB since 1.1 reads these views."""
 
 
 def publish(layout: Layout) -> None:
-    """Write `warehouse.duckdb` anew and put it in place at once, under whatever shells have it open.
+    """Rewrite `warehouse.duckdb` and replace it in one step, even while shells have it open.
 
-    A write-ahead log beside it belongs to a file that is no longer there: a killed shell leaves one,
-    and DuckDB would replay it over the new file. So it is removed first. Raises MoewhError.
+    A killed shell leaves a write-ahead log that belongs to the old file, and DuckDB would replay it over the new one.
+    So it is removed first. Raises MoewhError.
     """
     with layout.writing(), layout.staged("publish") as folder:
         built = folder / layout.database.name

@@ -1,7 +1,7 @@
 """CommitteeAudit's CSV: layer, domain, expert_idx, expert_weight, topk_rank, one row per expert that a domain uses.
 
-expert_weight is the mean weight of the expert over the domain's tokens (weight_sum / N_D), topk_rank its place by that
-among the layer's experts, from 0. Domains without a name are called `unlabelled`.
+expert_weight is the mean weight of the expert over the domain's tokens (weight_sum / N_D); topk_rank is its 0-based
+rank by that weight among the layer's experts. Prompts without a domain become the domain `unlabelled`.
 """
 
 from __future__ import annotations

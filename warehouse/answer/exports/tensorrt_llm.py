@@ -1,7 +1,7 @@
 """TensorRT-LLM's expert statistics: a folder with `meta_info.json` and `rank0.safetensors`.
 
-Keys are `<iteration>_<layer>`; all is one iteration, 0. safetensors: the length of a JSON header, the header, the data
-(github.com/huggingface/safetensors).
+Keys are `<iteration>_<layer>`; there is one iteration, 0. A safetensors file is the length of a JSON header, the header
+and the data (github.com/huggingface/safetensors).
 """
 
 from __future__ import annotations
