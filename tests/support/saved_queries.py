@@ -30,6 +30,9 @@ EXISTING: dict[str, Value] = {
     "share": 0.01,
     "ratio": 1.01,
     "placement": "0:0:0,0:1:1",
+    "text": "a",
+    "whole number": 1,
+    "number": 0.5,
 }
 """Kind of parameter → a value that is in the random warehouse."""
 GIVEN: dict[str, dict[str, Value]] = {
