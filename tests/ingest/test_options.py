@@ -204,10 +204,8 @@ def test_every_option_that_prompts_are_read_by_names_what_was_read(tmp_path: Pat
     assert used == {one.name for one in fields(IngestOptions) if option_of(one).of_input}
     (tmp_path / "p.csv").write_text("text\nhello\n")
     (given,) = sources.find_inputs(IngestOptions("m", (str(tmp_path / "p.csv"),))).inputs
-    keys = {
-        stream._input_key([given], IngestOptions("m", ("p",), **changed))
-        for changed in ({}, *({name: 3 if name == "limit" else "x"} for name in used))
-    }
+    changes: list[dict[str, Any]] = [{}, *({name: 3 if name == "limit" else "x"} for name in used)]
+    keys = {stream._input_key([given], IngestOptions("m", ("p",), **changed)) for changed in changes}
     assert len(keys) == 1 + len(used)
 
 
