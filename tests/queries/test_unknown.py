@@ -2,8 +2,8 @@
 
 Each view and saved query is asked of a run that is known whole and of the same choices without ranks and weights, and
 without entries. The answers are equal except for what cannot be known. The header of the SQL says what that is: a line
-with "not known" or "no … is known" names the columns, or says that there are no rows. The tables below have those that
-say it in other words. So a new view or saved query is tested by existing.
+with "not known", "unknown" or "no … is known" names the columns, or says that there are no rows. The tables below have
+those that say it in other words. So a new view or saved query is tested by existing.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def answer_columns(layout: Layout, name: str, values: dict[str, Value]) -> tuple
 def said_unknown(name: str, columns: Iterable[str], *, of_entries: bool) -> set[str] | None:
     """What a header says of runs without ranks and weights, or without entries: these columns, or None for no rows."""
     header = describe_views()[name].header if name in canned_names() else find_query(name).header
-    said = [line for line in header.splitlines() if re.search(r"not known|no \w+ is known", line)]
+    said = [line for line in header.splitlines() if re.search(r"not known|unknown|no \w+ is known", line)]
     said = [line for line in said if ("entry" in line) is of_entries]
     if any("no rows" in line for line in said):
         return None
