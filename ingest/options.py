@@ -61,6 +61,10 @@ class Option:
 
     "no" is also for what the identity holds in another form: the model, the prompts and the tokenizer by digest.
     """
+    of_input: bool = False
+    """It decides what is read from the same files: what was read with another value is not used again."""
+    of_tokens: bool = False
+    """It decides the tokens of a prompt, where it is given: runs that differ in it have no token ids in common."""
     repeats_run: bool = False
     """It can be given several times, and each value is a run of its own: see `each_checkpoint`."""
     read: Callable[[str], str] | None = None
@@ -131,6 +135,7 @@ class IngestOptions:
         Option(
             "--delimiter",
             metavar="CHAR",
+            of_input=True,
             help="Delimiter of CSV columns.  [default: as the header shows; a tab in .tsv]",
             read=_delimiter,
         ),
@@ -140,6 +145,7 @@ class IngestOptions:
         Option(
             "--text-column",
             metavar="NAME",
+            of_input=True,
             help="Column of the prompts, a.b if nested.  [default: text, else prompt with completion appended, else "
             "instruction, input and output joined by newlines; or one of messages, conversations, input_ids]",
         ),
@@ -149,12 +155,13 @@ class IngestOptions:
         Option(
             "--domain-column",
             metavar="NAME",
+            of_input=True,
             show_default=True,
             help="Column of the prompts' domain, a.b if nested.",
         ),
     )
     domain: str | None = option(
-        None, Option("--domain", metavar="NAME", help="The domain of every prompt, instead of a column.")
+        None, Option("--domain", metavar="NAME", of_input=True, help="The domain of every prompt, instead of a column.")
     )
     revision: str | None = option(
         None,
@@ -238,6 +245,7 @@ class IngestOptions:
             "--chat-argument",
             metavar="NAME=VALUE",
             shapes="if given",
+            of_tokens=True,
             help="Passed to the chat template: enable_thinking=false. VALUE is JSON, or else text. Repeat for more.",
         ),
     )
@@ -260,7 +268,7 @@ class IngestOptions:
         ),
     )
     limit: int | None = option(
-        None, Option("--limit", metavar="N", least=1, shapes="always", help="Only the first N prompts.")
+        None, Option("--limit", metavar="N", least=1, of_input=True, shapes="always", help="Only the first N prompts.")
     )
     device: str | None = option(
         None,

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import pyarrow as pa
 
+from moewh.ingest.options import IngestOptions, option_of
+
 _OF_TOKENS = ("prompts_sha256", "tokenizer_sha256", "max_length", "on_overflow", "special_tokens")
-_OF_TOKENS_IF_GIVEN = ("chat_arguments", "template_time")
-"""What else decides the tokens, in an identity only where it does: an option that shapes tokens is added here."""
+_OF_TOKENS_IF_GIVEN = (*(one.name for one in fields(IngestOptions) if option_of(one).of_tokens), "template_time")
+"""What else decides the tokens, in an identity only where it does."""
 
 
 @dataclass(frozen=True)

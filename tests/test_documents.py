@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from moewh.ingest.options import PROMPT_FORMATS
+from moewh.report.contents import panels
+from moewh.warehouse.answer.catalog import describe_views
+from moewh.warehouse.answer.export import export_names
+from moewh.warehouse.answer.output import FORMATS
 from moewh.warehouse.views.base import canned_names
 from tests.support.escapes import ESCAPES
 from tools.documents import (
@@ -79,8 +84,23 @@ def test_views_page_is_current() -> None:
 
 def test_metrics_page_has_every_view_that_has_a_formula() -> None:
     page = (README.parent / "docs" / "metrics.md").read_text()
-    missing = [name for name in canned_names() if name != "routes" and f"`{name}`" not in page]
-    assert missing == []
+    formulas = [name for name in canned_names() if " = " in describe_views()[name].header]
+    assert len(formulas) > 10
+    assert [name for name in formulas if f"`{name}`" not in page] == []
+
+
+def test_pages_list_what_a_folder_holds() -> None:
+    """Figures, exports, prompt formats and output formats, each found by listing a folder or a table of one file."""
+    report, python, export = (
+        (README.parent / "docs" / f"{name}.md").read_text() for name in ("report", "python", "export")
+    )
+    for name, panel in panels():
+        assert f"\n| {panel.title} | " in report, name
+        assert f"`{name}(wh" in python, name
+    assert [name for name in export_names() if f"| `{name}` |" not in export] == []
+    (files,) = re.findall(r"^\| files \| (.*) \|$", README.read_text(), re.MULTILINE)
+    assert [name for name in PROMPT_FORMATS if f"`.{name}`" not in files] == []
+    assert f"`--format {'|'.join(FORMATS)}`" in README.read_text()
 
 
 def test_security_page_counts_the_ways_out() -> None:

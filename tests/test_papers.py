@@ -13,8 +13,6 @@ from moewh.warehouse.views.base import canned_names
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "papers.md").read_text(encoding="utf-8")
 ROWS = [line for line in PAGE.splitlines() if line.startswith("| ") and not line.startswith("| paper")]
-HELPERS = {"routes", "router_confidence"}
-"""Views that show what is stored, for no paper in particular."""
 
 
 def cells(row: str) -> list[str]:
@@ -37,10 +35,6 @@ def test_row_names_a_query_and_its_columns(row: str) -> None:
         assert not column or column in columns, (name, column)
         known.update(columns)
     assert {*re.findall(r"`(\w+)`", chance)} <= known, row
-
-
-def test_page_has_every_view() -> None:
-    assert {name for name in canned_names() if f"`{name}`" not in PAGE} <= HELPERS
 
 
 def test_every_query_that_cites_a_paper_is_on_the_page() -> None:

@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from moewh.ingest.options import IngestOptions
+from moewh.ingest.options import IngestOptions, option_of
 from moewh.ingest.prompts.canonical import BATCH_ROWS, CANONICAL
 from moewh.ingest.prompts.digest import PromptDigest
 from moewh.ingest.prompts.records import MESSAGES
@@ -224,7 +224,7 @@ def _input_key(inputs: Sequence[Input], options: IngestOptions) -> str | None:
     if any(given.key is None for given in inputs):
         return None
     parts: list[object] = [given.key for given in inputs]
-    parts += [options.text_column, options.domain_column, options.domain, options.limit, options.delimiter]
+    parts += [[one.name, getattr(options, one.name)] for one in fields(options) if option_of(one).of_input]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 

@@ -8,21 +8,26 @@ import click
 
 from moewh.cli.candidates import complete_runs
 from moewh.cli.options import readable_option
-from moewh.warehouse.answer.export import export_names, export_run
+from moewh.warehouse.answer.export import describe_export, export_names, export_run
 from moewh.warehouse.remote.published import Readable
 
 
-@click.command(short_help="Write a run as a file that another program reads.")
+class _Command(click.Command):
+    """A command whose help lists the formats, in the words of their files."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click gives it
+        """Write what each format is."""
+        with formatter.section("Formats"):
+            formatter.write_dl([(name, describe_export(name)) for name in export_names()])
+
+
+@click.command(cls=_Command, short_help="Write a run as a file that another program reads.")
 @click.argument("format", type=click.Choice(export_names()), metavar="FORMAT")
 @click.option("--run", metavar="ID", shell_complete=complete_runs, help="The run to export.  [default: the only run]")
 @click.option("--domain", metavar="NAME", help="Only tokens of this domain.")
 @click.option("-o", "output", type=click.Path(path_type=Path), required=True, metavar="FILE", help="Where to write.")
 @readable_option
 def export(*, format: str, run: str | None, domain: str | None, output: Path, warehouse: Readable) -> None:
-    """Write a run's load, or its routing by domain, as a file that another program reads.
-
-    sglang: the `logical_count` of --init-expert-location. eplb: the weight matrix of DeepSeek's EPLB, as .npy.
-    tensorrt-llm: a folder of expert statistics. committee-audit: the CSV of CommitteeAudit.
-    """
+    """Write a run's load, or its routing by domain, as a file that another program reads."""
     run_id = export_run(format, warehouse, run, domain, output)
     click.echo(f"run {run_id} is in {output}.", err=True)

@@ -41,13 +41,8 @@ expert_others as not materialized (
         pair_tokens.layer,
         case when sides.side = 0 then pair_tokens.expert_a else pair_tokens.expert_b end
 ),
-<<<<<<< HEAD
 expert_tokens as not materialized (
-    -- each of an expert's tokens has top_k - 1 others: over them N_ab sums to (top_k - 1) N_a
-=======
-counted as (
     -- each of an expert's tokens has top_k - 1 other experts, so the sum of N_ab over them is (top_k - 1) N_a
->>>>>>> eng1
     select
         expert_others.run_id as run_id,
         expert_others.layer as layer,

@@ -22,12 +22,7 @@ with pair_tokens as (
         transition_counts.expert,
         transition_counts.next_expert
 ),
-<<<<<<< HEAD
 expert_pairs as (
-=======
-counted as (
-    -- each of an expert's tokens goes to k' next experts and comes from k, so N_ij sums to k' N_i and to k N_j
->>>>>>> eng1
     select
         run_id,
         layer,
@@ -39,7 +34,7 @@ counted as (
         layer,
         expert
 ),
--- each of an expert's tokens goes to k' experts next and comes from k: N_ij sums to k' N_i and to k N_j
+-- each of an expert's tokens goes to k' next experts and comes from k, so N_ij sums to k' N_i and to k N_j
 tokens_here as (
     select
         expert_pairs.run_id as run_id,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import defaultdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,13 @@ def load_of(run: Run, domain: str | None = None) -> np.ndarray[Any, Any]:
 
 def test_every_format_is_tested() -> None:
     assert export_names() == ["committee-audit", "eplb", "sglang", "tensorrt-llm"]
+
+
+@pytest.mark.parametrize("name", export_names())
+def test_help_says_what_a_format_is(name: str) -> None:
+    shown = " ".join(CliRunner().invoke(main, ["export", "--help"]).output.split())
+    file = import_module(f"moewh.warehouse.answer.exports.{name.replace('-', '_')}")
+    assert f"{name} {(file.__doc__ or '').splitlines()[0]}" in shown
 
 
 @pytest.mark.parametrize("domain", [None, "code"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +24,7 @@ from moewh.ingest.options import (
     option_of,
     shaping_options,
 )
+from moewh.ingest.prompts import sources, stream
 from moewh.ingest.prompts.chats import ChatRules, chat_arguments
 from moewh.ingest.prompts.stream import Plan
 from moewh.ingest.prompts.tokenise import TokenRules
@@ -189,7 +192,21 @@ def test_every_option_that_decides_tokens_is_in_the_tokens_key() -> None:
     known = dict.fromkeys(names, "x")
     for name in sorted(shaping - NO_TOKENS):
         changed = Identity({**known, name: "y"}, "r")
-        assert changed.tokens_key != Identity(known, "r").tokens_key, f"{name}: add it to ingest/record.py, or above"
+        assert changed.tokens_key != Identity(known, "r").tokens_key, f"{name}: of_tokens, or above?"
+
+
+def test_every_option_that_prompts_are_read_by_names_what_was_read(tmp_path: Path) -> None:
+    """What a command has read is kept for the next one under the values of these options."""
+    folder = Path(sources.__file__).parent
+    code = "".join((folder / file).read_text() for file in ("sources.py", "stream.py"))
+    inputs = {"prompts", "dataset", "config", "split", "prompts_format"}
+    used = set(re.findall(r"options\.(\w+)", code)) & {one.name for one in fields(IngestOptions)} - inputs
+    assert used == {one.name for one in fields(IngestOptions) if option_of(one).of_input}
+    (tmp_path / "p.csv").write_text("text\nhello\n")
+    (given,) = sources.find_inputs(IngestOptions("m", (str(tmp_path / "p.csv"),))).inputs
+    changes: list[dict[str, Any]] = [{}, *({name: 3 if name == "limit" else "x"} for name in used)]
+    keys = {stream._input_key([given], IngestOptions("m", ("p",), **changed)) for changed in changes}
+    assert len(keys) == 1 + len(used)
 
 
 def test_an_option_is_given_where_it_differs_from_its_default() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from moewh.warehouse.answer.parameters import kinds_of
 from moewh.warehouse.answer.query import Value, find_query
 from moewh.warehouse.files.layout import Layout
 from tests.support.brute_force import Rows
@@ -15,21 +16,45 @@ def answer(layout: Layout, name: str, values: dict[str, Value]) -> Rows:
     return found.execute().fetchall()
 
 
-VALUES: dict[str, dict[str, Value]] = {
-    "expert_top_tokens": {"layer": 2, "expert": 5, "min_tokens": 1},
+EXISTING: dict[str, Value] = {
+    "run": "step-30",
+    "run of the same tokens": "step-1",
+    "series": "trained",
+    "domain": "code",
+    "token": word(4),
+    "layer": 3,
+    "expert": 4,
+    "prompt ids": "0,3",
+    "token ids": "1,2",
+    "count": 5,
+    "share": 0.01,
+    "ratio": 1.01,
+    "placement": "0:0:0,0:1:1",
+    "text": "a",
+    "whole number": 1,
+    "number": 0.5,
+}
+"""Kind of parameter → a value that is in the random warehouse."""
+GIVEN: dict[str, dict[str, Value]] = {
+    "expert_top_tokens": {"min_tokens": 1},
     "domain_experts": {"run": "007", "min_share": 0.2},
     "co_routing_where": {"prompt_ids": "0,2,3", "run": "mixed"},
     "transitions_where": {"token_ids": f"{1 << 24}, {(1 << 24) + 1}, 2, 3"},
-    "changed_tokens": {"run": "step-1", "other_run": "step-30"},
-    "contrast_domains": {"domain": "code", "other_domain": "prose"},
+    "contrast_domains": {"other_domain": "prose"},
     "contrast_runs": {"run": "step-1", "other_run": "step-30"},
-    "expert_contexts": {"layer": 3, "expert": 4, "width": 3},
+    "expert_contexts": {"width": 3, "strongest": 1_000},
     "expert_paths": {"most": 5, "domain": "code"},
-    "layer_pair_jaccard": {"layer": 5, "other_layer": 0},
+    "layer_pair_jaccard": {"layer": 4, "other_layer": 0},
     "placement_quality": {"placement": "0:0:0,0:1:1,0:2:0,0:3:1,0:4:0,0:5:1,0:5:0", "run": "007"},
     "load_by_position": {"width": 4},
     "risk_difference": {"domain": "code", "other_prompt_ids": "1,2,4"},
     "specialization_changes": {"run": "step-30", "other_run": "step-1", "min_lift": 1.05},
-    "token_experts": {"token": word(4)},
 }
-"""For each saved query that needs some, parameters that give rows."""
+"""Parameters of saved queries that show more than the values of EXISTING would."""
+
+
+def values_of(name: str) -> dict[str, Value]:
+    """Parameters for which a saved query has rows: those that it requires, from EXISTING, and those GIVEN."""
+    query = find_query(name)
+    kinds = kinds_of(query)
+    return {parameter: EXISTING[kinds[parameter]] for parameter in query.required} | GIVEN.get(name, {})

@@ -18,7 +18,7 @@ from moewh.warehouse.answer.jail import Limits, open_jailed
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.base import view_names
 from tests.support.escapes import ESCAPES, SECRET
-from tests.support.saved_queries import VALUES
+from tests.support.saved_queries import values_of
 from tests.support.synthetic import random_warehouse
 
 pytestmark = pytest.mark.published_file
@@ -168,7 +168,8 @@ def test_everything_shipped_runs(shared: Layout) -> None:
     with open_engine("duckdb", None, shared, Limits()) as ask:
         for name in (*view_names(), *query.saved_names()):
             found = query.find_query(name)
-            answer = ask(found, {key: str(VALUES[name][key]) for key in found.required})
+            values = values_of(name) if found.required else {}
+            answer = ask(found, {key: str(values[key]) for key in found.required})
             assert answer is not None
             for form in ("csv", "table"):
                 output.write(answer, form, None, text := io.StringIO())

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from moewh.cli.main import main
+from moewh.warehouse.answer import existence
 from moewh.warehouse.answer import query as queries
 from moewh.warehouse.answer.engine import Engine, open_engine
 from moewh.warehouse.answer.existence import nearest
@@ -21,7 +22,8 @@ from moewh.warehouse.answer.query import Query, Value, saved_names
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.trust.check import shipped_checks
-from tests.support.synthetic import Prompt, Run, Token, random_run, random_warehouse, word, write_run
+from tests.support.saved_queries import EXISTING
+from tests.support.synthetic import Prompt, Run, Token, random_run, random_warehouse, write_run
 
 TEXTS = (
     *("2.10", "2.1", "1e5", "100000", "True", "true", "7318e52", "007", "7", "+5", "5", "0x10", "16", "1_000", "1000"),
@@ -219,21 +221,6 @@ def test_what_is_not_of_its_type_is_refused(query: Query, ask: Engine) -> None:
 
 # ------------------------------------------------------------------------------------------ what does not exist
 
-EXISTING: dict[str, Value] = {
-    "run": "step-30",
-    "run of the same tokens": "step-1",
-    "series": "trained",
-    "domain": "code",
-    "token": word(4),
-    "layer": "3",
-    "expert": "4",
-    "prompt ids": "0,3",
-    "token ids": "1,2",
-    "count": "5",
-    "share": "0.01",
-    "ratio": "1.01",
-    "placement": "0:0:0,0:1:1",
-}
 MISSING: dict[str, tuple[str, str]] = {
     "run": ("step-3", r"there is no run 'step-3'\. Did you mean 'step-30'.* Runs: 007, mixed, step-1, step-20"),
     "run of the same tokens": ("mixed", r"runs step-30 and mixed do not have the same tokens.*: step-1, step-20\."),
@@ -252,7 +239,8 @@ MISSING: dict[str, tuple[str, str]] = {
 
 
 def existing(query: Query) -> dict[str, Value]:
-    return {name: EXISTING[kind] for name, kind in kinds_of(query).items()}
+    """A value for every parameter, as the command gives it: a text."""
+    return {name: str(EXISTING[kind]) for name, kind in kinds_of(query).items()}
 
 
 @pytest.mark.parametrize("query", SHIPPED, ids=name_of)
@@ -285,8 +273,9 @@ def test_what_does_not_exist_leaves_the_file_alone(query: Query, layout: Layout,
 
 def test_every_kind_that_names_something_is_looked_up() -> None:
     used = {kind for query in SHIPPED for kind in kinds_of(query).values()}
-    assert used <= EXISTING.keys()
-    assert {*MISSING, "count", "share", "ratio", "placement"} == used
+    assert EXISTING.keys() == KINDS.keys()
+    assert MISSING.keys() == {*existence._RUN_KINDS, *existence._FINDERS}
+    assert MISSING.keys() <= used
 
 
 def test_without_a_run_some_run_must_have_all_that_is_named(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.base import QUERIES, canned_names, sql_string, view_names
 from moewh.warehouse.views.opening import open_warehouse
 from moewh.warehouse.views.publishing import publish
-from tests.support.saved_queries import VALUES
+from tests.support.saved_queries import values_of
 from tests.support.synthetic import (
     Prompt,
     Run,
@@ -163,7 +163,7 @@ SHIPPED = [path for folder in ("saved", "checks") for path in sorted((QUERIES / 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shell_runs_every_shipped_file(path: Path, duckdb_program: str, shared: Layout) -> None:
     """As CI does: `duckdb -readonly -cmd "set variable layer=7" wh/warehouse.duckdb < file.sql`."""
-    values = VALUES.get(path.stem, {})
+    values = values_of(path.stem) if path.parent.name == "saved" else {}
     settings = [f"set variable {name} = {sql_string(v) if isinstance(v, str) else v}" for name, v in values.items()]
     commands = [argument for setting in settings for argument in ("-cmd", setting)]
     done = shell(duckdb_program, *commands, str(shared.database), cwd=Path("/"), stdin=f"{path.read_text()};")

@@ -6,6 +6,7 @@ A file is written beside its target and renamed, so that a partial file is never
 
 from __future__ import annotations
 
+import ast
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -85,6 +86,12 @@ class Export:
 def export_names() -> list[str]:
     """Return the names of all formats, from the files of `exports/`."""
     return sorted(path.stem.replace("_", "-") for path in _FORMATS.glob("[!_]*.py"))
+
+
+def describe_export(name: str) -> str:
+    """Return the first line of what a format's file says of itself."""
+    source = (_FORMATS / f"{name.replace('-', '_')}.py").read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
 
 
 def export_run(name: str, warehouse: Readable, run_id: str | None, domain: str | None, target: Path) -> str:
