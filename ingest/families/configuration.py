@@ -69,7 +69,7 @@ def top_k(config: Any) -> int:
         )
     counts = found if isinstance(found, (list, tuple)) else [found]
     if not counts or any(type(count) is not int for count in counts):
-        raise MoewhError(f"the configuration gives a token {found!r} experts, which is no whole number. Correct it.")
+        raise MoewhError(f"the configuration gives a token {found!r} experts, which is not a whole number. Correct it.")
     return int(max(counts))
 
 

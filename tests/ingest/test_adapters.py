@@ -298,8 +298,8 @@ def without_last(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     ("damage", "says"),
     [
         (lambda folder: (folder / "adapter_model.safetensors").unlink(), "but no adapter_model.safetensors"),
-        (lambda folder: (folder / "adapter_config.json").write_text("{"), "adapter_config.json is no valid JSON"),
-        (lambda folder: (folder / "adapter_config.json").write_text("[]"), "adapter_config.json is no JSON object"),
+        (lambda folder: (folder / "adapter_config.json").write_text("{"), "adapter_config.json is not valid JSON"),
+        (lambda folder: (folder / "adapter_config.json").write_text("[]"), "adapter_config.json is not a JSON object"),
         (cut, "the adapter does not fit its base: SafetensorError"),
         (pickled, "give --allow-pickle"),
         (break_weights(without_last), "The file lacks base_model.model.model.layers"),

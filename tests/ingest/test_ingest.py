@@ -376,9 +376,9 @@ def test_train_step_given_by_hand(tmp_path: Path, model: Path, prompts: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--revision", "a", "--revision", "b", "--train-step", "3"], "--train-step is of one checkpoint"),
+        (["--revision", "a", "--revision", "b", "--train-step", "3"], "--train-step applies to one checkpoint"),
         (["--revision", "a", "--revision", "a"], "two checkpoints are called a"),
-        (["--revision", "a", "--revision", "b", "--prompts", "-"], "standard input can be read once only"),
+        (["--revision", "a", "--revision", "b", "--prompts", "-"], "standard input can be read only once"),
         (["--train-tokens", "-1"], "--train-tokens is -1. Give a whole number of at least 0"),
     ],
 )

@@ -75,7 +75,7 @@ def test_process_is_read_from_the_environment(environment: Mapping[str, str], pr
 
 @pytest.mark.parametrize("environment", [{"RANK": "4", "WORLD_SIZE": "4"}, {"RANK": "x", "WORLD_SIZE": "4"}])
 def test_senseless_environment_is_refused(environment: Mapping[str, str]) -> None:
-    with pytest.raises(UsageError, match="name no process"):
+    with pytest.raises(UsageError, match="do not describe a process"):
         this_process(environment)
 
 
