@@ -1,8 +1,7 @@
 """The tensors in a model's files, read from their headers, and the parameter of the model that each goes to.
 
 In: a hub id or folder. Out: the files' paths, the key, shape and dtype of every stored tensor, and the tensors that
-each parameter is made of. No tensor data is read. A fault in a file, or in the index of several, is a one-line error that
-names the file.
+each parameter is made of. No tensor data is read. A fault in a file or index is a one-line error that names the file.
 """
 
 from __future__ import annotations

@@ -163,7 +163,7 @@ CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name
         (LISTS_ONLY, parts({"type": "input_audio", "input_audio": {}}), "type 'input_audio'"),
         (CHATML, parts({"type": "text"}), "a part of type 'text'. Only parts with text"),
         (CHATML, parts(["x"]), "a part that is a list"),
-        (CHATML, [{"from": "alien", "value": "x"}], "message 0 is from 'alien'. Known are"),
+        (CHATML, [{"from": "alien", "value": "x"}], "message 0 is from 'alien'. Use "),
         (CHATML, [{"from": None, "value": "x"}], "message 0 has no role"),
         (CHATML, [{"from": "human", "value": None}], "message 0 (user) has no content"),
         (REPR, [CALL], "as Python prints it"),
@@ -442,8 +442,8 @@ def test_a_template_from_a_file_and_arguments_are_part_of_the_run(tmp_path: Path
         (CHATML, {"messages": CHATS[0]}, ["--chat-template", "."], "cannot be read: Is a directory", 2),
         (CHATML, {"messages": CHATS[0]}, ["--chat-template", "prose"], "does not use messages", 2),
         (CHATML, {"messages": CHATS[0]}, ["--chat-template", "bytes"], "is not UTF-8", 2),
-        (CHATML, {"messages": CHATS[0]}, ["--chat-template", "broken"], "the chat template is no valid Jinja", 1),
-        ("{% for m in messages %}", {"messages": CHATS[0]}, [], "the chat template is no valid Jinja", 1),
+        (CHATML, {"messages": CHATS[0]}, ["--chat-template", "broken"], "the chat template is not valid Jinja", 1),
+        ("{% for m in messages %}", {"messages": CHATS[0]}, [], "the chat template is not valid Jinja", 1),
     ],
 )
 def test_options_of_chats_that_cannot_be_meant(

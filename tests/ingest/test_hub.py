@@ -137,7 +137,7 @@ def test_data_sets_are_streamed_from_one_commit(split: str, texts: str, endpoint
         ({"prompts": ["hf://datasets/org/other/x.jsonl"]}, "org/other"),
         ({"prompts": [f"hf://datasets/{REPO}@v9/x.jsonl"]}, REPO),
         ({"prompts": [f"hf://datasets/{REPO}/none.jsonl"]}, "none.jsonl"),
-        ({"prompts": ["hf://datasets/"]}, "names no data set"),
+        ({"prompts": ["hf://datasets/"]}, "is not a data set"),
         ({"dataset": "org/other"}, "org/other"),
         ({"dataset": REPO}, "has the splits"),
         ({"dataset": REPO, "split": "dev"}, "has no split 'dev'"),

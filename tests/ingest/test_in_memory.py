@@ -218,7 +218,7 @@ def test_a_lora_model_is_recorded_with_its_adapter(tmp_path: Path) -> None:
         ({"model": nn.Linear(2, 2)}, "the model is a Linear"),
         ({"prompts": {"text": ["a"]}}, "prompts are a dict"),
         ({"prompts": [7]}, "record 1 of the prompts is a int"),
-        ({"prompts": ["a", {"text": "b", "x": object()}]}, "record 2 of the prompts cannot be kept as JSON"),
+        ({"prompts": ["a", {"text": "b", "x": object()}]}, "record 2 of the prompts cannot be stored as JSON"),
         ({"prompts": []}, "there are no prompts in records"),
         ({"prompts": [{"txt": "a"}]}, "records: record 1 has no 'text'"),
         ({"prompts": None}, "no prompts were named"),

@@ -171,7 +171,7 @@ def test_what_is_no_file_is_named(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "socket"))
         for name in ("pipe.jsonl", "socket"):
-            with pytest.raises(UsageError, match=f"{name} is no regular file"):
+            with pytest.raises(UsageError, match=f"{name} is not a regular file"):
                 read(tmp_path, tmp_path / name)
 
 
