@@ -256,7 +256,7 @@ def test_again_writes_nothing(copied: Layout) -> None:
     done = moewh(copied, "geometry", "--model", model, "--rank", "3")
     assert (done.exit_code, done.stderr) == (
         1,
-        "moewh: the geometry of run a-run is of rank 2, not 3. Add --overwrite to write it anew.\n",
+        "moewh: the geometry of run a-run has rank 2, not 3. Add --overwrite to write it anew.\n",
     )
     assert moewh(copied, "geometry", "--model", model, "--rank", "3", "--overwrite").exit_code == 0
     assert {row["subspace_rank"] for row in rows_of(copied, schema.EXPERT_GEOMETRY, 1)} == {3}
@@ -301,7 +301,7 @@ REFUSALS: list[tuple[Callable[[Path], None] | None, list[str], int, str]] = [
     (other_numbers, [], 1, r"no run in \S+ is of the model \S+ as it is now"),
     (other_configuration, ["--run-id", "a-run"], 1, r"not of the model \S+: config_sha256 was \w+, is \w+\."),
     (without_weights, [], 1, r"tiny has no safetensors weights, and `moewh geometry` reads no others"),
-    (quantised, ["--overwrite"], 1, r"its weights are quantised \(awq\)\. `moewh geometry` reads weights as they are"),
+    (quantised, ["--overwrite"], 1, r"its weights are quantised \(awq\)\. `moewh geometry` reads unquantised weights"),
 ]
 
 

@@ -238,7 +238,7 @@ def test_a_tower_that_is_missing_is_watched(tmp_path: Path) -> None:
     blocks = [module for path, module in loaded.found.others if path.endswith("visual.merger.norm")]
     mask = torch.ones(1, 4, dtype=torch.int64).numpy()
     with (
-        pytest.raises(MoewhError, match="a prompt should not reach what is there"),
+        pytest.raises(MoewhError, match="a prompt should not reach this module"),
         capture.capture_routing(loaded.found, mask, WantedVectors(frozenset(), frozenset())),
     ):
         blocks[0](torch.zeros(1, 16))
