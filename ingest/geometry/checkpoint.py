@@ -128,7 +128,8 @@ def _quantizer(title: str, config: Any) -> tuple[Any, Any]:
         return None, config
     if method not in DEQUANTIZED:
         raise MoewhError(
-
+            f"{title}: its weights are quantised ({method}). `moewh geometry` reads unquantised weights and "
+            f"{' and '.join(DEQUANTIZED)}. Give the model that it was made from."
         )
     if (undone := dequantizer(config)) is None:
         raise MoewhError(f"{title}: weights in {method} need accelerate. Install it: pip install 'moewh[accelerate]'.")

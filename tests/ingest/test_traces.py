@@ -150,7 +150,7 @@ def test_counts_alone_are_load_and_nothing_else(form: str, model: Path, tmp_path
         (run_id,) = wh.sql("select run_id from runs").fetchall()[0]
         with pytest.raises(MoewhError, match=r"no run in .* has tokens"):
             moewh.plots.tokens(wh, 0)
-        with pytest.raises(MoewhError, match=f"run {run_id} has no tokens to show: it holds counts alone"):
+        with pytest.raises(MoewhError, match=f"run {run_id} has no tokens to show: it holds only counts"):
             moewh.plots.tokens(wh, 0, run=run_id)
     # beside a run with rows, every check passes
     imported("plain", write_plain(tmp_path, traced()), model, layout.root)

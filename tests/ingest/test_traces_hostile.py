@@ -462,7 +462,7 @@ def test_bad_trace_leaves_a_warehouse_as_it_was(model: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["import", "vlm", "FILE"], "'vlm' is no format of traces. Known: flame-moe, "),
+        (["import", "vlm", "FILE"], "'vlm' is not a trace format. Known: flame-moe, "),
         (["import", "vllm", "nowhere.json"], "there is no file nowhere.json"),
         (["import", "vllm"], "FILE"),
         (["import", "vllm", "FILE", "--segment-rows", "0"], "--segment-rows"),
