@@ -1,10 +1,10 @@
-"""What importing a trace costs beside writing the same rows, in core-microseconds per token.
+"""The cost of importing a trace compared with writing the same rows, in core-microseconds per token.
 
     python -m benchmarks.traces
 
 At OLMoE's shape (16 layers, 64 experts, top-8; simulated routing, prompts of 500 tokens). Both sides count every core
-of the process: writing is `write_segment` over arrays that are at hand; importing is the whole command, from hashing
-the file and building the model's layers to the last commit, and so writing too.
+of the process: writing is `write_segment` over arrays in memory; importing is the whole command, from hashing the file
+and building the model's layers to the last commit, including writing.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def cost(folder: Path, work: Callable[[Layout], object]) -> float:
-    """Core-microseconds per token of some work on a warehouse of its own."""
+    """Return the core-microseconds per token of work on a new warehouse."""
 
     def once() -> None:
         with tempfile.TemporaryDirectory(dir=folder) as root:
@@ -171,7 +171,7 @@ TRACES: dict[str, tuple[str, Callable[[Path, Ids, Ids, Weights], Path], bool]] =
     "plain, JSON lines": ("plain", _plain_lines, False),
     "megatron, JSON lines": ("megatron", _megatron, False),
 }
-"""Name → format, writer, and whether it has weights."""
+"""Name → format, writer, and whether the trace has weights."""
 
 if __name__ == "__main__":
     main()
