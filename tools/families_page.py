@@ -29,7 +29,7 @@ With transformers {version}: **{exact} of {present} families are exact**{rest}. 
 version: 62 of 63, 1 refused (`pip install transformers==5.19.0`, then `pytest tests/ingest/test_families.py`, as the
 workflow does).
 
-- *MoE layers* lists those of the tiny model's four layers that hold routed experts, not dense or attention-only ones
+- *MoE layers*: the layers with routed experts among the tiny model's four, without dense and attention-only ones
   (longcat_flash has three layers, inkling2_loop eight visits of four).
 - *A token's weights* multiply the experts' outputs inside the block, before the factor (`layers.post_scale`).
 - *Router reads*: `experts` means the tensor that the experts get; `own` means another tensor, or more than one.
