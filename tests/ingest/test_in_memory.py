@@ -213,7 +213,7 @@ def test_a_lora_model_is_recorded_with_its_adapter(tmp_path: Path) -> None:
     [
         ({"tokenizer": None}, "a model in memory needs its tokenizer, and none was given"),
         ({"tokenizer": "gpt2"}, "needs its tokenizer, and this is a str"),
-        ({"dtype": "float32"}, "dtype is of a model that is loaded, and this one is in memory"),
+        ({"dtype": "float32"}, "dtype is for a model loaded from files, and this one is in memory"),
         ({"max_lenght": 3}, "ingest has no option 'max_lenght'. They are allow_pickle, "),
         ({"model": nn.Linear(2, 2)}, "the model is a Linear"),
         ({"prompts": {"text": ["a"]}}, "prompts are a dict"),

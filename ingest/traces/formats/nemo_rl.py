@@ -2,7 +2,7 @@
 
 The routing is an envelope `nrlre1:<dtype>:<S>x<L>x<K>:<base64>` or nested lists, -1 where a route is missing; the
 tokens are `prompt_token_ids` and `generation_token_ids`. Each such object (one call of the model) is a sequence. No
-weights; the order within a row says nothing.
+weights; the order within a row means nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _read(file: TraceFile, _: TraceModel) -> Iterator[Sequence]:
 
 
 def _holders(value: Any) -> Iterator[dict[str, Any]]:
-    """Yield the objects that hold routing, in order, whatever they lie in."""
+    """Yield the objects that hold routing, in order, at any depth."""
     if isinstance(value, dict):
         if value.get("routed_experts") is not None:
             yield value

@@ -1,9 +1,9 @@
-"""SGLang: answers of `/generate` or of its OpenAI endpoints with `return_routed_experts`.
+"""SGLang: responses of `/generate` or of its OpenAI endpoints with `return_routed_experts`.
 
 The routing is base64 of little-endian int32 without a header: rows for the positions from `routed_experts_start_len`
-to the last but one, over all hidden layers. `/generate` has it in `meta_info`, the OpenAI answers in `sgl_ext`, of the
-first choice alone. Token ids of the prompt are in the answer only with `input_token_logprobs`; else they are unknown.
-Logical ids, no weights; the order within a row says nothing.
+to the last but one, over all hidden layers. `/generate` has it in `meta_info`, the OpenAI responses in `sgl_ext`, for
+the first choice only. Token ids of the prompt are in the response only with `input_token_logprobs`; else they are
+unknown. Ids are logical, there are no weights, and the order within a row means nothing.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _chat(where: str, answer: dict[str, Any], file: TraceFile, model: TraceModel
     if not isinstance(beside, dict) or not isinstance(usage, dict) or not isinstance(choices, list):
         raise file.error(f"{where}: has neither meta_info nor sgl_ext, usage and choices: it is no answer of SGLang.")
     rows_RLK = _routing(beside.get("routed_experts"), where, file, model)
-    if len(choices) > 1:  # usage counts all of them together
+    if len(choices) > 1:  # usage is the total over all of them
         return Sequence(where, rows_RLK, source=file.path.name, metadata={"choices": len(choices)})
     return _sequence(where, rows_RLK, _lengths(usage, where), file.path.name, None)
 
@@ -63,7 +63,7 @@ def _routing(value: Any, where: str, file: TraceFile, model: TraceModel) -> Arra
 
 
 def _lengths(holder: dict[str, Any], where: str) -> tuple[int, int]:
-    """Return how many tokens the prompt and the answer have."""
+    """Return the numbers of tokens in the prompt and in the response."""
     prompt, generated = (holder.get(name) for name in ("prompt_tokens", "completion_tokens"))
     if type(prompt) is not int or type(generated) is not int or min(prompt, generated) < 0:
         raise MoewhError(f"{where}: has {prompt!r} prompt_tokens and {generated!r} completion_tokens.")
@@ -71,7 +71,7 @@ def _lengths(holder: dict[str, Any], where: str) -> tuple[int, int]:
 
 
 def _vocab_ids(answer: dict[str, Any], meta: dict[str, Any], lengths: tuple[int, int], where: str) -> Array | None:
-    """Return the token ids of prompt and answer, as far as they are told."""
+    """Return the token ids of prompt and response, as far as they are given."""
     prompt, generated = lengths
     output = answer.get("output_ids")
     if output is None:

@@ -1,8 +1,8 @@
 """verl: a batch of rollouts, saved as `torch.save` of a dictionary of tensors.
 
 `input_ids` and `attention_mask` [B, S], `routed_experts` [B, S, L, K] (all hidden layers, or the MoE layers), and
-`prompts` [B, P] where the first P positions are the prompt's. Padding on either side is left out by the mask; the last
-token of a sequence has no row: its zeros are those of an empty buffer. No weights; the order within a row says nothing.
+`prompts` [B, P], where the first P positions are the prompt's. The mask excludes padding on either side; the last token
+of a sequence has no row: its zeros are those of an empty buffer. No weights; the order within a row means nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def _read(file: TraceFile, _: TraceModel) -> Iterator[Sequence]:
     names = ("input_ids", "attention_mask", "routed_experts")
     if not isinstance(batch, dict) or any(name not in batch for name in names):
         raise file.error(f"is no dictionary with {', '.join(names)}.")
-    # a batch may hold more than a segment does; each of its sequences is held against that
+    # a batch may hold more than a segment; that limit applies to each of its sequences
     ids_BS, mask_BS, routed_BSLK = (as_array(batch[name], f"{file.name}, {name}", 1 << 40) for name in names)
     if ids_BS.ndim != 2 or mask_BS.shape != ids_BS.shape or routed_BSLK.shape[:2] != ids_BS.shape:
         shapes = ", ".join(
