@@ -15,7 +15,7 @@ import pyarrow as pa
 
 _OF_TOKENS = ("prompts_sha256", "tokenizer_sha256", "max_length", "on_overflow", "special_tokens")
 _OF_TOKENS_IF_GIVEN = ("chat_arguments", "template_time")
-"""Further options that shape tokens, each in an identity only where it is used. Add new ones here."""
+"""What else decides the tokens, in an identity only where it does: an option that shapes tokens is added here."""
 
 
 @dataclass(frozen=True)

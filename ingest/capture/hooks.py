@@ -120,7 +120,7 @@ class Capture:
                 f"{moe.path} was called with indices {list(ids_TK.shape)} and weights {list(weights_TK.shape)} "
                 f"for a batch of {B} x {S} tokens. moewh cannot tell which row is which token."
             )
-        # int16 halves the transfer.
+        # int16 halves what travels.
         smallest = torch.int16 if moe.num_experts <= torch.iinfo(torch.int16).max else torch.int32
         self._ids[moe.layer] = self._real(ids_TK).to(smallest)
         self._weights[moe.layer] = self._real(weights_TK)
@@ -151,7 +151,7 @@ class Capture:
         return call == moe.visit
 
     def _real(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return a copy of the rows that are not padding; a copy, because later modules may overwrite their inputs."""
+        """Return a copy of the rows that are no padding: what runs later may write over what it was given."""
         if self._rows is None:
             return rows.detach().clone()
         if rows.device not in self._rows_on:

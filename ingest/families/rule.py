@@ -86,7 +86,7 @@ class MoELayer:
 
     @property
     def num_experts(self) -> int:
-        """E, the number of routed experts of this layer, identity experts included."""
+        """E: the routed experts of this layer, identity experts included."""
         return self.family.num_experts(self)
 
     @property
@@ -267,7 +267,7 @@ class _Parameters:
     def bind(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments by name, in order. Raises TypeError for a call that does not fit the forward.
 
-        This runs at every call of every layer, where `Signature.bind` alone would slow generation by several percent.
+        This runs at every call of every layer, where `Signature.bind` alone would cost a step of generation percents.
         """
         given = {**dict(zip(self._names, args, strict=False)), **kwargs}
         plain = len(given) == len(args) + len(kwargs)
