@@ -468,7 +468,7 @@ def test_runs_lists_and_deletes(tmp_path: Path) -> None:
 
 
 def test_runs_delete_killed_between_its_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever step fails, the run is whole, or has no segments at all; a second delete finishes."""
+    """Whichever step fails, the run is whole or has no segments at all, and a second delete finishes."""
     layout, _ = random_warehouse(tmp_path / "wh")
     real_rename = Path.rename
 

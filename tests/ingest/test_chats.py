@@ -1,4 +1,4 @@
-"""Chats as text: what apply_chat_template gives for the same arguments, on whatever day the run goes on."""
+"""Chats as text: the same as apply_chat_template with the same arguments, on whatever day the run continues."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ DOCUMENT = {"title": "T", "text": "body"}
 
 
 def texts(template: Any, *payloads: Any, **rules: Any) -> list[str]:
-    """The texts of chats, as tokenise gives them."""
+    """Return the texts of chats from tokenise."""
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template
     rows = [{"text": json.dumps(payload), "form": "messages", "source": "s"} for payload in payloads]
@@ -58,7 +58,7 @@ def texts(template: Any, *payloads: Any, **rules: Any) -> list[str]:
 
 
 def applied(template: Any, messages: Any, **arguments: Any) -> str:
-    """What transformers itself makes of a chat."""
+    """Return transformers' own text of a chat."""
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template
     return str(tokenizer.apply_chat_template(messages, tokenize=False, **arguments))
@@ -257,7 +257,7 @@ def options_of(warehouse: Path) -> dict[str, Any]:
 
 
 class Killed(BaseException):
-    """Stands for a kill: nothing below it cleans up."""
+    """Simulates a kill: nothing below it cleans up."""
 
 
 def start(
@@ -268,7 +268,7 @@ def start(
     process: Process | None = None,
     **more: Any,
 ) -> Summary:
-    """Ingest, in segments of one prompt; `kill_after` ends it once so many segments are committed."""
+    """Ingest in segments of one prompt; `kill_after` ends it after that many committed segments."""
 
     def committed(number: int, _: int) -> None:
         if kill_after is not None and number + 1 >= kill_after:
@@ -385,7 +385,7 @@ def test_processes_that_start_together_see_one_time(tmp_path: Path) -> None:
 
 
 def test_the_time_is_recorded_only_where_it_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was right keeps its identity, and runs of one day have the same tokens."""
+    """Correct runs keep their identity, and runs of one day have the same tokens."""
     model = save(tmp_path / "m", DATED)
     chats = write(tmp_path / "c.jsonl", *({"messages": chat} for chat in CHATS))
     plain = write(tmp_path / "p.jsonl", {"text": "one"})

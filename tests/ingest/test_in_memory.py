@@ -1,4 +1,4 @@
-"""`moewh.ingest` with models and prompts in memory: the same rows as from files, and weights that are known."""
+"""`moewh.ingest` with models and prompts in memory: the same rows as from files, and identified weights."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_generation_in_memory_is_that_of_the_folder(tmp_path: Path) -> None:
 
     folder = save_model(tmp_path / "model")
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
-    model.generation_config.repetition_penalty = 5.0  # must shape nothing, as in a folder's generation_config.json
+    model.generation_config.repetition_penalty = 5.0  # must have no effect, as in a folder's generation_config.json
     for name, given in (("files", {"model": folder}), ("memory", {"model": model, "tokenizer": byte_tokenizer()})):
         moewh.ingest(prompts=RECORDS, warehouse=tmp_path / "wh", run_id=name, generate=5, **given)
     assert routing(tmp_path / "wh", "memory") == routing(tmp_path / "wh", "files") != []

@@ -134,7 +134,7 @@ def test_torchrun_with_one_process_killed_and_all_restarted(tmp_path: Path, mode
 
 
 def short_of_memory(monkeypatch: pytest.MonkeyPatch, most_tokens: int) -> list[int]:
-    """Let forward passes over more padded tokens than this run out of memory; return the sizes tried."""
+    """Make forward passes over more padded tokens than this run out of memory; return the sizes tried."""
     tried = []
 
     def short(real: Any) -> Any:

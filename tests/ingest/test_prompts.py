@@ -1,4 +1,4 @@
-"""Prompts: every format to the same rows, the digest, and the segment cuts against a plain loop."""
+"""Prompts: every format to the same rows, the digest, and the segment cuts compared with a plain loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens of every form of prompt, against what the tokenizer itself says."""
+"""Tokens of every form of prompt, compared with the tokenizer itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Traces that are bad, cut, mixed or hostile: one line that names the file and the place, and nothing written."""
+"""Traces that are bad, cut, mixed or hostile: one line with the file and position, and nothing written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The opt-in tables: logits are the model's own, and the vectors lead the router to the stored routing again."""
+"""The opt-in tables: logits are the model's own, and the vectors make the router reproduce the stored routing."""
 
 from __future__ import annotations
 

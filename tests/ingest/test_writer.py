@@ -1,4 +1,4 @@
-"""`moewh.Writer`: rows from anywhere, exactly as given; a run that is open until it is closed; what is refused."""
+"""`moewh.Writer`: rows from any source, exactly as given; a run that is open until it is closed; refusals."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def rows(warehouse: Path, columns: str = "token_id, layer, rank, expert, weight"
 
 
 def expected_rows(given: list[Sequence]) -> list[tuple[Any, ...]]:
-    """What the rows must be: by descending weight, ties by expert."""
+    """Return the expected rows: by descending weight, ties by expert."""
     found = []
     for prompt, (_, expert_TLK, weight_TLK) in enumerate(given):
         for position, (expert_LK, weight_LK) in enumerate(zip(expert_TLK, weight_TLK, strict=True)):

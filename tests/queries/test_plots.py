@@ -1,4 +1,4 @@
-"""`moewh.plots`: a function a figure, whose numbers are its query's; what it cannot draw is one line."""
+"""`moewh.plots`: one function per figure, with its query's numbers; a figure that cannot be drawn is one line."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_an_unknown_figure_is_an_attribute_error() -> None:
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_label_has_no_markup(text: str) -> None:
-    """Plotly makes tags of `<…>` and characters of `&…;`."""
+    """Plotly interprets `<…>` as tags and `&…;` as characters."""
     shown = label(text)
     assert "<" not in shown and ">" not in shown
     assert shown.replace("&lt;", "").replace("&gt;", "").replace("&amp;", "").count("&") == 0
