@@ -88,8 +88,8 @@ class IngestOptions:
         metadata={
             _OPTION: Option(
                 "--model",
-                "Hub id, folder (of a model or a peft adapter), or demo. Repeat for more checkpoints, each a run of "
-                "its own.",
+                "Hub id, folder (of a model or a peft adapter), or demo. Repeat for more checkpoints, each a separate "
+                "run.",
                 metavar="ID_OR_PATH",
                 repeats_run=True,
             )
@@ -161,7 +161,7 @@ class IngestOptions:
         Option(
             "--revision",
             metavar="NAME",
-            help="Branch, tag or commit of the hub id; checkpoint of the demo. Repeat for more, each a run of its own.",
+            help="Branch, tag or commit of the hub id; checkpoint of the demo. Repeat for more, each a separate run.",
             repeats_run=True,
         ),
     )
@@ -189,7 +189,7 @@ class IngestOptions:
             "--train-step",
             metavar="N",
             least=0,
-            help="Training step of this checkpoint, recorded with the run.  [default: as its name says]",
+            help="Training step of this checkpoint, recorded with the run.  [default: from its name]",
         ),
     )
     train_tokens: int | None = option(
@@ -198,7 +198,7 @@ class IngestOptions:
             "--train-tokens",
             metavar="N",
             least=0,
-            help="Tokens this checkpoint was trained on, recorded with the run.  [default: as its name says]",
+            help="Tokens this checkpoint was trained on, recorded with the run.  [default: from its name]",
         ),
     )
     max_length: int | None = option(
@@ -217,7 +217,7 @@ class IngestOptions:
             "--on-overflow",
             show_default=True,
             shapes="always",
-            help="What to do with a longer prompt; chunk: consecutive windows, each a context of its own.",
+            help="What to do with a longer prompt; chunk: consecutive windows, each a separate context.",
         ),
     )
     tokenizer: str | None = option(

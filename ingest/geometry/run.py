@@ -268,4 +268,4 @@ def _require_same(layout: Layout, run_id: str, rank: int) -> None:
     stored = geometry_rank(layout, run_id)
     if stored != rank:
         was = "cannot be read (see `moewh verify`)" if stored is None else f"has rank {stored}, not {rank}"
-        raise MoewhError(f"the geometry of run {run_id} {was}. Add --overwrite to write it anew.")
+        raise MoewhError(f"the geometry of run {run_id} {was}. Add --overwrite to replace it.")

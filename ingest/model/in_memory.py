@@ -96,10 +96,12 @@ def unwrapped_model(model: Any) -> Any:
     for path, module in model.named_modules():
         if getattr(module, "_compiled_call_impl", None) is not None or type(module).__name__ == "OptimizedModule":
             raise MoewhError(
-                f"{path or 'the model'} is compiled, and a compiled graph cannot be observed. Load it anew."
+                f"{path or 'the model'} is compiled, and a compiled graph cannot be observed. Load it again."
             )
     if hasattr(model, "_compiled_call"):
-        raise MoewhError("the model was compiled by `generate` (a static cache), and cannot be observed. Load it anew.")
+        raise MoewhError(
+            "the model was compiled by `generate` (a static cache), and cannot be observed. Load it again."
+        )
     return model
 
 

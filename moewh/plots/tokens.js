@@ -4,9 +4,9 @@ renderTokens(element, data, layer) fills an element with what `moewh.plots.token
 replaces that. All text is set as text. A token is a button: pointing at it, moving to it with Tab or the arrow keys, or
 touching it shows its experts in the line below the prompt.
 
-The experts most used in a prompt get a colour and a line of their own, all others are grey; the number below each
-token is its expert, so nothing is told by colour alone. Where first choices are unknown, no token has a colour, and the
-numbers are all its experts.
+The experts most used in a prompt get a colour and a line each, all others are grey; the number below each token is its
+expert, so nothing depends on colour alone. Where first choices are unknown, no token has a colour, and the numbers are
+all its experts.
 */
 "use strict";
 

@@ -338,7 +338,7 @@ def test_an_answer_not_given_is_one_line_and_1() -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("sql", ["select count(*) from range(10000000000000)", "from range(10000000000000)"])
-def test_a_query_told_to_stop_is_one_line(number: signal.Signals, code: int, sql: str, layout: Layout) -> None:
+def test_a_stopped_query_is_one_line(number: signal.Signals, code: int, sql: str, layout: Layout) -> None:
     ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
     timer = threading.Timer(0.5, os.kill, (os.getpid(), number))
     timer.start()

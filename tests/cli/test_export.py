@@ -147,7 +147,7 @@ def test_committee_audit_has_mean_weights(run: Run, layout: Layout, tmp_path: Pa
         (["elpb"], 2, "'elpb' is not one of"),
     ],
 )
-def test_wrong_export_is_told(words: list[str], code: int, said: str, layout: Layout, tmp_path: Path) -> None:
+def test_wrong_export_is_reported(words: list[str], code: int, said: str, layout: Layout, tmp_path: Path) -> None:
     result = export(layout, words[0], tmp_path / "out", *words[1:])
     assert (result.exit_code, said in result.output) == (code, True), result.output
     assert list(tmp_path.iterdir()) == []

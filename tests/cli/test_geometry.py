@@ -256,7 +256,7 @@ def test_again_writes_nothing(copied: Layout) -> None:
     done = moewh(copied, "geometry", "--model", model, "--rank", "3")
     assert (done.exit_code, done.stderr) == (
         1,
-        "moewh: the geometry of run a-run has rank 2, not 3. Add --overwrite to write it anew.\n",
+        "moewh: the geometry of run a-run has rank 2, not 3. Add --overwrite to replace it.\n",
     )
     assert moewh(copied, "geometry", "--model", model, "--rank", "3", "--overwrite").exit_code == 0
     assert {row["subspace_rank"] for row in rows_of(copied, schema.EXPERT_GEOMETRY, 1)} == {3}

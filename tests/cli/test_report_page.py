@@ -167,7 +167,7 @@ def test_page_fits_a_phone_and_paper(page: Any, written: Path) -> None:
     page.set_viewport_size({"width": 900, "height": 700})
 
 
-def test_a_browser_that_is_too_old_is_told(page: Any, written: Path) -> None:
+def test_a_browser_that_is_too_old_gets_a_message(page: Any, written: Path) -> None:
     context = page.context.browser.new_context()
     old = context.new_page()
     old.add_init_script("delete globalThis.DecompressionStream")

@@ -279,7 +279,7 @@ def test_a_killed_shells_log_does_not_come_back(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_told_to_stop(number: signal.Signals, trial: Trial) -> None:
+def test_stopped_by_a_signal(number: signal.Signals, trial: Trial) -> None:
     stop(trial, number, 2)
 
 

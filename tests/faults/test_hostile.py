@@ -407,7 +407,7 @@ def test_numbers_that_are_none_have_no_rows_and_are_reported(number: str, model:
     ],
     ids=["not reported", "not left out"],
 )
-def test_numbers_that_nobody_looks_at_are_noticed(
+def test_unused_numbers_that_are_wrong_are_noticed(
     what: str, change: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(what, change)

@@ -470,7 +470,7 @@ def test_options_of_chats_that_cannot_be_meant(
     assert not (tmp_path / "wh").exists()
 
 
-def test_tools_that_a_template_leaves_out_are_said() -> None:
+def test_tools_that_a_template_leaves_out_are_reported() -> None:
     warned: list[str] = []
     rows = [{"text": json.dumps({"messages": CHATS[0], "tools": [TOOL]}), "form": "messages", "source": "s"}] * 3
     tokenizer = byte_tokenizer()

@@ -188,7 +188,7 @@ def test_an_output_that_is_no_number_is_unknown(tmp_path: Path, prompts: Path) -
 # ------------------------------------------------------------------------------------------ asked, told, refused
 
 
-def test_cost_is_told_before_the_run_and_by_inspect(tmp_path: Path, prompts: Path) -> None:
+def test_cost_is_reported_before_the_run_and_by_inspect(tmp_path: Path, prompts: Path) -> None:
     folder = save_model(tmp_path / "model")
     notes: list[str] = []
     options = IngestOptions(model=str(folder), prompts=(str(prompts),), expert_outputs=True)

@@ -85,8 +85,8 @@ def weights(moe: MoELayer) -> list[tuple[int, ...]] | str:
 
 
 @pytest.mark.parametrize("name", sorted(ADAPTERS.keys() - set(READING)))
-def test_no_file_of_a_family_is_idle(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the file, the description of the family changes, and is wrong by `test_family` and the geometry's tests."""
+def test_every_family_file_matters(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the file, the family's description changes, and `test_family` and the geometry's tests find it wrong."""
     family = of_file(name)
     shipped = said(family)
     without(name, monkeypatch)

@@ -239,7 +239,7 @@ def test_generated_tokens_have_vectors_and_count_in_views(tmp_path: Path, prompt
     assert connection.execute("select count(*) from tokens where kind = 'generated'").fetchone() == (15,)
 
 
-def test_tokens_key_is_the_models_own_when_it_speaks(tmp_path: Path, prompts: Path) -> None:
+def test_tokens_key_is_the_models_own_when_it_generates(tmp_path: Path, prompts: Path) -> None:
     for seed in (1, 2):
         folder = save_model(tmp_path / f"step{seed}", seed=seed)
         run(tmp_path / "wh", folder, prompts, generate=NEW)

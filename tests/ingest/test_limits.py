@@ -184,7 +184,7 @@ def test_a_file_is_no_model(name: str, prompts: Path, tmp_path: Path) -> None:
     assert ("GGUF" in moewh("inspect", str(path)).stderr) == name.endswith(".gguf")
 
 
-def test_folders_without_a_model_are_told_apart(tiny: Path, prompts: Path, tmp_path: Path) -> None:
+def test_folders_without_a_model_are_distinguished(tiny: Path, prompts: Path, tmp_path: Path) -> None:
     several = tmp_path / "several"
     with_config(tiny, several / "checkpoint-500")
     with_config(tiny, several / "checkpoint-1000")

@@ -407,7 +407,7 @@ def _nothing(model: Any) -> None:
         (_nothing, "no forward pass of the model was seen"),
     ],
 )
-def test_what_cannot_be_told_apart_is_refused(use: Callable[[Any], None], message: str, tmp_path: Path) -> None:
+def test_what_cannot_be_distinguished_is_refused(use: Callable[[Any], None], message: str, tmp_path: Path) -> None:
     model = model_of("olmoe")
     with pytest.raises(MoewhError, match=message) as refused, torch.no_grad(), record(model, tmp_path, "run"):
         use(model)

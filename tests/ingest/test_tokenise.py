@@ -62,10 +62,10 @@ def test_given_ids_are_taken_as_they_are() -> None:
         ("messages", CHAT, None, "prompt 7 is chat messages, but the tokenizer has no chat template"),
         ("messages", CHAT, "{{ raise_exception('no roles') }}", "prompt 7: the chat template refuses"),
         ("messages", [5], "{{ messages[0].role.upper() }}", "prompt 7: the chat template refuses"),
-        ("input_ids", [1, 257], TEMPLATE, "prompt 7: 257 among its input_ids is no token"),
-        ("input_ids", [-1], TEMPLATE, "prompt 7: -1 among its input_ids is no token"),
-        ("input_ids", ["x"], TEMPLATE, "prompt 7: x among its input_ids is no token"),
-        ("input_ids", [True], TEMPLATE, "prompt 7: True among its input_ids is no token"),
+        ("input_ids", [1, 257], TEMPLATE, "prompt 7: 257 among its input_ids is not a token"),
+        ("input_ids", [-1], TEMPLATE, "prompt 7: -1 among its input_ids is not a token"),
+        ("input_ids", ["x"], TEMPLATE, "prompt 7: x among its input_ids is not a token"),
+        ("input_ids", [True], TEMPLATE, "prompt 7: True among its input_ids is not a token"),
     ],
 )
 def test_prompts_that_cannot_be_tokenised_are_named(form: str, prompt: Any, template: str | None, says: str) -> None:
@@ -175,7 +175,7 @@ def test_digest_of_a_tokenizer_sees_what_changes_its_ids() -> None:
     assert tokenizer_sha256(split) not in digests
 
 
-def test_a_doubled_special_token_is_said() -> None:
+def test_a_doubled_special_token_is_reported() -> None:
     warned: list[str] = []
     rows = [{"text": text, "form": "text", "source": "s"} for text in ("plain", f"{BOS}a", f"{BOS}b", BOS)]
     table = pa.Table.from_pylist(rows, schema=CANONICAL)

@@ -469,7 +469,7 @@ def test_bad_trace_leaves_a_warehouse_as_it_was(model: Path, tmp_path: Path) -> 
         (["import", "vllm", "FILE", "--run-id", "a/b"], "run id 'a/b' is not allowed"),
     ],
 )
-def test_wrong_use_is_told(words: list[str], said: str, model: Path, tmp_path: Path) -> None:
+def test_wrong_use_is_reported(words: list[str], said: str, model: Path, tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text("{}")
     words = [str(tmp_path / "t.json") if word == "FILE" else word for word in words]
     result = CliRunner().invoke(main, [*words, "--model", str(model), "--warehouse", str(tmp_path / "wh")])

@@ -128,7 +128,7 @@ def test_placement_from_a_file(suffix: str, layout: Layout, tmp_path: Path) -> N
         ("hello", "cannot be read as a placement"),
     ],
 )
-def test_bad_placement_is_told(content: str | None, said: str, layout: Layout, tmp_path: Path) -> None:
+def test_bad_placement_is_reported(content: str | None, said: str, layout: Layout, tmp_path: Path) -> None:
     path = tmp_path / "placement.json"
     if content is not None:
         path.write_text(content)

@@ -84,12 +84,12 @@ def test_curves_have_the_numbers_of_their_query(warehouse: Warehouse) -> None:
         ("transitions", {"layer": 4}, "The last MoE layer has no next one."),
     ],
 )
-def test_what_cannot_be_drawn_is_said(name: str, given: dict[str, Any], said: str, warehouse: Warehouse) -> None:
+def test_what_cannot_be_drawn_is_reported(name: str, given: dict[str, Any], said: str, warehouse: Warehouse) -> None:
     with pytest.raises(MoewhError, match=re.escape(said)):
         getattr(plots, name)(warehouse, **given)
 
 
-def test_no_runs_and_no_plotly_are_said(
+def test_no_runs_and_no_plotly_are_reported(
     warehouse: Warehouse, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     empty = moewh.open(empty_warehouse(tmp_path_factory.mktemp("empty") / "wh").root)

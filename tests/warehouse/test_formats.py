@@ -493,7 +493,7 @@ CUTS = [
 
 
 @pytest.mark.parametrize(("sql", "room", "says"), CUTS, ids=[str(says) for *_, says in CUTS])
-def test_what_a_terminal_leaves_out_is_said(sql: str, room: int, says: str | None) -> None:
+def test_what_a_terminal_leaves_out_is_reported(sql: str, room: int, says: str | None) -> None:
     stream = io.StringIO()
     named, rows = columns(sql)
     box.write_cut(named, rows, room, stream)

@@ -276,7 +276,7 @@ def test_a_whole_warehouse_on_another_disk_is_written(sound: Layout, tmp_path: P
         assert moewh(layout, "verify").exit_code == 0
 
 
-def test_a_complete_run_may_lie_on_another_disk(sound: Layout, tmp_path: Path) -> None:
+def test_a_complete_run_may_be_on_another_disk(sound: Layout, tmp_path: Path) -> None:
     """It is left alone, and runs beside it are written."""
     with other_disk(tmp_path) as folder:
         layout = fresh_copy(sound)

@@ -233,7 +233,7 @@ def test_a_folder_that_is_no_segment_counts_nowhere(
     assert "runs/run_id=one (copy): is not the folder of a run" in said
 
 
-def test_a_fault_is_told_of_the_right_run(sound: Layout, tmp_path: Path) -> None:
+def test_a_fault_is_reported_for_the_right_run(sound: Layout, tmp_path: Path) -> None:
     """A folder above the root is not a run that could be restored."""
     copy = Layout(tmp_path / "run_id=above" / "wh")
     shutil.copytree(sound.root, copy.root, symlinks=True)
