@@ -161,7 +161,7 @@ CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name
         (CHATML, parts({"type": "image", "url": "x"}), "a part of type 'image'"),
         (CHATML, parts({"type": "text", "text": "x"}, {"type": "image_url", "image_url": {}}), "type 'image_url'"),
         (LISTS_ONLY, parts({"type": "input_audio", "input_audio": {}}), "type 'input_audio'"),
-        (CHATML, parts({"type": "text"}), "a part of type 'text'. Only parts with text"),
+        (CHATML, parts({"type": "text"}), "a part of type 'text'. Only text parts are"),
         (CHATML, parts(["x"]), "a part that is a list"),
         (CHATML, [{"from": "alien", "value": "x"}], "message 0 is from 'alien'. Use "),
         (CHATML, [{"from": None, "value": "x"}], "message 0 has no role"),
