@@ -238,7 +238,7 @@ def test_runs_that_are_not_complete_or_not_sound_are_named(source: Layout, tmp_p
         (["s3://"], "no plain URL"),
         (["s3://bucket/wh", "--url", "https://host/wh"], "--url is for a folder"),
         (["{tmp}/out", "--url", "nonsense"], "no place"),
-        (["{tmp}/out", "--license", "a b"], "no licence's id"),
+        (["{tmp}/out", "--license", "a b"], "not a licence id"),
         (["{wh}"], "holds"),
         (["{other}"], "holds notes.txt"),
     ],
