@@ -3,10 +3,10 @@
     python -m benchmarks.record [--device cpu|cuda] [--rounds N] [--batches N] [--new-tokens N]
 
 Two models with the same weights take turns, one of them recorded: batch by batch through the whole model (`calls`), and
-one `generate` call after another (`generate`: greedy, with a cache). The recorded side's time covers everything from
-hooks to committed segments, including closing; entering (the proof of the model, and hashing its weights) is reported
-separately. The ratio is the speed with recording over the speed without, per round: median, least and greatest. On a
-CPU it is process time, which other programs disturb less; on a GPU it is wall time.
+`generate` after `generate` (`generate`: greedy, with a cache). The recorded side's clock holds everything from hooks to
+committed segments, closing included; entering (the proof of the model, and hashing its weights) is stated apart. The
+ratio is the speed with recording over the speed without, per round: median, least and greatest. On a CPU the clock is
+that of the process, which other programs disturb less; on a GPU it is the wall's.
 
 On a CPU the model is that of `benchmarks.ingest`; on cuda it is OLMoE-1B-7B's shape in bf16. Weights are random.
 """
@@ -36,7 +36,7 @@ ROWS, POSITIONS = 8, 256
 
 @dataclass
 class Sides:
-    """Total seconds of each side."""
+    """Seconds of each side, in all."""
 
     bare: float = 0.0
     recorded: float = 0.0
@@ -45,7 +45,7 @@ class Sides:
 
 
 def made_models(device: torch.device) -> tuple[Any, Any]:
-    """Return two models with the same random weights."""
+    """Two models of the same random weights."""
     cuda = device.type == "cuda"
     config = OlmoeConfig(**(OLMOE_1B_7B if cuda else CPU_SHAPE), pad_token_id=0, eos_token_id=None)
     torch.manual_seed(0)
@@ -116,9 +116,9 @@ def main() -> None:
     }
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     print(f"{machine()}; torch {torch.__version__}, {name}, {torch.get_num_threads()} threads\n")
-    print("| loop | without, ms per batch | with | speed with / without | entering, s |\n|---|---:|---:|---:|---:|")
+    print("| loop | without, ms a batch | with | speed with / without | entering, s |\n|---|---:|---:|---:|---:|")
     for loop, use in uses.items():
-        compare(models, batches[:1], use, 1)  # warms up
+        compare(models, batches[:1], use, 1)  # the first of everything
         sides = compare(models, batches, use, chosen.rounds)
         each = 1_000 / (chosen.rounds * len(batches))
         middle, least, most = statistics.median(sides.ratios), min(sides.ratios), max(sides.ratios)

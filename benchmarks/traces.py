@@ -3,8 +3,8 @@
     python -m benchmarks.traces
 
 At OLMoE's shape (16 layers, 64 experts, top-8; simulated routing, prompts of 500 tokens). Both sides count every core
-of the process: writing is `write_segment` over arrays in memory; importing is the whole command, from hashing the file
-and building the model's layers to the last commit, including writing.
+of the process: writing is `write_segment` over arrays that are at hand; importing is the whole command, from hashing
+the file and building the model's layers to the last commit, and so writing too.
 """
 
 from __future__ import annotations

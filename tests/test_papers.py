@@ -14,7 +14,7 @@ from moewh.warehouse.views.base import canned_names
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "papers.md").read_text(encoding="utf-8")
 ROWS = [line for line in PAGE.splitlines() if line.startswith("| ") and not line.startswith("| paper")]
 HELPERS = {"routes", "router_confidence"}
-"""Views of stored data that belong to no paper."""
+"""Views that show what is stored, for no paper in particular."""
 
 
 def cells(row: str) -> list[str]:

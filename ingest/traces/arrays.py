@@ -34,7 +34,7 @@ def decode_base64(text: object, where: str) -> bytes:
 
 
 def decode_npy(text: object, where: str, most_values: int) -> Array:
-    """Return the array of a base64-encoded `.npy` file."""
+    """Return the array of a `.npy` file in base64."""
     data = decode_base64(text, where)
     return _read_npy(io.BytesIO(data), len(data), where, most_values)
 
@@ -48,7 +48,7 @@ def raw_array(data: bytes, dtype: str, shape: tuple[int, ...], where: str) -> Ar
 
 
 def read_npz(file: TraceFile) -> dict[str, Array]:
-    """Return the arrays of an `.npz` file by name, one after another. Raises the file's error for anything else."""
+    """Return the arrays of an `.npz` file by name, one after the other. Raises the file's error for anything else."""
     arrays = {}
     try:
         with zipfile.ZipFile(file.path) as archive:
@@ -109,7 +109,7 @@ def load_torch(file: TraceFile) -> Any:
 
 
 def _numpy_globals() -> list[Any]:
-    """Return the globals that pickled numpy arrays use, none of which runs code."""
+    """What numpy arrays are made of in a pickle: none of it runs code."""
     reconstruct: Any = np.zeros(1).__reduce__()[0]
     kinds = [type(np.dtype(name)) for name in ("i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8")]
     legacy = (reconstruct, "numpy.core.multiarray._reconstruct")

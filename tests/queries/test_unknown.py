@@ -1,8 +1,8 @@
 """Runs with unknown values, such as imported ones: ranks, weights, vocabulary entries.
 
-Each view and saved query is run on a fully known run, and on the same choices without ranks and weights, and without
-entries. The results must be equal except for unknowable values, which the cases below list; a view that is not listed
-must not depend on them. A new view is therefore tested automatically.
+Each view and saved query is asked of a run that is known whole and of the same choices without ranks and weights, and
+without entries. The answers are equal but for what cannot be known, which each case below lists: a view that is not
+listed must not depend on it. So a new view is tested by existing.
 """
 
 from __future__ import annotations

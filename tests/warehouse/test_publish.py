@@ -238,7 +238,7 @@ def test_runs_that_are_not_complete_or_not_sound_are_named(source: Layout, tmp_p
         (["s3://"], "no plain URL"),
         (["s3://bucket/wh", "--url", "https://host/wh"], "--url is for a folder"),
         (["{tmp}/out", "--url", "nonsense"], "no place"),
-        (["{tmp}/out", "--license", "a b"], "not a licence id"),
+        (["{tmp}/out", "--license", "a b"], "no licence's id"),
         (["{wh}"], "holds"),
         (["{other}"], "holds notes.txt"),
     ],
@@ -370,7 +370,7 @@ def test_text_that_was_published_is_taken_back(source: Layout, tmp_path: Path) -
 
 
 def test_every_column_with_text_is_known() -> None:
-    """A new column of a segment's tables must be reviewed here before it is published without text."""
+    """A new column of a segment's tables is looked at here before it is published without text."""
     known = {
         "prompts": {"prompt_id", "domain", "num_tokens", "status"},
         "tokens": {"token_id", "prompt_id", "position", "context", "kind"},

@@ -32,7 +32,7 @@ def _read(file: TraceFile, _: TraceModel) -> Iterator[Sequence]:
 
 
 def _holders(value: Any) -> Iterator[dict[str, Any]]:
-    """Yield the objects that hold routing, in order, at any depth."""
+    """Yield the objects that hold routing, in order, whatever they lie in."""
     if isinstance(value, dict):
         if value.get("routed_experts") is not None:
             yield value

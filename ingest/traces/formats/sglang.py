@@ -40,7 +40,7 @@ def _chat(where: str, answer: dict[str, Any], file: TraceFile, model: TraceModel
     if not isinstance(beside, dict) or not isinstance(usage, dict) or not isinstance(choices, list):
         raise file.error(f"{where}: has neither meta_info nor sgl_ext, usage and choices: it is no answer of SGLang.")
     rows_RLK = _routing(beside.get("routed_experts"), where, file, model)
-    if len(choices) > 1:  # usage is the total over all of them
+    if len(choices) > 1:  # usage counts all of them together
         return Sequence(where, rows_RLK, source=file.path.name, metadata={"choices": len(choices)})
     return _sequence(where, rows_RLK, _lengths(usage, where), file.path.name, None)
 
@@ -63,7 +63,7 @@ def _routing(value: Any, where: str, file: TraceFile, model: TraceModel) -> Arra
 
 
 def _lengths(holder: dict[str, Any], where: str) -> tuple[int, int]:
-    """Return the numbers of tokens in the prompt and in the response."""
+    """Return how many tokens the prompt and the answer have."""
     prompt, generated = (holder.get(name) for name in ("prompt_tokens", "completion_tokens"))
     if type(prompt) is not int or type(generated) is not int or min(prompt, generated) < 0:
         raise MoewhError(f"{where}: has {prompt!r} prompt_tokens and {generated!r} completion_tokens.")

@@ -20,7 +20,7 @@ def _read(file: TraceFile, _: TraceModel) -> Iterator[Sequence]:
     names = ("input_ids", "attention_mask", "routed_experts")
     if not isinstance(batch, dict) or any(name not in batch for name in names):
         raise file.error(f"is no dictionary with {', '.join(names)}.")
-    # a batch may hold more than a segment; that limit applies to each of its sequences
+    # a batch may hold more than a segment does; each of its sequences is held against that
     ids_BS, mask_BS, routed_BSLK = (as_array(batch[name], f"{file.name}, {name}", 1 << 40) for name in names)
     if ids_BS.ndim != 2 or mask_BS.shape != ids_BS.shape or routed_BSLK.shape[:2] != ids_BS.shape:
         shapes = ", ".join(
