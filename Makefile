@@ -1,14 +1,14 @@
-# make demo · make notebook · make test · make lint · make bench · make soak: each creates .venv first, with the pinned versions it needs.
+# make demo · make notebook · make test · make lint · make bench · make soak: each first creates .venv with the pinned versions it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo notebook browser test lint bench soak docs clean
 
-# What the demo needs: moewh without any extra.
+# For the demo: moewh without extras.
 $(VENV)/.demo: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "moewh needs Python 3.11 or newer; set PYTHON=...")'
-	@echo "Installing moewh and what it needs into $(VENV): torch, transformers, DuckDB and others, about 1.4 GB."
+	@echo "Installing moewh and its dependencies into $(VENV): torch, transformers, DuckDB and others, about 1.4 GB."
 	@began=$$(date +%s); set -e; \
 	$(PYTHON) -m venv $(VENV); \
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e .; \
@@ -31,22 +31,22 @@ $(VENV)/.notebook: $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[notebook]'
 	touch $@
 
-# In one process per core; PYTEST_ARGUMENTS="-n 0 tests/queries -k co_routing" runs a few tests in this one.
+# One process per core. PYTEST_ARGUMENTS="-n 0 tests/queries -k co_routing" runs a few tests in a single process.
 test: $(VENV)/.installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto --dist loadfile $(PYTEST_ARGUMENTS)
 
-# The browser of the tests of pages, which are skipped without it. Debian's; installed by root alone.
+# Debian's chromium, for the tests of pages, which are skipped without it. Only root can install it.
 browser:
 	@command -v chromium > /dev/null \
 		|| { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq chromium > /dev/null; } \
-		|| echo "There is no chromium, and it cannot be installed: the tests of pages will be skipped."
+		|| echo "chromium is not installed and cannot be: the tests of pages will be skipped."
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# About half an hour; each prints both sides of its ratios. benchmarks/results/ keeps what was seen.
+# About half an hour. Each benchmark prints both sides of its ratios; benchmarks/results/ keeps the figures.
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.costs
 	$(BIN)/python -m benchmarks.queries
@@ -56,12 +56,12 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.report
 	$(BIN)/python -m benchmarks.start
 
-# The fault tests at length, and ten minutes of fuzzing: about forty minutes.
+# The long fault tests and ten minutes of fuzzing: about forty minutes.
 soak: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[soak]'
 	$(BIN)/python -m tools.soak --results benchmarks/results/soak.md
 
-# Writes the README's outputs and the generated pages anew.
+# Rewrites the README's outputs and the generated pages.
 docs: $(VENV)/.installed
 	$(BIN)/python -m tools.documents
 

@@ -1,1 +1,1 @@
-"""Benchmarks: scripts that print both sides of a ratio from one run. Never timed tests."""
+"""Benchmarks: scripts that print both sides of a ratio from one run. They are not tests."""

@@ -1,7 +1,7 @@
-"""Ad-hoc questions on `routes`, beside DuckDB and polars over one hand-made wide table of the same rows.
+"""Ad-hoc queries on `routes`, compared with DuckDB and polars over one hand-made wide table of the same rows.
 
-The wide table is what someone would write who has no warehouse: one Parquet file in the order of `routing`, with the
-token's text, kind, position, prompt and domain as columns, compressed with zstd.
+The wide table is what one would write without a warehouse: one Parquet file in the order of `routing`, with the token's
+text, kind, position, prompt and domain as columns, compressed with zstd.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ QUESTIONS: dict[str, tuple[str, Callable[[pl.LazyFrame], pl.LazyFrame]]] = {
         ),
     ),
 }
-"""By what is asked: its SQL, over `routes` or the wide table, and the same in polars."""
+"""Question → its SQL, over `routes` or the wide table, and the same in polars."""
 
 
 def write_wide(layout: Layout, path: Path) -> None:
-    """Write the wide table of a warehouse's rows, unless it is there."""
+    """Write the wide table of a warehouse's rows, unless it exists."""
     if path.is_file():
         return
     columns = "token_id, layer, rank, expert, weight, token, kind, position, prompt_id, domain"
@@ -68,13 +68,13 @@ def write_wide(layout: Layout, path: Path) -> None:
 
 
 def beside_wide(layout: Layout, folder: Path, tokens: int, times: int) -> Iterator[str]:
-    """Yield the table of the questions, each asked in turn of the three, `times` over."""
+    """Yield the table of questions, each run on the three in turn, `times` times."""
     path = folder / "wide.parquet"
     write_wide(layout, path)
     rows = tokens * ROWS_PER_TOKEN
     routing = sum(file.stat().st_size for file in layout.root.glob("segments/run_id=*/segment=*/routing.parquet"))
-    yield from ("", f"## Ad-hoc questions on `routes`, {rows / 1e6:.0f} M rows in {_segments(layout)} segments", "")
-    yield f"Beside one wide Parquet table of the same rows ({path.stat().st_size * 8 / rows:.1f} bits a row;"
+    yield from ("", f"## Ad-hoc queries on `routes`, {rows / 1e6:.0f} M rows in {_segments(layout)} segments", "")
+    yield f"Compared with one wide Parquet table of the same rows ({path.stat().st_size * 8 / rows:.1f} bits per row;"
     yield f"`routing.parquet`: {routing * 8 / rows:.1f}). Median seconds (least core-seconds), in turn, {times} x."
     yield ""
     yield row("question", "`routes`", "DuckDB, wide", "polars, wide", "`routes` / DuckDB", "cores")

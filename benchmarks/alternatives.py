@@ -1,4 +1,4 @@
-"""What one would write without rollups: the self-join over rows in DuckDB and polars, and the one-hot limit in numpy.
+"""Alternatives without rollups: the self-join over rows in DuckDB and polars, and the one-hot limit in numpy.
 
 Each counts, for every layer, the tokens that two experts share.
 """
@@ -32,13 +32,13 @@ group by a.layer, a.expert, b.expert"""
 
 
 def in_prompts(prompts: list[int]) -> str:
-    """Return the condition that keeps the self-joins to the tokens of some prompts."""
+    """Return the condition that restricts the self-joins to the tokens of some prompts."""
     listed = ", ".join(map(str, prompts))
     return f"where a.prompt_id in ({listed}) and a.kind <> 'special'"
 
 
 def polars_pairs(layout: Layout, prompts: list[int] | None, transitions: bool = False) -> int:
-    """The self-join in polars' streaming engine, layer by layer; return the pairs counted."""
+    """Run the self-join in polars' streaming engine, layer by layer; return the pairs counted."""
     routing = pl.scan_parquet(_files(layout, "routing"), hive_partitioning=False)
     if prompts is not None:
         routing = routing.filter(pl.col("prompt_id").is_in(prompts) & (pl.col("kind") != "special"))
@@ -55,7 +55,7 @@ def polars_pairs(layout: Layout, prompts: list[int] | None, transitions: bool = 
 
 
 def load_experts(layout: Layout, layer: int) -> npt.NDArray[np.int32]:
-    """Return one layer's [T, K] experts of every segment, in memory."""
+    """Return one layer's experts [T, K] of every segment, in memory."""
     parts = [
         pq.read_table(path, columns=["expert"], filters=[("layer", "==", layer)], partitioning=None)["expert"]
         for path in _files(layout, "routing")
@@ -64,7 +64,7 @@ def load_experts(layout: Layout, layer: int) -> npt.NDArray[np.int32]:
 
 
 def one_hot_pairs(ids_TK: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
-    """Count pairs as the product of one-hot rows: the least that a CPU does for them once rows are in memory."""
+    """Count pairs as the product of one-hot rows: the least work for a CPU once the rows are in memory."""
     total_EE = np.zeros((EXPERTS, EXPERTS), np.float64)
     for start in range(0, len(ids_TK), 4_096):
         block_TK = ids_TK[start : start + 4_096]

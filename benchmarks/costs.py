@@ -1,9 +1,9 @@
-"""What a token costs beside the forward pass, in core-microseconds: tokenising, rows, rollups, hashing.
+"""The cost of a token besides the forward pass, in core-microseconds: tokenising, rows, rollups, hashing.
 
     python -m benchmarks.costs
 
 At OLMoE's shape (16 layers, 64 experts, top-8; simulated routing), on one thread at a time; text and tokenizer
-are the demo's. On a GPU all of it is done beside the forward passes, on a CPU in between them.
+are the demo's. On a GPU all of this runs alongside the forward passes, on a CPU in between them.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from moewh.warehouse.files.manifest import file_sha256
 
 def main() -> None:
     """Measure and print the table."""
-    print(f"{machine()}; core-microseconds a token, best of 3\n")
+    print(f"{machine()}; core-microseconds per token, best of 3\n")
     print("| | |\n|---|---:|")
     for name, cost in costs(SEGMENT_TOKENS).items():
         print(f"| {name} | {cost:.1f} |")
 
 
 def costs(tokens: int, domains: int = 1, token_share: float = 0.5) -> dict[str, float]:
-    """Return core-microseconds a token of each stage, over one segment of so many tokens."""
+    """Return the core-microseconds per token of each stage, over one segment of `tokens` tokens."""
     segment, router = simulated_tokens(tokens, 0, domains, 0), Router(token_share)
     buffer = RoutingBuffer(tokens)
     for layer in range(LAYERS):
@@ -73,7 +73,7 @@ def costs(tokens: int, domains: int = 1, token_share: float = 0.5) -> dict[str, 
 
 
 def _tokenising() -> float:
-    """Core-microseconds a token of the demo's tokenizer over its own prompts, 20 times over."""
+    """Return the core-microseconds per token of the demo's tokenizer over its own prompts, repeated 20 times."""
     tokenizer = AutoTokenizer.from_pretrained(demo.checkpoint_path())
     texts = [json.loads(line)["text"] for line in demo.PROMPTS.read_text(encoding="utf-8").splitlines()] * 20
     table = pa.Table.from_pylist([{"text": text, "form": "text"} for text in texts], schema=CANONICAL)
@@ -83,7 +83,7 @@ def _tokenising() -> float:
 
 
 class _Uncounted:
-    """Stands for the rollups where rows alone are timed."""
+    """Replaces the rollups where only rows are timed."""
 
     def add(self, *_: object) -> Future[None]:
         """Count nothing."""

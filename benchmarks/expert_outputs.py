@@ -1,11 +1,11 @@
-"""What `--expert-outputs` costs: the speed of an ingest with it, over that of the same ingest without it.
+"""The cost of `--expert-outputs`: the speed of an ingest with it, relative to the same ingest without it.
 
     python -m benchmarks.expert_outputs [--device cpu|cuda] [--rounds N] [--prompts N]
 
-Both sides run the same prompts through the same model in memory, in turn, each round into warehouses of their own; the
-clock holds everything from the first batch to the sealed run. The ratio is per round: median, least and greatest. On a
-CPU the clock is that of the process, which other programs disturb less; on a GPU it is the wall's. Beside it stands
-the arithmetic that the run tells before it begins, and what both tables take on disk.
+Both sides run the same prompts through the same in-memory model, in turn, each round into new warehouses. The time
+covers everything from the first batch to the sealed run. The ratio is per round: median, least and greatest. On a CPU
+it is process time, which other programs disturb less; on a GPU it is wall time. The table also has the extra arithmetic
+that the run reports before it begins, and the size of both tables on disk.
 
 On a CPU the model is that of `benchmarks.ingest`; on cuda it is OLMoE-1B-7B's shape in bf16. Weights are random.
 """
@@ -33,7 +33,7 @@ from tests.support.models import byte_tokenizer
 
 
 def made_model(device: torch.device) -> Any:
-    """A model of random weights."""
+    """Return a model with random weights."""
     cuda = device.type == "cuda"
     torch.manual_seed(0)
     shape = OLMOE_1B_7B if cuda else CPU_SHAPE
@@ -42,7 +42,7 @@ def made_model(device: torch.device) -> Any:
 
 
 def seconds(model: Any, texts: list[str], root: Path, *, expert_outputs: bool) -> tuple[float, Path]:
-    """Ingest once; return what it took, and the only segment."""
+    """Ingest once; return the seconds it took, and the only segment."""
     cuda = model.device.type == "cuda"
     clock = time.perf_counter if cuda else time.process_time
     began = clock()
@@ -67,13 +67,13 @@ def main() -> None:
             without, _ = seconds(model, texts, Path(folder) / "without", expert_outputs=False)
             with_them, segment = seconds(model, texts, Path(folder) / "with", expert_outputs=True)
             sizes = [(segment / table.file).stat().st_size for table in (schema.ROUTING, schema.EXPERT_OUTPUTS)]
-        if number:  # the first is of everything's first time
+        if number:  # the first round warms up
             ratios.append(without / with_them)
     told = arithmetic_share(model, find_moe_layers(model, model.config).moe_layers, model.config.num_experts_per_tok)
     tokens = sum(len(text) + 1 for text in texts)
     name = torch.cuda.get_device_name() if model.device.type == "cuda" else "CPU"
     print(f"{machine()}; torch {torch.__version__}, {name}, {torch.get_num_threads()} threads; {tokens:,} tokens\n")
-    print("| speed with / without | more arithmetic, as told | routing, bytes per token | expert outputs |")
+    print("| speed with / without | more arithmetic, as reported | routing, bytes per token | expert outputs |")
     print("|---:|---:|---:|---:|")
     spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
     print(f"| {spread} | {told:.0%} | {sizes[0] / tokens:.0f} | {sizes[1] / tokens:.0f} |")

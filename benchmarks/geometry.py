@@ -1,9 +1,9 @@
-"""`moewh geometry` on a random model: seconds a layer, and peak memory beside a layer's bytes and the model's.
+"""`moewh geometry` on a random model: seconds per layer, and peak memory next to the bytes of a layer and the model.
 
     python -m benchmarks.geometry [--layers N] [--experts E] [--hidden H] [--inner I] [--rank R] [--dtype NAME]
 
-The model is OLMoE-shaped, and its checkpoint is written as on the hub: a tensor for each expert's matrix. Memory is
-the resident peak of a process of its own, less what it held with torch and transformers imported and no weights read.
+The model is OLMoE-shaped, and its checkpoint is stored as on the hub, with a tensor per expert matrix. Memory is the
+peak resident memory of a separate process, less its memory with torch and transformers imported and no weights read.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ print(json.dumps({"layer": checkpoint.bytes_of(checkpoint.moe_layers[0]), "secon
 
 
 def save_model(folder: Path, arguments: argparse.Namespace) -> int:
-    """Write a random checkpoint a layer at a time, a file for each; return its bytes."""
+    """Write a random checkpoint one layer at a time, with a file per layer; return its bytes."""
     hidden, inner, experts = arguments.hidden, arguments.inner, arguments.experts
     shape = {"hidden_size": hidden, "intermediate_size": inner, "num_experts": experts}
     config = OlmoeConfig(**shape, num_hidden_layers=arguments.layers, vocab_size=256, eos_token_id=0)
@@ -70,11 +70,11 @@ def save_model(folder: Path, arguments: argparse.Namespace) -> int:
 
 
 def main() -> None:
-    """Print the machine, the model's size, and what each layer took."""
+    """Print the machine, the model's size, and the time and memory of each layer."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("layers", 8), ("experts", 64), ("hidden", 512), ("inner", 256), ("rank", 16)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--dtype", default="bfloat16", help="of the checkpoint (default: bfloat16)")
+    parser.add_argument("--dtype", default="bfloat16", help="dtype of the checkpoint (default: bfloat16)")
     arguments = parser.parse_args()
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""What answers cost as segments and runs grow: sealed and not, in an open connection."""
+"""The cost of queries as segments and runs grow, sealed and unsealed, in an open connection."""
 
 from __future__ import annotations
 
@@ -28,38 +28,38 @@ QUESTIONS = {
 
 @dataclass(frozen=True)
 class Scale:
-    """How large the warehouses are."""
+    """The sizes of the warehouses."""
 
     segment_tokens: int
     distinct: int
-    """Segments that are written; more are hard links to them."""
+    """Segments written; further ones are hard links to them."""
     segments: tuple[int, ...]
     """Sizes to measure above one segment: multiples of `distinct`."""
     runs: int
     times: int
-    """How often a question is asked."""
+    """How often each query is run."""
 
 
 SMALL = Scale(12_500, 4, (20, 100), 20, 5)
 LARGE = Scale(250_000, 40, (120, 520, 2_000), 200, 5)
 RUN_SEGMENTS = 5
-"""Segments of each of many runs."""
+"""Segments per run, where there are many runs."""
 
 
 @dataclass(frozen=True)
 class Warehouses:
-    """One segment, and all distinct ones; each unsealed and sealed."""
+    """Warehouses of one segment and of all distinct ones, each unsealed and sealed."""
 
     one: Layout
     one_sealed: Layout
     base: Layout
     base_sealed: Layout
     sealing: Spent | None
-    """What sealing the last took; None where it was sealed already."""
+    """The time to seal the last; None if it was sealed already."""
 
 
 def warehouses(folder: Path, scale: Scale, domains: int, token_share: float) -> Warehouses:
-    """Build what is missing below `folder`."""
+    """Build the missing warehouses below `folder`."""
 
     def built(name: str, segments: int) -> Layout:
         tokens = segments * scale.segment_tokens
@@ -82,10 +82,10 @@ def warehouses(folder: Path, scale: Scale, domains: int, token_share: float) -> 
 
 
 def by_segments(made: Warehouses, folder: Path, scale: Scale) -> Iterator[str]:
-    """Yield the table of every question by segments: the median seconds and the least core-seconds."""
-    yield from ("", "## By segments, sealed and not", "")
-    yield "In an open connection, warm, all rows taken as Arrow; median seconds (least core-seconds)."
-    yield f"Above {scale.distinct} segments they are hard links to the same {scale.distinct}, over and over."
+    """Yield the table of every query by number of segments: the median seconds and the least core-seconds."""
+    yield from ("", "## By segments, sealed and unsealed", "")
+    yield "In an open connection, warm, all rows fetched as Arrow; median seconds (least core-seconds)."
+    yield f"Above {scale.distinct} segments, they are hard links to the same {scale.distinct}, repeated."
     yield ""
     columns: dict[str, dict[str, Spent]] = {"1": asked(made.one, scale), "1, sealed": asked(made.one_sealed, scale)}
     for segments in scale.segments:
@@ -138,7 +138,7 @@ def _all_rows(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
 
 
 def asked(layout: Layout, scale: Scale) -> dict[str, Spent]:
-    """Return what opening a warehouse takes, and each question."""
+    """Return the cost of opening a warehouse and of each query."""
     opened = timed(lambda: open_warehouse(layout).close(), scale.times)
     with open_warehouse(layout) as connection:
         taken = {name: timed(partial(_all_rows, connection, sql), scale.times) for name, sql in QUESTIONS.items()}

@@ -1,22 +1,22 @@
-"""What recording costs: the bare forward pass beside moewh's capture, the whole ingest, and the usual script.
+"""The cost of recording: the bare forward pass, moewh's capture, the whole ingest, and the usual script.
 
     python -m benchmarks.ingest [--device cpu|cuda] [--pairs N] [--tokens N]
 
-All sides run the same model on the same right-padded batches, in turn (a b c d e f, a b …), with the device
-synchronised before each clock is read; the table gives medians of the ratios within a round, with the interval that
-holds the middle half. On a CPU, whose speed wanders, they take turns batch by batch: (f) has a (b) of its own, which
-runs each batch right after (f) did, its time taken off (f)'s clock.
+All sides run the same model on the same right-padded batches, in turn (a b c d e f, a b …), and the device is
+synchronised before each clock is read. The table gives medians of the ratios within a round, with the interval that
+holds the middle half. On a CPU, whose speed varies, they take turns batch by batch: (f) has its own (b), which runs
+each batch right after (f) did, and whose time is subtracted from (f)'s.
 
     a  forward with the LM head
     b  forward without it (the physical limit)
     c  output_router_logits=True, softmax, top-k, numpy: the usual script
-    d  nnsight tracing of the routers, where it is installed (`pip install nnsight`)
+    d  nnsight tracing of the routers, if installed (`pip install nnsight`)
     e  moewh's capture alone, up to numpy arrays
-    f  the whole ingest: tokenising, capture, rollups, Parquet, hashing, fsync, commit, in steady state: from the
-       first segment's commit to the last's, five segments later; what comes before is stated apart as start-up
+    f  the whole ingest (tokenising, capture, rollups, Parquet, hashing, fsync, commit) in steady state, from the
+       first segment's commit to the last's, five segments later; start-up, before that, is reported separately
 
-On a CPU the model has 4 layers, 64 experts, top-8, hidden 256, intermediate 256 and a vocabulary of 2,048, so that
-the head hides nothing; on cuda it is OLMoE-1B-7B's shape in bf16. Weights are random: nothing is downloaded.
+On a CPU the model has 4 layers, 64 experts, top-8, hidden 256, intermediate 256 and a vocabulary of 2,048, so that the
+head does not dominate; on cuda it has OLMoE-1B-7B's shape in bf16. Weights are random: nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ STEADY_SEGMENTS = 5
 
 @dataclass(frozen=True)
 class Pair:
-    """Seconds of a side, and of (b) over the same tokens beside it."""
+    """Seconds of a side, and of (b) over the same tokens."""
 
     own: float
     bare: float
@@ -87,7 +87,7 @@ class Pair:
 
 @dataclass
 class Bench:
-    """One model, its prompts as the batches of an ingest on the host, and how to wait for its device."""
+    """A model, its prompts as the batches of an ingest on the host, and how to wait for its device."""
 
     loaded: LoadedModel
     batches: list[Batch]
@@ -102,7 +102,7 @@ class Bench:
 
     @property
     def flops_per_token(self) -> float:
-        """Multiplications and additions of a token: two per weight that it meets, attention scores aside."""
+        """Multiplications and additions per token: two per weight used, without attention scores."""
         config = self.loaded.config
         experts = sum(weight.numel() for moe in self.loaded.moe_layers for weight in moe.experts.parameters())
         rest = sum(weight.numel() for weight in self.loaded.model.parameters()) - experts
@@ -110,12 +110,12 @@ class Bench:
         return float(2 * (rest - embeddings + experts * config.num_experts_per_tok / config.num_experts))
 
     def synchronise(self) -> None:
-        """Wait until the device has done everything."""
+        """Wait until the device has finished."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
     def forward(self, batches: list[Batch], run: Callable[[torch.Tensor, torch.Tensor], Any]) -> float:
-        """Run some batches through `run` and return the seconds it took."""
+        """Run batches through `run` and return the seconds taken."""
         self.synchronise()
         began = time.perf_counter()
         with torch.inference_mode():
@@ -181,9 +181,9 @@ def capture_alone(bench: Bench, batches: list[Batch]) -> float:
 
 
 def whole_ingest(bench: Bench, *, beside: bool) -> Pair:
-    """(f): from the first segment's commit to the last's, in seconds for as many tokens as `bench.tokens`.
+    """Run (f): from the first segment's commit to the last's, in seconds per `bench.tokens` tokens.
 
-    With `beside`, (b) too: each batch once more without moewh, as soon as the ingest has run it.
+    With `beside`, also run (b): each batch once more without moewh, right after the ingest has run it.
     """
     bare: list[float] = []
     committed: list[tuple[float, float]] = []
@@ -216,7 +216,7 @@ FORWARDS: dict[str, Callable[[Bench, list[Batch]], float]] = {
 
 
 def build(folder: Path, device: torch.device, tokens: int, batch_tokens: int, longest: int) -> Bench:
-    """Make the model and prompts; on a CPU lengths are ragged (a quarter of `longest` to all of it)."""
+    """Make the model and prompts; on a CPU, lengths are ragged (from a quarter of `longest` to `longest`)."""
     model, tokenizer = save_random_model(folder / "model", device)
     on_cpu = device.type == "cpu"
     prompts = write_prompts(folder / "prompts.jsonl", tokens, longest, ragged=on_cpu)
@@ -225,7 +225,7 @@ def build(folder: Path, device: torch.device, tokens: int, batch_tokens: int, lo
         model=str(folder / "model"),
         prompts=(str(prompts),),
         batch_tokens=batch_tokens,
-        # Estimated rows: the byte tokenizer gives four times the tokens that the estimate expects.
+        # Estimated rows: the byte tokenizer gives four times the tokens that the estimate assumes.
         segment_rows=max(1, rows // 4 // (STEADY_SEGMENTS + 1)),
         device=str(device),
     )
@@ -236,7 +236,7 @@ def build(folder: Path, device: torch.device, tokens: int, batch_tokens: int, lo
 
 
 def batches_of_an_ingest(options: IngestOptions, folder: Path, tokenizer: Any) -> tuple[list[Batch], int]:
-    """Return the very batches that an ingest runs, cut into its segments, and their tokens."""
+    """Return exactly the batches that an ingest runs, cut into its segments, and their tokens."""
     summary = ingest(options, Layout(folder))
     if len(summary.written) <= STEADY_SEGMENTS:
         raise RuntimeError(f"only {len(summary.written)} segments: give more --tokens.")
@@ -254,7 +254,7 @@ def batches_of_an_ingest(options: IngestOptions, folder: Path, tokenizer: Any) -
 
 
 def save_random_model(folder: Path, device: torch.device) -> tuple[Any, PreTrainedTokenizerFast]:
-    """Make and save the benchmark's model for this device, with a tokenizer of one token a byte."""
+    """Make and save the benchmark's model for this device, with a tokenizer of one token per byte."""
     torch.manual_seed(0)
     on_cpu = device.type == "cpu"
     config = OlmoeConfig(max_position_embeddings=4_096, eos_token_id=0, **(CPU_SHAPE if on_cpu else OLMOE_1B_7B))
@@ -269,7 +269,7 @@ def save_random_model(folder: Path, device: torch.device) -> tuple[Any, PreTrain
 
 
 def write_prompts(path: Path, tokens: int, longest: int, *, ragged: bool) -> Path:
-    """Write prompts of random letters, one token a letter, `tokens` in all."""
+    """Write prompts of random letters, one token per letter, `tokens` in total."""
     generator = np.random.default_rng(0)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz ,.\n"))
     with path.open("w") as file:
@@ -297,7 +297,7 @@ def one_round(bench: Bench, sides: str) -> dict[str, Pair]:
 
 def report(rounds: list[dict[str, Pair]], tokens: int) -> str:
     """Return the table: tokens per second of each side, and its ratio to (b) with the middle half."""
-    lines = ["| side | tokens/s | speed against (b) | middle half |", "|---|---:|---:|---|"]
+    lines = ["| side | tokens/s | speed relative to (b) | middle half |", "|---|---:|---:|---|"]
     for side in rounds[0]:
         ratios = [pairs[side].bare / pairs[side].own for pairs in rounds]
         low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
@@ -311,7 +311,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--pairs", type=int, default=15, help="rounds of all sides (default: 15)")
-    parser.add_argument("--tokens", type=int, default=30_000, help="tokens a round (default: 30000)")
+    parser.add_argument("--tokens", type=int, default=30_000, help="tokens per round (default: 30000)")
     parser.add_argument("--batch-tokens", type=int, default=4_096)
     parser.add_argument("--longest", type=int, default=512, help="longest prompt in tokens (default: 512)")
     parser.add_argument("--sides", default="abcdef" if importlib.util.find_spec("nnsight") else "abcef")

@@ -1,9 +1,9 @@
-"""Host memory of `moewh ingest` as the corpus grows: peak resident memory at a few, and at many, segments.
+"""Host memory of `moewh ingest` as the corpus grows: peak resident memory with few and with many segments.
 
     python -m benchmarks.memory [--segment-tokens N]
 
-Each run is a process of its own, on the small CPU model of `benchmarks.ingest`; sizes take turns, three times, and
-the table has medians.
+Each run is a separate process, on the small CPU model of `benchmarks.ingest`. Sizes take turns, three times, and the
+table has medians.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ LONGEST = 512
 
 
 def main() -> None:
-    """Print the peak of each size and its ratio to that of five segments, when the pipeline is full."""
+    """Print the peak of each size and its ratio to that of five segments, where the pipeline is full."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--segment-tokens", type=int, default=10_000, help="tokens of one segment (default: 10000)")
+    parser.add_argument("--segment-tokens", type=int, default=10_000, help="tokens per segment (default: 10000)")
     tokens = parser.parse_args().segment_tokens
-    # The estimate takes four bytes for a token; the byte tokenizer makes four of them.
+    # The estimate assumes four bytes per token; the byte tokenizer makes four tokens of them.
     rows = tokens // 4 * CPU_SHAPE["num_hidden_layers"] * CPU_SHAPE["num_experts_per_tok"]
     peaks: dict[int, list[int]] = {size: [] for size in SIZES}
     with tempfile.TemporaryDirectory() as folder:
@@ -48,7 +48,7 @@ def main() -> None:
             size: len(list(Path(folder).glob(f"wh0.{size}/segments/run_id=model*/segment=*"))) for size in SIZES
         }
     middle = median(peaks[SIZES[1]])
-    print(f"| segments of {tokens:,} tokens | MiB at most | against {segments[SIZES[1]]} | each |\n|---|---:|---:|---|")
+    print(f"| segments of {tokens:,} tokens | peak MiB | over {segments[SIZES[1]]} | each |\n|---|---:|---:|---|")
     for size, found in peaks.items():
         each = ", ".join(f"{peak / 2**20:,.0f}" for peak in found)
         print(f"| {segments[size]} | {median(found) / 2**20:,.0f} | {median(found) / middle:.2f} | {each} |")

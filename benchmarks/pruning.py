@@ -1,11 +1,11 @@
-"""Which experts to drop: held-out loss of the demo model without a share of its experts, chosen in several ways.
+"""Expert pruning: held-out loss of the demo model without a share of its experts, chosen in several ways.
 
     python -m benchmarks.pruning [--share 0.25] [--seeds N] [--windows N] [--revision NAME]
 
-Calibration: windows of the documents that the model was trained on, ingested with --expert-outputs. Each way of
-choosing is a rank of the view `expert_saliency`: as many experts go in every layer, with their rows of the router.
-Nothing is trained afterwards. Random choices are made with several seeds. The loss is in nats per token, on windows of
-documents that were held out from training, each domain counting the same.
+For calibration, windows of the training documents are ingested with --expert-outputs. Each criterion is a rank of the
+view `expert_saliency`: equally many experts are dropped in every layer, with their rows of the router. There is no
+training afterwards. Random choices are made with several seeds. The loss is in nats per token, on windows of documents
+held out from training, with equal weight for each domain.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from moewh.ingest.demo.heldout import model_loss, windows
 from moewh.ingest.demo.tokenizer import encode
 
 Dropped = dict[int, list[int]]
-"""Layer → its experts that go."""
+"""Layer → its dropped experts."""
 WINDOW = 256
 CALIBRATION_WINDOWS = 24
-"""Of each domain."""
+"""Windows per domain."""
 RUN = "calibration"
 DROP = """
 select
@@ -49,7 +49,7 @@ where expert_saliency.run_id = '{run}'
     and expert_saliency.{rank} > layers.num_experts - {dropped}
 order by layer, expert
 """
-"""The list of experts to drop, `dropped` of each layer."""
+"""Lists the experts to drop, `dropped` per layer."""
 RANKS = {
     "mean weight · norm (REAP)": "mean_weighted_norm_rank",
     "mean norm (EAN, MAN)": "mean_norm_rank",
@@ -58,8 +58,8 @@ RANKS = {
     "sum of norms": "norm_sum_rank",
     "choices (least used)": "choices_rank",
 }
-"""What is least of the experts that go, and the rank that says so."""
-HEADER = f"| experts that go are least by | loss | more than whole | {' | '.join(DOMAINS)} |"
+"""The criterion by which the dropped experts are least, and its rank."""
+HEADER = f"| dropped experts are least by | loss | more than whole | {' | '.join(DOMAINS)} |"
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Trial:
 
 
 def calibrate(root: Path, revision: str | None, texts: dict[str, list[str]]) -> None:
-    """Ingest the calibration set with what the experts put out."""
+    """Ingest the calibration set with expert outputs."""
     prompts = root / "calibration.jsonl"
     rows = ({"text": text, "domain": domain} for domain, of_domain in texts.items() for text in of_domain)
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -83,14 +83,14 @@ def calibrate(root: Path, revision: str | None, texts: dict[str, list[str]]) -> 
 
 
 def to_drop(root: Path, rank: str, dropped: int) -> Dropped:
-    """Return the experts that a rank of `expert_saliency` puts last."""
+    """Return the last experts by a rank of `expert_saliency`."""
     with moewh.open(root / "wh") as warehouse:
         rows = warehouse.sql(DROP.format(run=RUN, rank=rank, dropped=dropped)).fetchall()
     return _by_layer(rows)
 
 
 def at_random(layers: int, experts: int, dropped: int, seed: int) -> Dropped:
-    """Return as many experts of each layer by chance."""
+    """Return equally many random experts of each layer."""
     rng = np.random.default_rng(seed)
     chosen = (rng.choice(experts, dropped, replace=False) for _ in range(layers))
     return _by_layer((layer, int(expert)) for layer, some in enumerate(chosen) for expert in sorted(some))
@@ -104,7 +104,7 @@ def _by_layer(rows: Iterable[tuple[int, int]]) -> Dropped:
 
 
 def without_experts(model: OlmoeForCausalLM, dropped: Dropped) -> OlmoeForCausalLM:
-    """Return a smaller model: the experts' matrices and their rows of the router are gone, as many in each layer."""
+    """Return a smaller model, without the dropped experts' matrices and router rows, equally many per layer."""
     config = copy.deepcopy(model.config)
     (fewer,) = {len(experts) for experts in dropped.values()}
     config.num_experts -= fewer
@@ -115,7 +115,7 @@ def without_experts(model: OlmoeForCausalLM, dropped: Dropped) -> OlmoeForCausal
             key = f"model.layers.{layer}.mlp.{name}"
             state[key] = state[key][kept]
     smaller = OlmoeForCausalLM(config)
-    torch.nn.Module.to(smaller, model.dtype)  # the model's own has no types
+    torch.nn.Module.to(smaller, model.dtype)  # the model's own method has no types
     smaller.load_state_dict(state)
     smaller.eval()
     return smaller
@@ -127,7 +127,7 @@ def evaluate(model: OlmoeForCausalLM, held_out: dict[str, Any], start: int) -> T
 
 
 def row(name: str, trials: list[Trial], whole: Trial) -> str:
-    """Return a line of the table: means, and of several trials the deviation and the range."""
+    """Return a line of the table: means, and for several trials the deviation and range."""
     losses = [trial.loss for trial in trials]
     spread = f" ± {statistics.stdev(losses):.3f} ({min(losses):.3f} to {max(losses):.3f})" if len(losses) > 1 else ""
     domains = (statistics.mean(trial.of_domain[domain] for trial in trials) for domain in DOMAINS)
@@ -142,7 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--share", type=float, default=0.25)
     parser.add_argument("--seeds", type=int, default=12)
-    parser.add_argument("--windows", type=int, default=32, help="held-out windows of each domain")
+    parser.add_argument("--windows", type=int, default=32, help="held-out windows per domain")
     parser.add_argument("--revision", help="checkpoint of the demo")
     chosen = parser.parse_args()
     training, held_out = split(documents())
@@ -161,7 +161,7 @@ def main() -> None:
     start = tokenizer.bos_token_id
     whole = evaluate(model, unseen, start)
     print(f"{machine()}; torch {torch.__version__}\n")
-    print(f"{dropped} of {experts} experts of each layer go.\n\n{HEADER}\n{'|---' * HEADER.count(' | ')}|---|")
+    print(f"{dropped} of {experts} experts of each layer are dropped.\n\n{HEADER}\n{'|---' * HEADER.count(' | ')}|---|")
     print(row("none: the whole model", [whole], whole), flush=True)
     with tempfile.TemporaryDirectory() as root:
         calibrate(Path(root), chosen.revision, texts)

@@ -1,10 +1,10 @@
-"""How long answers take as segments and runs grow, beside what one would write by hand; and what rollups cost.
+"""Query time as segments and runs grow, compared with hand-written alternatives, and the cost of rollups.
 
     python -m benchmarks.queries [--large] [--folder DIR] [--results FILE]
 
-The default builds small warehouses and takes about two minutes. `--large` builds 40 segments of 250 k tokens and
-repeats them by hard links to 500 M, and 200 runs: it needs 8 GB in DIR and most of an hour, and what is there already
-is used again.
+The default builds small warehouses and takes about two minutes. `--large` builds 40 segments of 250 k tokens, and
+repeats them with hard links up to 500 M tokens and 200 runs: it needs 8 GB in DIR and most of an hour. Existing
+warehouses are reused.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ where run_id = 'olmoe' and layer = 7 and expert = 3 order by weight desc, token_
 
 @dataclass(frozen=True)
 class Bench:
-    """What the parts of the report are about."""
+    """The inputs shared by the parts of the report."""
 
     made: Warehouses
     scale: Scale
@@ -58,17 +58,17 @@ class Bench:
 
     @property
     def one_title(self) -> str:
-        """Tokens of one segment, such as 250 k."""
+        """The tokens of one segment, such as 250 k."""
         return f"{self.scale.segment_tokens / 1e3:g} k"
 
     @property
     def base_tokens(self) -> int:
-        """Tokens of all distinct segments."""
+        """The tokens of all distinct segments."""
         return self.scale.distinct * self.scale.segment_tokens
 
     @property
     def base_title(self) -> str:
-        """Such as 10 M."""
+        """The tokens of all distinct segments as text, such as 10 M."""
         return f"{self.base_tokens / 1e6:g} M"
 
 
@@ -87,11 +87,11 @@ def main() -> None:
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--large", action="store_true", help="up to 500 M tokens in 2,000 segments, and 200 runs")
-    parser.add_argument("--domains", type=int, default=4, help="domains that take turns in every segment (default: 4)")
+    parser.add_argument("--domains", type=int, default=4, help="domains alternating in every segment (default: 4)")
     parser.add_argument("--token-share", type=float, default=0.5, help="see benchmarks.simulated (default: 0.5)")
     parser.add_argument("--parts", default=",".join(parts), help="parts of the report (default: %(default)s)")
     parser.add_argument("--folder", type=Path, help="where to build (default: a temporary folder)")
-    parser.add_argument("--results", type=Path, help="write the tables to this file too")
+    parser.add_argument("--results", type=Path, help="also write the tables to this file")
     options = parser.parse_args()
     scale = LARGE if options.large else SMALL
     with tempfile.TemporaryDirectory(prefix="moewh-bench-") as scratch:
@@ -126,7 +126,7 @@ def _processes(bench: Bench) -> Iterator[str]:
     layout = bench.made.base_sealed
     publish(layout)
     yield from ("", f"## Whole processes at {bench.base_title} tokens, sealed", "")
-    yield from ("Median of 3, start-up included. Cold: the files dropped from the page cache before.", "")
+    yield from ("Median of 3, including start-up. Cold: the files were first dropped from the page cache.", "")
     yield row("view", "moewh", "moewh cold", "duckdb shell")
     yield rule(4)
     for view in MATRICES:
@@ -151,7 +151,7 @@ def _affinity(bench: Bench) -> Iterator[str]:
 
 
 def _subsets(bench: Bench) -> Iterator[str]:
-    """Half of the prompts of the smallest warehouse: what no rollup answers."""
+    """Yield the table for half of the prompts of the smallest warehouse, which no rollup can answer."""
     layout, tokens = bench.made.one, bench.scale.segment_tokens
     prompts = list(range(0, tokens // 500, 2))
     rows = len(prompts) * 499 * ROWS_PER_TOKEN
@@ -184,7 +184,7 @@ def _saved(layout: Layout, name: str, prompts: list[int]) -> float:
 
 
 def _naive(bench: Bench) -> Iterator[str]:
-    """The self-join over all rows, on two of the sixteen layers, times eight: it takes long and grows with them."""
+    """Yield the table for the self-join over all rows, which is slow: measured on two of 16 layers, times eight."""
     yield from ("", f"## Without rollups, at {bench.one_title} tokens", "")
     layers, share, layout = (3, 11), LAYERS / 2, bench.made.one
     ours = in_connection(bench.made.one_sealed, "from co_routing").wall
@@ -193,12 +193,12 @@ def _naive(bench: Bench) -> Iterator[str]:
     polars = spent(lambda: alternatives.polars_pairs(layout, None)).wall
     ids_TK = alternatives.load_experts(layout, 3)
     one_hot = best(lambda: alternatives.one_hot_pairs(ids_TK), 3).wall * LAYERS
-    yield row("co-routing of every layer", "seconds", "against `co_routing`")
+    yield row("co-routing of every layer", "seconds", "relative to `co_routing`")
     yield rule(3)
     yield row("`co_routing`, sealed", f"{ours:.3f}", "1")
     yield row("self-join in DuckDB (two layers measured)", f"{join:.0f}", f"{join / ours:,.0f} x")
     yield row("self-join in polars", f"{polars:.0f}", f"{polars / ours:,.0f} x")
-    limit = "one-hot products in numpy, rows in memory already: the limit"
+    limit = "one-hot products in numpy, rows already in memory: the limit"
     yield row(limit, f"{one_hot:.1f}", f"{one_hot / ours:,.0f} x")
 
 
@@ -213,7 +213,7 @@ def _disk(bench: Bench) -> Iterator[str]:
         pq.write_table(pq.read_table(folder / schema.ROUTING.file, partitioning=None), plain)
         default = plain.stat().st_size
     yield from ("", f"## On disk: a segment of {rows / ROWS_PER_TOKEN:,.0f} tokens, {rows:,} rows", "")
-    yield row("", "bits a row", "against `routing.parquet`")
+    yield row("", "bits per row", "relative to `routing.parquet`")
     yield rule(3)
     ours = held["routing"]
     for name, size_bytes in (
@@ -226,7 +226,7 @@ def _disk(bench: Bench) -> Iterator[str]:
         yield row(name, f"{size_bytes * 8 / rows:.2f}", f"{size_bytes / ours:.2f} x")
     columns = column_bytes(folder / schema.ROUTING.file)
     bits = ", ".join(f"`{name}` {size_bytes * 8 / rows:.2f}" for name, size_bytes in columns.items())
-    yield from ("", f"Bits a row by column: {bits}.", "")
+    yield from ("", f"Bits per row by column: {bits}.", "")
     for table in schema.ROLLUPS:
         yield f"- `{table.name}`: {held[table.name] / whole:.2%} of the segment"
     yield f"- rollups together: {sum(held[table.name] for table in schema.ROLLUPS) / whole:.1%} of the segment"
@@ -236,9 +236,9 @@ def _disk(bench: Bench) -> Iterator[str]:
 
 
 def _cost(bench: Bench) -> Iterator[str]:
-    """Core-microseconds a token, beside the rollups in SQL."""
-    yield from ("", "## What a token costs as a segment is written", "")
-    yield row("core-microseconds a token", "")
+    """Yield the table of core-microseconds per token, including the rollups in SQL."""
+    yield from ("", "## The cost of a token in writing a segment", "")
+    yield row("core-microseconds per token", "")
     yield rule(2)
     for name, cost in costs(
         SEGMENT_TOKENS if bench.scale is LARGE else 25_000, bench.domains, bench.token_share

@@ -1,4 +1,4 @@
-"""What `moewh.record` costs a user's own loop: the same passes with and without it, in turn.
+"""The cost of `moewh.record` in a user's own loop: the same passes with and without it, in turn.
 
     python -m benchmarks.record [--device cpu|cuda] [--rounds N] [--batches N] [--new-tokens N]
 
@@ -31,7 +31,7 @@ from benchmarks.timing import machine
 from tests.support.models import byte_tokenizer
 
 ROWS, POSITIONS = 8, 256
-"""Sequences of a batch, and positions of the longest of them."""
+"""Sequences per batch, and positions of the longest."""
 
 
 @dataclass
@@ -56,7 +56,7 @@ def made_models(device: torch.device) -> tuple[Any, Any]:
 
 
 def made_batches(count: int, device: torch.device) -> list[dict[str, torch.Tensor]]:
-    """Right-padded batches of random ids."""
+    """Return right-padded batches of random ids."""
     generator = torch.Generator().manual_seed(0)
     batches = []
     for _ in range(count):
@@ -71,7 +71,7 @@ def made_batches(count: int, device: torch.device) -> list[dict[str, torch.Tenso
 def compare(
     models: tuple[Any, Any], batches: list[dict[str, torch.Tensor]], use: Callable[[Any, Any], Any], rounds: int
 ) -> Sides:
-    """Run every batch through both sides in turn, `rounds` times, each a run of its own."""
+    """Run every batch through both sides in turn, `rounds` times, each in a separate run."""
     sides = Sides()
     cuda = models[0].device.type == "cuda"
     clock = time.perf_counter if cuda else time.process_time

@@ -1,11 +1,11 @@
-"""`moewh report` of an OLMoE-sized warehouse: size, seconds to make, seconds until the page can be used.
+"""`moewh report` of an OLMoE-sized warehouse: size, seconds to make it, and seconds until the page is usable.
 
     python -m benchmarks.report [--folder DIR] [--tokens N] [--results FILE]
 
 The warehouse is simulated (`benchmarks/simulated.py`): three checkpoints of 16 layers, 64 experts and 10 M tokens each.
-Two segments of each are written; the others repeat the second one's files. Chromium opens the page from the disk, in a
-new profile each time. Ready: run, domain and layer can be chosen and the figures in sight are drawn; a change: the
-next layer is chosen, and what is in sight is drawn anew.
+Two segments of each are written; the others repeat the second one's files. Chromium opens the page from disk, in a new
+profile each time. Ready means that run, domain and layer can be chosen and the visible figures are drawn; a change
+means that the next layer is chosen and the visible figures are redrawn.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _CHANGE = """() => new Promise((done) => {
 
 
 def build(folder: Path, tokens: int) -> Layout:
-    """Write the warehouse of all checkpoints, or go on with it."""
+    """Write the warehouse of all checkpoints, or complete it."""
     layout = Layout(folder / "warehouse")
     layout.create()
     segments = max(2, tokens // simulated.SEGMENT_TOKENS)
@@ -63,7 +63,7 @@ def build(folder: Path, tokens: int) -> Layout:
 
 
 def make(layout: Layout, output: Path) -> dict[str, float]:
-    """Make the report as a user does; return the seconds that the command took, on the clock and of processors."""
+    """Make the report as a user does; return the command's wall seconds and processor seconds."""
     began, used = time.perf_counter(), _used()
     code = "from moewh.cli.main import main; main()"
     command = [sys.executable, "-c", code, "report", "--warehouse", str(layout.root), "-o", str(output)]
@@ -77,7 +77,7 @@ def _used() -> float:
 
 
 def opened(output: Path) -> dict[str, float]:
-    """Open the page in a new browser; return the seconds until it is ready, of its main thread, and of a change."""
+    """Open the page in a new browser; return the seconds until it is ready, in its main thread, and for a change."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as running:
@@ -101,9 +101,9 @@ def opened(output: Path) -> dict[str, float]:
 def main() -> None:
     """Build, make, open; print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="where the warehouse is kept (default: a temporary folder)")
-    parser.add_argument("--tokens", type=int, default=10_000_000, help="of each checkpoint (default: 10 M)")
-    parser.add_argument("--results", type=Path, help="a file to write the figures to as well")
+    parser.add_argument("--folder", type=Path, help="folder for the warehouse (default: a temporary folder)")
+    parser.add_argument("--tokens", type=int, default=10_000_000, help="tokens per checkpoint (default: 10 M)")
+    parser.add_argument("--results", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
@@ -123,9 +123,9 @@ def _page(tokens: int, size: int, made: list[dict[str, float]], times: list[dict
     rows = [
         ("size", f"{size / 1e6:.1f} MB", "8 MB"),
         ("made in", _seconds(made, "clock"), "10 s"),
-        ("made in, of processors", _seconds(made, "cores"), ""),
+        ("made in, processor time", _seconds(made, "cores"), ""),
         ("ready in", _seconds(times, "ready"), "2 s"),
-        ("ready in, of the main thread", _seconds(times, "thread"), ""),
+        ("ready in, main thread", _seconds(times, "thread"), ""),
         ("another layer in", _seconds(times, "change"), ""),
     ]
     return "\n".join(

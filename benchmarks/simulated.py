@@ -1,9 +1,9 @@
-"""Warehouses of OLMoE's shape, as large as wanted, without running a model.
+"""Warehouses of OLMoE's shape and any size, without running a model.
 
 16 layers, 64 experts, top-8; a vocabulary of 50,000 with Zipf's frequencies; prompts of 500 tokens in a few
-domains. A token's router logits are a bias per expert, a part that its vocabulary entry decides, and noise;
-their variance is shared by `token_share`. Weights are softmax values rounded to bfloat16. The segments are
-written by the real segment writer.
+domains. A token's router logits are the sum of a bias per expert, a part from its vocabulary entry, and noise;
+`token_share` is the entry's share of the variance. Weights are softmax values rounded to bfloat16. The real
+segment writer writes the segments.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ ROWS_PER_TOKEN = LAYERS * TOP_K
 VOCABULARY = 50_000
 PROMPT_TOKENS = 500
 SEGMENT_TOKENS = 500_000
-"""64 million routing rows, the segment size that `moewh ingest` defaults to."""
+"""64 million routing rows, the default segment size of `moewh ingest`."""
 RUN = "olmoe"
 _BLOCK = 20_000
 _NOISE = 400_009
-"""Rows of noise drawn once; a block takes them from a random place on. A prime, so that blocks do not repeat."""
+"""Rows of noise drawn once; each block reads them from a random offset. A prime, so that blocks do not repeat."""
 
 
 class Router:
@@ -60,7 +60,7 @@ class Router:
 
     def _block(self, layer: int, vocab_id_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         start = int(self._rng.integers(_NOISE - len(vocab_id_T)))
-        # Each layer sees the vocabulary in another order, so that layers differ.
+        # Each layer sees the vocabulary in a different order, so that layers differ.
         entry_TE = self._entry_VE[(vocab_id_T + 3_001 * layer) % VOCABULARY]
         logits_TE = entry_TE + self._noise_NE[start : start + len(vocab_id_T)] + self._bias_LE[layer]
         weights_TK, ids_TK = torch.softmax(logits_TE, -1).topk(TOP_K)
@@ -73,7 +73,7 @@ def vocabulary() -> pa.Array:
 
 
 def zipf_tokens(tokens: int, seed: int) -> npt.NDArray[np.int32]:
-    """Draw vocabulary entries whose frequency falls as 1 / rank."""
+    """Draw vocabulary entries with frequencies proportional to 1 / rank."""
     frequency_V = 1 / np.arange(1, VOCABULARY + 1)
     cumulated_V = np.cumsum(frequency_V / frequency_V.sum())
     draws_T = np.random.default_rng(seed).random(tokens)
@@ -81,7 +81,7 @@ def zipf_tokens(tokens: int, seed: int) -> npt.NDArray[np.int32]:
 
 
 def simulated_tokens(tokens: int, first_prompt: int, domains: int, seed: int) -> TokenisedSegment:
-    """Return the tokens of prompts of equal length, whose domains take turns; the first token is special."""
+    """Return the tokens of prompts of equal length with alternating domains; the first token is special."""
     prompts = tokens // PROMPT_TOKENS
     position_T = np.tile(np.arange(PROMPT_TOKENS, dtype=np.int32), prompts)
     text = pa.array(["x" * PROMPT_TOKENS] * prompts)
@@ -112,7 +112,7 @@ def build(
     segment_tokens: int = SEGMENT_TOKENS,
     progress: Callable[[str], None] = print,
 ) -> Layout:
-    """Write a warehouse of one run with this many tokens, or go on with one that is there already."""
+    """Write a warehouse of one run with this many tokens, or complete an existing one."""
     layout = Layout(root)
     layout.create()
     router, texts = Router(token_share), TokenTexts(vocabulary())
@@ -133,7 +133,7 @@ def build(
 
 
 def simulated_run(segments: int, run_id: str = RUN, **more: Any) -> RunRecord:
-    """Return what describes a run of so many segments; `more` are other columns of `runs`."""
+    """Return the record of a run with `segments` segments; `more` are other columns of `runs`."""
     shape = {"num_experts": EXPERTS, "top_k": TOP_K}
     facts = {"model": "simulated", "origin": "forward", "num_moe_layers": LAYERS, **shape, **more}
     layers = [{"layer": layer, **shape} for layer in range(LAYERS)]
@@ -144,7 +144,7 @@ def simulated_run(segments: int, run_id: str = RUN, **more: Any) -> RunRecord:
 
 
 def repeat(source: Layout, root: Path, segments: int, runs: Sequence[str] = (RUN,)) -> Layout:
-    """Make a warehouse of runs whose segments are hard links to those of another's run, over and over."""
+    """Make a warehouse of runs whose segments are repeated hard links to those of another warehouse's run."""
     layout = Layout(root)
     layout.create()
     there = len(list(source.segments(RUN).iterdir()))
@@ -161,9 +161,9 @@ def repeat(source: Layout, root: Path, segments: int, runs: Sequence[str] = (RUN
 
 
 def seal_repeated(layout: Layout, source: Layout, times: int, run_id: str = RUN) -> None:
-    """Seal a run that repeats the sealed run of `source` so many times: its counts are those of `source`, times that.
+    """Seal a run that repeats the sealed run of `source`, by multiplying the counts of `source` with `times`.
 
-    Equal to what sealing writes, without adding up the same counts over and over.
+    This equals what sealing writes, without adding up the same counts repeatedly.
     """
     if layout.sealed(run_id).is_dir():
         return
@@ -179,7 +179,7 @@ def seal_repeated(layout: Layout, source: Layout, times: int, run_id: str = RUN)
 
 
 def seal_linked(layout: Layout, like: str, run_id: str) -> None:
-    """Seal a run that has the very segments of another, `like`, by hard links to that one's sealed files."""
+    """Seal a run that has the same segments as the run `like`, with hard links to that run's sealed files."""
     if layout.sealed(run_id).is_dir():
         return
     with layout.staged(f"sealed.{run_id}") as folder:

@@ -1,12 +1,12 @@
-"""What `moewh ingest` of a few prompts costs before it is of any use: core-seconds and seconds, and where they go.
+"""The start-up cost of `moewh ingest` with a few prompts, in core-seconds and seconds, and its stages.
 
     python -m benchmarks.start [--before CHECKOUT] [--rounds N]
 
-Whole processes take turns: moewh of another checkout, where one is given; moewh of this one; and the floor, a plain
-script that imports torch and transformers, loads the same model and its tokenizer, and runs the same prompts through
-it. Core-seconds are those of the process with its exit. The stages of one more run are measured from inside.
+Whole processes take turns: moewh from another checkout, if given; moewh from this one; and the floor, a plain script
+that imports torch and transformers, loads the same model and its tokenizer, and runs the same prompts through it.
+Core-seconds include the process's exit. The stages of one more run are measured from inside.
 
-The model has OLMoE's classes, 4 layers of 64 experts, 200 MB in fp32, random weights, and lies in the page cache.
+The model has OLMoE's classes, 4 layers of 64 experts, 200 MB in fp32 and random weights, and is in the page cache.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ TOKENS = 600
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a process or a stage."""
+    """The cost of a process or a stage."""
 
     cores: float
     seconds: float
 
 
 class Stages:
-    """Core-seconds and seconds between marks, in this process."""
+    """Measures core-seconds and seconds between marks, in this process."""
 
     def __init__(self) -> None:
         self.taken: dict[str, Cost] = {}
         self._last = Cost(0.0, time.perf_counter())
-        """The interpreter's own start has no seconds here."""
+        """Wall time excludes the interpreter's own start."""
 
     def mark(self, name: str) -> None:
-        """End a stage: what has passed since the last mark is its."""
+        """End a stage, which covers everything since the last mark."""
         now, before = Cost(time.process_time(), time.perf_counter()), self.taken.get(name, Cost(0.0, 0.0))
         self.taken[name] = Cost(
             before.cores + now.cores - self._last.cores, before.seconds + now.seconds - self._last.seconds
@@ -63,7 +63,7 @@ class Stages:
         self._last = now
 
     def around(self, owner: Any, name: str, stage: str) -> None:
-        """Make a stage of a function: what came before it counts as the rest."""
+        """Make a function a stage; everything before it counts as the rest."""
         real: Callable[..., Any] = getattr(owner, name)
 
         def marked(*args: Any, **kwargs: Any) -> Any:
@@ -76,7 +76,7 @@ class Stages:
 
 
 def print_stages(model: str, prompts: str, warehouse: str) -> None:
-    """Ingest as the command does, and print each stage's name, core-seconds and seconds."""
+    """Ingest like the command, and print each stage's name, core-seconds and seconds."""
     stages = Stages()
     import moewh.cli.main  # noqa: F401
 
@@ -111,7 +111,7 @@ def print_stages(model: str, prompts: str, warehouse: str) -> None:
 
 
 def process(checkout: Path, folder: Path, *command: str) -> tuple[Cost, str]:
-    """Run a Python process that imports moewh from a checkout; return its cost and what it prints."""
+    """Run a Python process that imports moewh from a checkout; return its cost and output."""
     environment = {**os.environ, "PYTHONPATH": str(checkout), "HF_HUB_OFFLINE": "1"}
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(
@@ -139,7 +139,7 @@ def build(folder: Path) -> tuple[str, str]:
 
 
 def measure(folder: Path, model: str, prompts: str, before: Path | None, rounds: int) -> dict[str, list[Cost]]:
-    """Run every side in turn, each ingest into a warehouse of its own; the first round warms up."""
+    """Run every side in turn, each ingest into a new warehouse; the first round warms up."""
     checkouts = {**({"moewh before": before} if before else {}), "moewh": HERE}
     costs: dict[str, list[Cost]] = {}
     for turn in range(rounds + 1):
@@ -170,7 +170,7 @@ def report(costs: dict[str, list[Cost]], stages: str, whole: Cost) -> str:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--before", type=Path, help="another checkout of moewh to run beside this one")
+    parser.add_argument("--before", type=Path, help="another checkout of moewh to compare with this one")
     parser.add_argument("--rounds", type=int, default=5)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

@@ -1,4 +1,4 @@
-"""Timing helpers: cold and warm, whole processes and open connections, and what the machine is."""
+"""Timing helpers: cold and warm, whole processes and open connections; and a description of the machine."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.opening import open_warehouse
 
 _SLOW = 4.0
-"""Seconds above which once is enough."""
+"""Work that takes longer than this, in seconds, is timed once."""
 
 
 @dataclass(frozen=True)
 class Spent:
-    """Seconds of the clock, and of all cores together."""
+    """Wall seconds, and seconds summed over all cores."""
 
     wall: float
     cores: float
 
 
 def spent(work: Callable[[], object]) -> Spent:
-    """Do some work once."""
+    """Time work once."""
     wall, cores = time.perf_counter(), time.process_time()
     work()
     return Spent(time.perf_counter() - wall, time.process_time() - cores)
 
 
 def best(work: Callable[[], object], times: int) -> Spent:
-    """Do some work several times; return the least of each, which other programs disturb least."""
+    """Time work several times; return the minimum of each measure, which other programs disturb least."""
     runs = [spent(work) for _ in range(times)]
     return Spent(min(run.wall for run in runs), min(run.cores for run in runs))
 
 
 def interleaved(works: Mapping[str, Callable[[], object]], times: int) -> dict[str, Spent]:
-    """Do each work in turn, several times over, so that what else the machine does falls on all alike.
+    """Time several kinds of work in turn, repeatedly, so that other load on the machine affects all alike.
 
-    Return the median of its seconds, and the least of its core-seconds, which other programs disturb least. Each is
-    done once before, untimed.
+    Returns the median seconds of each and its least core-seconds, which other programs disturb least. Each is first run
+    once untimed.
     """
     for work in works.values():
         work()
@@ -61,34 +61,34 @@ def interleaved(works: Mapping[str, Callable[[], object]], times: int) -> dict[s
 
 
 def timed(work: Callable[[], object], times: int) -> Spent:
-    """Return the median seconds and the least core-seconds of a work done several times, warm; a slow one's first."""
+    """Return the median seconds and least core-seconds of repeated work, warm; slow work is timed once."""
     first = spent(work)
     return first if first.wall > _SLOW else interleaved({"": work}, times)[""]
 
 
 def shown(taken: Spent) -> str:
-    """Seconds, and core-seconds in brackets, as a cell of a table."""
+    """Return seconds, with core-seconds in brackets, as a table cell."""
     return f"{taken.wall:.3f} ({taken.cores:.3f})"
 
 
 def row(*cells: str) -> str:
-    """A row of a table in Markdown."""
+    """Return a row of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 
 def rule(columns: int) -> str:
-    """The line below a table's heads."""
+    """Return the line below a table's header."""
     return f"|---|{'---:|' * (columns - 1)}"
 
 
 def in_connection(layout: Layout, sql: str, times: int = 7) -> Spent:
-    """The best time of a query in an open connection, warm, its answer taken as Arrow."""
+    """Return the best time of a query in an open connection, warm, with its result fetched as Arrow."""
     with open_warehouse(layout) as connection:
         return best(lambda: connection.sql(sql).to_arrow_table(), times)
 
 
 def moewh_process(layout: Layout, *arguments: str, cold: bool = False, times: int = 3) -> float:
-    """Median wall time of a whole `moewh query` or `moewh runs`, start to exit, its answer in a Parquet file."""
+    """Return the median wall time of a whole `moewh query` or `moewh runs`, with its result in a Parquet file."""
     output = layout.staging / "benchmark.parquet"
     command = [sys.executable, "-c", "from moewh.cli.main import main; main()", *arguments]
     command += ["--warehouse", str(layout.root), "-o", str(output)]
@@ -98,7 +98,7 @@ def moewh_process(layout: Layout, *arguments: str, cold: bool = False, times: in
 
 
 def shell_process(layout: Layout, sql: str, *, cold: bool = False, times: int = 3) -> float:
-    """Median wall time of the plain DuckDB program on the published file, rows counted and thrown away."""
+    """Return the median wall time of the plain DuckDB program on the published file, with the rows discarded."""
     command = [find_duckdb(), "-readonly", str(layout.database), "-c", f"create temp table answer as {sql}"]
     return _processes(layout, command, cold, times)
 
@@ -115,7 +115,7 @@ def _processes(layout: Layout, command: list[str], cold: bool, times: int) -> fl
 
 
 def forget(layout: Layout) -> None:
-    """Ask the kernel to drop a warehouse's files from its cache, so that the next read comes from the disk."""
+    """Ask the kernel to drop a warehouse's files from its cache, so that the next read comes from disk."""
     for path in {path.stat().st_ino: path for path in layout.root.glob("*/*/*/*.parquet")}.values():
         descriptor = os.open(path, os.O_RDONLY)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -123,19 +123,19 @@ def forget(layout: Layout) -> None:
 
 
 def machine() -> str:
-    """The machine and the versions, in one line."""
+    """Return the machine and the versions, in one line."""
     memory = math.ceil(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)
     packages = ", ".join(f"{name} {version(name)}" for name in ("duckdb", "pyarrow", "numpy", "polars"))
     return f"{os.cpu_count()} cores, {memory} GiB; Python {platform.python_version()}, {packages}"
 
 
 def file_bytes(folder: Path) -> dict[str, int]:
-    """Bytes of each Parquet file of a folder."""
+    """Return the bytes of each Parquet file in a folder."""
     return {path.stem: path.stat().st_size for path in sorted(folder.glob("*.parquet"))}
 
 
 def column_bytes(path: Path) -> dict[str, int]:
-    """Compressed bytes of each column of a Parquet file."""
+    """Return the compressed bytes of each column of a Parquet file."""
     metadata = pq.read_metadata(path)
     sizes: dict[str, int] = {}
     for group in range(metadata.num_row_groups):

@@ -1,4 +1,4 @@
-"""What importing a trace costs beside writing the same rows, in core-microseconds per token.
+"""The cost of importing a trace compared with writing the same rows, in core-microseconds per token.
 
     python -m benchmarks.traces
 
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def cost(folder: Path, work: Callable[[Layout], object]) -> float:
-    """Core-microseconds per token of some work on a warehouse of its own."""
+    """Return the core-microseconds per token of work on a new warehouse."""
 
     def once() -> None:
         with tempfile.TemporaryDirectory(dir=folder) as root:
@@ -171,7 +171,7 @@ TRACES: dict[str, tuple[str, Callable[[Path, Ids, Ids, Weights], Path], bool]] =
     "plain, JSON lines": ("plain", _plain_lines, False),
     "megatron, JSON lines": ("megatron", _megatron, False),
 }
-"""Name → format, writer, and whether it has weights."""
+"""Name → format, writer, and whether the trace has weights."""
 
 if __name__ == "__main__":
     main()

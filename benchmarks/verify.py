@@ -1,7 +1,7 @@
-"""How fast `moewh verify` reads, beside what bounds it: the disk, and one core's sha256. Prints all three.
+"""The speed of `moewh verify`, compared with its bounds: reading from disk, and sha256 on one core.
 
-A segment of simulated OLMoE routing is copied until the warehouse has the size asked for. Cold means that the
-files were put out of the page cache just before.
+A segment of simulated OLMoE routing is copied until the warehouse has the requested size. Cold means that the files
+were first dropped from the page cache.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.support.synthetic import write_table
 
 
 def warehouse_of(root: Path, size: int, tokens: int) -> Layout:
-    """Write a warehouse of about `size` bytes whose manifests are right."""
+    """Write a warehouse of about `size` bytes with valid manifests."""
     layout = build(root, tokens, segment_tokens=tokens, progress=lambda line: print(line, file=sys.stderr))
     options = "{}"
     identity = hashlib.sha256(options.encode()).hexdigest()
@@ -47,7 +47,7 @@ def warehouse_of(root: Path, size: int, tokens: int) -> Layout:
 
 
 def evict(layout: Layout) -> None:
-    """Put every file out of the page cache."""
+    """Drop every file from the page cache."""
     os.sync()
     for path in layout.root.rglob("*.parquet"):
         descriptor = os.open(path, os.O_RDONLY)
@@ -56,7 +56,7 @@ def evict(layout: Layout) -> None:
 
 
 def read_all(path: Path) -> int:
-    """Read a file, do nothing with it, and return its size."""
+    """Read and discard a file; return its size."""
     block, size = bytearray(1 << 22), 0
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(block):
@@ -72,7 +72,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def sound(layout: Layout, jobs: int | None) -> None:
-    """Verify; whatever is found is an error of this script."""
+    """Verify; any fault is an error in this script."""
     faults = verify.check(verify.plan(layout), jobs)
     if faults:
         raise SystemExit(f"{faults[0].path} {faults[0].why}")
@@ -83,7 +83,7 @@ def measure(layout: Layout) -> list[str]:
     files = sorted(layout.segments(RUN).rglob("*.parquet"))
     size = sum(path.stat().st_size for path in files) / 1e9
     works: dict[str, Callable[[], object]] = {
-        "read, and nothing else": lambda: [read_all(path) for path in files],
+        "read only": lambda: [read_all(path) for path in files],
         "sha256, one core": lambda: [file_sha256(path) for path in files],
         "verify --jobs 1": lambda: sound(layout, 1),
         "verify": lambda: sound(layout, None),
@@ -102,13 +102,13 @@ def main() -> None:
     """Write a warehouse, verify it cold and warm, and print GB/s beside reading and sha256."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gigabytes", type=float, default=2.0)
-    parser.add_argument("--tokens", type=int, default=SEGMENT_TOKENS, help="tokens of a segment")
+    parser.add_argument("--tokens", type=int, default=SEGMENT_TOKENS, help="tokens per segment")
     parser.add_argument("--results", type=Path, help="write the table to this file")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         layout = warehouse_of(Path(folder) / "wh", int(chosen.gigabytes * 1e9), chosen.tokens)
         lines = measure(layout)
-    load = f"Load of the machine at the end: {os.getloadavg()[0]:.1f}."
+    load = f"Load average at the end: {os.getloadavg()[0]:.1f}."
     text = "\n".join(["# moewh verify", "", "`python -m benchmarks.verify`", "", machine(), "", *lines, "", load, ""])
     print(text)
     if chosen.results is not None:

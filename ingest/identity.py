@@ -1,7 +1,7 @@
-"""What a run of a model is: everything that shapes its rows, and what describes it, as a `RunRecord`.
+"""Describe a run of a model as a `RunRecord`: everything that shapes its rows, and the rows that describe it.
 
 Two commands with an equal identity write equal rows, so the second resumes the first. A run_id that is
-reused with another identity is refused, naming what differs.
+reused with another identity is refused with a message that lists the differences.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from moewh.warehouse.files.manifest import MANIFEST, read_manifest
 def identify(loaded: LoadedModel, options: IngestOptions, rules: TokenRules, plan: Plan) -> Identity:
     """Return the identity of the run that these options describe, and its run_id.
 
-    The run_id does not depend on the time that a chat template sees: it finds the run that recorded the time.
+    The run_id does not depend on the time that a chat template sees, because it is used to find the run that recorded
+    that time.
     """
     config = loaded.config
     shaping = {
@@ -64,9 +65,9 @@ def identify(loaded: LoadedModel, options: IngestOptions, rules: TokenRules, pla
 
 
 def of_memory(loaded: LoadedModel) -> dict[str, Any]:
-    """What the identity says of a model that was in memory.
+    """Return the part of the identity that describes a model in memory.
 
-    Of hooks and replaced code only names can be told, so a run with any is made unlike every other.
+    Hooks and replaced code are known by name only, so a run with any of them gets an identity that no other run has.
     """
     if loaded.patches is None:
         return {}
@@ -74,7 +75,7 @@ def of_memory(loaded: LoadedModel) -> dict[str, Any]:
 
 
 def require_same(layout: Layout, identity: Identity) -> bool:
-    """Tell whether the run is in the warehouse already. Raises MoewhError if that run is another one."""
+    """Return whether the run is already in the warehouse. Raises MoewhError if its run_id belongs to another run."""
     path = layout.run(identity.run_id) / schema.RUNS.file
     if not path.is_file():
         _require_same_segments(layout, identity)
@@ -92,7 +93,7 @@ def require_same(layout: Layout, identity: Identity) -> bool:
 
 
 def is_complete(layout: Layout, run_id: str) -> bool:
-    """Tell whether a run has all its segments, as far as its own row says how many; else False."""
+    """Return whether a run has all the segments that its own row plans; False if that row is missing."""
     path = layout.run(run_id) / schema.RUNS.file
     if not path.is_file():
         return False
@@ -101,7 +102,7 @@ def is_complete(layout: Layout, run_id: str) -> bool:
 
 
 def _require_same_segments(layout: Layout, identity: Identity) -> None:
-    """Raise MoewhError if a run whose own files are gone has segments of another run."""
+    """Raise MoewhError if a run has lost its own files and its segments belong to another run."""
     for path in layout.segments(identity.run_id).glob(f"segment=*/{MANIFEST}"):
         if read_manifest(path.parent).identity != identity.sha256:
             raise MoewhError(
@@ -112,7 +113,7 @@ def _require_same_segments(layout: Layout, identity: Identity) -> None:
 
 
 def describe_run(loaded: LoadedModel, identity: Identity, facts: dict[int, LayerFacts], plan: Plan) -> RunRecord:
-    """Return a run as plain data: its identity, and what its model was seen to be."""
+    """Return a run as plain data: its identity, and the facts measured on its model."""
     shaping = identity.shaping
     run = {
         "model": loaded.source.title,
@@ -144,7 +145,7 @@ def describe_run(loaded: LoadedModel, identity: Identity, facts: dict[int, Layer
 
 
 def layer_row(moe: MoELayer, facts: LayerFacts) -> dict[str, Any]:
-    """Return a layer's row of the table `layers`."""
+    """Return a layer's row in the table `layers`."""
     return {
         "layer": moe.layer,
         "stack": moe.stack,

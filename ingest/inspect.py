@@ -1,6 +1,6 @@
-"""What moewh can say of a model without its weights: its MoE layers, their shapes, and whether it is recorded.
+"""Describe a model without its weights: its MoE layers, their shapes, and whether moewh can record it.
 
-The model is built from its configuration on the meta device, where tensors have shapes and no numbers.
+The model is built from its configuration on the meta device, where tensors have shapes but no data.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from moewh.ingest.proof.measure import shared_experts
 from moewh.warehouse.errors import MoewhError
 
 _BYTES_PER_ROW = {"bfloat16": 2.0, "float16": 2.5, "float32": 4.0}
-"""Measured on stored routing, index and weight together: most of it is the weight's mantissa."""
+"""Measured on stored routing, index and weight together. Most of it is the weight's mantissa."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ class Inspection:
     model_type: str
     model_class: str
     peft_adapter: str | None
-    """Type and base of the adapter that the model is; what follows describes the base."""
+    """Type and base of the adapter, if the model is one; the fields below then describe the base."""
     status: Literal["captured", "refused"]
     reason: str | None
-    """Why it is refused; or the adapter's reason, where one is used."""
+    """Why the model, or its adapter, is refused."""
     adapter: str | None
     num_hidden_layers: int
     num_moe_layers: int
@@ -73,11 +73,11 @@ class Inspection:
     routing_rows_per_token: int
     bytes_per_token: int
     router_logits_bytes_per_token: int
-    """More with --router-logits, before compression."""
+    """Extra bytes with --router-logits, before compression."""
     hidden_states_bytes_per_token: int
-    """More with --hidden-states all, before compression; a share of it for some layers."""
+    """Extra bytes with --hidden-states all, before compression; proportionally less for a subset of layers."""
     expert_outputs_bytes_per_token: int | None
-    """More with --expert-outputs, before compression; None for a family whose experts have no output to measure."""
+    """Extra bytes with --expert-outputs, before compression; None where a family's experts cannot be measured."""
     expert_outputs_arithmetic: float | None
     """Multiplications that --expert-outputs adds, as a share of a pass without it."""
     one_prompt_a_batch: bool
@@ -138,7 +138,10 @@ def inspect_model(model: str, revision: str | None = None, trust_remote_code: bo
 
 
 def build_empty(model: str, revision: str | None, trust_remote_code: bool) -> tuple[Any, nn.Module, PeftAdapter | None]:
-    """Build a hub id, folder or configuration file on the meta device: configuration, model, adapter if it is one."""
+    """Build a hub id, folder or configuration file on the meta device.
+
+    Returns its configuration, the model, and its adapter (None if it is not one).
+    """
     check_place(model)
     location = str(demo.checkpoint_path(revision)) if model == DEMO else model
     files = Repository(location, None if Path(location).exists() else revision or "main")

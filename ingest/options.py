@@ -1,6 +1,6 @@
-"""What a user asks of `moewh ingest`: one field per option, checked before anything heavy is loaded.
+"""The options of `moewh ingest`: one field per option, checked before anything heavy is loaded.
 
-A field holds all there is to know of its option. The command line (`moewh.cli.ingest`), a run's identity
+A field defines its option completely. The command line (`moewh.cli.ingest`), a run's identity
 (`moewh.ingest.identity`) and the command that restores a run (`moewh verify`) are derived from the fields.
 """
 
@@ -18,30 +18,30 @@ from moewh.warehouse.files.layout import check_run_id
 
 Overflow = Literal["truncate", "chunk", "skip", "error"]
 PROMPT_FORMATS = tuple(found.name for found in iter_modules([str(Path(__file__).parent / "prompts" / "formats")]))
-"""The files of `moewh.ingest.prompts.formats`, which are listed here without being loaded."""
+"""The modules of `moewh.ingest.prompts.formats`, listed without importing them."""
 
 Shapes = Literal["always", "if given", "no"]
 Value = TypeVar("Value")
 
 STDIN = "-"
-"""The name that stands for standard input as a file of prompts."""
+"""The prompts file that means standard input."""
 RECORDS = "records"
-"""What records that are in memory are called, as a file of prompts and as their source."""
+"""The name of in-memory records, as a prompts file and as their source."""
 DEMO = "demo"
-"""The name that stands for the embedded model, and for the embedded prompts."""
+"""The name of the embedded model and of the embedded prompts."""
 _OPTION = "option"
 """Key of an `Option` in its field's metadata."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """What is generated after each prompt: how many tokens at most, and how each is chosen."""
+    """How to generate after each prompt: the maximum number of tokens, and how each is chosen."""
 
     tokens: int
     temperature: float = 0.0
-    """0: always the likeliest token."""
+    """0 always takes the likeliest token."""
     seed: int = 0
-    """With prompt_id, decides a prompt's sample."""
+    """Seed of a prompt's sample, together with its prompt_id."""
 
 
 @dataclass(frozen=True)
@@ -55,20 +55,20 @@ class Option:
     least: int | None = None
     """Smallest number allowed."""
     choices: tuple[str, ...] = ()
-    """The only values allowed, if there are any, where the field's type does not say them."""
+    """The values allowed, where the field's type does not list them; empty for no restriction."""
     shapes: Shapes = "no"
-    """When the field is in the identity of a run. A new option is "if given": runs without it keep their identity.
+    """When the field is part of a run's identity. A new option is "if given", so that runs without it keep theirs.
 
-    "no" is also for what the identity holds in another form: the model, the prompts and the tokenizer by digest.
+    "no" also covers what the identity holds in another form: the model, the prompts and the tokenizer, by digest.
     """
     of_input: bool = False
     """It decides what is read from the same files: what was read with another value is not used again."""
     of_tokens: bool = False
     """It decides the tokens of a prompt, where it is given: runs that differ in it have no token ids in common."""
     repeats_run: bool = False
-    """It can be given several times, and each value is a run of its own: see `each_checkpoint`."""
+    """Whether it can be repeated, each value making a separate run: see `each_checkpoint`."""
     read: Callable[[str], str] | None = None
-    """Turns the word on the command line into the value."""
+    """Converts the word on the command line to the value."""
 
 
 def option(default: Value, declared: Option) -> Value:
@@ -84,16 +84,16 @@ def _delimiter(word: str) -> str:
 class IngestOptions:
     """The options of one run. Lengths are in tokens, sizes in routing rows.
 
-    Each field is an option of `moewh ingest`, in this order; its type says what the option takes: a bool is a flag
-    that changes the default, a Literal a choice, a tuple is repeated.
+    Each field is an option of `moewh ingest`, in this order. Its type decides what the option takes: a bool is a flag
+    that inverts the default, a Literal is a choice, and a tuple can be repeated.
     """
 
     model: str = field(
         metadata={
             _OPTION: Option(
                 "--model",
-                "Hub id, folder (of a model or a peft adapter), or demo. Repeat for more checkpoints, each a run of "
-                "its own.",
+                "Hub id, folder (of a model or a peft adapter), or demo. Repeat for more checkpoints, each a separate "
+                "run.",
                 metavar="ID_OR_PATH",
                 repeats_run=True,
             )
@@ -168,7 +168,7 @@ class IngestOptions:
         Option(
             "--revision",
             metavar="NAME",
-            help="Branch, tag or commit of the hub id; checkpoint of the demo. Repeat for more, each a run of its own.",
+            help="Branch, tag or commit of the hub id; checkpoint of the demo. Repeat for more, each a separate run.",
             repeats_run=True,
         ),
     )
@@ -196,7 +196,7 @@ class IngestOptions:
             "--train-step",
             metavar="N",
             least=0,
-            help="Training step of this checkpoint, recorded with the run.  [default: as its name says]",
+            help="Training step of this checkpoint, recorded with the run.  [default: from its name]",
         ),
     )
     train_tokens: int | None = option(
@@ -205,7 +205,7 @@ class IngestOptions:
             "--train-tokens",
             metavar="N",
             least=0,
-            help="Tokens this checkpoint was trained on, recorded with the run.  [default: as its name says]",
+            help="Tokens this checkpoint was trained on, recorded with the run.  [default: from its name]",
         ),
     )
     max_length: int | None = option(
@@ -224,7 +224,7 @@ class IngestOptions:
             "--on-overflow",
             show_default=True,
             shapes="always",
-            help="What to do with a longer prompt; chunk: consecutive windows, each a context of its own.",
+            help="What to do with a longer prompt; chunk: consecutive windows, each a separate context.",
         ),
     )
     tokenizer: str | None = option(
@@ -354,7 +354,7 @@ class IngestOptions:
     )
 
     def __post_init__(self) -> None:
-        """Raise UsageError for a value no run could have."""
+        """Raise UsageError for a value that no run can have."""
         if self.run_id is not None:
             check_run_id(self.run_id)
         if not self.prompts and self.dataset is None:
@@ -371,7 +371,7 @@ class IngestOptions:
 
     @property
     def sampling(self) -> Sampling | None:
-        """What to generate; None for nothing."""
+        """How to generate; None to generate nothing."""
         return Sampling(self.generate, self.temperature, self.seed) if self.generate else None
 
 
@@ -382,7 +382,7 @@ def option_of(one: Field[Any]) -> Option:
 
 
 def _check_number(declared: Option, value: float | None) -> None:
-    """Raise UsageError for a number below the least that the option allows, and for infinity and nan."""
+    """Raise UsageError for a number below the option's minimum, and for infinity and nan."""
     if value is None or declared.least is None or declared.least <= value < float("inf"):
         return
     number = "whole" if isinstance(value, int) else "finite"
@@ -390,15 +390,15 @@ def _check_number(declared: Option, value: float | None) -> None:
 
 
 def _check_choice(declared: Option, value: Any) -> None:
-    """Raise UsageError for a value that is none of the option's choices."""
+    """Raise UsageError for a value that is not one of the option's choices."""
     if declared.choices and value is not None and value not in declared.choices:
         raise UsageError(f"{declared.flag} is {value}. Use {', '.join(declared.choices)}.")
 
 
 def shaping_options(options: IngestOptions, resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the options contribute to a run's identity, by field.
+    """Return the options' contribution to a run's identity, by field.
 
-    `resolved` has the values that are known only once the model is loaded; they take the place of those given.
+    `resolved` holds values that are known only once the model is loaded; they override the ones given.
     """
     shaping = {}
     for one in fields(options):
@@ -410,7 +410,7 @@ def shaping_options(options: IngestOptions, resolved: Mapping[str, Any]) -> dict
 
 
 def command_words(identity: Mapping[str, Any]) -> list[str]:
-    """Return the words of `moewh ingest` that ask for the options in a run's identity: `shaping_options` reversed."""
+    """Return the arguments of `moewh ingest` that reproduce a run's identity: the inverse of `shaping_options`."""
     words = []
     for one in fields(IngestOptions):
         declared, value = option_of(one), identity.get(one.name)
@@ -433,8 +433,8 @@ def each_checkpoint(
 ) -> list[IngestOptions]:
     """Return the options of one run per model and revision, in the order given.
 
-    With more than one, `run_id` is what their ids begin with: the revision's or folder's name follows.
-    Raises UsageError for what cannot be of several runs.
+    With more than one, `run_id` is the common prefix of their ids, followed by the revision's or folder's name.
+    Raises UsageError for options that cannot apply to several runs.
     """
     if not models:
         raise UsageError("no model was named. Give a hub id or a folder with --model, or --model demo.")
@@ -443,9 +443,9 @@ def each_checkpoint(
         return [IngestOptions(model=models[0], revision=pairs[0][1], run_id=run_id, **others)]
     for option in ("train_step", "train_tokens"):
         if others.get(option) is not None:
-            raise UsageError(f"--{option.replace('_', '-')} is of one checkpoint. Ingest it by itself.")
+            raise UsageError(f"--{option.replace('_', '-')} applies to one checkpoint. Ingest it by itself.")
     if STDIN in others.get("prompts", ()):
-        raise UsageError("standard input can be read once only. Write the prompts to a file for several checkpoints.")
+        raise UsageError("standard input can be read only once. Write the prompts to a file for several checkpoints.")
     names = [_checkpoint_name(*pair, several_models=len(models) > 1) for pair in pairs]
     if len(set(names)) < len(names):
         raise UsageError(f"two checkpoints are called {max(names, key=names.count)}. Ingest them one by one.")
@@ -456,7 +456,7 @@ def each_checkpoint(
 
 
 def _checkpoint_name(model: str, revision: str | None, *, several_models: bool) -> str:
-    """What distinguishes a checkpoint from the others of one command, in the letters of a run_id."""
+    """Return a name that distinguishes a checkpoint from the others of one command, in characters a run_id allows."""
     base = Path(model).name
     name = revision if revision and not several_models else f"{base}-{revision}" if revision else base
     return "".join(char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in name)

@@ -1,7 +1,7 @@
-"""The plan of a run: options, prompts and loaded model in, everything that is settled before the first batch out.
+"""The plan of a run: options, prompts and loaded model in; everything decided before the first batch out.
 
-The rules of tokenising, the segments, the identity, and which segments are still to be written. Whatever can be refused
-without running the model is refused here. Nothing is written, except the time that a chat template sees.
+That is the tokenisation rules, the segments, the identity, and which segments are still to be written. Whatever can be
+refused without running the model is refused here. Nothing is written except the time that a chat template sees.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import Layout
 
 _PROMPTS_LOOKED_AT = 64
-"""Prompts that are tokenised at once before the run, to see that they give tokens."""
+"""Prompts per tokenizer call when checking, before the run, that prompts give tokens."""
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What is settled before a run's first batch."""
+    """Everything decided before a run's first batch."""
 
     identity: Identity
     prompts: Plan
@@ -50,15 +50,15 @@ class RunPlan:
     sampling: Sampling | None
     wanted: WantedVectors
     recorded: bool
-    """The run's own files are there already."""
+    """Whether the run's own files exist already."""
     missing: list[int]
-    """Segments that are this process's to write and are not there yet, in order."""
+    """Missing segments that this process has to write, in order."""
 
 
 def plan_run(
     options: IngestOptions, layout: Layout, prompts: PromptStream, loaded: LoadedModel, process: Process
 ) -> RunPlan:
-    """Return the plan of a run. Raises UsageError or MoewhError for what cannot be run."""
+    """Return the plan of a run. Raises UsageError or MoewhError for a run that cannot work."""
     rules = TokenRules(
         _max_length(options, loaded), options.on_overflow, options.special_tokens, vocabulary=loaded.vocabulary_rows
     )
@@ -83,19 +83,19 @@ def plan_run(
     missing = process.share(missing_segments(layout, identity, split))
     if missing:
         layout.require_one_disk(identity.run_id)
-    # A budget of one token puts every context into a batch of its own.
+    # A budget of one token puts every context into its own batch.
     alone = any(moe.family.one_context_a_batch for moe in loaded.moe_layers)
     batch_tokens = 1 if alone else options.batch_tokens
     return RunPlan(identity, split, rules, size, batch_tokens, options.sampling, wanted, recorded, missing)
 
 
 def missing_segments(layout: Layout, identity: Identity, prompts: Plan) -> list[int]:
-    """Return the segments of a run, of every process, that are not there."""
+    """Return the missing segments of a run, over all processes."""
     return [number for number in range(prompts.segments) if not layout.segment(identity.run_id, number).is_dir()]
 
 
 def require_tokens(plan: RunPlan, prompts: PromptStream, loaded: LoadedModel) -> None:
-    """Raise MoewhError if every prompt that is not empty gives no tokens: the tokenizer is not the model's."""
+    """Raise MoewhError if no non-empty prompt gives any token, which means the tokenizer is not the model's."""
     without: list[int] = []
     for first_prompt, table in _tables(prompts, plan.prompts):
         part = tokenise(table, first_prompt, loaded.tokenizer, plan.rules)
@@ -110,7 +110,7 @@ def require_tokens(plan: RunPlan, prompts: PromptStream, loaded: LoadedModel) ->
 
 
 def release_time(plan: RunPlan, layout: Layout, process: Process) -> None:
-    """Let a run that did not begin start at another time; of several processes another may be about to begin it."""
+    """Forget the time of a run that did not begin, unless another process may be about to begin it."""
     run_id = plan.identity.run_id
     if process.world == 1 and plan.rules.chats.now is not None and not layout.run(run_id).is_dir():
         forget_time(layout, run_id)
@@ -119,7 +119,7 @@ def release_time(plan: RunPlan, layout: Layout, process: Process) -> None:
 def _fixed_time(
     layout: Layout, prompts: PromptStream, split: Plan, identity: Identity, renderer: ChatRenderer
 ) -> datetime | None:
-    """Settle the time that the chat template sees; None if it asks for none."""
+    """Decide the time that the chat template sees; None if it does not ask for the time."""
 
     def asked() -> bool:
         return _template_asks_for_time(prompts, split, renderer)
@@ -141,7 +141,7 @@ def _template_asks_for_time(prompts: PromptStream, split: Plan, renderer: ChatRe
 
 
 def _tables(prompts: PromptStream, split: Plan) -> Iterator[tuple[int, Any]]:
-    """Yield the prompts of the run a few at a time: (first prompt_id, canonical table)."""
+    """Yield the run's prompts in small tables: (first prompt_id, canonical table)."""
     for number in range(split.segments):
         start, stop = split.bounds(number)
         table = prompts.read(start, stop)
@@ -150,12 +150,12 @@ def _tables(prompts: PromptStream, split: Plan) -> Iterator[tuple[int, Any]]:
 
 
 def _chat_rules(options: IngestOptions, loaded: LoadedModel, plan: Plan) -> ChatRules:
-    """Return how chats are rendered. Raises UsageError for options of chats that have no effect."""
+    """Return how to render chats. Raises UsageError for chat options that have no effect."""
     arguments = chat_arguments(options.chat_arguments)
     given = "--chat-argument" if arguments else "--chat-template" if options.chat_template else None
     if not plan.chats:
         if given:
-            raise UsageError(f"{given} has no effect: no prompt is chat messages. Leave it out.")
+            raise UsageError(f"{given} has no effect: no prompt consists of chat messages. Leave it out.")
         return ChatRules()
     used = template_variables(loaded.tokenizer)
     for name in arguments:
@@ -165,7 +165,7 @@ def _chat_rules(options: IngestOptions, loaded: LoadedModel, plan: Plan) -> Chat
 
 
 def _check_start(loaded: LoadedModel) -> None:
-    """Raise MoewhError if an encoder-decoder's decoder would start from a token that the model does not have."""
+    """Raise MoewhError if an encoder-decoder's decoder would start from a token outside the vocabulary."""
     start = None if loaded.generation_tokens is None else loaded.generation_tokens.used.start_id
     rows = loaded.vocabulary_rows
     if start is not None and rows is not None and not 0 <= start < rows:
@@ -176,7 +176,7 @@ def _check_start(loaded: LoadedModel) -> None:
 
 
 def _max_length(options: IngestOptions, loaded: LoadedModel) -> int:
-    """Longest prompt in tokens: what the option says, else what the model takes less what is generated."""
+    """Return the longest prompt in tokens: --max-length, else the model's context less the tokens to generate."""
     most = loaded.max_length - options.generate
     if (options.max_length or 1) > most:
         asked = options.max_length or f"with --generate {options.generate}"

@@ -34,15 +34,15 @@ class Identity:
 
     @property
     def json(self) -> str:
-        """The identity as canonical JSON: what the column `options` holds."""
+        """The identity as canonical JSON, as stored in the column `options`."""
         return json.dumps(self.shaping, sort_keys=True)
 
     @property
     def tokens_key(self) -> str:
-        """Digest of what decides the tokens and their ids: prompts, tokenizer and tokenisation options."""
+        """Digest of what determines the tokens and their ids: prompts, tokenizer and tokenisation options."""
         deciding: list[Any] = [self.shaping.get(name) for name in _OF_TOKENS]
         deciding += [[name, self.shaping[name]] for name in _OF_TOKENS_IF_GIVEN if name in self.shaping]
-        if self.shaping.get("generate"):  # then it is the model that decides
+        if self.shaping.get("generate"):  # then the tokens depend on the model
             deciding.append(self.sha256)
         return hashlib.sha256(json.dumps(deciding).encode()).hexdigest()
 
@@ -51,8 +51,8 @@ class Identity:
 class RunRecord:
     """A run: its identity, its rows in the tables `runs`, `layers` and `experts`, by column, and its vocabulary.
 
-    A column that a row leaves out is NULL. Of `runs`, the writer fills in what the identity says (identity, options,
-    tokens_key) and when and by which moewh the run was begun.
+    A column that a row leaves out is NULL. In `runs`, the writer fills in the columns that follow from the identity
+    (identity, options, tokens_key), when the run began, and moewh's version.
     """
 
     identity: Identity
@@ -60,7 +60,7 @@ class RunRecord:
     layers: list[dict[str, Any]]
     experts: list[dict[str, Any]]
     vocabulary: pa.Array | None = None
-    """[V] strings: the text of each vocabulary entry by vocab_id, NULL where there is none; None if none is known."""
+    """[V] strings: each vocabulary entry's text by vocab_id, NULL where it has none; None without a vocabulary."""
 
     @property
     def run_id(self) -> str:

@@ -1,7 +1,7 @@
 """A segment's rows as arrays: its prompts and tokens, and what each token chose at each layer.
 
-This is what flows from whoever observes routing (a forward pass, another program's trace) to the writer. Nothing here
-knows of torch, transformers or the command. Shapes: P prompts, T tokens, C contexts, K experts per token.
+Whoever observes routing (a forward pass, another program's trace) hands these to the writer. Nothing here depends on
+torch, transformers or the command. Shapes: P prompts, T tokens, C contexts, K experts per token.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from moewh.warehouse.files.schema import POSITION_BITS, Table
 KINDS = ("prompt", "special", "generated")
 """Values of tokens.kind."""
 NO_ROUTE = -1
-"""Stands for the expert of a token that no expert gets: dropped by capacity, or skipped by the router."""
+"""The expert of a token that no expert receives: dropped by capacity, or skipped by the router."""
 NO_ENTRY = -1
-"""Stands for the vocabulary entry of a token that is not known: NULL in every table, and in no count by entry."""
+"""The vocabulary entry of an unknown token: NULL in every table, and left out of counts by entry."""
 VectorKey = tuple[Table, int]
 """(table, layer)"""
 Texts = Callable[[npt.NDArray[np.int32]], pa.Array]
-"""Gives the text of each of T vocabulary entries, as an Arrow array of strings or a dictionary of them."""
+"""Maps T vocabulary entries to their texts, as an Arrow array of strings or a dictionary of them."""
 
 
 class TokenTexts:
-    """The text of vocabulary entries, looked up in the [V] texts of a vocabulary."""
+    """Looks up the texts of vocabulary entries in a vocabulary's [V] texts."""
 
     def __init__(self, vocabulary: pa.Array | None) -> None:
-        """Without a vocabulary no text is known: every token's is NULL."""
+        """Without a vocabulary, every token's text is NULL."""
         self._vocabulary = vocabulary
 
     def __call__(self, vocab_id_T: npt.NDArray[np.int32]) -> pa.Array:
@@ -52,7 +52,7 @@ class TokenisedSegment:
     prompts: pa.Table
     """[P] with the canonical columns, as they were read."""
     text_P: Sequence[str | None]
-    """As tokenised: messages after the chat template, token ids decoded. None where no text is known."""
+    """As tokenised: messages after the chat template, token ids decoded. None where the text is unknown."""
     first_prompt: int
     status_P: list[str]
     num_tokens_P: npt.NDArray[np.int64]
@@ -61,19 +61,19 @@ class TokenisedSegment:
     position_T: npt.NDArray[np.int32]
     context_T: npt.NDArray[np.int32]
     vocab_id_T: npt.NDArray[np.int32]
-    """NO_ENTRY where a token's entry is not known."""
+    """NO_ENTRY where a token's entry is unknown."""
     special_T: npt.NDArray[np.bool_]
     start_C: npt.NDArray[np.int64]
     """Where each context begins in the flat arrays."""
     length_C: npt.NDArray[np.int64]
     without_tokens: tuple[int, ...] = ()
-    """prompt_id of the prompts that are not empty and give no tokens."""
+    """prompt_id of the non-empty prompts that give no tokens."""
     generated_T: npt.NDArray[np.bool_] | None = None
-    """Tokens that the model itself said; None if it said nothing."""
+    """Marks the tokens that the model generated; None if it generated nothing."""
 
     @property
     def kind_T(self) -> npt.NDArray[np.int8]:
-        """What each token is, as a place in KINDS."""
+        """Each token's kind, as an index into KINDS."""
         kind_T = self.special_T.astype(np.int8)
         if self.generated_T is not None:
             kind_T[self.generated_T] = KINDS.index("generated")
@@ -81,11 +81,11 @@ class TokenisedSegment:
 
     @property
     def entry_T(self) -> pa.Array:
-        """vocab_id of each token, NULL where it is not known."""
+        """vocab_id of each token, NULL where it is unknown."""
         return pa.array(self.vocab_id_T, mask=self.vocab_id_T == NO_ENTRY)
 
     def texts(self, texts: Texts) -> pa.Array:
-        """Return the text of each token as Arrow strings, NULL where its entry is not known."""
+        """Return the text of each token as Arrow strings, NULL where its entry is unknown."""
         known_T = self.vocab_id_T != NO_ENTRY
         if known_T.all():
             return texts(self.vocab_id_T).cast(pa.string())
@@ -100,7 +100,7 @@ class TokenisedSegment:
 
 @dataclass(frozen=True)
 class LayerRouting:
-    """What one layer did with T tokens, in slot order as the model chose.
+    """One layer's routing of T tokens, in the slot order of the model's choice.
 
     A token without a route has NO_ROUTE for its experts.
     """
@@ -109,10 +109,10 @@ class LayerRouting:
     weights_TK: npt.NDArray[np.float32] | None
     """None where no weights were recorded."""
     ordered: bool = True
-    """Of routing without weights: whether the slots are in order of rank. If not, no rank is known."""
+    """For routing without weights: whether the slots are in rank order. If not, the ranks are unknown."""
 
     def take(self, rows: npt.NDArray[np.int64]) -> LayerRouting:
-        """Return the routing of some of the tokens."""
+        """Return the routing of these tokens."""
         weights_TK = None if self.weights_TK is None else self.weights_TK[rows]
         return LayerRouting(self.expert_ids_TK[rows], weights_TK, self.ordered)
 
@@ -121,7 +121,7 @@ class VectorBuffer:
     """A segment's opt-in vectors, filled batch by batch in any order: per table and layer [T, width]."""
 
     def __init__(self, tokens: int, tables: list[Table], folder: Path) -> None:
-        """Files lie in `folder` and have no name: nothing is left of them, whatever happens."""
+        """Keep the vectors in unnamed files in `folder`, which disappear whatever happens."""
         self.tables = tables
         """The opt-in tables of the run."""
         self._tokens = tokens
@@ -130,7 +130,7 @@ class VectorBuffer:
         self._filled: dict[VectorKey, npt.NDArray[np.bool_]] = {}
 
     def add(self, rows_T: npt.NDArray[np.int64], vectors: dict[VectorKey, npt.NDArray[np.float32]]) -> None:
-        """Put the vectors of one batch's tokens where those tokens lie in the segment."""
+        """Store the vectors of one batch's tokens at those tokens' offsets in the segment."""
         for key, part in vectors.items():
             if key not in self._arrays:
                 with tempfile.TemporaryFile(dir=self._folder) as file:
@@ -140,7 +140,7 @@ class VectorBuffer:
             self._filled[key][rows_T] = True
 
     def of(self, table: Table) -> Iterator[tuple[int, npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
-        """Yield (layer, vectors [T, width], places of the tokens that have one) of a table, by layer."""
+        """Yield (layer, vectors [T, width], offsets of the tokens that have one) of a table, by layer."""
         for key in sorted((key for key in self._arrays if key[0] is table), key=lambda key: key[1]):
             yield key[1], self._arrays[key], np.flatnonzero(self._filled[key])
 
@@ -153,7 +153,7 @@ class Ranked:
     weights_TK: npt.NDArray[np.float32] | None
     routed_T: npt.NDArray[np.bool_]
     ordered: bool = True
-    """False where no rank is known; a token's experts are then in ascending order."""
+    """False where the ranks are unknown; a token's experts are then in ascending order."""
 
 
 class RoutingBuffer:
@@ -167,10 +167,10 @@ class RoutingBuffer:
         self.failed_prompts: set[int] = set()
         """prompt_id of prompts that could not be run."""
         self.counts: dict[int, npt.NDArray[np.int64]] = {}
-        """Layer → tokens of each expert [E], of a trace that has counts alone: they become load, and no rows."""
+        """Layer → tokens of each expert [E], for a trace that holds only counts: they become load, not rows."""
 
     def add(self, rows_T: npt.NDArray[np.int64], routing: dict[int, LayerRouting]) -> None:
-        """Put the routing of one batch's tokens where those tokens lie in the segment."""
+        """Store the routing of one batch's tokens at those tokens' offsets in the segment."""
         for layer, part in routing.items():
             if layer not in self._layers:
                 shape = (self._tokens, part.expert_ids_TK.shape[1])
@@ -182,7 +182,7 @@ class RoutingBuffer:
                 whole.weights_TK[rows_T] = part.weights_TK
 
     def chosen(self, layer: int) -> npt.NDArray[np.int32]:
-        """Return a layer's experts [T, K] in the order in which the model chose them."""
+        """Return a layer's experts [T, K] in the slot order of the model's choice."""
         return self._layers[layer].expert_ids_TK
 
     def layers(self, workers: Executor) -> Iterator[tuple[int, Ranked]]:
@@ -200,7 +200,7 @@ class RoutingBuffer:
             yield layer, ranked.result()
 
     def invalid(self) -> dict[int, npt.NDArray[np.int64]]:
-        """Return, by layer, the tokens (by place) that have routes whose weights are not finite numbers."""
+        """Return, by layer, the offsets of the tokens that have routes with weights that are not finite."""
         bad = {
             layer: np.flatnonzero(((part.expert_ids_TK != NO_ROUTE) & ~np.isfinite(part.weights_TK)).any(1))
             for layer, part in self._layers.items()
@@ -229,5 +229,5 @@ def rank(routing: LayerRouting) -> Ranked:
 
 
 def _flip_negative(bits: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """Turn float bits into integers of the same order, and back."""
+    """Convert float bits to integers of the same order, and back."""
     return np.where(bits < 0, bits ^ 0x7FFF_FFFF, bits).astype(np.int32)

@@ -2,10 +2,10 @@
 
 In order: open the prompts, load the model, plan, prove the first batch, begin the run (its own files and the
 database), then loop over the segments. The unit is the segment: tokenise its prompts, run its batches, commit. A
-segment that is already there is skipped, so that re-running a command resumes it and a finished one is left alone.
+segment that exists already is skipped, so that re-running a command resumes it and leaves a finished run alone.
 
-Tokenising, collecting and writing happen beside the forward passes (`moewh.ingest.workers`). Each may be only so far
-ahead, so memory does not grow with the corpus.
+Tokenising, collecting and writing run alongside the forward passes (`moewh.ingest.workers`). Each may run ahead only by
+a bounded amount, so memory does not grow with the corpus.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from moewh.warehouse.sealing.seal import seal, unseal
 from moewh.warehouse.views.publishing import publish
 
 _BATCHES_AHEAD = 16
-"""Batches whose routing may be on its way from the device at once."""
+"""Batches whose routing may be in flight from the device at once."""
 
 
 @dataclass
@@ -65,14 +65,14 @@ class Summary:
     """Segments this command committed."""
     seconds: float = 0.0
     waiting: float = 0.0
-    """Seconds the forward passes stood still for copying, assembling and writing."""
+    """Seconds the forward passes waited for copying, assembling and writing."""
     peak_memory: int = 0
     """Most host memory this process has held so far, in bytes."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Told what happens; each field is called as it does."""
+    """Callbacks that report progress; each field is called when its event happens."""
 
     started: Callable[[Identity, int], None] = lambda *_: None
     """(identity, segments still to write), before the first of them."""
@@ -93,11 +93,11 @@ def ingest(
     model: LoadedModel | None = None,
     records: Found | None = None,
 ) -> Summary:
-    """Run the prompts through the model and commit every segment of this process's share that is not there yet.
+    """Run the prompts through the model and commit every missing segment of this process's share.
 
-    Without `process`, this is the only one. `model` and `records` are in memory already, and take the place of what
-    the options name. Raises UsageError or MoewhError; what was committed before stays, and
-    nothing half-written is left.
+    Without `process`, this process is the only one. `model` and `records` are already in memory and replace the
+    model and prompts that the options name. Raises UsageError or MoewhError; earlier commits stay, and nothing
+    half-written is left.
     """
     progress, process = progress or Progress(), process or Process()
     if process.world > 1 and STDIN in options.prompts:
@@ -117,19 +117,19 @@ def ingest(
 
 def _skipped(files: Sequence[str]) -> str:
     named = ", ".join(files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
-    return f"skipped what is not a prompts file: {named}"
+    return f"skipped files that are not prompts files: {named}"
 
 
 @dataclass(frozen=True)
 class _Work:
-    """A segment to be run: its tokens, the batches still to be run, and what was run already."""
+    """A segment in progress: its tokens, the batches still to run, and those already launched."""
 
     segment: TokenisedSegment
     batches: Batches
     failed: set[int] = field(default_factory=set)
     """Prompts that did not fit in the device's memory."""
     launched: list[tuple[Rows, PendingRouting]] = field(default_factory=list)
-    """The batch that proved the model right."""
+    """The batch that proved the model's capture."""
 
 
 class _Run:
@@ -151,7 +151,7 @@ class _Run:
             first = self._work(self._tokenise(self.plan.missing[0]))
             self._begin(self._prove(first))
             self._loop(first)
-        elif not self.plan.recorded:  # the run's own files were lost, its segments not; or they are for others to write
+        elif not self.plan.recorded:  # no segments left for this process, but the run's own files are missing
             self._begin(self.batches.prove(None, deque(), lambda _: None))
         if complete := not missing_segments(self.layout, self.plan.identity, self.plan.prompts):
             seal(self.layout, self.plan.identity.run_id)
@@ -162,23 +162,23 @@ class _Run:
 
     @cached_property
     def vocabulary(self) -> pa.Array:
-        """[V] texts of the tokenizer's vocabulary, decoded when they are first asked for."""
+        """[V] texts of the tokenizer's vocabulary, decoded on first use."""
         return vocabulary_texts(self.loaded.tokenizer, self.loaded.vocabulary_rows)
 
     def _prove(self, first: _Work) -> Proof:
-        """Run the first batch of the first missing segment, and prove that the model does what is captured."""
-        if self.plan.sampling is not None:  # a prompt by itself; what is generated after it comes in the loop
+        """Run the first batch of the first missing segment, and prove that the model computes what is captured."""
+        if self.plan.sampling is not None:  # prove on a prompt alone; the loop generates after it
             return self.batches.prove(first.segment, deque(batch[:1] for batch in first.batches), lambda _: None)
         proof = self.batches.prove(first.segment, first.batches, self._too_large(first))
         first.launched.extend([proof.first] if proof.first else [])
         return proof
 
     def _begin(self, proof: Proof) -> None:
-        """Make the warehouse, the run's own files and the database, now that the model has proved right."""
+        """Create the warehouse, the run's own files and the database, now that the capture is proved."""
         self.layout.create()
         self.layout.sweep()
         if self.plan.missing:
-            unseal(self.layout, self.plan.identity.run_id)  # somebody took a segment of a sealed run away
+            unseal(self.layout, self.plan.identity.run_id)  # a segment of a sealed run was removed
         if not self.plan.recorded:
             record = describe_run(self.loaded, self.plan.identity, proof.facts, self.plan.prompts)
             write_run(self.layout, replace(record, vocabulary=self.vocabulary))
@@ -187,7 +187,7 @@ class _Run:
         self._tell_costs()
 
     def _tell_costs(self) -> None:
-        """Say what the opt-in tables cost, before the first segment."""
+        """Report what the opt-in tables cost, before the first segment."""
         wanted, loaded = self.plan.wanted, self.loaded
         if not wanted.tables:
             return
@@ -200,7 +200,7 @@ class _Run:
             self.progress.note(f"expert_outputs run the chosen experts twice: about {more:.0%} more arithmetic")
 
     def _loop(self, first: _Work) -> None:
-        """Commit every missing segment, the next being tokenised and the last being written meanwhile."""
+        """Commit every missing segment, while the next is tokenised and the previous one written."""
         missing = self.plan.missing
         with start_workers(in_background(self.loaded.model.device)) as (ahead, collector, writer):
             tokenised: list[Future[TokenisedSegment]] = []
@@ -249,7 +249,7 @@ class _Run:
         collected: list[Future[None]] = []
         later = self.batches.run(work.segment, work.batches, self._too_large(work))
         launched = work.launched.copy()
-        work.launched.clear()  # the first segment outlives its turn; what the device holds for it must not
+        work.launched.clear()  # the first segment is kept for longer; its device memory must not be
         for rows_T, pending in chain(launched, later):
             collected.append(collector.submit(_collect, routing, rows_T, pending))
             self.progress.batch_done(len(rows_T))
@@ -258,7 +258,7 @@ class _Run:
         return routing, collected
 
     def _generate(self, work: _Work, sampling: Sampling) -> tuple[TokenisedSegment, RoutingBuffer]:
-        """Generate after every prompt of a segment; return the segment with what was generated, and all routing."""
+        """Generate after every prompt of a segment; return the segment with the generated tokens, and all routing."""
         done: list[GeneratedBatch] = []
         for part in self.batches.generate(work.segment, work.batches, sampling, self._too_large(work)):
             done.append(part)
@@ -302,7 +302,7 @@ class _Run:
         self.summary.written += [segment.result() for segment in writing]
 
     def _wait_for(self, futures: Sequence[Future[Any]]) -> None:
-        """Wait, count the time as lost to the forward passes, and raise what went wrong there."""
+        """Wait for the futures, count the time as stalled, and re-raise their errors."""
         began = time.monotonic()
         for future in futures:
             future.result()
@@ -316,5 +316,5 @@ def _collect(routing: RoutingBuffer, rows_T: Rows, pending: PendingRouting) -> N
 
 
 def _peak_memory() -> int:
-    """Most resident memory of this process, in bytes; Linux counts it in KiB, macOS in bytes."""
+    """Return this process's peak resident memory in bytes; Linux reports KiB, macOS bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,7 +1,7 @@
-"""Where the work beside the forward passes is done: in threads of its own, or in between them.
+"""Where the work alongside the forward passes is done: in separate threads, or in between the passes.
 
-Three threads keep a GPU busy: one tokenises the next segment, one waits for copies from the device and puts rows
-in their place, one writes (a few more rank and count for it).
+Three threads keep a GPU busy: one tokenises the next segment, one waits for copies from the device and stores their
+rows, and one writes (with a few more that rank and count for it).
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
 
 
 def in_background(device: torch.device) -> bool:
-    """Tell whether threads beside the forward passes are of use.
+    """Return whether threads alongside the forward passes help.
 
-    On a CPU these have every core already. A third thread makes torch's wait for each other at every operation, which
-    cost 17 % on two cores where doing the same work in between cost a few.
+    On a CPU the passes use every core already. A third thread makes torch's threads wait for each other at every
+    operation, which cost 17% on two cores, where doing the same work in between cost a few percent.
     """
     return device.type != "cpu"
 
 
 class InBetween(Executor):
-    """Does what it is given at once, in the caller's thread."""
+    """Runs each task immediately, in the caller's thread."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        """What that took."""
+        """Seconds that the tasks took."""
 
     def submit(self, work: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Return what the work gave or raised, as a future that is done."""
+        """Run the work and return its result or exception as a finished future."""
         done: Future[Any] = Future()
         began = time.monotonic()
         try:
@@ -46,7 +46,7 @@ class InBetween(Executor):
 
 @contextmanager
 def start_workers(background: bool) -> Iterator[tuple[Executor, Executor, Executor]]:
-    """Yield a worker each for tokenising, collecting and writing; on an error what has not begun is dropped."""
+    """Yield a worker each for tokenising, collecting and writing; on an error, pending work is dropped."""
     names = ("tokenise", "collect", "write")
     workers = tuple(ThreadPoolExecutor(1, f"moewh-{name}") if background else InBetween() for name in names)
     try:

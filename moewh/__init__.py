@@ -1,7 +1,7 @@
 """moewh: a SQL-queryable activation warehouse for Mixture-of-Experts language models.
 
-The public names are loaded when they are first used: `import moewh` costs nothing.
-`moewh.ingest` is a package and a function: the package is called to ingest.
+Public names are loaded on first use, so `import moewh` costs nothing. `moewh.ingest` is both a package and a function:
+calling the package ingests.
 """
 
 from __future__ import annotations

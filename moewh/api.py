@@ -1,6 +1,6 @@
-"""The Python API: open a warehouse and ask it in DuckDB relations, ingest into it, record your own forward passes.
+"""The Python API: query a warehouse as DuckDB relations, ingest into it, and record your own forward passes.
 
-Each function is thin: the work is done in `moewh.warehouse` and `moewh.ingest`, which is loaded when it is needed.
+The functions are thin: `moewh.warehouse` and `moewh.ingest` do the work, and the latter is loaded only when needed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Warehouse:
     """A warehouse, read through an in-memory DuckDB that has all its views."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Open the warehouse at `path`, or the published one at a URL. Raises MoewhError if there is none."""
+        """Open the warehouse at a path, or a published one at a URL. Raises MoewhError if there is none."""
         self._warehouse = readable(os.fspath(path)).require()
 
     @property
@@ -47,7 +47,7 @@ class Warehouse:
         return open_warehouse(self._warehouse)
 
     def close(self) -> None:
-        """Close the connection, if there is one; relations of it cannot be read any more."""
+        """Close the connection, if there is one; its relations can no longer be read."""
         if "connection" in vars(self):
             self.connection.close()
             del self.connection
@@ -64,13 +64,13 @@ class Warehouse:
         return f"Warehouse({str(self.path)!r})"
 
     def sql(self, sql: str, **parameters: Value) -> duckdb.DuckDBPyRelation:
-        """Return the answer to one SQL statement; `parameters` are bound as $name and readable with getvariable."""
+        """Return the result of one SQL statement; `parameters` are bound as $name and readable with getvariable."""
         return self._ask(Query("sql", sql), parameters)
 
     def query(self, name: str, **parameters: Value) -> duckdb.DuckDBPyRelation:
-        """Return the answer of a canned view or saved query.
+        """Return the result of a canned view or saved query.
 
-        Raises UsageError for an unknown name or parameter, and MoewhError for a run or layer that does not exist.
+        Raises UsageError for an unknown name or parameter, MoewhError for a run or layer that does not exist.
         """
         return self._ask(find_query(name), parameters)
 
@@ -79,18 +79,18 @@ class Warehouse:
         return self.connection.sql(LIST_SQL)
 
     def verify(self) -> list[Fault]:
-        """Compare every file with its manifest and return the faults, none if all is as it was committed."""
+        """Compare every file with its manifest and return the faults; empty if everything is as committed."""
         return check_any(plan_any(self._warehouse))
 
     def _ask(self, query: Query, parameters: dict[str, Value]) -> duckdb.DuckDBPyRelation:
         engine = Engine(lambda asked, values: prepare(self.connection, asked, values))
         answer = engine(query, parameters)
-        assert answer is not None  # only an unsafe statement has none
+        assert answer is not None  # None only for an unsafe statement
         return answer.relation()
 
 
 def open(path: str | os.PathLike[str] = "wh") -> Warehouse:
-    """Open the warehouse at `path`: a directory, or s3://, hf://datasets/ or https:// where one was published.
+    """Open the warehouse at `path`: a directory, or the s3://, hf://datasets/ or https:// URL of a published one.
 
     Raises MoewhError if there is none.
     """
@@ -106,13 +106,13 @@ def ingest(
     tokenizer: Any = None,
     **options: Any,
 ) -> Summary:
-    """Run prompts through a model, record their routing, and return what was written; as `moewh ingest` does.
+    """Run prompts through a model, record their routing, and return what was written, like `moewh ingest`.
 
-    `model` is a hub id, a folder, or a model in memory, which needs its `tokenizer` and is given back as it was.
-    `prompts` is the path of a file or folder, a list of `Path`s, or any iterable of records: texts, or dicts with the
-    columns that a file would have (text, messages or input_ids; domain; source; all others are metadata). It is None
-    for a `dataset`. `options` are those of the command: max_length=512, generate=16.
-    Raises UsageError or MoewhError; what was committed stays.
+    `model` is a hub id, a folder, or a model in memory, which needs its `tokenizer` and is left unchanged. `prompts` is
+    the path of a file or folder, a list of `Path`s, or any iterable of records: strings, or dicts with the columns of a
+    prompts file (text, messages or input_ids; domain; source; all others are metadata). It is None with a `dataset`.
+    `options` are those of the command, such as max_length=512, generate=16.
+    Raises UsageError or MoewhError; committed segments stay.
     """
     from moewh.ingest.processes import this_process
     from moewh.ingest.prompts.in_memory import in_memory
@@ -126,7 +126,7 @@ def ingest(
     layout = writable(os.fspath(warehouse))
     records = in_memory(prompts) if not paths and isinstance(prompts, Iterable) else None
     if records is not None and asked.dataset is not None:
-        raise UsageError("a dataset cannot follow prompts that are in memory. Give one of them.")
+        raise UsageError("a dataset cannot be combined with prompts in memory. Give one of them.")
     progress = Progress(warn=lambda text: warnings.warn(text, stacklevel=2))
     if isinstance(model, str | os.PathLike):
         asked = asked if tokenizer is None else with_tokenizer(asked, tokenizer)
@@ -151,9 +151,9 @@ def record(
     run_id: str | None = None,
     **options: Any,
 ) -> Recorder:
-    """Record every forward pass of a model that your own code makes in a `with` block: see `Recorder`.
+    """Record every forward pass that your code makes with a model in a `with` block: see `Recorder`.
 
-    Raises UsageError for an option that it does not take.
+    Raises UsageError for an unknown option.
     """
     from moewh.ingest.recorder.asked import require_recordable
     from moewh.ingest.recorder.record import Recorder

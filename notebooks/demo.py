@@ -1,7 +1,7 @@
 """Five questions about a model's routing, answered from a warehouse: a notebook to start from.
 
 `make notebook` opens it on the demo's warehouse; `marimo edit notebooks/demo.py` on `$MOEWH_WAREHOUSE`, else `./wh`. It
-works for any warehouse whose prompts have domains. Answers change as you choose another run, layer or prompt.
+works for any warehouse whose prompts have domains. The answers follow the run, layer and prompt that you choose.
 """
 
 import marimo
@@ -25,7 +25,7 @@ def _():
 @app.cell
 def _(mo):
     def table(relation):
-        """Show a DuckDB relation as a table that sorts and searches, its ratios to three digits."""
+        """Show a DuckDB relation as a sortable, searchable table, with ratios to three digits."""
         types = zip(relation.columns, relation.types, strict=True)
         ratios = {name: "{:.3f}".format for name, kind in types if str(kind) == "DOUBLE"}
         return mo.ui.table(relation.to_arrow_table(), selection=None, format_mapping=ratios)
@@ -40,7 +40,7 @@ def _(mo, wh):
     mo.md(f"""
     # Five questions about routing
 
-    Each answer is a query of `moewh`, so it can be asked in a shell, from CI and in SQL as well. {run}
+    Each answer is a `moewh` query, so you can also run it in a shell, from CI and in SQL. {run}
     """)
     return (run,)
 
@@ -78,8 +78,8 @@ def _(mo, run, table, wh):
             ## 1. Which experts specialise in what?
 
             `moewh query domain_experts`: experts that take a greater share of one domain than of all tokens. `lift` is
-            the ratio of the two shares; 1 is no preference. Below, each domain's strongest expert, with the tokens that
-            it gets most.
+            the ratio of the two shares; 1 is no preference. Below is each domain's strongest expert, with the tokens
+            that it gets most.
             """),
             table(preferred),
             table(tokens_of),
@@ -107,8 +107,8 @@ def _(layer, mo, moewh, run, table, wh):
             mo.md(f"""
             ## 2. Which experts fire together?
 
-            The view `co_routing`: how many tokens choose both experts of a pair, against independent choices (`lift`).
-            {layer}
+            The view `co_routing`: how many tokens choose both experts of a pair, relative to independent choices
+            (`lift`). {layer}
             """),
             moewh.plots.co_routing(wh, layer=int(layer.value), run=run.value),
             table(pairs),
@@ -131,8 +131,8 @@ def _(layers, mo, moewh, run, table, wh):
             mo.md("""
             ## 3. Where do tokens go from one layer to the next?
 
-            The view `layer_transitions`: of the tokens of an expert, the share (`conditional`) that an expert of the
-            next MoE layer takes. The map is of the first two layers.
+            The view `layer_transitions`: the share (`conditional`) of an expert's tokens that go to an expert of the
+            next MoE layer. The map shows the first two layers.
             """),
             moewh.plots.transitions(wh, layer=layers[0], run=run.value)
             if len(layers) > 1
@@ -159,10 +159,10 @@ def _(mo, moewh, run, table, wh):
             mo.md("""
             ## 4. When does routing settle in training?
 
-            `moewh query saturation_over_training`: the share of the last checkpoint's experts that a checkpoint chooses
-            already, over the same tokens; `random` is what two independent, even routers would share.
+            `moewh query saturation_over_training`: the share of the last checkpoint's experts that a checkpoint already
+            chooses, over the same tokens; `random` is the share for two independent, even routers.
             """),
-            moewh.plots.saturation(wh, run=run.value) if curves else mo.md("This run is no checkpoint of a series."),
+            moewh.plots.saturation(wh, run=run.value) if curves else mo.md("This run is not a checkpoint of a series."),
             table(settled),
         ]
     )
@@ -184,8 +184,8 @@ def _(layer, mo, moewh, prompt, run, wh):
             mo.md(f"""
             ## 5. Which experts does one prompt use?
 
-            `moewh show --prompt {prompt.value} --layer {layer.value} --run {run.value}`: each token in the colour of
-            the expert that it chose first; point at it for the weights and the others. {prompt}
+            `moewh show --prompt {prompt.value} --layer {layer.value} --run {run.value}`: each token has the colour of
+            the expert that it chose first; point at it to see the weights and the other experts. {prompt}
             """),
             view,
         ]

@@ -30,7 +30,7 @@ LONGEST = (
     *("warehouse/test_paths.py", "warehouse/test_formats.py", "ingest/test_weights.py", "warehouse/test_links.py"),
     *("faults/test_hostile.py", "warehouse/test_verify.py", "ingest/test_adapters.py", "warehouse/test_check.py"),
 )
-"""The files that take longest. They start first, so that no process is left alone with one of them in the end."""
+"""The slowest files. They start first, so that no process is left alone with one of them at the end."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -52,7 +52,7 @@ def nothing_is_waited_for(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Name our marker."""
+    """Register our marker."""
     config.addinivalue_line("markers", "published_file: a module whose tests read `warehouse.duckdb`")
 
 
@@ -64,7 +64,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Hide what every test imports from the garbage collector, which would walk through torch again and again."""
+    """Hide the modules that every test imports from the garbage collector, which would traverse torch repeatedly."""
     gc.collect()
     gc.freeze()
     atexit.register(gc.unfreeze)  # DuckDB reports what is not freed in the end

@@ -28,13 +28,13 @@ from tools.documents import (
 
 _NUMBER = re.compile(r"(?<![\w.-])\d[\d,]*(?:\.\d+)?")
 _MACHINE = re.compile(r"[\d,.]+(?= tokens/s|% of the time| GiB at most)")
-"""Numbers that are the machine's."""
+"""Numbers that depend on the machine."""
 
 
 def same(shown: str, real: str) -> bool:
-    """Tell whether two outputs are alike: the words to the letter, numbers to 2 %, speeds and box widths aside.
+    """Return whether two outputs agree: words exactly, numbers to 2%, ignoring speeds and box widths.
 
-    Processors differ in the last bits of a matrix product, which may move a near-tie from one expert to another.
+    Processors differ in the last bits of a matrix product, which may change the expert in a near-tie.
     """
 
     def words(text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""docs/families.md says what the tests find."""
+"""docs/families.md agrees with the tests' results."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The floor plan, held: who may import whom, no circles, and what no room may load.
+"""The floor plan: who may import whom, no import circles, and libraries that a room must not load.
 
-Rooms are folders and single files, listed from the front door down; a room imports what stands below it. Imports
-inside functions count too: they say what a file needs, only later.
+Rooms are folders and single files, listed from the front door down; a room imports only rooms below it. Imports inside
+functions count too.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ FORBIDDEN = {
     "moewh.ingest.record": {"torch", "transformers", "tokenizers"},
     "moewh.ingest.routing": {"torch", "transformers", "tokenizers"},
 }
-"""Libraries that a room does not know."""
+"""Libraries that a room must not import."""
 
 
 def modules() -> dict[str, Path]:
@@ -81,7 +81,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports(path: Path, known: set[str]) -> set[str]:
-    """What a file imports: modules of ours as far as they are known, else the library."""
+    """Yield a file's imports: our own modules where known, else the library."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -94,12 +94,12 @@ def imports(path: Path, known: set[str]) -> set[str]:
 
 
 def room(module: str) -> str:
-    """The room that a module is in: the longest name that it begins with."""
+    """Return a module's room, the longest one that is a prefix of its name."""
     return max((name for name in ROOMS if module == name or module.startswith(name + ".")), key=len)
 
 
 def wrong_imports(graph: dict[str, set[str]]) -> list[str]:
-    """Imports that go up, or into a library that the room does not know."""
+    """Return imports that go up, or into a library that the room must not import."""
     wrong = []
     for module, imported in sorted(graph.items()):
         for name in sorted(imported):
@@ -177,7 +177,7 @@ def test_the_writer_loads_no_torch(module: str) -> None:
 
 @pytest.fixture
 def hostile(tmp_path: Path) -> Path:
-    """A folder with files of our rooms' names, each of which ends the process that imports it."""
+    """A folder with files named like our rooms, each of which ends the process that imports it."""
     for name in ("ingest", "queries", "warehouse"):
         (tmp_path / f"{name}.py").write_text('raise SystemExit("hostile")\n')
     return tmp_path

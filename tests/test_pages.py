@@ -1,4 +1,4 @@
-"""The hand-written pages: every file, folder, test and link that they name exists, and the Python they show runs."""
+"""The hand-written pages: every file, folder, test and link in them exists, and their Python examples run."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _PATH = re.compile(rf"(?<![\w./-])(?:{_ROOMS})/[\w./*-]*[\w/]")
 _TEST = re.compile(r"(?<![\w/])test_\w+\.py")
 _PYTHON = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _COMMANDS = re.compile(r"^ *```(?!text).*?^ *```$", re.MULTILINE | re.DOTALL)
-"""What a user types, in a folder of their own."""
+"""Commands that a user types, in their own folder."""
 _LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 
 
 def missing(page: str, folder: Path) -> list[str]:
-    """Paths from the root, links from `folder`, and test files without a folder that `page` names in vain."""
+    """Return paths from the root, links from `folder`, and test files without a folder in `page` that do not exist."""
     page = _COMMANDS.sub("", page)
     paths = [path for path in _PATH.findall(page) if not any(REPOSITORY.glob(path.rstrip("/")))]
     links = [link for link in _LINK.findall(page) if not (folder / link).exists()]

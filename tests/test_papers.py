@@ -1,4 +1,4 @@
-"""docs/papers.md is held to the queries: each row names one that exists, with a column that it has."""
+"""docs/papers.md agrees with the queries: each row names an existing query, and one of its columns."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_row_names_a_query_and_its_columns(row: str) -> None:
 
 
 def test_every_query_that_cites_a_paper_is_on_the_page() -> None:
-    """Each arXiv number in the header of a view or saved query stands on the page, beside that query."""
+    """Each arXiv number in the header of a view or saved query is on the page, next to that query."""
     headers = {name: describe_views()[name].header for name in canned_names()}
     headers |= {name: find_query(name).header for name in saved_names()}
     cited = {name: re.findall(r"arXiv:(\d{4}\.\d{5})", header) for name, header in headers.items()}

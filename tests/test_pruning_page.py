@@ -1,4 +1,4 @@
-"""docs/pruning.md is held to `benchmarks.pruning`: its table, its SQL, and the model that is left."""
+"""docs/pruning.md agrees with `benchmarks.pruning`: its table, its SQL, and the pruned model."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Makers of the generated pages, the fuzzer and the soak test: run by `make`, not by users."""
+"""Generators of pages, the fuzzer and the soak test: run by `make`, not by users."""

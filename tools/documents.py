@@ -1,7 +1,7 @@
-"""The documents as they must be: README commands with their real output, and the pages made from the SQL.
+"""Generate the documents: README commands with their real output, and the pages made from the SQL.
 
-`python -m tools.documents` (`make docs`) writes them; the tests compare. A README block that starts with
-```console is run line by line in an empty folder; other blocks are not.
+`python -m tools.documents` (`make docs`) writes them, and the tests compare them with the files. A README block that
+starts with ```console is run line by line in an empty folder; other blocks are not run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _LOSSES = re.compile(r"^\| domain \|.*?(?=^$)", re.MULTILINE | re.DOTALL)
 
 
 def console_blocks(text: str) -> list[list[tuple[str, str]]]:
-    """Return each console block as its commands with the output shown for them."""
+    """Return each console block as its commands, each with the output shown for it."""
     blocks = []
     for block in _BLOCK.findall(text):
         parts = re.split(r"^\$ (.*)\n", block, flags=re.MULTILINE)[1:]
@@ -41,7 +41,7 @@ def console_blocks(text: str) -> list[list[tuple[str, str]]]:
 
 
 def run_command(command: str, folder: Path) -> str:
-    """Run a README command in `folder` with this environment's programs first; return what a person sees of it."""
+    """Run a README command in `folder` with this environment's programs first on PATH; return its visible output."""
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -49,7 +49,7 @@ def run_command(command: str, folder: Path) -> str:
         "COLUMNS": "120",
         "NO_COLOR": "1",
     }
-    # Of `moewh demo` the answers are shown, not its progress.
+    # For `moewh demo`, the results are shown but not the progress.
     errors = subprocess.DEVNULL if command == "moewh demo" else subprocess.STDOUT
     done = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {command}"],
@@ -61,13 +61,13 @@ def run_command(command: str, folder: Path) -> str:
         check=False,
         timeout=300,
     )
-    if done.returncode not in (0, 141):  # 141: head had seen enough
+    if done.returncode not in (0, 141):  # 141: SIGPIPE from head
         raise RuntimeError(f"{command} exited with {done.returncode}: {done.stdout}")
     return done.stdout
 
 
 def loss_table() -> str:
-    """Return the README's table of what the embedded model learned."""
+    """Return the README's table of the embedded model's losses."""
     rows = [
         f"| {domain} | {fact['loss']:.2f} | {fact['bigram_loss']:.2f} |"
         for domain, fact in demo.facts()["domains"].items()
@@ -88,7 +88,7 @@ def readme(text: str) -> str:
 
 
 def schema_page() -> str:
-    """Return the page of every stored table with its columns, made from the schema."""
+    """Return the page of every stored table and its columns, from the schema."""
     lines = [
         "# Tables",
         "",
@@ -103,7 +103,7 @@ def schema_page() -> str:
 
 
 def views_page() -> str:
-    """Return the page of every canned view, saved query and check, made from the headers and comments of the SQL."""
+    """Return the page of every canned view, saved query and check, from the SQL's headers and comments."""
     lines = [
         "# Views, saved queries and checks",
         "",
@@ -132,7 +132,7 @@ def views_page() -> str:
 
 
 def _header(header: str) -> list[str]:
-    """The header of an SQL file as it stands, its formulas in line."""
+    """Return the header of an SQL file, with its formulas inline."""
     return ["", "```text", *header.splitlines(), "```", ""]
 
 
@@ -142,7 +142,7 @@ def _column_table(columns: Iterable[ViewColumn]) -> list[str]:
 
 
 def main() -> None:
-    """Write every document anew."""
+    """Rewrite every document."""
     SCHEMA_PAGE.parent.mkdir(exist_ok=True)
     SCHEMA_PAGE.write_text(schema_page())
     VIEWS_PAGE.write_text(views_page())

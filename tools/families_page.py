@@ -1,6 +1,6 @@
-"""docs/families.md: every family and what the tests found of it, made by the tests' own run.
+"""Generate docs/families.md: every family and the tests' result for it, from the tests' own run.
 
-`python -m tools.families_page` writes it anew; a test compares.
+`python -m tools.families_page` rewrites it, and a test compares it with the file.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ Made by `make docs` from the tests' own run: each family is built as a tiny rand
 rows are compared with arithmetic done in the test. Exact means that Σ weight · expert(x) · factor is what the block
 outputs, to 1e-5 in float32; that no padding has rows; and that a token's experts do not depend on its batch.
 
-With transformers {version}: **{exact} of {present} families are exact**{rest}. With 5.19.0, the oldest that moewh
-takes: 62 of 63, 1 refused (`pip install transformers==5.19.0`, then `pytest tests/ingest/test_families.py`, as the
+With transformers {version}: **{exact} of {present} families are exact**{rest}. With 5.19.0, the oldest supported
+version: 62 of 63, 1 refused (`pip install transformers==5.19.0`, then `pytest tests/ingest/test_families.py`, as the
 workflow does).
 
-- *MoE layers* are those of the tiny model, of its four (longcat_flash: three; inkling2_loop: eight visits of four);
-  dense and attention-only ones are not.
-- *Weights* are what multiplies an expert's output inside the block, before the factor (`layers.post_scale`).
-- *Router reads*: `experts` means the tensor that the experts get; `own` means another tensor, or more than that one.
-- An encoder-decoder's prompts go through its encoder, whose layers are recorded; with `--generate` the decoder's too,
-  numbered after the encoder's, for the tokens that it generates.
-- A model that loops over some of its layers (inkling2_loop) has a layer for each visit, numbered as the model runs,
-  which is how transformers numbers its hidden states; `layers.module` names the module that several visits share.
-- Experts that moewh cannot observe are refused by name, as are calls of experts that do not give one row per token: a
-  family that is newer than this table is recorded whole or refused.
-- A family without an adapter follows the rule and has no line of code in moewh.
+- *MoE layers*: the layers with routed experts among the tiny model's four, without dense and attention-only ones
+  (longcat_flash has three layers, inkling2_loop eight visits of four).
+- *A token's weights* multiply the experts' outputs inside the block, before the factor (`layers.post_scale`).
+- *Router reads*: `experts` means the tensor that the experts get; `own` means another tensor, or more than one.
+- An encoder-decoder's prompts go through its encoder, whose layers are recorded. With `--generate`, the decoder's
+  layers are recorded too, numbered after the encoder's, for the tokens that it generates.
+- A model that loops over some of its layers (inkling2_loop) has a layer per visit, numbered in execution order, as
+  transformers numbers its hidden states. `layers.module` is the module that several visits share.
+- Experts that moewh cannot observe are refused by name, as are calls of experts without one row per token: a family
+  newer than this table is either recorded completely or refused.
+- A family without an adapter follows the rule and needs no code in moewh.
 
 | family | class | recorded | MoE layers | scoring | a token's weights | factor after | shared | router reads |
 |---|---|---|---|---|---|---|---|---|
@@ -47,7 +47,7 @@ workflow does).
 
 
 def families_page() -> str:
-    """Return the page, from what the tests found (or find now)."""
+    """Return the page, from the tests' results (computed now if needed)."""
     rows = {family: _row(family) for family in FAMILIES if present(family)}
     refused = sum("refused" in row for row in rows.values())
     differing = sum("NOT EXACT" in row for row in rows.values())
@@ -58,7 +58,7 @@ def families_page() -> str:
 
 
 def pinned_transformers() -> str:
-    """The version of transformers that the page is about."""
+    """Return the version of transformers that the page describes."""
     found = re.search(r"^transformers==(\S+)$", (REPOSITORY / "constraints.txt").read_text(), re.MULTILINE)
     assert found is not None
     return found[1]
@@ -84,9 +84,9 @@ def _row(family: Family) -> str:
 
 
 def _sums(run: Ingested) -> str:
-    """Say what a token's weights add up to."""
+    """Describe the sum of a token's weights."""
     if run.layers[-1]["top_k"] == 1:
-        return "one a token"
+        return "one per token"
     sums = [sum(weight for _, weight in pairs) for pairs in run.alone.values()]
     return f"sum to {sums[0]:.3g}" if max(sums) - min(sums) < 1e-4 * max(sums) else "sums differ"
 
@@ -107,7 +107,7 @@ def _adapters() -> str:
 
 
 def main() -> None:
-    """Write the page anew."""
+    """Rewrite the page."""
     torch.set_num_threads(1)
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(families_page())

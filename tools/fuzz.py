@@ -1,8 +1,8 @@
-"""Coverage-guided fuzzing of what reads bytes that others wrote: `python -m tools.fuzz TARGET SECONDS`.
+"""Coverage-guided fuzzing of the readers of foreign bytes: `python -m tools.fuzz TARGET SECONDS`.
 
-Targets: `prompts` (a prompts file of any format), `manifests` and `pages` (Parquet page headers). Whatever the
-bytes are, they are read or refused with the one error that the reader promises; anything else ends the run with an
-exit code other than 0. Needs atheris, which comes with the extra `soak`. Prints libFuzzer's lines on stderr.
+Targets: `prompts` (a prompts file of any format), `manifests` and `pages` (Parquet page headers). Any bytes must be
+read or refused with the one error that the reader promises; anything else ends the run with a nonzero exit code. Needs
+atheris, from the extra `soak`. Prints libFuzzer's lines on stderr.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ WORDS = (
     ),
     *("null", "true", "NaN", "1e999", "-0", '""', "\r\n", ".parquet", "PAR1", "\ufeff"),
 )
-"""What the inputs are made of, for the fuzzer to put together."""
+"""Fragments that the fuzzer combines into inputs."""
 _FOLDER = Path(tempfile.mkdtemp(prefix="moewh-fuzz-"))
 
 
 def prompts(data: bytes) -> None:
-    """Read a prompts file: the first byte says the format, the rest is the file."""
+    """Read a prompts file: the first byte selects the format, the rest is the file."""
     if not data:
         return
     form = FORMATS[data[0] % len(FORMATS)]
@@ -94,7 +94,7 @@ def prompts(data: bytes) -> None:
 
 
 def manifests(data: bytes) -> None:
-    """Read a manifest: what is accepted is what moewh would write of it, to the letter."""
+    """Read a manifest: an accepted one must equal what moewh would write, byte for byte."""
     try:
         read = manifest.parse_manifest(data)
     except manifest.ManifestError:
@@ -103,7 +103,7 @@ def manifests(data: bytes) -> None:
 
 
 def page_headers(data: bytes) -> None:
-    """Walk through the pages of a column."""
+    """Iterate over the pages of a column."""
     try:
         pages._check_chunk(data)
     except pages.PageError:
@@ -111,7 +111,7 @@ def page_headers(data: bytes) -> None:
 
 
 def prompt_seeds() -> list[bytes]:
-    """One small file of each format, with every kind of column."""
+    """Return a small file of each format, with every kind of column."""
     rows = [
         {"text": 'a "quoted", text', "domain": "d", "source": "s", "n": 1},
         {"text": "é\n\u2028", "domain": None, "source": None, "n": None},
@@ -130,7 +130,7 @@ def prompt_seeds() -> list[bytes]:
 
 
 def manifest_seeds() -> list[bytes]:
-    """A run's manifest and a segment's."""
+    """Return a run's manifest and a segment's."""
     entry = manifest.Entry(rows=3, bytes=120, sha256="0" * 64)
     written = [
         manifest.Manifest("a" * 64, 7, {"tokens.parquet": entry, "routing.parquet": entry}),
@@ -140,7 +140,7 @@ def manifest_seeds() -> list[bytes]:
 
 
 def page_seeds() -> list[bytes]:
-    """The pages of two columns."""
+    """Return the pages of two columns."""
     path = _FOLDER / "pages.parquet"
     pq.write_table(pa.table({"x": [1, 2, 3], "y": ["a", "b", "a"]}), path, write_page_checksum=True)
     row_group = pq.read_metadata(path).row_group(0)
@@ -160,7 +160,7 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], Callable[[], list[bytes]]]] = 
 
 
 def see_into_json() -> None:
-    """Read JSON with Python's own Python code, which the fuzzer can see into, instead of its C code."""
+    """Make Python's json use its Python code, which the fuzzer can instrument, instead of its C code."""
     scanner: Any = json.scanner
     decoder: Any = json.decoder
     whole: Any = json
@@ -171,7 +171,7 @@ def see_into_json() -> None:
 
 
 def read_faster() -> None:
-    """Give all inputs one DuckDB, and no room for lines of megabytes: six times as many inputs a second."""
+    """Share one DuckDB between inputs and shrink the buffers for long lines: six times as many inputs per second."""
     database: Any = duckdb.connect(config={"threads": 1})
     faster = {"database": database.cursor, "LONGEST_LINE": 1 << 20}
     for module in [module for name, module in sys.modules.items() if name.startswith("moewh.ingest.prompts.")]:
@@ -180,7 +180,7 @@ def read_faster() -> None:
 
 
 def main() -> None:
-    """Fuzz one target for some seconds, starting from its seeds; libFuzzer ends the process."""
+    """Fuzz one target for the given seconds, starting from its seeds; libFuzzer ends the process."""
     name, seconds = sys.argv[1:]
     see_into_json()
     read_faster()

@@ -1,8 +1,8 @@
 """The long form of the fault tests: `make soak`, or `python -m tools.soak`. pytest does not collect it.
 
-Each part does to a warehouse, many times, what tests.faults.test_faults and tests.warehouse.test_verify do a few
-times, and gives rows of a table: what was done, how often, and how often something was lost, torn or not noticed.
-Anything lost makes the exit code 1. Forty minutes of one core; a few with
+Each part repeats many times what tests.faults.test_faults and tests.warehouse.test_verify do a few times, and gives
+rows of a table: what was done, how often, and how often something was lost, torn or not noticed. Any loss makes the
+exit code 1. It takes forty minutes of one core, or a few minutes with
 `--kills 10 --flips 50 --fuzz-seconds 10 --examples 20 --every 20`.
 """
 
@@ -40,7 +40,7 @@ from tests.support.faults import ERRORS, Job, Server
 from tests.support.trials import Trial
 
 FUZZED = {"prompts": 0.6, "manifests": 0.3, "pages": 0.1}
-"""Targets of `tools.fuzz`, and how much of --fuzz-seconds each gets."""
+"""Targets of `tools.fuzz`, and the share of --fuzz-seconds of each."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ class Row:
     fault: str
     tried: str
     lost: int
-    """How often something was lost, doubled, torn, wrong without a word, or not found."""
+    """How often something was lost, doubled, torn, silently wrong, or not found."""
 
 
 @dataclass
 class Soak:
-    """What the parts share: how much to do, a folder, and a run that nothing disturbed."""
+    """State shared by the parts: the options, a folder, and an undisturbed run."""
 
     chosen: argparse.Namespace
     folder: Path
@@ -63,7 +63,7 @@ class Soak:
 
     @cached_property
     def random(self) -> random.Random:
-        """The one source of chance."""
+        """The single random generator."""
         return random.Random(self.chosen.seed)
 
     @cached_property
@@ -85,20 +85,20 @@ class Soak:
 
 
 def kills(soak: Soak) -> Iterator[Row]:
-    """SIGKILL anywhere in a run."""
+    """Send SIGKILL anywhere in a run."""
     done = trials.kill_until_complete(soak.trial(), soak.chosen.kills, soak.chosen.seed)
     yield Row("SIGKILL at a random moment or system call of an ingest", f"{done} kills", 0)
 
 
 def commits(soak: Soak) -> Iterator[Row]:
-    """SIGKILL at every step of writing and committing a segment."""
+    """Send SIGKILL at every step of writing and committing a segment."""
     done, outcomes = trials.kill_last_segment(soak.trial(), soak.chosen.every)
     assert soak.chosen.every > 9 or outcomes == {True, False}, "the segment was there before it could be, or never"
     yield Row("SIGKILL at each system call of writing and committing a segment", f"{done} kills", 0)
 
 
 def errors(soak: Soak) -> Iterator[Row]:
-    """Each error at each step of writing a segment; then whole disks that are full."""
+    """Raise each error at each step of writing a segment; then fill whole disks."""
     for error in ERRORS:
         trial, tried, ended = soak.trial(), 0, 0
         for step, _, _ in trials.last_segment_lost(trial, soak.chosen.every):
@@ -123,7 +123,7 @@ def errors(soak: Soak) -> Iterator[Row]:
 
 
 def stops(soak: Soak) -> Iterator[Row]:
-    """Ctrl-C and SIGTERM, after some segments."""
+    """Send SIGINT and SIGTERM after some segments."""
     for number in (signal.SIGINT, signal.SIGTERM):
         for _ in range(soak.chosen.stops):
             trials.stop(soak.trial(), number, soak.random.randrange(1, 4))
@@ -131,7 +131,7 @@ def stops(soak: Soak) -> Iterator[Row]:
 
 
 def writers(soak: Soak) -> Iterator[Row]:
-    """Eight processes at once, on the same run, on runs of their own, and mixed; readers all the while."""
+    """Run eight processes at once, on the same run, on separate runs, and mixed, while others read."""
     for names, what in (("rrrrrrrr", "the same run"), ("abcdefgh", "a run each"), ("rrsssttr", "three runs")):
         reads = 0
         for _ in range(soak.chosen.rounds):
@@ -173,13 +173,13 @@ class Damaged:
 
     tried: int = 0
     missed: int = 0
-    """What verify did not find, or did not name."""
+    """Damage that verify did not find, or attributed to another file."""
     queries: Counter[str] = field(default_factory=Counter)
-    """What plain queries over the damaged tables came to: how many of each of OUTCOMES."""
+    """Outcomes of plain queries over the damaged tables: a count for each of OUTCOMES."""
 
 
 class Sound:
-    """A warehouse that is as it was committed, but for the moment of a trial."""
+    """A warehouse that is as committed, except during a trial."""
 
     def __init__(self, soak: Soak) -> None:
         self.random = soak.random
@@ -188,7 +188,7 @@ class Sound:
         self.answers = {table.name: answer(self.layout, table.name) for table in schema.TABLES}
 
     def damage(self, path: Path, kind: str, counts: Damaged) -> None:
-        """Damage one file, see who notices, and put every file back."""
+        """Damage one file, record who notices, and restore every file."""
         DAMAGES[kind](path, self.random)
         faults = faults_of(self.layout)
         counts.tried += 1
@@ -205,7 +205,7 @@ class Sound:
 
 
 def damage(soak: Soak) -> Iterator[Row]:
-    """Every way to damage a file but a flipped bit, over every file."""
+    """Damage every file in every way except a flipped bit."""
     sound = Sound(soak)
     for kind in (name for name in DAMAGES if name != "flip"):
         counts = Damaged()
@@ -217,7 +217,7 @@ def damage(soak: Soak) -> Iterator[Row]:
 
 
 def flips(soak: Soak) -> Iterator[Row]:
-    """Bits flipped, over the files of every table in turn."""
+    """Flip bits, in the files of every table in turn."""
     sound, counts = Sound(soak), Damaged()
     files = list(sound.files)
     for number in range(soak.chosen.flips):
@@ -235,7 +235,7 @@ def _damage_row(fault: str, counts: Damaged) -> Row:
 
 
 def properties(soak: Soak) -> Iterator[Row]:
-    """The property-based tests with many examples."""
+    """Run the property-based tests with many examples."""
     environment = {**os.environ, "MOEWH_EXAMPLES": str(soak.chosen.examples)}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/faults/test_hostile.py"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -246,7 +246,7 @@ def properties(soak: Soak) -> Iterator[Row]:
 
 
 def fuzz(soak: Soak) -> Iterator[Row]:
-    """Coverage-guided fuzzing of what reads files."""
+    """Fuzz the readers of files, guided by coverage."""
     if find_spec("atheris") is None:
         yield Row("fuzzing", "0: atheris is not installed (it comes with the extra `soak`)", 0)
         return
@@ -270,7 +270,7 @@ PARTS: dict[str, Callable[[Soak], Iterator[Row]]] = {
 
 
 def run(soak: Soak, parts: list[str]) -> list[Row]:
-    """Run the parts one after the other, telling each row as it comes; what a part finds ends it, not the others."""
+    """Run the parts one after another, printing each row as it comes; a failure ends its part, not the others."""
     rows = []
     for name in parts:
         began = time.monotonic()
@@ -292,19 +292,19 @@ def line(row: Row) -> str:
 
 
 def main() -> None:
-    """Run the parts asked for, print the table, and write it where asked."""
+    """Run the chosen parts, print the table, and write it to --results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--flips", type=int, default=1_000)
     parser.add_argument("--fuzz-seconds", type=int, default=600)
-    parser.add_argument("--examples", type=int, default=100, help="of each property")
-    parser.add_argument("--rounds", type=int, default=3, help="of eight writers")
-    parser.add_argument("--stops", type=int, default=10, help="of each signal")
-    parser.add_argument("--every", type=int, default=1, help="take every so many steps of a commit")
+    parser.add_argument("--examples", type=int, default=100, help="examples per property")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of eight writers")
+    parser.add_argument("--stops", type=int, default=10, help="stops per signal")
+    parser.add_argument("--every", type=int, default=1, help="test every Nth step of a commit")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--results", type=Path, help="write the table to this file")
-    parser.add_argument("--append", action="store_true", help="to what the file holds, as of other parts")
+    parser.add_argument("--append", action="store_true", help="append to the file, after the results of other parts")
     chosen = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     began = time.monotonic()

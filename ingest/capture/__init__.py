@@ -1,1 +1,1 @@
-"""Capture: forward passes and what the experts were called with in them."""
+"""Capture: forward passes, and the arguments of the experts' calls in them."""

@@ -1,7 +1,7 @@
-"""The opt-in table `expert_outputs`: how long each chosen expert's output is, and how it lies to the routed sum.
+"""The opt-in table `expert_outputs`: the norm of each chosen expert's output, and its cosine with the routed sum.
 
-In: what a block's experts are about to be called with. Each chosen expert is run once more by itself, through the very
-container that the block calls, as the proof does. Out: two numbers per choice; the outputs themselves are not kept.
+In: the arguments of a block's call of its experts. Each chosen expert is run once more by itself, through the container
+that the block calls, as in the proof. Out: two numbers per choice; the outputs themselves are not kept.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from moewh.ingest.model.layers import OTHER_MODALITY
 from moewh.ingest.routing import NO_ROUTE
 
 _NO_PART = re.compile(rf"^lm_head\.|{OTHER_MODALITY.pattern}")
-"""Parameters that a recorded pass does not multiply with."""
+"""Parameters that take no part in a recorded pass's matrix products."""
 _NUMBERS = 1 << 27
-"""Numbers of outputs [T, K, H] that are held at once: 512 MiB in float32."""
+"""Most elements of outputs [T, K, H] held at once: 512 MiB in float32."""
 
 
 def measure_outputs(moe: MoELayer, call: Call) -> torch.Tensor:
     """Return [T, 2 K] in float32: the norms of a token's K expert outputs in slot order, then their cosines.
 
-    The norm is ‖f_e(x)‖₂, before the weight; the cosine is that of f_e(x) and Σ_k w_k f_k(x). Rows without a route mean
-    nothing. A norm that is no finite number, and the cosine of a vector of length zero, are NaN.
+    The norm is ‖f_e(x)‖₂, before the weight; the cosine is between f_e(x) and Σ_k w_k f_k(x). Rows without a route are
+    undefined. A norm that is not finite, and the cosine of a zero vector, are NaN.
     """
     hidden_TH = call.hidden_TH.reshape(-1, call.hidden_TH.shape[-1])
     T, K = call.expert_ids_TK.shape
@@ -53,10 +53,10 @@ def _measured(moe: MoELayer, call: Call) -> torch.Tensor:
 
 
 def arithmetic_share(model: nn.Module, moe_layers: list[MoELayer], top_k: int) -> float:
-    """Return the multiplications of a token's K experts, over those of its whole pass: what running them again adds.
+    """Return the multiplications of a token's K experts relative to its whole pass: the cost of running them again.
 
-    Taken from the sizes of the matrices, so that attention over positions, and that experts may run slower than other
-    matrices of their size, are left out. Embeddings, the head and what sees images or hears are not part of the pass.
+    This is derived from matrix sizes, so it ignores attention over positions, and that experts may run slower than
+    other matrices of their size. Embeddings, the head, and vision and audio towers are not part of the pass.
     """
     size = {moe.experts: sum(p.numel() for p in moe.experts.parameters() if p.dim() > 1) for moe in moe_layers}
     chosen = sum(size[moe.experts] * top_k / max(1, moe.kinds.count("mlp")) for moe in moe_layers)

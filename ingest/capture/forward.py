@@ -1,6 +1,6 @@
-"""The forward pass over one batch, observed: launched here, waited for elsewhere.
+"""The observed forward pass over one batch: launched here, waited for elsewhere.
 
-A batch that does not fit in the device's memory is halved, and so are later ones of its size.
+A batch that does not fit in the device's memory is halved, and so are later batches of its size.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ Rows = npt.NDArray[np.int64]
 Result = TypeVar("Result")
 
 PROBE = Batch(np.arange(4)[None], np.ones((1, 4), np.int64), np.arange(4))
-"""Stands in for the first batch where a segment has no tokens at all."""
+"""Replaces the first batch if a segment has no tokens."""
 
 
 @torch.inference_mode()
 def run_batch(loaded: LoadedModel, batch: Batch, wanted: WantedVectors) -> PendingRouting:
-    """Launch one batch; what each layer does with its real tokens can be waited for."""
+    """Launch one batch; the result waits for each layer's routing of its real tokens."""
     with capture_routing(loaded.found, batch.attention_mask_BS, wanted) as capture:
         run_stack(loaded.model, *_on_device(loaded, batch))
     return capture.take()
@@ -44,9 +44,9 @@ def run_batch(loaded: LoadedModel, batch: Batch, wanted: WantedVectors) -> Pendi
 def run_verified_batch(
     loaded: LoadedModel, batch: Batch, wanted: WantedVectors
 ) -> tuple[PendingRouting, dict[int, LayerFacts]]:
-    """Run one batch, prove that every layer's output is what was captured, and measure the layers.
+    """Run one batch, prove that every layer's output follows from what was captured, and measure the layers.
 
-    Raises MoewhError naming the module that does something else.
+    Raises MoewhError with the module that does something else.
     """
     input_ids_BS, attention_mask_BS = _on_device(loaded, batch)
     with (
@@ -60,18 +60,18 @@ def run_verified_batch(
 
 
 Batches = deque[Rows]
-"""The contexts of each batch that is still to be run, in order."""
+"""The contexts of each batch still to run, in order."""
 TooLarge = Callable[[int], None]
-"""Told the index of a context that does not fit in the device's memory even alone."""
+"""Called with the index of a context that does not fit in the device's memory even alone."""
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What the first batch showed, after every layer's output was rebuilt from what was captured."""
+    """The result of the first batch, after every layer's output was rebuilt from what was captured."""
 
     facts: dict[int, LayerFacts]
     first: tuple[Rows, PendingRouting] | None
-    """That batch's rows of the segment and their routing; None if none of the segment's batches could be run."""
+    """That batch's rows in the segment and their routing; None if none of the segment's batches could be run."""
 
 
 class BatchRunner:
@@ -84,10 +84,10 @@ class BatchRunner:
         """Padded tokens of the smallest batch that did not fit."""
 
     def prove(self, segment: TokenisedSegment | None, batches: Batches, too_large: TooLarge) -> Proof:
-        """Run the first of the batches, and prove that every layer does what was captured.
+        """Run the first of the batches, and prove that every layer's output follows from what was captured.
 
-        It is taken from `batches`. If they are empty, or none fits, a few made-up tokens stand in.
-        Raises MoewhError naming the module that does something else.
+        It is removed from `batches`. If there is none, or none fits, a few made-up tokens are used instead.
+        Raises MoewhError with the module that does something else.
         """
 
         def launch(part: Rows) -> Proof:
@@ -105,9 +105,9 @@ class BatchRunner:
     def run(
         self, segment: TokenisedSegment, batches: Batches, too_large: TooLarge
     ) -> Iterator[tuple[Rows, PendingRouting]]:
-        """Launch the batches one after another, each in smaller ones if memory is short; empties `batches`.
+        """Launch the batches one after another, split into smaller ones if memory is short; empties `batches`.
 
-        Yields the rows of the segment that each one fills, and their routing.
+        Yields the rows in the segment that each one fills, and their routing.
         """
 
         def launch(part: Rows) -> tuple[Rows, PendingRouting]:
@@ -137,15 +137,15 @@ class BatchRunner:
     def _first(
         self, batches: Batches, padded: Callable[[Rows], int], launch: Callable[[Rows], Result], too_large: TooLarge
     ) -> Result | None:
-        """Launch what stands first in `batches`, halved until it fits; None if nothing is left.
+        """Launch the first of `batches`, halved until it fits; None if nothing is left.
 
-        The other halves go back in front. Sizes that did not fit once are not tried again.
+        The other halves go back to the front. A size that did not fit once is not tried again.
         """
         while batches:
             contexts = batches.popleft()
             size = padded(contexts)
             if self._too_large is None or size < self._too_large or len(contexts) == 1:
-                with contextlib.suppress(torch.OutOfMemoryError):  # leaving it frees what the pass held
+                with contextlib.suppress(torch.OutOfMemoryError):  # leaving this block frees the pass's memory
                     return launch(contexts)
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()

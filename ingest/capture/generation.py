@@ -1,8 +1,8 @@
-"""Generation: the routing of prompts and of what the model says next, token by token.
+"""Generation: the routing of prompts and of the tokens that the model generates after them.
 
-The hooks fire once for the prompt and once per step. Prompts of equal length share a batch, so that nothing is
-padded and every position is the model's own. The last token of a sequence is never fed to the model: it has no
-rows; nor has anything after a sequence's end.
+The hooks fire once for the prompt and once per step. Prompts of equal length share a batch, so that nothing is padded
+and every position is exact. The last token of a sequence is never fed to the model, so it has no rows; neither does
+anything after a sequence's end.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class GeneratedBatch:
-    """One batch after generation: B contexts of S tokens, and what followed each."""
+    """One batch after generation: B contexts of S tokens, and the tokens that followed each."""
 
     contexts: Ints
     prompt_length: int
     generated: list[list[int]]
-    """Per context what follows it: the new tokens, its end included, without the padding after that.
+    """Per context, the new tokens, including the end token but not the padding after it.
 
-    An encoder-decoder's begins with the token that its decoder starts from.
+    In an encoder-decoder they begin with the decoder's start token.
     """
     starts: int
-    """How many of them the model did not say: 1 for an encoder-decoder, else 0."""
+    """How many of them the model did not generate: 1 for an encoder-decoder, else 0."""
     passes: list[PendingRouting]
-    """The routing of the prompt [B*S rows], then of each token of `generated` that was fed [B rows]."""
+    """The routing of the prompt [B*S rows], then of each token in `generated` that was fed to the model [B rows]."""
 
 
 def plan_equal_batches(length_C: Ints, batch_tokens: int, generate: int) -> list[Ints]:
@@ -63,14 +63,14 @@ def generate_batch(
     sampling: Sampling,
     wanted: WantedVectors,
 ) -> GeneratedBatch:
-    """Generate after contexts of equal length and capture the routing of every forward pass on the way."""
+    """Generate after contexts of equal length, and capture the routing of every forward pass."""
     S = int(segment.length_C[contexts[0]])
     ids_BS = segment.vocab_id_T[segment.start_C[contexts][:, None] + np.arange(S)].astype(np.int64)
     prompt_ids = segment.prompt_T[segment.start_C[contexts]]
     input_ids = torch.from_numpy(ids_BS).to(loaded.model.device)
     assert loaded.generation_tokens is not None
     tokens = loaded.generation_tokens.used
-    # `generate` fills what is open from the model's own settings, which `load_model` has left empty.
+    # `generate` takes unset values from the model's own settings, which `load_model` has left empty.
     config = GenerationConfig(
         max_new_tokens=sampling.tokens,
         do_sample=False,
@@ -101,10 +101,10 @@ def _until_end(tokens: list[int], ends: tuple[int, ...]) -> list[int]:
 
 
 class _SeededSampling(LogitsProcessor):
-    """Makes the greedy choice a sample from softmax(scores / temperature), by Gumbel noise of each prompt's own.
+    """Turns greedy choice into sampling from softmax(scores / temperature), with separate Gumbel noise per prompt.
 
-    The greatest of scores / temperature + Gumbel noise is such a sample (Gumbel 1954; Maddison et al. 2014). Noise
-    comes from a generator seeded by (seed, prompt_id), so a prompt's sample does not depend on its batch.
+    The argmax of scores / temperature + Gumbel noise is such a sample (Gumbel 1954; Maddison et al. 2014). The noise
+    comes from a generator seeded with (seed, prompt_id), so a prompt's sample does not depend on its batch.
     """
 
     def __init__(self, sampling: Sampling, prompt_ids: Ints) -> None:
@@ -120,7 +120,7 @@ class _SeededSampling(LogitsProcessor):
 
 @contextmanager
 def _capture_passes(loaded: LoadedModel, wanted: WantedVectors) -> Iterator[list[Capture]]:
-    """Capture every forward pass of the text stack until the end; a list with one capture per pass."""
+    """Capture every forward pass of the text stack within the block, in a list with one capture per pass."""
     passes: list[Capture] = []
     model, moe_layers = loaded.model, loaded.found.moe_layers
 
@@ -157,7 +157,7 @@ def _capture_passes(loaded: LoadedModel, wanted: WantedVectors) -> Iterator[list
 def with_generated(
     segment: TokenisedSegment, batches: Sequence[GeneratedBatch], routing: RoutingBuffer
 ) -> TokenisedSegment:
-    """Put what was generated behind each prompt's tokens, and all routing into the buffer of the longer segment.
+    """Append the generated tokens to each prompt's, and put all routing into the buffer of the longer segment.
 
     `routing` must be made for `generated_size(segment, batches)` tokens.
     """
@@ -172,14 +172,14 @@ def with_generated(
 
 
 def generated_size(segment: TokenisedSegment, batches: Sequence[GeneratedBatch]) -> int:
-    """Tokens of the segment with what was generated."""
+    """Return the number of tokens in the segment, generated ones included."""
     return len(segment.vocab_id_T) + sum(len(tokens) for batch in batches for tokens in batch.generated)
 
 
 def _longer(segment: TokenisedSegment, generated_C: list[list[int]], starts: int) -> TokenisedSegment:
-    """The segment with `generated_C` behind each context; every prompt has one context at most.
+    """Return the segment with `generated_C` appended to each context; every prompt has at most one context.
 
-    The first `starts` tokens of each are special: the model did not say them.
+    The first `starts` tokens of each are special: the model did not generate them.
     """
     more_C = np.array([len(tokens) for tokens in generated_C], np.int64)
     length_C = segment.length_C + more_C
@@ -212,14 +212,14 @@ def _longer(segment: TokenisedSegment, generated_C: list[list[int]], starts: int
 
 
 def _add_passes(longer: TokenisedSegment, batch: GeneratedBatch, routing: RoutingBuffer) -> None:
-    """Add the rows of the prompt, then those of each step for the sequences that went on after it."""
+    """Add the rows of the prompt, then those of each step, for the sequences that continued after it."""
     start_B = longer.start_C[batch.contexts]
     new_B = np.array([len(tokens) for tokens in batch.generated])
     prompt, *steps = batch.passes
     rows = (start_B[:, None] + np.arange(batch.prompt_length)).reshape(-1)
     _add(routing, rows, prompt, np.arange(len(rows)))
     for step, pending in enumerate(steps):
-        # This pass was fed generated token number `step`; it is not the last one if another came after it.
+        # This pass was fed generated token number `step`, which is not the last if another followed it.
         going_on = np.flatnonzero(step + 1 < new_B)
         if len(going_on):
             _add(routing, start_B[going_on] + batch.prompt_length + step, pending, going_on)

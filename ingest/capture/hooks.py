@@ -1,7 +1,7 @@
-"""Capture: the very indices and weights the experts are called with, taken as the model runs.
+"""Capture: exactly the indices and weights that the experts are called with, taken as the model runs.
 
-Hooks only copy on the device; nothing in them waits for it. Rows of padding are dropped right there, so
-what a batch gives is [T, K] per layer for its T real tokens, in the order of the attention mask.
+Hooks only copy on the device and never wait for it. They drop rows of padding, so a batch gives [T, K] per layer for
+its T real tokens, in the order of the attention mask.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from moewh.warehouse.files.schema import Table
 
 @dataclass(frozen=True)
 class _Copy:
-    """Part of a batch's routing on its way from one device to the host: layers end to end, row by row."""
+    """Part of a batch's routing in transit from one device to the host: layers end to end, row by row."""
 
     layers: list[tuple[MoELayer, tuple[int, int]]]
-    """(the MoE layer, its [T, K])"""
+    """(MoE layer, its [T, K])"""
     expert_ids: torch.Tensor
     weights: torch.Tensor
     arrived: torch.cuda.Event | None
 
     def wait(self) -> Iterator[tuple[int, LayerRouting]]:
-        """Wait until the copy is here and yield it layer by layer. Raises MoewhError for what is no expert's index."""
+        """Wait for the copy and yield it layer by layer. Raises MoewhError for an index that is not an expert's."""
         if self.arrived is not None:
             self.arrived.synchronize()
         ids, weights = self.expert_ids.int().numpy(), self.weights.float().numpy()
@@ -57,14 +57,14 @@ class PendingRouting:
 
     copies: list[_Copy]
     vectors: dict[VectorKey, torch.Tensor]
-    """On the host, as complete as the copies: they were launched before these."""
+    """On the host, and complete once the routing's copies are, which were launched later."""
 
     def wait(self) -> dict[int, LayerRouting]:
-        """Return the routing by layer, once the device has done its work."""
+        """Return the routing by layer, once the device has finished."""
         return {layer: routing for copy in self.copies for layer, routing in copy.wait()}
 
     def wait_for_vectors(self) -> dict[VectorKey, npt.NDArray[np.float32]]:
-        """Return the opt-in vectors [T, width], once the device has done its work."""
+        """Return the opt-in vectors [T, width], once the device has finished."""
         for copy in self.copies:
             if copy.arrived is not None:
                 copy.arrived.synchronize()
@@ -102,10 +102,10 @@ class Capture:
         self._weights: dict[int, torch.Tensor] = {}
         self._vectors: dict[VectorKey, torch.Tensor] = {}
         self._calls: Counter[tuple[str, int]] = Counter()
-        """By what is called (experts, or the router for a table) and layer: a block that loops is hooked per visit."""
+        """Calls so far, by callee ("experts", or a table for its router) and layer: a looping block has many."""
 
     def record(self, moe: MoELayer, call: Call) -> None:
-        """Take one block's call: [B*S, K] indices and weights; where asked for, run its experts by themselves."""
+        """Record one block's call: [B*S, K] indices and weights; for expert outputs, also run its experts alone."""
         B, S = self.shape
         hidden_TH, ids_TK, weights_TK = call
         if are_alone() or not self._is_visit(moe, "experts"):
@@ -129,7 +129,7 @@ class Capture:
             self._vectors[schema.EXPERT_OUTPUTS, moe.layer] = measure_outputs(moe, real)
 
     def keep(self, table: Table, moe: MoELayer, vectors: Any) -> None:
-        """Take one router's logits or input: [B*S, width] (or [B, S, width])."""
+        """Record one router's logits or input: [B*S, width] (or [B, S, width])."""
         if not self._is_visit(moe, table.name):
             return
         B, S = self.shape
@@ -137,12 +137,12 @@ class Capture:
         if len(flat) != B * S:
             raise MoewhError(
                 f"{table.name}: the router of {moe.path} gives {list(vectors.shape)} for a batch of {B} x {S} tokens, "
-                "which is not one row a token. Leave the option out."
+                "which is not one row per token. Leave the option out."
             )
         self._vectors[table, moe.layer] = self._real(flat)
 
     def _is_visit(self, moe: MoELayer, called: str) -> bool:
-        """Count a call, and tell whether it is this layer's. Raises MoewhError for one too many."""
+        """Count a call, and return whether it is this layer's. Raises MoewhError for one too many."""
         call = self._calls[called, moe.layer]
         self._calls[called, moe.layer] += 1
         if call >= moe.visits:
@@ -159,9 +159,9 @@ class Capture:
         return rows.detach().index_select(0, self._rows_on[rows.device])
 
     def take(self) -> PendingRouting:
-        """Launch the copy of everything captured to the host; nothing here waits for the device.
+        """Launch the copy of everything captured to the host, without waiting for the device.
 
-        Raises MoewhError naming a container that was not called.
+        Raises MoewhError with the containers that were not called.
         """
         missing = list(dict.fromkeys(moe.path for moe in self._moe_layers if moe.layer not in self._ids))
         if missing:
@@ -187,13 +187,13 @@ class Capture:
 
 
 def to_device(array: npt.NDArray[np.int64], device: torch.device) -> torch.Tensor:
-    """Copy to the device; to a GPU from pinned memory, since any other copy waits for all that was launched."""
+    """Copy to the device; to a GPU from pinned memory, because any other copy waits for all launched work."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def to_host(tensor: torch.Tensor) -> torch.Tensor:
-    """Copy to the host; from a GPU into pinned memory and without waiting. What is there already is not copied."""
+    """Copy to the host; from a GPU into pinned memory, without waiting. A tensor already on the host is not copied."""
     if tensor.device.type != "cuda":
         return tensor.cpu()
     pinned = torch.empty_like(tensor, device="cpu", pin_memory=True)
@@ -202,10 +202,10 @@ def to_host(tensor: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def capture_routing(moe_layers: MoELayers, mask_BS: npt.NDArray[np.int64], wanted: WantedVectors) -> Iterator[Capture]:
-    """Observe every block during one forward pass; the hooks are removed in the end, come what may.
+    """Observe every block during one forward pass; the hooks are always removed afterwards.
 
-    `mask_BS` is the attention mask on the host, so that finding the real rows waits for no device. Experts
-    elsewhere that are called raise MoewhError.
+    `mask_BS` is the attention mask on the host, so that finding the real rows does not wait for the device. Raises
+    MoewhError if experts elsewhere are called.
     """
     capture = Capture(moe_layers.moe_layers, mask_BS, expert_outputs=wanted.expert_outputs)
     handles = [handle for moe in moe_layers.moe_layers for handle in moe.family.attach(moe, capture.record)]
@@ -220,7 +220,7 @@ def capture_routing(moe_layers: MoELayers, mask_BS: npt.NDArray[np.int64], wante
 
 def _refuse_call(path: str) -> Any:
     def hook(*_: Any) -> None:
-        raise MoewhError(f"{path} was called, but a prompt should not reach what is there. It is not recorded.")
+        raise MoewhError(f"{path} was called, but a prompt should not reach this module. It is not recorded.")
 
     return hook
 
@@ -230,9 +230,9 @@ def run_stack(
 ) -> None:
     """Run every layer that sees a prompt over a right-padded batch, without cache and without the LM head.
 
-    An encoder-decoder's prompt goes through its encoder alone; with `run_decoder`, for a run that generates, the same
-    tokens also go through its decoder. Any other model runs its `text_base`, with `logits_to_keep=1` where that has a
-    head and takes it.
+    An encoder-decoder's prompt goes only through its encoder; with `run_decoder`, for a run that generates, the same
+    tokens also go through its decoder. Any other model runs its `text_base`, with `logits_to_keep=1` if that has a head
+    and accepts the argument.
     """
     inputs: dict[str, Any] = {"input_ids": input_ids_BS, "attention_mask": attention_mask_BS}
     if model.config.is_encoder_decoder and not run_decoder:
@@ -249,9 +249,9 @@ def run_stack(
 
 
 def text_base(model: Any) -> Any:
-    """The module that runs every layer which sees a prompt, without a head where that can be had.
+    """Return the module that runs every layer which sees a prompt, without a head if possible.
 
-    `model.base_model` when that is another module, else its `language_model` (Llama4ForConditionalGeneration has no
+    That is `model.base_model` if it is another module, else its `language_model` (Llama4ForConditionalGeneration has no
     other base, and fails to assemble its own output in transformers 5.24), else the model itself.
     """
     base = getattr(model, "base_model", model)
@@ -260,7 +260,7 @@ def text_base(model: Any) -> Any:
 
 @contextmanager
 def failures_named(model: Any) -> Iterator[None]:
-    """Turn what fails in a model's own code into a MoewhError that names it; being out of memory stays what it is."""
+    """Turn a failure in a model's own code into a MoewhError that names it; out-of-memory errors pass unchanged."""
     try:
         yield
     except torch.OutOfMemoryError:

@@ -1,7 +1,7 @@
-"""The opt-in tables: the router's raw logits, the vectors it is given, and what the experts put out.
+"""The opt-in tables: the router's raw logits, its input vectors, and measures of the experts' outputs.
 
-Logits and vectors are far larger than the routing (E or H numbers a token and layer instead of K), so a segment's are
-kept in files without a name, which vanish with the process, and written from there in the order of the tokens.
+Logits and vectors are far larger than the routing (E or H numbers per token and layer instead of K), so a segment's are
+kept in unnamed files, which vanish with the process, and written from there in token order.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from moewh.warehouse.files.schema import Table
 
 @dataclass(frozen=True)
 class WantedVectors:
-    """Which opt-in vectors a run stores: for each, the layers."""
+    """The opt-in vectors that a run stores, and for which layers."""
 
     router_logits: frozenset[int] = frozenset()
     hidden_states: frozenset[int] = frozenset()
     expert_outputs: bool = False
-    """Of every layer, or of none."""
+    """For all layers or none."""
 
     @property
     def tables(self) -> list[Table]:
-        """The opt-in tables the run has."""
+        """The run's opt-in tables."""
         wanted = {
             schema.ROUTER_LOGITS: bool(self.router_logits),
             schema.HIDDEN_STATES: bool(self.hidden_states),
@@ -40,17 +40,17 @@ class WantedVectors:
         return [table for table, asked in wanted.items() if asked]
 
     def bytes_per_token(self, moe_layers: list[MoELayer], hidden_size: int, top_k: int) -> int:
-        """What the numbers of one token take, in bytes, before compression; two per choice of an expert's output."""
+        """Return the bytes of one token's vectors before compression; expert outputs take two numbers per choice."""
         logits = sum(moe.num_experts for moe in moe_layers if moe.layer in self.router_logits)
         outputs = 2 * top_k * len(moe_layers) if self.expert_outputs else 0
         return 4 * (logits + hidden_size * len(self.hidden_states) + outputs)
 
 
 def wanted_vectors(options: IngestOptions, moe_layers: list[MoELayer], model_type: str) -> WantedVectors:
-    """Read the options of the opt-in tables. Raises UsageError for what this model cannot give."""
+    """Read the options of the opt-in tables. Raises UsageError for a table that this model cannot provide."""
     layers = frozenset(moe.layer for moe in moe_layers)
     if options.router_logits and any(moe.family.returns_probabilities for moe in moe_layers):
-        raise UsageError(f"--router-logits: routers of {model_type} return probabilities, no logits. Leave it out.")
+        raise UsageError(f"--router-logits: routers of {model_type} return probabilities, not logits. Leave it out.")
     if (options.router_logits or options.hidden_states is not None) and any(moe.router is None for moe in moe_layers):
         raise UsageError(
             f"{model_type} has no router module to observe. Leave out --router-logits and --hidden-states."
@@ -73,7 +73,7 @@ def _layers(text: str, known: frozenset[int]) -> frozenset[int]:
 
 
 def attach_vectors(moe: MoELayer, wanted: WantedVectors, keep: Any) -> list[RemovableHandle]:
-    """Hook a layer's router: `keep(table, layer, tensor)` is told of each vector [B*S, E or H]."""
+    """Hook a layer's router, calling `keep(table, layer, tensor)` with each vector [B*S, E or H]."""
     router, handles = moe.router, []
     if router is not None and moe.layer in wanted.hidden_states:
 

@@ -1,8 +1,8 @@
 """The embedded demo: a small OLMoE trained by `moewh.ingest.demo.train`, its checkpoints and its prompts.
 
-In: nothing but the files of this folder, which `python -m moewh.ingest.demo.train` regenerates
-(`prompts.jsonl` is written by hand). Out: paths and facts, so that `--model demo` and
-`--prompts demo` work without a network. Nothing here imports torch.
+In: only the files in this folder, which `python -m moewh.ingest.demo.train` regenerates (`prompts.jsonl` is written by
+hand). Out: paths and facts, so that `--model demo` and `--prompts demo` work without a network. Nothing here imports
+torch.
 """
 
 import json
@@ -16,15 +16,15 @@ TRAINING: Path = FOLDER / "training.json"
 
 
 def checkpoints() -> list[str]:
-    """Revision names (`step-000060`, …) in training order, read from the folders of `model/`."""
-    # Step numbers have six digits, so the order of the names is the order of training.
+    """Return the revision names (`step-000060`, …) in training order, read from the folders in `model/`."""
+    # Step numbers have six digits, so sorting the names sorts them by training step.
     return sorted(path.parent.name for path in MODEL.glob("step-*/config.json"))
 
 
 def checkpoint_path(revision: str | None = None) -> Path:
-    """The Hugging Face folder of one checkpoint; None is the final one.
+    """Return the Hugging Face folder of one checkpoint; None means the final one.
 
-    Raises LookupError, naming the known revisions, when there is no such checkpoint.
+    Raises LookupError, with the known revisions, if there is no such checkpoint.
     """
     known = checkpoints()
     name = revision if revision is not None else (known[-1] if known else "")
@@ -35,6 +35,6 @@ def checkpoint_path(revision: str | None = None) -> Path:
 
 
 def facts() -> dict[str, Any]:
-    """What `training.json` says: sizes, versions, tokens seen and held-out losses (nats per token)."""
+    """Return the content of `training.json`: sizes, versions, tokens seen and held-out losses (nats per token)."""
     loaded: dict[str, Any] = json.loads(TRAINING.read_text(encoding="utf-8"))
     return loaded

@@ -1,8 +1,8 @@
-"""The training text of the demo model: four domains, from what every Python installation has.
+"""The training text of the demo model: four domains, from files that every Python installation has.
 
 In: the `.py` files of the running Python's standard library, `pydoc_data.topics`, and the
 generators `mathematics` and `records`. Out: `Document`s, split into training and held-out ones
-by whole document (module, topic or generator seed), never by a position inside one.
+by whole document (module, topic or generator seed), never within one.
 
 - `code`: standard-library source without comments, docstrings or multi-line strings.
 - `prose`: English paragraphs of docstrings, comment blocks and the language reference's topics,
@@ -58,12 +58,12 @@ class Document:
 
     @property
     def held_out(self) -> bool:
-        """Whether the document is kept from training; a module's code and prose go the same way."""
+        """Whether the document is held out from training; a module's code and prose are treated alike."""
         return int(hashlib.sha256(self.name.encode()).hexdigest(), 16) % HELD_OUT_ONE_IN == 0
 
 
 def documents() -> list[Document]:
-    """All documents of all domains, in a fixed order."""
+    """Return all documents of all domains, in a fixed order."""
     modules = list(standard_library())
     code = [Document("code", name, code_only(source)) for name, source in modules]
     numbers = range(GENERATED_DOCUMENTS)
@@ -73,12 +73,12 @@ def documents() -> list[Document]:
 
 
 def split(found: list[Document]) -> tuple[list[Document], list[Document]]:
-    """The training documents and the held-out ones."""
+    """Return the training documents and the held-out ones."""
     return [d for d in found if not d.held_out], [d for d in found if d.held_out]
 
 
 def digests(found: list[Document]) -> dict[str, str]:
-    """sha256 of the text of each domain and of all of it (`total`), in document order."""
+    """Return the sha256 of each domain's text and of all text (`total`), in document order."""
     hashes = {name: hashlib.sha256() for name in (*DOMAINS, "total")}
     for document in found:
         for name in (document.domain, "total"):
@@ -87,7 +87,7 @@ def digests(found: list[Document]) -> dict[str, str]:
 
 
 def standard_library() -> Iterator[tuple[str, str]]:
-    """(path inside the standard library, source) of each module that can be read and parsed."""
+    """Yield (path in the standard library, source) of each module that can be read and parsed."""
     root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
         inside = path.relative_to(root)
@@ -108,9 +108,9 @@ STATEMENT_START = frozenset({tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
 
 
 def code_only(source: str) -> str:
-    """The source without comments, string statements and multi-line strings ('' if it would not parse)."""
+    """Return the source without comments, string statements and multi-line strings ('' if it does not parse)."""
     lines = source.splitlines(keepends=True)
-    # From the last cut to the first, so that earlier positions stay right.
+    # From the last cut to the first, so that earlier positions stay valid.
     for token, replacement in reversed(list(_cuts(source))):
         (row, column), (end_row, end_column) = token.start, token.end
         joined = lines[row - 1][:column] + replacement + lines[end_row - 1][end_column:]
@@ -127,9 +127,9 @@ def code_only(source: str) -> str:
 
 
 def _cuts(source: str) -> Iterator[tuple[tokenize.TokenInfo, str]]:
-    """The tokens to cut out of the source, in order, and what stands in their place.
+    """Yield the tokens to cut out of the source, in order, and their replacements.
 
-    A string is a statement of its own if a statement may start before it and a line ends after it.
+    A string is its own statement if a statement may start before it and a line ends after it.
     """
     tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
     solid = [token for token in tokens if token.type not in BLANK]
@@ -161,7 +161,7 @@ WORD = re.compile(r"[(\"']*[A-Za-z]+(?:['-][a-z]+)*[)\"',.;:?!]*")
 
 
 def prose(modules: list[tuple[str, str]]) -> list[Document]:
-    """One document for each module or topic that holds English paragraphs; no paragraph comes twice."""
+    """Return a document for each module or topic with English paragraphs, without repeated paragraphs."""
     sources = [(name, [*_docstrings(source), *_comment_blocks(source)]) for name, source in modules]
     sources += [(f"topic-{name}", [text]) for name, text in sorted(topics.items())]
     seen: set[str] = set()
@@ -180,7 +180,7 @@ def _docstrings(source: str) -> Iterator[str]:
 
 
 def _comment_blocks(source: str) -> Iterator[str]:
-    """Runs of full-line comments, without their `#`."""
+    """Yield runs of full-line comments, without their `#`."""
     lines = [line.strip() for line in source.splitlines()]
     for commented, block in groupby(lines, key=lambda line: line.startswith("#")):
         if commented:
@@ -188,7 +188,7 @@ def _comment_blocks(source: str) -> Iterator[str]:
 
 
 def _paragraphs(text: str) -> Iterator[str]:
-    """The paragraphs of running English in a text, each on one line, inline markup removed."""
+    """Yield the paragraphs of English prose in a text, each on one line, with inline markup removed."""
     for block in re.split(r"\n\s*\n", text):
         lines = block.splitlines()
         # Lists and tables are indented unevenly; a first line may be indented by itself.
@@ -199,7 +199,7 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 
 def _is_prose(paragraph: str) -> bool:
-    """Whether it reads as whole sentences: few names, numbers or signs, no code and no licence."""
+    """Return whether a paragraph is prose: few names, numbers or symbols, no code and no licence."""
     words = paragraph.split(" ")
     plain = sum(WORD.fullmatch(word) is not None for word in words)
     fits = PARAGRAPH.fullmatch(paragraph) and not NOT_PROSE.search(paragraph) and not CAMEL.search(paragraph)

@@ -1,8 +1,8 @@
-"""Held-out losses: those of a checkpoint, and those of a bigram model to judge them by.
+"""Held-out losses of a checkpoint, and of a bigram model as a baseline.
 
 In: token streams of one domain (documents joined, `<|endoftext|>` before each). Out: mean loss in
-nats per token. Both sides predict the same tokens of the same windows, and both see the real token
-before each of them: the first token of a window is scored by neither.
+nats per token. Both predict the same tokens of the same windows, and both see the real token before
+each of them, so neither scores the first token of a window.
 
 Shapes: W windows, S positions in a window, V vocabulary.
 """
@@ -20,7 +20,7 @@ DISCOUNTS: tuple[float, ...] = (0.01, 0.02, *(round(0.05 * n, 2) for n in range(
 
 
 def windows(stream: Tokens, length: int, most: int) -> Tokens:
-    """At most `most` windows, spread evenly over the stream, that do not overlap: [W, S]."""
+    """Return at most `most` windows that do not overlap, spread evenly over the stream: [W, S]."""
     count = len(stream) // length
     chosen = np.linspace(0, count - 1, min(most, count)).astype(np.int64)
     return stream[: count * length].reshape(count, length)[chosen]
@@ -28,7 +28,7 @@ def windows(stream: Tokens, length: int, most: int) -> Tokens:
 
 @torch.inference_mode()
 def model_loss(model: OlmoeForCausalLM, windows_WS: Tokens, start: int) -> float:
-    """Mean loss of the model in nats per token; each window is a context of its own after `start`."""
+    """Return the model's mean loss in nats per token; each window is a separate context after `start`."""
     total = 0.0
     for part in np.array_split(windows_WS, max(1, len(windows_WS) // 16)):
         targets_WS = torch.from_numpy(part)
@@ -41,12 +41,12 @@ def model_loss(model: OlmoeForCausalLM, windows_WS: Tokens, start: int) -> float
 
 
 def bigram_loss(training: list[Tokens], windows_WS: Tokens, vocabulary: int) -> tuple[float, float]:
-    """(mean loss in nats per token, discount) of a bigram model with interpolated absolute discounting.
+    """Return (mean loss in nats per token, discount) of a bigram model with interpolated absolute discounting.
 
     p(w | v) = max(c(v, w) - d, 0) / c(v) + d · n(v) / c(v) · q(w), with n(v) the number of different
     successors of v and q the add-one unigram model (Ney, Essen and Kneser 1994). The discount d is the
-    best one on every tenth training document under counts of the other nine; the counts are then
-    those of all training documents. Held-out tokens take no part in either.
+    best one on every tenth training document with counts from the other nine; the final counts are those
+    of all training documents. Held-out tokens are used for neither.
     """
     tuning, fitting = training[::10], [d for n, d in enumerate(training) if n % 10]
     counts_VV = _counts(fitting, vocabulary)
@@ -66,7 +66,7 @@ def _loss(counts_VV: Floats, discount: float, before: Tokens, after: Tokens) -> 
     unigram_V = (counts_VV.sum(axis=0) + 1) / (counts_VV.sum() + len(counts_VV))
     seen_V = counts_VV.sum(axis=1)
     successors_V = (counts_VV > 0).sum(axis=1)
-    # A token never seen as a context leaves everything to the unigram model.
+    # For a token never seen as a context, the unigram model decides alone.
     total = np.maximum(seen_V[before], 1)
     backoff = np.where(seen_V[before] > 0, discount * successors_V[before] / total, 1.0)
     direct = np.maximum(counts_VV[before, after] - discount, 0) / total

@@ -1,7 +1,7 @@
 """Generated training text of the domain `math`: worked arithmetic, algebra and calculus.
 
-In: a seed. Out: the text of one document, always the same for the same seed, since only
-`random.Random` and exact numbers are used. Documents of different seeds share templates, not numbers.
+In: a seed. Out: the text of one document, which depends only on the seed, because it uses nothing but
+`random.Random` and exact numbers. Documents of different seeds share templates, not numbers.
 """
 
 import math
@@ -11,13 +11,13 @@ from random import Random
 
 
 def math_document(seed: int) -> str:
-    """About two thousand characters of worked arithmetic, algebra and calculus."""
+    """Return about two thousand characters of worked arithmetic, algebra and calculus."""
     rng = Random(f"math-{seed}")
     return "\n".join(rng.choice(PROBLEMS)(rng) + "\n" for _ in range(20))
 
 
 def _polynomial(coefficients: list[int], x: str = "x") -> str:
-    """A polynomial as text, highest power first: [1, -2, 0] is `x^2 - 2x`."""
+    """Return a polynomial as text, highest power first: [1, -2, 0] is `x^2 - 2x`."""
     text = ""
     for power, c in zip(range(len(coefficients) - 1, -1, -1), coefficients, strict=True):
         if c == 0:
@@ -31,7 +31,7 @@ def _polynomial(coefficients: list[int], x: str = "x") -> str:
 
 
 def _nonzero(rng: Random, bound: int) -> int:
-    """A number from -bound to bound that is not 0."""
+    """Return a nonzero number from -bound to bound."""
     return rng.choice([-1, 1]) * rng.randint(1, bound)
 
 

@@ -1,7 +1,7 @@
 """Generated training text of the domain `json`: records as a web service would exchange them.
 
-In: a seed. Out: the text of one document, always the same for the same seed. Documents of different
-seeds share the shapes of records, not their values.
+In: a seed. Out: the text of one document, which depends only on the seed. Documents of different seeds
+share the shapes of records, not their values.
 """
 
 import json
@@ -39,7 +39,7 @@ TAGS = _words("alpha beta cloud eu fast gift internal legacy new premium sale sm
 
 
 def json_document(seed: int) -> str:
-    """About two thousand characters of JSON records, one kind of record to a document, printed in one way."""
+    """Return about two thousand characters of JSON records, all of one kind and printed in one style."""
     rng = Random(f"json-{seed}")
     record = rng.choice(RECORDS)
     indent = rng.choice([None, None, 2, 2, 4])
@@ -180,7 +180,7 @@ def _page(rng: Random) -> dict[str, Any]:
 
 
 def _nested(rng: Random, depth: int = 0) -> dict[str, Any]:
-    """An object of arbitrary keys, at most three deep."""
+    """Return an object with arbitrary keys, at most three levels deep."""
     keys = rng.sample(ITEMS + COLOURS + SERVICES + STATUSES + TAGS, rng.randint(1, 5))
     return {rng.choice(["{}", "{}_id", "{}_count", "is_{}"]).format(key): _value(rng, depth) for key in keys}
 

@@ -15,15 +15,15 @@ from moewh.ingest.demo.heldout import Tokens
 
 END = "<|endoftext|>"  # begins, ends and pads
 CONTEXT = 1024  # tokens
-CHARACTERS = 400_000  # of each domain: merges should not follow the largest one
+CHARACTERS = 400_000  # per domain, so that the largest does not dominate the merges
 
 
 def train_tokenizer(training: list[Document], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with single digits; it puts `<|endoftext|>` before every text."""
+    """Train a byte-level BPE tokenizer with single digits, which puts `<|endoftext|>` before every text."""
     texts = []
     for domain in DOMAINS:
         found = [document.text for document in training if document.domain == domain]
-        Random(0).shuffle(found)  # neighbours in the order of names are alike
+        Random(0).shuffle(found)  # documents with adjacent names are similar
         texts.append("".join(found)[:CHARACTERS])
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -46,6 +46,6 @@ def train_tokenizer(training: list[Document], vocabulary: int) -> PreTrainedToke
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, found: list[Document], domain: str) -> list[Tokens]:
-    """The tokens of each document of a domain, `<|endoftext|>` first."""
+    """Return the tokens of each document of a domain, `<|endoftext|>` first."""
     texts = [document.text for document in found if document.domain == domain]
     return [np.array(encoding.ids, dtype=np.int64) for encoding in tokenizer.backend_tokenizer.encode_batch(texts)]

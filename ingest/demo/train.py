@@ -1,9 +1,9 @@
-"""Trains the embedded demo model: `python -m moewh.ingest.demo.train [--out DIR] [--steps N]`.
+"""Train the embedded demo model: `python -m moewh.ingest.demo.train [--out DIR] [--steps N]`.
 
 In: the text of `moewh.ingest.demo.corpus`. Out, in DIR (default: this folder): `model/step-NNNNNN/`, three
 checkpoints of one small OLMoE, each a Hugging Face folder in bf16 with its tokenizer, and
-`training.json`, what was trained on what and how well it does on held-out text. About ten minutes
-on two CPU cores. The same machine, Python and versions give the same bytes.
+`training.json`, which records the recipe, the text's digests and the held-out losses. It takes about ten
+minutes on two CPU cores. The same machine, Python and versions give the same bytes.
 
 Shapes: B windows of a batch, S positions, T tokens, E experts.
 """
@@ -35,10 +35,10 @@ from moewh.ingest.demo.tokenizer import CONTEXT, encode, train_tokenizer
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides the result, beside the text and the versions; recorded in `training.json`."""
+    """Everything that decides the result except the text and the versions; recorded in `training.json`."""
 
     steps: int = 2000
-    windows_per_domain: int = 2  # in each batch, so that every domain weighs the same
+    windows_per_domain: int = 2  # in each batch, so that all domains have equal weight
     window: int = 256  # tokens
     learning_rate: float = 3e-3  # the peak; linear warm-up, then a cosine to a hundredth of it
     warmup: float = 0.05  # share of the steps
@@ -51,17 +51,17 @@ class Recipe:
 
     @property
     def checkpoint_steps(self) -> list[int]:
-        """An early, a middle and the final step."""
+        """Return an early, a middle and the final step."""
         return sorted({max(1, self.steps // 50), max(1, self.steps // 5), self.steps})
 
     @property
     def step_tokens(self) -> int:
-        """Tokens of one batch."""
+        """Return the number of tokens in a batch."""
         return len(DOMAINS) * self.windows_per_domain * self.window
 
 
 def main() -> None:
-    """Reads the command line and trains."""
+    """Read the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write (default: this one)")
     parser.add_argument("--steps", type=int, default=Recipe.steps, help="optimizer steps (default: %(default)s)")
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def train(out: Path, recipe: Recipe) -> None:
-    """Writes `model/` and `training.json` into the folder `out`, replacing what is there."""
+    """Write `model/` and `training.json` into the folder `out`, replacing its content."""
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(recipe.threads)
     torch.manual_seed(recipe.seed)
@@ -83,7 +83,7 @@ def train(out: Path, recipe: Recipe) -> None:
         if step in recipe.checkpoint_steps:
             folder = checkpoint_folder(out, step)
             copy.deepcopy(model).bfloat16().save_pretrained(folder)
-            (folder / "model.safetensors").chmod(0o644)  # it is written for its owner only
+            (folder / "model.safetensors").chmod(0o644)  # it is written with permissions for its owner only
             tokenizer.save_pretrained(folder)
     remove_others(out, recipe)
     facts = {
@@ -97,19 +97,19 @@ def train(out: Path, recipe: Recipe) -> None:
 
 
 def checkpoint_folder(out: Path, step: int) -> Path:
-    """The folder of the checkpoint of a step."""
+    """Return the folder of a step's checkpoint."""
     return out / "model" / f"step-{step:06d}"
 
 
 def remove_others(out: Path, recipe: Recipe) -> None:
-    """Removes checkpoints of an earlier training with other steps, so that the folder holds one series."""
+    """Remove checkpoints of an earlier training with other steps, so that the folder holds one series."""
     written = {checkpoint_folder(out, step) for step in recipe.checkpoint_steps}
     for folder in set((out / "model").glob("step-*")) - written:
         shutil.rmtree(folder)
 
 
 def versions() -> dict[str, str]:
-    """The versions that the bytes of the result depend on."""
+    """Return the versions that the bytes of the result depend on."""
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -122,7 +122,7 @@ def versions() -> dict[str, str]:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> OlmoeForCausalLM:
-    """An OLMoE of 4 layers with 16 experts each, 4 of them for each token; fp32, initialised by the seed."""
+    """Build an OLMoE of 4 layers with 16 experts each, 4 per token, in fp32, initialised from the seed."""
     config = OlmoeConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -137,7 +137,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> OlmoeForC
         router_aux_loss_coef=recipe.router_aux_loss_coef,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        # The padding row of an embedding stays zero, and here it would be that of the first token.
+        # The padding row of an embedding stays zero, and here that would be the first token's row.
         pad_token_id=None,
     )
     model = OlmoeForCausalLM(config)
@@ -146,7 +146,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> OlmoeForC
 
 
 def optimize(model: OlmoeForCausalLM, streams: dict[str, Tokens], start: int, recipe: Recipe) -> Iterator[int]:
-    """Trains the model in place and yields the number of each step once it is done."""
+    """Train the model in place and yield the number of each finished step."""
     groups: list[dict[str, Any]] = [
         {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": recipe.weight_decay},
         {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
@@ -170,7 +170,7 @@ def optimize(model: OlmoeForCausalLM, streams: dict[str, Tokens], start: int, re
 
 
 def rate(step: int, recipe: Recipe) -> float:
-    """The learning rate of a step (0-based) as a share of the peak."""
+    """Return the learning rate of a step (0-based) as a share of the peak."""
     warm = max(1, round(recipe.warmup * recipe.steps))
     if step < warm:
         return (step + 1) / warm
@@ -179,7 +179,7 @@ def rate(step: int, recipe: Recipe) -> float:
 
 
 def batch_stream(streams: dict[str, Tokens], start: int, recipe: Recipe) -> Iterator[torch.Tensor]:
-    """Batches [B, S] of windows at random places, as many of each domain, each after a start token."""
+    """Yield batches [B, S] of windows at random offsets, equally many per domain, each after a start token."""
     rng = np.random.default_rng(recipe.seed)
     size, count = recipe.window - 1, recipe.windows_per_domain
     while True:
@@ -191,10 +191,10 @@ def batch_stream(streams: dict[str, Tokens], start: int, recipe: Recipe) -> Iter
 
 
 def step_losses(model: OlmoeForCausalLM, ids_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(next-token loss, load-balancing loss); the second is top-k, here 4, when all experts are used alike.
+    """Return (next-token loss, load-balancing loss); the second is top-k, here 4, if all experts are used equally.
 
-    The model's own sum pools the layers, so an expert idle in one layer could be made up for in
-    another; here each layer is balanced by itself, with the model's own formula.
+    The model's own sum pools the layers, so that an idle expert in one layer could be offset in another;
+    here each layer is balanced by itself, with the model's own formula.
     """
     out = model(input_ids=ids_BS, use_cache=False, output_router_logits=True)
     loss = torch.nn.functional.cross_entropy(out.logits[:, :-1].flatten(0, 1), ids_BS[:, 1:].flatten())
@@ -216,7 +216,7 @@ def losses(
     held_out: list[Document],
     recipe: Recipe,
 ) -> dict[str, Any]:
-    """Per checkpoint and per domain: tokens, and held-out losses in nats per token."""
+    """Return, per checkpoint and domain, the tokens and the held-out losses in nats per token."""
     start = tokenizer.bos_token_id
     domains: dict[str, dict[str, float]] = {}
     windows_of: dict[str, Tokens] = {}

@@ -1,1 +1,1 @@
-"""Families: how an MoE layer is found and read; the rule, and the families that differ."""
+"""Families: how MoE layers are found and read, by one rule and adapters for the families that differ."""

@@ -1,7 +1,7 @@
-"""What a configuration says of a model's layers and experts, by the rules that families share.
+"""A model's layers and experts by its configuration, with the rules that families share.
 
-Families write it down in a dozen ways. Each rule asks for an attribute that only the families it is meant for have;
-a layer is routed if no rule makes it dense. What one family alone does is in its own file.
+Families write these down in a dozen ways. Each rule looks for an attribute that only its families have; a layer is
+routed if no rule makes it dense. What is particular to one family is in that family's file.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ _SHARED_COUNTS = ("n_shared_experts", "num_shared_experts", "moe_num_shared_expe
 
 
 def text_config(config: Any) -> Any:
-    """The configuration of the text stack; an encoder-decoder's own, which describes both stacks."""
+    """Return the configuration of the text stack; for an encoder-decoder, its own, which describes both stacks."""
     return config if config.is_encoder_decoder else config.get_text_config(decoder=True)
 
 
 def visits(config: Any, layer: int) -> list[int]:
-    """The numbers of a layer's visits in one forward pass: its own, except in a model that loops over some layers.
+    """Return the layer numbers of a layer's visits in one forward pass: its own, unless the model loops over it.
 
-    Such a model is numbered as it runs, which is how transformers numbers its hidden states: a looped layer has one
-    number per pass over the loop, and the layers after the loop come after its last pass.
+    A looping model is numbered in execution order, as transformers numbers its hidden states: a looped layer has one
+    number per pass over the loop, and the layers after the loop follow its last pass.
     """
     text = text_config(config)
     passes = getattr(text, "loop_num_passes", None) or 1
@@ -38,14 +38,14 @@ def visits(config: Any, layer: int) -> list[int]:
 
 
 def first_layer(config: Any, stack: Stack) -> int:
-    """Number of a stack's first layer: a decoder's layers are counted on after its encoder's."""
+    """Return the number of a stack's first layer: a decoder's layers are numbered after its encoder's."""
     return int(text_config(config).num_hidden_layers) if config.is_encoder_decoder and stack == "decoder" else 0
 
 
 def routed_layers(config: Any, first_sparse: Callable[[int], int]) -> list[int]:
-    """Layers that hold routed experts, numbered as the model does.
+    """Return the layers that hold routed experts, with the model's own numbers.
 
-    Of an encoder-decoder these are every step-th layer of each stack, from `first_sparse(step)` on.
+    In an encoder-decoder these are every step-th layer of each stack, from `first_sparse(step)` on.
     """
     text = text_config(config)
     if config.is_encoder_decoder:
@@ -58,7 +58,7 @@ def routed_layers(config: Any, first_sparse: Callable[[int], int]) -> list[int]:
 
 
 def top_k(config: Any) -> int:
-    """Experts per token K, as the configuration says; the largest, where layers differ."""
+    """Return the configuration's experts per token K; the largest where layers differ."""
     text = text_config(config)
     configurations = [text, *(part for part in (getattr(text, "ffn_config", None),) if part is not None)]
     known = (getattr(configuration, name, None) for configuration in configurations for name in _TOP_K_NAMES)
@@ -69,12 +69,12 @@ def top_k(config: Any) -> int:
         )
     counts = found if isinstance(found, (list, tuple)) else [found]
     if not counts or any(type(count) is not int for count in counts):
-        raise MoewhError(f"the configuration gives a token {found!r} experts, which is no whole number. Correct it.")
+        raise MoewhError(f"the configuration gives a token {found!r} experts, which is not a whole number. Correct it.")
     return int(max(counts))
 
 
 def shared_count(config: Any) -> int:
-    """Experts that every token passes in a layer that has any, as the configuration counts them."""
+    """Return the configuration's number of shared experts, in a layer that has any."""
     text = text_config(config)
     known = (getattr(text, name, None) for name in _SHARED_COUNTS)
     found = next((value for value in known if value), 1)
@@ -97,7 +97,7 @@ def _every(step: int, layers: int, first_sparse: Callable[[int], int]) -> list[i
 
 
 def _is_dense(text: Any, layer: int) -> bool:
-    """Tell whether any rule makes this decoder layer dense."""
+    """Return whether any rule makes this decoder layer dense."""
 
     def get(name: str, default: Any) -> Any:
         value = getattr(text, name, None)

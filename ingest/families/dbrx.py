@@ -1,4 +1,4 @@
-"""DBRX: how its checkpoints keep the experts' matrices."""
+"""DBRX: the layout of the experts' matrices in its checkpoints."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from moewh.ingest.families.rule import FamilyAdapter, MoELayer
 
 
 class Dbrx(FamilyAdapter):
-    """All experts' neurons lie one after the other in three matrices of two dimensions."""
+    """All experts' neurons are concatenated in three two-dimensional matrices."""
 
     def split_experts(self, moe: MoELayer, tensors: Tensors) -> Parts | None:
         """Split w1 (gate), v1 (up) and w2 (down, transposed), each [E · I, H]."""

@@ -13,10 +13,10 @@ from moewh.ingest.families.rule import Call, FamilyAdapter, MoELayer, Record, ar
 
 
 class Doge(FamilyAdapter):
-    """Product keys: an expert is a row of two embeddings, chosen as a pair of half-keys; no container at all.
+    """Product keys: an expert is a row of two embeddings, chosen as a pair of half-keys, without a container.
 
-    Its router views [B * S, 2 √E] as [2, B * S, √E], which mixes the logits of different tokens: what a token
-    is routed to depends on the whole batch, so prompts are run one by one.
+    Its router views [B * S, 2 √E] as [2, B * S, √E], which mixes the logits of different tokens: a token's routing
+    depends on the whole batch, so prompts are run one by one.
     """
 
     block_is_container = True
@@ -28,11 +28,11 @@ class Doge(FamilyAdapter):
         return ((path, module) for path, module in model.named_modules() if hasattr(module, "router_gate"))
 
     def router(self, block: nn.Module) -> nn.Module | None:
-        """The linear map to the half-keys' logits."""
+        """Return the linear map to the half-keys' logits."""
         return block.get_submodule("router_gate")
 
     def attach(self, moe: MoELayer, record: Record) -> list[RemovableHandle]:
-        """Take the logits from the router, and the indices on their way into the experts' embedding."""
+        """Read the logits from the router, and the indices as they enter the experts' embedding."""
         block = moe.block
         seen: dict[str, torch.Tensor] = {}
 
@@ -57,21 +57,21 @@ class Doge(FamilyAdapter):
         ]
 
     def rebuild(self, moe: MoELayer, call: Call) -> torch.Tensor:
-        """Σ weight · expert(x), and the dense MLP that the block adds."""
+        """Return Σ weight · expert(x) plus the dense MLP that the block adds."""
         block = moe.block
         x = call.hidden_TH
         shared_NH: torch.Tensor = block.down_proj(block.act_fn(block.gate_proj(x)) * block.up_proj(x))
         return super().rebuild(moe, call) + shared_NH.double()
 
     def run_experts(self, moe: MoELayer, hidden_MH: torch.Tensor, expert_ids_M: torch.Tensor) -> torch.Tensor:
-        """An expert is one neuron: up · act(down · x)."""
+        """Run an expert, which is one neuron: up · act(down · x)."""
         block = moe.block
         scale_M = block.act_fn((block.down_embed(expert_ids_M) * hidden_MH).sum(-1))
         output_MH: torch.Tensor = block.up_embed(expert_ids_M) * scale_M[:, None]
         return output_MH
 
     def logits(self, output: Any) -> None:
-        """There are none: half-keys are no experts."""
+        """Return no logits: half-keys are not experts."""
 
 
 FAMILY = Doge()

@@ -1,6 +1,6 @@
 """The family of a model: the file named after its model type, or the rule.
 
-A family that differs is one file of this folder, which holds `FAMILY`, an adapter with all that is particular to it.
+A family that differs has one file in this folder, which defines `FAMILY`, an adapter with everything particular to it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _RULE = FamilyAdapter()
 
 
 def family_of(config: Any) -> FamilyAdapter:
-    """Return how a model's family is read: its own adapter, or the rule."""
+    """Return the adapter of a model's family, or the rule."""
     return adapter_of(text_config(config).model_type) or _RULE
 
 

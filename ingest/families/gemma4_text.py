@@ -1,4 +1,4 @@
-"""Gemma 4: what its router returns."""
+"""Gemma 4: the router returns probabilities."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from moewh.ingest.families.rule import FamilyAdapter
 
 
 class Jamba(FamilyAdapter):
-    """A token's weights are not divided by their sum, and no configuration says so."""
+    """A token's weights are not divided by their sum, which no configuration states."""
 
     renormalized = False
 

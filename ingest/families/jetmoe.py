@@ -1,4 +1,4 @@
-"""JetMoe: the block holds its experts' matrices itself and calls them sorted by expert."""
+"""JetMoe: the block holds the experts' matrices itself and calls them on rows sorted by expert."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from moewh.ingest.families.rule import Call, FamilyAdapter, MoELayer, Record, ro
 
 
 class JetMoe(FamilyAdapter):
-    """The router sorts the (token, slot) pairs by expert; its 5-tuple says how to put them back.
+    """The router sorts the (token, slot) pairs by expert; its 5-tuple holds the order to undo it.
 
     Each layer has a second router, in its attention; the MLP's is the layer's routing.
     """
@@ -26,11 +26,11 @@ class JetMoe(FamilyAdapter):
         return ((path, module) for path, module in model.named_modules() if path.endswith(".mlp"))
 
     def not_the_routing(self, moe: MoELayer) -> list[str]:
-        """The layer's other experts: those of its attention."""
+        """Return the path of the layer's other experts, those of its attention."""
         return [f"{moe.path.removesuffix('.mlp')}.self_attention.experts"]
 
     def num_experts(self, moe: MoELayer) -> int:
-        """As the router says."""
+        """Return the router's number of experts."""
         return int(unwrapped(router_of(moe)).num_experts)  # type: ignore[arg-type]
 
     def attach(self, moe: MoELayer, record: Record) -> list[RemovableHandle]:
@@ -48,7 +48,7 @@ class JetMoe(FamilyAdapter):
         return [router_of(moe).register_forward_hook(after)]
 
     def rebuild(self, moe: MoELayer, call: Call) -> torch.Tensor:
-        """The block adds its bias."""
+        """Return Σ weight · expert(x) plus the block's bias."""
         bias_H: torch.Tensor = moe.block.bias
         return super().rebuild(moe, call) + bias_H.double()
 
@@ -63,11 +63,11 @@ class JetMoe(FamilyAdapter):
         return output
 
     def logits(self, output: Any) -> Any:
-        """The fifth output."""
+        """Return the fifth output."""
         return output[4]
 
     def split_experts(self, moe: MoELayer, tensors: Tensors) -> Parts | None:
-        """Two modules of matrices: [E, 2I, H] and [E, H, I]."""
+        """Split the two modules of matrices, [E, 2I, H] and [E, H, I]."""
         del moe
         if set(tensors) != {"input_linear.weight", "output_linear.weight"}:
             return None

@@ -1,8 +1,8 @@
-"""How a container of experts keeps its matrices: the two layouts of the rule.
+"""The two layouts of the rule in which a container of experts keeps its matrices.
 
 In: the container and its parameters by name. Out: a matrix of each kind per expert; None for an unknown layout.
 
-Shapes: E experts with weights, H the length of their input, I of their inner layer.
+Shapes: E experts with weights, H input size, I inner size.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Parts = tuple[Experts | None, Experts, Experts]
 
 
 def split(experts: nn.Module, tensors: Tensors) -> Parts | None:
-    """Split whichever of the two layouts the names are those of."""
+    """Split the layout that the names belong to."""
     if set(tensors) == {"gate_up_proj", "down_proj"}:
         return _fused(experts, tensors["gate_up_proj"], tensors["down_proj"])
     if set(tensors) == {"up_proj", "down_proj"}:
@@ -26,7 +26,7 @@ def split(experts: nn.Module, tensors: Tensors) -> Parts | None:
 
 
 def _fused(experts: nn.Module, both: torch.Tensor, down: torch.Tensor) -> Parts | None:
-    """gate_up_proj [E, 2I, H] and down_proj [E, H, I], or both transposed; gate above up, or in turns with it."""
+    """Split gate_up_proj [E, 2I, H] and down_proj [E, H, I], or both transposed; gate first, or interleaved with up."""
     straight = both.shape[1:] == (2 * down.shape[2], down.shape[1])
     if not straight:
         both, down = both.transpose(1, 2), down.transpose(1, 2)
@@ -42,7 +42,7 @@ def _fused(experts: nn.Module, both: torch.Tensor, down: torch.Tensor) -> Parts 
 
 
 def _ungated(experts: nn.Module, up: torch.Tensor, down: torch.Tensor) -> Parts | None:
-    """up_proj [E, I, H] and down_proj [E, H, I]."""
+    """Split up_proj [E, I, H] and down_proj [E, H, I]."""
     if up.shape[1:] != down.shape[:0:-1] or getattr(experts, "is_transposed", False):
         return None
     return None, list(up), list(down)

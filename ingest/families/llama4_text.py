@@ -13,9 +13,9 @@ from moewh.ingest.families.rule import Call, FamilyAdapter, MoELayer, Record, ro
 
 
 class Llama4(FamilyAdapter):
-    """Every expert runs on every token, the weight multiplies its input, and nothing is told the indices.
+    """Every expert runs on every token, the weight multiplies its input, and the indices are not passed on.
 
-    So the router is read: its scores [T, E] are zero but at the K chosen.
+    So the router is read: its scores [T, E] are zero except at the K chosen.
     """
 
     renormalized = False
@@ -32,19 +32,19 @@ class Llama4(FamilyAdapter):
 
         def after(router: nn.Module, args: tuple[Any, ...], output: tuple[Any, ...]) -> None:
             scores_TE, logits_TE = output
-            # The very topk of the router's forward, so that ties fall the same way.
+            # The same topk as in the router's forward, so that ties are broken the same way.
             ids_TK = torch.topk(logits_TE, unwrapped(router).top_k, dim=1).indices  # type: ignore[arg-type]
             record(moe, Call(args[0], ids_TK, scores_TE.gather(1, ids_TK)))
 
         return [router_of(moe).register_forward_hook(after)]
 
     def observed(self, moe: MoELayer) -> nn.Module:
-        """The block: the container's own output is not summed over experts."""
+        """Return the block: the container's own output is not summed over experts."""
         block: nn.Module = moe.block
         return block
 
     def rebuild(self, moe: MoELayer, call: Call) -> torch.Tensor:
-        """Σ expert(weight · x), and the shared expert that the block adds."""
+        """Return Σ expert(weight · x) plus the shared expert that the block adds."""
         N, K = call.expert_ids_TK.shape
         inputs = (call.hidden_TH[:, None] * call.weights_TK[..., None]).reshape(N * K, -1)
         single = self.run_experts(moe, inputs, call.expert_ids_TK.reshape(-1)).reshape(N, K, -1)
@@ -52,7 +52,7 @@ class Llama4(FamilyAdapter):
         return single.double().sum(1) + shared_NH.double()
 
     def run_experts(self, moe: MoELayer, hidden_MH: torch.Tensor, expert_ids_M: torch.Tensor) -> torch.Tensor:
-        """Give each row to its expert and zeros to all others, as the block does."""
+        """Pass each row to its expert and zeros to all others, as the block does."""
         M, H = hidden_MH.shape
         rows = torch.arange(M, device=hidden_MH.device)
         inputs_EMH = hidden_MH.new_zeros(self.num_experts(moe), M, H)
@@ -61,7 +61,7 @@ class Llama4(FamilyAdapter):
         return outputs[expert_ids_M, rows]
 
     def logits(self, output: Any) -> Any:
-        """The second output."""
+        """Return the second output."""
         return output[1]
 
 

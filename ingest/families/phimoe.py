@@ -1,4 +1,4 @@
-"""Phi-3.5-MoE: weights that are no function of the logits alone."""
+"""Phi-3.5-MoE: weights that are not a function of the logits alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from moewh.ingest.families.rule import FamilyAdapter
 
 
 class Phimoe(FamilyAdapter):
-    """Each slot's weight is a softmax over what the slots before it left, above a threshold."""
+    """Each slot's weight is a softmax over the experts that earlier slots left, above a threshold."""
 
     measurable = False
     renormalized = False

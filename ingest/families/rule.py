@@ -1,9 +1,9 @@
-"""One MoE layer of a model, and how its calls are read: the one rule that fits almost every family.
+"""One MoE layer of a model, and the rule for reading its calls, which fits almost every family.
 
-Every MoE block in transformers 5 hands its chosen experts and their weights to a container of experts
-whose forward names them so; the very tensors it is called with are what moewh records. The rule goes by
-these parameter names, never by class names. A family that differs is a subclass in a file of its own, named after
-its model type, which `moewh.ingest.families.find` finds.
+An MoE block in transformers 5 passes the chosen experts and their weights to a container of experts, whose forward has
+parameters with these names. moewh records exactly the tensors in that call. The rule goes by the parameter names, never
+by class names. A family that differs is a subclass in its own file, named after its model type, which
+`moewh.ingest.families.find` finds.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _COUNT_NAMES = ("total_experts", "num_experts", "num_local_experts")
 
 
 class Call(NamedTuple):
-    """What a block's experts were called with, one row per token of the batch, padding included."""
+    """The arguments of one call of a block's experts, one row per token of the batch, padding included."""
 
     hidden_TH: torch.Tensor
     expert_ids_TK: torch.Tensor
@@ -48,7 +48,7 @@ _ALONE: ContextVar[bool] = ContextVar("experts are run alone", default=False)
 
 @contextmanager
 def experts_alone() -> Iterator[None]:
-    """Meanwhile experts are run for their own sake, within a pass of the model: hooks are to look away."""
+    """Mark that experts are run for measurement within a pass of the model, so that hooks ignore these calls."""
     token = _ALONE.set(True)
     try:
         yield
@@ -57,30 +57,30 @@ def experts_alone() -> Iterator[None]:
 
 
 def are_alone() -> bool:
-    """Tell whether experts are being run for their own sake: see `experts_alone`."""
+    """Return whether experts are being run for measurement: see `experts_alone`."""
     return _ALONE.get()
 
 
 @dataclass(frozen=True)
 class MoELayer:
-    """One MoE layer: where it is, and how its calls are read."""
+    """One MoE layer: its modules, and how its calls are read."""
 
     layer: int
     stack: Stack
     path: str
     experts: nn.Module
-    """The container of experts: what the model has at `path`, without an adapter's wrappers."""
+    """The container of experts, which the model has at `path`, without an adapter's wrappers."""
     outermost: nn.Module
-    """What the block calls: the outermost of an adapter's wrappers around the container, or the container itself."""
+    """The module that the block calls: the outermost adapter wrapper around the container, or the container itself."""
     router: nn.Module | None
-    """As the block calls it: with an adapter's wrappers."""
+    """The router as the block calls it, with an adapter's wrappers."""
     block: Any
-    """The module that holds both."""
+    """The module that holds the router and the experts."""
     whole_layer: nn.Module
-    """The transformer layer that the block is part of."""
+    """The transformer layer that contains the block."""
     family: FamilyAdapter
     visit: int = 0
-    """Which of the block's calls in a forward pass is this layer's, from 0."""
+    """The index, from 0, of this layer's call among the block's calls in a forward pass."""
     visits: int = 1
     """Calls of the block in a forward pass: more than one where a model loops over its layers."""
 
@@ -91,60 +91,60 @@ class MoELayer:
 
     @property
     def kinds(self) -> list[str]:
-        """What each of the E experts is: mlp or identity."""
+        """The kind of each of the E experts: mlp or identity."""
         identity = self.family.identity_experts(self)
         return ["mlp"] * (self.num_experts - identity) + ["identity"] * identity
 
 
 class FamilyAdapter:
-    """How a family's MoE layers are found and read; this class is the rule, its subclasses are the adapters.
+    """Finds and reads a family's MoE layers; this class is the rule, its subclasses are the adapters.
 
-    The first line of a subclass's docstring is why the family differs: `moewh inspect` prints it.
+    The first line of a subclass's docstring explains why the family differs: `moewh inspect` prints it.
     """
 
     refused: str | None = None
-    """Why a family is not recorded, whatever its weights are."""
+    """Why the family is refused, whatever its weights are; None for one that is recorded."""
     block_is_container = False
     """True where the block holds the experts' matrices itself, without a container."""
     shared_experts = 0
-    """Experts that every token passes, where no module is named after them."""
+    """Number of shared experts, where no module is named after them."""
     one_context_a_batch = False
     """True where a token's routing depends on the rest of its batch, so that prompts must not share one."""
     returns_probabilities = False
     """True where the router returns probabilities instead of logits."""
     measurable = True
-    """False where the weights are no function of what the router's forward returns."""
+    """False where the weights are not a function of what the router's forward returns."""
     renormalized: bool | None = None
-    """Whether a token's K weights are divided by their sum; None where the configuration says so, or else they are."""
+    """Whether a token's K weights are divided by their sum; None: by the configuration, which defaults to True."""
     fixed_top_k: int | None = None
-    """Experts per token, where no configuration says so."""
+    """Experts per token, where no configuration states it."""
     no_outputs: str | None = None
-    """Why an expert has no output before its weight, where it has none."""
+    """Why experts have no output before their weight; None where they have one."""
 
     def require_outputs(self, model_type: str) -> None:
         """Raise UsageError if the family's experts have no output before their weight, for `--expert-outputs`."""
         if self.no_outputs is not None:
             raise UsageError(f"--expert-outputs: {model_type} cannot give them: {self.no_outputs}. Leave it out.")
 
-    # ------------------------------------------------------------------------------------ what a configuration says
+    # ------------------------------------------------------------------------------------ reading a configuration
 
     def routed_layers(self, config: Any) -> list[int]:
-        """Layers that should hold routed experts, numbered as the model does."""
+        """Return the layers that should hold routed experts, with the model's own numbers."""
         return configuration.routed_layers(config, self.first_sparse)
 
     def first_sparse(self, step: int) -> int:
-        """The first layer with routed experts in each stack of an encoder-decoder that has them in every step-th."""
+        """Return each stack's first layer with routed experts, in an encoder-decoder with one every `step` layers."""
         return step - 1
 
     def top_k(self, config: Any) -> int:
-        """Experts per token K; the largest, where layers differ."""
+        """Return experts per token K; the largest where layers differ."""
         return configuration.top_k(config) if self.fixed_top_k is None else self.fixed_top_k
 
     def declared(self, moe: MoELayer, config: Any) -> tuple[str | None, bool | None]:
-        """The function from logits to weights, and whether a token's K weights are divided by their sum.
+        """Return the function from logits to weights, and whether a token's K weights are divided by their sum.
 
-        As far as both are known without running the model: from the configuration, or from the code of the router or
-        its block. The weights may be scaled afterwards, by a constant or by a factor of each expert.
+        Each is None unless it is known without running the model, from the configuration or from the code of the router
+        or its block. The weights may be scaled afterwards, by a constant or by a factor per expert.
         """
         text = text_config(config)
         stated = next((str(value) for name in _SCORING_NAMES if (value := getattr(text, name, None))), None)
@@ -156,7 +156,7 @@ class FamilyAdapter:
         normed = getattr(text, "norm_topk_prob", None)
         return scoring, True if normed is None else bool(normed)
 
-    # ------------------------------------------------------------------------------------ where its layers are
+    # ------------------------------------------------------------------------------------ finding its layers
 
     def find(self, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         """Yield every container of routed experts: its path and the module."""
@@ -165,25 +165,25 @@ class FamilyAdapter:
                 yield path, module
 
     def not_the_routing(self, moe: MoELayer) -> list[str]:
-        """Paths of what looks like experts in an MoE layer and is known to be no part of its routing."""
+        """Return paths of modules in an MoE layer that look like experts but are not part of its routing."""
         del moe
         return []
 
     def router(self, block: nn.Module) -> nn.Module | None:
-        """The module of a block that makes the choice."""
+        """Return the block's router, which chooses the experts."""
         return next(
             (getattr(block, name) for name in _ROUTER_NAMES if isinstance(getattr(block, name, None), nn.Module)), None
         )
 
     def num_experts(self, moe: MoELayer) -> int:
-        """E: the routed experts that a block's indices count."""
+        """Return E, the number of routed experts that the block's indices refer to."""
         for name in _COUNT_NAMES:
             if isinstance(known := getattr(moe.experts, name, None), int):
                 return known
         raise MoewhError(f"{moe.path} ({type(moe.experts).__name__}) does not say how many experts it holds.")
 
     def identity_experts(self, moe: MoELayer) -> int:
-        """How many of the E experts, the last, put out what they are given."""
+        """Return how many of the E experts, the last ones, return their input."""
         del moe
         return 0
 
@@ -191,10 +191,10 @@ class FamilyAdapter:
         """Split a container's matrices, by name, into those of each expert; None for an unknown layout."""
         return layouts.split(moe.experts, tensors)
 
-    # ------------------------------------------------------------------------------------ how its calls are read
+    # ------------------------------------------------------------------------------------ reading its calls
 
     def attach(self, moe: MoELayer, record: Record) -> list[RemovableHandle]:
-        """Hook the block so that `record` is told of each call; return the hooks."""
+        """Hook the block so that `record` receives each call; return the hooks."""
 
         parameters = routed_call(moe.experts)
         assert parameters is not None
@@ -206,11 +206,11 @@ class FamilyAdapter:
         return [moe.experts.register_forward_pre_hook(before, with_kwargs=True)]
 
     def rows(self, ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Turn what the container is called with into indices and weights [T, K]; NO_ROUTE where there is none."""
+        """Convert the container's arguments to indices and weights [T, K]; NO_ROUTE where there is no route."""
         return ids.reshape(-1, ids.shape[-1]), weights.reshape(-1, weights.shape[-1])
 
     def observed(self, moe: MoELayer) -> nn.Module:
-        """The module whose output `rebuild` gives again."""
+        """Return the module whose output `rebuild` reproduces."""
         return moe.outermost
 
     def run_experts(self, moe: MoELayer, hidden_MH: torch.Tensor, expert_ids_M: torch.Tensor) -> torch.Tensor:
@@ -219,7 +219,7 @@ class FamilyAdapter:
         return output_MH
 
     def rebuild(self, moe: MoELayer, call: Call) -> torch.Tensor:
-        """Return Σ weight · expert(x) for each of N rows, in float64: what `observed` should have put out."""
+        """Return Σ weight · expert(x) for each of N rows, in float64: the expected output of `observed`."""
         N, K = call.expert_ids_TK.shape
         repeated = call.hidden_TH.repeat_interleave(K, dim=0)
         single = self.run_experts(moe, repeated, call.expert_ids_TK.clamp_min(0).reshape(-1))
@@ -227,18 +227,18 @@ class FamilyAdapter:
         return (single.reshape(N, K, -1).double() * weights_NK[..., None]).sum(1)
 
     def logits(self, output: Any) -> Any:
-        """The router's logits among what its forward returns."""
+        """Return the router's logits from its forward's output."""
         return output[0] if isinstance(output, tuple) else output
 
 
 def router_of(moe: MoELayer) -> nn.Module:
-    """The router of a layer whose family always has one."""
+    """Return the router of a layer whose family always has one."""
     assert moe.router is not None
     return moe.router
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside of an adapter's wrappers, whose attributes are the model's; any other module itself."""
+    """Return the module inside an adapter's wrappers, whose attributes are the model's; any other module unchanged."""
     while True:
         copies = getattr(module, "modules_to_save", None)
         inner = (
@@ -265,7 +265,7 @@ class _Parameters:
         return frozenset(one.name for one in parameters if one.default is one.empty)
 
     def bind(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Arguments by name, in order. Raises TypeError for a call that the forward does not take.
+        """Return the arguments by name, in order. Raises TypeError for a call that does not fit the forward.
 
         This runs at every call of every layer, where `Signature.bind` alone would cost a step of generation percents.
         """
@@ -278,7 +278,7 @@ class _Parameters:
 
 
 def _read(moe: MoELayer, parameters: _Parameters, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-    """What a container is called with. Raises MoewhError for a call that its class's forward does not take."""
+    """Return a container's call. Raises MoewhError for arguments that its class's forward does not take."""
     try:
         given = parameters.bind(moe.experts, args, kwargs)
     except TypeError as error:
@@ -297,7 +297,7 @@ def _read(moe: MoELayer, parameters: _Parameters, args: tuple[Any, ...], kwargs:
 
 
 def routed_call(module: nn.Module) -> _Parameters | None:
-    """A container's forward: its signature, index and weight parameters; None for any other module.
+    """Return the signature, index and weight parameters of a container's forward; None for any other module.
 
     The signature follows decorators through `__wrapped__`.
     """

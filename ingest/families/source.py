@@ -1,7 +1,7 @@
-"""Which scoring function a router's code calls, for where it cannot be measured.
+"""Find the scoring function that a router's code calls, where it cannot be measured.
 
-That is: on the meta device, where nothing runs, and for a router that does not return its logits. Calls alone
-count, so that comments and docstrings do not; of a code that calls several functions nothing is said.
+That is on the meta device, where nothing runs, and for a router that does not return its logits. Only calls count, not
+comments or docstrings; the result is None for code that calls several functions.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _FUNCTIONS = {
     **{"sigmoid": "sigmoid", "logsigmoid": "sigmoid"},
     "sparsemixer": "sparsemixer",
 }
-"""What a call is named, and the function from logits to weights that it stands for."""
+"""Names of calls, and the function from logits to weights that each stands for."""
 _TABLE = "ACT2FN"
-"""What transformers calls its table of functions by name."""
+"""transformers' names for its table of functions."""
 
 
 def scoring_function(*modules: nn.Module | None) -> str | None:
-    """The one function that the code of the first of the modules to call any calls; None if there are several."""
+    """Return the scoring function of the first module whose code calls any; None if it calls several."""
     for module in modules:
         if module is not None and (found := _called(type(module))):
             return found.pop() if len(found) == 1 else None
@@ -32,13 +32,13 @@ def scoring_function(*modules: nn.Module | None) -> str | None:
 
 
 def _called(kind: type) -> set[str]:
-    """The scoring functions that a class calls, or if none the nearest of the classes that it is made from."""
+    """Return the scoring functions that a class calls, else those of its nearest base class that calls any."""
     for base in kind.__mro__:
         if base is nn.Module or base.__module__.startswith("torch."):
             break
         try:
             tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
-        except (OSError, TypeError, SyntaxError):  # made in a shell, or without its source
+        except (OSError, TypeError, SyntaxError):  # defined in a shell, or without its source
             continue
         if found := {_FUNCTIONS[name] for name in _names(tree) if name in _FUNCTIONS}:
             return found
@@ -46,7 +46,7 @@ def _called(kind: type) -> set[str]:
 
 
 def _names(tree: ast.AST) -> Iterator[str]:
-    """Names of the functions that code calls, and those it takes from transformers' table."""
+    """Yield the names of the functions that code calls, and of those it takes from transformers' table."""
     for node in ast.walk(tree):
         match node:
             case ast.Call(func=ast.Attribute(attr=name)) | ast.Call(func=ast.Name(id=name)):

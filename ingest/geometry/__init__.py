@@ -1,1 +1,1 @@
-"""Geometry: what a model's weights alone say about its routers and experts."""
+"""Geometry: measures of a model's routers and experts from its weights alone."""

@@ -1,9 +1,8 @@
-"""A model's checkpoint, of which one layer's router and experts are in memory at a time.
+"""A model's checkpoint, loaded one layer's router and experts at a time.
 
-In: a hub id, a folder or the demo. Out: the model on the meta device, and its MoE layers, each filled with its
-numbers while it is looked at. Which tensors of the files become which parameter, and how (experts stored one by one
-are fused, some are transposed, MXFP4 and FP8 are turned into floats), is transformers' own business: its conversion
-runs here on the tensors of one layer.
+In: a hub id, a folder or the demo. Out: the model on the meta device, and its MoE layers, each filled with its weights
+while it is used. transformers decides which stored tensors become which parameter, and how (experts stored one by one
+are fused, some are transposed, MXFP4 and FP8 are dequantised): its conversion runs here on the tensors of one layer.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ from moewh.warehouse.errors import MoewhError
 
 NO_SAFETENSORS = "{title} has no safetensors weights, and `moewh geometry` reads no others. Convert the model first."
 Place = tuple[str, str]
-"""A stored tensor: its key, and the file that it is in."""
+"""A stored tensor: its key and its file."""
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 class Checkpoint:
-    """A model without numbers, and the files that hold them.
+    """A model without data, and the files that hold its weights.
 
-    Raises MoewhError for a model that moewh cannot record, and for weights that it cannot read.
+    Raises MoewhError for a model that moewh cannot record, or weights that it cannot read.
     """
 
     def __init__(self, source: Source, config: Any, revision: str | None, trust_remote_code: bool = False) -> None:
@@ -60,7 +59,7 @@ class Checkpoint:
 
     @contextmanager
     def layer(self, moe: MoELayer) -> Iterator[None]:
-        """Fill a layer's router and experts with their numbers; afterwards they are empty again.
+        """Fill a layer's router and experts with their weights, and empty them again afterwards.
 
         Raises MoewhError if the files lack any of them.
         """
@@ -70,14 +69,14 @@ class Checkpoint:
             failures = self._load({name: self._stored[name] for name in wanted if name in self._stored})
             for name in wanted:
                 if self.model.get_parameter(name).is_meta:
-                    reason = failures.get(name) or "the checkpoint holds nothing of it, or of another shape"
+                    reason = failures.get(name) or "the checkpoint does not hold it, or holds it in another shape"
                     raise MoewhError(f"{self.title}: {name} cannot be read: {reason}. Check the model's files.")
             yield
         finally:
             moe.whole_layer.to("meta")
 
     def bytes_of(self, moe: MoELayer) -> int:
-        """Bytes that a layer's router and experts take in the files."""
+        """Return the bytes that a layer's router and experts take in the files."""
         total = 0
         for name in _parameters(self.model, moe):
             for key, file in self._stored.get(name, []):
@@ -87,7 +86,7 @@ class Checkpoint:
         return total
 
     def _load(self, stored: dict[str, list[Place]]) -> dict[str, str]:
-        """Convert the tensors of some parameters; return what went wrong, by the parameter's name."""
+        """Convert the tensors of some parameters; return the failures by parameter name."""
         with ExitStack() as opened:
             files = {
                 file: opened.enter_context(safe_open(file, framework="pt"))
@@ -104,14 +103,14 @@ class Checkpoint:
 
 
 def _parameters(model: nn.Module, moe: MoELayer) -> list[str]:
-    """Names of the parameters of a layer's experts and router."""
+    """Return the names of the parameters of a layer's experts and router."""
     modules = (moe.experts, moe.router) if moe.router is not None else (moe.experts,)
     of_layer = {id(parameter) for module in modules for parameter in module.parameters()}
     return [name for name, parameter in model.named_parameters() if id(parameter) in of_layer]
 
 
 def _take_dtype(model: nn.Module, name: str, stored: str) -> None:
-    """Let an empty parameter have the dtype of what is stored, so that nothing is rounded; 8-bit floats become 32."""
+    """Give an empty parameter the stored dtype, so that nothing is rounded; 8-bit floats become 32-bit."""
     dtype = _FLOATS.get(stored) or (torch.float32 if stored.startswith("F8") else None)
     path, _, last = name.rpartition(".")
     module = model.get_submodule(path)
@@ -120,17 +119,17 @@ def _take_dtype(model: nn.Module, name: str, stored: str) -> None:
 
 
 def _quantizer(title: str, config: Any) -> tuple[Any, Any]:
-    """Return what turns quantised weights into floats, and the configuration it leaves; None for weights as they are.
+    """Return the quantizer that dequantises the weights, and the resulting configuration; None if not quantised.
 
-    Raises MoewhError for a way to quantise that is not undone here.
+    Raises MoewhError for a quantisation that cannot be undone here.
     """
     method = quantization_method(config)
     if method is None:
         return None, config
     if method not in DEQUANTIZED:
         raise MoewhError(
-            f"{title}: its weights are quantised ({method}). `moewh geometry` reads weights as they are, "
-            f"{' and '.join(DEQUANTIZED)}: give the model that it was made from."
+            f"{title}: its weights are quantised ({method}). `moewh geometry` reads unquantised weights and "
+            f"{' and '.join(DEQUANTIZED)}. Give the model that it was made from."
         )
     if (undone := dequantizer(config)) is None:
         raise MoewhError(f"{title}: weights in {method} need accelerate. Install it: pip install 'moewh[accelerate]'.")
@@ -138,6 +137,6 @@ def _quantizer(title: str, config: Any) -> tuple[Any, Any]:
 
 
 def _bits(dtype: str) -> int:
-    """Bits of one number of a safetensors dtype, such as 16 of BF16."""
+    """Return the bits per number of a safetensors dtype, such as 16 for BF16."""
     digits = "".join(char for char in dtype.partition("_")[0] if char.isdigit())
     return int(digits) if digits else 8

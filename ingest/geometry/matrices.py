@@ -1,8 +1,8 @@
-"""The weights of a layer's router and experts in one form, whatever form its family keeps them in.
+"""The weights of a layer's router and experts in one form, whatever the family's own layout.
 
-In: a `MoELayer` (on the meta device, or filled by `geometry.checkpoint`). Out: `LayerWeights`, views of the
-same numbers. A container goes by the names and shapes of its parameters, as its family splits them; one that is not
-exactly of a known layout is refused.
+In: a `MoELayer` (on the meta device, or filled by `geometry.checkpoint`). Out: `LayerWeights`, views of the same data.
+The layout is recognised by the names and shapes of the container's parameters, and the family splits them; a container
+that does not match a known layout exactly is refused.
 
 Shapes: E experts with weights, H the length of their input, I of their inner layer.
 """
@@ -18,12 +18,12 @@ from moewh.ingest.families.rule import MoELayer
 from moewh.warehouse.errors import MoewhError
 
 _ROUTER_ROWS = ("weight", "proj.weight", "gate.weight", "wg.weight", "layer.weight", "classifier.weight")
-"""What a router calls the matrix whose rows its logits are the products with."""
+"""Routers' names for the matrix whose rows, multiplied with the input, give the logits."""
 
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One layer's matrices, without biases: one of each kind per expert that has any, and the router's rows."""
+    """One layer's matrices, without biases: one of each kind per expert that has weights, and the router's rows."""
 
     gate: list[torch.Tensor] | None
     """[I, H] each; None for experts without a gate."""
@@ -32,26 +32,26 @@ class LayerWeights:
     down: list[torch.Tensor]
     """[H, I] each."""
     router_EH: torch.Tensor | None
-    """A row per expert, identity experts included; None for a router whose logits are no products with rows."""
+    """A row per expert, identity experts included; None for a router whose logits are not products with rows."""
 
     @property
     def hidden_size(self) -> int:
-        """H: the length of what an expert reads and writes."""
+        """H, the size of an expert's input and output."""
         return self.up[0].shape[1]
 
     @property
     def input_parts(self) -> list[list[torch.Tensor]]:
-        """The matrices that read an expert's input, by kind: gate and up, or up alone."""
+        """The matrices applied to an expert's input, by kind: gate and up, or only up."""
         return [self.up] if self.gate is None else [self.gate, self.up]
 
     @property
     def largest_rank(self) -> int:
-        """The most dimensions that both of an expert's subspaces can have."""
+        """The largest dimension that both of an expert's subspaces can have."""
         inner, hidden = self.up[0].shape
         return min(inner, hidden)
 
     def input(self, expert: int) -> torch.Tensor:
-        """What an expert reads its input with: [gate; up], [2I, H]; without a gate [I, H]."""
+        """Return the matrices applied to an expert's input, stacked: [gate; up] [2I, H]; without a gate, up [I, H]."""
         return torch.cat([part[expert] for part in self.input_parts])
 
 
@@ -71,7 +71,7 @@ def layer_weights(moe: MoELayer) -> LayerWeights:
 def router_rows(moe: MoELayer) -> torch.Tensor | None:
     """Return the router's row for each expert [E, …]; None for an MLP or for half-keys.
 
-    A router that scores shared experts too has their rows after those of the routed ones.
+    A router that also scores shared experts has their rows after those of the routed ones.
     """
     parameters = dict(moe.router.named_parameters()) if moe.router is not None else {}
     rows = next((parameters[name] for name in _ROUTER_ROWS if name in parameters), None)
@@ -81,7 +81,7 @@ def router_rows(moe: MoELayer) -> torch.Tensor | None:
 
 
 def _matrices(moe: MoELayer) -> Tensors:
-    """The container's parameters by name, except biases, norms, and the router's own where it holds the router."""
+    """Return the container's parameters by name, except biases, norms, and a router's that the container holds."""
     routers = set() if moe.router is None else {id(parameter) for parameter in moe.router.parameters()}
     return {
         name: parameter.detach()

@@ -1,7 +1,7 @@
-"""A run's geometry: its model's weights are measured layer by layer, and the three tables are committed as one.
+"""A run's geometry: measure its model's weights layer by layer, and commit the three tables together.
 
-In: a model and a run of it that the warehouse holds. Out: the folder `geometry/run_id=<run>/`. The model must be the
-run's own, which its recorded identity shows: weights that are not the ones that routed would explain nothing.
+In: a model, and a run of it in the warehouse. Out: the folder `geometry/run_id=<run>/`. The model must be the run's
+own, which is checked by its recorded identity: weights that did not route the run would explain nothing.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _DEFAULT_PART = 16
 
 @dataclass(frozen=True)
 class GeometryOptions:
-    """What a user asks of `moewh geometry`."""
+    """The options of `moewh geometry`."""
 
     model: str
     revision: str | None = None
@@ -72,7 +72,7 @@ class Measured:
     run_id: str
     rank: int
     layers: int = 0
-    """0 if the geometry was there already."""
+    """0 if the geometry existed already."""
     experts: int = 0
     pairs: int = 0
 
@@ -80,7 +80,7 @@ class Measured:
 def measure(
     options: GeometryOptions, layout: Layout, layer_done: Callable[[int, int], None] = lambda *_: None
 ) -> Measured:
-    """Measure the weights of a run's model and commit what was found; `layer_done` is told (done, of how many).
+    """Measure the weights of a run's model and commit the results; `layer_done` is called with (done, total).
 
     Raises UsageError or MoewhError; nothing half-written is left.
     """
@@ -112,7 +112,7 @@ def _measured_layers(
     device: torch.device,
     layer_done: Callable[[int, int], None],
 ) -> Iterator[LayerGeometry]:
-    """Yield each layer's geometry; its weights are gone by then."""
+    """Yield each layer's geometry, after freeing its weights."""
     for done, moe in enumerate(moe_layers, 1):
         with checkpoint.layer(moe):
             found = layer_geometry(layer_weights(moe), moe.layer, moe.num_experts, rank, device)
@@ -121,9 +121,9 @@ def _measured_layers(
 
 
 def _write(layout: Layout, run: dict[str, Any], layers: Iterable[LayerGeometry]) -> tuple[int, int]:
-    """Write every layer's rows and commit them with one rename; return how many of experts and of pairs.
+    """Write every layer's rows and commit them with one rename; return the numbers of experts and of pairs.
 
-    A geometry that is there goes first: killed between the two renames, a run has none, and is measured again.
+    An existing geometry is removed first: a run killed between the two renames has none, and is measured again.
     """
     layout.create()
     experts = pairs = 0
@@ -165,7 +165,7 @@ def _writers(folder: Path) -> Iterator[Callable[[Columns, Columns, Columns], Non
 
 
 def _device(name: str | None) -> torch.device:
-    """Return the device to compute on; Apple's GPUs know no float64."""
+    """Return the device to compute on; Apple's GPUs do not support float64."""
     device = choose_device(name, Process())
     if device is None:
         raise UsageError("--device auto spreads a whole model; a geometry takes one layer at a time. Name one device.")
@@ -178,7 +178,7 @@ def _read(source: Source, trust_remote_code: bool) -> tuple[Any, str | None]:
         commit_hash = commit_of(source)
         if adapter_settings_file(Repository(source.location, commit_hash or source.revision)) is not None:
             raise MoewhError(
-                f"{source.title} is an adapter: its weights are changes of its base's, which a geometry does not "
+                f"{source.title} is an adapter: its weights are changes to its base's, which a geometry does not "
                 "measure. Merge it into its base (peft's merge_and_unload), record that model, and measure it."
             )
         arguments = {"revision": commit_hash or source.revision, "trust_remote_code": trust_remote_code}
@@ -188,7 +188,7 @@ def _read(source: Source, trust_remote_code: bool) -> tuple[Any, str | None]:
 
 
 def _identity(source: Source, config: Any, commit_hash: str | None) -> dict[str, Any]:
-    """What a run of this model has recorded of it: digests of a folder's files, or a hub id and its commit.
+    """Return what a run of this model records about it: digests of a folder's files, or a hub id and its commit.
 
     Raises MoewhError for a folder without safetensors.
     """
@@ -199,7 +199,7 @@ def _identity(source: Source, config: Any, commit_hash: str | None) -> dict[str,
     if not any(folder.glob("*.safetensors")):
         raise MoewhError(NO_SAFETENSORS.format(title=source.title))
     identity = {"weights_sha256": weights_fingerprint(folder)}
-    if getattr(config, "quantization_config", None) is None:  # loading changes that part of a configuration
+    if getattr(config, "quantization_config", None) is None:  # loading changes this part of a configuration
         identity["config_sha256"] = config_sha256(config)
     return identity
 
@@ -236,7 +236,7 @@ def _run_row(layout: Layout, run_id: str) -> dict[str, Any]:
 
 
 def _differences(run: dict[str, Any], identity: dict[str, Any]) -> list[str]:
-    """Say what a run recorded of its model that is not so of this one."""
+    """Describe how a run's recorded model differs from this one."""
     recorded = json.loads(run["options"] or "{}")
     return [
         f"{name} was {recorded.get(name)}, is {value}"
@@ -246,14 +246,14 @@ def _differences(run: dict[str, Any], identity: dict[str, Any]) -> list[str]:
 
 
 def _recorded(layout: Layout, run: dict[str, Any], moe_layers: list[MoELayer]) -> list[MoELayer]:
-    """The layers that the run has: of an encoder-decoder that generated nothing, the encoder's."""
+    """Return the layers that the run has: for an encoder-decoder that generated nothing, the encoder's."""
     path = layout.run(run["run_id"]) / schema.LAYERS.file
     layers = set(pq.read_table(path, columns=["layer"], partitioning=None).column("layer").to_pylist())
     return [moe for moe in moe_layers if moe.layer in layers]
 
 
 def _rank(asked: int | None, moe_layers: list[MoELayer]) -> int:
-    """Return r, which every layer's matrices must have. Raises UsageError, and MoewhError for an unknown layout."""
+    """Return r, which every layer's matrices must allow. Raises UsageError, or MoewhError for an unknown layout."""
     layers = [layer_weights(moe) for moe in moe_layers]
     most = min(weights.largest_rank for weights in layers)
     hidden = min(weights.hidden_size for weights in layers)
@@ -264,8 +264,8 @@ def _rank(asked: int | None, moe_layers: list[MoELayer]) -> int:
 
 
 def _require_same(layout: Layout, run_id: str, rank: int) -> None:
-    """Raise MoewhError unless the geometry that is there is of this rank."""
+    """Raise MoewhError unless the existing geometry has this rank."""
     stored = geometry_rank(layout, run_id)
     if stored != rank:
-        was = "cannot be read (see `moewh verify`)" if stored is None else f"is of rank {stored}, not {rank}"
-        raise MoewhError(f"the geometry of run {run_id} {was}. Add --overwrite to write it anew.")
+        was = "cannot be read (see `moewh verify`)" if stored is None else f"has rank {stored}, not {rank}"
+        raise MoewhError(f"the geometry of run {run_id} {was}. Add --overwrite to replace it.")

@@ -1,10 +1,10 @@
-"""What a layer's weights say by themselves: norms, spectra, and how alike its router's rows and its experts are.
+"""Measures of a layer's weights: norms, spectra, and the similarity of its router's rows and of its experts.
 
-In: `LayerWeights` of one layer. Out: the columns of the three tables of a geometry, as arrays; NaN stands for what
-is not defined. Everything is computed in float64, one expert at a time, on the device that is given; singular values
-and vectors come from the Gram matrix of the smaller side, so that they are exact to about 1e-8 of the largest.
+In: `LayerWeights` of one layer. Out: the columns of the three tables of a geometry, as arrays, with NaN for undefined
+values. Everything is computed in float64, one expert at a time, on the given device. Singular values and vectors come
+from the Gram matrix of the smaller side, so they are exact to about 1e-8 of the largest.
 
-Shapes: E experts, H the length of an expert's input, I of its inner layer, r the rank of the subspaces.
+Shapes: E experts, H an expert's input size, I its inner size, r the rank of the subspaces.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ Columns = dict[str, npt.NDArray[Any]]
 Matrix = npt.NDArray[np.float64]
 _UNDEFINED = float("nan")
 _LEAST = 1e-6
-"""A singular value at most this times the largest counts as none: the subspace of that rank is not defined."""
+"""A singular value of at most this times the largest counts as zero: the subspace of that rank is undefined."""
 _BLOCK_BYTES = 16 << 20
-"""Float64 bytes of the experts' weights that are multiplied with each other at once."""
+"""Float64 bytes of the experts' weights multiplied with each other at once."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class LayerGeometry:
 
 
 def layer_geometry(weights: LayerWeights, layer: int, experts: int, rank: int, device: torch.device) -> LayerGeometry:
-    """Measure a layer of `experts` experts, identity ones included: those come last and have no weights.
+    """Measure a layer of `experts` experts, including identity experts, which come last and have no weights.
 
-    Raises MoewhError if a weight is not a finite number.
+    Raises MoewhError if a weight is not finite.
     """
     rows_EH = None if weights.router_EH is None else weights.router_EH.to(device, torch.float64)
     measured, inputs, outputs = _measure_experts(weights, layer, rank, rows_EH, device)
@@ -69,19 +69,19 @@ def layer_geometry(weights: LayerWeights, layer: int, experts: int, rank: int, d
 def singular_subspace(matrix_MN: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return a float64 matrix's singular values, descending, and its top-`rank` right singular subspace.
 
-    The latter as orthonormal columns [N, rank]; all NaN where the matrix has a lower rank.
+    The subspace is given as orthonormal columns [N, rank], all NaN if the matrix has a lower rank.
     """
     M, N = matrix_MN.shape
     squares, vectors = torch.linalg.eigh(matrix_MN @ matrix_MN.T if M < N else matrix_MN.T @ matrix_MN)
     values = squares.clamp_min(0).sqrt().flip(0)
     if values[rank - 1] <= _LEAST * values[0]:
         return values, matrix_MN.new_full((N, rank), _UNDEFINED)
-    top = vectors[:, -rank:].clone()  # not a view: that would keep all the others
+    top = vectors[:, -rank:].clone()  # not a view, which would keep all the others in memory
     return values, torch.linalg.qr(matrix_MN.T @ top).Q if M < N else top
 
 
 def effective_rank(values: torch.Tensor) -> float:
-    """Return exp(-Σ p ln p), p a singular value's share of their sum; NaN for zeros.
+    """Return exp(-Σ p ln p), where p is a singular value's share of their sum; NaN if all are zero.
 
     Roy and Vetterli, "The effective rank: a measure of effective dimensionality" (EUSIPCO 2007).
     """
@@ -89,18 +89,18 @@ def effective_rank(values: torch.Tensor) -> float:
 
 
 def energy_share(row_H: torch.Tensor, basis_Hr: torch.Tensor) -> float:
-    """Return ‖P u‖² / ‖u‖², P the projection onto the subspace that the basis spans; NaN for a row of zeros."""
+    """Return ‖P u‖² / ‖u‖², where P projects onto the span of the basis; NaN for a row of zeros."""
     return float((row_H @ basis_Hr).square().sum() / row_H.square().sum())
 
 
 def kurtosis(matrix: torch.Tensor) -> float:
-    """Return E[(w - μ)⁴] / E[(w - μ)²]² over all entries: 3 for normal ones; NaN if all are equal."""
+    """Return E[(w - μ)⁴] / E[(w - μ)²]² over all entries: 3 for a normal distribution; NaN if all are equal."""
     squares = (matrix - matrix.mean()).square()
     return float(squares.square().mean() / squares.mean().square())
 
 
 def subspace_overlaps(bases_EHr: torch.Tensor) -> Matrix:
-    """Return ‖Uₐᵀ U_b‖² / r for every two of E subspaces [E, E]: the mean squared cosine of their principal angles.
+    """Return ‖Uₐᵀ U_b‖² / r for every pair of E subspaces [E, E]: the mean squared cosine of their principal angles.
 
     1 for the same subspace, 0 for orthogonal ones, r / H on average for random ones. Björck and Golub, "Numerical
     methods for computing angles between linear subspaces" (1973).
@@ -112,10 +112,10 @@ def subspace_overlaps(bases_EHr: torch.Tensor) -> Matrix:
 
 
 def flattened_cosines(parts: list[list[torch.Tensor]], device: torch.device) -> Matrix:
-    """Return the cosine of every two experts' weights [E, E], each flattened from all its matrices.
+    """Return the cosine of every pair of experts' weights [E, E], each flattened from all its matrices.
 
-    `parts` holds lists of E matrices of one shape. Neurons are compared in their order: experts of the same neurons
-    in another order are not alike. Summed over blocks of rows, so that no copy of a layer is made.
+    `parts` holds lists of E matrices of one shape. Neurons are compared in order, so experts with the same neurons in
+    another order are not similar. Summed over blocks of rows, to avoid copying a layer.
     """
     E = len(parts[0])
     gram_EE = torch.zeros(E, E, dtype=torch.float64, device=device)
@@ -132,12 +132,12 @@ def flattened_cosines(parts: list[list[torch.Tensor]], device: torch.device) -> 
 def _measure_experts(
     weights: LayerWeights, layer: int, rank: int, rows_EH: torch.Tensor | None, device: torch.device
 ) -> tuple[list[dict[str, float]], list[torch.Tensor], list[torch.Tensor]]:
-    """Return each expert's measures by column, and the top-r subspaces [H, r] that it reads and writes."""
+    """Return each expert's measures by column, and its top-r input and output subspaces [H, r]."""
     measured: list[dict[str, float]] = []
     bases: dict[str, list[torch.Tensor]] = {"input": [], "output": []}
     for expert in range(len(weights.up)):
         row = _norms(weights, expert, device)
-        # As matrices with H columns: what reads the expert's input, and the transpose of what writes its output.
+        # As matrices with H columns: those applied to the expert's input, and the transpose of its output matrix.
         for side, stored in (("input", weights.input(expert)), ("output", weights.down[expert].T)):
             part_MH = stored.to(device, torch.float64)
             if not part_MH.isfinite().all():
@@ -154,7 +154,7 @@ def _measure_experts(
 
 
 def _norms(weights: LayerWeights, expert: int, device: torch.device) -> dict[str, float]:
-    """Frobenius norms of an expert's matrices."""
+    """Return the Frobenius norms of an expert's matrices."""
     parts = {"gate_norm": weights.gate, "up_norm": weights.up, "down_norm": weights.down}
     return {
         name: _UNDEFINED if part is None else float(part[expert].to(device, torch.float64).norm())
@@ -168,7 +168,7 @@ def _cosines(gram_EE: torch.Tensor) -> Matrix:
 
 
 def _pairs(layer: int, experts: int, matrices: dict[str, Matrix]) -> Columns:
-    """Return the pairs above the diagonal of matrices [E, E] as rows; what a smaller matrix lacks is undefined."""
+    """Return the pairs above the diagonal of matrices [E, E] as rows; NaN where a smaller matrix has no entry."""
     first, second = np.triu_indices(experts, 1)
     columns: Columns = {
         "layer": np.full(len(first), layer, np.int32),

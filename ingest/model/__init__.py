@@ -1,1 +1,1 @@
-"""Models: where one comes from, how it is loaded, and where its MoE layers are."""
+"""Models: finding one, loading it, and locating its MoE layers."""

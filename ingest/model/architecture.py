@@ -1,4 +1,4 @@
-"""From a configuration to the model class that holds its layers, loaded or empty; and what is refused on sight."""
+"""From a configuration to the model class that holds its layers, loaded or empty. Refuses what cannot be recorded."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ OLDEST_TRANSFORMERS = (5, 19)
 _ADAPTER_CONFIG_NAME = "adapter_config.json"
 _MOST = {"experts": 1 << 20, "layers": 1 << 15}
 _COUNT = re.compile(r"(?:^|_)(?:(?P<experts>experts?)|(?P<layers>layers?|depth|blocks))(?:_num)?$")
-"""Names of what a configuration counts them by."""
+"""The configuration fields that hold these counts."""
 DEQUANTIZED = {"mxfp4": Mxfp4Config, "fp8": FineGrainedFP8Config}
 """Ways to store weights in fewer bits that transformers can undo without a GPU."""
 _AUTO_CLASSES: tuple[Any, ...] = (
-    # With images first: for such a configuration, the causal class would be the text stack alone.
+    # Image models first: for such a configuration, the causal class would be the text stack alone.
     AutoModelForImageTextToText,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -56,9 +56,9 @@ def check_versions() -> None:
 
 
 def read_config(location: str, **arguments: Any) -> Any:
-    """Read a model's configuration; of a model of several stages (Qwen-Omni), that of the stage which reads text.
+    """Read a model's configuration; for a model of several stages (Qwen-Omni), that of the stage that reads text.
 
-    Raises what transformers raises, and MoewhError for a configuration that no model can have.
+    Raises whatever transformers raises, and MoewhError for an impossible configuration.
     """
     stored, _ = PreTrainedConfig.get_config_dict(location, **arguments)
     check_counts(stored)
@@ -67,9 +67,9 @@ def read_config(location: str, **arguments: Any) -> Any:
 
 
 def check_place(model: str) -> None:
-    """Raise MoewhError for a path that is no model: a file of weights, or a folder without a configuration.
+    """Raise MoewhError for a path that is not a model: a file of weights, or a folder without a configuration.
 
-    A hub id passes, and so does a configuration file, which is all that `inspect` needs.
+    A hub id passes, and so does a configuration file, because `inspect` needs nothing else.
     """
     path = Path(model)
     if path.is_file() and path.suffix != ".json":
@@ -94,12 +94,12 @@ def check_place(model: str) -> None:
 
 
 def check_counts(stored: Any, path: str = "") -> None:
-    """Raise MoewhError for what is no configuration, or counts more layers or experts than anything could hold.
+    """Raise MoewhError for a value that is not a configuration, or one with absurd numbers of layers or experts.
 
-    transformers makes lists of as many entries, which would fill the memory.
+    transformers builds lists of that many entries, which would exhaust memory.
     """
     if not isinstance(stored, dict):
-        raise MoewhError(f"{path or CONFIG_NAME} holds no JSON object. Fetch the model's configuration again.")
+        raise MoewhError(f"{path or CONFIG_NAME} is not a JSON object. Fetch the model's configuration again.")
     for name, value in stored.items():
         if isinstance(value, dict):
             check_counts(value, f"{path}{name}.")
@@ -113,7 +113,7 @@ def check_counts(stored: Any, path: str = "") -> None:
 
 
 def model_class(config: Any, trust_remote_code: bool = False) -> Any:
-    """Return the class to load a model with: the one its checkpoint names, else the first that takes the configuration.
+    """Return the class to load a model with: the one its checkpoint names, else the first that takes its configuration.
 
     Raises MoewhError if there is none.
     """
@@ -134,9 +134,9 @@ def model_class(config: Any, trust_remote_code: bool = False) -> Any:
 
 
 def loading_arguments(config: Any) -> dict[str, Any]:
-    """Return what from_pretrained needs so that every expert's call can be observed.
+    """Return the arguments that from_pretrained needs so that every expert call can be observed.
 
-    Native MXFP4 kernels call neither routers nor experts, so such weights are turned into bfloat16 on loading.
+    Native MXFP4 kernels call neither routers nor experts, so such weights are dequantised to bfloat16 on loading.
     """
     if quantization_method(config) == "mxfp4":
         return {"quantization_config": Mxfp4Config(dequantize=True)}
@@ -144,7 +144,7 @@ def loading_arguments(config: Any) -> dict[str, Any]:
 
 
 def quantization_method(config: Any) -> str | None:
-    """How the configuration says that the weights are quantised; None for weights as they are."""
+    """Return the configuration's quantisation method; None for weights that are not quantised."""
     configurations = (config, config.get_text_config(decoder=True))
     stored = next(
         (found for configuration in configurations if (found := getattr(configuration, "quantization_config", None))),
@@ -157,9 +157,9 @@ def quantization_method(config: Any) -> str | None:
 
 
 def dequantizer(config: Any) -> tuple[Any, Any] | None:
-    """Return what turns quantised weights into floats without a GPU, and the configuration that it leaves.
+    """Return the quantizer that dequantises the weights without a GPU, and the configuration that results.
 
-    None for weights that are not quantised, for a way to quantise that cannot be undone, and without accelerate.
+    None for weights that are not quantised, for a method that cannot be undone, and without accelerate.
     """
     method = quantization_method(config)
     if method not in DEQUANTIZED or importlib.util.find_spec("accelerate") is None:
@@ -170,7 +170,7 @@ def dequantizer(config: Any) -> tuple[Any, Any] | None:
 
 
 def empty_model(config: Any, trust_remote_code: bool = False) -> nn.Module:
-    """Build the model on the meta device: every shape, and not one number."""
+    """Build the model on the meta device: shapes without data."""
     kind = model_class(config, trust_remote_code)
     with torch.device("meta"):
         model: nn.Module = (
@@ -180,10 +180,10 @@ def empty_model(config: Any, trust_remote_code: bool = False) -> nn.Module:
 
 
 def check_parallel(model: nn.Module) -> None:
-    """Raise MoewhError if the model's tensors are spread over processes: indices would be local ones."""
+    """Raise MoewhError if the model's tensors are spread over processes, where expert indices would be local."""
     for name, parameter in model.named_parameters():
         if type(parameter).__name__ == "DTensor":
             raise MoewhError(
                 f"{name} is spread over several processes (tensor or expert parallel), where expert indices are "
-                "local. Load the model whole: one process a model, or --device auto."
+                "local. Load the model whole: one process per model, or --device auto."
             )

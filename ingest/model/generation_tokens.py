@@ -1,7 +1,7 @@
-"""The tokens that end what a model says and, of an encoder-decoder, the one that its decoder starts from.
+"""The tokens that end a model's generation and, for an encoder-decoder, the one that its decoder starts from.
 
-They are all that is taken from generation_config.json. Its other settings (penalties, suppressed tokens, beams,
-sampling) shape nothing: `--temperature` alone does.
+Nothing else is taken from generation_config.json. Its other settings (penalties, suppressed tokens, beams, sampling)
+are ignored: only `--temperature` shapes the output.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from moewh.warehouse.errors import MoewhError
 _REMEDY = "Correct it, or leave --generate out."
 _START_NAMES = ("decoder_start_token_id", "bos_token_id")
 _INNER_CONFIGS = ("decoder", "generator", "text_config")
-"""Where transformers looks for what the outer configuration leaves open."""
+"""Nested configurations where transformers looks for values that the outer one does not set."""
 
 
 @dataclass(frozen=True)
 class GenerationTokens:
-    """Token ids that end and start what a model says."""
+    """Token ids that end and start a model's generation."""
 
     end_ids: tuple[int, ...]
-    """A sequence is over after any of these; with none, it goes on to its full length."""
+    """Any of these ends a sequence; without one, it runs to its full length."""
     start_id: int | None
-    """What a decoder is given first; None for a model without an encoder."""
+    """The decoder's first token; None for a model without an encoder."""
 
 
 @dataclass(frozen=True)
 class StatedTokens:
-    """What a model's files say of these tokens."""
+    """These tokens as a model's files state them."""
 
     used: GenerationTokens
     otherwise: GenerationTokens
-    """What they would be without generation_config.json, which no other digest of a local model covers."""
+    """The tokens without generation_config.json, which no other digest of a local model covers."""
 
     @property
     def shaping(self) -> dict[str, Any]:
-        """What generation_config.json alone decides, as part of a run's identity; nothing where it decides nothing."""
+        """Return what generation_config.json changes, as part of a run's identity; empty if it changes nothing."""
         named = {
             "end_tokens": (list(self.used.end_ids), list(self.otherwise.end_ids)),
             "decoder_start_token": (self.used.start_id, self.otherwise.start_id),
@@ -51,9 +51,9 @@ class StatedTokens:
 
 
 def read_generation_tokens(files: Repository, tokenizer: PreTrainedTokenizerBase, config: Any) -> StatedTokens:
-    """Read them from generation_config.json, else from config.json; a missing end token is the tokenizer's.
+    """Read the tokens from generation_config.json, else from config.json; a missing end token is the tokenizer's.
 
-    Raises MoewhError if a file is no JSON object or names something that is no token id.
+    Raises MoewhError if a file is not a JSON object or holds a value that is not a token id.
     """
     settings = _read(files, CONFIG_NAME) or {}
     inner = next((part for name in _INNER_CONFIGS if isinstance(part := settings.get(name), dict)), {})
@@ -75,8 +75,8 @@ def _tokens(
         start = None
     for setting, ids in (("eos_token_id", ends), ("decoder_start_token_id", [0 if start is None else start])):
         if not all(type(token) is int for token in ids):
-            raise MoewhError(f"{files.location}: {setting} in {name} is no token id: {ids}. {_REMEDY}")
-    # A negative id stands for none.
+            raise MoewhError(f"{files.location}: {setting} in {name} is not a token id: {ids}. {_REMEDY}")
+    # A negative id means none.
     return GenerationTokens(tuple(dict.fromkeys(token for token in ends if token >= 0)), start)
 
 
@@ -87,7 +87,7 @@ def _read(files: Repository, name: str) -> dict[str, Any] | None:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise MoewhError(f"{files.location}: {name} is no valid JSON: {error}. {_REMEDY}") from error
+        raise MoewhError(f"{files.location}: {name} is not valid JSON: {error}. {_REMEDY}") from error
     if not isinstance(settings, dict):
-        raise MoewhError(f"{files.location}: {name} is no JSON object. {_REMEDY}")
+        raise MoewhError(f"{files.location}: {name} is not a JSON object. {_REMEDY}")
     return settings

@@ -1,7 +1,7 @@
-"""A model that is in memory already, a notebook's or a training run's: named, fingerprinted, and given back as it was.
+"""A model already in memory, a notebook's or a training run's: named, fingerprinted, and left unchanged.
 
-In: the model and its tokenizer. Out: a `LoadedModel` like those of `moewh.ingest.model.loading`. Nothing says where
-such weights come from, so they are known by their bytes; and what changes a pass besides them is part of the identity.
+In: the model and its tokenizer. Out: a `LoadedModel` like those of `moewh.ingest.model.loading`. The origin of such
+weights is unknown, so their bytes identify them; whatever else changes a pass is part of the identity too.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from moewh.ingest.model.peft_adapter import SUPPORTED_TYPES
 from moewh.warehouse.errors import MoewhError, UsageError
 
 RECORDED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-"""Models whose passes are being recorded: none of moewh's own may come in between."""
+"""Models whose passes are being recorded, which moewh must not run itself meanwhile."""
 _OF_PEFT = ("_active_adapter", "_disable_adapters")
-"""Settings that decide which adapter runs, under names that begin like private ones."""
+"""Settings that decide which adapter runs, although their names look private."""
 _NOT_SHAPING = {"training", "gradient_checkpointing", "max_seq_len_cached"}
 
 
@@ -46,9 +46,9 @@ def model_in_memory(
     train_tokens: int | None = None,
     generates: bool = False,
 ) -> LoadedModel:
-    """Return a model in memory as one that was loaded; it is not changed.
+    """Return a model in memory as a `LoadedModel`, without changing it.
 
-    Raises UsageError for what is no model or tokenizer, MoewhError for a model that cannot be recorded.
+    Raises UsageError if it is not a model or not a tokenizer, MoewhError for a model that cannot be recorded.
     """
     check_versions()
     inner = unwrapped_model(model)
@@ -76,9 +76,9 @@ def model_in_memory(
 
 
 def unwrapped_model(model: Any) -> Any:
-    """Return the transformers model within what data parallelism and peft put around it.
+    """Return the transformers model inside the wrappers of data parallelism and peft.
 
-    Raises UsageError for what is no model of transformers, MoewhError for one that does not run as plain modules.
+    Raises UsageError if it is not a transformers model, MoewhError for one that does not run as plain modules.
     """
     if type(model).__name__ == "OptimizedModule" or getattr(model, "_compiled_call_impl", None) is not None:
         raise MoewhError(
@@ -96,18 +96,20 @@ def unwrapped_model(model: Any) -> Any:
     for path, module in model.named_modules():
         if getattr(module, "_compiled_call_impl", None) is not None or type(module).__name__ == "OptimizedModule":
             raise MoewhError(
-                f"{path or 'the model'} is compiled, and a compiled graph cannot be observed. Load it anew."
+                f"{path or 'the model'} is compiled, and a compiled graph cannot be observed. Load it again."
             )
     if hasattr(model, "_compiled_call"):
-        raise MoewhError("the model was compiled by `generate` (a static cache), and cannot be observed. Load it anew.")
+        raise MoewhError(
+            "the model was compiled by `generate` (a static cache), and cannot be observed. Load it again."
+        )
     return model
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Digest of what a model computes with, as far as its modules hold it.
+    """Return a digest of what a model computes with, as far as its modules hold it.
 
-    Names, shapes, types and bytes of all parameters and buffers, and each module's class and plain settings (a top-k,
-    an adapter's scaling). Raises MoewhError for tensors whose numbers are not there to be read.
+    It covers the names, shapes, types and bytes of all parameters and buffers, and each module's class and plain
+    settings (a top-k, an adapter's scaling). Raises MoewhError for tensors whose data is not in memory.
     """
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     for name, tensor in named:
@@ -128,7 +130,7 @@ def _tensor_digest(tensor: torch.Tensor) -> str:
 
 
 def _settings(module: nn.Module) -> tuple[str, dict[str, Any]]:
-    """A module's class, and the attributes that are plain values; a whole model's are in its configuration."""
+    """Return a module's class and its attributes that are plain values; a whole model's are in its configuration."""
     kind = f"{type(module).__module__}.{type(module).__qualname__}"
     if isinstance(module, PreTrainedModel):
         return kind, {}
@@ -149,7 +151,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _generation_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> StatedTokens:
-    """What the model's own generation settings say, else its configuration, else the tokenizer."""
+    """Return the tokens of the model's own generation settings, else of its configuration, else of the tokenizer."""
     holders = (model.generation_config, model.config)
 
     def stated(name: str) -> Any:
@@ -165,10 +167,10 @@ def _generation_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> Stated
 
 @contextmanager
 def borrowed(model: Any) -> Iterator[None]:
-    """Put a model in the state of a recorded pass, and give it back as it was, come what may.
+    """Put a model in the state of a recorded pass, and restore its own state whatever happens.
 
-    That is: not training, no autocast, and no generation settings of its own. Its modules' attributes and buffers and
-    all random states are as before afterwards, so that a training run goes on as if nothing had happened.
+    That is: not training, no autocast, and no generation settings of its own. Afterwards its modules' attributes and
+    buffers and all random states are as before, so that a training run continues as if nothing had happened.
     Raises MoewhError for a model that is being recorded.
     """
     if model in RECORDED:

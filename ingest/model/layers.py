@@ -1,7 +1,7 @@
-"""Where a model's routing happens: its MoE layers, found and held against what the configuration promises.
+"""Where a model's routing happens: its MoE layers, found and checked against the configuration.
 
-Whatever looks like routed experts and is not observed is refused by name: a container whose forward names its
-arguments otherwise, or hides them behind a decorator, must not pass for a dense layer.
+A module that looks like routed experts but cannot be observed is refused by name: a container whose forward gives its
+arguments other names, or hides them behind a decorator, must not pass for a dense layer.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ _LAYER = re.compile(r"(?:.*\.)?(?:layers|blocks|block|h)\.(\d+)\.")
 OTHER_MODALITY = re.compile(
     r"(?:^|\.)(?:\w*(?:vision|visual|audio|image|speech)\w*|\w*projector|connector|talker|\w*2wav|mtp\w*|\w*_mtp)\."
 )
-"""Path of a module of another modality, or of the layers that predict tokens further ahead."""
+"""Matches the path of a module of another modality, or of the layers that predict tokens further ahead."""
 _EXPERTS_CLASS = re.compile(r"(?<!Shared)Experts?$")
 _SHARED = re.compile(r"(?:^|\.)\w*shared\w*(?:\.|$)")
 _WRAPPER = r"\.(?:base_layer|modules_to_save\.[^.]+)"
-"""How peft names a module inside of the wrapper in its place, or the copy of it that runs instead."""
+"""The names that peft gives a module inside the wrapper that replaces it, or the copy of it that runs instead."""
 _REPLACED = "original_module"
-"""How peft names a module in whose place a copy of its own runs."""
+"""The name that peft gives a module when a copy of it runs instead."""
 
 
 @dataclass(frozen=True)
 class MoELayers:
-    """MoE layers to observe, in order, and the containers of experts that are none of them."""
+    """MoE layers to observe, in order, and the containers of experts outside them."""
 
     moe_layers: list[MoELayer]
     others: list[tuple[str, nn.Module]]
-    """Path and module of what must not be called: the experts of vision or audio towers, and what was not loaded."""
+    """Path and module of containers that must not be called: experts of vision or audio towers, or not loaded."""
 
     def of_prompts(self) -> MoELayers:
-        """The layers that see a prompt: of an encoder-decoder the encoder's; its decoder sees what it generates."""
+        """The layers that see a prompt: in an encoder-decoder the encoder's; the decoder sees what it generates."""
         seeing = [moe for moe in self.moe_layers if moe.stack == "encoder"] or self.moe_layers
         return MoELayers(
             seeing, self.others + [(moe.path, moe.experts) for moe in self.moe_layers if moe not in seeing]
@@ -50,7 +50,7 @@ class MoELayers:
 
 
 def refuse_by_name(config: Any, *, expert_outputs: bool = False) -> None:
-    """Raise MoewhError for a family that moewh refuses whatever its weights are, UsageError for one without outputs."""
+    """Raise MoewhError for a family that moewh always refuses, UsageError for one without expert outputs."""
     family, model_type = family_of(config), text_config(config).model_type
     if family.refused:
         raise MoewhError(f"model type {model_type} is not recorded: {family.refused}. Use another model.")
@@ -61,8 +61,8 @@ def refuse_by_name(config: Any, *, expert_outputs: bool = False) -> None:
 def find_moe_layers(model: nn.Module, config: Any) -> MoELayers:
     """Return the MoE layers of the model's text stacks.
 
-    `config` is the model's configuration. Raises MoewhError if there are none, if there are experts beside
-    them that nothing observes, or if the configuration promises routed experts in other layers.
+    `config` is the model's configuration. Raises MoewhError if there are none, if the model has other routed experts
+    that cannot be observed, or if the configuration promises routed experts in other layers.
     """
     refuse_by_name(config)
     located = locate_moe_layers(model, config)
@@ -81,7 +81,7 @@ def find_moe_layers(model: nn.Module, config: Any) -> MoELayers:
 
 
 def check_top_k(moe_layers: list[MoELayer], chosen: int) -> None:
-    """Raise MoewhError for a configuration that gives a token no expert, or more than there are."""
+    """Raise MoewhError for a configuration with no expert per token, or more than the layer has."""
     for moe in moe_layers:
         if not 1 <= chosen <= moe.num_experts:
             raise MoewhError(
@@ -91,7 +91,7 @@ def check_top_k(moe_layers: list[MoELayer], chosen: int) -> None:
 
 
 def locate_moe_layers(model: nn.Module, config: Any) -> MoELayers:
-    """Return whatever MoE layers there are, whether or not they can be recorded."""
+    """Return all MoE layers found, whether or not they can be recorded."""
     family = family_of(config)
     moe_layers, others = [], []
     for path, module in family.find(model):
@@ -106,7 +106,7 @@ def locate_moe_layers(model: nn.Module, config: Any) -> MoELayers:
 def _moe_layers(
     model: nn.Module, config: Any, path: str, found: re.Match[str], family: FamilyAdapter
 ) -> list[MoELayer]:
-    """The layers that a container stands for: one, or one per visit in a model that loops."""
+    """Return the layers of a container: one, or one per visit in a looping model."""
     stack: Stack = "encoder" if config.is_encoder_decoder and "encoder" in path.split(".") else "decoder"
     called = re.sub(f"(?:{_WRAPPER})+$", "", path)
     outermost = model.get_submodule(called)
@@ -131,10 +131,10 @@ def _moe_layers(
 
 
 def _unobserved(model: nn.Module, located: MoELayers) -> Iterator[tuple[str, nn.Module]]:
-    """Yield what looks like routed experts of a text stack and is in no container that was found: outermost modules.
+    """Yield the outermost modules that look like routed experts of a text stack and are in no container that was found.
 
-    That is a module called `experts`, one whose class is called so, or one that holds several matrices per expert.
-    Experts that every token passes are not routed; what wraps a container that was found (LoRA) is no other.
+    That is a module named `experts`, one whose class is named so, or one that holds several matrices per expert.
+    Experts that every token passes through are not routed, and a wrapper of a found container (LoRA) does not count.
     """
     known = [moe.path for moe in located.moe_layers] + [path for path, _ in located.others]
     known += [path for moe in located.moe_layers for path in moe.family.not_the_routing(moe)]

@@ -1,8 +1,8 @@
-"""The light start of a command that runs a model: what it does before it imports torch and transformers' model code.
+"""Light start-up of a command that runs a model, before it imports torch and transformers' model code.
 
-Importing any model class makes transformers import torch's compiler and its distributed tensors, neither of which a
-command uses. Both stay within reach: what is asked for is loaded then. Threads that wait are told to sleep. All of it
-holds for the whole process, so a command does this; the library does not.
+Importing any model class makes transformers import torch's compiler and distributed tensors, and a command uses
+neither. Both are loaded lazily instead, on first use. Waiting threads sleep rather than spin. All of this affects the
+whole process, so only the command does it, not the library.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _WAITING_GIVEN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
 def start_light() -> None:
-    """Import torch and transformers' model code, and settle torch's threads.
+    """Import torch and transformers' model code, and set torch's threads.
 
-    What the user sets in the environment wins. Raises UsageError as `usable_cpus` does.
+    The user's environment variables take precedence. Raises UsageError as `usable_cpus` does.
     """
     if _MODEL_CODE not in sys.modules:
         sleep_while_waiting()
@@ -43,16 +43,16 @@ def start_light() -> None:
 
 
 def sleep_while_waiting() -> None:
-    """Let torch's threads sleep while they wait for each other; they read the environment when torch is imported.
+    """Make torch's threads sleep while they wait for each other; torch reads the environment when it is imported.
 
-    By default they spin. Where cores are shared, that takes the core of the very thread they wait for.
+    By default they spin. On shared cores, that can take the core of the very thread they wait for.
     """
     if not any(name in os.environ for name in _WAITING_GIVEN):
         os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
 def set_threads() -> None:
-    """Let torch use no more threads than this process may use CPUs, unless the environment says how many."""
+    """Limit torch's threads to the CPUs this process may use, unless the environment sets their number."""
     import torch
 
     if not any(name in os.environ for name in _THREADS_GIVEN):
@@ -77,7 +77,7 @@ def _import_model_code() -> None:
 
 
 def _import_when_asked(package: ModuleType) -> None:
-    """Let a package import a submodule that something takes for imported, as peft does `torch.distributed.tensor`."""
+    """Import a submodule on first access, for code such as peft that expects `torch.distributed.tensor` imported."""
     before = vars(package).get("__getattr__")
 
     def find(name: str) -> Any:
@@ -92,7 +92,7 @@ def _import_when_asked(package: ModuleType) -> None:
 
 
 def _put_off_compiler(spec: ModuleSpec) -> None:
-    """Put a lazy module in the compiler's place, and import the one submodule that masks are made with without it."""
+    """Replace the compiler with a lazy module, and import without it the one submodule that building masks needs."""
     compiler = sys.modules[_COMPILER] = _LazyCompiler(spec)
     compiler.__path__ = list(spec.submodule_search_locations or ())
     if importlib.util.find_spec(_MASKS) is not None:
@@ -102,9 +102,9 @@ def _put_off_compiler(spec: ModuleSpec) -> None:
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """Look for no garbage while importing: there is none, and looking takes an eighth of the time.
+    """Disable garbage collection while importing: it would find nothing and take an eighth of the time.
 
-    What was imported is looked at again as the process ends, when DuckDB reports whatever is not freed.
+    The imported objects are collectable again as the process ends, when DuckDB reports whatever is not freed.
     """
     gc.disable()
     try:
@@ -116,9 +116,9 @@ def no_collection() -> Iterator[None]:
 
 
 class _LazyCompiler(ModuleType):
-    """torch's compiler, which becomes itself when it is asked for more than transformers asks for while imported.
+    """A stand-in for torch's compiler that loads it when used for more than transformers needs during import.
 
-    Until then nothing is compiled, so that its decorators only need to be remembered.
+    Until then nothing is compiled, so its decorators only need to be remembered.
     """
 
     def __init__(self, spec: ModuleSpec) -> None:
@@ -127,7 +127,7 @@ class _LazyCompiler(ModuleType):
         self._in_graph: list[Callable[..., Any]] = []
 
     def __getattr__(self, name: str) -> Any:
-        """Load the compiler; `__path__` is asked for by whoever imports one of its submodules."""
+        """Load the compiler. Importing one of its submodules reads `__path__`."""
         if name.startswith("__") and name != "__path__":
             raise AttributeError(name)
         self._load()
@@ -139,12 +139,12 @@ class _LazyCompiler(ModuleType):
         return function
 
     def allow_in_graph(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Keep a function to tell the compiler of."""
+        """Remember a function to register with the compiler once it is loaded."""
         self._in_graph.append(function)
         return function
 
     def disable(self, fn: Callable[..., Any] | None = None, recursive: bool = True, **more: Any) -> Callable[..., Any]:
-        """Return a function that the compiler, once it is loaded, leaves alone; without `fn`, the decorator."""
+        """Mark a function so that the compiler, once loaded, skips it; without `fn`, return the decorator."""
         if fn is None:
             return functools.partial(self.disable, recursive=recursive, **more)
         if not inspect.isroutine(fn):
@@ -159,7 +159,7 @@ class _LazyCompiler(ModuleType):
         return call
 
     def _load(self) -> None:
-        """Turn into the compiler, as importlib's own lazy modules do."""
+        """Become the compiler module, as importlib's own lazy modules do."""
         in_graph, spec = vars(self).pop("_in_graph"), self.__spec__
         assert spec is not None
         assert spec.loader is not None

@@ -1,8 +1,8 @@
-"""The door for weights: whatever the recorded forward pass uses must come from the model's files.
+"""Check the weights: everything that the recorded forward pass uses must come from the model's files.
 
-transformers fills a parameter that its files lack with random numbers, and goes on. Here the files' headers are held
-against the model before a number is loaded: what is missing, what has no place in the model, which of a layer's
-experts are there, shapes and dtypes. Whatever differs is refused, by name.
+transformers fills a parameter that the files lack with random numbers, and goes on. Here the files' headers are
+checked against the model before any data is loaded: missing and unexpected tensors, the numbers of each layer's
+experts, shapes and dtypes. Every difference is refused, by name.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from moewh.ingest.model.stored import DTYPES, Part, Sources, StoredTensor, conve
 from moewh.warehouse.errors import MoewhError
 
 _HEAD = re.compile(r"^(?:lm_head|embed_out|score|classifier|v_head)\b")
-"""Heads of another task than the class that is loaded."""
+"""Heads for tasks other than that of the loaded class."""
 _FURTHER_LAYERS = ("num_nextn_predict_layers", "num_mtp_layers", "num_mtp_modules", "mtp_num_hidden_layers")
-"""How configurations count the layers that predict tokens further ahead: stored after the others, never loaded."""
+"""Configuration fields for the number of layers that predict tokens further ahead: stored last, never loaded."""
 _NUMBER = re.compile(r"\d+")
 
 
 @dataclass
 class Faults:
-    """What keeps a model's files from being its weights: names of tensors, or lines that say what is wrong."""
+    """Faults in a model's files: names of tensors, or lines that describe what is wrong."""
 
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
@@ -70,10 +70,10 @@ def check_stored(
     quantizer: Any = None,
     head: bool = False,
 ) -> list[str]:
-    """Hold the stored tensors against a model on the meta device, whose parameters become what would be loaded.
+    """Check the stored tensors against a model on the meta device, which then holds the parameters as they would load.
 
-    `found` are the layers that are recorded; `head`: the LM head is used too. Returns the parameters that nothing is
-    stored for, and that the recorded pass does without. Raises MoewhError for files that are not the model's.
+    `found` holds the recorded layers; `head` says whether the LM head is used too. Returns the parameters that are not
+    stored and that the recorded pass does not need. Raises MoewhError for files that do not match the model.
     """
     sources = parameter_sources(model, stored.values(), quantizer)
     known = model.state_dict()
@@ -90,14 +90,14 @@ def check_stored(
 
 
 def check_sources(title: str, model: Any, names: Collection[str], sources: Sources, quantizer: Any) -> None:
-    """Raise MoewhError if some parameters are not made of what they should be: of every expert's tensor, once."""
+    """Raise MoewhError if a parameter is not made of the tensors it should be, each expert's exactly once."""
     _source_faults(model, names, sources, quantizer).raise_any(title)
 
 
 def check_loaded(title: str, model: Any, found: MoELayers, info: dict[str, Any], *, head: bool) -> None:
-    """Raise MoewhError if transformers itself reports that the pass uses what it did not load.
+    """Raise MoewhError if transformers itself reports that the pass uses parameters it did not load.
 
-    For weights in a format whose files say less than the loader does.
+    Used for formats where the loader knows more than the files' headers show.
     """
     used = used_parameters(model, found, head)
     missing = [name for name in model.state_dict() if name in info["missing_keys"] and name in used]
@@ -106,10 +106,10 @@ def check_loaded(title: str, model: Any, found: MoELayers, info: dict[str, Any],
 
 
 def used_parameters(model: Any, found: MoELayers, head: bool) -> set[str]:
-    """Names of the parameters and buffers that the recorded pass uses: the text stack's and the input embeddings'.
+    """Return the names of parameters and buffers that the recorded pass uses: the text stack's and input embeddings'.
 
-    The text stack is the smallest model within the model that holds all recorded layers. With `head`, whatever is
-    neither in the base model nor of another modality is used too.
+    The text stack is the smallest submodel that holds all recorded layers. With `head`, parameters outside the base
+    model are used too, except those of another modality.
     """
     stack = text_stack(model, found)
     embeddings = {id(tensor) for tensor in model.get_input_embeddings().state_dict(keep_vars=True).values()}
@@ -126,7 +126,7 @@ def used_parameters(model: Any, found: MoELayers, head: bool) -> set[str]:
 
 
 def text_stack(model: nn.Module, found: MoELayers) -> str:
-    """Path of the smallest model within the model that holds all recorded layers, with a dot; empty for itself."""
+    """Return the path (with a dot) of the smallest submodel that holds all recorded layers; "" for the model itself."""
     models = [path for path, module in model.named_modules() if path and isinstance(module, PreTrainedModel)]
     stacks = [f"{path}." for path in models if all(moe.path.startswith(f"{path}.") for moe in found.moe_layers)]
     return max(stacks, key=len, default="")
@@ -135,9 +135,9 @@ def text_stack(model: nn.Module, found: MoELayers) -> str:
 def unloaded_modules(
     model: nn.Module, found: MoELayers, absent: Collection[str], head: bool
 ) -> list[tuple[str, nn.Module]]:
-    """The modules that hold parameters which nothing is stored for: a prompt must not reach them.
+    """Return the modules with parameters that are not stored, which a prompt must not reach.
 
-    Left out are those that hold a recorded layer, and a head whose output nobody reads.
+    Modules that hold a recorded layer are left out, and so is a head whose output is not read.
     """
     of_head = _head(model)
     paths = {name.rpartition(".")[0] for name in absent if head or not name.startswith(of_head)}
@@ -149,13 +149,13 @@ def unloaded_modules(
 
 
 def _head(model: Any) -> tuple[str, ...]:
-    """What the names of the LM head's parameters begin with; nothing for a model without one."""
+    """Return the prefixes of the LM head's parameter names; empty for a model without one."""
     head = model.get_output_embeddings()
     return tuple(f"{path}." for path, module in model.named_modules() if module is head)
 
 
 def _not_stored(model: Any, sources: Sources, known: dict[str, torch.Tensor]) -> set[str]:
-    """Parameters that nothing is stored for, except those tied to one that is, and those a family stores nowhere."""
+    """Return the parameters that are not stored, except those tied to a stored one and those a family never stores."""
     made = sources.made()
     lacking = {name for name in known if name not in made}
     tied: dict[str, set[str]] = {}
@@ -165,7 +165,7 @@ def _not_stored(model: Any, sources: Sources, known: dict[str, torch.Tensor]) ->
         if group - lacking:
             lacking -= group
     for pattern in model._keys_to_ignore_on_load_missing or ():
-        # transformers' constant is right for a checkpoint without any of them, not for one that lost some.
+        # The value that transformers fills in is right if the checkpoint stores none of them, wrong if it lost some.
         alike = {name for name in known if re.search(pattern, name)}
         if alike <= lacking:
             lacking -= alike
@@ -173,7 +173,7 @@ def _not_stored(model: Any, sources: Sources, known: dict[str, torch.Tensor]) ->
 
 
 def _as_stored(name: str, sources: Sources) -> str:
-    """What the files would call a parameter that they lack, as the same parameter of another layer is called."""
+    """Return the files' name for a parameter that they lack, by analogy with the same parameter of another layer."""
     numbers = _NUMBER.findall(name)
     for other, parts in sources.parts.items():
         spaces = _NUMBER.split(parts[0].tensor.key)
@@ -193,7 +193,7 @@ def _source_faults(model: Any, names: Collection[str], sources: Sources, quantiz
 
 
 def _check_dtypes(faults: Faults, parameter: torch.Tensor, parts: list[Part]) -> None:
-    """Check that floating-point numbers are stored for such, and whole numbers for such."""
+    """Check that floating-point parameters are stored as floating-point tensors, and integers as integers."""
     for part in parts:
         if _is_float(part.tensor) != parameter.is_floating_point():
             faults.others.append(
@@ -202,7 +202,7 @@ def _check_dtypes(faults: Faults, parameter: torch.Tensor, parts: list[Part]) ->
 
 
 def _check_parts(faults: Faults, name: str, parameter: torch.Tensor, sources: Sources) -> None:
-    """Check that a parameter is made of one tensor, or of every expert's once."""
+    """Check that a parameter is made of one tensor, or of exactly one per expert."""
     parts = sources.parts[name]
     by_pattern: dict[str | None, list[StoredTensor]] = {}
     for part in parts:
@@ -218,7 +218,7 @@ def _check_parts(faults: Faults, name: str, parameter: torch.Tensor, sources: So
             keys = [tensor.key for tensor in by_pattern.get(pattern, [])]
             if keys and "*" in pattern:
                 _check_numbers(faults, keys, parameter.shape[merge.dim])
-            elif not keys and "scale" not in pattern:  # an expert that is not quantised has no scale
+            elif not keys and "scale" not in pattern:  # experts that are not quantised have no scale
                 faults.missing.append(f"{pattern} of {name}")
 
 
@@ -227,16 +227,16 @@ def _converters(by_pattern: Collection[str | None], sources: Sources) -> Iterato
 
 
 def _check_numbers(faults: Faults, keys: list[str], count: int) -> None:
-    """Check that of tensors which differ in one number, the expert's, 0 to count - 1 are there, and no others."""
+    """Check that the expert numbers in the keys are exactly 0 to count - 1."""
     before, key_of, after = _expert_numbers(keys)
     faults.missing += [f"{before}{number}{after}" for number in range(count) if number not in key_of]
     faults.unexpected += [key for number, key in sorted(key_of.items()) if number >= count]
 
 
 def _expert_numbers(keys: list[str]) -> tuple[str, dict[int, str], str]:
-    """Split keys that differ in one number: what is before it, the keys by that number, and what is after it.
+    """Split keys that differ in one number: the part before it, the keys by that number, and the part after it.
 
-    Of one key alone, it is the last number.
+    With a single key, that is its last number.
     """
     numbers = [list(_NUMBER.finditer(key)) for key in keys]
     differing = [at for at in range(len(numbers[0])) if len({found[at][0] for found in numbers if len(found) > at}) > 1]
@@ -252,7 +252,7 @@ def _expert_numbers(keys: list[str]) -> tuple[str, dict[int, str], str]:
 def _without_place(
     model: Any, found: MoELayers, sources: Sources, known: dict[str, torch.Tensor], quantizer: Any
 ) -> list[str]:
-    """Keys of stored tensors in the text stack that the model has no parameter for, and that transformers minds."""
+    """Return the keys in the text stack that the model has no parameter for and that transformers does not ignore."""
     info = SimpleNamespace(missing_keys=set(), unexpected_keys=set(sources.parts) - set(known))
     model._adjust_missing_and_unexpected_keys(info)
     stack = text_stack(model, found)
@@ -268,7 +268,7 @@ def _without_place(
 
 
 def _further_layer(model: Any, name: str) -> bool:
-    """Tell whether a name is of the layers after the last, as many as the configuration says predict further ahead."""
+    """Return whether a name belongs to the extra layers, stored after the last, that predict tokens further ahead."""
     text = text_config(model.config)
     counts = [getattr(text, attribute, None) for attribute in _FURTHER_LAYERS]
     further = max((count for count in counts if isinstance(count, int)), default=0)
@@ -277,7 +277,7 @@ def _further_layer(model: Any, name: str) -> bool:
 
 
 def _lacking_scales(stored: dict[str, StoredTensor]) -> list[str]:
-    """What is stored in 8 or 4 bits is multiplied by a scale, which must be beside it."""
+    """Return a fault for each tensor in 8 or 4 bits whose scale is not stored with it."""
     faults = []
     for key, tensor in stored.items():
         scaled = any(f"{key}{end}" in stored for end in ("_scale_inv", "_scale"))
@@ -290,7 +290,7 @@ def _lacking_scales(stored: dict[str, StoredTensor]) -> list[str]:
 
 
 def _shape_faults(model: Any, stored: dict[str, StoredTensor]) -> list[str]:
-    """Let transformers load tensors without numbers, and return whatever does not fit together."""
+    """Let transformers load the tensors without data, and return whatever does not fit."""
     tensors = {
         key: torch.empty(tensor.shape, dtype=DTYPES.get(tensor.dtype), device="meta") for key, tensor in stored.items()
     }
@@ -306,13 +306,13 @@ def _shape_faults(model: Any, stored: dict[str, StoredTensor]) -> list[str]:
 
 
 def _differing(name: str, tensors: list[StoredTensor]) -> Iterator[str]:
-    """Name the tensors that cannot become one parameter: those whose shape is not that of most."""
+    """Yield a fault for each tensor whose shape differs from the most common one, so that they cannot be combined."""
     shapes = [tensor.shape for tensor in tensors]
     usual = max(set(shapes), key=shapes.count, default=())
     odd = [tensor for tensor in tensors if tensor.shape != usual]
     yield from (f"{tensor.key} is {_size(tensor.shape)}, others beside it {_size(usual)}" for tensor in odd)
     if not odd:
-        yield f"what is stored for {name} cannot be put together"
+        yield f"the tensors stored for {name} cannot be combined"
 
 
 def _shapes(name: str, stored: Any, expected: Any) -> str:

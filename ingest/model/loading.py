@@ -1,6 +1,6 @@
-"""Loading a model and its tokenizer, from the hub, a local folder or the embedded demo, and naming them.
+"""Load a model and its tokenizer from the hub, a local folder or the embedded demo, and name them.
 
-The model's own contract is checked here, once: a model moewh cannot record is refused before any work.
+The model's contract is checked once, here: a model that moewh cannot record is refused before any work.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _DTYPES = ("float32", "float16", "bfloat16")
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from: what to hand transformers, and what to call it."""
+    """Where a model comes from: the arguments for transformers, and the names for it."""
 
     location: str
     revision: str | None
@@ -67,9 +67,9 @@ class Source:
     title: str
     """As the user named it."""
     checkpoint: str | None
-    """Revision, or the folder's name: what says which checkpoint this is."""
+    """Revision or folder name, which identifies the checkpoint."""
     series: str | None
-    """What checkpoints of one training run share; None for a folder until it is loaded."""
+    """Name shared by the checkpoints of one training run; None for a folder until it is loaded."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,11 @@ class LoadedModel:
     train_step: int | None = None
     train_tokens: int | None = None
     adapter: PeftAdapter | None = None
-    """What is in the model's modules beside its own weights."""
+    """The adapter in the model's modules; None without one."""
     generation_tokens: StatedTokens | None = None
-    """Where what it says starts and ends; None for a run that generates nothing."""
+    """The tokens that start and end its generation; None for a run that generates nothing."""
     patches: tuple[str, ...] | None = None
-    """Of a model that was in memory: what changes its passes besides its weights. None: loaded from files."""
+    """For a model in memory, what changes its passes besides its weights; None for one loaded from files."""
 
     @property
     def config(self) -> Any:
@@ -110,29 +110,29 @@ class LoadedModel:
 
     @property
     def max_length(self) -> int:
-        """Longest context the model takes, in tokens, as its configuration says."""
+        """Longest context in tokens, from its configuration."""
         return min(max_positions(self.config) or _FALLBACK_MAX_LENGTH, 1 << POSITION_BITS)
 
     @property
     def pad_id(self) -> int:
-        """A token id to pad with; padded positions are masked, so any legal id does."""
+        """A token id to pad with; padded positions are masked, so any valid id works."""
         ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         rows = self.vocabulary_rows
         return next(int(token) for token in ids if isinstance(token, int) and 0 <= token < (rows or token + 1))
 
     @property
     def vocabulary_rows(self) -> int | None:
-        """Rows of the embedding, above every token id the model takes; None for one without a plain table."""
+        """Rows of the embedding, more than any valid token id; None for a model without a plain embedding table."""
         try:
             embedding = self.model.get_input_embeddings()
-        except (NotImplementedError, AttributeError):  # code of the model's own may not say
+        except (NotImplementedError, AttributeError):  # a model's own code may not define it
             return None
         rows = getattr(embedding, "num_embeddings", None)
         return int(rows) + int(getattr(embedding, "num_additional_embeddings", 0)) if isinstance(rows, int) else None
 
 
 def load_model(options: IngestOptions, process: Process | None = None) -> LoadedModel:
-    """Load the model that the options name, on this process's device.
+    """Load the model that the options name on this process's device.
 
     Raises MoewhError or UsageError with the reason and a remedy.
     """
@@ -144,7 +144,7 @@ def load_model(options: IngestOptions, process: Process | None = None) -> Loaded
     check_place(options.model)
     source = find_source(options.model, options.revision, options.series)
     with explaining(source.title):
-        # A branch may move while its files are being fetched: all come from the commit that it is at now.
+        # A branch may move while its files are fetched, so all of them come from its current commit.
         commit = commit_of(source)
         files = Repository(source.location, commit or source.revision)
         adapter = find_adapter(files, source.title)
@@ -193,21 +193,21 @@ def load_model(options: IngestOptions, process: Process | None = None) -> Loaded
 
 
 def _quiet() -> None:
-    """Keep what transformers and the hub print off the terminal: moewh says what a user must know."""
+    """Silence transformers and the hub on the terminal: moewh reports what a user must know."""
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     hub_logging.set_verbosity_error()
 
 
 def _from_files(files: Repository, config: Any, options: IngestOptions, more: dict[str, Any]) -> tuple[Any, Any]:
-    """Load a model and return it with transformers' report of what was loaded. Raises what transformers raises."""
+    """Load a model and return it with transformers' loading report. Raises whatever transformers raises."""
     model, info = model_class(config, options.trust_remote_code).from_pretrained(
         files.location,
         revision=files.revision,
         config=config,
         dtype=options.dtype,
         use_safetensors=None if options.allow_pickle else True,
-        # Its own settings shape nothing: see moewh.ingest.model.generation_tokens.
+        # Its own settings are not used: see moewh.ingest.model.generation_tokens.
         generation_config=GenerationConfig(),
         output_loading_info=True,
         trust_remote_code=options.trust_remote_code,
@@ -218,22 +218,22 @@ def _from_files(files: Repository, config: Any, options: IngestOptions, more: di
 
 
 def _fingerprint(files: Repository, adapter: PeftAdapter | None) -> str | None:
-    """Fingerprint of a folder's weights, with the adapter's where there is one; None for a hub's model alone."""
+    """Return the fingerprint of a folder's weights, with any adapter's; None for a hub model without an adapter."""
     folder = Path(files.location)
     of_weights = weights_fingerprint(folder) if folder.is_dir() else None
     return of_weights if adapter is None else adapter.sha256(of_weights)
 
 
 def observed_moe_layers(model: Any, options: IngestOptions) -> MoELayers:
-    """The MoE layers that a run observes: without generation, those that see a prompt. Raises MoewhError."""
+    """Return the MoE layers that a run observes: without generation, those that see a prompt. Raises MoewhError."""
     found = find_moe_layers(model, model.config)
     return found if options.generate else found.of_prompts()
 
 
 def check_files(title: str, files: Repository, config: Any, options: IngestOptions) -> list[str] | None:
-    """Refuse weights that are not the model's, before any is loaded; return the parameters that need none.
+    """Refuse weights that do not match the model before loading any; return the parameters that need no stored tensor.
 
-    None if the files' headers do not tell: of weights in a format that is loaded as it is, or not of safetensors.
+    None if the files' headers cannot show it: quantised weights loaded as they are, or files that are not safetensors.
     """
     method = quantization_method(config)
     paths = weight_files(files.location, config, files.revision, pickled=options.allow_pickle)
@@ -253,9 +253,9 @@ def check_files(title: str, files: Repository, config: Any, options: IngestOptio
 
 @contextmanager
 def explaining(title: str) -> Iterator[None]:
-    """Turn whatever transformers raises while it reads a model's files into a MoewhError of one line.
+    """Turn whatever transformers raises while reading a model's files into a one-line MoewhError.
 
-    A configuration may hold anything, and so there is no end of the kinds of errors.
+    A configuration may hold anything, so any kind of exception can occur.
     """
     try:
         yield
@@ -274,9 +274,9 @@ def _tokenizer_source(options: IngestOptions, title: str, files: Repository) -> 
 
 
 def choose_device(name: str | None, process: Process) -> torch.device | None:
-    """Return the device to run on: the named one, else cuda, mps or cpu, whichever there is first.
+    """Return the device to run on: the named one, else the first available of cuda, mps and cpu.
 
-    Of several GPUs a process takes the one of its local number. None for `auto`: the model is spread over all.
+    With several GPUs, a process takes the one with its local number. None for `auto`: the model is spread over all.
     Raises UsageError for a device that cannot be used.
     """
     if name == "auto":
@@ -296,9 +296,9 @@ def choose_device(name: str | None, process: Process) -> torch.device | None:
 
 
 def device_arguments(device: torch.device | None) -> dict[str, Any]:
-    """Return what makes from_pretrained load each tensor onto its device, and not the whole model onto the host first.
+    """Return arguments that make from_pretrained load each tensor directly onto its device, not through host memory.
 
-    None stands for all devices. Empty for a CPU, and without accelerate, which placing tensors needs.
+    None means all devices. Empty for a CPU, and without accelerate, which this needs.
     """
     if device is None:
         return {"device_map": "auto"}
@@ -307,12 +307,12 @@ def device_arguments(device: torch.device | None) -> dict[str, Any]:
 
 
 def weights_fingerprint(folder: Path) -> str:
-    """Digest of a folder's safetensors files: names, sizes, headers, and 4 KiB at 64 offsets in each.
+    """Return a digest of a folder's safetensors files: names, sizes, headers, and 4 KiB at 64 offsets in each.
 
-    Of pickled weights, where there are no others: the whole files.
+    If there are only pickled weights, it covers the whole files.
 
-    Training changes every tensor, so two checkpoints differ at these offsets; reading them costs no more
-    for a large model than for a small one.
+    Training changes every tensor, so two checkpoints differ at these offsets, and reading them costs the same for a
+    large model as for a small one.
     """
     digest = hashlib.sha256()
     paths = sorted(folder.glob("*.safetensors"))
@@ -331,7 +331,7 @@ def weights_fingerprint(folder: Path) -> str:
 
 
 def config_sha256(config: Any) -> str:
-    """Digest of a configuration's content, without the names and versions that moving a model changes."""
+    """Return a digest of a configuration's content, without the names and versions that moving a model changes."""
     content = {
         key: value
         for key, value in config.to_dict().items()
@@ -347,7 +347,7 @@ _SCALE = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
 def training_progress(checkpoint: str | None) -> tuple[int | None, int | None]:
-    """Read (steps, tokens) from a checkpoint's name; None where it does not say.
+    """Read (steps, tokens) from a checkpoint's name; None for each that it does not contain.
 
     Names such as step5000-tokens20B (OLMoE's branches), checkpoint-500 (the folders of transformers' Trainer) or
     iter_0005000 (Megatron's).
@@ -375,15 +375,15 @@ def find_source(model: str, revision: str | None, series: str | None = None) -> 
 
 
 def commit_of(source: Source) -> str | None:
-    """Return the commit that a hub model's revision is at; None for a folder."""
+    """Return the commit of a hub model's revision; None for a folder."""
     return None if source.revision is None else hub_commit(source.location, source.revision)
 
 
 def _series(source: Source, base: Repository, weights_sha256: str) -> str:
-    """What a folder shares with the other checkpoints of its training run, and with no other model.
+    """Return a name that a folder shares with the other checkpoints of its training run, and with no other model.
 
-    A checkpoint, whose name says a training step or tokens, has its parent's name, what else its own name says, and a
-    digest of the configuration. Any other folder is a series of its own: its name and a digest of its weights.
+    For a checkpoint, whose name holds a training step or tokens, that is its parent's name, the rest of its own name,
+    and a digest of the configuration. Any other folder is its own series: its name and a digest of its weights.
     """
     folder = Path(source.location)
     if training_progress(folder.name) == (None, None):
@@ -393,7 +393,7 @@ def _series(source: Source, base: Repository, weights_sha256: str) -> str:
 
 
 def _config_digest(files: Repository) -> str:
-    """Short digest of a model's configuration."""
+    """Return a short digest of a model's configuration."""
     try:
         return config_sha256(AutoConfig.from_pretrained(files.location, revision=files.revision))[:8]
     except (OSError, ValueError, KeyError):
@@ -401,7 +401,7 @@ def _config_digest(files: Repository) -> str:
 
 
 def load_failure(title: str, error: Exception) -> str:
-    """Say in one line why a model or its configuration cannot be loaded, and what to do."""
+    """Return one line that explains why a model or its configuration cannot be loaded, and what to do."""
     text = " ".join(str(error).split()) or type(error).__name__
     if title.startswith((".", "/", "~")) and not Path(title).exists():
         return f"there is no folder {title}. Check the path given to --model."

@@ -1,7 +1,7 @@
-"""What changes a model's passes and is in no tensor: hooks, forwards that were replaced, modules of a user's own.
+"""Changes to a model's passes that no tensor holds: hooks, replaced forwards, and a user's own modules.
 
-Names are all that can be told of a function. Two that are called alike may add other numbers, so a run with any of
-these passes for no other run: see `moewh.ingest.identity`.
+Only the name of a function can be recorded, and two functions with the same name may compute different things, so a run
+with any of these never counts as the same as another: see `moewh.ingest.identity`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 from torch import nn
 
 _LIBRARIES = {"torch", "transformers", "transformers_modules", "accelerate", "peft"}
-"""Whose code is known by the versions and the configuration."""
+"""Packages whose code the recorded versions and the configuration identify."""
 _HOOKS = {"_forward_pre_hooks": "pre-hook", "_forward_hooks": "hook"}
 _FORWARDS = ("forward", "_old_forward", "_original_forward")
-"""Attributes that hold a forward in place of the class's own; accelerate keeps what it replaces."""
+"""Attributes that hold a forward instead of the class's own; accelerate keeps the one it replaces."""
 
 
 def patches(model: nn.Module) -> tuple[str, ...]:
-    """Return a line for each hook, replaced forward or foreign module of a model: `PATH: KIND NAME`, in order."""
+    """Return a line per hook, replaced forward or foreign module of a model: `PATH: KIND NAME`, in order."""
     return tuple(f"{path or '(model)'}: {what}" for path, module in model.named_modules() for what in _patches(module))
 
 
@@ -41,7 +41,7 @@ def _patches(module: nn.Module) -> Iterator[str]:
 
 
 def _is_foreign(function: Any) -> bool:
-    """Tell whether any function that is run here is no library's: itself, what it wraps, what it is part of."""
+    """Return whether a function, one that it wraps, or one that it is part of, comes from outside the libraries."""
     seen: set[int] = set()
     waiting = [function]
     while waiting:
@@ -53,7 +53,7 @@ def _is_foreign(function: Any) -> bool:
             waiting.append(one.func)
             continue
         inner = getattr(one, "__func__", one)
-        scope = getattr(inner, "__globals__", None)  # a wrapper takes the name of what it wraps, but not these
+        scope = getattr(inner, "__globals__", None)  # a wrapper copies the name of what it wraps, but not its globals
         home = scope.get("__name__", "") if scope is not None else type(inner).__module__
         if _root(home) not in _LIBRARIES:
             return True

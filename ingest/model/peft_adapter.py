@@ -1,7 +1,7 @@
-"""Adapters of peft: a folder or repository with adapter_config.json is a model of its own, base and adapter together.
+"""peft adapters: a folder or repository with adapter_config.json is a model, base and adapter together.
 
-In: where a model comes from. Out: the base that the adapter changes, and that base with the adapter in it. Nothing is
-merged into the weights: the recorded pass is the one that peft runs. An adapter that is not applied whole is refused.
+In: where a model comes from. Out: the base model, and that base with the adapter in it. Nothing is merged into the
+weights: the recorded pass is the one that peft runs. An adapter that cannot be applied completely is refused.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from moewh.warehouse.files.manifest import file_sha256
 _FAILURES = (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, EOFError)
 _OLDEST_PEFT = (0, 21)
 _NAME = "default"
-"""What peft calls an adapter that is given no name."""
+"""peft's name for an unnamed adapter."""
 SUPPORTED_TYPES = frozenset(
     {"ADALORA", "C3A", "FOURIERFT", "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR", "LORA", "OFT", "RANDLORA"}
     | {"SHIRA", "TRAINABLE_TOKENS", "VERA"}
@@ -48,7 +48,7 @@ _UNSUPPORTED_SETTINGS = {
 }
 _NOT_SHAPING = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping", "task_type")
 BASE_ALONE: dict[str, Any] = {"adapter_kwargs": {"subfolder": "no-adapter"}}
-"""Makes transformers' from_pretrained look for an adapter where there is none, and so load the base as it is."""
+"""Makes transformers' from_pretrained look for an adapter where there is none, so that it loads the plain base."""
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
@@ -60,9 +60,9 @@ class PeftAdapter:
     title: str
     """As the user named it."""
     settings: dict[str, Any]
-    """What adapter_config.json says."""
+    """The content of adapter_config.json."""
     base: Repository
-    """The model that it changes."""
+    """The base model."""
 
     @property
     def kind(self) -> str:
@@ -71,18 +71,18 @@ class PeftAdapter:
 
     @property
     def tokenizer(self) -> Repository:
-        """Where its tokenizer lies: with the adapter if it has one, else with the base."""
+        """Where its tokenizer is: with the adapter if it has one, else with the base."""
         return self.files if self.files.optional_file(_TOKENIZER_CONFIG) else self.base
 
     def sha256(self, base_weights: str | None) -> str:
-        """Digest of the adapter's settings and weights and of the base: its weights, else its hub id and revision."""
+        """Return a digest of the adapter's settings and weights, and of the base's weights or hub id and revision."""
         shaping = {name: value for name, value in self.settings.items() if name not in _NOT_SHAPING}
         base = base_weights or [self.base.location, self.base.revision]
         content = json.dumps([shaping, file_sha256(self._weights_file()), base], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
     def check(self, allow_pickle: bool) -> None:
-        """Raise MoewhError unless peft is installed, knows how to apply the adapter, and has all of its files."""
+        """Raise MoewhError unless peft is installed and can apply the adapter, and all its files are there."""
         if _peft_version() < _OLDEST_PEFT:
             raise MoewhError(
                 f"{self.title} has an adapter ({ADAPTER_CONFIG_NAME}). Applying it needs peft "
@@ -109,11 +109,11 @@ class PeftAdapter:
         folder = str(self._weights_file().parent)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what peft warns of is refused below
+                warnings.simplefilter("ignore")  # the faults that peft warns about are refused below
                 config = PeftConfig.from_pretrained(folder)
                 config.inference_mode = True
                 if hasattr(config, "lora_dropout"):
-                    config.lora_dropout = 0.0  # no part of inference, and refused by peft on fused experts
+                    config.lora_dropout = 0.0  # unused in inference, and peft refuses it on fused experts
                 adapted = PeftModel(model, config, _NAME)
                 result = adapted.load_adapter(folder, _NAME, torch_device="cpu")
         except (*_FAILURES, UnpicklingError, SafetensorError) as error:
@@ -128,13 +128,13 @@ class PeftAdapter:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Turn what a pass of the adapted model raises into a MoewhError: peft also adapts what it cannot run."""
+        """Turn an error in a pass of the adapted model into a MoewhError: peft also adapts modules it cannot run."""
         try:
             yield
         except torch.OutOfMemoryError:
             raise
         except (*_FAILURES, MoewhError) as error:
-            cause = error.__cause__ if isinstance(error, MoewhError) else error  # the pass may have named it already
+            cause = error.__cause__ if isinstance(error, MoewhError) else error  # the pass may have wrapped it already
             if not isinstance(cause, _FAILURES):
                 raise
             raise MoewhError(
@@ -153,7 +153,7 @@ class PeftAdapter:
 
 
 def adapter_settings_file(files: Repository) -> Path | None:
-    """Return the path of the file that makes a folder or repository an adapter; None for an ordinary model."""
+    """Return the path of the file that marks a folder or repository as an adapter; None for an ordinary model."""
     if Path(files.location).is_file():
         return None
     file = find_adapter_config_file(files.location, revision=files.revision)
@@ -161,9 +161,9 @@ def adapter_settings_file(files: Repository) -> Path | None:
 
 
 def find_adapter(files: Repository, title: str) -> PeftAdapter | None:
-    """Return the adapter that lies in a folder or repository; None if there is none.
+    """Return the adapter in a folder or repository; None if there is none.
 
-    Raises MoewhError for an adapter_config.json that cannot be read or names no base.
+    Raises MoewhError for an adapter_config.json that cannot be read or does not name a base.
     """
     file = adapter_settings_file(files)
     if file is None:
@@ -171,14 +171,14 @@ def find_adapter(files: Repository, title: str) -> PeftAdapter | None:
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise MoewhError(f"{title}: {ADAPTER_CONFIG_NAME} is no valid JSON: {error}. Correct it.") from error
+        raise MoewhError(f"{title}: {ADAPTER_CONFIG_NAME} is not valid JSON: {error}. Correct it.") from error
     if not isinstance(settings, dict):
-        raise MoewhError(f"{title}: {ADAPTER_CONFIG_NAME} is no JSON object. Correct it.")
+        raise MoewhError(f"{title}: {ADAPTER_CONFIG_NAME} is not a JSON object. Correct it.")
     return PeftAdapter(files, title, settings, _find_base(files, title, settings))
 
 
 def _find_base(files: Repository, title: str, settings: dict[str, Any]) -> Repository:
-    """The model beside a local adapter, else what its settings name."""
+    """Return the model beside a local adapter, else the one that its settings name."""
     folder = Path(files.location)
     if (folder / CONFIG_NAME).is_file() and any(
         not path.name.startswith("adapter_") for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern)
@@ -208,7 +208,7 @@ def _find_base(files: Repository, title: str, settings: dict[str, Any]) -> Repos
 
 
 def _peft_version() -> tuple[int, ...]:
-    """The installed version's first two numbers; (0,) if there is none."""
+    """Return the first two numbers of peft's installed version; (0,) if it is not installed."""
     try:
         return tuple(int(part) for part in importlib.metadata.version("peft").split(".")[:2])
     except importlib.metadata.PackageNotFoundError:

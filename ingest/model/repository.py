@@ -14,14 +14,14 @@ from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 @dataclass(frozen=True)
 class Repository:
-    """Where files lie: what transformers is handed as a model's name and revision."""
+    """Where a model's files are: the name and revision for transformers."""
 
     location: str
     revision: str | None
-    """Of a hub id, the commit where it is known; None for a folder."""
+    """For a hub id, the commit where it is known; None for a folder."""
 
     def optional_file(self, name: str) -> Path | None:
-        """Return a file's path, downloaded if need be; None if there is none. Raises OSError if it is out of reach."""
+        """Return a file's path, downloaded if needed; None if there is none. Raises OSError if it is unreachable."""
         path = cached_file(
             self.location,
             name,
@@ -33,9 +33,9 @@ class Repository:
 
 
 def hub_commit(location: str, revision: str) -> str | None:
-    """Return the commit that a hub id's revision is at, which its files' path in the hub's cache shows.
+    """Return the commit of a hub id's revision, read from its files' path in the hub's cache.
 
-    Of an adapter without a configuration of its own, its settings' path. Raises OSError if there is no such file.
+    For an adapter without a config.json, the path is that of its settings. Raises OSError if there is no such file.
     """
     path = Repository(location, revision).optional_file(CONFIG_NAME)
     if path is None:

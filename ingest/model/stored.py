@@ -1,8 +1,7 @@
-"""What a model's files hold, read from their headers, and which of the model's parameters each tensor goes to.
+"""The tensors in a model's files, read from their headers, and the parameter of the model that each goes to.
 
-In: a hub id or folder. Out: the files' paths, the key, shape and dtype of every stored tensor, and for every
-parameter the tensors that it is made of. Not one number is read. Whatever is wrong with a file or with the index of
-several is said here, in one line that names the file.
+In: a hub id or folder. Out: the files' paths, the key, shape and dtype of every stored tensor, and the tensors that
+each parameter is made of. No tensor data is read. A fault in a file or index is a one-line error that names the file.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ DTYPES = {
     **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
     "BOOL": torch.bool,
 }
-"""The dtypes of safetensors by their names there."""
+"""Torch dtypes by their names in safetensors."""
 
 
 class StoredTensor(NamedTuple):
@@ -39,7 +38,7 @@ class StoredTensor(NamedTuple):
     file: str
     shape: tuple[int, ...]
     dtype: str
-    """As safetensors names it, such as BF16."""
+    """The name in safetensors, such as BF16."""
 
 
 @dataclass(frozen=True)
@@ -48,20 +47,20 @@ class Part:
 
     tensor: StoredTensor
     pattern: str | None
-    """Source pattern of the converter that takes it; None for a tensor that is taken as it is."""
+    """Source pattern of the converter that takes it; None for a tensor used as it is."""
 
 
 @dataclass(frozen=True)
 class Sources:
-    """The stored tensors by the parameter that they go to."""
+    """The stored tensors, by the parameter that they go to."""
 
     parts: dict[str, list[Part]]
-    """By the parameter's name, in the order in which transformers takes them; also under names no parameter has."""
+    """By parameter name, in the order in which transformers takes them. Includes names that no parameter has."""
     converters: dict[str, WeightConverter]
     """The converter of each source pattern."""
 
     def made(self) -> set[str]:
-        """Names of all parameters that something is stored for: a converter may make several of one tensor."""
+        """Return the names of all parameters that have stored tensors: a converter may make several from one tensor."""
         names = set(self.parts)
         for name, parts in self.parts.items():
             for pattern in {part.pattern for part in parts if part.pattern is not None}:
@@ -71,15 +70,15 @@ class Sources:
 
 
 def few(names: list[str], separator: str = ", ") -> str:
-    """Name up to three, and count the others."""
+    """List up to three names, and count the rest."""
     return separator.join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
 def weight_files(location: str, config: Any, revision: str | None, *, pickled: bool = False) -> list[str]:
-    """Return the paths of a model's weight files as transformers chooses them, downloaded if need be.
+    """Return the paths of the weight files that transformers would choose for a model, downloading them if needed.
 
-    `pickled` takes PyTorch's files too, where there are no others. Empty if there are none. Raises MoewhError for a
-    wrong index, and OSError as transformers does.
+    With `pickled`, PyTorch's files are used where there are no others. Empty if there are none. Raises MoewhError for
+    a wrong index, and OSError as transformers does.
     """
     named = getattr(config, "transformers_weights", None)
     singles = [named or SAFE_WEIGHTS_NAME, *([WEIGHTS_NAME] if pickled else [])]
@@ -100,7 +99,7 @@ def weight_files(location: str, config: Any, revision: str | None, *, pickled: b
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """Return which file an index says each tensor is in. Raises MoewhError for what is no index."""
+    """Return the file of each tensor by the index. Raises MoewhError for a file that is not an index."""
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -114,9 +113,9 @@ def read_index(path: Path) -> dict[str, str]:
 
 
 def stored_tensors(files: Iterable[str]) -> dict[str, StoredTensor]:
-    """Return every tensor of some files by its key, without its numbers.
+    """Return every tensor of some files by its key, without its data.
 
-    Raises MoewhError for a damaged file, for a tensor that two files hold, and for one that the index places elsewhere.
+    Raises MoewhError for a damaged file, for a tensor in two files, and for one that the index places elsewhere.
     """
     tensors: dict[str, StoredTensor] = {}
     for file in files:
@@ -140,14 +139,14 @@ def parameter_sources(model: Any, stored: Iterable[StoredTensor], quantizer: Any
     parts: dict[str, list[Part]] = {}
     for tensor in sorted(stored, key=lambda tensor: dot_natural_key(tensor.key)):
         name, pattern = rename_source_key(tensor.key, renamings, converters, prefix, known)
-        if name not in known and tensor.key in known:  # as transformers does: it was in its final form already
+        if name not in known and tensor.key in known:  # as in transformers: it is in its final form already
             name, pattern = rename_source_key(tensor.key, [], [], prefix, known)
         parts.setdefault(name, []).append(Part(tensor, pattern))
     return Sources(parts, {pattern: entry for entry in converters for pattern in entry.source_patterns})
 
 
 def conversion(model: Any, quantizer: Any) -> list[Any]:
-    """The conversion from the files' tensors to the model's parameters; it keeps state, so each use has its own."""
+    """Return the conversion from stored tensors to parameters. It keeps state, so each use needs its own."""
     return list(get_model_conversion_mapping(model, hf_quantizer=quantizer))
 
 
@@ -170,7 +169,7 @@ def _headers(file: str) -> list[StoredTensor]:
 
 
 def _hold_against_index(tensors: dict[str, StoredTensor]) -> None:
-    """Raise MoewhError for a tensor that is in another file than the index beside it says."""
+    """Raise MoewhError for a tensor in a different file from the one in the index beside it."""
     files = {file: Path(file) for file in {tensor.file for tensor in tensors.values()}}  # few, of many tensors
     names = {path.name for path in files.values()}
     for folder in {path.parent for path in files.values()}:

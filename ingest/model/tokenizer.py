@@ -1,7 +1,7 @@
-"""Loading a tokenizer: the model's own or the one that --tokenizer names, with the chat template that goes with it.
+"""Load a tokenizer, the model's own or the one given with --tokenizer, together with its chat template.
 
-transformers makes a tokenizer even where its files are missing: an empty stub, or one with a made-up vocabulary.
-The tokens of both mean nothing, so the files that its class needs must be there.
+transformers makes a tokenizer even when its files are missing: an empty stub, or one with a made-up vocabulary.
+Their tokens would be meaningless, so the files that the tokenizer's class needs must exist.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from moewh.warehouse.errors import MoewhError, UsageError
 
 _WHOLE = "tokenizer.json"
 _STAND_INS = ("tokenizer.model", "tekken.json", "tiktoken.model")
-"""Files that transformers takes for the vocabulary of any class."""
+"""Files that transformers accepts as the vocabulary of any class."""
 _USUAL = (_WHOLE, *_STAND_INS, "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 """Files that most tokenizers are saved as."""
 
@@ -33,17 +33,17 @@ class TokenizerSource:
     """For the hub; None for a folder."""
     trust_remote_code: bool
     named: bool = False
-    """Whether --tokenizer names it; else it is the model's own."""
+    """Whether it comes from --tokenizer; else it is the model's own."""
 
     def has(self, file: str) -> bool:
-        """Tell whether this file is there."""
+        """Return whether this file exists."""
         return bool(
             cached_file(self.location, file, revision=self.revision, _raise_exceptions_for_missing_entries=False)
         )
 
 
 def load_tokenizer(source: TokenizerSource, chat_template: str | None = None) -> PreTrainedTokenizerBase:
-    """Load a tokenizer; `chat_template` is a file whose content replaces its template.
+    """Load a tokenizer; `chat_template` is a file that replaces its chat template.
 
     Raises MoewhError for one without its files or with broken ones, UsageError for an unusable template.
     """
@@ -57,12 +57,12 @@ def load_tokenizer(source: TokenizerSource, chat_template: str | None = None) ->
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.location, **arguments)
         usable = isinstance(tokenizer, PreTrainedTokenizerBase)
         complete = _has_files(source, type(tokenizer))
-    except Exception as error:  # parsers of every format that tokenizers come in, each with errors of its own
+    except Exception as error:  # each tokenizer format has its own parser, with its own errors
         if Path(source.location).is_dir() and not any(map(source.has, _USUAL)):
             raise MoewhError(_no_files(source, _USUAL)) from error
         raise MoewhError(_load_failure(source, error)) from error
     if not usable:
-        raise MoewhError(f"{source.title} has a {type(tokenizer).__name__}, which cannot tokenise texts by itself.")
+        raise MoewhError(f"{source.title} has a {type(tokenizer).__name__}, which cannot tokenise text by itself.")
     if not complete:
         raise MoewhError(_no_files(source, (_WHOLE, *type(tokenizer).vocab_files_names.values())))
     if template is not None:
@@ -71,7 +71,7 @@ def load_tokenizer(source: TokenizerSource, chat_template: str | None = None) ->
 
 
 def _has_files(source: TokenizerSource, kind: type) -> bool:
-    """Tell whether the files are there that a tokenizer class cannot do without; byte-level classes need none."""
+    """Return whether the files that a tokenizer class requires exist; byte-level classes require none."""
     names: dict[str, str] = getattr(kind, "vocab_files_names", {})
     if not {key for key in names if key != "tokenizer_config_file"}:
         return True
@@ -101,7 +101,7 @@ def _load_failure(source: TokenizerSource, error: Exception) -> str:
 
 
 def read_template(path: Path) -> str:
-    """Return the chat template that a file holds. Raises UsageError for a file that is no template."""
+    """Return the chat template in a file. Raises UsageError for a file that is not a template."""
     try:
         template = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
@@ -109,5 +109,5 @@ def read_template(path: Path) -> str:
     except OSError as error:
         raise UsageError(f"--chat-template {path} cannot be read: {error.strerror or error}.") from None
     if "messages" not in template:
-        raise UsageError(f"--chat-template {path} does not use messages: it is no chat template.")
+        raise UsageError(f"--chat-template {path} does not use messages, so it is not a chat template.")
     return template

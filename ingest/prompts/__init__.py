@@ -1,1 +1,1 @@
-"""Prompts: from files as people have them to tokens in batches."""
+"""Prompts: from files in common formats to tokens in batches."""

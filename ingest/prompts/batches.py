@@ -1,4 +1,4 @@
-"""Batches: right-padded groups of contexts of like length, within a budget of padded tokens.
+"""Batches: right-padded groups of contexts of similar length, within a budget of padded tokens.
 
 A pure function of the segment's contexts and the budget, never of arrival order or earlier segments.
 """
@@ -20,13 +20,13 @@ class Batch:
     input_ids_BS: npt.NDArray[np.int64]
     attention_mask_BS: npt.NDArray[np.int64]
     rows_T: npt.NDArray[np.int64]
-    """Where the batch's real tokens, in row-major order, lie in the segment's flat arrays."""
+    """Offsets of the batch's real tokens, in row-major order, in the segment's flat arrays."""
 
 
 def plan_batches(length_C: npt.NDArray[np.int64], batch_tokens: int) -> list[npt.NDArray[np.int64]]:
-    """Group contexts, longest first, so that B * S ≤ batch_tokens. A longer context makes a batch alone.
+    """Group contexts, longest first, so that B * S ≤ batch_tokens. A context over the budget is a batch by itself.
 
-    Longest first, so that what does not fit in memory shows at once.
+    Longest first, so that running out of memory shows at once.
     """
     order_C = np.argsort(-length_C, kind="stable")
     batches, start = [], 0
@@ -38,7 +38,7 @@ def plan_batches(length_C: npt.NDArray[np.int64], batch_tokens: int) -> list[npt
 
 
 def make_batch(segment: TokenisedSegment, contexts: npt.NDArray[np.int64], pad_id: int) -> Batch:
-    """Return the batch of these contexts, padded to the longest of them."""
+    """Return the batch of these contexts, padded to the longest."""
     lengths = segment.length_C[contexts]
     positions = np.arange(lengths.max())
     mask_BS = positions < lengths[:, None]

@@ -1,7 +1,7 @@
-"""What every reader of prompts shares: the canonical columns, one input, what a format is, and the last checks.
+"""The parts that all readers of prompts share: the canonical columns, one input, the format interface, final checks.
 
-In: batches of (text, form, domain, source, metadata) as `moewh.ingest.prompts.records` has DuckDB make them. Out: the
-same with the file's own labels filled in, in exactly the canonical schema.
+In: batches of (text, form, domain, source, metadata) that DuckDB makes with the SQL of `moewh.ingest.prompts.records`.
+Out: the same with the file's own labels filled in, in exactly the canonical schema.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ LONGEST_LINE = 256 << 20
 
 @dataclass(frozen=True)
 class PromptFile:
-    """One input: where its bytes are, what to call it, and how its columns are named."""
+    """One input: where its bytes are, its name, and the names of its columns."""
 
     path: Path
     format: str
-    """Its file in `moewh.ingest.prompts.formats`."""
+    """Its module in `moewh.ingest.prompts.formats`."""
     name: str
     """As the user wrote it, for messages."""
     source: str
-    """For prompts that name no source themselves."""
+    """The source of prompts that do not state their own."""
     text_column: str | None = None
-    """None: by the conventions of `moewh.ingest.prompts.records`."""
+    """None: by the conventions in `moewh.ingest.prompts.records`."""
     domain_column: str = "domain"
     domain: str | None = None
     """A label for every prompt, instead of a column."""
     delimiter: str | None = None
-    """None: what the format or the header says."""
+    """None: as the format or the header decides."""
 
     def error(self, what: str) -> MoewhError:
-        """Return the error to raise, with the file's name in front."""
+        """Return an error to raise, with the file's name in front."""
         return MoewhError(f"{self.name}: {what}")
 
 
@@ -55,11 +55,11 @@ class Format:
     """One format of prompts: the `FORMAT` of a file in `moewh.ingest.prompts.formats`, whose name is the format's."""
 
     suffixes: tuple[str, ...]
-    """What its files are called, in lower case with the dot."""
+    """Suffixes of its files, in lower case with the dot."""
     read: Callable[[Path, PromptFile], Iterator[pa.RecordBatch]]
     """(path of the plain bytes, file) → canonical batches. Raises `PromptFile.error` for what it cannot read."""
     text: bool = True
-    """Whether its bytes are a text, which is UTF-8 without a byte order mark by the time it is read."""
+    """Whether its bytes are text, which is converted to UTF-8 without a byte order mark before reading."""
 
 
 def canonical(
@@ -67,7 +67,7 @@ def canonical(
 ) -> Iterator[pa.RecordBatch]:
     """Check that every record is a prompt, fill in the file's own labels, and yield exactly the canonical schema.
 
-    Raises MoewhError for the first record that is no prompt, named by its index.
+    Raises MoewhError, with its index, for the first record that is not a prompt.
     """
     before = labelled = 0
     for batch in batches:
@@ -89,26 +89,26 @@ def canonical(
 
 
 def _strict_payloads(texts: pa.StringArray, forms: pa.StringArray) -> pa.StringArray:
-    """Make messages and ids valid JSON; texts stay what they are."""
+    """Make messages and ids valid JSON; texts are unchanged."""
     is_text = pc.equal(forms, "text")
     return texts if pc.all(is_text).as_py() else pc.if_else(is_text, texts, strict_json(texts, pc.invert(is_text)))
 
 
 class Bound:
-    """Values of a query's parameters."""
+    """Collects the values of a query's parameters."""
 
     def __init__(self) -> None:
         self.values: dict[str, str] = {}
 
     def __call__(self, value: str) -> str:
-        """Return the SQL that stands for a value."""
+        """Add a value and return its placeholder in SQL."""
         name = f"p{len(self.values)}"
         self.values[name] = value
         return f"${name}"
 
 
 def nested_null(keys: list[str]) -> str:
-    """Return the merge patch that takes a nested column out of a record."""
+    """Return the merge patch that removes a nested column from a record."""
     patch: Any = None
     for key in reversed(keys):
         patch = {key: patch}
@@ -116,12 +116,12 @@ def nested_null(keys: list[str]) -> str:
 
 
 def database() -> duckdb.DuckDBPyConnection:
-    """Return a DuckDB in memory whose answers do not depend on where in the world it runs."""
+    """Return an in-memory DuckDB whose results do not depend on the local time zone."""
     connection = duckdb.connect()
     connection.execute("set TimeZone = 'UTC'")
     return connection
 
 
 def first_line(error: BaseException) -> str:
-    """Return what a library's error says in one line."""
+    """Return the first line of a library's error message."""
     return str(error).strip().splitlines()[0]

@@ -1,7 +1,7 @@
-"""Chats: from the messages of a prompt, its tools and documents to the text that the chat template makes of them.
+"""Chats: from a prompt's messages, tools and documents to the text that the chat template renders.
 
-The text is what `apply_chat_template` gives for the same arguments. What a template would drop without a word, or
-print as Python would, is given to it in another form; what no form helps is refused, by name.
+The text equals that of `apply_chat_template` with the same arguments. Content that a template would silently drop, or
+print as a Python object, is passed in another form; if no form works, the prompt is refused by name.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from transformers.utils.chat_template_utils import _compile_jinja_template, rend
 from moewh.warehouse.errors import MoewhError, UsageError
 
 CLOCK = "strftime_now"
-"""The function through which a template sees the time."""
+"""The function with which a template reads the time."""
 GENERATION_PROMPT = "add_generation_prompt"
 Messages = list[dict[str, Any]]
 
@@ -41,20 +41,20 @@ _SPEAKERS = {
     "function_response": "tool",
     "observation": "tool",
 }
-"""Role of each speaker that ShareGPT's `from` names."""
+"""Role of each speaker in ShareGPT's `from`."""
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 @dataclass(frozen=True)
 class ChatRules:
-    """What the chat template is given besides a prompt's own messages, tools and documents."""
+    """Inputs of the chat template besides a prompt's own messages, tools and documents."""
 
     arguments: dict[str, Any] = field(default_factory=dict)
     """From --chat-argument."""
     generation_prompt: bool = False
-    """Whether the text ends where the model's answer begins."""
+    """Whether the text ends with the start of the model's answer."""
     now: datetime | None = None
-    """The time that the template sees; None: the clock's."""
+    """The time that the template sees; None: the current time."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class _Chat:
 
 
 class ChatRenderer:
-    """Renders chats with a tokenizer's template. Names of prompts are for messages to the user."""
+    """Renders chats with a tokenizer's template. Prompts have names for use in messages."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, rules: ChatRules, warn: Callable[[str], None] = lambda _: None
@@ -78,7 +78,7 @@ class ChatRenderer:
         """Whether a template has asked for the time so far."""
 
     def text(self, payload: str, name: str) -> str:
-        """Return a chat as text. Raises MoewhError, naming the prompt, for one that cannot be rendered."""
+        """Return a chat as text. Raises MoewhError, with the prompt's name, if it cannot be rendered."""
         if not self._tokenizer.chat_template:
             raise MoewhError(
                 f"{name} is chat messages, but the tokenizer has no chat template. Give one with --chat-template, or "
@@ -91,7 +91,7 @@ class ChatRenderer:
             raise MoewhError(f"{name}: {error}") from error
 
     def _best(self, chat: _Chat, name: str) -> str:
-        """Render the chat as it was given; in another form only if the template refuses that or drops text of it."""
+        """Render the chat as given, or in another form if the template refuses it or drops some of its text."""
         texts, plain = _texts(chat.messages), _is_plain(chat)
         kept, best = -1, ""
         refusals: list[_UnusableChatError] = []
@@ -111,7 +111,7 @@ class ChatRenderer:
         return best
 
     def _render(self, chat: _Chat, name: str) -> str:
-        """Apply the template. Raises _UnusableChatError if it refuses, or prints a list or object as Python does."""
+        """Apply the template. Raises _UnusableChatError if it fails, or prints a list or object as Python does."""
         try:
             template = self._tokenizer.get_chat_template(None, chat.tools)
             self._warn_of_unused(chat, template, name)
@@ -126,7 +126,7 @@ class ChatRenderer:
                         **self._rules.arguments,
                     )
                 )
-        except Exception as error:  # a template is a program: whatever it does wrong, the prompt is refused
+        except Exception as error:  # a template is a program, which may raise anything; the prompt is refused
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise _UnusableChatError(f"the chat template refuses its messages: {reason}") from error
         given = [chat.messages, chat.tools, chat.documents]
@@ -142,7 +142,7 @@ class ChatRenderer:
 
     @contextmanager
     def _clock(self, template: str) -> Iterator[None]:
-        """Give the template the run's time for the clock's, and note whether it asks."""
+        """Give the template the run's time instead of the clock's, and note whether it asks for it."""
         functions = _compile_jinja_template(template).environment.globals
         clock = functions[CLOCK]
 
@@ -164,7 +164,7 @@ class ChatRenderer:
 
 
 class _UnusableChatError(Exception):
-    """What is wrong with a chat, without the prompt's name."""
+    """A fault in a chat, described without the prompt's name."""
 
 
 def _read_chat(payload: Any) -> _Chat:
@@ -206,7 +206,7 @@ def _from_sharegpt(message: dict[str, Any], index: int) -> dict[str, Any]:
     speaker = message["from"]
     role = _SPEAKERS.get(speaker.strip().lower()) if isinstance(speaker, str) else None
     if role is None:
-        raise _UnusableChatError(f"message {index} is from {speaker!r}. Known are {', '.join(sorted(_SPEAKERS))}.")
+        raise _UnusableChatError(f"message {index} is from {speaker!r}. Use {', '.join(sorted(_SPEAKERS))}.")
     others = {key: value for key, value in message.items() if key not in ("from", "value")}
     return {"role": role, "content": message.get("value"), **others}
 
@@ -220,7 +220,7 @@ def _text_part(given: Any, index: int) -> dict[str, Any]:
     part = _without_nulls(given)
     kind = part.get("type", "text")
     if kind not in _TEXT_PARTS or not isinstance(part.get("text"), str):
-        raise _UnusableChatError(f"message {index} has a part of type {kind!r}. Only parts with text are taken.")
+        raise _UnusableChatError(f"message {index} has a part of type {kind!r}. Only text parts are supported.")
     return part
 
 
@@ -247,7 +247,7 @@ def _kind(value: Any) -> str:
 
 
 def _forms(chat: _Chat) -> Iterator[_Chat]:
-    """Yield a chat as given, then in the other form: parts joined to a string, or strings as lists of one part."""
+    """Yield a chat as given, then in the other form: parts joined into a string, or strings as one-part lists."""
     yield chat
     if _is_plain(chat):
         yield _Chat([_as_parts(message) for message in chat.messages], chat.tools, chat.documents)
@@ -270,7 +270,7 @@ def _as_parts(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _texts(messages: Messages) -> list[str]:
-    """The text of every message, part by part, without the space around it, which templates strip."""
+    """Return the text of every message, part by part, without surrounding space, which templates strip."""
     contents = [message.get("content") for message in messages]
     texts = [
         part if isinstance(part, str) else part["text"]
@@ -299,14 +299,14 @@ def _strings(value: Any) -> Iterator[str]:
 
 @lru_cache(16)
 def _variables(template: str) -> frozenset[str]:
-    """Names that a template reads and does not set itself; of the functions it is given, the clock alone."""
+    """Return the names that a template reads but does not set; of the functions given to it, only the clock."""
     tree = _compile_jinja_template(template).environment.parse(template)
     asks = {CLOCK for name in tree.find_all(nodes.Name) if name.name == CLOCK and name.ctx == "load"}
     return frozenset(meta.find_undeclared_variables(tree) | asks)
 
 
 def template_variables(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
-    """Names that the tokenizer's templates read; empty without a template. Raises MoewhError for a broken one."""
+    """Return the names that the tokenizer's templates read; empty without one. Raises MoewhError for a broken one."""
     templates = tokenizer.chat_template or {}
     try:
         used = [
@@ -314,15 +314,15 @@ def template_variables(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
         ]
     except TemplateError as error:
         raise MoewhError(
-            f"the chat template is no valid Jinja: {error}. Give another one with --chat-template."
+            f"the chat template is not valid Jinja: {error}. Give another one with --chat-template."
         ) from error
     return frozenset().union(*used)
 
 
 def chat_arguments(given: tuple[str, ...]) -> dict[str, Any]:
-    """Return {name: value} from `name=value`; a value is JSON where it can be read so, else text.
+    """Return {name: value} from `name=value`; a value is JSON if it parses as JSON, else text.
 
-    Raises UsageError for what is no argument, comes twice, or is moewh's to give.
+    Raises UsageError for a malformed or repeated argument, or one that moewh sets itself.
     """
     arguments: dict[str, Any] = {}
     reserved = _reserved()
@@ -339,7 +339,7 @@ def chat_arguments(given: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _reserved() -> frozenset[str]:
-    """Names that apply_chat_template, the renderer or the template's own functions have taken."""
+    """Return the names taken by apply_chat_template, the renderer or the template's functions."""
     functions = (PreTrainedTokenizerBase.apply_chat_template, render_jinja_template)
     taken = {name for function in functions for name in inspect.signature(function).parameters}
     return frozenset(taken | set(_compile_jinja_template("").environment.globals) | {"messages", CLOCK})

@@ -1,4 +1,4 @@
-"""The digest of a stream of prompts: how prompts are known without being kept."""
+"""The digest of a stream of prompts, which identifies the prompts without storing them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class PromptDigest:
         self._hashes = [(hashlib.sha256(), hashlib.sha256()) for _ in CANONICAL]
 
     def update(self, batch: pa.RecordBatch) -> None:
-        """Take in a batch of canonical rows."""
+        """Add a batch of canonical rows."""
         for (lengths, content), name in zip(self._hashes, CANONICAL.names, strict=True):
             column = batch.column(name)
             sizes = pc.fill_null(pc.binary_length(column), -1).to_numpy(zero_copy_only=False)
@@ -29,7 +29,7 @@ class PromptDigest:
             content.update(_content(column))
 
     def hexdigest(self) -> str:
-        """Return the digest of everything taken in so far."""
+        """Return the digest of everything added so far."""
         whole = hashlib.sha256()
         for lengths, content in self._hashes:
             whole.update(lengths.digest() + content.digest())
@@ -37,7 +37,7 @@ class PromptDigest:
 
 
 def _content(column: pa.StringArray) -> memoryview | bytes:
-    """The bytes of all strings of an array, one after the other; NULL has none."""
+    """Return the concatenated bytes of all strings of an array; NULL has none."""
     filled = pc.fill_null(column, "")
     _, offsets, data = filled.buffers()
     if data is None:

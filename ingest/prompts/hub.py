@@ -1,6 +1,6 @@
-"""Data sets of the Hugging Face Hub: files by their hf:// name, and what the `datasets` library streams.
+"""Data sets of the Hugging Face Hub: files with an hf:// name, and data sets that the `datasets` library streams.
 
-Both are pinned to a commit before anything is read, and read from that commit however long the run takes.
+Both are pinned to a commit before reading starts, and read from that commit however long the run takes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class HubName:
 
     @property
     def pinned(self) -> str:
-        """The name that always means these bytes."""
+        """The name with the commit, which always refers to the same bytes."""
         return f"{HUB}{self.repo}@{self.commit}" + (f"/{self.path}" if self.path else "")
 
     def at(self, path: str) -> HubName:
@@ -39,7 +39,7 @@ class HubName:
         return HubName(self.repo, self.commit, path)
 
     def files(self) -> list[str]:
-        """Paths of the files that this pattern matches, or that lie in this folder; as they are on the Hub."""
+        """Return the Hub paths of the files that this pattern matches or this folder holds."""
         from huggingface_hub import HfFileSystem
 
         root = f"datasets/{self.repo}@{self.commit}"
@@ -51,7 +51,7 @@ class HubName:
         return sorted(str(name).removeprefix(f"{root}/") for name in found)
 
     def download(self) -> Path:
-        """Return the path of this file in the Hub's cache, fetching it if it is not there."""
+        """Return the path of this file in the Hub's cache, downloading it if needed."""
         from huggingface_hub import hf_hub_download
 
         return Path(
@@ -63,10 +63,10 @@ class HubName:
 
 
 def pin(name: str) -> HubName:
-    """Resolve `ORG/NAME[@REVISION][/PATH]` to the commit that it means now. Raises MoewhError if the Hub does not."""
+    """Resolve `ORG/NAME[@REVISION][/PATH]` to its current commit. Raises MoewhError if the Hub gives none."""
     found = _NAME.fullmatch(name)
     if found is None:
-        raise UsageError(f"{name} names no data set. Use ORG/NAME, ORG/NAME@REVISION or {HUB}ORG/NAME/FILE.")
+        raise UsageError(f"{name} is not a data set. Use ORG/NAME, ORG/NAME@REVISION or {HUB}ORG/NAME/FILE.")
     repo, revision, path = found["repo"], unquote(found["revision"] or "main"), found["path"] or ""
     if _COMMIT.fullmatch(revision):
         return HubName(repo, revision, path)
@@ -75,14 +75,14 @@ def pin(name: str) -> HubName:
 
     commit = asking(f"{HUB}{repo}", lambda: HfApi().dataset_info(repo, revision=revision).sha)
     if not commit:
-        raise MoewhError(f"{HUB}{repo}: the Hub names no commit for {revision}.")
+        raise MoewhError(f"{HUB}{repo}: the Hub gives no commit for {revision}.")
     return HubName(repo, commit, path)
 
 
 def asking(name: str, call: Callable[[], Any]) -> Any:
-    """Return what a call to the Hub returns; whatever it raises becomes one line.
+    """Return the result of a call to the Hub; any exception becomes a one-line MoewhError.
 
-    The libraries below (HTTP, file systems, builders) raise errors of many kinds, which differ by their versions.
+    The underlying libraries (HTTP, file systems, builders) raise many kinds of errors, which differ by version.
     """
     try:
         return call()
@@ -96,7 +96,7 @@ def asking(name: str, call: Callable[[], Any]) -> Any:
 
 @dataclass(frozen=True)
 class Dataset:
-    """One split of a data set that the `datasets` library reads: of the Hub, at a commit, or of a folder."""
+    """One split of a data set read with the `datasets` library, from the Hub at a commit or from a folder."""
 
     name: str
     hub: HubName | None
@@ -107,13 +107,13 @@ class Dataset:
 
     @property
     def source(self) -> str:
-        """What its prompts are from, if they do not say so themselves."""
+        """The source of prompts that do not state their own."""
         if self.hub is None:
             return Path(self.name).name
         return "/".join([self.hub.pinned, *([self.config] if self.config else []), self.split])
 
     def tables(self, batch_rows: int) -> Iterator[pa.Table]:
-        """Yield the rows as Arrow tables. Raises MoewhError for what the library cannot read."""
+        """Yield the rows as Arrow tables. Raises MoewhError if the library cannot read them."""
         batches = asking(self.name, lambda: self.rows.with_format("arrow").iter(batch_size=batch_rows))
         while (table := asking(self.name, lambda: next(batches, None))) is not None:
             yield table
@@ -122,7 +122,7 @@ class Dataset:
 def open_dataset(name: str, config: str | None, split: str | None) -> Dataset:
     """Open a data set by its name on the Hub (ORG/NAME[@REVISION]) or as a folder.
 
-    Raises UsageError without the `datasets` library, or if there is more than one split and none is named.
+    Raises UsageError without the `datasets` library, or if there are several splits and none is chosen.
     """
     try:
         import datasets
@@ -132,7 +132,7 @@ def open_dataset(name: str, config: str | None, split: str | None) -> Dataset:
     folder = Path(name)
     hub = None if folder.is_dir() else pin(name.removeprefix(HUB))
     if hub is not None and hub.path:
-        raise UsageError(f"--dataset {name} names a file or folder in a data set. Give it to --prompts as {HUB}….")
+        raise UsageError(f"--dataset {name} is a file or folder in a data set. Give it to --prompts as {HUB}….")
     saved = any((folder / mark).is_file() for mark in ("state.json", "dataset_dict.json"))
 
     def load() -> Any:

@@ -1,6 +1,6 @@
-"""Prompts that are in memory: any iterable of records, read once, in; one more input of the prompt stream out.
+"""Prompts in memory: any iterable of records, read once, becomes an input of the prompt stream.
 
-A record is a mapping with the columns that a file of prompts would have, or a text.
+A record is a mapping with the columns of a prompts file, or a string.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from moewh.warehouse.errors import MoewhError
 
 
 def in_memory(records: Iterable[Any]) -> Found:
-    """Return the input that these records are. What is no record is refused when it is read."""
+    """Return an input that reads these records. Anything that is not a record is refused when it is read."""
 
     def batches(scratch: Path, options: IngestOptions) -> Iterator[pa.RecordBatch]:
         path = scratch / "records.jsonl"
@@ -32,7 +32,7 @@ def in_memory(records: Iterable[Any]) -> Found:
 
 
 def _line(number: int, record: Any) -> str:
-    """Return a record as a line of JSON. Raises MoewhError for one that is none."""
+    """Return a record as a line of JSON. Raises MoewhError if it is not a record."""
     if isinstance(record, str):
         record = {"text": record}
     if not isinstance(record, Mapping):
@@ -40,11 +40,11 @@ def _line(number: int, record: Any) -> str:
     try:
         return json.dumps(dict(record), default=_plain)
     except (TypeError, ValueError) as error:
-        raise MoewhError(f"record {number} of the prompts cannot be kept as JSON: {error}.") from None
+        raise MoewhError(f"record {number} of the prompts cannot be stored as JSON: {error}.") from None
 
 
 def _plain(value: Any) -> Any:
-    """Return arrays and tensors as lists, and their numbers as such."""
+    """Return arrays and tensors as lists, and their scalars as numbers."""
     if hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(f"it holds a {type(value).__name__}")

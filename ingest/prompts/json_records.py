@@ -1,7 +1,7 @@
-"""JSON records to canonical batches: what every format of JSON is read with.
+"""JSON records to canonical batches, for every format of JSON.
 
-In: SQL of a file's records. Out: canonical batches. What DuckDB cannot say in one plain line, such as the very line
-that is broken, is looked up again only after it failed.
+In: SQL of a file's records. Out: canonical batches. Details that DuckDB's error does not give plainly, such as the
+number of the broken line, are looked up only after it has failed.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from moewh.ingest.prompts.records import BESIDE, Convention, RecordColumns, conv
 from moewh.warehouse.files.layout import glob_literal
 
 Relation = Callable[[duckdb.DuckDBPyConnection, Bound], str]
-"""SQL of the relation of a file's records, one `json` each."""
+"""SQL for the relation of a file's records, with one `json` per row."""
 
 
 def read_json(path: Path, file: PromptFile, kind: str, relation: Relation) -> Iterator[pa.RecordBatch]:
-    """Bring JSON records to canonical batches. Raises MoewhError for the record or line that is none."""
+    """Convert JSON records to canonical batches. Raises MoewhError for a record or line that is not a prompt."""
     bound = Bound()
     names = {*(name for item in conventions(file.text_column) for name in item.columns), file.domain_column}
     paths: list[str] = []
@@ -76,14 +76,14 @@ def read_json(path: Path, file: PromptFile, kind: str, relation: Relation) -> It
 
 
 def json_objects(path: Path, kind: str, bound: Bound) -> str:
-    """SQL of the JSON values of a file, one `json` each, by what the file is: jsonl, an array or a document."""
+    """Return SQL for the JSON values of a file, one `json` per row; the file is jsonl, an array or a document."""
     form = {"jsonl": "newline_delimited", "array": "array", "document": "unstructured"}[kind]
     options = f"format = '{form}', compression = 'uncompressed', maximum_object_size = {LONGEST_LINE}"
     return f"read_json_objects({bound(glob_literal(path))}, {options})"
 
 
 def _nested_patch(name: str, offsets: list[int], bound: Bound) -> str | None:
-    """SQL of the merge patch that takes a nested column out of a record; None for a column that is not nested."""
+    """Return SQL for the merge patch that removes a nested column; None for a column that is not nested."""
     keys = nested_path(name)
     if keys is None:
         return None
@@ -92,12 +92,12 @@ def _nested_patch(name: str, offsets: list[int], bound: Bound) -> str | None:
 
 
 def json_key(name: str) -> str:
-    """Return the JSON pointer to a top-level key, whatever characters it has; a path cannot name the empty key."""
+    """Return the JSON pointer to a top-level key with any characters; a JSON path cannot express the empty key."""
     return "/" + name.replace("~", "~0").replace("/", "~1")
 
 
 def _bad_json(path: Path, kind: str) -> str | None:
-    """Name the first line that is not UTF-8 or not JSON, if Python's reader sees one."""
+    """Describe the first line that is not UTF-8 or not JSON; None if Python's reader finds none."""
     if not_utf8 := bad_utf8(path):
         return not_utf8
     if kind != "jsonl":
@@ -111,7 +111,7 @@ def _bad_json_text(content: bytes, where: str) -> str | None:
     try:
         json.dumps(json.loads(content), ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        return f"{where}holds half of a surrogate pair (\\ud800 to \\udfff), which is no character."
+        return f"{where}holds half of a surrogate pair (\\ud800 to \\udfff), which is not a character."
     except RecursionError:
         return f"{where}is nested too deeply."
     except ValueError as error:

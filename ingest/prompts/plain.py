@@ -1,4 +1,4 @@
-"""Bytes that readers take: decompressed, and UTF-8 without a byte order mark."""
+"""Plain bytes for the readers: decompressed, and UTF-8 without a byte order mark."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pyarrow as pa
 from moewh.warehouse.errors import MoewhError
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
-"""Suffixes of compressed files. What a file is, its first bytes say, whatever it is called."""
+"""Suffixes of compressed files. Detection goes by a file's first bytes, not by its name."""
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz"}
 _BZ2_BLOCKS = (b"1AY&SY", b"\x17\x72\x45\x38\x50\x90")
 _WIDE = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16"} | {
@@ -25,9 +25,9 @@ _CHUNK = 1 << 20
 
 
 def plain_file(path: Path, target: Path, error: Callable[[str], MoewhError], *, text: bool) -> Path:
-    """Return a path with a file's plain bytes: its own, or `target` if they had to be written there.
+    """Return a path to a file's plain bytes: the file itself, or `target` if they had to be written there.
 
-    Raises what `error` makes of a sentence for data that cannot be decompressed or decoded.
+    For data that cannot be decompressed or decoded, raises the exception that `error` makes from a sentence.
     """
     with path.open("rb") as file:
         codec = _compression(file.read(16))
@@ -66,7 +66,7 @@ def _chunks(data: Any, codec: str, error: Callable[[str], MoewhError]) -> Iterat
 
 
 def _as_utf8(path: Path, target: Path, error: Callable[[str], MoewhError]) -> Path:
-    """Return the path of a text in UTF-8 without a byte order mark."""
+    """Return a path to the text in UTF-8 without a byte order mark."""
     with path.open("rb") as file:
         begin = file.read(16)
     wide = next((encoding for mark, encoding in _WIDE.items() if begin.startswith(mark)), None)
@@ -92,7 +92,7 @@ def _is_wide(zeros: bytes, others: bytes) -> bool:
 
 
 def bad_utf8(path: Path) -> str | None:
-    """Name the first line that is not UTF-8, if there is one."""
+    """Describe the first line that is not UTF-8; None if there is none."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:

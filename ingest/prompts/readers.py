@@ -1,8 +1,8 @@
 """Readers: from a file of any supported format to batches of (text, form, domain, source, metadata).
 
-Three steps. A file's bytes become plain ones (decompressed, UTF-8 without a byte order mark). Compiled readers make
-records of them: each format is a file of `moewh.ingest.prompts.formats`. `moewh.ingest.prompts.records` says which
-columns of a record are its prompt.
+In three steps: a file's bytes become plain ones (decompressed, UTF-8 without a byte order mark); compiled readers turn
+them into records, with one module per format in `moewh.ingest.prompts.formats`; `moewh.ingest.prompts.records` decides
+which columns of a record are its prompt.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from moewh.ingest.prompts.plain import plain_file
 FORMATS: dict[str, Format] = {name: import_module(f"{formats.__name__}.{name}").FORMAT for name in PROMPT_FORMATS}
 """Every format by its name."""
 SUFFIXES = {suffix: name for name, form in FORMATS.items() for suffix in form.suffixes}
-"""The name of a format by the suffixes of its files."""
+"""Format names, by the suffixes of their files."""
 
 
 def read_prompts(file: PromptFile, scratch: Path | None = None) -> Iterator[pa.RecordBatch]:
-    """Yield the file's prompts as batches of the canonical schema. Raises MoewhError naming the file or bad line.
+    """Yield the file's prompts as batches of the canonical schema. Raises MoewhError with the file or bad line.
 
-    What has to be decompressed lies in `scratch` meanwhile.
+    Decompressed data is kept in `scratch` meanwhile.
     """
     form = FORMATS[file.format]
     with tempfile.TemporaryDirectory(dir=scratch) as folder:

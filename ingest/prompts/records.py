@@ -1,11 +1,11 @@
-"""Records to prompts: which columns of a record are its prompt, and what becomes of the others.
+"""Records to prompts: which columns of a record are its prompt, and what happens to the others.
 
-In: a relation of records, as SQL, with one JSON value per column that matters here (readers make it of JSON and of
-Arrow tables alike). Out: the SQL of the canonical columns (text, form, domain, source, metadata), beside what
-`problem_of` needs to name a record that is no prompt.
+In: a relation of records, as SQL, with one JSON value per relevant column, whether they come from JSON or Arrow tables.
+Out: the SQL of the canonical columns (text, form, domain, source, metadata), plus the columns with which `problem_of`
+describes a record that is not a prompt.
 
-A prompt is a text, or what stands in for one: chat messages or token ids, kept as JSON under `text`, with `form`
-saying which. See CONVENTIONS for the columns that are read without being named.
+A prompt is a text, or chat messages or token ids, which are kept as JSON under `text`, and `form` states which. See
+CONVENTIONS for the columns that are read by default.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 MESSAGES, INPUT_IDS = "messages", "input_ids"
-"""The values of `form` for a prompt that is no text; else it is `text`."""
+"""The values of `form` for a prompt that is not a text; else it is `text`."""
 
 
 @dataclass(frozen=True)
@@ -24,17 +24,17 @@ class Convention:
 
     head: str
     form: str = "text"
-    """What the head holds: a text (or, by what it holds, messages or ids), or a list of that form."""
+    """The form of the head: a text (or messages or ids, depending on its content), or a list of that form."""
     joined: tuple[str, ...] = ()
-    """Columns whose texts follow the head's."""
+    """Columns whose texts are appended to the head's."""
     joint: str = ""
-    """What stands between them; empty texts are left out."""
+    """The separator between them; empty texts are left out."""
     named: bool = False
     """Named by --text-column, so that a text in a column called `messages` is a text."""
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Every column that the prompt takes up, and metadata leaves out."""
+        """Every column that goes into the prompt, and so not into metadata."""
         return (self.head, *self.joined)
 
 
@@ -46,23 +46,23 @@ CONVENTIONS = (
     Convention("conversations", MESSAGES),
     Convention("input_ids", INPUT_IDS),
 )
-"""What is read when --text-column names nothing. Of those for texts, the first that is there counts."""
+"""The columns read without --text-column. Of those for texts, the first present is used."""
 _LIST_FORMS = {convention.head: convention.form for convention in CONVENTIONS if convention.form != "text"}
 _FOR_TEMPLATE = ("tools", "documents")
 _MASK = "attention_mask"
 BESIDE = (*_FOR_TEMPLATE, _MASK)
-"""Columns that go with messages and ids to the tokenizer; metadata keeps them too."""
+"""Columns that go to the tokenizer with messages and ids, and also stay in metadata."""
 
 
 def conventions(text_column: str | None) -> tuple[Convention, ...]:
-    """Return what may be a prompt: the column that --text-column names and no other, else every convention."""
+    """Return the possible prompt columns: only the one given with --text-column, else every convention."""
     if text_column is None:
         return CONVENTIONS
     return (Convention(text_column, _LIST_FORMS.get(text_column.rsplit(".", 1)[-1], "text"), named=True),)
 
 
 def nested_path(column: str) -> list[str] | None:
-    """Return the keys of a column named `a.b`; None if it can only be the name of a column as it stands.
+    """Return the keys of a column named `a.b`; None if the name can only be that of a top-level column.
 
     DuckDB's JSON paths cannot quote these characters.
     """
@@ -72,22 +72,22 @@ def nested_path(column: str) -> list[str] | None:
 
 @dataclass(frozen=True)
 class RecordColumns:
-    """How SQL says the columns of one kind of record."""
+    """SQL expressions for the columns of one kind of record."""
 
     value: Callable[[str], str]
     """JSON of a column: 'null' where it is null, NULL where it is absent."""
     text: Callable[[str], str]
     """A column's text."""
     metadata: Callable[[Convention], str]
-    """JSON of all columns except those a convention takes up."""
+    """JSON of all columns except those that a convention uses."""
     keys: str
     """Names of a record's columns, for messages."""
 
 
 def prompts_sql(records: str, read: Sequence[Convention], columns: RecordColumns) -> str:
-    """Return the SQL that makes canonical columns of `records`.
+    """Return the SQL that converts `records` to canonical columns.
 
-    That has `record_kind`, `labelled` (has it a domain?), `domain` and `source` besides.
+    `records` also has `record_kind`, `labelled` (whether it has a domain), `domain` and `source`.
     """
     value = columns.value
     heads = [_head(convention, read[:index], value) for index, convention in enumerate(read)]
@@ -127,7 +127,7 @@ def prompts_sql(records: str, read: Sequence[Convention], columns: RecordColumns
 
 
 def problem_of(row: dict[str, Any], read: Sequence[Convention]) -> str:
-    """Say what is wrong with a record that `prompts_sql` found no prompt in."""
+    """Describe the problem of a record in which `prompts_sql` found no prompt."""
     found = [read[int(index)].head for index in (row["filled"] or "").split()]
     keys = ", ".join(map(repr, row["keys"] or [])) or "no keys"
     if row["problem"] == "object":
@@ -140,9 +140,9 @@ def problem_of(row: dict[str, Any], read: Sequence[Convention]) -> str:
     convention = read[row["choice"]]
     kind = str(row["head_kind"]).lower()
     if row["problem"] == "head" and convention.form == "text":
-        return f"has a {convention.head!r} that is no string ({kind})"
+        return f"has a {convention.head!r} that is not a string ({kind})"
     if row["problem"] == "head":
-        return f"has {convention.head!r} that are no list of {convention.form} ({kind})"
+        return f"has {convention.head!r} that are not a list of {convention.form} ({kind})"
     return f"has a {row['problem']!r} that does not go on after its {convention.head!r}. Name one with --text-column"
 
 
@@ -162,7 +162,7 @@ def _wants(convention: Convention) -> str:
 
 
 def _head(convention: Convention, before: Sequence[Convention], value: Callable[[str], str]) -> str:
-    """JSON of a convention's own column where it counts, else NULL."""
+    """Return SQL for the JSON of a convention's own column where it applies, else NULL."""
     own = value(convention.head)
     if convention.form == "text":
         earlier = [value(other.head) for other in before if other.form == "text"]
@@ -172,7 +172,7 @@ def _head(convention: Convention, before: Sequence[Convention], value: Callable[
 
 
 def _listed(value: str) -> str:
-    """SQL of a list, be it JSON or JSON within a string; JSON's null stays, and what is no list becomes NULL."""
+    """Return SQL for a list given as JSON or as JSON text; JSON null stays, and any other value becomes NULL."""
     parsed = f"try_cast({value} ->> '$' as json)"
     return (
         f"case when json_type({value}) in ('ARRAY', 'NULL') then {value} "
@@ -181,7 +181,7 @@ def _listed(value: str) -> str:
 
 
 def _joined_problem(convention: Convention, value: Callable[[str], str]) -> str:
-    """Name the first joined column that is not of the head's form."""
+    """Return SQL for the name of the first joined column that does not have the head's form."""
     cases = [
         f"when json_type({value(name)}) not in ('NULL', case form when 'text' then 'VARCHAR' "
         f"when '{MESSAGES}' then 'ARRAY' else '' end) then '{name}'"
@@ -199,7 +199,7 @@ def _text(convention: Convention, text: Callable[[str], str]) -> str:
 
 
 def _messages(convention: Convention, value: Callable[[str], str]) -> str:
-    """JSON of a list of messages, or of an object that has tools or documents beside it."""
+    """Return SQL for the JSON of a list of messages, or of an object that also holds tools or documents."""
     lists = ["head::json[]", *(f"coalesce(nullif({value(name)}, 'null')::json[], [])" for name in convention.joined)]
     messages = f"to_json({' || '.join(lists)})::varchar" if len(lists) > 1 else "head::varchar"
     beside = " || ".join(
@@ -211,7 +211,7 @@ def _messages(convention: Convention, value: Callable[[str], str]) -> str:
 
 
 def _input_ids(value: Callable[[str], str]) -> str:
-    """JSON of a list of ids, or of an object that has a mask beside it; a mask that masks nothing is left out."""
+    """Return SQL for the JSON of a list of ids, or of an object with a mask too; an all-ones mask is left out."""
     mask = f"coalesce({_listed(value(_MASK))}, {value(_MASK)})"
     masks = (
         f"json_type({mask}) <> 'NULL' and not (regexp_full_match({mask}::varchar, '\\[(1(,1)*)?\\]') "

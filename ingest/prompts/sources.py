@@ -1,6 +1,6 @@
-"""What --prompts and --dataset name: files, folders, patterns, standard input, data sets; each with its format.
+"""Resolve --prompts and --dataset: files, folders, patterns, standard input and data sets, each with its format.
 
-Everything is looked up here before anything is read, so that a wrong name costs nothing.
+Everything is looked up before anything is read, so that a wrong name costs nothing.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from moewh.ingest.prompts.tables import read_tables
 from moewh.warehouse.errors import UsageError
 
 _DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
-"""Files of the `datasets` library that lie beside the data."""
+"""Files that the `datasets` library stores beside the data."""
 _PAPERS = {"readme", "license", "licence", "notice", "changelog", "requirements", "citation"}
-"""Names of .txt files that lie beside the data."""
+"""Names of .txt files often found beside the data."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Input:
     name: str
     """As the user wrote it, for messages."""
     source: str
-    """For prompts that name no source themselves."""
+    """The source of prompts that do not state their own."""
     key: tuple[object, ...] | None
-    """What stays the same as long as its bytes do; None if that cannot be told."""
+    """A key that changes whenever its bytes do; None if there is none."""
     batches: Callable[[Path, IngestOptions], Iterator[pa.RecordBatch]]
     """(scratch folder, options) → canonical batches"""
     pinned: str | None = None
@@ -47,15 +47,15 @@ class Input:
 
 @dataclass
 class Found:
-    """All that was named, in order."""
+    """All inputs, in the order given."""
 
     inputs: list[Input] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
-    """Files of folders and patterns that are no prompts, for a note."""
+    """Files in folders and patterns that are not prompts, for a note."""
 
 
 def find_inputs(options: IngestOptions) -> Found:
-    """Look up everything the options name. Raises UsageError or MoewhError for what is not there."""
+    """Look up every input in the options. Raises UsageError or MoewhError for a missing one."""
     if options.prompts.count(STDIN) > 1:
         raise UsageError("standard input (-) can be read only once. Name it once among --prompts.")
     found = Found()
@@ -76,7 +76,7 @@ def find_inputs(options: IngestOptions) -> Found:
 
 
 def _find_local(name: str, options: IngestOptions, found: Found) -> None:
-    """Add a file, the files of a folder, or those that a pattern matches."""
+    """Add a file, the files in a folder, or those that a pattern matches."""
     path = Path(name)
     try:
         if path.is_file():
@@ -84,7 +84,7 @@ def _find_local(name: str, options: IngestOptions, found: Found) -> None:
         elif path.is_dir():
             _add_some(name, path, _files_below(path), options, found)
         elif path.exists():
-            raise UsageError(f"{name} is no regular file. Pipe it in: moewh ingest --prompts - < {name}")
+            raise UsageError(f"{name} is not a regular file. Pipe it in: moewh ingest --prompts - < {name}")
         elif glob.has_magic(name):
             root = Path(*_before_wildcard(path.parts))
             matches = sorted(Path(match) for match in glob.glob(name, recursive=True))  # noqa: PTH207 - absolute patterns
@@ -102,7 +102,7 @@ def _before_wildcard(parts: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _files_below(folder: Path) -> list[Path]:
-    """All files of a folder and its folders, in order; hidden ones are left out."""
+    """Return all files below a folder, in order, without hidden ones."""
     files = [path for path in folder.rglob("*") if not path.is_dir()]
     return sorted(path for path in files if not _is_hidden(path.relative_to(folder).parts))
 
@@ -112,7 +112,7 @@ def _is_hidden(parts: tuple[str, ...]) -> bool:
 
 
 def _add_some(name: str, root: Path, files: list[Path], options: IngestOptions, found: Found) -> None:
-    """Add those of many files that are prompts. Raises UsageError if none is."""
+    """Add those files that are prompts. Raises UsageError if there are none."""
     good = [path for path in files if path.is_file() and _is_prompts(path.name, options.prompts_format)]
     found.skipped += [str(path) for path in files if path not in set(good)]
     if not good:
@@ -124,7 +124,7 @@ def _add_some(name: str, root: Path, files: list[Path], options: IngestOptions, 
 
 
 def _is_prompts(name: str, given: str | None) -> bool:
-    """Tell whether a file that no one named alone is prompts, by its name."""
+    """Return whether a file found in a folder or pattern is a prompts file, judged by its name."""
     if given is not None:
         return True
     kind = _known_format(name)
@@ -167,7 +167,7 @@ def _standard_input(kind: str) -> Input:
 
 
 def prompt_file(path: Path, kind: str, name: str, source: str, options: IngestOptions) -> PromptFile:
-    """Return one input, with its columns named as the options say."""
+    """Return one input, with the column names in the options."""
     columns = (options.text_column, options.domain_column, options.domain)
     return PromptFile(path, kind, name, source, *columns, options.delimiter)
 
@@ -176,7 +176,7 @@ def prompt_file(path: Path, kind: str, name: str, source: str, options: IngestOp
 
 
 def _find_on_hub(name: str, options: IngestOptions, found: Found) -> None:
-    """Add a file of the Hub, or those of a folder or pattern there."""
+    """Add a file on the Hub, or those in a folder or pattern there."""
     hub = pin(name.removeprefix(HUB))
     if _known_format(hub.path) and not glob.has_magic(hub.path):
         paths = [hub.path]

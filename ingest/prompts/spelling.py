@@ -1,4 +1,4 @@
-"""Arrow columns that DuckDB cannot read, or not as JSON: spelled here, value by value."""
+"""Convert Arrow columns that DuckDB cannot read, or not as JSON, value by value."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _WRAPPED = (pa.ExtensionScalar, pa.DictionaryScalar, pa.RunEndEncodedScalar)
 
 
 def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a column of texts as plain strings, whether dictionary-encoded, run-end encoded or UTF-8 bytes.
+    """Return a text column as plain strings, whether dictionary-encoded, run-end encoded or UTF-8 bytes.
 
-    Any other column comes back as it is. Raises pa.ArrowInvalid for bytes that are not UTF-8.
+    Any other column is returned unchanged. Raises pa.ArrowInvalid for bytes that are not UTF-8.
     """
     if not _is_text(column.type):
         return column
@@ -47,7 +47,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _content(kind: pa.DataType) -> pa.DataType:
-    """Type of the values that an encoding, or an extension type over strings, stands for."""
+    """Return the value type of an encoding, or of an extension type over strings."""
     if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
         return _content(kind.value_type)
     if isinstance(kind, pa.BaseExtensionType) and pa.types.is_string(kind.storage_type):
@@ -56,7 +56,7 @@ def _content(kind: pa.DataType) -> pa.DataType:
 
 
 def holds(kind: pa.DataType, form: str) -> bool:
-    """Tell whether a column of this type can hold prompts of a form: texts, or lists (perhaps as JSON text)."""
+    """Return whether a column of this type can hold prompts of a form: texts, or lists (possibly as JSON text)."""
     if _is_text(kind):
         return True
     if not _is_list(_content(kind)):
@@ -68,10 +68,10 @@ def holds(kind: pa.DataType, form: str) -> bool:
 
 
 def unwrapped(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a column without the encodings that DuckDB reads wrongly or not at all, at whatever depth they are.
+    """Return a column without the encodings that DuckDB misreads or cannot read, at any depth.
 
-    DuckDB 2.0 takes list views to lie in order, and dictionaries in lists of a fixed size for their indices; 1.5 reads
-    slices of unions from their beginning.
+    DuckDB 2.0 assumes that list views are in order, and reads dictionaries in fixed-size lists as their indices; 1.5
+    reads a slice of a union from the union's beginning.
     """
     if not _is_wrapped(column.type):
         return column
@@ -107,14 +107,14 @@ def _unwrapped(array: pa.Array) -> pa.Array:
     elif pa.types.is_struct(kind):
         children = [_unwrapped(child) for child in array.flatten()]
         plain = pa.StructArray.from_arrays(children, [field.name for field in kind], mask=array.is_null())
-    else:  # maps and unions are spelled value by value
+    else:  # maps and unions are converted value by value
         texts = [_spelling(value) for value in array]
         plain = pa.ExtensionArray.from_storage(pa.json_(), pa.array(texts, pa.string()))
     return plain
 
 
 def spelled(table: pa.Table) -> tuple[pa.Table, frozenset[int]]:
-    """Return a table whose columns DuckDB reads, and the indices of those that are JSON texts now."""
+    """Return a table whose columns DuckDB can read, and the indices of those that are now JSON text."""
     indices = [index for index in range(table.num_columns) if not _is_read(table.column(index))]
     for index in indices:
         texts = [_spelling(value) for value in table.column(index)]
@@ -137,7 +137,7 @@ def _spelling(value: pa.Scalar) -> str:
 
 
 def _plain(value: pa.Scalar) -> Any:
-    """What JSON says of a value: numbers that are finite, lists, objects, and texts for all else."""
+    """Return a value as JSON has it: finite numbers, lists, objects, and text for everything else."""
     if not value.is_valid:
         return None
     plain: Any
@@ -147,7 +147,7 @@ def _plain(value: pa.Scalar) -> Any:
         plain = dict(zip((field.name for field in value.type), map(_plain, value.values()), strict=True))
     elif pa.types.is_union(value.type):
         index = value.type.type_codes.index(value.type_code)
-        plain = {value.type.field(index).name: _plain(value.value)}  # as DuckDB spells the unions it knows
+        plain = {value.type.field(index).name: _plain(value.value)}  # as DuckDB writes the unions it can read
     elif isinstance(value, _WRAPPED):
         plain = _plain(value.value)
     elif pa.types.is_nested(value.type):
@@ -167,14 +167,14 @@ def _key(value: pa.Scalar) -> str:
 
 
 def _text(value: str | bytes) -> str:
-    """A text as it is; bytes as DuckDB spells them."""
+    """Return text unchanged, and bytes as DuckDB writes them."""
     if isinstance(value, str):
         return value
     return "".join(chr(byte) if 32 <= byte < 127 and byte not in b"\\\"'" else f"\\x{byte:02X}" for byte in value)
 
 
 def _as_string(value: pa.Scalar) -> str:
-    """Arrow's own spelling of a value (times, decimals, durations); of what it has none for, the bare number."""
+    """Return Arrow's string for a value (times, decimals, durations), or the bare number where it has none."""
     try:
         return str(value.cast(pa.string()).as_py())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
@@ -186,7 +186,7 @@ def _finite(number: str) -> float | None:
 
 
 def strict_json(texts: pa.StringArray, which: pa.BooleanArray | None = None) -> pa.StringArray:
-    """Replace NaN and infinite numbers, which JSON does not know, by null, in all texts or those of `which`."""
+    """Replace NaN and infinite numbers, which JSON lacks, with null, in all texts or those selected by `which`."""
     suspect = pc.fill_null(pc.match_substring_regex(texts, _NO_NUMBER), False)
     indices = pc.indices_nonzero(suspect if which is None else pc.and_(suspect, which)).to_pylist()
     if not indices:

@@ -1,9 +1,8 @@
 """Prompts, from any supported file to one canonical stream of (text, domain, source, metadata).
 
-The planning pass reads the input once, in compiled readers, and leaves three things in `.staging/`: a
-spool (the canonical columns as Parquet, which any process can seek), the digest of the whole stream,
-and the segment cuts. The spool goes when its run is complete; the small plan stays, so that re-running
-a finished command reads and writes nothing but that.
+The planning pass reads the input once, with compiled readers, and leaves three things in `.staging/`: a spool (the
+canonical columns as Parquet, in which any process can seek), the digest of the whole stream, and the segment cuts. The
+spool is deleted when its run is complete; the small plan stays, so that re-running a finished command reads only that.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from moewh.warehouse.files.layout import Layout, exclusive
 
 @dataclass(frozen=True)
 class SizeRule:
-    """How large a prompt is taken to be before it is tokenised: see `estimated_rows`."""
+    """How to estimate a prompt's size before it is tokenised: see `estimated_rows`."""
 
     rows_per_token: int
     max_length: int
@@ -44,15 +43,15 @@ class SizeRule:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the planning pass found: digest of all prompts, and the first prompt of each segment."""
+    """The result of the planning pass: the digest of all prompts, and the first prompt of each segment."""
 
     prompts: int
     prompts_sha256: str
     starts: tuple[int, ...]
     chats: bool = False
-    """Whether there are chat messages among the prompts."""
+    """Whether any prompt consists of chat messages."""
     pinned: tuple[str, ...] = ()
-    """Data sets of the Hub that the prompts are from, each with its commit."""
+    """Data sets on the Hub that the prompts come from, each with its commit."""
 
     @property
     def segments(self) -> int:
@@ -67,17 +66,17 @@ class Plan:
 class PromptStream:
     """The prompts of one command: planned once, then read segment by segment.
 
-    A context manager: leaving it removes the spool, and unless `finished` was called the plan too. Only a
-    killed process leaves them, for the command that resumes it.
+    A context manager: leaving it removes the spool, and also the plan unless `finished` was called. Only a killed
+    process leaves them, for the command that resumes it.
     """
 
     def __init__(self, options: IngestOptions, layout: Layout, found: Found | None = None) -> None:
-        """Take the inputs that are given, else look up what the options name."""
+        """Use the inputs in `found`, or else look up those in the options."""
         self._options = options
         found = find_inputs(options) if found is None else found
         self._inputs = found.inputs
         self.skipped = found.skipped
-        """Files of folders and patterns that are no prompts."""
+        """Files in folders and patterns that are not prompts."""
         self._pinned = tuple(dict.fromkeys(given.pinned for given in found.inputs if given.pinned))
         key = _input_key(self._inputs, options)
         self._folder = layout.staging / "prompts"
@@ -103,14 +102,14 @@ class PromptStream:
             self._layout.remove_empty()
 
     def finished(self, *, complete: bool) -> None:
-        """Say that this command did its share; if the run is complete, no other needs the spool."""
+        """Record that this command did its share; once the run is complete, no other command needs the spool."""
         self._finished = True
         self._spool_is_needed = not complete and self._plan is not None
 
     def plan(self, rule: SizeRule) -> Plan:
         """Digest the prompts and cut them into segments. Raises MoewhError for unreadable input.
 
-        Of several processes one does it, and the others wait for what it found.
+        One process does the work, and the others wait for its result.
         """
         if self._plan is None:
             return self._make_plan(rule)
@@ -166,12 +165,12 @@ class PromptStream:
                 with self._layout.writing():
                     self._folder.mkdir(parents=True, exist_ok=True)
                 self._write_spool()
-            with suppress(FileNotFoundError):  # another process that completed the run has just removed it
+            with suppress(FileNotFoundError):  # another process that completed the run may have just removed it
                 self._reader = pq.ParquetFile(self._spool)
         return self._reader
 
     def _write_spool(self) -> None:
-        """Read the whole input into the spool; a half-written one never gets its name."""
+        """Read the whole input into the spool, which gets its name only once it is complete."""
         with self._layout.writing(), self._layout.staged("prompts") as folder:
             left = self._options.limit
             with pq.ParquetWriter(folder / "spool.parquet", CANONICAL, compression="zstd") as writer:
@@ -183,20 +182,20 @@ class PromptStream:
             (folder / "spool.parquet").replace(self._spool)
 
     def _batches(self, folder: Path) -> Iterator[pa.RecordBatch]:
-        """Yield the canonical batches of every input in turn; what has to be copied first lies in `folder`."""
+        """Yield the canonical batches of every input in turn; `folder` is for temporary copies."""
         for given in self._inputs:
             yield from given.batches(folder, self._options)
 
 
 def prompt_bytes(prompts: pa.RecordBatch | pa.Table) -> npt.NDArray[np.int64]:
-    """Length in bytes of each prompt's text."""
+    """Return the length in bytes of each prompt's text."""
     return np.asarray(pc.binary_length(prompts.column("text")), np.int64)
 
 
 def estimated_rows(bytes_P: npt.NDArray[np.int64], rule: SizeRule) -> npt.NDArray[np.int64]:
-    """Routing rows each prompt is taken to need: 1 + min(⌈bytes/4⌉, max_length) + generated tokens.
+    """Return the routing rows that each prompt is estimated to need: 1 + min(⌈bytes/4⌉, max_length) + generated tokens.
 
-    There is no cap if chunked.
+    There is no cap for chunked prompts.
     """
     tokens_P = -(-bytes_P // 4)
     if not rule.chunked:
@@ -205,9 +204,9 @@ def estimated_rows(bytes_P: npt.NDArray[np.int64], rule: SizeRule) -> npt.NDArra
 
 
 def segment_starts(rows_P: npt.NDArray[np.int64], segment_rows: int) -> tuple[int, ...]:
-    """First prompt of each segment: the cut falls before the prompt that would overfill it.
+    """Return the first prompt of each segment: a cut falls before the prompt that would overfill the segment.
 
-    A prompt larger than a whole segment stands alone (and is refused later, by name).
+    A prompt larger than a whole segment gets its own segment (and is refused later, by name).
     """
     ends_P = np.cumsum(rows_P)
     starts, start = [0], 0
@@ -220,7 +219,7 @@ def segment_starts(rows_P: npt.NDArray[np.int64], segment_rows: int) -> tuple[in
 
 
 def _input_key(inputs: Sequence[Input], options: IngestOptions) -> str | None:
-    """Name the input by what its bytes are known by and by the options that read it; None if it cannot be known."""
+    """Return a key for the input, from the keys of its bytes and the options that read it; None if one has no key."""
     if any(given.key is None for given in inputs):
         return None
     parts: list[object] = [given.key for given in inputs]

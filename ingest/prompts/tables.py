@@ -1,6 +1,6 @@
-"""Arrow tables to canonical batches: what every format of rows and columns is read with, and every data set.
+"""Arrow tables to canonical batches, for every tabular format and every data set.
 
-In: Arrow tables of one schema. Out: canonical batches. A column of a type that DuckDB does not know is spelled as JSON.
+In: Arrow tables of one schema. Out: canonical batches. Columns of types that DuckDB lacks are converted to JSON first.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from moewh.ingest.prompts.spelling import as_text, holds, spelled, unwrapped
 def read_tables(
     tables: Iterable[pa.Table], file: PromptFile, *, empty_is_null: bool = False
 ) -> Iterator[pa.RecordBatch]:
-    """Bring Arrow tables of one schema to canonical batches; what no prompt takes up becomes JSON metadata.
+    """Convert Arrow tables of one schema to canonical batches; columns outside the prompt become JSON metadata.
 
-    `empty_is_null`: an empty text is no value, as in CSV.
+    `empty_is_null`: an empty text is NULL, as in CSV.
     """
     tables = iter(tables)
     first = next(tables, None)
@@ -34,7 +34,7 @@ def read_tables(
 
 
 def _table_conventions(columns: pa.Schema, file: PromptFile) -> tuple[Convention, ...]:
-    """Return what may be a prompt among the columns of a table. Raises MoewhError for a table without."""
+    """Return the conventions for the possible prompt columns of a table. Raises MoewhError if it has none."""
     names = columns.names
     if len(set(names)) < len(names):
         raise file.error("has two columns of the same name. Rename one.")
@@ -54,7 +54,7 @@ def _table_conventions(columns: pa.Schema, file: PromptFile) -> tuple[Convention
 
 
 def _root(name: str, names: list[str]) -> str | None:
-    """Return the column of a table that holds a column: itself, or what `a.b` is nested in; None if there is none."""
+    """Return the table's column for a name: the column itself, or the one that `a.b` is nested in; None without one."""
     if name in names:
         return name
     keys = nested_path(name)
@@ -64,7 +64,7 @@ def _root(name: str, names: list[str]) -> str | None:
 def _relabelled(
     tables: Iterable[pa.Table], read: tuple[Convention, ...], file: PromptFile, *, empty_is_null: bool
 ) -> Iterator[pa.RecordBatch]:
-    """Yield what `prompts_sql` makes of tables. A column that DuckDB cannot read is spelled as JSON first."""
+    """Yield the tables that `prompts_sql` gives. Columns that DuckDB cannot read are converted to JSON first."""
     connection = database()
     try:
         for table in tables:
@@ -73,18 +73,18 @@ def _relabelled(
                 batches = _relabel(connection, given, frozenset(), read, file, empty_is_null=empty_is_null)
             except duckdb.Error:
                 connection.close()
-                connection = database()  # some errors leave the old one of no use
+                connection = database()  # some errors leave the old one unusable
                 given, as_json = spelled(given)
                 batches = _relabel(connection, given, as_json, read, file, empty_is_null=empty_is_null)
             yield from batches
     except duckdb.Error as error:
-        raise file.error(f"holds what DuckDB cannot read: {first_line(error)}") from None
+        raise file.error(f"holds data that DuckDB cannot read: {first_line(error)}") from None
     finally:
         connection.close()
 
 
 def _with_plain_columns(table: pa.Table, read: tuple[Convention, ...], file: PromptFile) -> pa.Table:
-    """Return a table whose text columns are plain strings, and whose others DuckDB reads right if it reads them."""
+    """Return a table whose text columns are plain strings, and whose others DuckDB reads correctly or not at all."""
     texts = {name for item in read for name in item.columns}
     for index, name in enumerate(table.column_names):
         try:
@@ -104,7 +104,7 @@ def _relabel(
     *,
     empty_is_null: bool,
 ) -> list[pa.RecordBatch]:
-    """Run `prompts_sql` on a table. DuckDB knows its columns by index: to it, `Text` and `text` are one name."""
+    """Run `prompts_sql` on a table, with columns renamed by index: DuckDB does not tell `Text` from `text`."""
     bound = Bound()
     names = table.column_names
     columns = {name: f"c{index}" + ("::json" if index in as_json else "") for index, name in enumerate(names)}
@@ -118,7 +118,7 @@ def _relabel(
         if root != name:
             path = "$." + ".".join(f'"{key}"' for key in (nested_path(name) or [])[1:])
             return f"json_extract(to_json({columns[root]}), {bound(path)})"
-        if name in strings:  # only whether there is one counts: `text` says which
+        if name in strings:  # only its presence matters here; `text` gives its value
             return f"case when {text(name)} is not null then '\"\"'::json else 'null'::json end"
         return f"coalesce(to_json({_filled(columns[name], empty_is_null)}), 'null'::json)"
 
@@ -156,5 +156,5 @@ def _relabel(
 
 
 def _filled(column: str, empty_is_null: bool) -> str:
-    """Return SQL for a column of texts, of which empty ones may be none."""
+    """Return SQL for a text column, with empty texts as NULL if `empty_is_null`."""
     return f"nullif({column}, '')" if empty_is_null else column

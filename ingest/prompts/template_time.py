@@ -1,7 +1,7 @@
-"""The time that a chat template sees: fixed when a run first starts, for all its processes and after every kill.
+"""The time that a chat template sees, fixed when a run first starts, for all its processes and after any kill.
 
-It is recorded with the run. Until there is a run, a small file in `.staging/` keeps it for the command that goes on
-after a kill, and for the other processes of one command.
+It is recorded with the run. Until the run exists, a small file in `.staging/` keeps it for the command that resumes
+after a kill, and for the other processes of the command.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout, exclusive
 
 KEY = "template_time"
-"""The time's name in a run's identity."""
+"""The time's key in a run's identity."""
 _OF_DAYS = set("aAbBCdDeFgGhjmuUVwWxyY%")
-"""Directives of strftime that are the same all day long."""
+"""Directives of strftime that give the same result all day."""
 
 
 def fix_time(layout: Layout, run_id: str, sha256: str, needed: Callable[[], bool], complete: bool) -> datetime | None:
-    """Return the time that a run's template sees; None if it asks for none.
+    """Return the time that a run's template sees; None if it does not ask for the time.
 
-    `sha256` is the run's identity without the time, `needed` finds out whether the template asks, and `complete` says
-    that no segment is missing. Raises MoewhError for the rest of a run whose time was not recorded.
+    `sha256` is the run's identity without the time, `needed` finds out whether the template asks for it, and `complete`
+    means that no segment is missing. Raises MoewhError for an unfinished run whose time was not recorded.
     """
     if (recorded := _recorded(layout, run_id)) is not None:
         return _of_recorded(recorded, run_id, sha256, needed, complete)
@@ -67,13 +67,13 @@ def _of_recorded(
 
 
 def forget_time(layout: Layout, run_id: str) -> None:
-    """Let a run that never began, or was deleted, get a new time when it starts."""
+    """Forget the time of a run that never began or was deleted, so that it gets a new one when it starts."""
     shutil.rmtree(layout.template_times(run_id), ignore_errors=True)
     layout.remove_empty()
 
 
 def _recorded(layout: Layout, run_id: str) -> dict[str, str] | None:
-    """Return the identity and options of a run that has begun."""
+    """Return the identity and options of a run that has begun; None otherwise."""
     path = layout.run(run_id) / schema.RUNS.file
     if not path.is_file():
         return None
@@ -82,9 +82,9 @@ def _recorded(layout: Layout, run_id: str) -> dict[str, str] | None:
 
 
 def as_seen(now: datetime, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the time as precisely as the templates write it: a day if they write dates alone, else a second.
+    """Return the time as precisely as the templates write it: to the day if they write only dates, else to the second.
 
-    So checkpoints that are ingested on one day share their tokens.
+    Checkpoints ingested on the same day then share their tokens.
     """
     templates = tokenizer.chat_template or {}
     texts = [templates] if isinstance(templates, str) else list(templates.values())

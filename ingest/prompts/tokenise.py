@@ -1,7 +1,7 @@
 """From the prompts of one segment to its tokens, and the contexts in which the model sees them.
 
-A context is what the model is fed as one sequence: a whole prompt, or one window of a chunked one.
-The tokens of a segment lie in one flat array of T, prompt after prompt, context after context.
+A context is one input sequence of the model: a whole prompt, or one window of a chunked one. The tokens of a segment
+form one flat array of T, in order of prompts and contexts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class TokenRules:
     special_tokens: bool
     chats: ChatRules = field(default_factory=ChatRules)
     vocabulary: int | None = None
-    """Rows of the model's embedding: a token id must be below it. None: any id will do."""
+    """Rows of the model's embedding; token ids must be below this. None allows any id."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ class _Encoded:
 
 @dataclass(frozen=True)
 class _Prompt:
-    """One prompt on its way to tokens: as text, or as ids that were given."""
+    """One prompt before tokenisation: as text, or as given ids."""
 
     name: str
     form: str
     text: str
     """As tokenised: messages after the chat template, token ids decoded."""
     blank: bool
-    """Whether there was nothing to tokenise."""
+    """Whether the prompt was empty."""
     ids: list[int] | None = None
 
 
@@ -72,7 +72,7 @@ class _Tokenizer:
         self._doubled = False
 
     def read(self, form: str, payload: str, name: str) -> _Prompt:
-        """Return a prompt as the text or ids that become its tokens. Raises MoewhError, naming it, for neither."""
+        """Return a prompt as text or as given ids. Raises MoewhError, with its name, if it is neither."""
         if form == MESSAGES:
             text = self._chats.text(payload, name)
             return _Prompt(name, form, text, blank=not text)
@@ -80,7 +80,7 @@ class _Tokenizer:
             given, ids = _given_ids(payload, name)
             wrong = [token for token in ids if type(token) is not int or not 0 <= token < len(self._tokenizer)]
             if wrong:
-                raise MoewhError(f"{name}: {wrong[0]} among its input_ids is no token of the tokenizer.")
+                raise MoewhError(f"{name}: {wrong[0]} among its input_ids is not a token of the tokenizer.")
             text = str(self._tokenizer.decode(ids, clean_up_tokenization_spaces=False))
             return _Prompt(name, form, text, blank=bool(ids) or not given, ids=ids)
         return _Prompt(name, form, payload, blank=not payload)
@@ -88,8 +88,8 @@ class _Tokenizer:
     def encode(self, prompts: list[_Prompt]) -> list[tuple[list[int], list[int]]]:
         """Return (ids, mask of special tokens) per prompt.
 
-        The template has put its special tokens into a chat's text already, so none are added to it again. In chats
-        and given ids, a special token is one the tokenizer lists as such.
+        The template has already put its special tokens into a chat's text, so none are added. In chats and given ids,
+        the special tokens are those that the tokenizer lists as special.
         """
         encoded: dict[int, tuple[list[int], list[int]]] = {}
         for form, special_tokens in (("text", self._special_tokens), (MESSAGES, False)):
@@ -103,9 +103,9 @@ class _Tokenizer:
         return [encoded[index] for index in range(len(prompts))]
 
     def _encode_texts(self, prompts: list[_Prompt], special_tokens: bool) -> list[tuple[list[int], list[int]]]:
-        """Tokenise texts whole: a tokenizer's own settings to pad or truncate do not count.
+        """Tokenise whole texts, ignoring the tokenizer's own padding and truncation settings.
 
-        A tokenizer in Python may give no mask, or one that leaves out the tokens it added.
+        A Python tokenizer may give no mask, or one that leaves out the tokens it added.
         """
         try:
             output = self._tokenizer(
@@ -121,7 +121,7 @@ class _Tokenizer:
             masks = output.get("special_tokens_mask")
             masks = [[]] * len(ids) if masks is None else [_plain(mask) for mask in masks]
             return [pair for pair, _ in zip(zip(ids, masks, strict=True), prompts, strict=True)]
-        except Exception as error:  # a tokenizer may be anyone's code
+        except Exception as error:  # a tokenizer may be arbitrary code
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             last = f" to {prompts[-1].name.removeprefix('prompt ')}" if len(prompts) > 1 else ""
             raise MoewhError(
@@ -130,7 +130,7 @@ class _Tokenizer:
             ) from error
 
     def warn_of_doubled(self, prompts: list[_Prompt], encoded: list[tuple[list[int], list[int]]]) -> None:
-        """Say once that a text brings the special token that the tokenizer puts in front of every text."""
+        """Warn once about a text that already begins with the special token that the tokenizer adds in front."""
         for prompt, (ids, mask) in zip(prompts, encoded, strict=True):
             if not self._doubled and prompt.form == "text" and ids[1:2] == ids[:1] != [] and mask[:2] == [1, 0]:
                 self._doubled = True
@@ -144,21 +144,21 @@ class _Tokenizer:
 
 
 def _plain(values: Any) -> list[int]:
-    """Return a list, from a list or from a tensor of one dimension."""
+    """Return a list or one-dimensional tensor as a list."""
     return list(values.tolist() if hasattr(values, "tolist") else values)
 
 
 def _given_ids(payload: str, name: str) -> tuple[int, list[Any]]:
-    """Return how many ids were given, and those that the attention mask, if there is one, does not cover.
+    """Return how many ids were given, and the ids that remain after applying the attention mask, if any.
 
-    Raises MoewhError for a mask that does not fit, or that has a gap: what lies in it would be neither seen nor absent.
+    Raises MoewhError for a mask that does not fit, or that has a gap: tokens there would be neither seen nor absent.
     """
     given = json.loads(payload)
     ids, mask = (given["input_ids"], given.get("attention_mask")) if isinstance(given, dict) else (given, None)
     if mask is None:
         return len(ids), list(ids)
     if not isinstance(mask, list) or any(type(flag) not in (int, bool) or flag not in (0, 1) for flag in mask):
-        raise MoewhError(f"{name}: its attention_mask holds other values than 0 and 1.")
+        raise MoewhError(f"{name}: its attention_mask holds values other than 0 and 1.")
     if len(mask) != len(ids):
         raise MoewhError(f"{name}: its attention_mask has {len(mask)} values for {len(ids)} input_ids.")
     real = [index for index, flag in enumerate(mask) if flag]
@@ -185,9 +185,10 @@ def tokenise(
 ) -> TokenisedSegment:
     """Tokenise the prompts of a segment.
 
-    `too_large` lists prompts (by index in the segment) that are `failed` unread: their rows would not fit a
-    segment. `warn` is told what a chat template leaves out. Raises MoewhError, naming the prompt, for one that cannot
-    be tokenised, for a token id the model does not have, and for an overflow with the rule `error`.
+    `too_large` lists prompts (by index in the segment) that are marked `failed` unread, because their rows would not
+    fit in a segment. `warn` receives a message for content that a chat template leaves out. Raises MoewhError, with the
+    prompt's name, for one that cannot be tokenised, for a token id outside the model's vocabulary, and for an overflow
+    with the rule `error`.
     """
     turn = _Tokenizer(tokenizer, rules, warn)
     payloads, forms = prompts.column("text").to_pylist(), prompts.column("form").to_pylist()
@@ -207,11 +208,11 @@ def tokenise(
 
 
 _NO_TOKENS = _Encoded("failed", [], [])
-"""What becomes of a prompt that is not empty and gives no tokens."""
+"""The result for a non-empty prompt that gives no tokens."""
 
 
 def _fit(ids: list[int], special: list[int], rules: TokenRules, prompt: _Prompt) -> _Encoded:
-    """Apply the overflow rule to one prompt. Raises MoewhError for an id that the model does not have."""
+    """Apply the overflow rule to one prompt. Raises MoewhError for an id outside the model's vocabulary."""
     if len(ids) == sum(special):
         return _Encoded("empty", [], []) if prompt.blank else _NO_TOKENS
     fitted = _Encoded("ok", [ids], [special])
@@ -228,7 +229,7 @@ def _fit(ids: list[int], special: list[int], rules: TokenRules, prompt: _Prompt)
 
 
 def _overflow(ids: list[int], special: list[int], rules: TokenRules, name: str) -> _Encoded:
-    """Return what becomes of a prompt that is too long. Raises MoewhError if nothing may."""
+    """Apply the overflow rule to a prompt that is too long. Raises MoewhError if the rule is `error`."""
     if rules.on_overflow == "error":
         raise MoewhError(
             f"{name} has {len(ids)} tokens, over the maximum length {rules.max_length}. "
@@ -245,7 +246,7 @@ def _overflow(ids: list[int], special: list[int], rules: TokenRules, name: str) 
 
 
 def _windows(ids: list[int], special: list[int], max_length: int, name: str) -> list[tuple[list[int], list[int]]]:
-    """Cut a prompt into consecutive windows, each with the special tokens the tokenizer puts around a text."""
+    """Cut a prompt into consecutive windows, each with the special tokens that the tokenizer puts around a text."""
     content = [index for index, flag in enumerate(special) if not flag]
     first, last = content[0], content[-1] + 1
     before, body, after = ids[:first], list(zip(ids[first:last], special[first:last], strict=True)), ids[last:]
@@ -288,7 +289,7 @@ def _flatten(prompts: pa.Table, texts: list[str], first_prompt: int, encoded: li
 
 
 def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Digest of everything in a tokenizer that decides the ids it gives."""
+    """Return a digest of everything in a tokenizer that affects the ids it gives."""
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     rules = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     special = json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)

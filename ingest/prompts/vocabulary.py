@@ -1,7 +1,7 @@
-"""The text of every entry of a tokenizer's vocabulary: each decoded by itself, all at once.
+"""The texts of a tokenizer's vocabulary, with each entry decoded separately, all in one pass.
 
-In: a tokenizer, and how many rows the model's embedding has. Out: [V] Arrow strings by vocab_id, which the run's own
-files hold (`RunRecord.vocabulary`) and which give each token its text (`moewh.ingest.routing.TokenTexts`).
+In: a tokenizer, and the number of rows of the model's embedding. Out: [V] Arrow strings by vocab_id, stored in the
+run's own files (`RunRecord.vocabulary`) and used for the text of each token (`moewh.ingest.routing.TokenTexts`).
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from transformers import PreTrainedTokenizerBase, TokenizersBackend
 from moewh.warehouse.errors import MoewhError
 
 _SPACE = "\u2581"
-"""What SentencePiece writes for a leading space, and drops when it decodes a piece alone."""
+"""SentencePiece's mark for a leading space, which it drops when it decodes a single piece."""
 _DECODERS = ("decode", "_decode", "convert_ids_to_tokens")
-"""Methods of a fast tokenizer that its Rust part stands for, unless a class has its own."""
+"""Methods of a fast tokenizer that its Rust part implements, unless a class overrides them."""
 
 
 def vocabulary_texts(tokenizer: PreTrainedTokenizerBase, rows: int | None = None) -> pa.Array:
     """Return the text of every vocabulary entry: [V] strings, V the tokenizer's ids or the embedding's rows.
 
-    A token that is only part of a character decodes to U+FFFD. A row of the embedding that is no token of the
-    tokenizer has the text the tokenizer gives for it, NULL if it gives none. Raises MoewhError, naming the id, for a
-    token that the tokenizer cannot decode.
+    A token that is only part of a character decodes to U+FFFD. An embedding row without a token has the text that the
+    tokenizer gives for it, or NULL if it gives none. Raises MoewhError, with the id, for a token that the tokenizer
+    cannot decode.
     """
     known = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=-1))
     size = max(known, rows or 0)
@@ -40,7 +40,7 @@ def vocabulary_texts(tokenizer: PreTrainedTokenizerBase, rows: int | None = None
 
 
 def _decodes_in_rust(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Tell whether a tokenizer decodes as the Rust tokenizer that it wraps."""
+    """Return whether a tokenizer decodes exactly like the Rust tokenizer that it wraps."""
     kind = type(tokenizer)
     return issubclass(kind, TokenizersBackend) and all(
         getattr(kind, name) is getattr(TokenizersBackend, name) for name in _DECODERS
@@ -48,7 +48,7 @@ def _decodes_in_rust(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, vocab_id: int, known: int) -> tuple[str | None, object]:
-    """Return an entry's text and its piece, by the tokenizer's own methods."""
+    """Return an entry's text and its piece, from the tokenizer's own methods."""
     try:
         text = str(tokenizer.decode([vocab_id], clean_up_tokenization_spaces=False))
         return text, tokenizer.convert_ids_to_tokens(vocab_id)
@@ -63,7 +63,7 @@ def _decode(tokenizer: PreTrainedTokenizerBase, vocab_id: int, known: int) -> tu
 
 
 def _with_space(text: str | None, piece: object) -> str | None:
-    """Return the text with the leading space that its piece stands for."""
+    """Return the text with the leading space that its piece marks."""
     if text is not None and isinstance(piece, str) and piece.startswith(_SPACE) and not text.startswith(" "):
         return f" {text}"
     return text

@@ -1,1 +1,1 @@
-"""Proof: a layer's output rebuilt from what was captured, and what that shows of the layer."""
+"""Proof: rebuild each layer's output from what was captured, and measure the layer in doing so."""

@@ -1,7 +1,7 @@
-"""What a layer is seen to do, on the few tokens the guard keeps: the columns of `layers` no configuration states.
+"""Measure a layer on the few tokens that the guard keeps: columns of `layers` that no configuration states.
 
-Which function turns the router's logits into weights, whether these are renormalised, which factor is
-applied to the routed sum afterwards: each is measured, and left open (None) where it cannot be.
+These are the function from the router's logits to weights, whether the weights are renormalised, and the factor applied
+to the routed sum afterwards. Each is measured, and None where it cannot be.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SCORING = {
     "sigmoid": torch.sigmoid,
     "sqrtsoftplus": lambda logits: torch.nn.functional.softplus(logits).sqrt(),
 }
-"""Each up to a factor that is the same for all experts of a token."""
+"""Each up to a factor common to all experts of a token."""
 
 _SHARED = re.compile(r"(?:^|[._])shared?_(?:expert|mlp)")
 _BIAS_NAMES = ("e_score_correction_bias", "expert_bias")
@@ -36,7 +36,7 @@ _SCALE_NAMES = (
 
 @dataclass(frozen=True)
 class LayerFacts:
-    """What a layer was seen to do: see the columns of the table `layers`."""
+    """The measured properties of a layer: see the columns of the table `layers`."""
 
     top_k: int
     scoring: str | None
@@ -45,11 +45,11 @@ class LayerFacts:
     num_shared_experts: int
     router_input: str | None
     selection_bias: tuple[float, ...] | None
-    """Of each expert, added to its score for the choice alone; None where the choice is not explained by one."""
+    """Per expert, added to its score for the choice only; None if no such bias explains the choice."""
 
 
 def measure_layers(moe_layers: list[MoELayer], seen: dict[int, Observation], config: Any) -> dict[int, LayerFacts]:
-    """Return what was measured of each layer."""
+    """Return the measured facts of each layer."""
     return {moe.layer: _measure(moe, seen[moe.layer], config) for moe in moe_layers}
 
 
@@ -77,7 +77,7 @@ def _measure(moe: MoELayer, seen: Observation, config: Any) -> LayerFacts:
 
 
 def _measure_scoring(call: Call, seen: Observation) -> tuple[str | None, bool | None]:
-    """Find the function whose values at the router's logits are proportional to the weights, token by token."""
+    """Find the function whose values at the router's logits are proportional to the weights, for each token."""
     usable_N = call.weights_TK.isfinite().all(-1) & (call.expert_ids_TK != NO_ROUTE).all(-1)
     weights_NK, expert_ids_NK = call.weights_TK[usable_N].double(), call.expert_ids_TK[usable_N].long()
     sums_N = weights_NK.sum(-1)
@@ -92,12 +92,12 @@ def _measure_scoring(call: Call, seen: Observation) -> tuple[str | None, bool | 
     tolerance = max(tolerance, 10 * TOLERANCE.get(logits_NE.dtype, 1e-2))
     logits_NE = logits_NE[usable_N].double()
     fitting = [name for name in _SCORING if _spread(name, logits_NE, expert_ids_NK, weights_NK) <= tolerance]
-    # Logits that hardly differ, or a single weight that is always the same, fit more than one function.
+    # Logits that hardly differ, or a single weight that is always the same, fit several functions.
     return (fitting[0] if len(fitting) == 1 and not (K == 1 and renormalized) else None), renormalized
 
 
 def _spread(name: str, logits_NE: torch.Tensor, expert_ids_NK: torch.Tensor, weights_NK: torch.Tensor) -> float:
-    """Largest relative deviation from proportionality: within each token, or over all where a token has one expert."""
+    """Return the largest relative deviation from proportionality, per token, or over all tokens if K is 1."""
     shifted_NE = logits_NE - logits_NE.max(-1, keepdim=True).values if name == "softmax" else logits_NE
     scores_NE = _SCORING[name](shifted_NE)
     if weights_NK.shape[1] == 1 and name == "softmax":
@@ -110,9 +110,9 @@ def _spread(name: str, logits_NE: torch.Tensor, expert_ids_NK: torch.Tensor, wei
 def _measure_selection_bias(
     moe: MoELayer, seen: Observation, scoring: str | None, config: Any
 ) -> tuple[float, ...] | None:
-    """The bias that makes the chosen experts those of the K greatest score + bias, or zeros if none is needed.
+    """Return the bias for which the chosen experts have the K greatest score + bias; zeros if none is needed.
 
-    Scores are softmax or sigmoid of the logits. A family that first chooses among groups of experts is held to it
+    Scores are softmax or sigmoid of the logits. For a family that first chooses groups of experts, this is checked
     within the groups that a token chose from.
     """
     call, logits_NE = seen.call, seen.router_logits_NE
@@ -136,7 +136,7 @@ def _measure_selection_bias(
 
 
 def _correction_bias(moe: MoELayer, num_experts: int) -> torch.Tensor:
-    """What the router or its block calls a correction bias [E], else zeros."""
+    """Return the correction bias [E] of the router or its block, else zeros."""
     for module in (None if moe.router is None else unwrapped(moe.router), moe.block):
         for name in _BIAS_NAMES:
             bias = getattr(module, name, None)
@@ -146,10 +146,10 @@ def _correction_bias(moe: MoELayer, num_experts: int) -> torch.Tensor:
 
 
 def _measure_post_scale(seen: Observation, config: Any) -> float:
-    """Solve block output = a · routed + Σ b_j · part_j for a, token by token.
+    """Solve block output = a · routed + Σ b_j · part_j for a, for each token.
 
-    Where no such sum explains the output (a norm or projection follows, or the block is the whole layer), there
-    is no factor to speak of: 1. A factor that the configuration states is taken from there, free of rounding.
+    If no such sum explains the output (a norm or projection follows, or the block is the whole layer), the factor is 1.
+    A factor that the configuration states is taken from there, free of rounding.
     """
     routed_NH, block_NH = seen.output_NH, seen.block_output_NH
     if routed_NH is None or block_NH is None or block_NH.shape != routed_NH.shape:
@@ -177,7 +177,7 @@ def _measure_post_scale(seen: Observation, config: Any) -> float:
 
 
 def shared_experts(moe: MoELayer, config: Any) -> int:
-    """Count a layer's shared experts: as the configuration says, if the layer holds any module of them."""
+    """Count a layer's shared experts: the configuration's number, if the layer holds a module of them."""
     named = any(
         _SHARED.search(name) and any(True for _ in part.parameters()) for name, part in moe.whole_layer.named_modules()
     )

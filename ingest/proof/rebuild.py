@@ -1,7 +1,7 @@
-"""Guards: before anything is written, prove on real tokens that what was captured is what the model does.
+"""Guards: before anything is written, prove on real tokens that what was captured is what the model computes.
 
-For a few tokens of the first batch, every layer's output is rebuilt as Σ weight · expert(x) from the
-captured rows. What the same pass shows of each layer goes to `moewh.ingest.proof.measure`.
+For a few tokens of the first batch, every layer's output is rebuilt as Σ weight · expert(x) from the captured rows.
+`moewh.ingest.proof.measure` uses the same pass's observations of each layer.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from moewh.warehouse.errors import MoewhError
 CHECKED_TOKENS = 4
 """Tokens whose output is rebuilt."""
 MEASURED_TOKENS = 32
-"""Tokens that are kept of the first batch, for what is measured of each layer."""
+"""Tokens of the first batch that are kept for measuring each layer."""
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
-"""Largest relative L2 error of a rebuilt row; rows of right captures measured 9e-7, 6e-4 and 4e-3."""
+"""Largest relative L2 error of a rebuilt row; correct captures measured 9e-7, 6e-4 and 4e-3."""
 
 
 @dataclass
 class Observation:
-    """One block's call, its router's, and what its parts put out, reduced to N rows."""
+    """One block's call, its router's, and the outputs of its parts, reduced to N rows."""
 
     call: Call | None = None
     output_NH: torch.Tensor | None = None
     router_input_NH: torch.Tensor | None = None
     router_state: bool = False
-    """True if the router is given more than one row of numbers per token."""
+    """True if the router gets more than one row of numbers per token."""
     router_logits_NE: torch.Tensor | None = None
     block_output_NH: torch.Tensor | None = None
     other_outputs: list[torch.Tensor | None] = field(default_factory=list)
-    """Outputs of the block's other parts: shared experts."""
+    """Outputs of the block's other parts, such as shared experts."""
 
 
 class _Observer:
-    """Keeps, for one forward pass, what goes into and comes out of every block, for a few real tokens."""
+    """Keeps the inputs and outputs of every block for a few real tokens of one forward pass."""
 
     def __init__(self, attention_mask_BS: torch.Tensor) -> None:
         rows = attention_mask_BS.flatten().nonzero().flatten()
@@ -53,7 +53,7 @@ class _Observer:
         self.seen: dict[int, Observation] = {}
 
     def sample_rows(self, output: Any) -> torch.Tensor | None:
-        """The rows that are kept of a tensor with one row per token (the first of a tuple); None for anything else."""
+        """Return the kept rows of a tensor with one row per token (the first of a tuple); None for anything else."""
         tensor = output[0] if isinstance(output, tuple) else output
         if not isinstance(tensor, torch.Tensor) or tensor.dim() < 2 or not tensor.is_floating_point():
             return None
@@ -86,13 +86,13 @@ class _Observer:
         return module.register_forward_hook(_of_visit(moe, lambda _, __, output: keep(self.sample_rows(output))))
 
     def record(self, moe: MoELayer, call: Call) -> None:
-        """Take one block's call."""
+        """Record one block's call."""
         rows = [tensor.detach().reshape(-1, tensor.shape[-1])[self._rows.to(tensor.device)].clone() for tensor in call]
         self.seen[moe.layer].call = Call(*rows)
 
 
 def _of_visit(moe: MoELayer, hook: Callable[..., None]) -> Callable[..., None]:
-    """A hook for the call that is this layer's, of a block that a model may loop over."""
+    """Return a hook that fires only for this layer's call of a block, which a model may loop over."""
     calls = count()
 
     def of_visit(*call: Any) -> None:
@@ -104,7 +104,7 @@ def _of_visit(moe: MoELayer, hook: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def observe_calls(moe_layers: Sequence[MoELayer], attention_mask_BS: torch.Tensor) -> Iterator[dict[int, Observation]]:
-    """Keep, for one forward pass, inputs and outputs of every block and its parts, for a few real tokens."""
+    """Keep the inputs and outputs of every block and its parts, for a few real tokens of one forward pass."""
     observer = _Observer(attention_mask_BS)
     handles = [handle for moe in moe_layers for handle in observer.attach(moe)]
     try:
@@ -117,8 +117,8 @@ def observe_calls(moe_layers: Sequence[MoELayer], attention_mask_BS: torch.Tenso
 def verify_layers(moe_layers: Sequence[MoELayer], seen: dict[int, Observation]) -> None:
     """Check every layer's rebuilt output.
 
-    Raises MoewhError naming the module and the error if a layer's output is not Σ weight · expert(x), or if its
-    experts cannot be run one by one.
+    Raises MoewhError, with the module and the error, if a layer's output is not Σ weight · expert(x), or if its experts
+    cannot be run one by one.
     """
     for moe in moe_layers:
         call = seen[moe.layer].call
@@ -152,8 +152,8 @@ def verify_layers(moe_layers: Sequence[MoELayer], seen: dict[int, Observation]) 
 def rebuild_error(moe: MoELayer, call: Call, output_NH: torch.Tensor | None) -> float:
     """Return the largest relative L2 error over N rows of Σ_k weight_k · expert_k(x) against the real output.
 
-    Each expert is run alone, with weight one. Rows whose output is no finite number prove nothing and are
-    left out; infinity if no row is left. A row without a route must put out zeros.
+    Each expert is run alone, with weight one. Rows whose output is not finite prove nothing and are left out; the error
+    is infinity if no row is left. A row without a route must give zeros.
     """
     if output_NH is None or not (finite_N := output_NH.isfinite().all(-1)).any():
         return float("inf")

@@ -1,7 +1,7 @@
-"""What a model declares of its layers, without weights and without running: the rows that describe a recorded run.
+"""Describe a model's layers without its weights and without running it: the rows that describe a recorded run.
 
 In: a hub id, a folder, a configuration, or the numbers themselves. Out: the rows of `layers` and `experts`, and the
-run's own columns. What only a forward pass shows is NULL.
+run's own columns. Values that only a forward pass can show are NULL.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Declared:
     layers: list[dict[str, Any]]
     experts: list[dict[str, Any]]
     shaping: dict[str, Any]
-    """What the run's identity says of the model."""
+    """The model's part of the run's identity."""
 
     @property
     def shapes(self) -> dict[int, tuple[int, int]]:
@@ -31,7 +31,7 @@ class Declared:
 
 
 def from_numbers(model: str | None, layers: Collection[int], num_experts: int, top_k: int) -> Declared:
-    """Return what these numbers say. Raises UsageError for numbers that no model has."""
+    """Return a model described by these numbers. Raises UsageError for impossible ones."""
     numbers = sorted(layers)
     if not numbers or numbers[0] < 0 or len(set(numbers)) < len(numbers):
         raise UsageError(f"layers are {numbers}. Give the index of each MoE layer once.")
@@ -44,9 +44,9 @@ def from_numbers(model: str | None, layers: Collection[int], num_experts: int, t
 
 
 def from_model(model: Any, revision: str | None = None, trust_remote_code: bool = False) -> Declared:
-    """Return what a model's configuration says: of a hub id, a folder, a configuration file or object.
+    """Return a model described by its configuration: a hub id, a folder, a configuration file or object.
 
-    Raises MoewhError for a model that is not recorded, or whose configuration cannot be read.
+    Raises MoewhError for a model that cannot be recorded, or whose configuration cannot be read.
     """
     from moewh.ingest.families.configuration import text_config
     from moewh.ingest.inspect import build_empty

@@ -1,7 +1,7 @@
-"""Forward passes that a user's own code makes, observed: hooks on a model in, one `Pass` for each out.
+"""Observe the forward passes that a user's code makes: hooks on a model in, one `Pass` per forward pass out.
 
-Which sequences a pass goes on with is told by its cache: an object that was seen before, and that holds just as many
-positions as were recorded. Whatever cannot be told is refused by name. Nothing in a hook waits for the device.
+A pass's cache shows which sequences it continues: an object that was seen before, with exactly as many positions as
+were recorded. Cases that cannot be decided are refused by name. No hook waits for the device.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from moewh.ingest.recorder.sequences import Block, Labels
 from moewh.warehouse.errors import MoewhError
 
 _CACHES = ("cache", "past_key_values")
-"""What transformers calls a cache, as an argument and as an output; the second until 5.2x."""
+"""transformers' names for a cache, as an argument and as an output; the second until 5.2x."""
 _PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "seq_idx")
-"""Arguments that say where sequences begin which share a row."""
+"""Arguments that give the starts of sequences that share a row."""
 _REORDERING = ("reorder_cache", "batch_select_indices", "batch_repeat_interleave")
-"""Methods of a cache that make its rows go on from others'."""
+"""Methods of a cache that make its rows continue others'."""
 
 
 @dataclass(frozen=True)
@@ -38,44 +38,44 @@ class Pass:
 
     block: Block
     first: bool
-    """The block begins with it."""
+    """Whether the block begins with this pass."""
     generated: bool
     ids_BS: torch.Tensor
     mask_BS: torch.Tensor | None
     positions_BS: torch.Tensor | None
-    """Position ids, where they may say that sequences share a row."""
+    """Position ids, where they may show that sequences share a row."""
     routing: PendingRouting
 
 
 @dataclass
 class _Running:
-    """A pass that has begun: what it was called with."""
+    """A pass in progress: its arguments."""
 
     block: Block
     cache: Any
     length: int
-    """Positions after it, padding included."""
+    """Positions after the pass, padding included."""
     make: Callable[[PendingRouting], Pass]
     capture: Capture
 
 
 @dataclass
 class _Growing:
-    """A block that a cache can go on with."""
+    """A block that a cache can continue."""
 
     cache: weakref.ref[Any]
     block: Block
     length: int
     broken: bool = False
-    """A pass failed half-way, or rows were reordered."""
+    """Why it cannot be continued: a pass failed midway, or rows were reordered."""
     rows: int = field(default=0)
-    """B: sequences side by side."""
+    """B, the sequences side by side."""
 
 
 class PassObserver:
     """Observes every pass of a model between `attach` and `detach`.
 
-    `done` is told of each pass, and of the blocks that no later pass can go on with.
+    `done` is called with each pass, and with the blocks that no later pass can continue.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class PassObserver:
         self._parameters = list(inspect.signature(type(self._stack).forward).parameters)[1:]
         self._growing: dict[int, _Growing] = {}
         self._left: deque[Block] = deque()
-        """Blocks whose cache is gone; filled whenever Python collects it."""
+        """Blocks whose cache is gone; filled whenever Python collects one."""
         self._running: _Running | None = None
         self._thread = threading.get_ident()
         self._handles: list[RemovableHandle] = []
@@ -114,7 +114,7 @@ class PassObserver:
 
     def _before(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if _in_backward():
-            return  # a checkpoint is recomputed: its pass was recorded
+            return  # a recomputed checkpoint, whose pass was recorded already
         if torch.compiler.is_compiling():
             raise MoewhError("the model is being compiled, and a compiled graph cannot be observed. Run it as it is.")
         if threading.get_ident() != self._thread:
@@ -166,7 +166,7 @@ class PassObserver:
             closed.append(self._left.popleft())
         self._done(made, closed)
 
-    # ------------------------------------------------------------------------------------ what a pass is given
+    # ------------------------------------------------------------------------------------ arguments of a pass
 
     def _token_ids(self, given: dict[str, Any]) -> torch.Tensor:
         ids = given.get("input_ids")
@@ -184,7 +184,7 @@ class PassObserver:
         return ids
 
     def _go_on(self, cache: Any, rows: int) -> _Growing | None:
-        """Return what this pass goes on with; None if its sequences begin. Raises MoewhError if that cannot be told."""
+        """Return the block that this pass continues; None for new sequences. Raises MoewhError if undecidable."""
         held = _length(cache)
         known = self._growing.get(id(cache)) if cache is not None else None
         if known is not None and known.cache() is not cache:
@@ -206,10 +206,10 @@ class PassObserver:
             )
         return known
 
-    # ------------------------------------------------------------------------------------ what goes on
+    # ------------------------------------------------------------------------------------ continued blocks
 
     def _keep(self, cache: Any, running: _Running) -> None:
-        """Remember what a cache can go on with, until it is gone."""
+        """Remember the block that a cache can continue, until the cache is gone."""
         key = id(cache)
         known = self._growing.get(key)
         if known is not None and known.block is running.block:
@@ -225,25 +225,25 @@ class PassObserver:
                 setattr(cache, name, _refuse_reordering)
 
     def _drop(self, key: int) -> None:
-        """A cache is gone: nothing goes on with its block. Called whenever Python collects it."""
+        """Close the block of a cache that is gone. Called whenever Python collects it."""
         growing = self._growing.pop(key, None)
         if growing is not None:
             self._left.append(growing.block)
 
     def _forget_failed(self) -> None:
-        """The last pass did not come to its end: what it was is not recorded, and nothing goes on with its cache."""
+        """Drop a last pass that did not finish: it is not recorded, and its cache cannot be continued."""
         failed, self._running = self._running, None
         if failed is not None and failed.cache is not None and id(failed.cache) in self._growing:
             self._growing[id(failed.cache)].broken = True
 
 
 def _in_backward() -> bool:
-    """Tell whether autograd runs this: a checkpointed forward that is computed again."""
+    """Return whether autograd runs this, as when it recomputes a checkpointed forward."""
     return bool(torch._C._current_graph_task_id() != -1)
 
 
 def _mask(mask: Any, shape: tuple[int, ...], past: int) -> torch.Tensor | None:
-    """Return the part of an attention mask that is of this pass. Raises MoewhError for what is no mask of tokens."""
+    """Return this pass's part of an attention mask. Raises MoewhError if it is not a mask of tokens."""
     if mask is None:
         return None
     if not isinstance(mask, torch.Tensor) or mask.dim() != 2 or tuple(mask.shape) != (shape[0], past + shape[1]):
@@ -256,7 +256,7 @@ def _mask(mask: Any, shape: tuple[int, ...], past: int) -> torch.Tensor | None:
 
 
 def _length(cache: Any) -> int | None:
-    """Positions that a cache holds; None if it does not tell. Raises MoewhError for what is no cache."""
+    """Return the positions that a cache holds; None if unknown. Raises MoewhError if it is not a cache."""
     if cache is None:
         return 0
     if not hasattr(cache, "get_seq_length"):
@@ -266,18 +266,18 @@ def _length(cache: Any) -> int | None:
         )
     try:
         return int(cache.get_seq_length())
-    except ValueError:  # one of linear attention alone
+    except ValueError:  # a cache with only linear attention
         return None
 
 
 def _has_state(cache: Any) -> bool:
-    """Tell whether a cache of linear attention was filled."""
+    """Return whether a cache of linear attention was filled."""
     has_state = getattr(cache, "has_previous_state", None)
     return has_state is not None and bool(has_state())
 
 
 def _cache_of(output: Any) -> Any:
-    """The cache that a pass gives back, which a later one may go on with."""
+    """Return the cache in a pass's output, which a later pass may continue."""
     if isinstance(output, tuple):
         return next((part for part in output if hasattr(part, "get_seq_length")), None)
     return next((found for name in _CACHES if (found := output.get(name)) is not None), None)

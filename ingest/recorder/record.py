@@ -1,7 +1,7 @@
-"""`moewh.record`: a `with` block in which every forward pass of a model is recorded, exactly as the experts ran it.
+"""`moewh.record`: a `with` block that records every forward pass of a model, exactly as the experts ran it.
 
 In: whatever the user's code does with the model. Out: a run, whose prompts are the sequences in order of appearance.
-The model is proved at the start, as every ingest's is; each pass is copied as it runs, and put together elsewhere.
+The model is proved at the start, as in every ingest; each pass is copied as it runs, and assembled elsewhere.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.layout import Layout, check_run_id
 
 _PASSES_AHEAD = 16
-"""Passes whose routing may be on its way from the device at once."""
+"""Passes whose routing may be in flight from the device at once."""
 _PROBED_TEXT = "The quick brown fox jumps over the lazy dog; 7 + 5 = 12, and def f(x): return x."
 _PROBED_TOKENS = 32
 
 
 class Recorder:
-    """Records every forward pass of a model between entering and leaving it; a context manager.
+    """A context manager that records every forward pass of a model within its block.
 
-    The run is `running` until the block ends. Left by an exception, it stays `running` with all passes before that.
+    The run is `running` until the block ends. After an exception, it stays `running`, with all passes before it.
     """
 
     def __init__(
@@ -59,10 +59,10 @@ class Recorder:
         train_tokens: int | None = None,
         segment_rows: int = 64_000_000,
     ) -> None:
-        """Prepare a recording; nothing is looked at before the block is entered.
+        """Prepare a recording; nothing is checked before the block is entered.
 
-        `pad_token_id`: what fills rows up on the right where no attention_mask comes with them. Without it, such
-        tokens are tokens, as they are to the model.
+        `pad_token_id` marks padding on the right of rows that come without an attention_mask. Without it, such
+        tokens are recorded as tokens, as the model treats them.
         """
         self._model, self._tokenizer, self._layout = model, tokenizer, layout
         self._given_id = None if run_id is None else check_run_id(run_id)
@@ -73,7 +73,7 @@ class Recorder:
         self._stack = ExitStack()
 
     def label(self, *, domain: str | None = None, source: str | None = None, **metadata: Any) -> None:
-        """Say what the sequences are that begin from here on; what is left out is NULL."""
+        """Label the sequences that begin from here on; labels left out are NULL."""
         self._labels = Labels.of(domain, source, metadata)
 
     @property
@@ -125,7 +125,7 @@ class Recorder:
             self._collector.submit(self._run.close, whole=kind is None).result()
 
     def _describe(self, loaded: LoadedModel) -> RunRecord:
-        """Prove the model on a text of ours, and describe the run."""
+        """Prove the model on a fixed text, and describe the run."""
         _, facts = run_verified_batch(loaded, _probe(loaded), WantedVectors())
         identity = self._identify(loaded)
         record = describe_run(loaded, identity, facts, Plan(0, "", ()))
@@ -152,7 +152,7 @@ class Recorder:
         digest = Identity(shaping, "").sha256[:8]
         return Identity(shaping, self._given_id or f"{name.strip('-')[:54] or 'model'}-{digest}")
 
-    # ------------------------------------------------------------------------------------ passes as they come
+    # ------------------------------------------------------------------------------------ passes as they arrive
 
     def _done(self, made: Pass | None, closed: list[Block]) -> None:
         self._futures.append(self._collector.submit(self._collect, made, closed))
@@ -160,12 +160,12 @@ class Recorder:
             self._wait_for(1)
 
     def _wait_for(self, count: int) -> None:
-        """Wait for the first of what was submitted, and raise what went wrong there."""
+        """Wait for the oldest submitted work, and re-raise its errors."""
         for _ in range(count):
             self._futures.pop(0).result()
 
     def _collect(self, made: Pass | None, closed: list[Block]) -> None:
-        """Put a pass behind its block's others, and commit what is full."""
+        """Append a pass to its block, and commit full segments."""
         if made is not None:
             made.block.parts.append(self._part(made))
             if made.first:
@@ -175,7 +175,7 @@ class Recorder:
         self._run.commit_full()
 
     def _part(self, made: Pass) -> Part:
-        routing = made.routing.wait()  # the ids were copied before it
+        routing = made.routing.wait()  # the ids were copied before the routing
         ids_BS = made.ids_BS.numpy().astype(np.int32)
         if made.mask_BS is not None:
             mask_BS = made.mask_BS.numpy() != 0
@@ -190,7 +190,7 @@ class Recorder:
 
 
 def _probe(loaded: LoadedModel) -> Batch:
-    """A batch that any language model can run, for the proof."""
+    """Return a batch for the proof that any language model can run."""
     ids = loaded.tokenizer(_PROBED_TEXT, add_special_tokens=False)["input_ids"]
     known = [token for token in ids if token < (loaded.vocabulary_rows or token + 1)]
     known = known[: min(_PROBED_TOKENS, loaded.max_length)] or [0, 1, 2, 3]
@@ -198,7 +198,7 @@ def _probe(loaded: LoadedModel) -> Batch:
 
 
 def _require_one_sequence_a_row(positions: torch.Tensor) -> None:
-    """Raise MoewhError if positions begin again within a row: to the model, these are sequences of their own."""
+    """Raise MoewhError if positions restart within a row, which the model treats as separate sequences."""
     if positions.dim() == 2 and bool((positions.diff(dim=-1) != 1).any()):
         raise MoewhError(
             "position_ids begin again within a row: sequences are packed, without an attention_mask, and moewh cannot "
@@ -207,7 +207,7 @@ def _require_one_sequence_a_row(positions: torch.Tensor) -> None:
 
 
 def _end_tokens(loaded: LoadedModel) -> EndTokens:
-    """What ends a sequence and what fills it up then, as the model's generation settings and the tokenizer say."""
+    """Return the tokens that end and then pad a sequence, from the model's generation settings and tokenizer."""
     holders = [getattr(loaded.model, "generation_config", None), loaded.config, loaded.tokenizer]
 
     def stated(name: str) -> set[int]:

@@ -1,7 +1,7 @@
-"""`moewh.TrainerCallback`: the same prompts at every N-th step of a training run, as runs of one series.
+"""`moewh.TrainerCallback`: ingest the same prompts at every N-th step of a training run, as runs of one series.
 
-In: transformers' Trainer, as it trains. Out: one run per recorded step, with its train_step. The training goes on as if
-nothing had happened: see `moewh.ingest.model.in_memory.borrowed`.
+In: transformers' Trainer, as it trains. Out: one run per recorded step, with its train_step. Training is not affected:
+see `moewh.ingest.model.in_memory.borrowed`.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from moewh.warehouse.runs import run_ids
 
 
 class TrainerCallback(transformers.TrainerCallback):
-    """Ingests fixed prompts when training begins, at every N-th step and when it ends.
+    """Ingests fixed prompts when training begins, at every N-th step, and when it ends.
 
-    Runs are called RUN_ID-stepN and are of the series RUN_ID. One that is there already for a later step is refused
-    when training begins; what fails later (a full disk) is warned of, and training goes on.
+    Runs are named RUN_ID-stepN, in the series RUN_ID. If a run of a later step already exists, training does not begin;
+    later failures (a full disk) give a warning, and training continues.
     """
 
     def __init__(
@@ -46,8 +46,8 @@ class TrainerCallback(transformers.TrainerCallback):
     ) -> None:
         """Prepare; `prompts` and `options` are those of `moewh.ingest`.
 
-        `run_id`: by default the name of the Trainer's output folder. `tokenizer`: by default the Trainer's
-        processing_class. Raises UsageError.
+        `run_id` defaults to the name of the Trainer's output folder, `tokenizer` to the Trainer's processing_class.
+        Raises UsageError.
         """
         if every < 1:
             raise UsageError(f"every is {every}. Give the number of steps between two runs, 1 or more.")
@@ -61,7 +61,7 @@ class TrainerCallback(transformers.TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Record the model as it begins. Raises MoewhError for whatever would fail at every step."""
+        """Record the initial model. Raises MoewhError for anything that would fail at every step."""
         del control
         if not state.is_world_process_zero:
             return
@@ -79,13 +79,13 @@ class TrainerCallback(transformers.TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Record the model as it ends, if the last step was not."""
+        """Record the final model, unless the last step was recorded."""
         del args, control
         if state.is_world_process_zero and state.global_step % self._every:
             self._try(state.global_step, kwargs)
 
     def _refuse_later(self, step: int) -> None:
-        """Raise MoewhError if there are runs of steps that are still to come: of another training run, by this name."""
+        """Raise MoewhError if runs of later steps exist, from another training run with this name."""
         prefix = f"{self._options.run_id}-step"
         found = (run.removeprefix(prefix) for run in run_ids(self._layout) if run.startswith(prefix))
         later = sorted(int(number) for number in found if number.isdecimal() and int(number) > step)

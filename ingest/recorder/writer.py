@@ -1,7 +1,7 @@
-"""`moewh.Writer`: routing from anywhere, one sequence at a time, into a run of a warehouse.
+"""`moewh.Writer`: write routing from any source, one sequence at a time, to a run of a warehouse.
 
 In: per sequence its token ids, its experts [T, L, K] and their weights, with labels. Out: committed segments, cut by
-rows, so that memory does not grow with the run. Every array is checked before anything is taken from it.
+rows, so that memory does not grow with the run. Every array is checked before it is used.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Array = Any
-"""What numpy makes an array of: its own, a tensor on the host, or nested lists."""
+"""Anything that numpy can convert to an array: an array, a tensor on the host, or nested lists."""
 
 
 class Writer:
-    """Writes a run of routing that something else recorded; a context manager.
+    """A context manager that writes a run of routing recorded elsewhere.
 
-    The run is `running` until the writer is closed. Left by an exception, it stays `running` with what was written.
+    The run is `running` until the writer is closed. After an exception, it stays `running`, with what was written.
     """
 
     def __init__(
@@ -58,9 +58,9 @@ class Writer:
     ) -> None:
         """Begin a run.
 
-        `model` is a hub id, a folder or a configuration, which says what layers and experts there are; or only a name,
-        where `layers`, `num_experts` (E) and `top_k` (K) say it. `tokenizer` gives tokens their text. `ordered`:
-        experts without weights are in order of rank. Raises UsageError or MoewhError, also for a run that exists.
+        `model` is a hub id, a folder or a configuration, which determines the layers and experts; or only a name, with
+        `layers`, `num_experts` (E) and `top_k` (K). `tokenizer` gives tokens their text. `ordered` means that experts
+        without weights are in rank order. Raises UsageError or MoewhError, also for a run that exists.
         """
         self.layout = writable(os.fspath(warehouse))
         self.run_id = check_run_id(run_id)
@@ -102,12 +102,11 @@ class Writer:
         source: str | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> int:
-        """Take one sequence and return its prompt_id.
+        """Write one sequence and return its prompt_id.
 
-        `token_ids` [T], or None where they are not known; `expert_ids` [T, L, K] (or [T, L] for K = 1), in the order
-        of the layers, with -1 in all K places of a token that has no route there; `weights` of the same shape, or None.
-        The last `generated` tokens were said by the model. Raises UsageError, and takes nothing, for arrays that
-        cannot be right.
+        `token_ids` [T], or None if unknown; `expert_ids` [T, L, K] (or [T, L] for K = 1), in layer order, with -1 in
+        all K slots of a token that has no route there; `weights` of the same shape, or None. The model generated the
+        last `generated` tokens. Raises UsageError, without writing anything, for invalid arrays.
         """
         if not self._open:
             raise UsageError("the writer is closed. Begin another run.")
@@ -135,7 +134,7 @@ class Writer:
         return self._written - 1
 
     def close(self) -> None:
-        """Write what is left: the run is complete. Raises MoewhError if nothing was written at all."""
+        """Write the rest and complete the run. Raises MoewhError if nothing was written."""
         if not self._open:
             return
         self._open = False
@@ -156,7 +155,7 @@ class Writer:
             self._run.close(whole=False)
 
     def _checked(self, name: str, expert_ids: Array, weights: Array | None) -> dict[int, LayerRouting]:
-        """Return the routing by layer. Raises UsageError for shapes, types or values that cannot be right."""
+        """Return the routing by layer. Raises UsageError for invalid shapes, types or values."""
         shapes = self._declared.shapes
         L, K = len(shapes), max(k for _, k in shapes.values())
         ids_TLK = _array(name, "expert_ids", expert_ids, "iu")
@@ -180,7 +179,7 @@ class Writer:
 
 
 def decoder(tokenizer: Any) -> Callable[[list[list[int]]], list[str]]:
-    """Return what decodes sequences as they were tokenised, special tokens included."""
+    """Return a function that decodes sequences, special tokens included."""
 
     def decode(sequences: list[list[int]]) -> list[str]:
         return [str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)) for ids in sequences]
@@ -201,18 +200,18 @@ def _declared(
     if layers is not None and num_experts is not None and top_k is not None:
         return from_numbers(model, layers, num_experts, top_k)
     if any(number is not None for number in numbers):
-        raise UsageError("layers, num_experts and top_k go together. Give all three, or a model that says them.")
+        raise UsageError("layers, num_experts and top_k go together. Give all three, or a model's configuration.")
     if model is None:
-        raise UsageError("nothing says what layers there are. Give model, or layers, num_experts and top_k.")
+        raise UsageError("the MoE layers are unknown. Give model, or layers, num_experts and top_k.")
     return from_model(model, revision, trust_remote_code)
 
 
 def _array(name: str, what: str, given: Array, kinds: str) -> npt.NDArray[Any]:
-    """Make an array of numbers of some kinds. Raises UsageError for anything else."""
+    """Convert to an array of numbers of the given kinds. Raises UsageError for anything else."""
     try:
         array = np.asarray(given)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UsageError(f"{name}: {what} are no array: {' '.join(str(error).split())[:200]}") from None
+        raise UsageError(f"{name}: {what} are not an array: {' '.join(str(error).split())[:200]}") from None
     if array.dtype.kind not in kinds and array.size:
         wanted = "floating-point numbers" if kinds == "f" else "whole numbers"
         raise UsageError(f"{name}: {what} are of type {array.dtype}. Give {wanted}.")
@@ -228,12 +227,12 @@ def _token_ids(name: str, given: Array | None, T: int, tokenizer: Any) -> npt.ND
     most = np.iinfo(np.int32).max + 1 if tokenizer is None else len(tokenizer)
     wrong_T = (ids_T < 0) | (ids_T >= most)
     if wrong_T.any():
-        raise UsageError(f"{name}: {ids_T[wrong_T][0]} among its token_ids is no token id (0 to {most - 1}).")
+        raise UsageError(f"{name}: {ids_T[wrong_T][0]} among its token_ids is not a token id (0 to {most - 1}).")
     return ids_T.astype(np.int32)
 
 
 def _check_ids(name: str, ids_TK: npt.NDArray[Any], E: int) -> None:
-    """Raise UsageError unless each token has different experts of the layer, or NO_ROUTE in all places."""
+    """Raise UsageError unless each token has distinct experts of the layer, or NO_ROUTE in all slots."""
     none_TK = ids_TK == NO_ROUTE
     wrong_T = ((ids_TK < 0) & ~none_TK).any(1) | (ids_TK >= E).any(1)
     if wrong_T.any():
@@ -257,5 +256,5 @@ def _check_weights(name: str, weights_TK: npt.NDArray[np.float32], ids_TK: npt.N
 
 
 def _now() -> str:
-    """What distinguishes this recording from any other."""
+    """Return a value that distinguishes this recording from any other."""
     return datetime.now(UTC).isoformat()

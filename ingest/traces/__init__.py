@@ -1,1 +1,1 @@
-"""Traces: routing that another program recorded, as files in, as a run out. `formats/` has one file per format."""
+"""Traces: files of routing that another program recorded in, a run out. `formats/` has one file per format."""

@@ -1,7 +1,7 @@
-"""Arrays out of files that anyone may have written: `.npy`, `.npz`, base64, and `torch.save` with weights alone.
+"""Read arrays from untrusted files: `.npy`, `.npz`, base64, and `torch.save` with weights only.
 
-No reader here unpickles code, and none makes an array before its header has been held against the bytes that are there
-and against the most numbers a sequence may have: a header can promise anything, and a compressed file can hold it.
+No reader unpickles code, and none makes an array before its header has been checked against the bytes present and
+against the most numbers a sequence may have: a header can promise anything, and a compressed file can hold it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from moewh.ingest.traces.trace import Array, TraceFile
 from moewh.warehouse.errors import MoewhError
 
 _HEADER = 10_000
-"""Most bytes of a `.npy` header: what numpy itself takes."""
+"""Most bytes of a `.npy` header, as in numpy itself."""
 
 
 def decode_base64(text: object, where: str) -> bytes:
-    """Return the bytes of a base64 string. Raises MoewhError for what is none, such as one that was cut off."""
+    """Return the bytes of a base64 string. Raises MoewhError for anything else, such as one that was cut off."""
     if not isinstance(text, str):
         raise MoewhError(f"{where}: its routed experts are no base64 text.")
     try:
@@ -40,7 +40,7 @@ def decode_npy(text: object, where: str, most_values: int) -> Array:
 
 
 def raw_array(data: bytes, dtype: str, shape: tuple[int, ...], where: str) -> Array:
-    """Return bytes as an array of a dtype and shape. Raises MoewhError where they are not as many."""
+    """Return bytes as an array of a dtype and shape. Raises MoewhError if their number differs."""
     kind = np.dtype(dtype).newbyteorder("<")
     if min(shape, default=0) < 0 or len(data) != math.prod(shape) * kind.itemsize:
         raise MoewhError(f"{where}: has {len(data):,} bytes for {kind.name} numbers of shape {shape}.")
@@ -62,7 +62,7 @@ def read_npz(file: TraceFile) -> dict[str, Array]:
 
 
 def _read_npy(stream: IO[bytes], size: int, where: str, most_values: int) -> Array:
-    """Read one `.npy` of `size` bytes. Raises MoewhError for one that is cut, too large, or that holds objects."""
+    """Read one `.npy` of `size` bytes. Raises MoewhError for one that is truncated, too large, or holds objects."""
     try:
         version = np.lib.format.read_magic(stream)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -83,11 +83,11 @@ def _read_npy(stream: IO[bytes], size: int, where: str, most_values: int) -> Arr
 
 
 def load_torch(file: TraceFile) -> Any:
-    """Return what `torch.save` wrote: tensors, numpy arrays and plain values, and never code.
+    """Return what `torch.save` wrote: tensors, numpy arrays and plain values, but never code.
 
-    Tensors are mapped from the file, so that memory holds the parts that are being read, however large the file is.
+    Tensors are memory-mapped, so memory holds only the parts being read, however large the file is.
 
-    Raises the file's error for another file, one that is cut, and one that names anything to be run.
+    Raises the file's error for any other file, a truncated one, and one that refers to code.
     """
     import torch
 
@@ -95,7 +95,7 @@ def load_torch(file: TraceFile) -> Any:
         raise file.error("there is no such file. Check the path.")
     try:
         with zipfile.ZipFile(file.path) as archive:
-            # torch stores its records as they are; what is compressed could unfold to any size
+            # torch stores its records uncompressed; compressed ones could expand to any size
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise file.error("holds compressed records, which torch.save does not write.")
     except (zipfile.BadZipFile, OSError):
@@ -119,7 +119,7 @@ def _numpy_globals() -> list[Any]:
 def as_array(value: Any, where: str, most_values: int) -> Array:
     """Return a tensor, an array or nested lists as an array. Raises MoewhError for anything else, or for too many."""
     if hasattr(value, "detach"):
-        if value.numel() > most_values:  # before it is copied: a small tensor may stand for a large one
+        if value.numel() > most_values:  # before copying: a small tensor may expand to a large one
             raise MoewhError(
                 f"{where}: has {value.numel():,} numbers, and a segment takes {most_values:,}. Raise --segment-rows."
             )
@@ -142,7 +142,7 @@ def as_array(value: Any, where: str, most_values: int) -> Array:
 
 
 def beside(file: TraceFile, name: str) -> Path:
-    """Return the path of another file in the same folder. Raises the file's error where there is none."""
+    """Return the path of another file in the same folder. Raises the file's error if it does not exist."""
     path = file.path.parent / name
     if not path.is_file():
         raise file.error(f"needs {name} beside it.")

@@ -1,8 +1,8 @@
-"""Checks: a sequence as its file has it in, its arrays as moewh stores them out; or one line that says what is wrong.
+"""Checks: a sequence as in its file in, its arrays as moewh stores them out, or a one-line error.
 
-The three traps of every trace are met here, for all formats at once: the order within a row says nothing unless the
-format promises it, a row that was not captured is no route to expert 0, and weights are those that were recorded or
-none. Shapes as in `moewh.ingest.traces.trace`; here L are the MoE layers.
+This handles the three traps of every trace for all formats: the order within a row means nothing unless the format
+promises it, a row that was not captured is not a route to expert 0, and weights are either recorded or absent. Shapes
+as in `moewh.ingest.traces.trace`; here L are the MoE layers.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.schema import POSITION_BITS
 
 _WORD = 64
-"""Experts of one word, when a row's are put in a set of bits."""
+"""Experts per word in a bit set of a row's experts."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A sequence that may be written."""
+    """A sequence that passed the checks."""
 
     sequence: Sequence
     tokens: int
@@ -34,7 +34,7 @@ class Checked:
 
 
 def check_sequence(sequence: Sequence, model: TraceModel, segment_rows: int) -> Checked:
-    """Return a sequence's arrays. Raises MoewhError, naming file and position, for what cannot be right."""
+    """Return a sequence's arrays. Raises MoewhError, with file and position, for invalid ones."""
     where, ids_RLK = sequence.where, sequence.expert_ids_RLK
     if ids_RLK.dtype.kind not in "iu" or ids_RLK.ndim != 3:
         raise MoewhError(
@@ -86,7 +86,7 @@ def check_counts(counts: Counts, model: TraceModel) -> dict[int, npt.NDArray[np.
 
 
 def _tokens(sequence: Sequence, model: TraceModel, segment_rows: int) -> int:
-    """Return T. Raises MoewhError for a sequence that is empty, too long, or that has rows for tokens it lacks."""
+    """Return T. Raises MoewhError for a sequence that is empty, too long, or has rows for tokens it lacks."""
     where, rows, vocab_ids_T = sequence.where, len(sequence.expert_ids_RLK), sequence.vocab_ids_T
     tokens = sequence.first + rows if sequence.tokens is None else sequence.tokens
     if vocab_ids_T is not None:
@@ -130,7 +130,7 @@ def _expert_ids(sequence: Sequence, indices: list[int], model: TraceModel) -> np
 
 
 def _require_dense(sequence: Sequence, indices: list[int], model: TraceModel) -> None:
-    """Raise MoewhError for routing at a layer that the configuration says has no experts."""
+    """Raise MoewhError for routing at a layer that has no experts in the configuration."""
     given = sequence.expert_ids_RLK
     dense = np.setdiff1d(np.arange(given.shape[1]), indices)
     if len(dense) and (routed := np.argwhere(given[:, dense].astype(np.int64) > 0)).size:
@@ -141,7 +141,7 @@ def _require_dense(sequence: Sequence, indices: list[int], model: TraceModel) ->
 
 
 def _require_whole_rows(sequence: Sequence, ids_RLK: npt.NDArray[np.int32], model: TraceModel, least: int) -> None:
-    """Raise MoewhError for a row that has an expert twice, or that was captured in part."""
+    """Raise MoewhError for a row that has an expert twice, or was captured only in part."""
     if least < 0:
         missing = (ids_RLK == NO_ROUTE).sum(2)
         partly = np.argwhere((missing > 0) & (missing < model.top_k))

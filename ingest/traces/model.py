@@ -22,9 +22,9 @@ from moewh.warehouse.errors import MoewhError
 
 
 def read_model(model: str, revision: str | None = None, trust_remote_code: bool = False) -> TraceModel:
-    """Return what a configuration says of a model's layers and experts.
+    """Return a model's layers and experts from its configuration.
 
-    Raises MoewhError if there is no configuration, or one of a model without experts.
+    Raises MoewhError if there is no configuration, or the model has no experts.
     """
     check_versions()
     transformers_logging.set_verbosity_error()
@@ -90,7 +90,7 @@ def _moe_layers(model: str, config: Any, trust_remote_code: bool) -> list[MoELay
 
 
 def _name(model: str) -> str:
-    """The last part of a hub id or path; of a configuration file called config.json, that of its folder."""
+    """Return the last part of a hub id or path; for a file named config.json, that of its folder."""
     path = Path(model)
     if path.suffix == ".json":
         return path.absolute().parent.name if path.stem == "config" else path.stem

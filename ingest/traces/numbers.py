@@ -1,8 +1,8 @@
-"""Nested lists of numbers in a JSON text, read as arrays at once.
+"""Read nested lists of numbers in JSON text directly as arrays.
 
-A parser of JSON makes a Python object of every number, which costs more than all the rest of an import. So the lists
-of fields that hold nothing else are taken out of the text first: their brackets and commas say the shape, and must be
-those of lists of equal lengths; the numbers between are read in one go. Whatever looks otherwise is left to the parser.
+A JSON parser makes a Python object of every number, which costs more than the rest of an import. So lists in fields
+that hold only numbers are first taken out of the text: their brackets and commas give the shape, and must be those of
+lists of equal lengths; the numbers between are read in one pass. Anything else is left to the parser.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _OF_NUMBERS = b"0123456789-+.eE \t\r\n"
 def take_arrays(text: bytes, names: Sequence[str]) -> tuple[bytes, dict[str, Array]]:
     """Return the text of a JSON object with null for each named field that is an array, and the arrays by name.
 
-    The caller must look that null stands at the field itself: the text may quote it somewhere else.
+    The caller must check that null is at the field itself, because the text may quote the field somewhere else.
     """
     arrays = {}
     for name in names:
@@ -39,7 +39,7 @@ def take_arrays(text: bytes, names: Sequence[str]) -> tuple[bytes, dict[str, Arr
 
 
 def _array(text: bytes, depth: int) -> Array | None:
-    """Return lists of lists of numbers as an array; None for what is none, or has lists of several lengths."""
+    """Return nested lists of numbers as an array; None for anything else, or lists of different lengths."""
     shape = _shape(text.translate(None, _OF_NUMBERS), depth)
     compact = text.translate(None, b" \t\r\n")
     if shape is None or any(gap in compact for gap in (b",,", b"[,", b",]", b"[]")):
@@ -47,7 +47,7 @@ def _array(text: bytes, depth: int) -> Array | None:
     kind = np.float64 if any(mark in text for mark in (b".", b"e", b"E")) else np.int64
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", DeprecationWarning)  # numpy before 2.4: what cannot be read to its end
+            warnings.simplefilter("error", DeprecationWarning)  # numpy before 2.4 only warns of a partly read text
             values = np.fromstring(text.translate(None, b"[]"), kind, sep=",")
     except (ValueError, DeprecationWarning):
         return None
@@ -55,7 +55,7 @@ def _array(text: bytes, depth: int) -> Array | None:
 
 
 def _shape(skeleton: bytes, depth: int) -> tuple[int, ...] | None:
-    """Return the shape of nested lists of equal lengths, from their brackets and commas alone; None for any other."""
+    """Return the shape of nested lists of equal lengths, from their brackets and commas; None for anything else."""
     first = skeleton[depth - 1 : skeleton.index(b"]") + 1]
     pattern, shape = first, [first.count(b",") + 1]
     for level in range(1, depth):

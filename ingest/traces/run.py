@@ -1,8 +1,8 @@
 """One import from end to end: files of a trace and a model's configuration in, a run's committed segments out.
 
-In order: hash the files, read the configuration, look whether the run is there already, read and check the whole trace
-into the spool, begin the run, commit the segments that are missing. Nothing is committed before all of the trace has
-been checked. Killed and run again, the same command completes the run; a complete one is left alone.
+In order: hash the files, read the configuration, look for an existing run, read and check the whole trace into the
+spool, begin the run, commit the missing segments. Nothing is committed before the whole trace has been checked. Killed
+and run again, the same command completes the run; a complete one is left alone.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from moewh.warehouse.sealing.seal import seal, unseal
 from moewh.warehouse.views.publishing import publish
 
 _PROMPTS_AT_ONCE = 4_096
-"""Prompts whose digest is taken together."""
+"""Prompts that are digested together."""
 
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What an import is asked for."""
+    """The options of an import."""
 
     format: str
     files: tuple[str, ...]
@@ -65,31 +65,31 @@ class Imported:
     segments: int
     written: list[Committed] = field(default_factory=list)
     routes: int = 0
-    """Choices of tokens at layers that the trace has."""
+    """Routes of tokens at layers that the trace has."""
     missing: int = 0
-    """Those that it has not: nothing was captured there."""
+    """Routes that were not captured."""
     load: int = 0
-    """Of a trace of counts alone: their sum."""
+    """For a trace of only counts, their sum."""
 
 
 def import_trace(
     options: ImportOptions, layout: Layout, segment_done: Callable[[int, int], None] = lambda *_: None
 ) -> Imported:
-    """Import a trace as a run. `segment_done` is told (number, segments) after each.
+    """Import a trace as a run. `segment_done` is called with (number, segments) after each segment.
 
-    Raises UsageError or MoewhError. What was committed before stays; a trace that is wrong anywhere leaves nothing.
+    Raises UsageError or MoewhError. Earlier commits stay; a trace with any fault leaves nothing.
     """
     paths = _paths(options)
     found = find_format(options.format)
     model = read_model(options.model, options.revision, options.trust_remote_code)
-    most_values = options.segment_rows * model.num_hidden_layers // len(model.layers)  # dense layers may be told, too
+    most_values = options.segment_rows * model.num_hidden_layers // len(model.layers)  # dense layers may be included
     files = [TraceFile(path, str(path), most_values) for path in paths]
     tokens = _Tokens.of(options, model)
     identity = _identify(options, files, model, tokens)
     layout.require_one_disk(options.run_id if options.run_id and not is_complete(layout, options.run_id) else None)
     began = require_same(layout, identity)
     if began and is_complete(layout, identity.run_id):
-        seal(layout, identity.run_id)  # a kill may have come just before
+        seal(layout, identity.run_id)  # a kill may have happened just before
         return Imported(identity.run_id, len(list(layout.segments(identity.run_id).glob("segment=*"))))
     work = _Import(options, layout, files, model, tokens, identity, began, segment_done)
     return work.counts(found) if found.read_counts is not None else work.sequences(found)
@@ -97,11 +97,11 @@ def import_trace(
 
 @dataclass(frozen=True)
 class _Tokens:
-    """The tokenizer, as far as one is named."""
+    """The tokenizer, if one is given."""
 
     sha256: str | None
     vocabulary: pa.Array | None
-    """[V] texts; None if none is known."""
+    """[V] texts; None if unknown."""
     labels: Labels
 
     @classmethod
@@ -131,7 +131,7 @@ class _Import:
     tokens: _Tokens
     identity: Identity
     began: bool
-    """Whether the run's own files are there."""
+    """Whether the run's own files exist."""
     segment_done: Callable[[int, int], None]
 
     def sequences(self, found: Format) -> Imported:
@@ -150,7 +150,7 @@ class _Import:
         return done
 
     def _read(self, sequences: Iterator[Sequence], folder: Path, done: Imported) -> tuple[Spool, dict[str, Any]]:
-        """Check the whole trace and keep it in the spool; return that, and what a run's row says of all of it."""
+        """Check the whole trace into a spool; return the spool, and the columns of `runs` that describe all of it."""
         spool = Spool(folder, self.model, self.options.segment_rows, self.tokens.labels, self._wanted)
         digests = _Digests()
         for sequence in sequences:
@@ -169,7 +169,7 @@ class _Import:
         return spool, digests.columns()
 
     def counts(self, found: Format) -> Imported:
-        """Import a format of counts alone: one segment without tokens, whose load is the sum of all files."""
+        """Import a format of only counts: one segment without tokens, whose load is the sum of all files."""
         assert found.read_counts is not None
         rows: list[dict[str, Any]] = []
         buffer = RoutingBuffer(0)
@@ -192,10 +192,10 @@ class _Import:
         return not self.layout.segment(self.identity.run_id, number).is_dir()
 
     def _begin(self, columns: dict[str, Any], segments: int) -> None:
-        """Make the warehouse, the run's own files and the database, now that the trace has proved right."""
+        """Create the warehouse, the run's own files and the database, now that the trace has been checked."""
         self.layout.create()
         self.layout.sweep()
-        unseal(self.layout, self.identity.run_id)  # somebody may have taken a segment of a sealed run away
+        unseal(self.layout, self.identity.run_id)  # a segment of a sealed run may have been removed
         if not self.began:
             origin = {"origin": "imported", "origin_format": self.options.format}
             run = {**self.model.run, **origin, **columns, "segments_planned": segments}
@@ -219,7 +219,7 @@ class _Import:
 
 
 class _Digests:
-    """What a run's row says of all its prompts and tokens together."""
+    """The columns of `runs` that describe all prompts and tokens."""
 
     def __init__(self) -> None:
         self._prompts, self._tokens = PromptDigest(), hashlib.sha256()
@@ -227,7 +227,7 @@ class _Digests:
         self._known = True
 
     def update(self, row: dict[str, Any], checked: Checked) -> None:
-        """Take in the next sequence."""
+        """Add the next sequence."""
         self._waiting.append({name: row[name] for name in CANONICAL.names})
         if len(self._waiting) == _PROMPTS_AT_ONCE:
             self._flush()
@@ -237,7 +237,7 @@ class _Digests:
             self._tokens.update(len(ids).to_bytes(8, "little") + ids.astype("<i4").tobytes())
 
     def columns(self) -> dict[str, Any]:
-        """Return the digest of the prompts, and the key of runs with the same tokens: NULL if some are not known."""
+        """Return the digest of the prompts, and the key of runs with the same tokens: NULL if some are unknown."""
         self._flush()
         return {
             "prompts_sha256": self._prompts.hexdigest(),
@@ -251,7 +251,7 @@ class _Digests:
 
 
 def _paths(options: ImportOptions) -> list[Path]:
-    """Return the files that are named, those of a folder in order of their names."""
+    """Return the given files, and those in a folder in order of their names."""
     paths: list[Path] = []
     for name in options.files:
         path = Path(name)
@@ -267,7 +267,7 @@ def _paths(options: ImportOptions) -> list[Path]:
 
 
 def _identify(options: ImportOptions, files: list[TraceFile], model: TraceModel, tokens: _Tokens) -> Identity:
-    """Return the identity of the run: the trace's own bytes, the configuration, and what labels its rows."""
+    """Return the identity of the run: the trace's bytes, the configuration, and the labels of its rows."""
     shaping = {
         "import": options.format,
         "files": [[file.path.name, file_sha256(file.path)] for file in files],

@@ -1,8 +1,8 @@
 """The spool: checked sequences on disk, cut into segments, between reading a trace and writing a run.
 
-A trace is read once. All of it is checked before anything is committed, so that a bad file leaves nothing behind; what
-was read waits in the warehouse's `.staging/`, and no more than a segment of it is ever in memory. Segments are cut as
-`ingest` cuts them: by rows, and never within a sequence.
+A trace is read once. All of it is checked before anything is committed, so that a bad file leaves nothing behind. The
+data read is kept in the warehouse's `.staging/`, with at most one segment in memory. Segments are cut as in `ingest`:
+by rows, and never within a sequence.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ _INDEX = pa.schema(
 
 @dataclass(frozen=True)
 class Labels:
-    """What is known of a trace's tokens besides the trace itself."""
+    """Facts about a trace's tokens that are not in the trace."""
 
     domain: str | None = None
     decode: Decode | None = None
-    """Gives the text of token ids; None without a tokenizer."""
+    """Maps token ids to their text; None without a tokenizer."""
     special_ids: npt.NDArray[np.int32] | None = None
 
 
 class Spool:
-    """Takes checked sequences in order; afterwards gives each segment back. Files lie in `folder`."""
+    """Stores checked sequences in order, in files in `folder`; afterwards returns each segment."""
 
     def __init__(
         self, folder: Path, model: TraceModel, segment_rows: int, labels: Labels, wanted: Callable[[int], bool]
     ) -> None:
-        """`wanted` says whether the segment of a number is still to be written; the others are not kept."""
+        """`wanted` returns whether a segment, given its number, must still be written; others are not kept."""
         self.segments = 0
-        """Segments there are so far."""
+        """Segments so far."""
         self.weights: bool | None = None
         """Whether the trace has weights; None before the first sequence."""
         self.ordered = False
@@ -71,7 +71,7 @@ class Spool:
         self._files: dict[str, IO[bytes]] = {}
 
     def add(self, checked: Checked) -> dict[str, object]:
-        """Take the next sequence; return its row in `prompts`. Raises MoewhError if it is of another kind."""
+        """Add the next sequence; return its row in `prompts`. Raises MoewhError if it is of another kind."""
         self._require_one_kind(checked)
         if self._open is None or self._tokens + checked.tokens > self._most_tokens:
             self._begin()
@@ -99,7 +99,7 @@ class Spool:
         self._open, self._index, self._files = None, [], {}
 
     def segment(self, number: int) -> tuple[TokenisedSegment, RoutingBuffer]:
-        """Return a segment's tokens and routing, and remove what was kept of it."""
+        """Return a segment's tokens and routing, and delete its files."""
         index = pq.read_table(self._path("index", number))
         arrays = {name: self._read(name, number, dtype) for name, dtype in self._dtypes().items()}
         segment = self._tokenised(index, self._first_prompts[number], arrays["vocab"], arrays["context"])
@@ -194,7 +194,7 @@ class Spool:
         return buffer
 
     def _dtypes(self) -> dict[str, np.dtype[np.generic]]:
-        """The arrays that are kept of a segment."""
+        """Return the arrays kept of a segment, with their dtypes."""
         weights = {"weights": np.dtype(np.float32)} if self.weights else {}
         return {"ids": self._dtype, **weights, "vocab": np.dtype(np.int32), "context": np.dtype(np.int32)}
 

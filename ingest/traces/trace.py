@@ -1,8 +1,8 @@
-"""What every trace format shares: the files it reads, the model they are of, and the sequences it yields.
+"""The parts that all trace formats share: the input files, their model, and the sequences read from them.
 
-A format's reader takes `TraceFile`s and a `TraceModel` and yields `Sequence`s as the files have them, or, for a format
-of counts alone, `Counts`. What they hold is checked in one place, `moewh.ingest.traces.check`. Shapes: T tokens of a
-sequence, R of them with routing, L layers (all hidden layers, or the MoE layers alone), K experts per token, E experts.
+A format's reader takes `TraceFile`s and a `TraceModel` and yields `Sequence`s as in the files, or `Counts` for a format
+of only counts. Their content is checked in one place, `moewh.ingest.traces.check`. Shapes: T tokens of a sequence, R of
+them with routing, L layers (all hidden layers, or only the MoE layers), K experts per token, E experts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FORMATS = Path(__file__).resolve().parent / "formats"
 
 @dataclass(frozen=True)
 class TraceModel:
-    """What the configuration of the model says: nothing here is taken from a trace."""
+    """A model as its configuration describes it; nothing here comes from a trace."""
 
     title: str
     """Hub id or path, as given."""
@@ -38,14 +38,14 @@ class TraceModel:
     """Experts of each MoE layer."""
     top_k: int
     vocabulary: int | None
-    """Entries of the vocabulary; None if the configuration does not say."""
+    """Entries of the vocabulary; None if the configuration does not state it."""
     run: dict[str, Any] = field(default_factory=dict)
     """Columns of `runs`."""
     layer_rows: list[dict[str, Any]] = field(default_factory=list)
     expert_rows: list[dict[str, Any]] = field(default_factory=list)
 
     def indices(self, width: int, where: str) -> list[int]:
-        """Return where each MoE layer lies on an axis of `width` layers: all hidden layers, or the MoE layers alone.
+        """Return the index of each MoE layer on an axis of `width` layers: all hidden layers, or only the MoE layers.
 
         Raises MoewhError for another width.
         """
@@ -59,7 +59,7 @@ class TraceModel:
         )
 
     def numbered(self, names: Iterable[int], where: str) -> list[int]:
-        """Return the names of the MoE layers in order, given layers that are named by number, from 0 or from 1.
+        """Return the names of the MoE layers in order, given layers named by number, from 0 or from 1.
 
         Raises MoewhError for any other set.
         """
@@ -80,31 +80,31 @@ class TraceFile:
     name: str
     """As the user wrote it, for messages."""
     most_values: int
-    """Numbers that one array may hold, as many as a segment takes with dense layers: more are refused unread."""
+    """Most numbers in one array, as many as a segment takes with dense layers; larger arrays are refused unread."""
 
     def error(self, what: str) -> MoewhError:
-        """Return the error to raise, with the file's name in front if it is not there already."""
+        """Return an error to raise, with the file's name in front unless it is already there."""
         return MoewhError(what if what.startswith(self.name) else f"{self.name}: {what}")
 
 
 @dataclass(frozen=True)
 class Sequence:
-    """One sequence as a trace has it: becomes a prompt."""
+    """One sequence as in a trace, which becomes a prompt."""
 
     where: str
     """File and position, for messages."""
     expert_ids_RLK: Array
-    """Logical expert indices. A row of K zeros (where K > 1) or of K times -1 is one that was not captured."""
+    """Logical expert indices. A row of K zeros (if K > 1) or of K times -1 was not captured."""
     weights_RLK: Array | None = None
-    """The factors that the experts' outputs were multiplied by; None where they were not recorded."""
+    """The factors of the experts' outputs; None if they were not recorded."""
     ordered: bool = False
-    """Of a trace without weights: whether a row's experts are in order of rank."""
+    """For a trace without weights: whether a row's experts are in rank order."""
     first: int = 0
     """Position of the first row with routing."""
     tokens: int | None = None
-    """T; None where it follows from the token ids, or from the rows."""
+    """T; None if it follows from the token ids or the rows."""
     vocab_ids_T: Array | None = None
-    """Token ids, -1 where one is not known; None if none is."""
+    """Token ids, -1 where one is unknown; None if all are."""
     context_T: Array | None = None
     """Which tokens attend to each other, where not all of them do."""
     generated_from: int | None = None
@@ -127,12 +127,12 @@ class Counts:
 
 @dataclass(frozen=True)
 class Format:
-    """One format: how its files are read, and what a person is told of it."""
+    """One format: how its files are read, and its messages."""
 
     read: Callable[[list[TraceFile], TraceModel], Iterator[Sequence]] | None = None
-    """Yields the sequences, in order. Raises `TraceFile.error` for what it cannot read."""
+    """Yields the sequences, in order. Raises `TraceFile.error` for data that it cannot read."""
     read_counts: Callable[[list[TraceFile], TraceModel], Iterator[Counts]] | None = None
-    """Of a format that has counts alone."""
+    """The reader of a format with only counts."""
 
 
 def each(read: Callable[[TraceFile, TraceModel], Iterator[Sequence]]) -> Format:
@@ -157,9 +157,9 @@ def find_format(name: str) -> Format:
 
 
 def start_of(rows: int, tokens: int, where: str, most: int | None = None) -> int:
-    """Return the position of the first of R rows, which end before the last token: that one has none.
+    """Return the position of the first of R rows, which end before the last token, because that has none.
 
-    `most` is the greatest position that rows may begin at. Raises MoewhError for more rows than that, or too few.
+    `most` is the greatest position at which rows may begin. Raises MoewhError for too many or too few rows.
     """
     start = tokens - 1 - rows
     if start < 0 or (most is not None and start > most):

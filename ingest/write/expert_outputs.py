@@ -1,7 +1,7 @@
-"""The opt-in table `expert_outputs` and its rollup: what each chosen expert put out, sorted as routing is.
+"""The opt-in table `expert_outputs` and its rollup, sorted as routing is.
 
-In: a segment's routing, and per layer the numbers that `moewh.ingest.capture.expert_outputs` measured, in the order in
-which the model chose. Out: one row for each row of routing, and their sums by kind, domain, layer and expert.
+In: a segment's routing, and per layer the numbers that `moewh.ingest.capture.expert_outputs` measured, in slot order.
+Out: one row per row of routing, and their sums by kind, domain, layer and expert.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _layers(routing: RoutingBuffer, workers: Executor) -> Iterator[tuple[int, Ra
     measured = routing.vectors.of(schema.EXPERT_OUTPUTS)
     for (layer, ranked), (_, both_T2K, _) in zip(routing.layers(workers), measured, strict=True):
         K = ranked.expert_ids_TK.shape[1]
-        # An expert's output depends on nothing but the token, so that the order of the experts aligns the two.
+        # An expert's output depends only on the token, so sorting both by expert aligns them.
         slot_TK, rank_TK = (np.argsort(ids, axis=1) for ids in (routing.chosen(layer), ranked.expert_ids_TK))
         norm_TK, cosine_TK = (np.empty((len(both_T2K), K), np.float32) for _ in range(2))
         for ordered_TK, as_chosen_TK in ((norm_TK, both_T2K[:, :K]), (cosine_TK, both_T2K[:, K:])):
@@ -74,7 +74,7 @@ def _nan_as_null(values: npt.NDArray[Any]) -> pa.Array:
 def _sums(
     groups: TokenGroups, ranked: Ranked, norm_TK: Floats, cosine_TK: Floats
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield for each group of tokens the rollup's columns, by expert; sums add in row order."""
+    """Yield the rollup's columns for each group of tokens, by expert; sums add in row order."""
     assert ranked.weights_TK is not None
     for group, part in groups.slices():
         rows = groups.order_T[part]

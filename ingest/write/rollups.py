@@ -1,11 +1,11 @@
-"""Rollups: the counts a segment carries beside its rows, taken from its ranked arrays while they are at hand.
+"""Rollups: the counts that a segment holds besides its rows, computed from its ranked arrays.
 
-In: the segment's tokens and, layer by layer, its ranked routing. Out: one Parquet file per rollup table,
-sorted by all its columns. `queries/rollups/` says what each counts; this computes the same some ten times
-faster, with one-hot products and bincounts. Counts are exact integers; sums add in row order in one thread.
+In: the segment's tokens and, layer by layer, its ranked routing. Out: one Parquet file per rollup table, sorted by all
+its columns. `queries/rollups/` defines each; this computes the same about ten times faster, with one-hot products and
+bincounts. Counts are exact integers; sums add in row order in one thread.
 
-Tokens are put in groups, one per kind and domain: G groups, sorted like the rows of the files. Further
-suffixes: V distinct vocabulary entries, N rows of a file.
+Tokens are grouped by kind and domain: G groups, sorted like the rows of the files. Further suffixes: V distinct
+vocabulary entries, N rows of a file.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from moewh.warehouse.files.tables import write_chunks
 Ints = npt.NDArray[np.int64]
 _ALWAYS = tuple(table for table in schema.ROLLUPS if not table.opt_in)
 _COUNTED = ("prompt", "generated")
-"""The kinds that repetition is counted over."""
+"""The kinds of tokens for which repetition is counted."""
 _BLOCK = 4_096
-"""Tokens of one one-hot product: small enough for the cache, and for float32 to count exactly."""
+"""Tokens per one-hot product: few enough for the cache, and for float32 to count exactly."""
 _PRODUCT_WORK = 64
-"""One-hot products pay while E * E' is at most this many times K * K'; beyond it, counting each pair is faster."""
+"""One-hot products are faster while E * E' is at most this many times K * K'; above it, counting each pair is."""
 
 
 _DENSE = 4_096
-"""Up to so many experts have a row and a column each while pairs are counted."""
+"""Up to this many experts, each has a row and a column while pairs are counted."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class TokenGroups:
     labels: list[tuple[str, str | None]]
     """(kind, domain) of each group, in the order of the files: by code point, NULL last."""
     order_T: Ints
-    """Places of the tokens, group after group."""
+    """Offsets of the tokens, group after group."""
     start_G: Ints
-    """Where each group begins in `order_T`; one more for the end."""
+    """Where each group begins in `order_T`, with one more entry for the end."""
 
     @classmethod
     def of(cls, kind_T: npt.NDArray[np.str_], domain_T: Ints, domains: list[str | None]) -> TokenGroups:
-        """Group tokens by kind and by domain, given as indices into `domains`, which are in order."""
+        """Group tokens by kind and by domain, given as indices into `domains`, which is sorted."""
         kinds, kind_code_T = np.unique(kind_T, return_inverse=True)
         group_T = kind_code_T * len(domains) + domain_T
         groups, start_G = np.unique(np.sort(group_T), return_index=True)
@@ -63,17 +63,17 @@ class TokenGroups:
         return cls(labels, np.argsort(group_T, kind="stable"), np.append(start_G, len(group_T)))
 
     def slices(self) -> Iterator[tuple[int, slice]]:
-        """Yield each group with its tokens, as a slice of what is ordered by `order_T`."""
+        """Yield each group with its tokens, as a slice of arrays ordered by `order_T`."""
         for group in range(len(self.labels)):
             yield group, slice(int(self.start_G[group]), int(self.start_G[group + 1]))
 
     def label(self, group: int) -> dict[str, str | None]:
-        """Return the columns that say which group it is."""
+        """Return the columns that identify the group."""
         kind, domain = self.labels[group]
         return {"kind": kind, "domain": domain}
 
     def kinds(self) -> Iterator[tuple[str, slice]]:
-        """Yield each kind with its tokens, as a slice of what is ordered by `order_T`."""
+        """Yield each kind with its tokens, as a slice of arrays ordered by `order_T`."""
         names = [kind for kind, _ in self.labels]
         for kind in sorted(set(names)):
             first, count = names.index(kind), names.count(kind)
@@ -82,14 +82,14 @@ class TokenGroups:
 
 @dataclass(frozen=True)
 class _Chosen:
-    """One layer's choices, tokens in the order of the groups; rows of a token that is not routed mean nothing."""
+    """One layer's choices, with tokens in group order; the rows of a token that is not routed are undefined."""
 
     layer: int
     expert_E: Ints
-    """The experts that are counted, in order: all up to the greatest that was chosen, or where those are very many
-    the chosen ones alone."""
+    """The experts that are counted, in order: all up to the greatest one chosen or, if those are very many, only the
+    chosen ones."""
     ids_TK: Ints
-    """Places among them."""
+    """Indices into the experts that are counted."""
     routed_T: npt.NDArray[np.bool_]
     ordered: bool
     """Whether the first of a token's experts is its first choice."""
@@ -110,12 +110,12 @@ class _Chosen:
 
 @dataclass(frozen=True)
 class _Vocabulary:
-    """The V distinct vocabulary entries among some tokens, those that are not known left out."""
+    """The V distinct vocabulary entries of some tokens, without unknown ones."""
 
     id_V: npt.NDArray[np.int32]
     text_V: pa.Array
     entry_T: Ints
-    """Each token's index among them; -1 where its entry is not known."""
+    """Each token's index among them; -1 where its entry is unknown."""
 
     @classmethod
     def of(cls, vocab_id_T: npt.NDArray[np.int32], texts: Texts) -> _Vocabulary:
@@ -141,7 +141,7 @@ class RollupCounter:
         self._chunks: dict[Table, list[tuple[Any, dict[str, Any]]]] = {table: [] for table in _ALWAYS}
 
     def add(self, layer: int, ranked: Ranked, workers: Executor) -> Future[None]:
-        """Have the workers count one layer, greater than those before it; the future is done when they have."""
+        """Count one layer in the workers, in ascending order of layers; the future is done when they are."""
         order_T = self.groups.order_T
         ids_TK = ranked.expert_ids_TK[order_T].astype(np.int64)
         chosen = _Chosen.of(layer, ids_TK, ranked.routed_T[order_T], ordered=ranked.ordered)
@@ -158,7 +158,7 @@ class RollupCounter:
         self._add_repetition(chosen.layer, ranked)
 
     def add_load(self, layer: int, tokens_E: Ints) -> None:
-        """Take a layer's load as it is: counts of experts' tokens, of the first prompt's domain, without any rows."""
+        """Add a layer's load as given: tokens per expert, in the first prompt's domain, without any rows."""
         expert = np.flatnonzero(tokens_E)
         self._keep(
             schema.EXPERT_COUNTS,
@@ -173,13 +173,13 @@ class RollupCounter:
         )
 
     def write(self, folder: Path) -> None:
-        """Write every rollup's file but the opt-in ones."""
+        """Write every rollup's file except the opt-in ones."""
         for table in _ALWAYS:
             chunks = sorted(self._chunks.pop(table), key=lambda chunk: chunk[0])
             write_chunks(folder / table.file, table, (to_arrow(table, columns) for _, columns in chunks))
 
     def _keep(self, table: Table, key: tuple[Any, ...], **columns: Any) -> None:
-        """Keep rows until the file is written; `key` puts them in order, a scalar column holds for all of them."""
+        """Keep rows until the file is written; `key` orders them, and a scalar column has one value in all rows."""
         self._chunks[table].append((key, columns))
 
     def _add_experts(
@@ -289,7 +289,7 @@ def count_pairs(previous: _Chosen | None, chosen: _Chosen, group_slice: slice) -
     """Count, over the tokens of `group_slice`, those that share two experts.
 
     Returns [E, E] for expert_a < expert_b of the layer (zero elsewhere), and [E', E] for an expert of the
-    previous layer and one of this (of no rows without a previous layer).
+    previous layer and one of this (no rows without a previous layer).
     """
     pairs_EE = np.zeros((chosen.experts, chosen.experts), np.int64)
     before = previous.experts if previous is not None else 0
@@ -309,9 +309,9 @@ def count_pairs(previous: _Chosen | None, chosen: _Chosen, group_slice: slice) -
 
 
 def one_thread_a_product() -> AbstractContextManager[object]:
-    """Keep numpy's matrix products (not torch's) to the thread that asks for them, in all threads, meanwhile.
+    """Make numpy's matrix products (not torch's) single-threaded, in all threads of the process, within the block.
 
-    More would only wait for each other over products as small as these, and keep cores from the forward pass.
+    With such small products, more threads would only wait for each other and take cores from the forward pass.
     """
     limited: AbstractContextManager[object] = _blas().limit(limits=1)
     return limited
@@ -367,7 +367,7 @@ def _count_first_choices(previous: _Chosen, chosen: _Chosen, group_slice: slice)
 
 
 def _share_any(ids_TK: npt.NDArray[np.int32], pair: Ints) -> npt.NDArray[np.bool_]:
-    """Return, for each index of `pair`, whether that token and the next share an expert: sets as bits, 64 at a time."""
+    """Return, for each index in `pair`, whether that token and the next share an expert: sets as bits, 64 at a time."""
     shared = np.zeros(len(pair), np.bool_)
     one = np.uint64(1)
     for word in range(int(ids_TK.max(initial=0)) // 64 + 1):
@@ -378,7 +378,7 @@ def _share_any(ids_TK: npt.NDArray[np.int32], pair: Ints) -> npt.NDArray[np.bool
 
 
 def _count(values: Ints) -> tuple[Ints, Ints]:
-    """Return the distinct values in order and how often each occurs; by sorting where they are few and far apart."""
+    """Return the distinct values in order and their counts; by sorting where the values are few and far apart."""
     if values.max(initial=0) > 8 * len(values):
         return np.unique(values, return_counts=True)
     counts = np.bincount(values)
@@ -395,7 +395,7 @@ def _blocks(group_slice: slice) -> Iterator[slice]:
 
 
 def _domains(segment: TokenisedSegment) -> tuple[list[str | None], Ints]:
-    """Return the segment's domains in order, NULL last, and each token's index among them."""
+    """Return the segment's domains in order, NULL last, and each token's index into them."""
     domain_P = segment.prompts.column("domain").to_pylist()
     domains: list[str | None] = [*sorted({domain for domain in domain_P if domain is not None}), None]
     numbers = {domain: number for number, domain in enumerate(domains)}
@@ -408,7 +408,7 @@ def _kinds(segment: TokenisedSegment) -> npt.NDArray[np.str_]:
 
 
 def _adjacent(segment: TokenisedSegment, kind_T: npt.NDArray[np.str_]) -> npt.NDArray[np.bool_]:
-    """Tell for each token but the last whether the next one follows it in the same context, both counted."""
+    """Return, for each token except the last, whether the next follows it in the same context and both are counted."""
     counted_T = np.isin(kind_T, _COUNTED)
     same = (segment.prompt_T[1:] == segment.prompt_T[:-1]) & (segment.context_T[1:] == segment.context_T[:-1])
     follows = segment.position_T[1:] == segment.position_T[:-1] + 1
@@ -416,7 +416,7 @@ def _adjacent(segment: TokenisedSegment, kind_T: npt.NDArray[np.str_]) -> npt.ND
 
 
 def to_arrow(table: Table, columns: dict[str, Any]) -> pa.Table:
-    """Make an Arrow table of N rows; a column that is a scalar is the same in all of them."""
+    """Make an Arrow table of N rows; a scalar column has the same value in all rows."""
     arrow_schema = table.arrow()
     rows = max(len(value) for value in columns.values() if not isinstance(value, str | int | None))
     arrays = []

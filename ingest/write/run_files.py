@@ -1,5 +1,5 @@
-"""The run's own files: a `RunRecord` in, run.parquet, layers.parquet, experts.parquet and
-vocabulary.parquet out, committed at once.
+"""The run's own files: from a `RunRecord` to run.parquet, layers.parquet, experts.parquet and vocabulary.parquet,
+committed together.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from moewh.warehouse.files.tables import write_table
 def write_run(layout: Layout, record: RunRecord) -> None:
     """Commit the run's own files (run, layers, experts, vocabulary) with one rename. Losing a race is success.
 
-    Raises MoewhError if the disk refuses.
+    Raises MoewhError if writing to disk fails.
     """
     identity = record.identity
     said = {"identity": identity.sha256, "options": identity.json, "tokens_key": identity.tokens_key}

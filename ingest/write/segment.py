@@ -29,20 +29,20 @@ from moewh.warehouse.files.schema import Table
 from moewh.warehouse.files.tables import ROW_GROUP_ROWS, parquet_options, write_table
 
 _VECTOR_NUMBERS = 1 << 22
-"""Numbers of an opt-in table in one row group."""
+"""Numbers per row group of an opt-in table."""
 _BATCH_ROWS = 1 << 16
-"""Rows of routing that are encoded at once."""
+"""Rows of routing encoded at once."""
 _LABELS = pa.dictionary(pa.int32(), pa.string())
-"""Arrow's type of a column of few different texts."""
+"""Arrow type for a column with few distinct texts."""
 _THREADS = min(4, usable_cpus())
-"""Threads that rank and count a segment's layers, beside the one that writes its rows."""
+"""Threads that rank and count a segment's layers, besides the one that writes its rows."""
 
 _Number = TypeVar("_Number", np.int32, np.float32)
 
 
 @dataclass(frozen=True)
 class Committed:
-    """What a committed segment holds."""
+    """The size of a committed segment."""
 
     prompts: int
     tokens: int
@@ -62,8 +62,8 @@ def write_segment(
 ) -> Committed:
     """Write all tables of one segment of a run and commit them with one rename.
 
-    `texts` gives the text of vocabulary entries; `last` says that no segment follows. Losing a race for the segment to
-    another process is success. Raises MoewhError if the disk refuses.
+    `texts` maps vocabulary entries to their text; `last` marks the run's last segment. Losing a race for the segment to
+    another process is success. Raises MoewhError if writing to disk fails.
     """
     target = layout.segment(identity.run_id, number)
     with layout.writing(), layout.staged(f"{target.parent.name}.{target.name}") as folder:
@@ -83,7 +83,7 @@ def write_segment(
 
 
 def write_routing(path: Path, segment: TokenisedSegment, routing: RoutingBuffer, rollups: RollupCounter) -> int:
-    """Write the routing table sorted by layer, token_id, rank, and count it; row groups never span layers.
+    """Write the routing table, sorted by layer, token_id and rank, and count it; row groups never span layers.
 
     While a layer is written, other threads rank the next one and count those before.
     """
@@ -118,7 +118,7 @@ def write_routing(path: Path, segment: TokenisedSegment, routing: RoutingBuffer,
 
 
 class _RoutedTokens:
-    """The columns of routing that a token's rows share: made once for all layers where every token is routed."""
+    """The columns of routing that a token's rows share, made once for all layers where every token is routed."""
 
     def __init__(self, segment: TokenisedSegment) -> None:
         domain_P = segment.prompts.column("domain").combine_chunks().dictionary_encode()
@@ -133,7 +133,7 @@ class _RoutedTokens:
         self._whole: dict[int, dict[str, pa.Array]] = {}
 
     def columns(self, routed_T: npt.NDArray[np.bool_], K: int) -> dict[str, pa.Array]:
-        """Return the columns of the tokens that are routed at a layer, each value K times."""
+        """Return the columns of the tokens routed at a layer, each value K times."""
         if not routed_T.all():
             return self._repeated(np.flatnonzero(routed_T), K)
         if K not in self._whole:
@@ -146,22 +146,22 @@ class _RoutedTokens:
 
 
 def _routed(array_TK: npt.NDArray[_Number], ranked: Ranked) -> npt.NDArray[_Number]:
-    """Return the rows of the tokens that are routed, without a copy where all are."""
+    """Return the rows of the routed tokens, without a copy if all are routed."""
     return array_TK if ranked.routed_T.all() else array_TK[ranked.routed_T]
 
 
 def _routing_arrow() -> pa.Schema:
-    """The types that the writer is given: texts by their index in a dictionary, so that it need not hash every row."""
+    """Return the schema for the writer: texts as dictionary indices, so that it need not hash every row."""
     fields = list(schema.ROUTING.arrow())
     return pa.schema([field.with_type(_LABELS) if field.type == pa.string() else field for field in fields])
 
 
 def _routing_options() -> dict[str, Any]:
-    """How the routing table is written: as any table, and tuned where its many short rows make it worth it."""
+    """Return the writer's options for the routing table: those of any table, plus tuning for its many short rows."""
     return parquet_options(schema.ROUTING) | {
-        "store_schema": False,  # the file's texts are texts, whatever the writer was given
+        "store_schema": False,  # the file holds plain strings, although the writer gets dictionaries
         "write_batch_size": _BATCH_ROWS,
-        # Every row group has every kind: its least and greatest would leave out nothing.
+        # Every row group has every kind, so its minimum and maximum would exclude nothing.
         "write_statistics": [column.name for column in schema.ROUTING.stored if column.name != "kind"],
     }
 
@@ -178,7 +178,7 @@ def _write_opt_in(
 
 
 def _write_vectors(folder: Path, table: Table, segment: TokenisedSegment, vectors: VectorBuffer) -> None:
-    """Write an opt-in table sorted by layer and token_id, some tokens at a time."""
+    """Write an opt-in table, sorted by layer and token_id, some tokens at a time."""
     token_id_T = segment.token_id_T
     with pq.ParquetWriter(folder / table.file, table.arrow(), **parquet_options(table)) as writer:
         for layer, array, token_indices in vectors.of(table):
@@ -230,5 +230,5 @@ def _token_columns(segment: TokenisedSegment, texts: Texts) -> dict[str, Any]:
 
 
 def _kinds(segment: TokenisedSegment) -> pa.DictionaryArray:
-    """[T] tokens.kind, as an index into KINDS."""
+    """Return tokens.kind [T], as an index into KINDS."""
     return pa.DictionaryArray.from_arrays(pa.array(segment.kind_T), list(KINDS))

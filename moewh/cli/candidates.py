@@ -1,7 +1,7 @@
-"""What may stand at the cursor, as far as only moewh knows: queries, views, runs, layers, parameters of a query.
+"""Completion candidates that only moewh knows: queries, views, runs, layers, parameters of a query.
 
-Each function is given to an option or argument as `shell_complete`: the words before the cursor, parsed, and the word
-at it in; what may stand there out. None opens a warehouse: names are those of files and folders.
+Each function is the `shell_complete` of an option or argument: the parsed words before the cursor, and the word at it,
+in; candidates out. None of them opens a warehouse: they list files and folders.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from moewh.warehouse.files.layout import SCHEMA_RUN, Layout
 
 Items = list[CompletionItem[str]]
 Complete = Callable[[click.Context, click.Parameter, str], Items]
-"""What click calls with the words before the cursor, parsed, and the word at the cursor."""
+"""The function that click calls with the parsed words before the cursor and the word at the cursor."""
 ASSIGNMENT = "assignment"
-"""The type of `name=`, after which the shell sets no space."""
+"""The type of `name=`, after which the shell adds no space."""
 
 
 def _layout(context: click.Context) -> Layout:
-    """Return the warehouse that the words so far, or the environment, name; the default for one that cannot be."""
+    """Return the warehouse given by the words so far or the environment; the default if that is unusable."""
     asked = context.params.get("warehouse")
     return asked if isinstance(asked, Layout) else Layout(Path("wh").absolute())
 
@@ -64,7 +64,7 @@ def complete_layers(context: click.Context, _parameter: click.Parameter, incompl
 
 
 def complete_queries(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> Items:
-    """Complete what `moewh query` answers by name, with what each answers; files where no name fits."""
+    """Complete the names that `moewh query` takes, each with its description; files if no name fits."""
     from moewh.warehouse.views.base import canned_names
 
     names = (*canned_names(), *queries.saved_names())
@@ -72,7 +72,7 @@ def complete_queries(_context: click.Context, _parameter: click.Parameter, incom
 
 
 def _answers(name: str) -> str:
-    """Return the first line of a view's or saved query's file, which says what it answers."""
+    """Return the first line of a view's or saved query's file, which describes its result."""
     from moewh.warehouse.views.base import QUERIES
 
     folder = "saved" if name in queries.saved_names() else "views"
@@ -93,14 +93,14 @@ def complete_folders(_context: click.Context, _parameter: click.Parameter, incom
 
 
 def complete_parameters(asked: Callable[[click.Context], Sequence[Query]]) -> Complete:
-    """Complete `name=` for the parameters of the queries that the words so far ask for, and then a run or layer."""
+    """Complete `name=` for the parameters of the queries in the words so far, then a run or layer as its value."""
 
     def complete(context: click.Context, _parameter: click.Parameter, incomplete: str) -> Items:
         from moewh.warehouse.answer.parameters import kinds_of
 
         try:
             found = asked(context)
-        except (MoewhError, OSError):  # what is not there has no parameters
+        except (MoewhError, OSError):  # a missing query has no parameters
             return []
         name, equals, value = incomplete.partition("=")
         kinds = {known: kind for query in found for known, kind in kinds_of(query).items()}
@@ -115,14 +115,14 @@ def complete_parameters(asked: Callable[[click.Context], Sequence[Query]]) -> Co
 
 
 def _values(kind: str, layout: Layout) -> list[str]:
-    """Return the values that a parameter of a kind can have, as far as folders and small files tell."""
+    """Return the values for a parameter of a kind, as far as folders and small files show them."""
     if kind.startswith("run"):
         return _run_ids(layout)
     return _layers(layout) if kind == "layer" else []
 
 
 def asked_query(context: click.Context) -> Sequence[Query]:
-    """Return the query that the words of `moewh query` name so far. Raises UsageError for an unknown one."""
+    """Return the query named by the words of `moewh query` so far. Raises UsageError for an unknown one."""
     sql, names = context.params["sql"], _arguments(context, "name")
     if sql is not None:
         return [Query("-c", sql)]
@@ -132,7 +132,7 @@ def asked_query(context: click.Context) -> Sequence[Query]:
 
 
 def asked_checks(context: click.Context) -> Sequence[Query]:
-    """Return the checks that the words of `moewh check` name so far. Raises UsageError where there are none."""
+    """Return the checks named by the words of `moewh check` so far. Raises UsageError if there are none."""
     from moewh.warehouse.trust.check import find_checks, shipped_checks
 
     paths = _arguments(context, "paths")
@@ -140,6 +140,6 @@ def asked_checks(context: click.Context) -> Sequence[Query]:
 
 
 def _arguments(context: click.Context, name: str) -> list[str]:
-    """Return a command's arguments so far; click leaves them unparsed where an option still lacks its value."""
+    """Return a command's arguments so far; click leaves them unparsed while an option still lacks its value."""
     parsed = context.params[name]
     return [*([parsed] if isinstance(parsed, str) else parsed or ()), *context.args]

@@ -1,4 +1,4 @@
-"""`moewh check`: checks in (queries whose rows are faults), run one after the other; a report and an exit code out."""
+"""`moewh check`: run checks (queries whose rows are faults) one after another; a report and an exit code out."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ def check(
     A check is a query whose rows are faults. They are printed, and the exit code is 1 if there are any. A check
     that cannot be run makes the exit code 2; the others still run.
 
-    A parameter goes to every check that uses it; the shipped ones take run. Naming something that does not
+    A parameter goes to every check that uses it; the shipped ones take run. A run or other value that does not
     exist is an error. So is a warehouse without rows, since nothing would be checked.
 
-    SQL may read the warehouse and nothing else, and change nothing, unless --unsafe is given.
+    Unless --unsafe is given, SQL can read only the warehouse and cannot change anything.
     """
     from moewh.warehouse.answer.jail import Limits
 
@@ -75,7 +75,7 @@ def check(
     with _written(output) as stream, open_engine(engine, master, warehouse, Limits(**limits)) as ask:
         require_rows(ask, warehouse)
         for query, values in checks:
-            with contextlib.suppress(UsageError):  # of one check: it is named when its turn comes
+            with contextlib.suppress(UsageError):  # of one check, which is reported when its turn comes
                 ask.meant(query, values)
         worst = report(_results(warehouse, ask, checks, rollups=not paths), form, stream)
     if worst:
@@ -85,16 +85,16 @@ def check(
 def _results(
     warehouse: Readable, ask: Ask, checks: list[tuple[Query, dict[str, Value]]], *, rollups: bool
 ) -> Iterator[Result]:
-    """Run one check after the other."""
+    """Run the checks one after another."""
     for query, values in checks:
         yield _result(warehouse, query.source.removesuffix(".sql"), partial(rows_of, ask, query, values))
     if rollups:
-        run_id = checks[0][1].get("run")  # which all shipped checks take
+        run_id = checks[0][1].get("run")  # a parameter of all shipped checks
         yield _result(warehouse, ROLLUPS, partial(rollup_faults, ask, run_id))
 
 
 def _result(warehouse: Readable, name: str, find: Callable[[], Iterator[Fault]]) -> Result:
-    """Run one check to its end; one that fails is named on stderr. Raises what is no fault of the check's."""
+    """Run one check to its end and report a failure on stderr. Re-raises errors that are not the check's fault."""
     import duckdb
 
     from moewh.warehouse.answer.again import until_settled
@@ -104,7 +104,7 @@ def _result(warehouse: Readable, name: str, find: Callable[[], Iterator[Fault]])
         result = until_settled(warehouse, lambda: _found(name, find()))
     except (MoewhError, duckdb.Error) as error:
         explained = explain(error)
-        if explained is None or isinstance(error, duckdb.InterruptException):  # time is up, or a signal came
+        if explained is None or isinstance(error, duckdb.InterruptException):  # a timeout or a signal
             raise
         result = Result(name, "error", message=one_line(explained[0]))
         click.echo(f"moewh: {name}: {result.message}", err=True)
@@ -124,7 +124,7 @@ def _found(name: str, faults: Iterator[Fault]) -> Result:
 
 @contextlib.contextmanager
 def _written(output: Path | None) -> Iterator[TextIO]:
-    """Yield what to write to: stdout, or a file that appears under its name when it is whole. Raises UsageError."""
+    """Yield a stream to write to: stdout, or a file that gets its name once it is complete. Raises UsageError."""
     from moewh.warehouse.answer.output import written_path
 
     if output is None:

@@ -1,7 +1,7 @@
-"""Shell completion: the words before the cursor in, what may come next out. `moewh completion bash` prints the set-up.
+"""Shell completion: the words before the cursor in, candidates out. `moewh completion bash` prints the set-up.
 
-click completes commands, options and choices, and `moewh.cli.candidates` what only moewh knows. Where nothing is known,
-the shell completes files.
+click completes commands, options and choices, and `moewh.cli.candidates` what only moewh knows. Everywhere else, the
+shell completes files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from moewh.cli.options import warehouse_option
 from moewh.warehouse.files.layout import Layout
 
 COMPLETE_VAR = "_MOEWH_COMPLETE"
-"""The environment variable by which a shell's script asks for completions."""
+"""The environment variable with which a shell's script requests completions."""
 
 _BASH = """
 %(complete_func)s() {
@@ -63,7 +63,7 @@ fi
 """
 
 
-@click.command(short_help="Print what sets up completion in a shell.")
+@click.command(short_help="Print a script that sets up shell completion.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 @warehouse_option
@@ -80,7 +80,7 @@ def completion(context: click.Context, shell: str, warehouse: Layout) -> None:  
 
 
 def register() -> None:
-    """Let click answer bash, zsh and fish by the classes below."""
+    """Make click use the classes below for bash, zsh and fish."""
     for known in (Bash, Zsh, Fish):
         shells.add_completion_class(known)
 
@@ -89,7 +89,7 @@ class _Completes(shells.ShellComplete):
     """Completes files where nothing else is known."""
 
     def get_completions(self, args: list[str], incomplete: str) -> Items:
-        """Return what may stand at the cursor."""
+        """Return the candidates at the cursor."""
         found = super().get_completions(args, incomplete)
         if not found and not incomplete.startswith("-") and "=" not in incomplete:
             return [CompletionItem(incomplete, type="file")]
@@ -97,12 +97,12 @@ class _Completes(shells.ShellComplete):
 
 
 class Bash(_Completes, shells.BashComplete):
-    """Completes in bash, which takes `run=a:b` for five words and replaces only the last of them."""
+    """Completes in bash, which splits `run=a:b` into five words and replaces only the last of them."""
 
     source_template: ClassVar[str] = _BASH
 
     def get_completion_args(self) -> tuple[list[str], str]:
-        """Return the words before the cursor and the one at it, with the parts of each put together again."""
+        """Return the words before the cursor and the one at it, with bash's parts joined again."""
         cursor = int(os.environ["COMP_CWORD"])
         words: list[str] = []
         apart = True
@@ -116,7 +116,7 @@ class Bash(_Completes, shells.BashComplete):
         return words[1:-1], words[-1]
 
     def complete(self) -> str:
-        """Return the completions, without what stands before bash's last break in the word."""
+        """Return the completions without the text before bash's last break in the word."""
         args, incomplete = self.get_completion_args()
         breaks = "".join(set("=:") & set(os.environ.get("COMP_BREAKS", "=:")))
         start = max((incomplete.rfind(mark) + 1 for mark in breaks), default=0)
@@ -130,10 +130,10 @@ class Zsh(_Completes, shells.ZshComplete):
 
 
 class Fish(_Completes, shells.FishComplete):
-    """Completes in fish, which itself sets no space after `=`."""
+    """Completes in fish, which itself adds no space after `=`."""
 
     def format_completion(self, item: CompletionItem[Any]) -> str:
-        """Return a line that fish reads."""
+        """Return a line in the form that fish reads."""
         if item.type == ASSIGNMENT:
             item.type = "plain"
         return super().format_completion(item)

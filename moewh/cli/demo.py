@@ -1,4 +1,4 @@
-"""`moewh demo`: ingests the embedded model and prompts, and prints what their routing shows."""
+"""`moewh demo`: ingest the embedded model and prompts, and print what their routing shows."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 DEMO = "demo"
 SERIES = "moewh-demo"
-"""Of the demo's own runs alone: those that a user makes of the embedded model are of the series `demo`."""
+"""The series of the demo's own runs only; a user's runs of the embedded model have the series `demo`."""
 _STRONGEST = 3
 _TOP_TOKENS = 5
 _MIN_TOKENS = 20
-"""Lifts that rest on fewer tokens than this are high by chance."""
+"""Lifts from fewer tokens than this are high by chance."""
 _MIN_SHARE = 0.1
 _SHUFFLES = 1_000
 
@@ -90,7 +90,7 @@ def _model(connection: duckdb.DuckDBPyConnection, run_id: str) -> str:
 
 
 def _domains(connection: duckdb.DuckDBPyConnection, run_id: str) -> str:
-    """For each domain, the expert with the greatest lift among those it gives at least 10 % of its tokens."""
+    """Describe, for each domain, the expert with the greatest lift among those that get at least 10% of its tokens."""
     lines = ["The expert that each domain prefers most (from domain_experts):"]
     by_chance = lifts_by_chance(connection, run_id)
     seen = set()
@@ -117,7 +117,7 @@ def _domains(connection: duckdb.DuckDBPyConnection, run_id: str) -> str:
 def lifts_by_chance(connection: duckdb.DuckDBPyConnection, run_id: str, quantile: float = 0.99) -> dict[str, float]:
     """Return, for each domain, the lift that its best expert exceeds in 1 of 100 shuffles of the prompts' labels.
 
-    Best: the greatest lift of all layers and experts with a share of at least 10 %, as in the demo's own table.
+    The best expert has the greatest lift among those with a share of at least 10% at any layer, as in the demo's table.
     """
     import numpy as np
 
@@ -147,14 +147,14 @@ def lifts_by_chance(connection: duckdb.DuckDBPyConnection, run_id: str, quantile
 
 
 def _choices_per_token(connection: duckdb.DuckDBPyConnection, run_id: str) -> int:
-    """Routing rows per token, over all layers."""
+    """Return the routing rows per token, over all layers."""
     answer = connection.execute("select sum(top_k) from layers where run_id = $run", {"run": run_id}).fetchone()
     assert answer is not None
     return int(answer[0])
 
 
 def _saturation(connection: duckdb.DuckDBPyConnection, runs: list[str]) -> str:
-    """How much of the last checkpoint's routing each of the demo's runs has already, from first layer to last."""
+    """Describe how much of the last checkpoint's routing each of the demo's runs already has, by layer."""
     rows = connection.execute(
         "select train_step, saturation, random from router_saturation where list_contains($runs, run_id) "
         "order by train_step, layer",
@@ -207,7 +207,7 @@ def _strongest_transitions(connection: duckdb.DuckDBPyConnection, run_id: str) -
 
 
 def _next_steps(warehouse: Layout, run_id: str) -> str:
-    """Commands that work as they stand: they name the demo's last run, and the warehouse where it is no default."""
+    """Return commands that work as printed: they give the demo's last run, and the warehouse if not the default."""
     default = Path(os.environ.get("MOEWH_WAREHOUSE") or "wh").absolute()
     place = "" if warehouse.root == default else f" --warehouse {shlex.quote(str(warehouse.root))}"
     return "\n".join(
@@ -222,7 +222,7 @@ def _next_steps(warehouse: Layout, run_id: str) -> str:
 
 
 def _rows(connection: duckdb.DuckDBPyConnection, name: str, values: Mapping[str, Value]) -> list[dict[str, Any]]:
-    """Answer a saved query as one dictionary per row."""
+    """Return the rows of a saved query as dictionaries."""
     from moewh.warehouse.answer import query as queries
 
     answer = queries.prepare(connection, queries.find_query(name), values)

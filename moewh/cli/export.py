@@ -1,4 +1,4 @@
-"""`moewh export`: a run's load or routing, as a file that another program reads."""
+"""`moewh export`: write a run's load or routing as a file for another program."""
 
 from __future__ import annotations
 
@@ -30,4 +30,4 @@ class _Command(click.Command):
 def export(*, format: str, run: str | None, domain: str | None, output: Path, warehouse: Readable) -> None:
     """Write a run's load, or its routing by domain, as a file that another program reads."""
     run_id = export_run(format, warehouse, run, domain, output)
-    click.echo(f"run {run_id} is in {output}.", err=True)
+    click.echo(f"Wrote run {run_id} to {output}.", err=True)

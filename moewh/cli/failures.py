@@ -1,4 +1,4 @@
-"""Failures: an exception in, one line and an exit code out. A bug of ours keeps its traceback."""
+"""Failures: an exception in, one line and an exit code out. A bug in moewh keeps its traceback."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import own_paths
 
 _OURS = r"MoewhError: (.+)"
-"""What DuckDB makes of an error that reading a remote file raised within a query: with a traceback."""
+"""DuckDB's form, with a traceback, of an exception raised while a query reads a remote file."""
 _OTHER_COLUMNS = r'Failed to read file "(.+)/[^/"]+": schema mismatch in glob: column "(\w+)"'
-"""What DuckDB says of a file that has other columns than the view was made for."""
+"""DuckDB's message for a file whose columns differ from those that the view expects."""
 
 
 def explain(error: Exception) -> tuple[str, int] | None:
-    """Return the line and the exit code for a failure that a user can cause; None for a bug of ours."""
+    """Return the line and the exit code for a failure that a user can cause; None for a bug in moewh."""
     duckdb = sys.modules.get("duckdb")
     match error:
         case MoewhError():
@@ -46,7 +46,7 @@ def _stored_columns() -> set[str]:
 
 
 def one_line(message: str) -> str:
-    """Join a message's lines; spaces within a line stay, since they may be those of a token."""
+    """Join a message's lines; spaces within a line stay, since they may belong to a token."""
     return " ".join(line for line in map(str.strip, message.splitlines()) if line)
 
 
@@ -56,7 +56,7 @@ def _os_error(error: OSError) -> str:
 
 
 def _duckdb_error(text: str) -> str:
-    """Keep DuckDB's message and the line it names, without the drawing of the place below it."""
+    """Return DuckDB's message and line number, without the excerpt of the SQL below it."""
     if raised := re.search(_OURS, text):
         return raised[1]
     text = own_paths(text)
@@ -69,7 +69,7 @@ def _duckdb_error(text: str) -> str:
     if position:
         message += f" (line {position.partition(':')[0]})"
     if (lost := re.search(r'Referenced column "(\w+)" not found', text)) and lost[1] in _stored_columns():
-        # if it is the first file that lacks it, DuckDB names no file
+        # if the first file lacks it, DuckDB names no file
         message += (
             ". If that column is one of the view's, a segment was written by another version of moewh: "
             "`moewh verify` says which."

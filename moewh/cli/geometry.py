@@ -1,4 +1,4 @@
-"""`moewh geometry`: options in, handed to `moewh.ingest.geometry.run`; progress and a closing line out."""
+"""`moewh geometry`: pass the options to `moewh.ingest.geometry.run`; show progress and a closing line."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
     help="Dimension of the subspaces compared.  [default: a 16th of the hidden size, at most 16]",
 )
 @click.option("--device", metavar="NAME", help="Where to compute: cuda, cpu, …  [default: the best available]")
-@click.option("--overwrite", is_flag=True, help="Replace the run's geometry of another rank.")
+@click.option("--overwrite", is_flag=True, help="Replace a geometry of another rank.")
 @click.option("--trust-remote-code", is_flag=True, help="Run code from the model's repository.")
 @warehouse_option
 def geometry(*, warehouse: Layout, run_id: str | None, **chosen: Any) -> None:
     """Measure a model's router and expert weights, and store the result beside a run of the model.
 
-    For each expert: norms, effective ranks, kurtosis, and how much of its router row lies in the subspaces that it
-    reads and writes. For each pair of experts: how similar they are. The tables are expert_geometry,
-    router_similarity and expert_similarity. One layer of the safetensors files is in memory at a time.
+    For each expert: norms, effective ranks, kurtosis, and how much of its router row lies in its input and output
+    subspaces. For each pair of experts: how similar they are. The tables are expert_geometry, router_similarity and
+    expert_similarity. One layer of the safetensors files is in memory at a time.
     `moewh query geometry_predicts_co_routing` compares the result with the routing.
     """
     from moewh.ingest.geometry.run import GeometryOptions, measure
@@ -55,7 +55,7 @@ def geometry(*, warehouse: Layout, run_id: str | None, **chosen: Any) -> None:
 
 
 def summary_line(measured: Measured) -> str:
-    """Return one line that says what the command did."""
+    """Return one line that reports what the command did."""
     if not measured.layers:
         return f"the geometry of run {measured.run_id} is complete already; nothing was written."
     return (
@@ -66,7 +66,7 @@ def summary_line(measured: Measured) -> str:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int], None]]:
-    """Show the layers done as a bar on a terminal, on stderr; elsewhere the summary says enough."""
+    """Show the layers done as a bar on a terminal, on stderr; elsewhere the summary is enough."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 

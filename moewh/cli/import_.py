@@ -1,4 +1,4 @@
-"""`moewh import`: a trace that another program recorded, handed to `moewh.ingest.traces.run`; a closing line out."""
+"""`moewh import`: pass a trace that another program recorded to `moewh.ingest.traces.run`; print a closing line."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 
 class _FormatChoice(click.ParamType[str]):
-    """The name of a format: a file of `ingest/traces/formats/`, listed when first asked for."""
+    """The name of a format: a module of `ingest/traces/formats/`, listed on first use."""
 
     name = "format"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the name if there is such a format, else fail naming those there are."""
+        """Return the name if there is such a format, else fail with a list of the formats."""
         from moewh.ingest.traces.trace import format_names
 
         if value not in format_names():
-            self.fail(f"{value!r} is no format of traces. Known: {', '.join(format_names())}.", param, ctx)
+            self.fail(f"{value!r} is not a trace format. Known: {', '.join(format_names())}.", param, ctx)
         return value
 
     def shell_complete(
@@ -52,7 +52,7 @@ class _FormatChoice(click.ParamType[str]):
     type=click.IntRange(min=1),
     default=64_000_000,
     show_default=True,
-    help="Routing rows of a segment; memory grows with it.",
+    help="Routing rows per segment; memory grows with it.",
 )
 @click.option("--trust-remote-code", is_flag=True, help="Run code from the model's repository.")
 @warehouse_option
@@ -60,8 +60,8 @@ def import_(*, warehouse: Layout, run_id: str | None, **chosen: Any) -> None:
     """Turn routing that another program recorded into a run of the warehouse.
 
     FORMAT names the program; docs/import.md describes each format. Experts, experts per token and MoE layers come from
-    the model's configuration. What a trace does not tell stays NULL: ranks, weights, token ids, text. A file that is
-    wrong anywhere is refused, and nothing is written. Killed and run again, the same command completes the run.
+    the model's configuration. What a trace does not hold stays NULL: ranks, weights, token ids, text. A file with any
+    fault is refused, and nothing is written. Killed and run again, the same command completes the run.
     """
     from moewh.cli.ingest import RESUME_ADVICE
     from moewh.ingest.traces.run import ImportOptions, import_trace
@@ -74,7 +74,7 @@ def import_(*, warehouse: Layout, run_id: str | None, **chosen: Any) -> None:
 
 
 def summary_line(imported: Imported) -> str:
-    """Return one line that says what the command did."""
+    """Return one line that reports what the command did."""
     if not imported.written:
         return f"run {imported.run_id} is complete already; nothing was written."
     if imported.load:

@@ -1,4 +1,4 @@
-"""`moewh ingest`: the options of a run, handed to `moewh.ingest.run`, and what a person sees meanwhile."""
+"""`moewh ingest`: pass the options of a run to `moewh.ingest.run`, and show its progress."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class IngestCommand(click.Command):
-    """Has one option per field of `IngestOptions`, made when first asked for: `moewh --help` does not need them."""
+    """A command with one option per field of `IngestOptions`, made on first use: `moewh --help` does not need them."""
 
     _made = False
 
@@ -39,7 +39,7 @@ def ingest_parameters() -> list[click.Option]:
 
 
 def _parameter(one: Field[Any], hint: Any) -> click.Option:
-    """Return the click option of a field, whose type says what it takes."""
+    """Return the click option of a field, whose type decides what it takes."""
     from moewh.ingest.options import option_of
 
     declared, kind = option_of(one), _without_none(hint)
@@ -76,9 +76,9 @@ def _without_none(hint: Any) -> Any:
 def ingest(*, warehouse: Layout, **chosen: Any) -> None:
     """Run prompts through a Mixture-of-Experts model and record which expert each token went to.
 
-    Every row is what the experts were called with, in that very forward pass. Killed and run again, the
-    same command goes on where it stopped; a finished one writes nothing. Several checkpoints are ingested one
-    after another.
+    Every row is exactly what the experts were called with in that forward pass. Killed and run again, the
+    same command continues where it stopped; a finished one writes nothing. Several checkpoints are ingested
+    one after another.
     """
     from moewh.ingest.options import each_checkpoint
 
@@ -86,7 +86,7 @@ def ingest(*, warehouse: Layout, **chosen: Any) -> None:
         click.echo(summary_line(run_ingest(options, warehouse)), err=True)
 
 
-RESUME_ADVICE = "stopped; what is committed is kept. Run the same command again to go on from there."
+RESUME_ADVICE = "stopped; committed segments are kept. Run the same command again to continue."
 
 
 def run_ingest(options: IngestOptions, warehouse: Layout) -> Summary:
@@ -114,7 +114,7 @@ def run_ingest(options: IngestOptions, warehouse: Layout) -> Summary:
 
 
 def summary_line(summary: Summary) -> str:
-    """Say in one line what a command did."""
+    """Return one line that reports what a command did."""
     if not summary.written:
         return f"run {summary.run_id} is complete already; nothing was written."
     tokens = sum(part.tokens for part in summary.written)
@@ -124,7 +124,7 @@ def summary_line(summary: Summary) -> str:
     seconds = max(summary.seconds, 1e-9)
     return (
         f"run {summary.run_id}: {prompts:,} prompts, {tokens:,} tokens, {rows:,} routing rows, "
-        f"{size / max(tokens, 1):,.0f} bytes a token, {tokens / seconds:,.0f} tokens/s, "
+        f"{size / max(tokens, 1):,.0f} bytes per token, {tokens / seconds:,.0f} tokens/s, "
         f"{summary.waiting / seconds:.1%} of the time waiting for the writer, "
         f"{summary.peak_memory / 2**30:.1f} GiB at most"
     )

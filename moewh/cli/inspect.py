@@ -48,7 +48,7 @@ def inspect(
 
 
 def describe(found: Inspection) -> list[tuple[str, str]]:
-    """Return what is printed, line by line: a name and a value."""
+    """Return the lines to print, each a name and a value."""
     logits, hidden = found.router_logits_bytes_per_token, found.hidden_states_bytes_per_token
     norm = {True: ", renormalized", False: ", not renormalized", None: ""}[found.renormalized]
     lines = [
@@ -100,7 +100,7 @@ def _describe_layers(layers: list[LayerShape]) -> list[tuple[str, str]]:
 
 
 def _kind(layer: LayerShape) -> tuple[object, ...]:
-    """What layers must have in common to be described together."""
+    """Return the properties that layers must share to be described together."""
     values = dataclasses.asdict(layer)
     paths = [_template(values.pop(name) or "") for name in ("module", "router")]
     return (*paths, *(str(value) for name, value in values.items() if name != "layer"))
@@ -119,7 +119,7 @@ def _known(size: int | None) -> str:
 
 
 def _ranges(numbers: list[int]) -> str:
-    """Write 0, 1, 2, 5 as 0-2, 5."""
+    """Format 0, 1, 2, 5 as 0-2, 5."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:

@@ -1,7 +1,7 @@
-"""The `moewh` command: the group of all commands, each in a file of its own.
+"""The `moewh` command: the group of all commands, each in its own file.
 
-Every failure is one line on stderr that says what is wrong and what to do; exit code 1 when the work
-failed, 2 when the command was used wrongly. Nothing heavy is imported before a command needs it.
+Every failure is one line on stderr that states what is wrong and what to do, with exit code 1 when the work failed and
+2 when the command was used wrongly. Nothing heavy is imported before a command needs it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from moewh.warehouse.stopping import stoppable
 
 
 class MoewhGroup(click.Group):
-    """A group of commands whose failures come out as one line and an exit code."""
+    """A group of commands that reports failures as one line and an exit code."""
 
     def main(
         self,
@@ -66,7 +66,7 @@ class MoewhGroup(click.Group):
         sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run one command; a reader that has seen enough (`| head`) ends it quietly."""
+        """Run one command; it ends quietly when its reader stops early (`| head`)."""
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
@@ -77,7 +77,7 @@ class MoewhGroup(click.Group):
 
 
 def _discard_output() -> None:
-    """Let what is still to be written go nowhere, so that the interpreter's last flush does not fail."""
+    """Discard remaining output, so that the interpreter's last flush does not fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,4 +1,4 @@
-"""Options shared by several commands: each function here is a decorator that adds them to a command."""
+"""Options shared by several commands; each function is a decorator that adds them to a command."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from moewh.warehouse.remote.published import Readable, only_written, readable
 
 
 def warehouse_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command that writes `--warehouse DIR`; it receives a `Layout` as its argument `warehouse`."""
+    """Add `--warehouse DIR` to a command that writes, which receives it as a `Layout` in its argument `warehouse`."""
     return click.option(
         "--warehouse",
         metavar="DIR",
@@ -29,7 +29,7 @@ def warehouse_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def readable_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command that reads `--warehouse DIR|URL`; it receives a `Readable` as its argument `warehouse`."""
+    """Add `--warehouse DIR|URL` to a command that reads, which receives it as a `Readable` named `warehouse`."""
     return click.option(
         "--warehouse",
         metavar="DIR|URL",
@@ -37,7 +37,7 @@ def readable_option(command: Callable[..., Any]) -> Callable[..., Any]:
         default="wh",
         shell_complete=complete_folders,
         callback=_readable,
-        help="The warehouse: a directory, or s3://, hf://datasets/ or https:// where one was published.  "
+        help="The warehouse: a directory, or the s3://, hf://datasets/ or https:// URL of a published one.  "
         "[default: $MOEWH_WAREHOUSE, else ./wh]",
     )(command)
 
@@ -50,7 +50,7 @@ def _readable(_context: click.Context, _parameter: click.Parameter, value: str) 
 
 
 def limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command that runs SQL `--timeout`, `--memory-limit` and `--unsafe`, as `timeout`, `memory`, `unsafe`."""
+    """Add `--timeout`, `--memory-limit` and `--unsafe` to a command that runs SQL, as `timeout`, `memory`, `unsafe`."""
     for option in (
         click.option("--unsafe", is_flag=True, help="Lift the jail: run any statement, on any file you can access."),
         click.option(
@@ -71,7 +71,7 @@ def _positive(_context: click.Context, _parameter: click.Parameter, value: float
 
 
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command that runs SQL `--engine` and `--master`."""
+    """Add `--engine` and `--master` to a command that runs SQL."""
     master = click.option("--master", metavar="URL", help="Spark master, with --engine spark.  [default: local[*]]")
     engine = click.option(
         "--engine", type=click.Choice(ENGINES), default="duckdb", show_default=True, help="Where SQL runs."
@@ -80,7 +80,7 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def format_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command that prints rows `--format` and `-o`."""
+    """Add `--format` and `-o` to a command that prints rows."""
     file = click.option(
         "-o", "output", type=click.Path(path_type=Path), metavar="FILE", help="Write to FILE instead of stdout."
     )

@@ -1,4 +1,4 @@
-"""What a person sees while `moewh ingest` runs: a bar on a terminal, plain lines elsewhere, on stderr."""
+"""Progress of `moewh ingest` on stderr: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Reporter:
     """Shows one run's progress; a context manager.
 
-    Of several processes the first draws the bar, and each logs its own lines.
+    With several processes, the first draws the bar, and each logs its own lines.
     """
 
     def __init__(self, rank: int = 0, world: int = 1) -> None:
@@ -74,11 +74,11 @@ class Reporter:
         self._line(f"segment {number + 1} of {planned} committed; {self._speed()}")
 
     def note(self, message: str) -> None:
-        """Say what a person may want to know before it happens."""
+        """Print information about what is about to happen."""
         self._console.print(f"{self._name}: {message}", highlight=False, markup=False, soft_wrap=True)
 
     def warn(self, message: str) -> None:
-        """Say what is not as it should be, without stopping."""
+        """Print a warning, without stopping."""
         self._console.print(f"{self._name}: warning: {message}", highlight=False, markup=False, soft_wrap=True)
 
     def _speed(self) -> str:

@@ -1,4 +1,4 @@
-"""`moewh publish`: runs of a warehouse in; the same runs where others read them out."""
+"""`moewh publish`: send a warehouse's runs to a place where others can read them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from moewh.warehouse.errors import UsageError
 from moewh.warehouse.files.layout import DATABASE, Layout
 
 
-@click.command(short_help="Send runs to a folder, s3:// or the Hub, where others read them.")
+@click.command(short_help="Send runs to a folder, s3:// or the Hub for others to read.")
 @click.argument("target", metavar="TARGET")
 @click.option("--run", "runs", metavar="RUN", multiple=True, help="Publish this run. Repeatable.  [default: all]")
-@click.option("--without-text", is_flag=True, help="Leave out the text of prompts, and what gives it back.")
+@click.option("--without-text", is_flag=True, help="Leave out the text of prompts, and columns that reveal it.")
 @click.option("--url", metavar="URL", help="Where readers will find a folder, such as https://HOST/wh.")
 @click.option("--license", metavar="ID", help="Licence for the card, such as cc-by-4.0. hf:// needs one.")
 @warehouse_option
@@ -29,11 +29,11 @@ def publish(
 ) -> None:
     """Send complete runs to TARGET: a folder, s3://BUCKET/FOLDER or hf://datasets/ORG/NAME.
 
-    Runs are sealed and verified first. Only what TARGET lacks is sent, and readers see a run when all of it is there.
-    Killed in the middle, the same command goes on. Runs published before stay.
+    Runs are sealed and verified first. Only what TARGET lacks is sent, and readers see a run only once it is complete.
+    If it is killed, the same command resumes it. Runs published earlier stay.
 
-    --without-text keeps prompts, tokens and counts by token to yourself; routing remains. Routing weights are exact,
-    so whoever has the model can find a text out by trying tokens.
+    --without-text leaves out prompts, tokens and counts by token, and keeps the routing. Routing weights are exact, so
+    anyone who has the model can recover a text by trying tokens.
     """
     from moewh.publish.find import target_at
     from moewh.publish.publish import Asked
@@ -42,7 +42,7 @@ def publish(
     if license is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", license):
         raise UsageError(f"--license {license!r} is no licence's id. Write it as the Hub does, such as cc-by-4.0.")
     if license is None and target.startswith("hf://"):
-        raise UsageError("a data set of the Hub needs a licence. Add --license ID, such as --license cc-by-4.0.")
+        raise UsageError("a data set on the Hub needs a licence. Add --license ID, such as --license cc-by-4.0.")
     found = target_at(target, url)
     done = send(warehouse, found, Asked(runs, without_text, license), lambda line: click.echo(line, err=True))
     if done.left_out:

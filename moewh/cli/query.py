@@ -1,4 +1,4 @@
-"""`moewh query`: a query's name, file or SQL in; its answer out, on the terminal or in a file."""
+"""`moewh query`: a query's name, file or SQL in; its result out, on the terminal or in a file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from moewh.warehouse.errors import UsageError
 from moewh.warehouse.remote.published import Readable
 
 
-@click.command(short_help="Answer a view, a saved query or SQL of your own.")
+@click.command(short_help="Run a view, a saved query or your own SQL.")
 @click.argument("name", required=False, shell_complete=complete_queries)
 @click.option("-c", "sql", metavar="SQL", help="SQL to run instead of a NAME.")
 @click.option(
@@ -46,17 +46,17 @@ def query(
     warehouse: Readable,
     **limits: Any,
 ) -> None:
-    """Answer NAME (a view or a saved query), a FILE.sql, or the SQL of -c. Without any, list the names.
+    """Run NAME (a view or a saved query), a FILE.sql, or the SQL of -c. Without any, list the names.
 
     A parameter sets the DuckDB variable of that name, which SQL reads with getvariable('name'), and binds
     $name. The parameter decides the type, not the spelling of the value: run=2.10 is the run 2.10. Quotes
-    around a value are removed: -p "run='7'" is the run 7. Asking a shipped query for a run, domain, layer
-    or expert that does not exist is an error.
+    around a value are removed: -p "run='7'" is the run 7. In a shipped query, a run, domain, layer or expert
+    that does not exist is an error.
 
-    Every value reads back from csv, json, jsonl and parquet. A table is complete, except on a terminal,
+    Every value can be read back from csv, json, jsonl and parquet. A table is complete, except on a terminal,
     where a line reports what was left out.
 
-    SQL may read the warehouse and nothing else, and change nothing, unless --unsafe is given.
+    Unless --unsafe is given, SQL can read only the warehouse and cannot change anything.
     """
     from moewh.warehouse.answer import output as out
     from moewh.warehouse.answer import query as queries

@@ -1,4 +1,4 @@
-"""`moewh refresh`: writes `warehouse.duckdb`, the file that a DuckDB shell opens, again."""
+"""`moewh refresh`: rewrite `warehouse.duckdb`, the file that a DuckDB shell opens."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from moewh.warehouse.errors import UsageError
 from moewh.warehouse.files.layout import Layout
 
 
-@click.command(short_help="Write warehouse.duckdb again, as after moving or copying the warehouse.")
+@click.command(short_help="Rewrite warehouse.duckdb after moving or copying the warehouse.")
 @warehouse_option
 def refresh(warehouse: Layout) -> None:
-    """Write warehouse.duckdb again: after moving or copying the warehouse, or when the file is missing or damaged.
+    """Rewrite warehouse.duckdb, after moving or copying the warehouse, or when the file is missing or damaged.
 
-    Files that every warehouse has are added where they are missing, so this also makes a new, empty one.
+    Missing files that every warehouse has are added, so this also creates a new, empty warehouse.
     """
     from moewh.warehouse.sealing.seal import require_linked
     from moewh.warehouse.views.publishing import publish

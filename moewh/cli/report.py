@@ -1,4 +1,4 @@
-"""`moewh report`: options in; one HTML page with every figure out."""
+"""`moewh report`: write one HTML page with every figure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from moewh.warehouse.remote.published import Readable
     default="report.html",
     show_default=True,
     metavar="FILE",
-    help="Where to write; a file there is replaced.",
+    help="Where to write; an existing file is replaced.",
 )
 @click.option("--run", "runs", multiple=True, metavar="ID", help="Only this run. Repeatable.  [default: every run]")
 @click.option("--domain", metavar="NAME", help="Only this domain.")
@@ -26,17 +26,17 @@ from moewh.warehouse.remote.published import Readable
     "--prompts",
     type=click.IntRange(min=0),
     metavar="N",
-    help="Prompts of each run in the token view.  [default: up to 8, as the page's size allows]",
+    help="Prompts per run in the token view.  [default: up to 8, as the page's size allows]",
 )
 @readable_option
 def report(
     *, output: Path, runs: tuple[str, ...], domain: str | None, prompts: int | None, warehouse: Readable
 ) -> None:
-    """Write one HTML page with every figure of the warehouse's runs, for a browser, without any network.
+    """Write one HTML page with every figure of the warehouse's runs, for a browser, without a network.
 
-    The page shows load, balance, domains, top tokens, co-routing, transitions, repetition, information, and what else
-    the runs have, with the query behind each, and prompts with the experts of each token. Run, domain and layer are
-    chosen in the page. It holds the text of those prompts: `--prompts 0` leaves them out.
+    The page shows load, balance, domains, top tokens, co-routing, transitions, repetition, information, and whatever
+    else the runs have, with the query behind each, and prompts with the experts of each token. You choose run, domain
+    and layer in the page. It holds the text of those prompts: `--prompts 0` leaves them out.
     """
     from moewh.api import Warehouse
     from moewh.report.contents import Asked, collect

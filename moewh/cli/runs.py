@@ -1,4 +1,4 @@
-"""`moewh runs`: lists the runs of a warehouse, or deletes one."""
+"""`moewh runs`: list the runs of a warehouse, or delete one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def runs(delete: str | None, yes: bool, form: str | None, output: Path | None, w
     if delete is None:
         chosen = out.choose_format(form, output)
         if output is not None:
-            out.written_path(output)  # refuses what cannot be written
+            out.written_path(output)  # refuses a path that cannot be written
         printed = HeldBack(sys.stdout)
 
         def list_them() -> None:
@@ -45,6 +45,4 @@ def runs(delete: str | None, yes: bool, form: str | None, output: Path | None, w
     if not yes and not click.confirm(f"Delete run {delete} and all its segments from {layout.root}?", err=True):
         raise MoewhError(f"run {delete} was not deleted.")
     kept = library.delete_run(layout, delete)
-    click.echo(
-        " ".join([f"Deleted run {delete}.", *(f"The link to {path} is gone, its files are not." for path in kept)])
-    )
+    click.echo(" ".join([f"Deleted run {delete}.", *(f"Removed the link to {path}, not its files." for path in kept)]))

@@ -1,4 +1,4 @@
-"""`moewh seal`: merges the counts of complete runs, so that answers do not grow with their segments."""
+"""`moewh seal`: merge the counts of complete runs, so that queries stay fast with many segments."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.layout import Layout
 
 
-@click.command(short_help="Merge the counts of complete runs, so that answers do not grow with segments.")
+@click.command(short_help="Merge the counts of complete runs, so that queries stay fast.")
 @click.argument("names", metavar="[RUN]...", nargs=-1, shell_complete=complete_runs)
 @warehouse_option
 def seal(names: tuple[str, ...], warehouse: Layout) -> None:
     """Seal each RUN, or every complete run: merge the counts of its segments into one set.
 
-    `moewh ingest` seals a run when its last segment is committed. This is for a run whose ingest was killed just then,
-    and after `moewh verify --repair`. A run that is sealed stays as it is.
+    `moewh ingest` seals a run when its last segment is committed. Use this for a run whose ingest was killed just then,
+    and after `moewh verify --repair`. A sealed run is left unchanged.
     """
     from moewh.warehouse import runs as library
     from moewh.warehouse.sealing import seal as sealing

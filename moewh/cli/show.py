@@ -1,7 +1,7 @@
 """`moewh show`: the token view in a terminal; elsewhere a table of tokens, experts and weights.
 
-In: what `moewh.plots.tokens.prompts_data` gives, whose texts hold no control characters. Out: text, with colours where
-the terminal shows them.
+In: the result of `moewh.plots.tokens.prompts_data`, whose texts hold no control characters. Out: text, coloured if the
+terminal supports it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def show(prompt_id: int, layer: int | None, run_id: str | None, warehouse: Reada
     """Show a prompt with each token coloured by the expert it chose first at a layer.
 
     The small number after a token is that expert; the legend counts them. Without colours (in a pipe, a file, or with
-    NO_COLOR set) it is a table: each token, its expert with its weight, and the experts it chose besides.
+    NO_COLOR set) the output is a table: each token, its expert with its weight, and the other experts it chose.
     """
     from rich.console import Console
 
@@ -76,14 +76,14 @@ def _title(data: dict[str, Any], prompt: dict[str, Any], layer: int) -> str:
 
 
 def isolated(text: str) -> str:
-    """Return a text that cannot reorder what stands beside it: right-to-left letters between two invisible marks."""
+    """Return a text that cannot reorder its surroundings: right-to-left letters between two invisible marks."""
     if any(unicodedata.bidirectional(character) in _RIGHT_TO_LEFT for character in text):
         return f"\u2068{text}\u2069"
     return text
 
 
 def _print_coloured(console: Console, texts: Sequence[str], route: dict[str, Any]) -> None:
-    """Print a prompt's text in colours, and how many tokens chose each expert first."""
+    """Print a prompt's text in colours, and the number of tokens that chose each expert first."""
     from rich.text import Text
 
     from moewh.plots.tokens import palette
@@ -103,13 +103,13 @@ def _print_coloured(console: Console, texts: Sequence[str], route: dict[str, Any
 
 
 def _counts(route: dict[str, Any]) -> list[tuple[int, int]]:
-    """Return the experts that tokens chose first, each with the number of its tokens, most used first."""
+    """Return the experts that tokens chose first, each with its number of tokens, most used first."""
     counts = Counter(chosen[0] for chosen in route["experts"] if chosen)
     return sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
 
 
 def _legend(counts: Sequence[tuple[int, int]], colours: dict[int, str]) -> Iterator[Text]:
-    """Yield a line for each expert that has a colour, and one for all others."""
+    """Yield a line per expert with a colour, and one for all others."""
     from rich.text import Text
 
     total = sum(tokens for _, tokens in counts)
@@ -125,7 +125,7 @@ def _legend(counts: Sequence[tuple[int, int]], colours: dict[int, str]) -> Itera
 
 
 def _rows(texts: Sequence[str], route: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    """Yield the table's rows, its header first: a token, and its experts as far as their order is known."""
+    """Yield the table's rows, starting with its header: a token and its experts, by rank where known."""
     known = route["weights"] is not None
     yield (
         ("token", *(("expert", "weight") if known else ("expert",)), "runners-up")

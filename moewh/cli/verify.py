@@ -1,4 +1,4 @@
-"""`moewh verify`: faults found by `moewh.warehouse.trust` in; a report as text or JSON and an exit code out."""
+"""`moewh verify`: report the faults that `moewh.warehouse.trust` finds, as text or JSON and an exit code."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reported:
-    """A fault as it is shown."""
+    """A fault as reported."""
 
     run_id: str | None
     path: str
     """Relative to the warehouse."""
     why: str
     quarantined: str | None
-    """Where the folder went; None if it stayed."""
+    """Where the folder was moved; None if it stayed."""
     restore: str | None
-    """The command that writes it again."""
+    """The command that rewrites it."""
 
 
 @click.command(short_help="Compare every file with what was committed; exit with 1 if any is bad.")
-@click.option("--repair", is_flag=True, help="Move bad folders to quarantine/, so that ingest writes them again.")
+@click.option("--repair", is_flag=True, help="Move bad folders to quarantine/, so that ingest can rewrite them.")
 @click.option("--rollups", is_flag=True, help="Also recount every rollup from the rows (slower).")
 @click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Files to read at once.  [default: one per core]")
 @click.option(
@@ -47,9 +47,9 @@ class Reported:
 def verify(*, warehouse: Readable, repair: bool, rollups: bool, jobs: int | None, form: str) -> None:
     """Read every file and compare it with its manifest: presence, size, sha256, columns and rows.
 
-    Of a published warehouse, every file is compared with published.json: presence, size and sha256.
-    Each bad file is named, with the reason. The exit code is 1 if anything was bad, even if --repair took it out.
-    Whatever dead processes left in .staging/ is removed.
+    In a published warehouse, every file is compared with published.json: presence, size and sha256.
+    Each bad file is listed with the reason. The exit code is 1 if anything was bad, even if --repair moved it.
+    Leftovers of dead processes in .staging/ are removed.
     """
     from moewh.warehouse.trust import repair as repairing
     from moewh.warehouse.trust.published import check_any, plan_any
@@ -103,7 +103,7 @@ def _json(planned: Plan | PublishedPlan, seconds: float, reported: list[Reported
 
 
 def _text(planned: Plan | PublishedPlan, seconds: float, reported: list[Reported], *, repair: bool) -> str:
-    """One line for each fault, then what was moved, how to restore it, and a summary."""
+    """Return a line per fault, then what was moved, how to restore it, and a summary."""
     lines = [f"{fault.path}: {fault.why}" for fault in reported]
     folders = {fault.quarantined for fault in reported if fault.quarantined}
     lines += [f"moved to {folder}" for folder in sorted(folders)]
@@ -128,7 +128,7 @@ def _many(number: int, what: str) -> str:
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """Show the bytes read as a bar on a terminal, on stderr; elsewhere the summary says enough."""
+    """Show the bytes read as a bar on a terminal, on stderr; elsewhere the summary is enough."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 

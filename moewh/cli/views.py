@@ -1,4 +1,4 @@
-"""`moewh views`: lists the views, or describes one."""
+"""`moewh views`: list the views, or describe one."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from moewh.warehouse.remote.published import Readable
 @click.command(short_help="List the views, or describe one.")
 @click.argument("name", required=False, shell_complete=complete_views)
 @readable_option
-def views(name: str | None, warehouse: Readable) -> None:  # noqa: ARG001 - the views are those of any warehouse
-    """List the views, one line each. With NAME, show what it answers and what its columns mean."""
+def views(name: str | None, warehouse: Readable) -> None:  # noqa: ARG001 - every warehouse has the same views
+    """List the views, one line each. With NAME, show its description and the meaning of its columns."""
     from moewh.warehouse.answer import catalog
 
     click.echo(catalog.list_views() if name is None else catalog.describe_view(name))

@@ -1,7 +1,7 @@
-"""Figures for a notebook, each from a query: `moewh.plots.co_routing(wh, layer=7)` returns a Plotly figure.
+"""Figures for notebooks, each from a query: `moewh.plots.co_routing(wh, layer=7)` returns a Plotly figure.
 
-A figure is one file of `figures/`, with a function of the same name, found by listing the folder. `tokens` is the token
-view. It has the name of its file, so it is imported here: importing the file later would bind that name to the file.
+A figure is one file in `figures/` with a function of the same name, found by listing the folder. `tokens` is the token
+view. It shares its file's name, so it is imported here: importing the file later would bind that name to the module.
 """
 
 from __future__ import annotations

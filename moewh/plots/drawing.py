@@ -1,7 +1,7 @@
-"""How figures look: heat maps, curves, and the colours that colour-blind eyes tell apart.
+"""The look of figures: heat maps, curves, and colours that colour-blind readers can distinguish.
 
-Out: figures as Plotly writes them in JSON, with numpy arrays where numbers are. Texts of users reach a figure through
-`label` alone, since Plotly reads markup in every text it draws.
+Out: figures in Plotly's JSON form, with numpy arrays for numbers. Users' texts must go through `label`, because Plotly
+interprets markup in every text it draws.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Figure = dict[str, Any]
 """`data` (traces) and `layout`."""
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#A65E00", "#2B6F8F", "#222222")
-"""Okabe and Ito's, with the light ones darkened so that a line is seen on white."""
+"""Okabe and Ito's colours, with the light ones darkened so that lines are visible on white."""
 CHANCE = "#6b6b6b"
 _CIVIDIS = (
     "#00224e",
@@ -41,7 +41,7 @@ _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star")
 SEQUENTIAL = [[place / 9, colour] for place, colour in enumerate(_CIVIDIS)]
 MOST_LIFT = 4
 MOST_TICKS = 10
-"""Checkpoints up to which the axis has the step of each."""
+"""Up to this many checkpoints, the axis shows each one's step."""
 AROUND_ONE = [[0, "#2166ac"], [0.125, "#92c5de"], [0.25, "#f7f7f7"], [0.5, "#fdb863"], [1, "#7f3b08"]]
 """Blue below a lift of 1, white at 1, brown up to MOST_LIFT and above."""
 _GRID = {"gridcolor": "#e2e2e2", "zerolinecolor": "#bdbdbd", "linecolor": "#8a8a8a", "automargin": True}
@@ -49,20 +49,20 @@ _GRID = {"gridcolor": "#e2e2e2", "zerolinecolor": "#bdbdbd", "linecolor": "#8a8a
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a figure; `chance` ones are grey and dashed."""
+    """One line of a figure; those for `chance` are grey and dashed."""
 
     name: str
     y: npt.NDArray[np.float64]
     chance: bool = False
     shade: float | None = None
-    """From 0 to 1: its place among curves in order, such as those of the layers."""
+    """From 0 to 1, its position among ordered curves, such as those of the layers."""
     x: npt.NDArray[Any] | None = None
-    """Its places, if they are not those of the axis."""
+    """Its x values, if they differ from the axis's."""
 
 
 @dataclass(frozen=True)
 class Plane:
-    """Numbers that a heat map shows when one points at a cell."""
+    """Numbers that a heat map shows on hovering over a cell."""
 
     name: str
     values: npt.NDArray[Any]
@@ -71,21 +71,21 @@ class Plane:
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of a heat map: its title, and the names of its places."""
+    """One axis of a heat map: its title, and the names of its positions."""
 
     title: str
     places: Sequence[Any] = field(default=())
 
 
 def label(text: str | None) -> str:
-    """Return a user's text as Plotly draws it letter by letter: no markup, nothing invisible; None is no domain."""
+    """Return a user's text escaped for Plotly: no markup, nothing invisible; None means no domain."""
     if text is None:
         return "(none)"
     return visible(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def layout(x: str, y: str, **more: Any) -> Figure:
-    """Return what every figure's layout has in common, with the titles of its axes."""
+    """Return the layout common to all figures, with the titles of the axes."""
     return {
         "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#222222"},
         "paper_bgcolor": "#ffffff",
@@ -101,7 +101,7 @@ def layout(x: str, y: str, **more: Any) -> Figure:
 def heat_map(
     x: Axis, y: Axis, z: Plane, *more: Plane, around_one: bool = False, meta: dict[str, Any] | None = None
 ) -> Figure:
-    """Return a heat map of z [y, x]; `more` planes of the same shape are shown with it. NaN is an empty cell."""
+    """Return a heat map of z [y, x]; hovering also shows the `more` planes of that shape. NaN is an empty cell."""
     lines = [f"{y.title} %{{y}}, {x.title} %{{x}}", f"{z.name}: %{{z:{z.format}}}"]
     lines += [f"{plane.name}: %{{customdata[{place}]:{plane.format}}}" for place, plane in enumerate(more)]
     trace: Figure = {
@@ -124,7 +124,7 @@ def heat_map(
 
 
 def curves(x: Axis, y: str, drawn: Sequence[Curve], *, tozero: bool = True) -> Figure:
-    """Return curves over the places of x, as categories: layers need not follow one another."""
+    """Return curves over the positions of x as categories, because layers need not be consecutive."""
     places = [str(place) for place in x.places]
     own, chance = [[curve for curve in drawn if curve.chance is side] for side in (False, True)]
     styles = [*((curve, _style(curve, n)) for n, curve in enumerate(own))]
@@ -142,7 +142,7 @@ def curves(x: Axis, y: str, drawn: Sequence[Curve], *, tozero: bool = True) -> F
 
 
 def training_curves(rows: Rows, measure: str, chance: str | None = None) -> Figure:
-    """Return a curve per layer over the training steps, and one for each value of the column `chance`."""
+    """Return a curve per layer over the training steps, and one per value of the column `chance`."""
     layers = np.unique(rows["layer"]).tolist()
     steps = rows["train_step"]
     drawn = []
@@ -163,7 +163,7 @@ def training_curves(rows: Rows, measure: str, chance: str | None = None) -> Figu
 
 def bars(names: Sequence[str], values: npt.NDArray[np.float64], title: str) -> Figure:
     """Return horizontal bars, the first on top; `names` are labels."""
-    # Equal names would share one bar: the places are numbers, and the names stand beside them.
+    # Equal names would share one bar, so positions are numbers, labelled with the names.
     places = list(range(len(names)))
     trace = {"type": "bar", "orientation": "h", "x": values, "y": places, "marker": {"color": COLOURS[0]}}
     shape = layout(title, "", height=110 + 26 * len(names), hovermode="closest")
@@ -172,7 +172,7 @@ def bars(names: Sequence[str], values: npt.NDArray[np.float64], title: str) -> F
 
 
 def _style(curve: Curve, place: int) -> dict[str, Any]:
-    """Return colour, dash and marker: two of them tell any two curves apart."""
+    """Return colour, dash and marker: any two curves differ in two of them."""
     if curve.shade is not None:
         colour = _VIRIDIS[round(curve.shade * (len(_VIRIDIS) - 1))]
     else:

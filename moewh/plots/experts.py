@@ -1,4 +1,4 @@
-"""Heat maps of layers by experts, each cell with every number that is known of the expert."""
+"""Heat maps of layers by experts; each cell shows all known numbers of its expert."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from moewh.plots.rows import Rows
 
 
 def expert_map(rows: Rows, measure: str, formats: Mapping[str, str], *, around_one: bool = False) -> Figure:
-    """Return a heat map of one column of `rows`, which have a layer and an expert; `formats` are the columns shown.
+    """Return a heat map of one column of `rows`, which have a layer and an expert; `formats` lists the columns shown.
 
-    A cell is NaN where a layer has fewer experts than another, and where the column is NULL.
+    A cell is NaN where a layer has fewer experts than others, or where the column is NULL.
     """
     layers = np.unique(rows["layer"]).tolist()
     experts = int(rows["expert"].max()) + 1

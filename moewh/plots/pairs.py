@@ -1,4 +1,4 @@
-"""Heat maps of pairs of experts, whose three measures all follow from the counts."""
+"""Heat maps of pairs of experts, whose three measures are all derived from counts."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _FORMATS = {"lift": ".4~g", "conditional": ".4~g", "tokens": ",d"}
 def pair_map(
     rows: Rows, measure: str, places: tuple[str, str], shape: tuple[int, int], divisors: tuple[int, int, int]
 ) -> Figure:
-    """Return a heat map of pairs (N_ij). With `tokens` alone and `divisors`, the other measures can be made again::
+    """Return a heat map of pairs (N_ij). The other measures can be derived from `tokens` and `divisors`::
 
         N_i = row sum / divisors[0]    N_j = column sum / divisors[1]    N = sum / divisors[2]
         conditional = N_ij / N_i       lift = N_ij N / (N_i N_j)
 
-    That is how a report holds them: `meta` has the divisors. A pair that shares no token has 0; an expert without
-    tokens, and an expert with itself, have no pairs: NaN.
+    A report stores them in this way, with the divisors in `meta`. A pair that shares no token has 0; an expert without
+    tokens, and an expert with itself, have NaN.
     """
     values = {name: matrix(rows, *places, name, shape) for name in PAIR_MEASURES}
     none = ~np.logical_and.outer(values["tokens"].sum(1) > 0, values["tokens"].sum(0) > 0)

@@ -1,6 +1,6 @@
-"""A figure's definition: where its numbers come from, what selects one drawing, and how it is drawn.
+"""A figure's definition: the source of its numbers, the selection of one drawing, and how to draw it.
 
-`figures/` has one file for each. A function of `moewh.plots` draws one selection; `moewh report` draws all of them.
+`figures/` has one file per figure. A function of `moewh.plots` draws one selection; `moewh report` draws all of them.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 RUN, DOMAIN, LAYER = "run_id", "domain", "layer"
 REFERENCE = "reference_run_id"
-"""What selects a drawing of a whole series: the last checkpoint of each curve."""
+"""The columns that select a drawing of a whole series, by the last checkpoint of each curve."""
 KINDS = {RUN: "run", DOMAIN: "domain", LAYER: "layer", "expert": "expert"}
-"""Column that selects → the kind of parameter that it is, by which what does not exist is refused."""
+"""Selecting column → its kind of parameter, with which values that do not exist are refused."""
 Draw = Callable[[Rows, str], Figure]
-"""Draws the rows of one selection, showing one measure of them."""
+"""Draws one measure of the rows of one selection."""
 NEWEST = "select run_id from runs order by created_at desc, run_id desc limit 1"
 
 
@@ -41,29 +41,29 @@ class Panel:
 
     title: str
     about: str
-    """What it shows and how to read it, in a sentence or two."""
+    """What it shows and how to read it, in one or two sentences."""
     query: str
     """The view or saved query whose numbers it shows."""
     by: tuple[str, ...]
     """The columns that select one drawing."""
     draw: Draw
     order: tuple[str, ...]
-    """Columns in whose order a drawing gets its rows."""
+    """Columns that order a drawing's rows."""
     measures: tuple[str, ...]
     """The columns that can be shown, the first by default."""
     sql: str = f"select * from {ANSWER}"
     values: Mapping[str, Value] = field(default_factory=dict)
-    """Parameters of the saved query; `sql` may name them as $name."""
+    """Parameters of the saved query; `sql` may use them as $name."""
     empty: str = "No rows."
     """Why a selection may have no drawing."""
     asked: str | None = None
-    """The saved query that prints the same numbers, where `query` is a view that it reads."""
+    """The saved query that prints the same numbers, if `query` is a view that it reads."""
     pairs: bool = False
-    """True for a figure of `moewh.plots.pairs`, which can be made from counts alone."""
+    """True for a figure of `moewh.plots.pairs`, which can be drawn from counts alone."""
     scans: bool = False
-    """True if the cost grows with tokens: of large runs, `moewh report` asks `sample`, or leaves the figure out."""
+    """True if the cost grows with tokens: for large runs, `moewh report` uses `sample`, or leaves the figure out."""
     sample: str | None = None
-    """The saved query that gives the same of the first `prompts` prompts."""
+    """The saved query that computes the same over the first `prompts` prompts."""
 
     def rows(self, connection: duckdb.DuckDBPyConnection, at: Mapping[str, Value | None]) -> Rows:
         """Return the rows of a selection, or of everything, in the order of `by` and `order`."""
@@ -76,7 +76,7 @@ class Panel:
     def drawings(
         self, connection: duckdb.DuckDBPyConnection, at: Mapping[str, Value | None]
     ) -> Iterator[tuple[dict[str, Any], Rows]]:
-        """Yield each selection within `at` that has rows, with them."""
+        """Yield each selection within `at` that has rows, together with its rows."""
         for key, rows in groups(self.rows(connection, at), self.by):
             yield dict(zip(self.by, key, strict=True)), rows
 
@@ -92,9 +92,9 @@ class Panel:
         return f"moewh query -c {shell_word(f'from {self.query} where {where}')}"
 
     def figure(self, warehouse: Warehouse, measure: str | None, **at: Value | None) -> PlotlyFigure:
-        """Return a selection as a Plotly figure; without a run, that of the newest.
+        """Return a selection as a Plotly figure; without a run, the newest is used.
 
-        Raises UsageError for an unknown measure and without Plotly, MoewhError for what is not in the warehouse.
+        Raises UsageError for an unknown measure or without Plotly, MoewhError for a value not in the warehouse.
         """
         graph = plotly()
         chosen = measure or self.measures[0]
@@ -119,7 +119,7 @@ class Panel:
 
 
 def described(at: Mapping[str, Value | None]) -> str:
-    """Return a selection in words, as Plotly draws them."""
+    """Return a selection in words, escaped for Plotly."""
     from moewh.plots.drawing import label
 
     words = {RUN: "run", DOMAIN: "domain", LAYER: "layer"}
@@ -127,7 +127,7 @@ def described(at: Mapping[str, Value | None]) -> str:
 
 
 def newest_run(connection: duckdb.DuckDBPyConnection) -> str:
-    """Return the run that was begun last. Raises MoewhError if there is none."""
+    """Return the run that began last. Raises MoewhError if there is none."""
     found = connection.execute(NEWEST).fetchall()
     if not found:
         raise MoewhError("the warehouse has no runs. `moewh ingest` makes one.")
@@ -144,7 +144,7 @@ def plotly() -> Any:
 
 
 def shell_word(text: str) -> str:
-    """Return a text as a word of bash, with whatever has no glyph as an escape."""
+    """Return a text as a bash word, with characters without a glyph escaped."""
     if not text.isprintable():
         return "$'" + "".join(_escaped(mark) for mark in text) + "'"
     if "'" in text and not re.search(r'["$`\\!]', text):

@@ -1,4 +1,4 @@
-"""The answer of a query as columns, and its rows in groups: what every figure is drawn from."""
+"""A query's result as columns, and its rows in groups, from which every figure is drawn."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import duckdb
 
 Rows = dict[str, npt.NDArray[Any]]
-"""Column name → its values, all of one length. NULL is NaN in a column of numbers, None in one of texts."""
+"""Column name → values, all of one length. NULL is NaN in a column of numbers, None in a column of texts."""
 ANSWER = "{answer}"
 
 
@@ -27,12 +27,12 @@ def ask(
     sql: str,
     bound: Mapping[str, Value | None],
 ) -> Rows:
-    """Return the rows of `sql`, in which ANSWER stands for the answer of a view or saved query to `values`."""
+    """Return the rows of `sql`, in which ANSWER is replaced with a view's or saved query's result for `values`."""
     if query in view_names():
         statement = sql.replace(ANSWER, query)
     else:
         answer = prepare(connection, find_query(query), values)
-        assert answer is not None  # only an unsafe statement has none
+        assert answer is not None  # None only for an unsafe statement
         statement = sql.replace(ANSWER, f"({answer.statement})")
     found = connection.execute(statement, dict(bound)).fetchnumpy()
     return {name: _plain(column) for name, column in found.items()}
@@ -44,7 +44,7 @@ def _plain(column: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return column
     if column.dtype == object:
         plain = np.array(column.data)
-        plain[np.ma.getmaskarray(column)] = None  # `filled(None)` would put in a text of numpy's
+        plain[np.ma.getmaskarray(column)] = None  # `filled(None)` would insert numpy's default string
         return plain
     if not column.mask.any():
         return np.array(column.data)
@@ -54,7 +54,7 @@ def _plain(column: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def groups(rows: Rows, by: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], Rows]]:
-    """Yield each run of rows with equal values in the columns `by`, with those values. The rows are in their order."""
+    """Yield each group of consecutive rows with equal values in the columns `by`, with those values, in order."""
     length = len(next(iter(rows.values())))
     if not length:
         return
@@ -72,7 +72,7 @@ def _scalar(value: Any) -> Any:
 
 
 def matrix(rows: Rows, row: str, column: str, value: str, shape: tuple[int, int]) -> npt.NDArray[np.float64]:
-    """Return the values of a column as a matrix [rows, columns] by two columns of indices; 0 where there is no row."""
+    """Return a column as a matrix [rows, columns], placed by two columns of indices; 0 where there is no row."""
     made = np.zeros(shape)
     made[rows[row], rows[column]] = rows[value]
     return made

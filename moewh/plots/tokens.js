@@ -4,15 +4,15 @@ renderTokens(element, data, layer) fills an element with what `moewh.plots.token
 replaces that. All text is set as text. A token is a button: pointing at it, moving to it with Tab or the arrow keys, or
 touching it shows its experts in the line below the prompt.
 
-The experts most used in a prompt get a colour and a line of their own, all others are grey; the number below each
-token is its expert, so nothing is told by colour alone. Where first choices are unknown, no token has a colour, and the
-numbers are all its experts.
+The experts most used in a prompt get a colour and a line each, all others are grey; the number below each token is its
+expert, so nothing depends on colour alone. Where first choices are unknown, no token has a colour, and the numbers are
+all its experts.
 */
 "use strict";
 
 const MOEWH_COLOURS = 8;
 
-/** The experts that count for a token: its first, or all of them where none is known to be the first. */
+/** The experts that count for a token: its first choice, or all of them where that is unknown. */
 function countedExperts(route, number) {
   const experts = route.experts[number] || [];
   return route.ranked ? experts.slice(0, 1) : experts;
@@ -26,13 +26,13 @@ function countExperts(route) {
   return [...counts].sort((a, b) => b[1] - a[1] || a[0] - b[0]);
 }
 
-/** Expert → the class of its colour: "moewh-c0" to "moewh-c7", of the most used first choices only. */
+/** Expert → its colour class, "moewh-c0" to "moewh-c7", only for the most used first choices. */
 function colourExperts(route, counts) {
   const coloured = route.ranked ? counts.slice(0, MOEWH_COLOURS) : [];
   return new Map(coloured.map(([expert], number) => [expert, `moewh-c${number}`]));
 }
 
-/** What a token's experts and weights are, in words. */
+/** A token's experts and weights, in words. */
 function describeToken(prompt, route, number) {
   const experts = route.experts[number];
   const where = `position ${prompt.positions[number]}, ${prompt.kinds[number]}`;

@@ -1,7 +1,7 @@
-"""The token view: prompts with each token coloured by the expert it went to at a layer.
+"""The token view: prompts with each token coloured by its expert at a layer.
 
 `prompts_data` reads the routing of some prompts as plain data, which `tokens.js` draws in a page and `moewh show` in a
-terminal. `tokens` returns a view that shows itself in Jupyter and marimo.
+terminal. `tokens` returns a view that Jupyter and marimo display.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _RUN = "select model, tokens from runs where run_id = $run"
 _NEWEST = "select run_id from runs where tokens > 0 order by created_at desc, run_id desc limit 1"
 
 _MANY = 1 << (63 - schema.POSITION_BITS)
-"""No run has so many prompts: a token_id holds the prompt's."""
+"""More than the prompts of any run, because a token_id contains the prompt_id."""
 _ASSETS = Path(__file__).parent
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -72,7 +72,7 @@ draw();
 
 
 def palette() -> list[str]:
-    """Return the colours of `tokens.css` for the experts most used, as `#77aadd`; black is readable on each."""
+    """Return the colours in `tokens.css` for the most used experts, as `#77aadd`; black is readable on each."""
     return re.findall(r"\.moewh-c\d \{ background: (#\w{6})", _asset("tokens.css"))
 
 
@@ -81,15 +81,15 @@ def _asset(name: str) -> str:
 
 
 class TokenView:
-    """Prompts with each token coloured by its expert; a notebook shows it when it is a cell's last value."""
+    """Prompts with each token coloured by its expert; a notebook displays it as a cell's last value."""
 
     def __init__(self, data: dict[str, Any], layer: int) -> None:
-        """Take what `prompts_data` returned, and the layer to show first."""
+        """Take the result of `prompts_data`, and the layer to show first."""
         self.data = data
         self.layer = layer
 
     def page(self) -> str:
-        """Return an HTML page that needs nothing else: no file, no network."""
+        """Return a self-contained HTML page, which needs no other file and no network."""
         return _PAGE.format(
             css=_asset("tokens.css"),
             js=_asset("tokens.js"),
@@ -98,7 +98,7 @@ class TokenView:
         )
 
     def _repr_html_(self) -> str:
-        """Return the page in a frame of its own: its style stays there, and scripts run, in Jupyter and marimo."""
+        """Return the page in an iframe, which isolates its style and runs its scripts, in Jupyter and marimo."""
         tokens = sum(len(prompt["texts"]) for prompt in self.data["prompts"])
         height = min(700, 320 + tokens * 3)
         return (
@@ -107,7 +107,7 @@ class TokenView:
         )
 
     def _mime_(self) -> tuple[str, str]:
-        """Return what marimo shows."""
+        """Return the MIME type and content for marimo."""
         return ("text/html", self._repr_html_())
 
     def __repr__(self) -> str:
@@ -118,10 +118,10 @@ class TokenView:
 def tokens(
     wh: Warehouse, prompt_id: int | Iterable[int], layer: int | None = None, run: str | None = None
 ) -> TokenView:
-    """Show the experts of each token of a prompt, or of several, at one layer; the view lets choose another.
+    """Show the experts of each token of one or several prompts at a layer; other layers can be chosen in the view.
 
-    `layer` is the first MoE layer unless given, `run` the newest run that has tokens. Raises MoewhError for a run,
-    prompt or layer that does not exist, naming what does, and for a run that has no tokens.
+    `layer` defaults to the first MoE layer, `run` to the newest run with tokens. Raises MoewhError for a run, prompt or
+    layer that does not exist, with those that do, and for a run without tokens.
     """
     ids = list(prompt_id) if isinstance(prompt_id, Iterable) else [prompt_id]
     data = prompts_data(wh, newest_run(wh) if run is None else run, ids)
@@ -129,7 +129,7 @@ def tokens(
 
 
 def newest_run(wh: Warehouse) -> str:
-    """Return the run begun last of those that have tokens. Raises MoewhError if none has."""
+    """Return the newest run that has tokens. Raises MoewhError if none has."""
     rows = wh.sql(_NEWEST).fetchall()
     if not rows:
         raise MoewhError(f"no run in {wh.path} has tokens. Run `moewh ingest` first.")
@@ -137,7 +137,7 @@ def newest_run(wh: Warehouse) -> str:
 
 
 def known_layer(data: dict[str, Any], layer: int | None) -> int:
-    """Return a layer of the data's run, the first if None. Raises MoewhError for one that it does not have."""
+    """Return a layer of the data's run, the first if None. Raises MoewhError for a layer that it does not have."""
     layers = [known["layer"] for known in data["layers"]]
     if layer is None:
         return int(layers[0])
@@ -158,10 +158,10 @@ def prompts_data(wh: Warehouse, run_id: str, prompt_ids: Sequence[int]) -> dict[
                       "routes": {"0": {"ranked": true, "experts": [[3, 7], null],
                                        "weights": [[0.61, 0.2], null]}, …}}, …]}
 
-    `texts` can be shown as they are. A token's experts stand in order of rank, strongest first; in order of their
-    number where ranks are unknown (`ranked` is false). They are null for a token without rows at the layer. `weights`,
-    to four digits, is null where none are known. `notes` say in words what a run does not tell.
-    Raises MoewhError for a run or prompt that does not exist, and for a run that has no tokens.
+    `texts` are safe to show. A token's experts are in order of rank, strongest first, or by number where ranks are
+    unknown (`ranked` is false). They are null for a token without rows at the layer. `weights`, to four digits, is null
+    where weights are unknown. `notes` lists in words what the run does not record.
+    Raises MoewhError for a run or prompt that does not exist, and for a run without tokens.
     """
     wanted = list(dict.fromkeys(int(prompt_id) for prompt_id in prompt_ids))
     if not wanted:
@@ -172,7 +172,7 @@ def prompts_data(wh: Warehouse, run_id: str, prompt_ids: Sequence[int]) -> dict[
     ids = ", ".join(map(str, wanted))
     ((model, count),) = wh.sql(_RUN, run=run_id).fetchall()
     if not count:
-        raise MoewhError(f"run {run_id} has no tokens to show: it holds counts alone, or no segment yet.")
+        raise MoewhError(f"run {run_id} has no tokens to show: it holds only counts, or no segment yet.")
     found = wh.sql(_PROMPTS, run=run_id, prompt_ids=",".join(map(str, wanted))).fetchall()
     prompts = {
         prompt: {
@@ -200,7 +200,7 @@ def prompts_data(wh: Warehouse, run_id: str, prompt_ids: Sequence[int]) -> dict[
 
 
 def _add_tokens(prompts: dict[int, dict[str, Any]], rows: list[tuple[Any, ...]]) -> dict[int, int]:
-    """Add each token to its prompt; return its place there by token_id."""
+    """Add each token to its prompt; return its index there by token_id."""
     places = {}
     for prompt_id, token_id, position, kind, vocab_id, text in rows:
         prompt = prompts[prompt_id]
@@ -232,13 +232,13 @@ def _add_routes(
 
 
 def _rounded(weights: Iterable[float | None]) -> list[float] | None:
-    """Return weights to four digits; None unless all are known."""
+    """Return weights rounded to four digits; None unless all are known."""
     rounded = [float(f"{weight:.4g}") for weight in weights if weight is not None and math.isfinite(weight)]
     return rounded if rounded and len(rounded) == len(list(weights)) else None
 
 
 def _notes(prompts: list[dict[str, Any]], *, texts: bool) -> list[str]:
-    """Say what is not known of these prompts' tokens."""
+    """Return notes on what is unknown about these prompts' tokens."""
     routes = [route for prompt in prompts for route in prompt["routes"].values() if any(route["experts"])]
     notes = []
     if not texts:

@@ -1,1 +1,1 @@
-"""Publishing: complete, verified runs of a warehouse, sent to a folder, an object store or the Hub."""
+"""Publishing: send complete, verified runs of a warehouse to a folder, an object store or the Hub."""

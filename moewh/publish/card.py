@@ -1,7 +1,7 @@
-"""The card of a published warehouse, `README.md`: how to read it, what was run on what, and what every column means.
+"""The card of a published warehouse, `README.md`: how to read it, its runs, and the meaning of every column.
 
-Its YAML makes each table a configuration, with one split for each run, since a reader of single files does not see the
-run in their path. The Hub's viewer and `datasets.load_dataset` read it.
+Its YAML makes each table a configuration with one split per run, because a reader of single files does not see the run
+in their path. The Hub's viewer and `datasets.load_dataset` use it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from moewh.warehouse.remote.published import Published
 from moewh.warehouse.views.opening import open_warehouse
 
 _DEFAULT = schema.ROUTING
-"""The table that is shown first."""
+"""The table shown first."""
 _RUNS = """
 select
     run_id, model, coalesce(commit_hash, revision) as revision, origin, dtype, device, prompts, tokens, segments,
@@ -63,7 +63,7 @@ tokens until the weights agree. Do not take this for anonymous.
 
 
 def card(published: Published, license: str | None) -> str:
-    """Return the card of what a listing names. Raises MoewhError if its runs cannot be read."""
+    """Return the card for the runs of a listing. Raises MoewhError if they cannot be read."""
     with open_warehouse(published) as connection:
         found = connection.execute(_RUNS)
         names = [name for name, *_ in found.description or ()]
@@ -101,11 +101,11 @@ def card(published: Published, license: str | None) -> str:
 
 
 def split_names(run_ids: list[str]) -> dict[str, str]:
-    """Return a name of a split for each run: `datasets` takes letters, digits, `_` and dots between them."""
+    """Return a split name for each run: `datasets` allows letters, digits, `_`, and dots between them."""
     names: dict[str, str] = {}
     for run_id in run_ids:
         name = re.sub(r"\W+", "_", run_id)
-        if name.lower() == "all":  # which `datasets` takes for every split
+        if name.lower() == "all":  # which `datasets` takes to mean every split
             name = f"{name}_"
         number = 1
         while (free := name if number == 1 else f"{name}_{number}") in names.values():
@@ -115,7 +115,7 @@ def split_names(run_ids: list[str]) -> dict[str, str]:
 
 
 def _front(published: Published, splits: dict[str, str], license: str | None) -> Iterator[str]:
-    """Yield the lines of the YAML. Strings are quoted as JSON does, which YAML reads alike."""
+    """Yield the lines of the YAML. Strings are quoted as in JSON, which YAML reads the same way."""
     if license is not None:
         yield f"license: {json.dumps(license)}"
     yield 'tags: ["moewh", "mixture-of-experts", "routing", "interpretability"]'
@@ -148,7 +148,7 @@ def _table(names: list[str], rows: list[list[Any]]) -> Iterator[str]:
 
 
 def _cell(value: Any) -> str:
-    """Return a value as a cell, in which nothing is markup."""
+    """Return a value as a table cell, with markup escaped."""
     text = "" if value is None else f"{value:,}" if isinstance(value, int) else " ".join(str(value).split())
     return re.sub(r"([\\|<>\[\]*`&])", r"\\\1", text)
 

@@ -1,4 +1,4 @@
-"""Find the target that a path or URL names. A new kind of place becomes a file beside this one, and a branch here."""
+"""Find the target of a path or URL. A new kind of target becomes a file beside this one, and a branch here."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from moewh.warehouse.remote.place import is_url, plain_url, remote
 
 
 def target_at(text: str, url: str | None = None) -> Target:
-    """Return the target that a path or URL names, without a request; `url` is where readers find a folder.
+    """Return the target of a path or URL, without a request; `url` is where readers find a folder.
 
-    Raises UsageError for what cannot be one.
+    Raises UsageError for an unsupported path or URL.
     """
     if not is_url(text):
         return FolderTarget(Path(text).absolute(), None if url is None else plain_url(url))
     if url is not None:
-        raise UsageError("--url is for a folder: what is published at a URL is read there.")
+        raise UsageError("--url is for a folder: a warehouse published at a URL is read there. Leave it out.")
     scheme = text.partition("://")[0]
     if scheme not in ("s3", "hf"):
         raise UsageError(f"moewh publishes to a folder, s3:// or hf://datasets/, not to {text}.")
@@ -26,5 +26,5 @@ def target_at(text: str, url: str | None = None) -> Target:
     if scheme == "s3":
         return StoreTarget(place)
     target = HubTarget(place)
-    assert target.repo  # which refuses a URL that names more
+    assert target.repo  # raises for a URL with more than a data set
     return target

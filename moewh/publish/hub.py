@@ -1,7 +1,6 @@
-"""The Hub as a target: pieces go there in commits, and the last commit makes readers see them.
+"""The Hub as a target: pieces are sent in commits, and the last commit makes them visible to readers.
 
-The Hub keeps the content of large files by their sha256, so that a commit which is tried again sends only what did not
-arrive.
+The Hub stores large files by their sha256, so a commit that is tried again sends only what did not arrive.
 """
 
 from __future__ import annotations
@@ -25,26 +24,26 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 _FILES = 100
-"""Files of one commit."""
+"""Most files per commit."""
 _OF_THE_HUB = ".gitattributes"
 
 
 @dataclass(frozen=True)
 class HubTarget:
-    """A data set of the Hub."""
+    """A data set on the Hub."""
 
     place: Remote
 
     @cached_property
     def repo(self) -> str:
-        """ORG/NAME. Raises UsageError for a URL that names more."""
+        """ORG/NAME. Raises UsageError for a URL with more than a data set."""
         repo = self.place.root.removeprefix("hf://datasets/")
         if repo.count("/") != 1 or "@" in repo:
             raise UsageError(f"{self.place.root} is more than a data set. Publish to hf://datasets/ORG/NAME.")
         return repo
 
     def missing(self, pieces: list[Piece]) -> list[Piece]:
-        """Return what is not there with the same content, by the hashes that the Hub tells of every file."""
+        """Return the pieces that are not there with the same content, by the hashes that the Hub lists."""
         there = self._there()
         require_ours({path.split("/")[0] for path in there} - {_OF_THE_HUB}, self.place.root)
         found = []
@@ -59,7 +58,7 @@ class HubTarget:
         return found
 
     def send(self, pieces: list[Piece]) -> None:
-        """Commit the files of pieces, and take out what lies beside them and is not theirs."""
+        """Commit the files of pieces, and delete other files in their folders."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         there = self._there() if pieces else {}
@@ -71,13 +70,13 @@ class HubTarget:
             self._commit(operations[start : start + _FILES], "Send files of runs")
 
     def finish(self, files: dict[str, bytes]) -> None:
-        """Commit files at the root, all at once."""
+        """Commit files at the root, all in one commit."""
         from huggingface_hub import CommitOperationAdd
 
         self._commit([CommitOperationAdd(name, data) for name, data in files.items()], "Show the runs that were sent")
 
     def remove(self, paths: list[str]) -> None:
-        """Commit that files are gone. The history keeps them."""
+        """Commit the removal of files. The history keeps them."""
         from huggingface_hub import CommitOperationDelete
 
         for start in range(0, len(paths), _FILES):
@@ -98,7 +97,7 @@ class HubTarget:
             self._api.create_commit(self.repo, operations, commit_message=message, repo_type="dataset")
 
     def _there(self) -> dict[str, Any]:
-        """Return every file of the data set by its path; none for one that does not exist yet."""
+        """Return every file of the data set by its path; empty if it does not exist yet."""
         from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
         from huggingface_hub.hf_api import RepoFile
 
@@ -115,7 +114,7 @@ def _given(data: Path | bytes) -> str | bytes:
 
 
 def _same(piece: Piece, name: str, listed: Listed, there: Any) -> bool:
-    """Tell whether the Hub holds a file with the same content: it has the sha256 of large files, git's of small."""
+    """Return whether the Hub holds a file with the same content, by sha256 for large files and git's hash for small."""
     if there is None or there.size != listed.bytes:
         return False
     if there.lfs is not None:
@@ -126,6 +125,6 @@ def _same(piece: Piece, name: str, listed: Listed, there: Any) -> bool:
 
 
 def _beside(piece: Piece, there: dict[str, Any]) -> list[str]:
-    """Return the files that lie in a piece's folder and are not of the folder that is sent."""
+    """Return the files in a piece's folder on the Hub that are not part of the piece."""
     own = {PUBLISHED_MARK, *(path.name for path in piece.folder.iterdir())}
     return [path for path in there if path.rpartition("/")[0] == piece.path and path.rpartition("/")[2] not in own]

@@ -1,7 +1,7 @@
-"""What is published of a run: its committed folders, each whole, with the sha256 of every file.
+"""The published parts of a run: its committed folders, each whole, with the sha256 of every file.
 
-In: a warehouse on this machine and a run that is sealed. Out: `Piece`s, a run's segments before its counts and its own
-folder, as `moewh ingest` commits them.
+In: a local warehouse and a sealed run. Out: `Piece`s, the run's segments before its counts and its own folder, in the
+order in which `moewh ingest` commits them.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ class Piece:
     """A folder that is sent whole."""
 
     path: str
-    """Below the root, of the warehouse here and of the published one."""
+    """Its path below the root, both in the local warehouse and in the published one."""
     folder: Path
     files: dict[str, Listed]
-    """Its files by name, in the order in which they are sent: the manifest after all that it names."""
+    """Its files by name, in the order in which they are sent: the manifest after all files in it."""
 
     @property
     def size(self) -> int:
-        """The size of its files together."""
+        """The total size of its files."""
         return sum(listed.bytes for listed in self.files.values())
 
     def data(self, name: str) -> Path | bytes:
-        """Return what a file holds: the file here, or nothing for a mark, whose name is another here."""
+        """Return a file's content: the local file, or no bytes for a mark, whose local name differs."""
         return b"" if name == PUBLISHED_MARK else self.folder / name
 
     def listed(self) -> dict[str, Listed]:
@@ -46,7 +46,7 @@ class Piece:
 
 
 def zero_rows(layout: Layout) -> list[Piece]:
-    """Return the zero-row files of every table, with which every view answers."""
+    """Return the zero-row files of every table, with which every view works."""
     levels = (
         layout.segment(SCHEMA_RUN, 0),
         layout.sealed(SCHEMA_RUN),
@@ -57,9 +57,9 @@ def zero_rows(layout: Layout) -> list[Piece]:
 
 
 def run_pieces(layout: Layout, planned: verify.Plan, run_id: str) -> list[Piece]:
-    """Return what is published of a sealed run. Raises MoewhError unless every file is as it was committed.
+    """Return the pieces to publish of a sealed run. Raises MoewhError unless every file is as committed.
 
-    `planned` is what `moewh verify` would read of the warehouse.
+    `planned` lists the files that `moewh verify` would read.
     """
     _require_sound(layout, planned, run_id)
     folders = [layout.segment(run_id, number) for number in segment_numbers(layout, run_id)]
@@ -68,7 +68,7 @@ def run_pieces(layout: Layout, planned: verify.Plan, run_id: str) -> list[Piece]
 
 
 def complete_runs(layout: Layout, run_ids: list[str]) -> tuple[list[str], list[str]]:
-    """Return those of the runs that are complete, and the others."""
+    """Return the complete runs, and the others."""
     complete = [run_id for run_id in run_ids if is_complete(layout, run_id)]
     return complete, [run_id for run_id in run_ids if run_id not in complete]
 
@@ -82,7 +82,7 @@ def piece_of(layout: Layout, folder: Path) -> Piece:
 
 
 def _require_sound(layout: Layout, planned: verify.Plan, run_id: str) -> None:
-    """Raise MoewhError naming the first bad file of a run."""
+    """Raise MoewhError for the first bad file of a run."""
     of_run = verify.Plan(
         [folder for folder in planned.folders if folder.run_id == run_id],
         [fault for fault in planned.faults if run_of(layout, fault.folder) == run_id],

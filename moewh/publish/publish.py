@@ -1,10 +1,10 @@
-"""Publishing runs: what a target lacks is sent, and what makes readers see it comes last.
+"""Publish runs: send what a target lacks, and then the files that make it visible to readers.
 
     zero-row files → each run: its folders → views, card, listing
 
-A reader goes by the listing (`moewh.warehouse.files.listing`), or by the views in `warehouse.duckdb`, which name every
-file. Both are replaced in one step each, so a reader sees whole runs only. A run that is there with other files is
-first taken out of both. Killed anywhere, the same command goes on.
+A reader uses the listing (`moewh.warehouse.files.listing`), or the views in `warehouse.duckdb`, which list every file.
+Each of the two is replaced in one step, so readers see only whole runs. A published run with other files is first
+removed from both. If it is killed anywhere, the same command resumes it.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from moewh.warehouse.views.publishing import build
 
 @dataclass(frozen=True)
 class Asked:
-    """What is to be published, and how."""
+    """What to publish, and how."""
 
     runs: tuple[str, ...] = ()
-    """Without any: every complete run."""
+    """Empty: every complete run."""
     without_text: bool = False
     license: str | None = None
-    """As the Hub writes licences, such as cc-by-4.0."""
+    """In the Hub's spelling, such as cc-by-4.0."""
 
 
 @dataclass
@@ -47,19 +47,19 @@ class Summary:
     """What was done."""
 
     published: list[str] = field(default_factory=list)
-    """Runs that are published now, as asked."""
+    """The requested runs, which are now published."""
     left_out: list[str] = field(default_factory=list)
     """Runs that are not complete."""
     sent_files: int = 0
     sent_bytes: int = 0
     changed: bool = False
-    """Whether readers see anything that they did not see before."""
+    """Whether readers see anything new."""
 
 
 def publish(layout: Layout, target: Target, asked: Asked, told: Callable[[str], None] = lambda _: None) -> Summary:
-    """Send runs to a target and return what was done; `told` gets a line for each run.
+    """Send runs to a target and return what was done; `told` is called with a line per run.
 
-    Raises MoewhError for a run that is unknown, not complete or damaged, and when a target refuses.
+    Raises MoewhError for a run that is unknown, incomplete or damaged, and when a target refuses.
     """
     layout.require()
     for run_id in asked.runs:
@@ -70,7 +70,7 @@ def publish(layout: Layout, target: Target, asked: Asked, told: Callable[[str], 
     if not complete:
         raise MoewhError(f"{layout.root} has no complete run. There is nothing to publish.")
     summary = Summary(complete, others)
-    layout.create()  # the zero-row files of tables that are newer than the warehouse
+    layout.create()  # adds zero-row files of tables newer than the warehouse
     for run_id in complete:
         seal(layout, run_id)
     planned = verify.plan(layout)
@@ -96,7 +96,7 @@ def publish(layout: Layout, target: Target, asked: Asked, told: Callable[[str], 
 
 
 def listing_at(target: Target) -> Listing | None:
-    """Return the listing of what is published at a target; None if there is none. Raises MoewhError."""
+    """Return the listing at a target; None if nothing is published there. Raises MoewhError for a bad one."""
     try:
         return parse_listing(target.place.read(LISTING))
     except FileNotFoundError:
@@ -106,7 +106,7 @@ def listing_at(target: Target) -> Listing | None:
 
 
 def _with(now: Listing | None, files: dict[str, Listed], target: Target, without_text: list[str]) -> Listing:
-    """Return the listing of the runs that files are of, and of all other runs that are published now."""
+    """Return a listing of the runs in `files` and of all other runs that are published now."""
     others = (now or Listing({}, __version__, target.place.root)).without({run_of(path) for path in files})
     held = tuple(sorted([*others.without_text, *without_text]))
     return Listing({**others.files, **files}, __version__, target.place.root, without_text=held)
@@ -114,7 +114,7 @@ def _with(now: Listing | None, files: dict[str, Listed], target: Target, without
 
 @contextmanager
 def _pieces(layout: Layout, pieces: list[Piece], run_id: str, asked: Asked) -> Iterator[list[Piece]]:
-    """Yield what is published of a run: as it is, or a copy without text that is removed at the end."""
+    """Yield the pieces of a run, or of a copy without text, which is removed at the end."""
     if not asked.without_text:
         yield pieces
         return
@@ -125,7 +125,7 @@ def _pieces(layout: Layout, pieces: list[Piece], run_id: str, asked: Asked) -> I
 def _send_run(
     target: Target, run_id: str, pieces: list[Piece], license: str | None, summary: Summary
 ) -> dict[str, Listed]:
-    """Send what a target lacks of a run; return the run's files. One with other files is withdrawn before."""
+    """Send what a target lacks of a run; return the run's files. A run with other files is withdrawn first."""
     files = {path: listed for piece in pieces for path, listed in piece.listed().items()}
     now = listing_at(target)
     if now is not None and run_id in now.run_ids:
@@ -138,7 +138,7 @@ def _send_run(
 
 
 def _sent(target: Target, pieces: list[Piece], summary: Summary) -> dict[str, Listed]:
-    """Send those pieces that a target lacks; return the files of all."""
+    """Send the pieces that a target lacks; return the files of all."""
     missing = target.missing(pieces)
     target.send(missing)
     summary.sent_files += sum(len(piece.files) for piece in missing)
@@ -156,7 +156,7 @@ def _lacks(target: Target, names: tuple[str, ...]) -> bool:
 
 
 def _show(target: Target, listing: Listing, license: str | None) -> None:
-    """Write the views, the card and the listing anew, the listing last."""
+    """Rewrite the views, the card and the listing, the listing last."""
     place = target.place
     with TemporaryDirectory(prefix="moewh-") as scratch:
         build(Published(place, listing), Path(scratch) / DATABASE)

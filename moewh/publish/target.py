@@ -1,7 +1,7 @@
-"""Where runs are published: what a target must do, and the two that hold files by name (a folder, an object store).
+"""Targets of publishing: the interface, and the two that hold files by name (a folder, an object store).
 
-A piece counts as there when its manifest, which is sent last, has its very bytes, every file its size, and no other
-file lies beside them.
+A piece counts as present if its manifest, which is sent last, has the same bytes, every file has the same size, and its
+folder holds no other file.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from moewh.warehouse.remote.place import Folder, Place, Remote, reason
 
 CARD = "README.md"
 _OURS = {*(pattern.partition("/")[0] for pattern in FOLDERS.values()), DATABASE, LISTING, CARD, ".staging"}
-"""What a published warehouse holds; one that moewh writes also has `unsealed/`."""
+"""The top-level names of a published warehouse; a local one also has `unsealed/`."""
 _REQUESTS = 8
-"""Files that are sent at once."""
+"""Files sent concurrently."""
 
 
 class Target(Protocol):
@@ -35,30 +35,30 @@ class Target(Protocol):
         """Where readers find it."""
 
     def missing(self, pieces: list[Piece]) -> list[Piece]:
-        """Return the pieces that are not there as they should be, each with the files to send.
+        """Return the pieces that are missing or differ, each with the files to send.
 
         Raises UsageError if the place holds something else.
         """
 
     def send(self, pieces: list[Piece]) -> None:
-        """Put pieces there. A kill leaves each whole, or as one that `missing` names."""
+        """Send pieces. After a kill, each is either complete or one that `missing` returns."""
 
     def finish(self, files: dict[str, bytes]) -> None:
-        """Replace files at the root, in this order; the last one makes readers see what was sent."""
+        """Replace files at the root, in this order; the last one makes the sent pieces visible to readers."""
 
     def remove(self, paths: list[str]) -> None:
         """Remove files that are no longer listed."""
 
 
 def require_ours(names: Iterable[str], root: str) -> None:
-    """Raise UsageError for a place that holds what no published warehouse has."""
+    """Raise UsageError for a place with files that no published warehouse has."""
     if others := sorted(set(names) - _OURS):
-        raise UsageError(f"{root} holds {others[0]}, so it is no published warehouse. Publish to another place.")
+        raise UsageError(f"{root} holds {others[0]}, so it is not a published warehouse. Publish to another place.")
 
 
 @dataclass(frozen=True)
 class FolderTarget:
-    """A folder on this machine: pieces are copied into its `.staging/` and renamed into place."""
+    """A local folder: pieces are copied into its `.staging/` and renamed into place."""
 
     root: Path
     url: str | None = None
@@ -70,14 +70,14 @@ class FolderTarget:
         return Folder(self.root, self.url)
 
     def missing(self, pieces: list[Piece]) -> list[Piece]:
-        """Return the pieces that are not there."""
+        """Return the missing pieces."""
         if self.root.exists() and not self.root.is_dir():
             raise UsageError(f"{self.root} is not a folder. Publish to another place.")
         require_ours((path.name for path in self.root.glob("*")), str(self.root))
         return [piece for piece in pieces if not self._holds(piece)]
 
     def send(self, pieces: list[Piece]) -> None:
-        """Copy each piece, and put it in the place of what was there."""
+        """Copy each piece, replacing an existing one."""
         layout = Layout(self.root)
         with layout.writing():
             make_folder(self.root)
@@ -93,7 +93,7 @@ class FolderTarget:
                     commit(folder / "new", place)
 
     def finish(self, files: dict[str, bytes]) -> None:
-        """Write each file beside its place and rename it."""
+        """Write each file beside its target and rename it."""
         layout = Layout(self.root)
         with layout.writing(), layout.staged("publish") as folder:
             for name, data in files.items():
@@ -104,7 +104,7 @@ class FolderTarget:
             layout.staging.rmdir()
 
     def remove(self, paths: list[str]) -> None:
-        """Remove files, and the folders that are empty then."""
+        """Remove files, and folders that are then empty."""
         with Layout(self.root).writing():
             for path in paths:
                 (self.root / path).unlink(missing_ok=True)
@@ -125,12 +125,12 @@ class FolderTarget:
 
 @dataclass(frozen=True)
 class StoreTarget:
-    """A folder of an object store, where a file appears whole or not at all, and nothing is renamed."""
+    """A folder in an object store, where a file appears whole or not at all, and nothing can be renamed."""
 
     place: Remote
 
     def missing(self, pieces: list[Piece]) -> list[Piece]:
-        """Return the pieces that are not there."""
+        """Return the missing pieces."""
         there = self._there()
         require_ours({path.split("/")[0] for path in there}, self.place.root)
         with ThreadPoolExecutor(_REQUESTS) as pool:
@@ -138,7 +138,7 @@ class StoreTarget:
             return [piece for piece, holds in zip(pieces, held, strict=True) if not holds]
 
     def send(self, pieces: list[Piece]) -> None:
-        """Send each piece: what is no longer valid goes first, the manifest comes last."""
+        """Send each piece: first remove invalid files, and send the manifest last."""
         there = self._there()
         for piece in pieces:
             stale = [path for path in _in_folder(there, piece.path) if PurePosixPath(path).name not in piece.files]
@@ -190,7 +190,7 @@ def _in_folder(there: dict[str, int], folder: str) -> list[str]:
 
 @contextmanager
 def writing(root: str) -> Iterator[None]:
-    """Turn what a file system refuses into a MoewhError: each raises its own errors, of its own libraries."""
+    """Turn any error of a file system into a MoewhError: each has its own exceptions, from its own libraries."""
     try:
         yield
     except MoewhError:
@@ -202,7 +202,7 @@ def writing(root: str) -> Iterator[None]:
 
 
 def _copy(data: Path | bytes, target: Path) -> None:
-    """Write bytes, or a copy of a file, and wait until they are on the disk."""
+    """Write bytes, or copy a file, and wait until they are on disk."""
     if isinstance(data, bytes):
         target.write_bytes(data)
     else:

@@ -1,9 +1,9 @@
-"""A copy of a run without the text of its prompts: what `moewh publish --without-text` sends.
+"""Copy a run without the text of its prompts, for `moewh publish --without-text`.
 
-Left out: the text, source and metadata of prompts; which vocabulary entry each token is, in every table, since entries
-give the text back; counts by entry; hidden states, from which entries can be read. What remains: how many prompts and
-tokens there are, their domains, positions and kinds, and what each was routed to. The tokenizer's vocabulary remains:
-it is the same for every text.
+Left out are the text, source and metadata of prompts; the vocabulary entry of each token, in every table, because
+entries reveal the text; counts by entry; and hidden states, from which entries can be recovered. The numbers of prompts
+and tokens, their domains, positions and kinds, and all routing remain. So does the tokenizer's vocabulary, which is the
+same for every text.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ WITHHELD: dict[str, tuple[str, ...]] = {
     schema.TOKENS.name: ("vocab_id", "token"),
     schema.ROUTING.name: ("vocab_id",),
 }
-"""Columns that are NULL, by table."""
+"""Columns that become NULL, by table."""
 EMPTY = frozenset({schema.AFFINITY_COUNTS.name, schema.VOCAB_COUNTS.name})
-"""Tables without a row: what the counts of tokens give whose entry is not known."""
+"""Tables that become empty, as counts by entry are for tokens with unknown entries."""
 ABSENT = frozenset({schema.HIDDEN_STATES.name})
 """Opt-in tables that are not published."""
 
 
 def without_text(layout: Layout, run_id: str, pieces: list[Piece], folder: Path) -> list[Piece]:
-    """Write the folders of a run that hold text anew below `folder`; return the pieces to publish instead."""
+    """Rewrite the folders of a run that hold text below `folder`; return the pieces to publish instead."""
     copy = Layout(folder)
     segments = []
     for piece in pieces:
@@ -65,7 +65,7 @@ def _write_segment(source: Path, target: Path) -> None:
 
 
 def _write_nulls(source: Path, target: Path, table: schema.Table, columns: tuple[str, ...]) -> None:
-    """Copy a file, row group by row group, with NULL in some columns."""
+    """Copy a file, row group by row group, with some columns set to NULL."""
     with (
         pq.ParquetFile(source) as file,
         pq.ParquetWriter(target, file.schema_arrow, **parquet_options(table)) as writer,

@@ -1,1 +1,1 @@
-"""`moewh report`: every figure of `moewh.plots` for the runs of a warehouse, in one page that needs nothing else."""
+"""`moewh report`: every figure of `moewh.plots` for the runs of a warehouse, in one self-contained page."""

@@ -1,6 +1,6 @@
-"""What a report holds: runs, figures, top tokens and prompts as plain data, from a warehouse.
+"""The contents of a report: runs, figures, top tokens and prompts as plain data, from a warehouse.
 
-In: a warehouse, and which of its runs and domains. Out: one object for the page's JSON, which `page.js` shows.
+In: a warehouse, and a choice of runs and domains. Out: one object for the page's JSON, which `page.js` shows.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ FIGURES = (
     *("load", "balance", "balance_over_training", "domains", "specialization", "top_tokens", "co_routing"),
     *("transitions", "repetition", "information", "saturation", "saliency", "geometry"),
 )
-"""The figures in the order of the page. One that is not here stands at the end."""
+"""The figures in page order. A figure that is not listed goes to the end."""
 FEW_PROMPTS = 8
 FIRST_TOKENS = 128
-"""Of a prompt in the token view, unless a number of prompts is asked for."""
+"""Most tokens per prompt in the token view, unless a number of prompts is given."""
 PROMPT_ROWS = 150_000
-"""Routing rows of the token view, of all runs together, unless a number of prompts is asked for."""
+"""Routing rows in the token view, over all runs, unless a number of prompts is given."""
 TOKENS_PER_COUNT = 100_000
-"""Of a larger run, a top token occurs more than MIN_TOKENS times: once for each of so many tokens."""
+"""In larger runs, a top token must occur once per this many tokens, where that is more than MIN_TOKENS."""
 MOST_ROWS = 3_000_000
-"""Routing rows of all runs together up to which figures are drawn that read rows."""
+"""Figures that read rows are drawn up to this many routing rows, over all runs."""
 TOKEN_VIEW = {
     "name": "tokens",
     "title": "Token view",
@@ -50,7 +50,7 @@ TOKEN_VIEW = {
     "by": ["run", "layer"],
     "measures": [""],
     "drawings": [],
-    "empty": "No prompts: the run holds counts alone, its prompts are too long for a page, or none were asked for. "
+    "empty": "No prompts: the run holds only counts, its prompts are too long for a page, or none were requested. "
     "`--prompts N` includes N prompts, whatever their length.",
 }
 _RUNS = """
@@ -72,29 +72,29 @@ from (
 )
 order by turn, domain nulls last, prompt_id
 limit $most"""
-"""A prompt of each domain in turn."""
+"""One prompt of each domain in turn."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a report is asked to hold."""
+    """What a report should hold."""
 
     runs: Sequence[str] = ()
-    """The runs; none: all of them."""
+    """The runs; empty: all of them."""
     domain: str | None = None
-    """The one domain; None: all."""
+    """The only domain; None: all."""
     prompts: int | None = None
-    """Prompts in the token view; None: a few, as many as keep the page small."""
+    """Prompts in the token view; None: a few, to keep the page small."""
 
 
 def collect(warehouse: Warehouse, asked: Asked) -> dict[str, Any]:
-    """Return everything of a report. Raises MoewhError for a run or domain that does not exist, and for no run."""
+    """Return a report's contents. Raises MoewhError without any run, and for a run or domain that does not exist."""
     return _Contents(warehouse, asked).collect()
 
 
 @dataclass
 class _Contents:
-    """What is being collected."""
+    """Collects a report's contents."""
 
     warehouse: Warehouse
     asked: Asked
@@ -106,7 +106,7 @@ class _Contents:
         return self.warehouse.connection
 
     def collect(self) -> dict[str, Any]:
-        self.connection.execute("set enable_progress_bar = false")  # DuckDB's own, which would be printed here
+        self.connection.execute("set enable_progress_bar = false")  # DuckDB's own bar would be printed here
         self._find_runs()
         domains = {domain for run in self.runs for domain in run["domains"] if domain is not None}
         return {
@@ -137,11 +137,11 @@ class _Contents:
             run["domains"] = [name for name in found if self.asked.domain in (None, name)]
 
     def _rows(self) -> int:
-        """How many routing rows the runs have."""
+        """Return the number of routing rows of the runs."""
         return sum((run["tokens"] or 0) * sum(layer["top_k"] or 0 for layer in run["layers"]) for run in self.runs)
 
     def _sampled_prompts(self) -> int:
-        """How many prompts have, in all runs together, about MOST_ROWS routing rows."""
+        """Return how many prompts have about MOST_ROWS routing rows, over all runs."""
         prompts = min(run["prompts"] for run in self.runs if run["tokens"])
         return int(max(1, prompts * MOST_ROWS // self._rows()))
 
@@ -155,13 +155,11 @@ class _Contents:
         told: dict[str, Any] = {"name": name, "title": panel.title, "about": panel.about, "empty": panel.empty}
         told |= {"by": selectors(panel), "measures": list(panel.measures)}
         if large and not panel.sample:
-            left_out = (
-                f"Left out: it reads every routing row, {self._rows():,} here. `moewh query {panel.query}` gives it."
-            )
+            left_out = f"Left out: it reads every routing row, {self._rows():,} here. Use `moewh query {panel.query}`."
             return told | {"drawings": [], "empty": left_out}
         if large:
             told["about"] += (
-                f" Over the first {panel.values['prompts']:,} prompts of each run: it has too many for all."
+                f" Over the first {panel.values['prompts']:,} prompts of each run, because there are too many for all."
             )
         found = list(self._drawings(panel))
         if name == "top_tokens":
@@ -170,7 +168,7 @@ class _Contents:
         return told | {"drawings": [drawing(panel, at, rows, shapes) for at, rows in found], "shapes": shapes}
 
     def _prompts(self) -> dict[str, Any]:
-        """Return, for each run that has tokens, some of its prompts, as `prompts_data` has them."""
+        """Return some prompts of each run with tokens, in the form of `prompts_data`."""
         room = PROMPT_ROWS // len(self.runs)
         most = FEW_PROMPTS if self.asked.prompts is None else self.asked.prompts
         told = {}
@@ -200,7 +198,7 @@ def _shown(value: Any) -> Any:
 
 
 def panels() -> list[tuple[str, Panel]]:
-    """Return every figure that this warehouse's queries can give, in the order of the page."""
+    """Return every figure that this warehouse's queries can provide, in page order."""
     from moewh.plots import FIGURES as FILES
 
     order = {name: place for place, name in enumerate(FIGURES)}
@@ -211,7 +209,7 @@ def panels() -> list[tuple[str, Panel]]:
 
 
 def _within(prompts: Sequence[tuple[int, int]], tokens: int) -> list[tuple[int, int]]:
-    """Return the first prompts, (prompt_id, num_tokens), that together show at most so many tokens."""
+    """Return the first prompts, (prompt_id, num_tokens), that together show at most `tokens` tokens."""
     kept = []
     for prompt_id, length in prompts:
         if (shown := min(length, FIRST_TOKENS)) <= tokens:
@@ -221,7 +219,7 @@ def _within(prompts: Sequence[tuple[int, int]], tokens: int) -> list[tuple[int, 
 
 
 def _cut(told: dict[str, Any]) -> dict[str, Any]:
-    """Return prompts with their first tokens alone, and a note on what is left out."""
+    """Return prompts with only their first tokens, and a note about the rest."""
     if all(len(prompt["texts"]) <= FIRST_TOKENS for prompt in told["prompts"]):
         return told
     prompts = []
@@ -232,5 +230,5 @@ def _cut(told: dict[str, Any]) -> dict[str, Any]:
             for layer, route in prompt["routes"].items()
         }
         prompts.append({**prompt, **cut, "routes": routes})
-    note = f"Of long prompts, only the first {FIRST_TOKENS} tokens; `moewh report --prompts N` shows all of N prompts."
+    note = f"Long prompts show only {FIRST_TOKENS} tokens; `moewh report --prompts N` shows all tokens of N prompts."
     return {**told, "prompts": prompts, "notes": [*told["notes"], note]}

@@ -18,15 +18,15 @@ from moewh.report.numbers import encoded, packed
 
 
 def selectors(panel: Panel) -> list[str]:
-    """Return what the page selects a drawing by: a series is selected by its runs."""
+    """Return the columns by which the page selects a drawing: a series is selected by its runs."""
     named = (RUN if name == REFERENCE else name for name in panel.by if name != "series")
     return [{RUN: "run"}.get(name, name) for name in named]
 
 
 def drawing(panel: Panel, at: dict[str, Any], rows: Rows, shapes: dict[str, Any]) -> dict[str, Any]:
-    """Return one selection: its place, the command behind it, and a figure for each measure.
+    """Return one selection: its key, the command behind it, and a figure per measure.
 
-    Of a figure of pairs only the counts: the page makes all measures from them, in the figure that `shapes` has for it.
+    A figure of pairs has only the counts: the page derives all measures from them, in the figure that `shapes` holds.
     """
     runs = rows[RUN].tolist() if REFERENCE in at else [at[RUN]]
     told = {"runs": list(dict.fromkeys(runs)), "command": panel.command(at)}
@@ -48,7 +48,7 @@ def drawing(panel: Panel, at: dict[str, Any], rows: Rows, shapes: dict[str, Any]
 
 
 def _sharing(figure: Figure, planes: dict[str, Any]) -> Figure:
-    """Return a figure whose matrices are names: `planes` gets each of them once, for all measures of a heat map."""
+    """Return a figure with names for matrices: each is stored once in `planes`, for all measures of a heat map."""
     trace = figure["data"][0]
     if trace["type"] == "heatmap":
         named = trace.pop("meta")["planes"]

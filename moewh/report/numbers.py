@@ -11,11 +11,11 @@ import numpy.typing as npt
 
 _INTEGERS = ("u1", "u2", "u4")
 _EXACT = 1 << 24
-"""Whole numbers below this are exact in a float of 32 bits."""
+"""Integers below this are exact in a 32-bit float."""
 
 
 def encoded(value: Any) -> Any:
-    """Return a value in which every array is plain: matrices as base64, the rest as lists. NaN is null in a list."""
+    """Return a value without arrays: matrices become base64, others lists. NaN is null in a list."""
     if isinstance(value, dict):
         return {name: encoded(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -28,14 +28,14 @@ def encoded(value: Any) -> Any:
 
 
 def packed(values: npt.NDArray[Any]) -> dict[str, str]:
-    """Return an array as Plotly's typed arrays are written: dtype, bdata and, for a matrix, shape."""
+    """Return an array in Plotly's typed-array form: dtype, bdata and, for a matrix, shape."""
     array = np.ascontiguousarray(values, dtype=f"<{_narrowest(values)}")
     made = {"dtype": array.dtype.str[1:], "bdata": base64.b64encode(array.tobytes()).decode()}
     return made | ({"shape": ", ".join(map(str, array.shape))} if array.ndim > 1 else {})
 
 
 def _narrowest(values: npt.NDArray[Any]) -> str:
-    """Return the type: exact for whole numbers, 32 bits for any other."""
+    """Return the narrowest type: exact for integers, 32-bit for other numbers."""
     if not values.size or np.isnan(values).all():
         return "f4"
     most, least = np.nanmax(values), np.nanmin(values)

@@ -14,10 +14,10 @@ const TYPES = {
 };
 const NO_DOMAIN = "(none)";
 const domainTexts = new Map(data.domain_texts);
-const MOST_CELLS = 5000; // that a table of numbers shows
-const WIDTHS = { print: 680 }; // pixels of a figure on paper
+const MOST_CELLS = 5000; // in a table of numbers
+const WIDTHS = { print: 680 }; // width of a figure on paper, in pixels
 
-/** A domain as it is shown. */
+/** The displayed name of a domain. */
 const shownDomain = (name) => (name === null || name === undefined ? NO_DOMAIN : domainTexts.get(name));
 
 /** An element with a class and a text. */
@@ -28,7 +28,7 @@ function make(tag, name, text) {
   return made;
 }
 
-/** A text of ours, with what stands between backticks as code. */
+/** One of our texts, with parts between backticks as code. */
 function withCode(text) {
   return text.split("`").map((part, place) => (place % 2 ? make("code", "", part) : part));
 }
@@ -49,7 +49,7 @@ function decode(spec) {
   return Array.from({ length: rows }, (_, row) => flat.subarray(row * columns, (row + 1) * columns));
 }
 
-/** Each cell's numbers of several matrices, as Plotly's customdata has them. */
+/** The numbers of several matrices per cell, as Plotly's customdata. */
 function stacked(planes) {
   return planes[0].map((row, y) => Array.from(row, (_, x) => planes.map((plane) => plane[y][x])));
 }
@@ -87,7 +87,7 @@ function figureOf(panel, drawing, measure) {
   return { data: full, layout };
 }
 
-/** The drawing of a figure that the selection asks for; none if there is none. */
+/** The figure's drawing for the current selection; undefined if there is none. */
 function drawingOf(panel) {
   return panel.drawings.find(
     (drawing) =>
@@ -100,7 +100,7 @@ function drawingOf(panel) {
 const runShown = () => data.runs.find((run) => run.run_id === selected.run);
 const layerShown = () => (runShown().layers[selected.layer] || {}).layer;
 
-/** What is selected, as far as a figure depends on it, in words. */
+/** The part of the selection that a figure depends on, in words. */
 function described(panel) {
   const words = { run: `run ${selected.run}`, domain: `domain ${shownDomain(selected.domain)}`, layer: `layer ${layerShown()}` };
   return panel.by.filter((name) => name in words).map((name) => words[name]).join(", ");
@@ -130,7 +130,7 @@ function numbersTable(figure) {
 
 const unescaped = (text) => String(text).replace(/&lt;/g, "<").replace(/&gt;/g, ">").replace(/&amp;/g, "&");
 
-/** A table with a heading for each column and each row; texts stand in the first column. */
+/** A table with a heading for each column and each row; the first column holds texts. */
 function table(head, rows, note = "") {
   const made = make("table");
   const line = made.createTHead().insertRow();
@@ -216,7 +216,7 @@ class Section {
     this.plot.setAttribute("role", "img");
   }
 
-  /** Show the selection: now if the section is in sight, else when it will be. */
+  /** Show the selection now if the section is in view, else when it scrolls into view. */
   update() {
     this.stale = true;
     if (this.near) this.draw();
@@ -339,7 +339,7 @@ function showRuns() {
   byId("summary").textContent = `${data.runs.length} ${data.runs.length === 1 ? "run" : "runs"} of Mixture-of-Experts routing.`;
 }
 
-/** Fill the selection's fields for the run that is selected, keeping what it has too. */
+/** Fill the selection's fields for the selected run, keeping values that it also has. */
 function offerSelection() {
   const { domains, layers } = runShown();
   if (!domains.includes(selected.domain)) [selected.domain] = domains;
@@ -401,7 +401,7 @@ function listenTo(sections) {
   addEventListener("afterprint", () => resized(undefined));
 }
 
-/** Run plotly.js, which the page holds compressed. */
+/** Run plotly.js, which the page contains in compressed form. */
 async function loadPlotly() {
   const plain = new Blob([bytesOf(byId("plotly").textContent.trim())]).stream().pipeThrough(new DecompressionStream("gzip"));
   const script = document.createElement("script");

@@ -1,7 +1,7 @@
-"""The report as one HTML page: contents in; a page that needs no other file and no network out.
+"""The report as one HTML page: contents in; a self-contained page, which needs no network, out.
 
-The page is `page.html` with the style, the scripts, plotly.js (compressed) and the data put in. Nothing of the data can
-end its script element: see `script_json`.
+The page is `page.html` with the style, the scripts, plotly.js (compressed) and the data inserted. The data cannot end
+its script element: see `script_json`.
 """
 
 from __future__ import annotations

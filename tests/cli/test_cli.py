@@ -339,7 +339,7 @@ def test_an_answer_not_given_is_one_line_and_1() -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("sql", ["select count(*) from range(10000000000000)", "from range(10000000000000)"])
-def test_a_query_told_to_stop_is_one_line(number: signal.Signals, code: int, sql: str, layout: Layout) -> None:
+def test_a_stopped_query_is_one_line(number: signal.Signals, code: int, sql: str, layout: Layout) -> None:
     ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
     timer = threading.Timer(0.5, os.kill, (os.getpid(), number))
     timer.start()
@@ -469,7 +469,7 @@ def test_runs_lists_and_deletes(tmp_path: Path) -> None:
 
 
 def test_runs_delete_killed_between_its_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever step fails, the run is whole, or has no segments at all; a second delete finishes."""
+    """Whichever step fails, the run is whole or has no segments at all, and a second delete finishes."""
     layout, _ = random_warehouse(tmp_path / "wh")
     real_rename = Path.rename
 

@@ -1,4 +1,4 @@
-"""Shell completion: what is offered after which words, and that real shells take it."""
+"""Shell completion: the candidates after given words, and that real shells use them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def here(warehouse: tuple[Path, list[Run]], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def offered(line: str) -> list[str]:
-    """Return what may stand at the end of a line, whose last word may be empty."""
+    """Return the candidates at the end of a line, whose last word may be empty."""
     *args, incomplete = line.split(" ")
     return [str(item.value) for item in Bash(main, {}, "moewh", COMPLETE_VAR).get_completions(args, incomplete)]
 
@@ -122,7 +122,7 @@ def test_bash_splits_words_at_equals_signs(
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a program `moewh` that completes as this checkout does, and else writes its words to $GIVEN."""
+    """A folder with a program `moewh` that completes like this checkout, and otherwise writes its words to $GIVEN."""
     folder = tmp_path_factory.mktemp("bin")
     file = folder / "moewh"
     file.write_text(
@@ -162,7 +162,7 @@ TYPED = {
     "moewh show --run wi\t": "show --run wide.v-1",
     "moewh ingest --prompts some\t": "ingest --prompts some_prompts.jsonl",
 }
-"""What is typed, and the words that the command then gets."""
+"""Typed text, and the words that the command then gets."""
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -184,7 +184,7 @@ def test_a_real_shell_completes(shell: str, program: Path, tmp_path: Path, monke
 
 
 def type_into(command: list[str], lines: list[str]) -> None:
-    """Type lines into a program in a terminal of its own, and wait until it ends."""
+    """Type lines into a program in its own terminal, and wait until it ends."""
     process, terminal = pty.fork()
     if process == 0:
         os.execvp(command[0], command)

@@ -97,7 +97,7 @@ def test_try_next_works(layout: Layout, tmp_path: Path) -> None:
 
 
 def test_the_notebook_answers_its_questions(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every cell runs, and what they answer is counted from the rows."""
+    """Every cell runs, and their results are recounted from the rows."""
     pytest.importorskip("marimo", reason="marimo is not installed")
     pytest.importorskip("plotly", reason="plotly is not installed")
     monkeypatch.setenv("MOEWH_WAREHOUSE", str(layout.root))
@@ -157,7 +157,7 @@ def test_a_users_run_does_not_join_the_demo(layout: Layout) -> None:
 
 
 def test_lifts_by_chance_are_those_of_every_labelling(tmp_path: Path) -> None:
-    """Six prompts of two domains, each with its own share of expert 0: the 20 labellings tell the quantile."""
+    """Six prompts of two domains, each with its own share of expert 0: the 20 labellings give the quantile."""
     made = Layout(tmp_path / "wh")
     made.create()
     to_first = (0, 1, 2, 5, 8, 10)

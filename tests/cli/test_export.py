@@ -1,4 +1,4 @@
-"""Exports, read back as the other side reads them."""
+"""Exports, read back as their consumers read them."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_eplb_takes_the_matrix(run: Run, layout: Layout, tmp_path: Path) -> None
 
 
 def test_eplb_places_experts_by_the_matrix(layout: Layout, tmp_path: Path) -> None:
-    """DeepSeek's own function takes the file, and our figure for its placement is the one that its answer has."""
+    """DeepSeek's own function accepts the file, and our figure for its placement agrees with its result."""
     eplb = pytest.importorskip("eplb", reason="eplb.py of github.com/deepseek-ai/EPLB is not on PYTHONPATH")
     gpus, replicas = 4, 12
     weight = torch.from_numpy(np.load(exported(layout, "eplb", tmp_path / "w.npy")))
@@ -155,7 +155,7 @@ def test_committee_audit_has_mean_weights(run: Run, layout: Layout, tmp_path: Pa
         (["elpb"], 2, "'elpb' is not one of"),
     ],
 )
-def test_wrong_export_is_told(words: list[str], code: int, said: str, layout: Layout, tmp_path: Path) -> None:
+def test_wrong_export_is_reported(words: list[str], code: int, said: str, layout: Layout, tmp_path: Path) -> None:
     result = export(layout, words[0], tmp_path / "out", *words[1:])
     assert (result.exit_code, said in result.output) == (code, True), result.output
     assert list(tmp_path.iterdir()) == []

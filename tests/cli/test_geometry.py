@@ -1,4 +1,4 @@
-"""`moewh geometry`: from a saved model and a run of it to the tables, and what every command makes of them."""
+"""`moewh geometry`: from a saved model and a run of it to the tables, and their use in every command."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Layout:
 
 @pytest.fixture
 def copied(made: Layout, tmp_path: Path) -> Layout:
-    """The same, to be changed; the model lies beside it."""
+    """A copy to change, with the model beside it."""
     shutil.copytree(made.root.parent, tmp_path, dirs_exist_ok=True, symlinks=True)
     return Layout(tmp_path / "wh")
 
@@ -114,7 +114,7 @@ HUB_KEYS: dict[str, dict[str, str]] = {
     "olmoe": {"": "mlp", "gate": "gate_proj", "up": "up_proj", "down": "down_proj"},
     "deepseek_v3": {"": "mlp", "gate": "gate_proj", "up": "up_proj", "down": "down_proj"},
 }
-"""How the hub's checkpoints of these families call the block and the matrices of each expert."""
+"""Names of the block and of each expert's matrices in the hub's checkpoints of these families."""
 
 
 @pytest.mark.parametrize("name", HUB_KEYS)
@@ -145,7 +145,7 @@ def test_checkpoint_with_a_tensor_for_each_expert(name: str, tmp_path: Path) -> 
 
 
 def test_fp8_is_turned_into_numbers(tmp_path: Path) -> None:
-    """DeepSeek-V3 as it is on the hub: eight-bit floats, and a scale for each block of a matrix."""
+    """DeepSeek-V3 as on the hub: eight-bit floats, and a scale for each block of a matrix."""
     model = build(named("deepseek_v3"))
     config = json.loads(model.config.to_json_string())
     config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [16, 16], "fmt": "e4m3"}
@@ -179,7 +179,7 @@ FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6
 
 
 def test_mxfp4_is_turned_into_numbers(tmp_path: Path) -> None:
-    """gpt-oss as it is on the hub: four-bit numbers [E, out, blocks, 16 bytes], a power of two for each 32 of them."""
+    """gpt-oss as on the hub: four-bit numbers [E, out, blocks, 16 bytes], and a power of two for every 32 of them."""
     model = build(named("gpt_oss"))
     config = json.loads(model.config.to_json_string())
     config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.mlp.router"]}
@@ -230,7 +230,7 @@ print(json.dumps([checkpoint.bytes_of(checkpoint.moe_layers[0]), *peaks]))
 
 
 def test_memory_does_not_grow_with_layers(tmp_path: Path) -> None:
-    """Peak resident memory of two layers and then, in the same process, of ten: less than a layer more."""
+    """Peak resident memory with two layers and then, in the same process, with ten: less than one layer more."""
     for layers in (2, 10):
         shape = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": layers}
         shape |= {"num_experts": 64, "num_local_experts": 64}
@@ -256,7 +256,7 @@ def test_again_writes_nothing(copied: Layout) -> None:
     done = moewh(copied, "geometry", "--model", model, "--rank", "3")
     assert (done.exit_code, done.stderr) == (
         1,
-        "moewh: the geometry of run a-run is of rank 2, not 3. Add --overwrite to write it anew.\n",
+        "moewh: the geometry of run a-run has rank 2, not 3. Add --overwrite to replace it.\n",
     )
     assert moewh(copied, "geometry", "--model", model, "--rank", "3", "--overwrite").exit_code == 0
     assert {row["subspace_rank"] for row in rows_of(copied, schema.EXPERT_GEOMETRY, 1)} == {3}
@@ -301,7 +301,7 @@ REFUSALS: list[tuple[Callable[[Path], None] | None, list[str], int, str]] = [
     (other_numbers, [], 1, r"no run in \S+ is of the model \S+ as it is now"),
     (other_configuration, ["--run-id", "a-run"], 1, r"not of the model \S+: config_sha256 was \w+, is \w+\."),
     (without_weights, [], 1, r"tiny has no safetensors weights, and `moewh geometry` reads no others"),
-    (quantised, ["--overwrite"], 1, r"its weights are quantised \(awq\)\. `moewh geometry` reads weights as they are"),
+    (quantised, ["--overwrite"], 1, r"its weights are quantised \(awq\)\. `moewh geometry` reads unquantised weights"),
 ]
 
 

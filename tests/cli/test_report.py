@@ -1,4 +1,4 @@
-"""`moewh report`: its numbers are the queries', its texts are texts; what it does with any warehouse."""
+"""`moewh report`: its numbers equal the queries', its texts stay text, and it works with any warehouse."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def data(page: str) -> dict[str, Any]:
 
 
 def report(layout: Layout, *options: str) -> tuple[int, str]:
-    """Exit code and output of the command."""
+    """Return the exit code and output of the command."""
     done = CliRunner().invoke(main, ["report", "--warehouse", str(layout.root), *options])
     return done.exit_code, done.output
 
@@ -188,7 +188,7 @@ def one_layer() -> Run:
 
 
 def cases() -> dict[str, list[Run]]:
-    """Warehouses of every kind, by what is particular to them."""
+    """Warehouses of every kind, by their peculiarity."""
     plain = random_run("plain", 5, {0: (6, 2), 2: (6, 2)})
     no_domain = replace(plain, segments=[[replace(prompt, domain=None) for prompt in s] for s in plain.segments])
     one_domain = replace(plain, segments=[[replace(prompt, domain="all") for prompt in s] for s in plain.segments])
@@ -300,7 +300,7 @@ def test_without_plotly_one_line_says_what_to_install(
 def test_of_large_runs_no_figure_reads_every_row(
     layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Saturation is of the first prompts then, and the query named says so."""
+    """Saturation then covers only the first prompts, and the query shown agrees."""
     monkeypatch.setattr(contents, "MOST_ROWS", 1500)
     data = contents_of(write_report(layout, tmp_path / "report.html"))
     left_out = panel_of(data, "specialization")

@@ -1,4 +1,4 @@
-"""The report in a browser: figures show the queries' numbers, whatever is selected; axe finds nothing serious."""
+"""The report in a browser: figures show the queries' numbers for any selection, and axe finds nothing serious."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHOWN = """() => Object.fromEntries([...document.querySelectorAll("section")].ma
     const text = measure && measure.selectedOptions[0].text;
     return [section.id.replace("figure-", ""), { shown, command: code && code.textContent, measure: text }];
 }))"""
-"""Every section's figure as Plotly has it, the command it names, and the measure selected."""
+"""Every section's figure in Plotly's form, its command, and the selected measure."""
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def open_report(page: Any, output: Path) -> None:
 
 
 def same(name: str, told: dict[str, Any], rows: list[Row]) -> None:
-    """Compare what a section shows with its query's rows."""
+    """Compare a section's content with its query's rows."""
     for trace in told["shown"]:
         if name in MAPS:
             y, x = MAPS[name]
@@ -167,7 +167,7 @@ def test_page_fits_a_phone_and_paper(page: Any, written: Path) -> None:
     page.set_viewport_size({"width": 900, "height": 700})
 
 
-def test_a_browser_that_is_too_old_is_told(page: Any, written: Path) -> None:
+def test_a_browser_that_is_too_old_gets_a_message(page: Any, written: Path) -> None:
     context = page.context.browser.new_context()
     old = context.new_page()
     old.add_init_script("delete globalThis.DecompressionStream")

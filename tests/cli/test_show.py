@@ -46,7 +46,7 @@ def prompts_of(run: Run) -> list[Prompt]:
 
 
 def expected_text(token: Token) -> str:
-    """Computed apart from the code: the three marks that the synthetic words need."""
+    """Computed independently: the three marks that the synthetic words need."""
     return word(token.vocab_id).replace("\n", "⏎") or f"#{token.vocab_id}"
 
 
@@ -125,7 +125,7 @@ def test_without_colours_it_is_the_table(environment: dict[str, str], random: tu
 
 
 def hostile_warehouse(root: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
-    """One prompt of hostile tokens, which is of a hostile domain."""
+    """One prompt of hostile tokens in a hostile domain."""
     monkeypatch.setattr(synthetic, "WORDS", HOSTILE)
     layout = empty_warehouse(root)
     tokens = [Token(number, {0: [(number % 3, 0.5), (3, 0.25)]}) for number in range(len(HOSTILE))]

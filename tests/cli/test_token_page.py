@@ -1,4 +1,4 @@
-"""The token view in a browser: what is shown, by mouse and by keyboard; and that hostile texts stay text."""
+"""The token view in a browser: its content, with mouse and keyboard, and that hostile texts stay text."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_mouse_and_keyboard_show_the_experts(page: Any, tmp_path: Path) -> None:
     assert shown(2)
     page.keyboard.press("End")
     assert shown(len(tokens) - 1)
-    page.keyboard.press("Tab")  # one stop a prompt
+    page.keyboard.press("Tab")  # one stop per prompt
     assert page.evaluate("document.activeElement.closest('section') === document.querySelectorAll('section')[1]")
     page.locator("select").select_option("4")
     labels = section.locator(".moewh-text sub").all_text_contents()
@@ -127,7 +127,7 @@ def test_a_notebook_shows_it_in_a_frame(page: Any, tmp_path: Path) -> None:
 
 
 def test_black_is_readable_on_every_colour() -> None:
-    """WCAG's contrast of black text, of which 4.5 is asked."""
+    """Return WCAG's contrast of black text, which must be at least 4.5."""
 
     def luminance(colour: str) -> float:
         parts = [int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)]

@@ -1,1 +1,1 @@
-"""What kills, damages and deceives."""
+"""Kills, damage and hostile input."""

@@ -1,4 +1,4 @@
-"""A run with expert outputs, killed and resumed: the same bytes as one that was left alone."""
+"""A run with expert outputs, killed and resumed: the same bytes as an undisturbed one."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Faults: killed, failed, full, told to stop, all at once — nothing committed is lost, doubled or torn.
+"""Faults: killed, failed, full, stopped, concurrent — nothing committed is lost, doubled or torn.
 
-Short forms; `make soak` runs the long ones and prints the figures that docs/reliability.md states.
+These are short forms; `make soak` runs the long ones and prints the figures in docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def test_the_order_is_looked_at(mutation: str, trial: Trial, tmp_path: Path) -> 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 def test_order_as_the_kernel_sees_it(tmp_path: Path) -> None:
-    """The zero-row files go through the same commit as every segment; `make soak` looks at a whole ingest."""
+    """The zero-row files go through the same commit as every segment; `make soak` checks a whole ingest."""
     root = tmp_path / "wh"
     imports = "from pathlib import Path; from moewh.warehouse.files.layout import Layout"
     code = f"{imports}; Layout(Path({str(root)!r})).create()"
@@ -208,7 +208,7 @@ def test_the_reader_notices_torn_segments(undisturbed: Layout, tmp_path: Path) -
 
 
 def start_shell(layout: Layout, *options: str) -> subprocess.Popen[str]:
-    """Start a DuckDB shell on the published file, told where the warehouse is."""
+    """Start a DuckDB shell on the published file, with the warehouse's path."""
     shell = subprocess.Popen(
         [find_duckdb(), *options, "-csv", "-noheader", str(layout.database)],
         stdin=subprocess.PIPE,
@@ -222,7 +222,7 @@ def start_shell(layout: Layout, *options: str) -> subprocess.Popen[str]:
 
 
 def ask(shell: subprocess.Popen[str], sql: str) -> str:
-    """Write SQL to a shell and return the first line of its answer."""
+    """Write SQL to a shell and return the first line of its output."""
     assert shell.stdin is not None
     assert shell.stdout is not None
     shell.stdin.write(f"{sql}\n")
@@ -231,7 +231,7 @@ def ask(shell: subprocess.Popen[str], sql: str) -> str:
 
 @pytest.mark.parametrize("options", [["-readonly"], []], ids=["read-only", "read-write"])
 def test_a_shell_may_hold_the_file(options: list[str], trial: Trial) -> None:
-    """moewh ingests, refreshes and queries under a shell that has warehouse.duckdb open."""
+    """moewh ingests, refreshes and queries while a shell has warehouse.duckdb open."""
     shutil.copytree(trial.undisturbed.root, trial.root, symlinks=True)
     layout = Layout(trial.root)
     at = ["--warehouse", str(layout.root)]
@@ -279,7 +279,7 @@ def test_a_killed_shells_log_does_not_come_back(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_told_to_stop(number: signal.Signals, trial: Trial) -> None:
+def test_stopped_by_a_signal(number: signal.Signals, trial: Trial) -> None:
     stop(trial, number, 2)
 
 

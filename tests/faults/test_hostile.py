@@ -1,4 +1,4 @@
-"""Hostile input: whatever the bytes are, they are rows or one clear error; a label is data, never a path or SQL.
+"""Hostile input: any bytes become rows or one clear error, and a label is data, never a path or SQL.
 
 Property-based, with few examples here and many in `make soak` (MOEWH_EXAMPLES).
 """
@@ -53,7 +53,7 @@ settings.register_profile(
 settings.load_profile("moewh")
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
-"""Any characters there are; halves of surrogate pairs are none."""
+"""Any characters except halves of surrogate pairs."""
 HOSTILE = st.sampled_from(
     [
         "'; drop view routes; --",
@@ -101,7 +101,7 @@ RECORDS = st.lists(RECORD, min_size=1, max_size=5)
 
 
 def check_rows(records: list[dict[str, str]], rows: list[dict[str, Any]]) -> None:
-    """Every label came through to the letter."""
+    """Every label came through unchanged."""
     assert [{name: row[name] for name in ("text", "domain", "source")} for row in rows] == [
         {name: record[name] for name in ("text", "domain", "source")} for record in records
     ]
@@ -123,7 +123,7 @@ def test_parquet_comes_through(records: list[dict[str, str]]) -> None:
 
 @given(RECORDS)
 def test_csv_comes_through(records: list[dict[str, str]]) -> None:
-    """An empty cell of CSV is NULL; everything else is itself."""
+    """An empty cell of CSV is NULL; everything else is unchanged."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, ["text", "domain", "source", "note"], quoting=csv.QUOTE_ALL)
     writer.writeheader()
@@ -231,7 +231,7 @@ def test_column_names_are_data_too(name: str, value: str) -> None:
 @example("Text", "text_1", "x", "y")
 @example("x", "X", "y", "z")
 def test_column_names_of_tables_are_data_too(name: str, other: str, value: str, second: str) -> None:
-    """DuckDB's names know no upper case; a column is found by its place."""
+    """DuckDB's names are case-insensitive, so columns are found by index."""
     assume(name != other)
     buffer = io.BytesIO()
     pq.write_table(pa.table({other: [second], name: [value], "domain": ["d"]}), buffer)
@@ -368,7 +368,7 @@ HOSTILE_LABELS = [
 
 
 def test_labels_are_rows_and_nothing_else(model: Path, tmp_path: Path) -> None:
-    """Hostile texts, domains, sources and metadata go through a model and come out of every view as they went in."""
+    """Hostile texts, domains, sources and metadata go through a model and come out of every view unchanged."""
     prompts = tmp_path / "p.jsonl"
     rows = [{"text": f"x{label}", "domain": label, "source": label, "note": label} for label in HOSTILE_LABELS]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -385,7 +385,7 @@ def test_labels_are_rows_and_nothing_else(model: Path, tmp_path: Path) -> None:
         domains = "select distinct domain from domain_specialization order by all"
         assert connection.execute(domains).fetchall() == [(label,) for label in sorted(HOSTILE_LABELS)]
     for label in HOSTILE_LABELS:
-        if "\x00" in label or label == "":  # no argument of a command can hold the one; the other is SQL's ''
+        if "\x00" in label or label == "":  # the first cannot be in a command's argument; the second is SQL's ''
             continue
         quoted = "'" + label.replace("'", "''") + "'"
         sql = "select count(*) as n from prompts where domain = getvariable('d')"
@@ -407,7 +407,7 @@ def test_numbers_that_are_none_have_no_rows_and_are_reported(number: str, model:
     ],
     ids=["not reported", "not left out"],
 )
-def test_numbers_that_nobody_looks_at_are_noticed(
+def test_unused_numbers_that_are_wrong_are_noticed(
     what: str, change: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(what, change)
@@ -416,7 +416,7 @@ def test_numbers_that_nobody_looks_at_are_noticed(
 
 
 def check_no_numbers(number: str, model: Path, tmp_path: Path) -> None:
-    """A token whose embedding is not a number spoils its own prompt, through attention, and no other."""
+    """A token whose embedding is NaN spoils its own prompt, through attention, and no other."""
     broken = tmp_path / "tiny"
     spoiled = tiny_model("olmoe")
     (token,) = byte_tokenizer()("Z", add_special_tokens=False)["input_ids"]
@@ -486,7 +486,7 @@ def test_a_tokenizer_that_is_not_looked_at_is_noticed(
     folder = shutil.copytree(model, tmp_path / "tiny")
     run(tmp_path, folder, prompts_file(tmp_path, "one", "two"))
     changed_tokenizer(folder)
-    run(tmp_path, folder, prompts_file(tmp_path, "one", "two"))  # not refused: the digest is what refuses it
+    run(tmp_path, folder, prompts_file(tmp_path, "one", "two"))  # not refused here: the digest refuses it
 
 
 def test_other_prompts_or_revision_under_the_same_run_id_are_refused(model: Path, tmp_path: Path) -> None:
@@ -511,7 +511,7 @@ def test_code_of_the_model_does_not_run(model: Path, tmp_path: Path) -> None:
 
 
 class Evil:
-    """Unpickled, it makes a file."""
+    """Creates a file when unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -540,7 +540,7 @@ def test_pickled_weights_are_loaded_only_when_allowed(model: Path, tmp_path: Pat
 
 @pytest.fixture
 def hub(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A hub cache that holds the tiny model as somebody/tiny, its branch main at one commit."""
+    """A hub cache that holds the tiny model as somebody/tiny, with main at one commit."""
     commit = "0123456789abcdef0123456789abcdef01234567"
     home = tmp_path / "hub" / "models--somebody--tiny"
     shutil.copytree(model, home / "snapshots" / commit)

@@ -1,4 +1,4 @@
-"""Publishing killed for real: `moewh publish` in a process of its own, ended by SIGKILL while a reader looks on."""
+"""Publishing really killed: `moewh publish` in a separate process, ended by SIGKILL while a reader reads."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 
 def sent(place: str) -> int:
-    """The files that are there, listed or not."""
+    """Return the number of existing files, listed or not."""
     if "://" not in place:
-        return sum(len(files) for _, _, files in os.walk(place))  # which bears that folders come and go
+        return sum(len(files) for _, _, files in os.walk(place))  # which tolerates folders that come and go
     import s3fs
 
     return len(s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False).find(place))
 
 
 def seen(place: str) -> list[str]:
-    """The runs that a reader sees, all of whose files are whole; none before there is a listing."""
+    """Return the runs that a reader sees, after checking that their files are whole; none without a listing."""
     found = readable(place)
     try:
         found.require()

@@ -28,15 +28,15 @@ from tests.support.trials import Trial
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks as Linux has them")
 PAUSE = 0.25
-"""As it is outside the tests."""
+"""The value outside the tests."""
 SUM = "select run_id, sum(tokens) as tokens from expert_counts group by run_id"
 Counts = dict[str, dict[str, int]]
 MERGED = [table for table in schema.MERGED if not table.opt_in]
-"""What every run has; `tests/ingest/test_expert_outputs.py` has the others."""
+"""The rollups of every run; `tests/ingest/test_expert_outputs.py` covers the others."""
 
 
 def counts(layout: Layout) -> Counts:
-    """What every table of counts adds up to, by table and run."""
+    """Return the totals of every table of counts, by table and run."""
     with open_warehouse(layout) as connection:
         return {
             table.name: dict(
@@ -51,7 +51,7 @@ def _counted(table: schema.Table) -> str:
 
 
 def counted_by_segment(layout: Layout, run_id: str) -> dict[str, int]:
-    """What they add up to over the files of the segments that are there, read without any view."""
+    """Return the totals over the existing segments' files, read without any view."""
     totals = {}
     for table in MERGED:
         files = [str(path) for path in layout.segments(run_id).glob(f"segment=*/{table.file}")]
@@ -63,7 +63,7 @@ def counted_by_segment(layout: Layout, run_id: str) -> dict[str, int]:
 
 
 def copies(trial: Trial, start: Layout, plan: Plan, every: int = 1) -> Iterator[None]:
-    """Yield once for each step of a command, with the warehouse as a kill at that step leaves it."""
+    """Yield once per step of a command, with the warehouse as a kill at that step leaves it."""
     shutil.copytree(start.root, trial.root, symlinks=True)
     steps = trial.server.moewh(plan)["result"]
     for step in range(1, steps + 1, every):
@@ -144,7 +144,7 @@ def test_deleting_killed_at_its_steps(trial: Trial, two_runs: Layout) -> None:
 def test_readers_while_runs_are_sealed_and_unsealed(
     guard: str, trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every answer is the right one, or an error that passes; without its guard, some are wrong."""
+    """Every result is right, or a transient error; without its guard, some are wrong."""
     layout = Layout(tmp_path / "wh")
     shutil.copytree(trial.undisturbed.root, layout.root, symlinks=True)
     expected = counts(layout)["expert_counts"]
@@ -180,7 +180,7 @@ def test_readers_while_runs_are_sealed_and_unsealed(
 def test_queries_while_runs_are_sealed_and_unsealed(
     trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command asks again, so that every answer is the right one."""
+    """The command retries, so every result is right."""
     monkeypatch.setattr(sealing, "PAUSE", PAUSE)
     layout = Layout(tmp_path / "wh")
     shutil.copytree(trial.undisturbed.root, layout.root, symlinks=True)
@@ -203,7 +203,7 @@ def test_queries_while_runs_are_sealed_and_unsealed(
 
 
 @pytest.mark.parametrize("table", MERGED, ids=lambda table: table.name)
-def test_a_sealed_set_without_a_file_is_named_and_made_anew(table: schema.Table, trial: Trial, tmp_path: Path) -> None:
+def test_a_sealed_set_without_a_file_is_reported_and_rebuilt(table: schema.Table, trial: Trial, tmp_path: Path) -> None:
     layout = Layout(tmp_path / "wh")
     shutil.copytree(trial.undisturbed.root, layout.root, symlinks=True)
     (layout.sealed("r") / table.file).unlink()

@@ -55,7 +55,7 @@ def ids(tmp_path: Path) -> Path:
 
 
 def record(warehouse: Path, model: Path, ids: Path, **options: Any) -> Routes:
-    """Each prompt is a batch of its own, so that sums are the same to the last bit."""
+    """Each prompt is a separate batch, so that sums agree to the last bit."""
     ingest(IngestOptions(model=str(model), prompts=(str(ids),), batch_tokens=1, **options), Layout(warehouse))
     rows = viewed(Layout(warehouse)).execute(
         "select prompt_id, position, layer, expert, weight from routes order by all"
@@ -67,7 +67,7 @@ def record(warehouse: Path, model: Path, ids: Path, **options: Any) -> Routes:
 
 
 def assert_alike(real: Routes, expected: Routes) -> None:
-    """The same experts, with weights that differ by rounding: merged matrices round otherwise than their parts."""
+    """The same experts, with weights that differ by rounding: merged matrices round differently from their parts."""
     assert real.keys() == expected.keys()
     for key, pairs in real.items():
         assert pairs.keys() == expected[key].keys(), key
@@ -79,7 +79,7 @@ def run(*arguments: Any) -> Result:
 
 
 def refusal(warehouse: Path, model: Path, ids: Path, *options: str) -> str:
-    """The one line that a command ends with; nothing is written."""
+    """Return the one line with which a command ends, after checking that nothing is written."""
     result = run("ingest", "--model", model, "--prompts", ids, "--warehouse", warehouse, *options)
     assert result.exit_code == 1, result.output
     assert result.stderr.count("\n") == 1, result.stderr
@@ -118,7 +118,7 @@ _SMALL: dict[str, dict[str, Any]] = {
     "SHIRA": {"r": 4},
     "TRAINABLE_TOKENS": {"target_modules": ["embed_tokens"], "token_indices": [5, 7, 30]},
 }
-"""What a type's settings need beside the modules that they target."""
+"""Settings that a type needs besides its target modules."""
 
 
 @pytest.mark.parametrize("kind", sorted(kind.value for kind in peft.PeftType))
@@ -173,7 +173,7 @@ def test_base_beside_the_adapter_gives_the_rows_of_the_adapter_alone(tmp_path: P
 
 
 def test_base_and_adapters_never_pass_for_one_another(tmp_path: Path, ids: Path) -> None:
-    """Other weights, another scaling, another base: each is a run of its own, and none can take another's run id."""
+    """Other weights, another scaling, another base: each is a separate run, and none can reuse another's run id."""
     base = save_base(tmp_path / "base")
     first = adapt(base, tmp_path / "first" / "m", lora(**ATTENTION))
     second = adapt(base, tmp_path / "second" / "m", lora(**ATTENTION), seed=1)
@@ -298,8 +298,8 @@ def without_last(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     ("damage", "says"),
     [
         (lambda folder: (folder / "adapter_model.safetensors").unlink(), "but no adapter_model.safetensors"),
-        (lambda folder: (folder / "adapter_config.json").write_text("{"), "adapter_config.json is no valid JSON"),
-        (lambda folder: (folder / "adapter_config.json").write_text("[]"), "adapter_config.json is no JSON object"),
+        (lambda folder: (folder / "adapter_config.json").write_text("{"), "adapter_config.json is not valid JSON"),
+        (lambda folder: (folder / "adapter_config.json").write_text("[]"), "adapter_config.json is not a JSON object"),
         (cut, "the adapter does not fit its base: SafetensorError"),
         (pickled, "give --allow-pickle"),
         (break_weights(without_last), "The file lacks base_model.model.model.layers"),
@@ -346,7 +346,7 @@ def test_each_tensor_of_an_adapter_of_parameters_counts(where: dict[str, Any], t
 def test_an_adapter_of_each_expert_s_own_matrices_is_put_on_the_fused_ones(
     name: str, tmp_path: Path, ids: Path
 ) -> None:
-    """As transformers 4 kept experts, and adapters of that time with a dropout still are."""
+    """The form of experts in transformers 4, still used by old adapters with a dropout."""
     base = save_base(tmp_path / "base", name)
     model = build(BY_NAME[name])
     state = model.state_dict()
@@ -450,7 +450,7 @@ def test_geometry_is_never_the_base_s_for_an_adapted_run(tmp_path: Path, ids: Pa
 def test_an_adapter_on_the_hub_is_recorded_with_its_commit(
     base_on_hub: bool, tmp_path: Path, ids: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Read from the hub's cache, offline; the base may lie there too."""
+    """Read from the hub's cache, offline; the base may be there too."""
     base = save_base(tmp_path / "base")
     local = adapt(base, tmp_path / "adapter", lora(**ATTENTION))
     expected = record(tmp_path / "local", local, ids)

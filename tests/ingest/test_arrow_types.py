@@ -1,6 +1,6 @@
-"""Every Arrow type in every role: as text, messages, ids, and beside them, where it must be valid JSON and no more.
+"""Every Arrow type in every role: as text, messages, ids, and metadata, where it only has to be valid JSON.
 
-The expected values are written by hand, as JSON says them; the table names every type that this pyarrow knows.
+The expected values are written by hand, as JSON; the table lists every type that this pyarrow has.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ CASES: dict[str, Case] = {
     ),
 }  # fmt: skip
 NO_ARRAYS = {"INTERVAL_MONTHS", "INTERVAL_DAY_TIME"}
-"""Types of Arrow that pyarrow has no arrays of."""
+"""Arrow types without arrays in pyarrow."""
 
 
 def read(table: pa.Table, **labels: Any) -> list[dict[str, Any]]:
@@ -152,7 +152,7 @@ def test_beside_a_prompt_it_is_metadata(name: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_slice_of_it_is_the_same(name: str) -> None:
-    """What is cut out of a longer array, and nested in lists and structs, keeps its values."""
+    """Slices of longer arrays, and arrays nested in lists and structs, keep their values."""
     values, expected = CASES[name]
     twice = pa.chunked_array([values, values])
     table = pa.table({"text": pa.array(["t"] * len(twice)), "beside": twice}).slice(len(values) - 1, 2)
@@ -165,7 +165,7 @@ TEXTS = {"STRING", "LARGE_STRING", "STRING_VIEW", "BINARY_VIEW", "FIXED_SIZE_BIN
 TEXTS |= {"EXTENSION json that is none"}
 NO_UTF8 = {"BINARY"}
 AS_BYTES = {"LARGE_BINARY": ["\\"], "EXTENSION json": ['{"a":1}', ""]}
-"""Texts that metadata would spell in another way."""
+"""Texts that metadata would write differently."""
 LISTS_OF_INTEGERS = {"FIXED_SIZE_LIST", "LIST_VIEW", "LARGE_LIST_VIEW"}
 
 
@@ -189,7 +189,7 @@ def test_as_a_text_it_is_read_or_refused(name: str) -> None:
 @pytest.mark.parametrize("role", ["messages", "conversations", "input_ids"])
 @pytest.mark.parametrize("name", CASES)
 def test_as_a_list_it_is_read_or_refused(name: str, role: str) -> None:
-    """No list here holds messages; ids are what JSON says of a list, for the tokenizer to judge."""
+    """No list here holds messages; ids are the list as JSON, for the tokenizer to check."""
     values, expected = CASES[name]
     try:
         rows = read(pa.table({role: values}))
@@ -249,7 +249,7 @@ def test_messages_as_maps() -> None:
 
 
 def test_finite_numbers_keep_their_digits() -> None:
-    """Only rows with what JSON does not know are written anew."""
+    """Only rows with values that JSON lacks are rewritten."""
     numbers = [0.1, 1e300, -0.0, 2**-1074, 1 / 3]
     rows = read(pa.table({"text": ["t"] * 5, "x": numbers, "note": ["NaN and Infinity"] * 5}))
     assert [json.loads(row["metadata"])["x"] for row in rows] == numbers

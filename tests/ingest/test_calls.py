@@ -1,4 +1,4 @@
-"""How the arguments of a call of experts are told apart: as Python itself binds them."""
+"""Binding the arguments of a call of experts: as Python itself binds them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chats as text: what apply_chat_template gives for the same arguments, on whatever day the run goes on."""
+"""Chats as text: the same as apply_chat_template with the same arguments, on whatever day the run continues."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ DOCUMENT = {"title": "T", "text": "body"}
 
 
 def texts(template: Any, *payloads: Any, **rules: Any) -> list[str]:
-    """The texts of chats, as tokenise gives them."""
+    """Return the texts of chats from tokenise."""
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template
     rows = [{"text": json.dumps(payload), "form": "messages", "source": "s"} for payload in payloads]
@@ -58,7 +58,7 @@ def texts(template: Any, *payloads: Any, **rules: Any) -> list[str]:
 
 
 def applied(template: Any, messages: Any, **arguments: Any) -> str:
-    """What transformers itself makes of a chat."""
+    """Return transformers' own text of a chat."""
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template
     return str(tokenizer.apply_chat_template(messages, tokenize=False, **arguments))
@@ -161,9 +161,9 @@ CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name
         (CHATML, parts({"type": "image", "url": "x"}), "a part of type 'image'"),
         (CHATML, parts({"type": "text", "text": "x"}, {"type": "image_url", "image_url": {}}), "type 'image_url'"),
         (LISTS_ONLY, parts({"type": "input_audio", "input_audio": {}}), "type 'input_audio'"),
-        (CHATML, parts({"type": "text"}), "a part of type 'text'. Only parts with text"),
+        (CHATML, parts({"type": "text"}), "a part of type 'text'. Only text parts are"),
         (CHATML, parts(["x"]), "a part that is a list"),
-        (CHATML, [{"from": "alien", "value": "x"}], "message 0 is from 'alien'. Known are"),
+        (CHATML, [{"from": "alien", "value": "x"}], "message 0 is from 'alien'. Use "),
         (CHATML, [{"from": None, "value": "x"}], "message 0 has no role"),
         (CHATML, [{"from": "human", "value": None}], "message 0 (user) has no content"),
         (REPR, [CALL], "as Python prints it"),
@@ -257,7 +257,7 @@ def options_of(warehouse: Path) -> dict[str, Any]:
 
 
 class Killed(BaseException):
-    """Stands for a kill: nothing below it cleans up."""
+    """Simulates a kill: nothing below it cleans up."""
 
 
 def start(
@@ -268,7 +268,7 @@ def start(
     process: Process | None = None,
     **more: Any,
 ) -> Summary:
-    """Ingest, in segments of one prompt; `kill_after` ends it once so many segments are committed."""
+    """Ingest in segments of one prompt; `kill_after` ends it after that many committed segments."""
 
     def committed(number: int, _: int) -> None:
         if kill_after is not None and number + 1 >= kill_after:
@@ -385,7 +385,7 @@ def test_processes_that_start_together_see_one_time(tmp_path: Path) -> None:
 
 
 def test_the_time_is_recorded_only_where_it_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was right keeps its identity, and runs of one day have the same tokens."""
+    """Correct runs keep their identity, and runs of one day have the same tokens."""
     model = save(tmp_path / "m", DATED)
     chats = write(tmp_path / "c.jsonl", *({"messages": chat} for chat in CHATS))
     plain = write(tmp_path / "p.jsonl", {"text": "one"})
@@ -436,14 +436,14 @@ def test_a_template_from_a_file_and_arguments_are_part_of_the_run(tmp_path: Path
         (CHATML, {"messages": CHATS[0]}, ["--chat-argument", "effort=1"], "does not use effort", 2),
         (CHATML, {"messages": CHATS[0]}, ["--chat-argument", "tools=1"], "--chat-argument tools is set by moewh", 2),
         (CHATML, {"messages": CHATS[0]}, ["--chat-argument", "x"], "'x' is not name=value", 2),
-        (THINKING, {"text": "x"}, ["--chat-argument", "effort=1"], "has no effect: no prompt is chat messages", 2),
-        (CHATML, {"text": "x"}, ["--chat-template", "good"], "has no effect: no prompt is chat messages", 2),
+        (THINKING, {"text": "x"}, ["--chat-argument", "effort=1"], "no effect: no prompt consists of chat messages", 2),
+        (CHATML, {"text": "x"}, ["--chat-template", "good"], "no effect: no prompt consists of chat messages", 2),
         (CHATML, {"messages": CHATS[0]}, ["--chat-template", "none"], "none cannot be read: No such file", 2),
         (CHATML, {"messages": CHATS[0]}, ["--chat-template", "."], "cannot be read: Is a directory", 2),
         (CHATML, {"messages": CHATS[0]}, ["--chat-template", "prose"], "does not use messages", 2),
         (CHATML, {"messages": CHATS[0]}, ["--chat-template", "bytes"], "is not UTF-8", 2),
-        (CHATML, {"messages": CHATS[0]}, ["--chat-template", "broken"], "the chat template is no valid Jinja", 1),
-        ("{% for m in messages %}", {"messages": CHATS[0]}, [], "the chat template is no valid Jinja", 1),
+        (CHATML, {"messages": CHATS[0]}, ["--chat-template", "broken"], "the chat template is not valid Jinja", 1),
+        ("{% for m in messages %}", {"messages": CHATS[0]}, [], "the chat template is not valid Jinja", 1),
     ],
 )
 def test_options_of_chats_that_cannot_be_meant(
@@ -470,7 +470,7 @@ def test_options_of_chats_that_cannot_be_meant(
     assert not (tmp_path / "wh").exists()
 
 
-def test_tools_that_a_template_leaves_out_are_said() -> None:
+def test_tools_that_a_template_leaves_out_are_reported() -> None:
     warned: list[str] = []
     rows = [{"text": json.dumps({"messages": CHATS[0], "tools": [TOOL]}), "form": "messages", "source": "s"}] * 3
     tokenizer = byte_tokenizer()

@@ -1,4 +1,4 @@
-"""Where a model is loaded: straight onto its device where accelerate places tensors, else by way of the host."""
+"""Where a model is loaded: directly onto its device if accelerate places tensors, else via the host."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_device_arguments(
 def test_every_tensor_comes_from_the_files_onto_its_device(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The meta device stands for a GPU: it shows where tensors are put, though it holds no numbers."""
+    """The meta device replaces a GPU: it shows where tensors are placed, although it holds no data."""
     pytest.importorskip("accelerate")
     real, seen = loading._from_files, []
 

@@ -55,7 +55,7 @@ def ingested(
 
 
 def hidden_states(model: Any, blocks: list[Any], input_ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
-    """What goes into each MoE block: [B, S, H] per layer."""
+    """Return the input of each MoE block: [B, S, H] per layer."""
     seen: list[torch.Tensor] = []
     handles = [block.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone())) for block in blocks]
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""`--expert-outputs`: norms and cosines are those of the experts' own matrices, and of the same rows as routing."""
+"""`--expert-outputs`: norms and cosines follow from the experts' own matrices, for the same rows as routing."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def run(warehouse: Path, model: Path, prompts: Path, **options: Any) -> duckdb.D
 
 @dataclass(frozen=True)
 class Output:
-    """What one expert put out for one token, by hand."""
+    """One expert's output for one token, by hand."""
 
     norm: float
     cosine: float
@@ -114,7 +114,7 @@ def test_norms_and_cosines_are_those_of_the_experts_own_matrices(name: str, tmp_
         from expert_outputs join routes using (run_id, segment, token_id, layer, rank, expert)
     """).fetchall()
     assert len(stored) == len(expected)
-    # Where an output is next to nothing beside the others (Doge's experts are single neurons), so is its error.
+    # Where an output is negligible next to the others (Doge's experts are single neurons), so is its error.
     nothing = 0.0 if name in REQUIRED else 1e-6 * max(output.norm for output in expected.values())
     for *place, norm, cosine in stored:
         output = expected[tuple(place)]
@@ -124,7 +124,7 @@ def test_norms_and_cosines_are_those_of_the_experts_own_matrices(name: str, tmp_
 
 
 def assert_saliency(connection: duckdb.DuckDBPyConnection, outputs: dict[tuple[int, ...], Output]) -> None:
-    """REAP's S_j = 1 / |X_j| · Σ over X_j of g_j(x) ‖f_j(x)‖, and EAN, over what was computed by hand."""
+    """REAP's S_j = 1 / |X_j| · Σ over X_j of g_j(x) ‖f_j(x)‖, and EAN, over values computed by hand."""
     of_expert: dict[tuple[int, ...], list[Output]] = defaultdict(list)
     for key, output in outputs.items():
         of_expert[key[2:]].append(output)
@@ -189,13 +189,13 @@ def test_an_output_that_is_no_number_is_unknown(tmp_path: Path, prompts: Path) -
 # ------------------------------------------------------------------------------------------ asked, told, refused
 
 
-def test_cost_is_told_before_the_run_and_by_inspect(tmp_path: Path, prompts: Path) -> None:
+def test_cost_is_reported_before_the_run_and_by_inspect(tmp_path: Path, prompts: Path) -> None:
     folder = save_model(tmp_path / "model")
     notes: list[str] = []
     options = IngestOptions(model=str(folder), prompts=(str(prompts),), expert_outputs=True)
     ingest(options, Layout(tmp_path / "wh"), Progress(note=notes.append))
     H, E, K = 32, 8, 3
-    chosen, attention, router = 3 * H * 48 * K, 4 * H * H, H * E  # weights that a token meets in a layer
+    chosen, attention, router = 3 * H * 48 * K, 4 * H * H, H * E  # weights that a token uses in a layer
     more = chosen / (chosen + attention + router)
     assert notes == [
         f"expert_outputs take about {3 * K * 8} bytes per token before compression",
@@ -239,7 +239,7 @@ def test_a_run_without_them_keeps_its_identity(tmp_path: Path, prompts: Path) ->
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Layout, list[Run]]:
-    """`mixed` is sealed and has outputs, `step-20` is not sealed and has some; the others have none."""
+    """`mixed` is sealed and has outputs, `step-20` is unsealed and has some; the others have none."""
     return random_warehouse(tmp_path_factory.mktemp("outputs") / "wh")
 
 
@@ -305,7 +305,7 @@ def test_rollup_equals_brute_force_sealed_and_not(made: tuple[Layout, list[Run]]
 
 
 def test_sums_add_in_row_order(made: tuple[Layout, list[Run]]) -> None:
-    """Not to a tolerance: the very sums that one thread gets, one row after the other."""
+    """Without tolerance: exactly the sums that one thread gets, row by row."""
     layout, _ = made
     folder = layout.segment("step-20", 0)
     tables = {name: pq.read_table(folder / f"{name}.parquet", partitioning=None) for name in ("routing", OUTPUTS.name)}
@@ -385,7 +385,7 @@ def test_a_sealed_run_that_lacks_the_rollup_is_named(made: tuple[Layout, list[Ru
 
 
 def as_before_outputs(layout: Layout) -> None:
-    """Make the warehouse one of the schema that had no expert outputs."""
+    """Turn the warehouse into one of the schema without expert outputs."""
     newer = [table for table in schema.TABLES if table.since > 1]
     for folder in [*layout.root.rglob(f"run_id={SCHEMA_RUN}"), *layout.root.rglob("segment=*"), layout.run("without")]:
         for table in newer:

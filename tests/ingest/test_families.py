@@ -1,7 +1,7 @@
 """Every MoE family that the installed transformers ships, through the real ingest, against arithmetic done here.
 
-What is stored must be what the model did: see `check_rows`. A family that transformers does not have yet is
-skipped by name; one that it has and `tests.support.families` has not fails a test that says what to do.
+The stored rows must match the model's computation: see `check_rows`. A family that transformers does not have yet is
+skipped by name; one missing from `tests.support.families` fails a test that explains what to do.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ READING = [
     for name, it in ADAPTERS.items()
     if type(it).attach != FamilyAdapter.attach or type(it).rows != FamilyAdapter.rows
 ]
-"""Families whose calls are read otherwise than by the rule."""
+"""Families whose calls are not read by the rule."""
 
 
 def of_file(name: str) -> Family:
-    """The family whose file has this name; skips the test where transformers does not have it."""
+    """Return the family whose file has this name; skip the test if transformers does not have it."""
     family = next(family for family in FAMILIES if family.name == name.removesuffix("_text"))
     if not present(family):
         pytest.skip(f"transformers {transformers.__version__} has no {family.name}")
@@ -50,7 +50,7 @@ def of_file(name: str) -> Family:
 
 
 def without(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From here on, as if a family had no file."""
+    """From here on, act as if a family had no file."""
     monkeypatch.setattr(f"moewh.ingest.families.{name}.FAMILY", None)
 
 
@@ -64,7 +64,7 @@ def test_without_its_adapter_a_family_fails(name: str, monkeypatch: pytest.Monke
 
 
 def said(family: Family) -> list[Any]:
-    """What moewh says of a family that it has not run, layer by layer; or why it refuses it."""
+    """Return moewh's description of a family without running it, layer by layer; or why it refuses it."""
     model = build(family)
     try:
         moe_layers = find_moe_layers(model, model.config).moe_layers
@@ -77,7 +77,7 @@ def said(family: Family) -> list[Any]:
 
 
 def weights(moe: MoELayer) -> list[tuple[int, ...]] | str:
-    """The shapes of a layer's matrices; or why `moewh geometry` refuses it."""
+    """Return the shapes of a layer's matrices; or why `moewh geometry` refuses it."""
     try:
         return [tuple(matrix.shape) for matrix in layer_weights(moe).down]
     except MoewhError as refusal:
@@ -85,8 +85,8 @@ def weights(moe: MoELayer) -> list[tuple[int, ...]] | str:
 
 
 @pytest.mark.parametrize("name", sorted(ADAPTERS.keys() - set(READING)))
-def test_no_file_of_a_family_is_idle(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without it, something else is said of the family: as `test_family` and the geometry's tests hold it, wrong."""
+def test_every_family_file_matters(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the file, the family's description changes, and `test_family` and the geometry's tests find it wrong."""
     family = of_file(name)
     shipped = said(family)
     without(name, monkeypatch)

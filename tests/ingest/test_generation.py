@@ -1,4 +1,4 @@
-"""Generation: the routing of what a model says equals a plain forward pass over the same tokens."""
+"""Generation: the routing of generated tokens equals a plain forward pass over the same tokens."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_encoder_decoder_prompt_in_the_encoder_and_speech_in_the_decoder(tmp_pat
         ids = byte_tokenizer()(TEXTS[prompt])["input_ids"]
         said = [token for token, _ in tokens[len(ids) :]]
         assert [token for token, _ in tokens[: len(ids)]] == ids
-        assert said[0] == model.config.pad_token_id  # where T5 and its kin start
+        assert said[0] == model.config.pad_token_id  # where T5 and similar models start
         assert [kind for _, kind in tokens[len(ids) :]] == ["special"] + ["generated"] * (len(said) - 1)
         expected = decoder_routing(model, ids, said[:-1])
         for layer, stack in stacks.items():
@@ -158,7 +158,7 @@ def test_rows_stop_where_a_sequence_ends(tmp_path: Path, prompts: Path) -> None:
     folder = save_model(tmp_path / "model")
     endless = spoken(run(tmp_path / "endless", folder, prompts, generate=NEW))
     new = {prompt: [token for token, kind in tokens if kind == "generated"] for prompt, tokens in endless.items()}
-    # Let the sequences end at a token that some say in the middle: a ragged batch.
+    # End the sequences at a token that some generate in the middle: a ragged batch.
     middle = Counter(token for tokens in new.values() for token in tokens[1:-1]).most_common(1)[0][0]
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder)
     model.generation_config.eos_token_id = middle
@@ -239,7 +239,7 @@ def test_generated_tokens_have_vectors_and_count_in_views(tmp_path: Path, prompt
     assert connection.execute("select count(*) from tokens where kind = 'generated'").fetchone() == (15,)
 
 
-def test_tokens_key_is_the_models_own_when_it_speaks(tmp_path: Path, prompts: Path) -> None:
+def test_tokens_key_is_the_models_own_when_it_generates(tmp_path: Path, prompts: Path) -> None:
     for seed in (1, 2):
         folder = save_model(tmp_path / f"step{seed}", seed=seed)
         run(tmp_path / "wh", folder, prompts, generate=NEW)

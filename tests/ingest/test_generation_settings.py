@@ -1,4 +1,4 @@
-"""What is said is argmax, or temperature alone, whatever generation_config.json holds; it names end tokens alone."""
+"""Generation is argmax, or uses only the temperature; from generation_config.json, only end tokens are used."""
 
 from __future__ import annotations
 
@@ -45,26 +45,26 @@ SETTINGS: dict[str, Any] = {
     **{"low_memory": True, "penalty_alpha": 0.6, "dola_layers": "low", "diversity_penalty": 2.0, "num_beam_groups": 3},
     **{"constraints": [1], "force_words_ids": [[77]], "prefill_chunk_size": 2, "transformers_version": "9.9.9"},
 }
-"""Of each setting a value that would change what is said, if anything does; "said" stands for what is said without."""
+"""For each setting, a value that would change the output if anything does; "said" is the output without it."""
 MATTERING = (
     *("bad_words_ids", "begin_suppress_tokens", "do_sample", "max_time"),
     *("exponential_decay_length_penalty", "forced_eos_token_id", "guidance_scale", "no_repeat_ngram_size", "num_beams"),
     *("num_return_sequences", "repetition_penalty", "sequence_bias", "stop_strings", "suppress_tokens"),
     *("return_dict_in_generate", "watermarking_config", "max_new_tokens"),
 )
-"""Settings for which transformers' own `generate` says something else, or nothing, with the values above."""
+"""Settings for which transformers' own `generate` gives another output, or none, with the values above."""
 NAMES = [name for name in vars(transformers.GenerationConfig()) if not name.startswith("_") and name not in TOKENS]
 _OTHERS = [name for name in NAMES if name not in MATTERING]
 SETS = [*((name,) for name in NAMES if name in MATTERING), *(tuple(_OTHERS[start::4]) for start in range(4))]
-"""Each setting that matters by itself, the others some at a time: they could only fail."""
+"""Each setting that matters by itself, and the others in groups, because they can only fail."""
 
 
 @pytest.fixture(scope="module", params=["olmoe", "switch_transformers"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(request.param) / "model"
     family = next(family for family in FAMILIES if family.name == request.param)
-    # With tied embeddings random numbers say the same token again and again; with a capacity, a pass over all tokens
-    # drops some that a step by itself does not.
+    # With tied embeddings, random weights repeat the same token; with a capacity, a pass over all tokens drops some
+    # that a single step does not.
     changes = {"tie_word_embeddings": False, **({} if request.param == "olmoe" else {"expert_capacity": 64})}
     model: Any = build(dataclasses.replace(family, changes={**family.changes, **changes}))
     with torch.no_grad():
@@ -96,7 +96,7 @@ def class_of(folder: Path) -> Any:
 
 
 def argmax_loop(model: Any, ids: list[int], ends: set[int], start: int = 0, noise: Any = None) -> list[int]:
-    """What a model says after a prompt, a whole forward pass per token; `noise(logits)` is added before the argmax."""
+    """Generate after a prompt with a whole forward pass per token; `noise(logits)` is added before the argmax."""
     said: list[int] = []
     while len(said) < NEW and not ends.intersection(said[-1:]):
         decoder = {"decoder_input_ids": torch.tensor([[start, *said]])} if model.config.is_encoder_decoder else {}
@@ -152,7 +152,7 @@ def test_settings_of_the_model_shape_nothing(
 def test_these_settings_would_change_what_transformers_says(
     name: str, folder: Path, greedy: list[list[int]], tmp_path: Path
 ) -> None:
-    """Or else the test above would show nothing."""
+    """Otherwise the test above would show nothing."""
     settings = {"eos_token_id": 0, "decoder_start_token_id": 0, name: value_of(name, greedy)}
     copy = with_settings(folder, tmp_path / "m", settings)
     changed = False
@@ -192,7 +192,7 @@ def test_all_settings_at_once_shape_nothing(folder: Path, greedy: list[list[int]
 def test_settings_in_the_configuration_shape_nothing(
     folder: Path, greedy: list[list[int]], tmp_path: Path, ids: Path
 ) -> None:
-    """Where models of long ago kept them."""
+    """Where old models kept them."""
     copy = with_settings(folder, tmp_path / "m", None)
     config = json.loads((folder / "config.json").read_text())
     (copy / "config.json").unlink()
@@ -205,7 +205,7 @@ def test_settings_in_the_configuration_shape_nothing(
 def test_end_tokens_are_the_model_s(
     kind: str, folder: Path, greedy: list[list[int]], tmp_path: Path, ids: Path
 ) -> None:
-    """The tokenizer's (0) where the model names none; a list may be empty."""
+    """The tokenizer's (0) if the model has none; a list may be empty."""
     model = class_of(folder).from_pretrained(folder).eval()
     middle, other = greedy[0][2], greedy[1][1]
     named: dict[str, Any] = {"one": middle, "list": [middle], "several": [middle, other], "none": None, "empty": []}
@@ -222,7 +222,7 @@ def test_a_decoder_starts_where_the_model_says(tmp_path: Path, folder: Path, mod
 
 
 def identities(folder: Path, tmp_path: Path, ids: Path, settings: Any, **options: Any) -> tuple[str, dict[str, Any]]:
-    """(identity, what shapes the rows) of a run of the model under other settings, at the same place."""
+    """Return (identity, what shapes the rows) of a run of the model with other settings, in the same folder."""
     shutil.rmtree(tmp_path / "m", ignore_errors=True)
     copy = with_settings(folder, tmp_path / "m", settings)
     shutil.rmtree(tmp_path / "wh", ignore_errors=True)

@@ -1,4 +1,4 @@
-"""A layer's geometry against numpy on the model's own float32 weights, for every family that transformers ships."""
+"""A layer's geometry, compared with numpy on the model's own float32 weights, for every family in transformers."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from tests.support.models import save_model
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "geometry.md"
 RANK = 3
 REFUSED = {"doge": "layout that `moewh geometry` does not know", "nllb_moe": "transformers computes it wrongly"}
-"""Families without a geometry, and what the line says."""
+"""Families without a geometry, and the message."""
 OTHER_SPACE = {"muse_spark", "nemotron_h"}
-"""Families whose experts read a projection of what the router reads."""
+"""Families whose experts' input is a projection of the router's."""
 
 
 def as_rows(columns: dict[str, Any]) -> list[Row]:
@@ -75,7 +75,7 @@ NOT_LINEAR = {
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 @torch.no_grad()
 def test_router_rows_are_what_logits_are_products_with(family: Family, tmp_path: Path) -> None:
-    """Row i belongs to expert i: the router's own forward, given unit vectors, puts out the rows."""
+    """Row i belongs to expert i: the router's own forward, given unit vectors, returns the rows."""
     if not present(family) or family.name in NOT_LINEAR.keys() | REFUSED.keys():
         pytest.skip("its logits are something else")
     model = build(family)
@@ -131,7 +131,7 @@ def test_weights_that_are_not_finite_are_refused() -> None:
 
 
 def test_unknown_layout_is_refused(tmp_path: Path) -> None:
-    """One more matrix, or shapes that fit no layout: named, never guessed."""
+    """One more matrix, or shapes that fit no layout: refused by name, never guessed."""
     save_model(tmp_path)
     moe = open_checkpoint(tmp_path).moe_layers[0]
     layer_weights(moe)

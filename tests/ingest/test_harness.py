@@ -1,4 +1,4 @@
-"""A real evaluation harness (lm-eval, where it is installed) recorded with two lines of a user's code."""
+"""A real evaluation harness (lm-eval, if installed), recorded with two lines of a user's code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data sets of the Hub, read from a stand-in for it: pinned to a commit, recorded, and refused in one line."""
+"""Data sets on the Hub, read from a stand-in: pinned to a commit, recorded, and refused in one line."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def started(folder: Path, endpoint: str, **environment: str) -> subprocess.Popen
 
 
 def asked(process: subprocess.Popen[str], folder: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """What such a process reads with these options."""
+    """Return what such a process reads with these options."""
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write(json.dumps([str(folder), options]) + "\n")
@@ -87,14 +87,14 @@ def asked(process: subprocess.Popen[str], folder: Path, options: dict[str, Any])
 
 
 def read(folder: Path, endpoint: str, **options: Any) -> dict[str, Any]:
-    """Read prompts in a process of its own."""
+    """Read prompts in a separate process."""
     with started(folder, endpoint, **options.pop("env", {})) as process:
         return asked(process, folder, options)
 
 
 @pytest.fixture(scope="module")
 def process(endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
-    """One process for many questions: it imports what reads the Hub once."""
+    """One process for many requests, so that it imports the Hub's readers once."""
     with started(tmp_path_factory.mktemp("reader"), endpoint) as running:
         yield running
 
@@ -137,7 +137,7 @@ def test_data_sets_are_streamed_from_one_commit(split: str, texts: str, endpoint
         ({"prompts": ["hf://datasets/org/other/x.jsonl"]}, "org/other"),
         ({"prompts": [f"hf://datasets/{REPO}@v9/x.jsonl"]}, REPO),
         ({"prompts": [f"hf://datasets/{REPO}/none.jsonl"]}, "none.jsonl"),
-        ({"prompts": ["hf://datasets/"]}, "names no data set"),
+        ({"prompts": ["hf://datasets/"]}, "is not a data set"),
         ({"dataset": "org/other"}, "org/other"),
         ({"dataset": REPO}, "has the splits"),
         ({"dataset": REPO, "split": "dev"}, "has no split 'dev'"),

@@ -1,4 +1,4 @@
-"""`moewh.ingest` with models and prompts in memory: the same rows as from files, and weights that are known."""
+"""`moewh.ingest` with models and prompts in memory: the same rows as from files, and identified weights."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_generation_in_memory_is_that_of_the_folder(tmp_path: Path) -> None:
 
     folder = save_model(tmp_path / "model")
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
-    model.generation_config.repetition_penalty = 5.0  # must shape nothing, as in a folder's generation_config.json
+    model.generation_config.repetition_penalty = 5.0  # must have no effect, as in a folder's generation_config.json
     for name, given in (("files", {"model": folder}), ("memory", {"model": model, "tokenizer": byte_tokenizer()})):
         moewh.ingest(prompts=RECORDS, warehouse=tmp_path / "wh", run_id=name, generate=5, **given)
     assert routing(tmp_path / "wh", "memory") == routing(tmp_path / "wh", "files") != []
@@ -213,12 +213,12 @@ def test_a_lora_model_is_recorded_with_its_adapter(tmp_path: Path) -> None:
     [
         ({"tokenizer": None}, "a model in memory needs its tokenizer, and none was given"),
         ({"tokenizer": "gpt2"}, "needs its tokenizer, and this is a str"),
-        ({"dtype": "float32"}, "dtype is of a model that is loaded, and this one is in memory"),
+        ({"dtype": "float32"}, "dtype is for a model loaded from files, and this one is in memory"),
         ({"max_lenght": 3}, "ingest has no option 'max_lenght'. They are allow_pickle, "),
         ({"model": nn.Linear(2, 2)}, "the model is a Linear"),
         ({"prompts": {"text": ["a"]}}, "prompts are a dict"),
         ({"prompts": [7]}, "record 1 of the prompts is a int"),
-        ({"prompts": ["a", {"text": "b", "x": object()}]}, "record 2 of the prompts cannot be kept as JSON"),
+        ({"prompts": ["a", {"text": "b", "x": object()}]}, "record 2 of the prompts cannot be stored as JSON"),
         ({"prompts": []}, "there are no prompts in records"),
         ({"prompts": [{"txt": "a"}]}, "records: record 1 has no 'text'"),
         ({"prompts": None}, "no prompts were named"),

@@ -312,7 +312,7 @@ def test_only_checkpoints_of_one_training_run_share_a_series(
 
 
 def test_series_by_hand_and_of_one_shape_only(tmp_path: Path, prompts: Path) -> None:
-    """A folder that is moved or copied is the same model, of the same series; `--series` overrules names."""
+    """A moved or copied folder is the same model, in the same series; `--series` overrides names."""
     first = save_model(tmp_path / "one" / "tiny")
     shutil.copytree(first, tmp_path / "two" / "tiny")
     steps = [save_model(tmp_path / "s" / f"step{layers}", num_hidden_layers=layers) for layers in (2, 3)]
@@ -342,7 +342,7 @@ def test_training_progress_is_read_from_the_name(name: str | None, step: int | N
 
 
 def test_several_checkpoints_in_one_command(tmp_path: Path, prompts: Path) -> None:
-    """Each folder is a run of its own, of one series, named after its folder; told again, nothing is written."""
+    """Each folder is a separate run of one series, named after its folder; repeated, the command writes nothing."""
     folders = [save_model(tmp_path / "tiny" / f"checkpoint-{step}", seed=step) for step in (5, 10)]
     models = [argument for folder in folders for argument in ("--model", str(folder))]
     command = ["ingest", *models, "--prompts", str(prompts), "--run-id", "mine", "--warehouse", str(tmp_path / "wh")]
@@ -376,9 +376,9 @@ def test_train_step_given_by_hand(tmp_path: Path, model: Path, prompts: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--revision", "a", "--revision", "b", "--train-step", "3"], "--train-step is of one checkpoint"),
+        (["--revision", "a", "--revision", "b", "--train-step", "3"], "--train-step applies to one checkpoint"),
         (["--revision", "a", "--revision", "a"], "two checkpoints are called a"),
-        (["--revision", "a", "--revision", "b", "--prompts", "-"], "standard input can be read once only"),
+        (["--revision", "a", "--revision", "b", "--prompts", "-"], "standard input can be read only once"),
         (["--train-tokens", "-1"], "--train-tokens is -1. Give a whole number of at least 0"),
     ],
 )

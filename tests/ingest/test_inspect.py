@@ -1,4 +1,4 @@
-"""`moewh inspect` on every family: what it says is what an ingest stores, in a moment, without a weight."""
+"""`moewh inspect` on every family: it reports what an ingest stores, quickly and without any weights."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from tests.support.observed_families import observed
 
 BY_NAME = {family.name: family for family in (*FAMILIES, *WRAPPERS)}
 LARGEST = 4_096
-"""Elements: more than any buffer of positions that a tiny model makes for itself, less than any weight of interest."""
+"""Elements: more than any position buffer that a tiny model makes, fewer than any relevant weight."""
 
 
 class _Allocations(TorchDispatchMode):
-    """Notes the size of every tensor that is made with numbers in it."""
+    """Records the size of every tensor that is made with data in it."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -39,7 +39,7 @@ class _Allocations(TorchDispatchMode):
 
 
 def bare(family: Family, folder: Path) -> Path:
-    """A configuration alone, as a model folder has it."""
+    """Only a configuration, as in a model folder."""
     config = configuration(family)
     config.architectures = [family.model]
     config.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""The light start of a command: what it leaves out stays within reach, and the rows are the same."""
+"""The light start of a command: what it leaves out is loaded on use, and the rows are the same."""
 
 from __future__ import annotations
 
@@ -72,12 +72,12 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def python(code: str, *arguments: str, **environment: str) -> str:
-    """Run code in a process of its own, without the variables that settle threads; return what it prints."""
+    """Run code in a separate process, without the variables that set threads; return its output."""
     inherited = {name: value for name, value in os.environ.items() if "OMP" not in name and "MKL" not in name}
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, env={**inherited, **environment}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "leaked" not in done.stderr  # which DuckDB says of what is not freed when the process ends
+    assert "leaked" not in done.stderr  # DuckDB's report about anything not freed when the process ends
     return done.stdout
 
 
@@ -85,7 +85,7 @@ def test_command_loads_no_compiler_and_writes_what_the_library_does(tmp_path: Pa
     words = ("ingest", "--model", str(model), "--prompts", str(prompts), "--warehouse")
     threads = str(torch.get_num_threads())
     printed = python(COMMAND, *words, str(tmp_path / "command"), OMP_NUM_THREADS=threads)
-    assert printed.splitlines()[-2:] == ["", "passive"]  # DuckDB may draw a progress bar before
+    assert printed.splitlines()[-2:] == ["", "passive"]  # DuckDB may first draw a progress bar
     ingest(IngestOptions(model=str(model), prompts=(str(prompts),)), Layout(tmp_path / "library"))
     assert contents(tmp_path / "command") == contents(tmp_path / "library") != {}
 

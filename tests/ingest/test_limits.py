@@ -1,4 +1,4 @@
-"""Models that say impossible things of themselves: a value that works, or one line; never a traceback, never a hang."""
+"""Models with impossible configurations: a value that works, or one line; never a traceback, never a hang."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.models import MAX_LENGTH, save_model, tiny_model
 
 BY_NAME = {family.name: family for family in FAMILIES}
 HOSTILE: list[Any] = [10**30, 2**31, None, -1, 0, 128.0, "128", float("nan"), float("inf"), True, [1], [], "x", {}]
-"""Values that a number of a configuration may have."""
+"""Values for a number in a configuration."""
 ATTRIBUTES = {
     "mixtral": (
         "max_position_embeddings vocab_size num_hidden_layers num_experts_per_tok num_local_experts hidden_size "
@@ -38,7 +38,7 @@ ATTRIBUTES = {
     "switch_transformers": "encoder_sparse_step num_layers num_decoder_layers num_sparse_decoder_layers num_experts",
     "jamba": "layers_block_type expert_layer_period expert_layer_offset",
 }
-"""What moewh or transformers reads of a configuration to find the layers, their experts and the length."""
+"""Fields of a configuration that moewh or transformers reads to find the layers, their experts and the length."""
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def commands(model: Path, prompts: Path) -> list[list[str]]:
 
 
 def is_one_line(done: Result) -> bool:
-    """Tell whether a command failed as it should."""
+    """Return whether a command failed as it should."""
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     return done.exit_code == 1 and len(done.stderr.splitlines()) == 1 and done.stderr.startswith("moewh: ")
 
@@ -108,7 +108,7 @@ def test_the_longest_context_is_one_that_positions_can_count(
 
 @pytest.mark.parametrize("value", ["128", True, {}, 1.5, float("nan"), float("inf")], ids=repr)
 def test_a_number_that_is_none_is_refused(value: Any) -> None:
-    """transformers checks its own configurations; those of a model's own code come as they are."""
+    """transformers checks its own configurations, but not those of a model's own code."""
     config = tiny_model("mixtral").config
     object.__setattr__(config, "max_position_embeddings", value)
     with pytest.raises(MoewhError, match=r"max_position_embeddings = .* no whole number"):
@@ -184,7 +184,7 @@ def test_a_file_is_no_model(name: str, prompts: Path, tmp_path: Path) -> None:
     assert ("GGUF" in moewh("inspect", str(path)).stderr) == name.endswith(".gguf")
 
 
-def test_folders_without_a_model_are_told_apart(tiny: Path, prompts: Path, tmp_path: Path) -> None:
+def test_folders_without_a_model_are_distinguished(tiny: Path, prompts: Path, tmp_path: Path) -> None:
     several = tmp_path / "several"
     with_config(tiny, several / "checkpoint-500")
     with_config(tiny, several / "checkpoint-1000")

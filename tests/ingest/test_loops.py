@@ -1,4 +1,4 @@
-"""A model that loops over some of its layers: each visit is a layer of its own, numbered as the model runs."""
+"""A model that loops over some of its layers: each visit is a separate layer, numbered in execution order."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def moewh(tmp_path: Path) -> Callable[..., Result]:
 
 
 def saved(folder: Path, passes: int) -> Any:
-    """Save a model of so many passes, and return it."""
+    """Save a model with this many passes, and return it."""
     family = dataclasses.replace(LOOPING, changes={**LOOPING.changes, "loop_num_passes": passes})
     build(family).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)

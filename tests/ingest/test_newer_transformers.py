@@ -1,4 +1,4 @@
-"""What a newer transformers may change under moewh: each change ends in the same rows, or in a refusal by name.
+"""Changes that a newer transformers may make: each gives the same rows, or a refusal by name.
 
 Mixtral's own classes are changed in place, as a new release would, and a saved model goes through the real command.
 """
@@ -92,7 +92,7 @@ WRONG = {
     of_the_next_expert: "its output is not the sum of weight times expert",
     three_or_none: "its experts cannot be run one by one",
 }
-"""Experts that take the same arguments and do something else with them, and what the refusal says."""
+"""Experts that take the same arguments but compute something else, and the message."""
 
 
 def by_position(experts: Any, x: Any, ids: Any, weights: Any) -> Any:
@@ -112,7 +112,7 @@ def past_the_hooks(experts: Any, x: Any, ids: Any, weights: Any) -> Any:
 
 
 def past_the_hooks_later(experts: Any, x: Any, ids: Any, weights: Any) -> Any:
-    """The first batch is right, as it may be where the code path depends on the input's size."""
+    """The first batch is right, as is possible where the code path depends on the input's size."""
     return (experts if len(x) == FIRST_BATCH else experts.forward)(x, ids, weights)
 
 
@@ -133,7 +133,7 @@ def expert_by_expert(experts: Any, x: Any, ids: Any, weights: Any) -> Any:
 
 
 def sentinel(experts: Any, x: Any, ids: Any, weights: Any) -> Any:
-    """As transformers marks what another process holds: index E, which no expert has."""
+    """As transformers marks experts of another process: index E, which no expert has."""
     return experts(x, ids.masked_fill(weights < 0.3, experts.num_experts), weights)
 
 
@@ -202,7 +202,7 @@ OTHER = {
     without_weights: "without a tensor",
     replaced_on_the_instance: "other arguments than the forward of MixtralExperts takes",
 }
-"""How a block may call its experts, and what the refusal says: a regular expression."""
+"""How a block may call its experts, and the message as a regular expression."""
 
 
 @pytest.fixture(scope="module")
@@ -289,13 +289,13 @@ def test_one_layer_of_unseen_experts_is_no_dense_layer(changed: Change) -> None:
 
     model = tiny_model("mixtral")
     model.model.layers[1].mlp.experts.__class__ = Newer
-    model.config.mlp_only_layers = [1]  # and the configuration says nothing of it
+    model.config.mlp_only_layers = [1]  # which the configuration does not state
     with pytest.raises(MoewhError, match=r"model\.layers\.1\.mlp\.experts looks like routed experts"):
         find_moe_layers(model, model.config)
 
 
 class Stacked(nn.Module):
-    """Experts under a name that says nothing."""
+    """Experts under a name without meaning."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -307,7 +307,7 @@ class Stacked(nn.Module):
 
 
 class ParallelExperts(nn.Module):
-    """One matrix for each expert, under a name that says so."""
+    """One matrix per expert, under a telling name."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""An ingest option is one field: the command line, the identity and the command that restores a run follow from it."""
+"""An ingest option is one field, from which command line, identity and the command that restores a run are derived."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ MANY: dict[str, Any] = {
     "chat_arguments": ("n=null",),
 }
 NEWER: dict[str, Any] = {"expert_outputs": True}
-"""Options that came after the identities of MANY, which hold still."""
+"""Options added after the identities of MANY, which stay the same."""
 IDENTITIES: list[tuple[dict[str, Any], str]] = [
     ({}, "72b7cc7ac6a1904bf8db349911c467910cb64d6e7baa8109a5cf5e7a04b49997"),
     ({"max_length": 100}, "9e2d62ec58366c6c743f2c2f1ea3c374257b29240a6fda84dfb4e66f0925408f"),
@@ -75,7 +75,7 @@ IDENTITIES: list[tuple[dict[str, Any], str]] = [
     (NO_SHAPE, "72b7cc7ac6a1904bf8db349911c467910cb64d6e7baa8109a5cf5e7a04b49997"),
     (MANY, "840a24f784255e3038efc51fca41f92b4109e63f5fd6e853707c0b53e246fb52"),
 ]
-"""Options, and the sha256 of the identity that they have always had: a run begun by an older moewh is completed."""
+"""Options with the sha256 of their identity, which must never change: runs begun by an older moewh are completed."""
 
 
 def identity_of(options: IngestOptions, monkeypatch: pytest.MonkeyPatch) -> Identity:

@@ -75,7 +75,7 @@ def test_process_is_read_from_the_environment(environment: Mapping[str, str], pr
 
 @pytest.mark.parametrize("environment", [{"RANK": "4", "WORLD_SIZE": "4"}, {"RANK": "x", "WORLD_SIZE": "4"}])
 def test_senseless_environment_is_refused(environment: Mapping[str, str]) -> None:
-    with pytest.raises(UsageError, match="name no process"):
+    with pytest.raises(UsageError, match="do not describe a process"):
         this_process(environment)
 
 
@@ -134,7 +134,7 @@ def test_torchrun_with_one_process_killed_and_all_restarted(tmp_path: Path, mode
 
 
 def short_of_memory(monkeypatch: pytest.MonkeyPatch, most_tokens: int) -> list[int]:
-    """Let forward passes over more padded tokens than this run out of memory; return the sizes tried."""
+    """Make forward passes over more padded tokens than this run out of memory; return the sizes tried."""
     tried = []
 
     def short(real: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Files as people have them: the same records in every format, compression and place give the same prompts."""
+"""Real-world files: the same records in every format, compression and location give the same prompts."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_what_is_no_file_is_named(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "socket"))
         for name in ("pipe.jsonl", "socket"):
-            with pytest.raises(UsageError, match=f"{name} is no regular file"):
+            with pytest.raises(UsageError, match=f"{name} is not a regular file"):
                 read(tmp_path, tmp_path / name)
 
 
@@ -366,7 +366,7 @@ def test_plans_of_other_options_are_not_taken(tmp_path: Path) -> None:
 
 
 def test_a_format_is_one_file(tmp_path: Path) -> None:
-    """A file put into a copy of the folder is a choice, a suffix and a reader; --help does not load it."""
+    """A file added to a copy of the folder becomes a choice, a suffix and a reader; --help does not load it."""
     root = Path(__file__).resolve().parents[2]
     for room in ("ingest", "warehouse", "queries"):
         shutil.copytree(root / room, tmp_path / "moewh" / room, ignore=shutil.ignore_patterns("__pycache__"))
@@ -409,7 +409,7 @@ def test_an_unknown_format_is_named() -> None:
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
 def test_a_table_cut_within_a_quoted_field_is_named(suffix: str, tmp_path: Path) -> None:
-    """Wherever the file is cut: within quotes it is refused, elsewhere each whole text is read."""
+    """Cut anywhere: within quotes it is refused, elsewhere each whole text is read."""
     whole = b'text\nplain\n"a ""b""\nc"\n'
     first, last = whole.index(b'"'), whole.rindex(b'"')
     for end in range(first, len(whole) + 1):

@@ -1,4 +1,4 @@
-"""Prompts: every format to the same rows, the digest, and the segment cuts against a plain loop."""
+"""Prompts: every format to the same rows, the digest, and the segment cuts compared with a plain loop."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_named_domain_column_must_be_there(suffix: str, tmp_path: Path) -> None:
         ("p.jsonl", b'{"text":"x"}\n[1]\n', "record 2 is not a JSON object"),
         ("p.jsonl", b'{"text":"x"}\n{"body":"y"}\n', "record 2 has no 'text'"),
         ("p.jsonl", b'{"messages":"hi"}\n', "record 1 has no 'text', nor messages or input_ids"),
-        ("p.jsonl", b'{"text":5}\n', "record 1 has a 'text' that is no string"),
+        ("p.jsonl", b'{"text":5}\n', "record 1 has a 'text' that is not a string"),
         ("p.csv", b"body,domain\nx,y\n", "has no column 'text'; it has 'body', 'domain'"),
         ("p.csv", b"text,domain\nx,y\na,b,c\n", "not valid CSV"),
         ("p.csv", b"text,domain\nx,y\n\xff,b\n", "line 3 is not UTF-8"),

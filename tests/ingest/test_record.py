@@ -69,7 +69,7 @@ def batch(texts: tuple[str, ...], side: str = "right", pad: int = 0) -> dict[str
 
 @contextmanager
 def watched(model: Any) -> Iterator[list[dict[int, tuple[torch.Tensor, torch.Tensor]]]]:
-    """What OLMoE's experts are called with, by pass and layer, seen by hooks of the test's own."""
+    """The arguments of OLMoE's experts, by pass and layer, seen by the test's own hooks."""
     passes: list[dict[int, tuple[torch.Tensor, torch.Tensor]]] = []
 
     def hook(layer: int) -> Any:
@@ -168,7 +168,7 @@ def test_left_padded_generation_keeps_each_token_with_its_sequence(tmp_path: Pat
 
 
 def test_a_sequence_ends_with_its_end_token(tmp_path: Path) -> None:
-    """The others of its batch go on; what it is fed meanwhile is no token."""
+    """The others in its batch continue; what it is fed meanwhile is not a token."""
     model = build(next(family for family in FAMILIES if family.name == "olmoe"))
     texts = ("abc", "xyz", "...")
     said = model.generate(**batch(texts), max_new_tokens=6, do_sample=False)[:, 4:]
@@ -407,7 +407,7 @@ def _nothing(model: Any) -> None:
         (_nothing, "no forward pass of the model was seen"),
     ],
 )
-def test_what_cannot_be_told_apart_is_refused(use: Callable[[Any], None], message: str, tmp_path: Path) -> None:
+def test_what_cannot_be_distinguished_is_refused(use: Callable[[Any], None], message: str, tmp_path: Path) -> None:
     model = model_of("olmoe")
     with pytest.raises(MoewhError, match=message) as refused, torch.no_grad(), record(model, tmp_path, "run"):
         use(model)

@@ -1,4 +1,4 @@
-"""Models that moewh must not record: each refused by name, with a reason and a way out, before anything is written."""
+"""Models that moewh must not record: each refused by name, with a reason and a remedy, before anything is written."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ def test_the_guard_alone_would_refuse_nllb_moe(prompts: Path, monkeypatch: pytes
 
 
 class _Intended(blocks.FamilyAdapter):
-    """Reads nllb_moe as it is meant: two experts a token, each a module, weighted by the router's probabilities."""
+    """Reads nllb_moe as intended: two experts per token, each a module, weighted by the router's probabilities."""
 
     fixed_top_k = 2
 
     def rows(self, ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The container is called with the router's weights for all experts, zero but at the two chosen."""
+        """The container is called with the router's weights for all experts, zero except at the two chosen."""
         del ids
         top = weights.reshape(-1, weights.shape[-1]).topk(2, dim=-1)
         return top.indices, top.values
@@ -87,7 +87,7 @@ class _Intended(blocks.FamilyAdapter):
 
 def test_a_list_of_experts_is_refused_by_its_class() -> None:
     class HandMadeExpert(nn.Linear):
-        """One of a list."""
+        """Run one expert of a list."""
 
     model = tiny_model("qwen3-dense")
     model.model.layers[0].mlp.experts = nn.ModuleList(HandMadeExpert(32, 32) for _ in range(4))
@@ -118,7 +118,7 @@ def test_experts_elsewhere_that_are_called_are_an_error() -> None:
 
 def test_spread_tensors_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     class DTensor(nn.Parameter):
-        """Named as torch names a tensor that is spread over processes."""
+        """Has the name of torch's class for a tensor spread over processes."""
 
     model = tiny_model("mixtral")
     monkeypatch.setattr(model, "named_parameters", lambda: iter([("experts.down_proj", DTensor(torch.ones(1)))]))

@@ -1,4 +1,4 @@
-"""Rollups: what the segment writer counts equals the SQL that defines it, and the SQL equals counting by hand."""
+"""Rollups: the segment writer's counts equal the SQL that defines them, and the SQL equals counting by hand."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.support.synthetic import Run, Token, random_run, random_warehouse, wo
 
 Rows = list[tuple[Any, ...]]
 ROLLUPS = [table.name for table in schema.ROLLUPS if not table.opt_in]
-"""Those of every segment; `tests.ingest.test_expert_outputs` has the opt-in one."""
+"""The rollups of every segment; `tests.ingest.test_expert_outputs` covers the opt-in one."""
 
 # layer → (experts, top-k): dense layers between, different shapes, one expert per token, over 64 experts, a layer so
 # wide that pairs are counted one by one instead of by one-hot products, and more experts than tokens could choose.
@@ -102,7 +102,7 @@ def write_random_run(layout: Layout, layers: dict[int, tuple[int, int]], seed: i
 
 
 def defined(folder: Path, name: str, layers: dict[int, tuple[int, int]]) -> Rows:
-    """Run a rollup's SQL file over nothing but a segment's own tables."""
+    """Run a rollup's SQL file over only a segment's own tables."""
     with duckdb.connect() as connection:
         for table in ("prompts", "tokens", "routing"):
             source = f"read_parquet('{folder / table}.parquet', hive_partitioning = false)"
@@ -148,7 +148,7 @@ def test_random_segment_has_the_awkward_cases(tmp_path: Path) -> None:
 
 
 def test_weights_add_up_in_row_order(tmp_path: Path) -> None:
-    """Not to a tolerance: the very sum that one thread gets, one row after the other."""
+    """Without tolerance: exactly the sum that one thread gets, row by row."""
     folder = write_random_run(Layout(tmp_path), SHAPES["plain"], seed=3)
     with open_warehouse(Layout(tmp_path)) as connection:
         rows = connection.execute("""
@@ -289,7 +289,7 @@ NARROW = ("", "where layer = 2", "where run_id = '007'", "where run_id = 'no suc
 
 @pytest.mark.parametrize("name", ROLLUPS)
 def test_segment_that_lacks_a_rollup_is_named(name: str, tmp_path: Path) -> None:
-    """Whatever is asked of whatever view over it, never an answer that leaves the segment out."""
+    """No query on any view over it gives a result that leaves the segment out."""
     layout, _ = random_warehouse(tmp_path / "wh")
     folder = layout.segment("007", 1)  # of a run that is not sealed
     (folder / f"{name}.parquet").unlink()
@@ -336,7 +336,7 @@ def test_compare_finds_one_wrong_row(name: str, change: str, tmp_path: Path) -> 
 def test_compare_says_the_same_of_runs_together_and_segment_by_segment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two runs of two segments that are counted one by one, and two that are sealed."""
+    """Two runs of two segments that are counted one by one, and two sealed ones."""
     layout = Layout(tmp_path)
     layout.create()
     for seed, run_id in enumerate("abcd"):

@@ -1,4 +1,4 @@
-"""Tokens of every form of prompt, against what the tokenizer itself says."""
+"""Tokens of every form of prompt, compared with the tokenizer itself."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ def test_given_ids_are_taken_as_they_are() -> None:
         ("messages", CHAT, None, "prompt 7 is chat messages, but the tokenizer has no chat template"),
         ("messages", CHAT, "{{ raise_exception('no roles') }}", "prompt 7: the chat template refuses"),
         ("messages", [5], "{{ messages[0].role.upper() }}", "prompt 7: the chat template refuses"),
-        ("input_ids", [1, 257], TEMPLATE, "prompt 7: 257 among its input_ids is no token"),
-        ("input_ids", [-1], TEMPLATE, "prompt 7: -1 among its input_ids is no token"),
-        ("input_ids", ["x"], TEMPLATE, "prompt 7: x among its input_ids is no token"),
-        ("input_ids", [True], TEMPLATE, "prompt 7: True among its input_ids is no token"),
+        ("input_ids", [1, 257], TEMPLATE, "prompt 7: 257 among its input_ids is not a token"),
+        ("input_ids", [-1], TEMPLATE, "prompt 7: -1 among its input_ids is not a token"),
+        ("input_ids", ["x"], TEMPLATE, "prompt 7: x among its input_ids is not a token"),
+        ("input_ids", [True], TEMPLATE, "prompt 7: True among its input_ids is not a token"),
     ],
 )
 def test_prompts_that_cannot_be_tokenised_are_named(form: str, prompt: Any, template: str | None, says: str) -> None:
@@ -111,14 +111,14 @@ def test_a_prompt_that_is_masked_whole_is_failed() -> None:
         ([1, 1, 1, 0], "attention_mask has 4 values for 3 input_ids"),
         ([], "attention_mask has 0 values for 3 input_ids"),
         ([1, 0, 1], "attention_mask masks position 1, between tokens"),
-        ([1, 2, 1], "other values than 0 and 1"),
-        ([1, -1, 1], "other values than 0 and 1"),
-        ([0.0, 1.0, 1.0], "other values than 0 and 1"),
-        ([None, 1, 1], "other values than 0 and 1"),
-        (["0", "1", "1"], "other values than 0 and 1"),
-        ([[1], [1], [1]], "other values than 0 and 1"),
-        ("111", "other values than 0 and 1"),
-        (1, "other values than 0 and 1"),
+        ([1, 2, 1], "values other than 0 and 1"),
+        ([1, -1, 1], "values other than 0 and 1"),
+        ([0.0, 1.0, 1.0], "values other than 0 and 1"),
+        ([None, 1, 1], "values other than 0 and 1"),
+        (["0", "1", "1"], "values other than 0 and 1"),
+        ([[1], [1], [1]], "values other than 0 and 1"),
+        ("111", "values other than 0 and 1"),
+        (1, "values other than 0 and 1"),
     ],
 )
 def test_masks_that_do_not_fit_are_refused_by_prompt(mask: Any, says: str) -> None:
@@ -175,7 +175,7 @@ def test_digest_of_a_tokenizer_sees_what_changes_its_ids() -> None:
     assert tokenizer_sha256(split) not in digests
 
 
-def test_a_doubled_special_token_is_said() -> None:
+def test_a_doubled_special_token_is_reported() -> None:
     warned: list[str] = []
     rows = [{"text": text, "form": "text", "source": "s"} for text in ("plain", f"{BOS}a", f"{BOS}b", BOS)]
     table = pa.Table.from_pylist(rows, schema=CANONICAL)

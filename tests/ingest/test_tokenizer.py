@@ -1,4 +1,4 @@
-"""Tokenizers: every class without its files is refused; --tokenizer names another; what they do silently is undone."""
+"""Tokenizers: every class without its files is refused; --tokenizer gives another; silent settings have no effect."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def two_files(name: str) -> dict[str, str]:
 
 
 def test_a_vocabulary_without_its_merges_is_refused_and_merges_without_a_vocabulary(tmp_path: Path) -> None:
-    """The one alone would give single characters, the other nothing."""
+    """One alone would give single characters, the other nothing."""
     classes = {name: files for name in CLASSES if (files := two_files(name))}
     assert len(classes) > 15
     for name, files in classes.items():
@@ -168,7 +168,7 @@ def test_truncation_and_padding_saved_with_a_tokenizer_change_nothing(
 
 
 class Slow(PythonBackend):
-    """A tokenizer in Python, of characters, with <s> in front; its mask of special tokens knows nothing of that."""
+    """A Python tokenizer of characters, with <s> in front, which its mask of special tokens ignores."""
 
     vocab_files_names: dict[str, str] = {}  # noqa: RUF012
 
@@ -209,7 +209,7 @@ class Slow(PythonBackend):
 
 
 class Tensors(Slow):
-    """Gives tensors whatever is asked for."""
+    """Always returns tensors."""
 
     def __call__(self, *args: Any, **settings: Any) -> Any:
         """Return a tensor for each text."""
@@ -218,10 +218,10 @@ class Tensors(Slow):
 
 
 class Maskless(Slow):
-    """Gives no mask of special tokens."""
+    """Returns no mask of special tokens."""
 
     def __call__(self, *args: Any, **settings: Any) -> Any:
-        """Return ids alone."""
+        """Return only ids."""
         return {"input_ids": super().__call__(*args, **settings)["input_ids"]}
 
 

@@ -1,4 +1,4 @@
-"""Traces of every format become the rows that they tell, and nothing that they do not."""
+"""Traces of every format become exactly the rows that they hold."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_format_gives_its_rows(case: str, model: Path, tmp_path: Path) -> None:
     layout = imported(form, write(tmp_path, trace), model, tmp_path / "wh")
     assert rows_of(layout) == expected(trace)
     told = ask(layout, "select prompt_id, position, vocab_id, kind, token from tokens order by all")
-    # the recorder and Megatron see no token that nothing follows; the latter two, and OpenAI's answers, tell no ids
+    # the recorder and Megatron do not see a last token; the latter two, and OpenAI's responses, have no ids
     without_last = form in ("sglang-recorder", "megatron")
     known = form != "megatron" and case != "sglang, OpenAI"
     split = form not in ("sglang-recorder", "megatron")
@@ -113,7 +113,7 @@ def test_format_gives_its_rows(case: str, model: Path, tmp_path: Path) -> None:
 
 
 def test_flame_moe_ranks_by_weight_ties_by_expert(model: Path, tmp_path: Path) -> None:
-    """Float16 scores tie; the order of ties in the file says nothing, and half of its rows are the other way round."""
+    """Float16 scores tie; the order of ties in the file means nothing, and half of its rows are reversed."""
     rng = np.random.default_rng(1)
     tokens = 50
     ids = rng.integers(0, 200, tokens)
@@ -150,7 +150,7 @@ def test_counts_alone_are_load_and_nothing_else(form: str, model: Path, tmp_path
         (run_id,) = wh.sql("select run_id from runs").fetchall()[0]
         with pytest.raises(MoewhError, match=r"no run in .* has tokens"):
             moewh.plots.tokens(wh, 0)
-        with pytest.raises(MoewhError, match=f"run {run_id} has no tokens to show: it holds counts alone"):
+        with pytest.raises(MoewhError, match=f"run {run_id} has no tokens to show: it holds only counts"):
             moewh.plots.tokens(wh, 0, run=run_id)
     # beside a run with rows, every check passes
     imported("plain", write_plain(tmp_path, traced()), model, layout.root)
@@ -161,7 +161,7 @@ def test_counts_alone_are_load_and_nothing_else(form: str, model: Path, tmp_path
 
 
 def test_order_of_a_row_is_no_rank(model: Path, tmp_path: Path) -> None:
-    """A naive importer takes the place in the row for the rank, and answers first choices from it."""
+    """A naive importer takes the slot for the rank, and derives first choices from it."""
     trace = traced()
     layout = imported("vllm", WRITERS["vllm"][1](tmp_path, trace), model, tmp_path / "wh")
     assert ask(layout, "select distinct rank from routing") == [(None,)]
@@ -233,7 +233,7 @@ def test_decoding_pass_has_a_context_per_token(model: Path, tmp_path: Path) -> N
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists a process's mapped files")
 def test_tensors_are_mapped_from_the_file(tmp_path: Path) -> None:
-    """A dump of any size takes the memory of the records that are being read."""
+    """A dump of any size takes only the memory of the records being read."""
     torch.save({"records": [torch.arange(3)]}, tmp_path / "dump.pt")
     dump = load_torch(TraceFile(tmp_path / "dump.pt", "dump.pt", 100))
     assert dump["records"][0].tolist() == [0, 1, 2]

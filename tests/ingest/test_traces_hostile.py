@@ -1,4 +1,4 @@
-"""Traces that are bad, cut, mixed or hostile: one line that names the file and the place, and nothing written."""
+"""Traces that are bad, cut, mixed or hostile: one line with the file and position, and nothing written."""
 
 from __future__ import annotations
 
@@ -462,14 +462,14 @@ def test_bad_trace_leaves_a_warehouse_as_it_was(model: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["import", "vlm", "FILE"], "'vlm' is no format of traces. Known: flame-moe, "),
+        (["import", "vlm", "FILE"], "'vlm' is not a trace format. Known: flame-moe, "),
         (["import", "vllm", "nowhere.json"], "there is no file nowhere.json"),
         (["import", "vllm"], "FILE"),
         (["import", "vllm", "FILE", "--segment-rows", "0"], "--segment-rows"),
         (["import", "vllm", "FILE", "--run-id", "a/b"], "run id 'a/b' is not allowed"),
     ],
 )
-def test_wrong_use_is_told(words: list[str], said: str, model: Path, tmp_path: Path) -> None:
+def test_wrong_use_is_reported(words: list[str], said: str, model: Path, tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text("{}")
     words = [str(tmp_path / "t.json") if word == "FILE" else word for word in words]
     result = CliRunner().invoke(main, [*words, "--model", str(model), "--warehouse", str(tmp_path / "wh")])

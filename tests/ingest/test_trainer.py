@@ -1,4 +1,4 @@
-"""`moewh.TrainerCallback` in a real Trainer: runs of one series, and a training that goes on as if nothing happened."""
+"""`moewh.TrainerCallback` in a real Trainer: runs of one series, and training that is not affected."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STEPS = 5
 def train(
     folder: Path, *callbacks: Any, seed: int = 1, **arguments: Any
 ) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """Train a tiny OLMoE with dropout; return the loss of each step and the weights in the end."""
+    """Train a tiny OLMoE with dropout; return the loss of each step and the final weights."""
     model = tiny_model("olmoe", attention_dropout=0.3, num_hidden_layers=2)
     rows = [byte_tokenizer()(f"{number} and {number * number}")["input_ids"][:6] for number in range(100, 140)]
     data = [{"input_ids": ids, "labels": ids} for ids in rows]
@@ -107,7 +107,7 @@ def test_what_fails_later_is_warned_of_and_training_goes_on(tmp_path: Path, monk
 def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="every is 0"):
         moewh.TrainerCallback(PROMPTS, every=0)
-    with pytest.raises(UsageError, match="dtype is of a model that is loaded"):
+    with pytest.raises(UsageError, match="dtype is for a model loaded from files"):
         moewh.TrainerCallback(PROMPTS, every=1, dtype="float32")
     with pytest.raises(MoewhError, match="records: record 1 has no 'text'"):
         train(tmp_path, moewh.TrainerCallback([{"txt": "a"}], every=1, warehouse=tmp_path / "wh"))

@@ -1,4 +1,4 @@
-"""The opt-in tables: logits are the model's own, and the vectors lead the router to the stored routing again."""
+"""The opt-in tables: logits are the model's own, and the vectors make the router reproduce the stored routing."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_bfloat16_vectors_are_stored_exactly(tmp_path: Path, prompts: Path) -> N
     assert np.isfinite(vectors.numpy()).all()
 
 
-def test_cost_is_told_before_the_run(tmp_path: Path, prompts: Path) -> None:
+def test_cost_is_reported_before_the_run(tmp_path: Path, prompts: Path) -> None:
     notes: list[str] = []
     options = IngestOptions(
         model=str(save_model(tmp_path / "model")), prompts=(str(prompts),), router_logits=True, hidden_states="1"

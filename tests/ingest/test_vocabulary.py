@@ -1,4 +1,4 @@
-"""The text of every vocabulary entry: in bulk what the tokenizer says of each alone, for every class of tokenizer."""
+"""The text of every vocabulary entry: in bulk the same as one by one, for every class of tokenizer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.opened import viewed
 
 
 class Words(PythonBackend):
-    """A tokenizer in Python, with SentencePiece's mark for a space, and no word of a greater id."""
+    """A Python tokenizer with SentencePiece's mark for a space, and no word with a greater id."""
 
     words = ("\u2581the", "\u2581", "re", "<unk>", "\u2581caf\u00e9")
 
@@ -51,7 +51,7 @@ class Words(PythonBackend):
 
 
 class Upper(PreTrainedTokenizerFast):
-    """A fast tokenizer whose class decodes in its own way."""
+    """A fast tokenizer whose class overrides decoding."""
 
     def _decode(self, *args: Any, **kwargs: Any) -> str:
         return super()._decode(*args, **kwargs).upper()
@@ -86,7 +86,7 @@ def word_pieces() -> Tokenizer:
 
 
 def sparse() -> PreTrainedTokenizerBase:
-    """Ids that leave some out: the greatest is beyond their number."""
+    """Ids with gaps: the greatest exceeds their number."""
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "b": 7}, unk_token="a")))
 
 
@@ -115,7 +115,7 @@ TOKENIZERS: dict[str, tuple[Callable[[], PreTrainedTokenizerBase], bool]] = {
 
 
 def alone(tokenizer: PreTrainedTokenizerBase, vocab_id: int) -> str:
-    """What a tokenizer says of one entry, with the leading space that SentencePiece drops."""
+    """Return a tokenizer's text for one entry, with the leading space that SentencePiece drops."""
     text = str(tokenizer.decode([vocab_id], clean_up_tokenization_spaces=False))
     piece = tokenizer.convert_ids_to_tokens(vocab_id)
     return f" {text}" if isinstance(piece, str) and piece[:1] == "\u2581" and text[:1] != " " else text

@@ -1,4 +1,4 @@
-"""The door for weights: what the recorded pass uses comes from the model's files, or the model is refused by name."""
+"""Checked weights: everything the recorded pass uses comes from the model's files, or the model is refused by name."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ def prompts(tmp_path: Path) -> Path:
 
 
 def door(model: Path, generate: int = 0) -> None:
-    """Go through the check that `moewh ingest` makes before it loads a number."""
+    """Run the check that `moewh ingest` makes before it loads any data."""
     options = IngestOptions(model=str(model), prompts=("demo",), generate=generate)
     files = Repository(str(model), None)
     assert check_files(str(model), files, read_config(files.location), options) is not None
 
 
 def refused(model: Path, generate: int = 0) -> str | None:
-    """The line of the refusal; None for a model that may come in."""
+    """Return the line of the refusal; None for an accepted model."""
     try:
         door(model, generate)
     except MoewhError as error:
@@ -98,7 +98,7 @@ def one_line(done: Result) -> str:
 
 
 def each_kind(tensors: Tensors) -> list[str]:
-    """One key of every kind: names alike but for the numbers of layer and expert count once."""
+    """Return one key of every kind: names that differ only in layer and expert numbers count once."""
     kinds = {re.sub(r"\d+", "N", key): key for key in sorted(tensors)}
     return list(kinds.values())
 
@@ -110,7 +110,7 @@ def each_kind(tensors: Tensors) -> list[str]:
 def test_every_tensor_dropped_is_refused_or_harmless(
     name: str, families: dict[str, Path], prompts: Path, tmp_path: Path
 ) -> None:
-    """One at a time; what is not refused must give the very rows of the whole model."""
+    """One at a time; a model that is not refused must give exactly the rows of the whole model."""
     harmless = set()
     for key in load_file(families[name] / WEIGHTS):
         line = refused(copy_with(families[name], tmp_path / "model", dropped(key)))
@@ -163,7 +163,7 @@ def without(pattern: str) -> Callable[[Tensors], Tensors]:
 
 
 def renumbered(tensors: Tensors) -> Tensors:
-    """Experts 1 to 8 of layer 1 where 0 to 7 should be: as many, each in another one's place."""
+    """Experts 1 to 8 of layer 1 instead of 0 to 7: equally many, each in another's place."""
     pattern = re.compile(r"(layers\.1\.mlp\.experts\.)(\d+)")
     return {pattern.sub(lambda found: f"{found[1]}{int(found[2]) + 1}", key): value for key, value in tensors.items()}
 
@@ -197,7 +197,7 @@ def with_extra(key: str) -> Callable[[Tensors], Tensors]:
 def test_files_and_configuration_must_belong_together(
     change: Callable[[Tensors], Tensors] | dict[str, Any], says: str, tiny: Path, prompts: Path, tmp_path: Path
 ) -> None:
-    """What is changed: the tensors, or the configuration."""
+    """The change: to the tensors, or to the configuration."""
     if isinstance(change, dict):
         model = with_config(tiny, tmp_path / "model", **change)
     else:
@@ -231,14 +231,14 @@ def test_layers_that_predict_further_ahead_may_be_there(families: dict[str, Path
 
 
 def test_a_tower_that_is_missing_is_watched(tmp_path: Path) -> None:
-    """It may be missing, for no prompt reaches it; one that did would end the run."""
+    """It may be missing, because no prompt reaches it; one that did would end the run."""
     whole = save_family("qwen3_vl_moe with images", tmp_path / "whole")
     folder = copy_with(whole, tmp_path / "model", without(r"visual"))
     loaded = load_model(IngestOptions(model=str(folder), prompts=("demo",)))
     blocks = [module for path, module in loaded.found.others if path.endswith("visual.merger.norm")]
     mask = torch.ones(1, 4, dtype=torch.int64).numpy()
     with (
-        pytest.raises(MoewhError, match="a prompt should not reach what is there"),
+        pytest.raises(MoewhError, match="a prompt should not reach this module"),
         capture.capture_routing(loaded.found, mask, WantedVectors(frozenset(), frozenset())),
     ):
         blocks[0](torch.zeros(1, 16))
@@ -272,7 +272,7 @@ def test_a_tied_head_needs_one_of_two(stored: str, prompts: Path, tmp_path: Path
     save_file(tensors, other / WEIGHTS, {"format": "pt"})
     one, two = (rows(folder, prompts, folder.name, "--generate", "2") for folder in (model, other))
     assert [row["expert"] for row in one] == [row["expert"] for row in two]
-    # Tensors lie elsewhere in the file, which is enough for another last bit.
+    # Tensors are elsewhere in the file, which is enough to change the last bit.
     assert [row["weight"] for row in one] == pytest.approx([row["weight"] for row in two], abs=1e-6)
     both = copy_with(model, tmp_path / "neither", dropped("model.embed_tokens.weight"))
     assert "model.embed_tokens.weight" in (refused(both) or "")
@@ -378,7 +378,7 @@ def test_pickled_weights_pass_the_same_door(tiny: Path, prompts: Path, tmp_path:
 
 
 def test_changed_weights_are_another_run(tiny: Path, prompts: Path, tmp_path: Path) -> None:
-    """One number of one expert differs; the files are as long, and so are their headers."""
+    """One number of one expert differs; files and headers have the same length."""
     key = "model.layers.1.mlp.experts.5.down_proj.weight"
     other = lambda tensors: {**tensors, key: tensors[key] * (1 + (torch.arange(48) == 7) * 1e-3)}  # noqa: E731
     shutil.copytree(tiny, tmp_path / "first" / "m")

@@ -1,4 +1,4 @@
-"""`moewh.Writer`: rows from anywhere, exactly as given; a run that is open until it is closed; what is refused."""
+"""`moewh.Writer`: rows from any source, exactly as given; a run that is open until it is closed; refusals."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def rows(warehouse: Path, columns: str = "token_id, layer, rank, expert, weight"
 
 
 def expected_rows(given: list[Sequence]) -> list[tuple[Any, ...]]:
-    """What the rows must be: by descending weight, ties by expert."""
+    """Return the expected rows: by descending weight, ties by expert."""
     found = []
     for prompt, (_, expert_TLK, weight_TLK) in enumerate(given):
         for position, (expert_LK, weight_LK) in enumerate(zip(expert_TLK, weight_TLK, strict=True)):
@@ -140,7 +140,7 @@ _WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "layers": ({"expert_ids": np.zeros((2, 2, 2), int)}, r"sequence 0: expert_ids are \[2, 2, 2\]. Give \[tokens, 3 "),
     "no tokens": ({"expert_ids": np.zeros((0, 3, 2), int)}, r"expert_ids are \[0, 3, 2\]"),
     "floats": ({"expert_ids": np.zeros((2, 3, 2))}, "expert_ids are of type float64. Give whole numbers"),
-    "ragged": ({"expert_ids": [[1], [2, 3]]}, "expert_ids are no array"),
+    "ragged": ({"expert_ids": [[1], [2, 3]]}, "expert_ids are not an array"),
     "too great": ({"expert_ids": np.full((2, 3, 2), 6)}, r"token 0 has experts \[6, 6\], and there are 0 to 5"),
     "negative": ({"expert_ids": np.full((2, 3, 2), -2)}, r"token 0 has experts \[-2, -2\]"),
     "half a route": ({"expert_ids": np.tile([1, -1], (2, 3, 1))}, r"experts \[1, -1\]. Give all of them, or -1 only"),
@@ -149,7 +149,7 @@ _WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "weights' type": ({"weights": np.ones((2, 3, 2), int)}, "weights are of type int64. Give floating-point"),
     "nan": ({"weights": np.full((2, 3, 2), np.nan)}, "which are not finite"),
     "token count": ({"token_ids": [1, 2, 3]}, r"token_ids are \[3\], and expert_ids have 2 tokens"),
-    "token id": ({"token_ids": [1, -7]}, "-7 among its token_ids is no token id"),
+    "token id": ({"token_ids": [1, -7]}, "-7 among its token_ids is not a token id"),
     "generated": ({"generated": 3}, "generated is 3 of 2 tokens"),
     "domain": ({"domain": 7}, "domain is 7, which is no text"),
     "metadata": ({"metadata": {"a": object()}}, "metadata cannot be kept as JSON"),
@@ -186,7 +186,7 @@ def test_a_run_that_exists_or_has_nothing_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "nothing says what layers there are"),
+        ({}, "the MoE layers are unknown"),
         ({"layers": [1], "top_k": 2}, "go together"),
         ({"layers": [1, 1], "num_experts": 4, "top_k": 2}, r"layers are \[1, 1\]"),
         ({"layers": [1], "num_experts": 4, "top_k": 5}, "top_k is 5 of 4 experts"),

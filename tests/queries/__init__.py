@@ -1,1 +1,1 @@
-"""Every view, saved query and check against counts made by hand and by brute force."""
+"""Every view, saved query and check, compared with counts by hand and by brute force."""

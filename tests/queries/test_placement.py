@@ -1,4 +1,4 @@
-"""placement_quality against a computation over the run's description, and the placements it takes."""
+"""placement_quality, compared with a computation over the run's description, and the placements it accepts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def layout(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Layout:
 
 
 def drawn(seed: int, *, copies: int = 0) -> Placement:
-    """Each expert on one of three GPUs at random; some on another one too."""
+    """Place each expert on one of three GPUs at random, and some on a second one."""
     rng = np.random.default_rng(seed)
     places = {(layer, e): {int(rng.integers(3))} for layer, (experts, _) in LAYERS.items() for e in range(experts)}
     for number in rng.choice(len(places), copies, replace=False):
@@ -128,7 +128,7 @@ def test_placement_from_a_file(suffix: str, layout: Layout, tmp_path: Path) -> N
         ("hello", "cannot be read as a placement"),
     ],
 )
-def test_bad_placement_is_told(content: str | None, said: str, layout: Layout, tmp_path: Path) -> None:
+def test_bad_placement_is_reported(content: str | None, said: str, layout: Layout, tmp_path: Path) -> None:
     path = tmp_path / "placement.json"
     if content is not None:
         path.write_text(content)

@@ -1,4 +1,4 @@
-"""`moewh.plots`: a function a figure, whose numbers are its query's; what it cannot draw is one line."""
+"""`moewh.plots`: one function per figure, with its query's numbers; a figure that cannot be drawn is one line."""
 
 from __future__ import annotations
 
@@ -84,12 +84,12 @@ def test_curves_have_the_numbers_of_their_query(warehouse: Warehouse) -> None:
         ("transitions", {"layer": 4}, "The last MoE layer has no next one."),
     ],
 )
-def test_what_cannot_be_drawn_is_said(name: str, given: dict[str, Any], said: str, warehouse: Warehouse) -> None:
+def test_what_cannot_be_drawn_is_reported(name: str, given: dict[str, Any], said: str, warehouse: Warehouse) -> None:
     with pytest.raises(MoewhError, match=re.escape(said)):
         getattr(plots, name)(warehouse, **given)
 
 
-def test_no_runs_and_no_plotly_are_said(
+def test_no_runs_and_no_plotly_are_reported(
     warehouse: Warehouse, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     empty = moewh.open(empty_warehouse(tmp_path_factory.mktemp("empty") / "wh").root)
@@ -109,7 +109,7 @@ def test_an_unknown_figure_is_an_attribute_error() -> None:
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_label_has_no_markup(text: str) -> None:
-    """Plotly makes tags of `<…>` and characters of `&…;`."""
+    """Plotly interprets `<…>` as tags and `&…;` as characters."""
     shown = label(text)
     assert "<" not in shown and ">" not in shown
     assert shown.replace("&lt;", "").replace("&gt;", "").replace("&amp;", "").count("&") == 0

@@ -1,4 +1,4 @@
-"""The saved queries that answer published analyses: by hand, against plain Python, and under random routing."""
+"""The saved queries of published analyses: by hand, compared with plain Python, and under random routing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.synthetic import Prompt, Run, Token, empty_warehouse, random_
 @pytest.fixture(scope="module")
 def warehouse(tmp_path_factory: pytest.TempPathFactory) -> tuple[Layout, list[Run]]:
     """Layers that are not consecutive, dropped tokens, special and generated ones, three domains, one of them NULL;
-    runs that are sealed and runs that are not."""
+    sealed and unsealed runs."""
     return random_warehouse(tmp_path_factory.mktemp("research") / "wh")
 
 
@@ -117,7 +117,7 @@ def rates(run: Run, layer: int, experts: int, first: list[Place], other: list[Pl
 
 
 def test_choice_information_reads_no_rows(warehouse: tuple[Layout, list[Run]]) -> None:
-    """Flat in tokens: the plan reads rollups alone, though the staging view could read the rows as well."""
+    """Flat in tokens: the plan reads only rollups, although the staging view could also read the rows."""
     plans = {}
     with open_warehouse(warehouse[0]) as connection:
         for name in ("choice_information", "first_choice_information"):
@@ -157,7 +157,7 @@ def wilson(n: int) -> tuple[float, float]:
 
 
 TIGHT = 1 / (16 * math.log(2))
-"""Bits that eight choices of two experts show by chance, of two parts."""
+"""Bits by chance in eight choices of two experts, in two parts."""
 
 # Weights: (3/4, 1/4, 0) in domain a, (1/2, 1/8, 3/8) in b: entropies H and J, of their mean M.
 M = 0.625 * math.log2(1.6) + 0.375 * math.log2(16 / 3)
@@ -222,7 +222,7 @@ FLOW = Run(
     [[Prompt([Token(1, {0: [(a, 1.0)], 2: [(b, 1.0)]}) for a, b in [(0, 1), (0, 1), (1, 2), (0, 1), (2, 0)]])]],
 )
 FLOWING: dict[str, tuple[dict[str, Value], Rows]] = {
-    # 0 goes to 1 three times, 1 to 2 and 2 to 0: each foretells the next one; by load everyone guesses 1.
+    # 0 goes to 1 three times, 1 to 2 and 2 to 0: each predicts the next; from the load alone, the guess is 1.
     "next_layer_recall": ({"guesses": 1}, [("r", 0, 2, 5, 1, 1.0, 0.6, 1 / 3)]),
     # 0, 0, 1, 0, 2: a cache of one finds the second 0, one of two also the third.
     "expert_cache": (
@@ -313,7 +313,7 @@ def test_risk_difference_by_hand(tmp_path: Path) -> None:
 
 
 def test_outputs_by_rank_by_hand(tmp_path: Path) -> None:
-    """Weight times norm: 3 and 3, then 4 and 3. A token with a norm that is not known is left out."""
+    """Weight times norm: 3 and 3, then 4 and 3. A token with an unknown norm is left out."""
     layout = empty_warehouse(tmp_path / "wh")
     tokens = [
         Token(1, {0: [(2, 0.75), (0, 0.25)]}, outputs={0: [(4.0, 0.5), (12.0, 0.5)]}),
@@ -340,7 +340,7 @@ def test_expert_reuse_stops_at_a_new_context(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["domain_divergence", "standing_committee"])
 def test_a_run_without_weights(name: str, tmp_path: Path) -> None:
-    """What is of weights is NULL, or there is no row."""
+    """Values that depend on weights are NULL, or there is no row."""
     layout = empty_warehouse(tmp_path / "wh")
 
     def bare(prompt: Prompt) -> Prompt:

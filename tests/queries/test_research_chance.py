@@ -1,4 +1,4 @@
-"""Under even, independent routing each query gives the value that its header and docs/papers.md promise."""
+"""Under even, independent routing, each query gives the value that its header and docs/papers.md promise."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_top_expert_share(layout: Layout) -> None:
 
 
 INFORMATION = {"choice_information": 2, "position_information": 1, "first_choice_information": 3}
-"""The query, and how many things it is about: columns parts, information and chance of each, from the fifth on."""
+"""The query, and its number of groups of columns (parts, information, chance), from the fifth column on."""
 
 
 @pytest.mark.parametrize("name", INFORMATION)
@@ -143,7 +143,7 @@ def test_expert_reuse(layout: Layout) -> None:
 
 
 def test_next_layer_recall(layout: Layout) -> None:
-    """C / E', and a little more: the guesses are made from the counts that they are held against."""
+    """C / E', and a little more, because the guesses come from the counts that they are compared with."""
     rows = answer(layout, "next_layer_recall", {"guesses": 3})
     assert {row[7] for row in rows} == {3 / EXPERTS}
     assert mean(rows, 6) == pytest.approx(3 / EXPERTS, rel=0.05)
@@ -166,7 +166,7 @@ def test_load_over_segments(layout: Layout) -> None:
 
 
 def test_outputs_by_rank(tmp_path: Path) -> None:
-    """Norms that have nothing to do with weights: the mean rank of a choice's norm is (k + 1) / 2."""
+    """Norms independent of weights: the mean rank of a choice's norm is (k + 1) / 2."""
     tokens, top_k, rng = 2_000, 4, np.random.default_rng(12)
 
     def token() -> Token:

@@ -1,4 +1,4 @@
-"""Answers that say how sure they are: prompts shuffled and halved, errors over prompts, bounds of lifts."""
+"""Results with their uncertainty: prompts shuffled and halved, errors over prompts, bounds of lifts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def prompts_of(run: Run) -> list[Prompt]:
 
 
 def dealt(run: Run, shuffle: int) -> list[str | None]:
-    """The domain that each prompt is given in a shuffle, as the header of shuffled_domains says."""
+    """Return each prompt's domain in a shuffle, as the header of shuffled_domains defines it."""
 
     def number(prompt_id: int) -> tuple[int, int]:
         x = (48271 * prompt_id + 69621 * shuffle + 11) % PRIME
@@ -45,7 +45,7 @@ def dealt(run: Run, shuffle: int) -> list[str | None]:
 
 
 def by_domain(run: Run, layer: int, given: list[str | None]) -> dict[str | None, list[Place]]:
-    """The tokens with rows at a layer, by the domain that their prompt is given."""
+    """Return the tokens with rows at a layer, by the domain assigned to their prompt."""
     chosen = routed(run, layer)
     return {d: [p for p in chosen if given[p.prompt_id] == d] for d in {given[p.prompt_id] for p in chosen}}
 
@@ -74,7 +74,7 @@ HAND = Run(
 
 
 def test_divergence_confidence_by_hand(tmp_path: Path) -> None:
-    """Three shuffles: the groups as they are, the two exchanged, and prompts 1 and 3, which differ in nothing."""
+    """Three shuffles: the true groups, the two exchanged, and prompts 1 and 3, which do not differ."""
     layout = empty_warehouse(tmp_path / "wh")
     write_run(layout, HAND)
     groups = [{p for p, domain in enumerate(dealt(HAND, shuffle)) if domain == "a"} for shuffle in (1, 2, 3)]
@@ -269,8 +269,8 @@ def test_many_shuffles_are_the_first_ones_and_more(warehouse: tuple[Layout, list
 
 
 def planted(*, real: bool) -> Run:
-    """60 prompts of 30 tokens, ten layers of eight experts, top-2. At each layer a prompt has a favourite of its own,
-    an expert from 0 to 5; with `real`, expert 6 is that of every prompt in domain `a`.
+    """60 prompts of 30 tokens, ten layers of eight experts, top-2. At each layer, each prompt has its own favourite,
+    an expert from 0 to 5; with `real`, expert 6 is the favourite of every prompt in domain `a`.
     """
     rng = np.random.default_rng(3)
     made = []
@@ -291,7 +291,7 @@ def planted(*, real: bool) -> Run:
 
 @pytest.mark.parametrize("real", [True, False])
 def test_prompts_that_are_alike_within_are_no_evidence(real: bool, tmp_path: Path) -> None:
-    """900 tokens per domain, but 30 prompts: a count of tokens takes the prompts' favourites for the domain's."""
+    """900 tokens per domain, but only 30 prompts: counting tokens mistakes the prompts' favourites for the domain's."""
     layout = empty_warehouse(tmp_path / "wh")
     write_run(layout, planted(real=real))
     by_tokens = np.array([row[8] for row in answer(layout, "risk_difference", {"domain": "a"})])

@@ -1,4 +1,4 @@
-"""Every saved query against a plain computation on random routing, and its parameters' defaults."""
+"""Every saved query, compared with a plain computation on random routing, and its parameters' defaults."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def warehouse(tmp_path_factory: pytest.TempPathFactory) -> tuple[Layout, dict[st
 
 
 def descending(value: float) -> float:
-    """A sort key, rounded so that two ways to compute a ratio rank alike."""
+    """A sort key, rounded so that two ways to compute a ratio sort alike."""
     return -round(value, 12)
 
 
@@ -54,7 +54,7 @@ def test_saved_query_explains_itself(name: str) -> None:
 
 @pytest.mark.parametrize("query", [*map(queries.find_query, saved_names()), *shipped_checks()], ids=lambda q: q.source)
 def test_text_is_compared_as_text_in_a_plain_shell_too(query: Query) -> None:
-    """A variable that was set to a number must not make numbers of a column of texts."""
+    """A variable that was set to a number must not convert a text column to numbers."""
     for name, kind in kinds_of(query).items():
         if KINDS[kind].type == "VARCHAR":
             uses = re.findall(rf"getvariable\('{name}'\)(.{{0,12}})", query.code_read)
@@ -64,7 +64,7 @@ def test_text_is_compared_as_text_in_a_plain_shell_too(query: Query) -> None:
 
 @pytest.mark.parametrize("name", saved_names())
 def test_saved_query_needs_what_it_says(name: str, tmp_path: Path) -> None:
-    """Over an empty warehouse: no rows, or that nothing is there; and one clear error for a value that is missing."""
+    """Over an empty warehouse: no rows or an error that nothing is there, and one clear error for a missing value."""
     layout = empty_warehouse(tmp_path / "wh")
     query = queries.find_query(name)
     known: dict[str, Value] = {"layer": 0, "other_layer": 0, "expert": 0, "placement": "0:0:0"}
@@ -218,7 +218,7 @@ def test_layer_information(warehouse: tuple[Layout, dict[str, Run]]) -> None:
 
 
 def test_layer_information_by_hand(tmp_path: Path) -> None:
-    """A layer that decides the next tells one bit; one that is independent of it none."""
+    """A layer that determines the next shares one bit with it; an independent one shares none."""
     layout = empty_warehouse(tmp_path / "wh")
     tokens = [Token(1, {0: [(a, 1.0)], 1: [(a, 1.0)], 2: [(b, 1.0)]}) for a, b in [(0, 0), (1, 0), (0, 1), (1, 1)] * 2]
     write_run(layout, Run("r", dict.fromkeys(range(3), (2, 1)), [[Prompt(tokens)]]))

@@ -1,4 +1,4 @@
-"""Series-wide answers compare like with like: a series with other prompts, two runs of a step, one unfinished."""
+"""Series-wide results compare like with like: a series with other prompts, two runs of a step, an unfinished run."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_runs_over_other_tokens_are_not_compared(
 
 
 def test_a_plain_shell_compares_no_other_tokens_either(warehouse: tuple[Layout, dict[str, Run]]) -> None:
-    """The SQL itself keeps to runs of equal tokens_key, without what moewh looks up before."""
+    """The SQL itself compares only runs of equal tokens_key, without moewh's lookups before it."""
     with open_engine("duckdb", None, warehouse[0], Limits()) as ask:
         for name in ("changed_tokens", "specialization_changes"):
             found = ask.run(find_query(name), {"run": "last", "other_run": "other-1"})

@@ -1,4 +1,4 @@
-"""Runs that do not tell everything, as imported ones: ranks, weights, vocabulary entries.
+"""Runs with unknown values, such as imported ones: ranks, weights, vocabulary entries.
 
 Each view and saved query is asked of a run that is known whole and of the same choices without ranks and weights, and
 without entries. The answers are equal except for what cannot be known. The header of the SQL says what that is: a line
@@ -88,7 +88,7 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
 
 @cache
 def rows_of(layout: Layout, name: str, kind: str) -> list[dict[str, Any]]:
-    """The rows that a view or saved query has for the runs of a kind, by column; empty if it has none."""
+    """Return a view's or saved query's rows for the runs of a kind, by column; empty if it has none."""
     if name in canned_names():
         relation = viewed(layout).sql(f"from {name} where run_id in ('{kind}', '{kind}-1')")
         return [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()]
@@ -101,7 +101,7 @@ def rows_of(layout: Layout, name: str, kind: str) -> list[dict[str, Any]]:
 
 
 def answer_columns(layout: Layout, name: str, values: dict[str, Value]) -> tuple[list[str], list[tuple[Any, ...]]]:
-    """A saved query's columns and rows, as the command answers it."""
+    """Return a saved query's columns and rows, as in the command."""
     found = engine_of(layout)(find_query(name), values)
     assert found is not None
     done = found.execute()
@@ -119,12 +119,12 @@ def said_unknown(name: str, columns: Iterable[str], *, of_entries: bool) -> set[
 
 
 def in_kind(columns: list[str], row: tuple[Any, ...], kind: str) -> bool:
-    """Whether a row is of a run of this kind; queries that have no such column are asked of one run."""
+    """Return whether a row belongs to a run of this kind; queries without a run column are run on one run."""
     return "run_id" not in columns or row[columns.index("run_id")] in (kind, f"{kind}-1")
 
 
 def comparable(rows: list[dict[str, Any]], left_out: set[str]) -> list[tuple[Any, ...]]:
-    """Rows without the names of runs and without what cannot be known, floats to 12 digits, sorted."""
+    """Return rows without run names and unknowable values, with floats to 12 digits, sorted."""
     kept = [
         tuple(
             float(f"{value:.12g}") if isinstance(value, float) else value

@@ -181,7 +181,7 @@ HAND_ROWS: dict[str, Rows] = {
     "vocabulary_specialization": [("hand", 1, None, 0), ("hand", 4, None, 0)],
     # One pair, {0, 1} then {1, 2}: first choices differ, expert 1 is shared; 1 - C(2, 2) / C(4, 2) by chance.
     "expert_repetition": [("hand", "code", 1, 1, 0.0, 1.0, 1 / 4, 5 / 6)],
-    # Of no series, and without raw logits.
+    # In no series, and without raw logits.
     "router_saturation": [],
     "router_confidence": [],
     "routes": [
@@ -338,7 +338,7 @@ def test_router_saturation_of_other_segments(tmp_path: Path) -> None:
 
 
 def test_router_confidence_by_hand(tmp_path: Path) -> None:
-    """Even logits; one that takes all, however large; a bias that moves the margin; a scoring nobody knows."""
+    """Even logits; one that takes all, however large; a bias that moves the margin; an unknown scoring function."""
     layout = empty_warehouse(tmp_path / "wh")
     even, sure, biased, unknown, full = 0, 1, 2, 3, 4
     logits = {even: [1.0] * 4, sure: [1000.0, 0.0, 0.0, 0.0], biased: [0.0] * 4, unknown: [0.0] * 4, full: [0.0] * 2}
@@ -385,7 +385,7 @@ def test_view_equals_brute_force(name: str, random: tuple[Layout, list[Run]]) ->
 
 
 def test_random_warehouse_has_the_awkward_cases(random: tuple[Layout, list[Run]]) -> None:
-    """What the comparison above claims to cover is really there."""
+    """The data really holds the cases that the comparison above claims to cover."""
     _, runs = random
     tokens = [(run, token) for run in runs for token in run.tokens()]
     assert any(len(token.choices) < len(run.layers) for run, token in tokens)
@@ -468,7 +468,7 @@ AT_THE_COST_OF_A_SCAN = (
 
 @pytest.mark.parametrize("asked", AT_THE_COST_OF_A_SCAN)
 def test_routes_without_text_are_a_scan(asked: str, random: tuple[Layout, list[Run]]) -> None:
-    """DuckDB 2 leaves out a join to what it knows to be unique and nobody asks for; 1.5 answers the same with it."""
+    """DuckDB 2 drops a join to a unique key whose columns are unused; 1.5 keeps it and gives the same rows."""
     with viewed(random[0]) as connection:
         plan = str(connection.execute(f"explain {asked}").fetchall())
         with_text = str(connection.execute("explain select min(token) from routes").fetchall())
@@ -491,7 +491,7 @@ def test_routes_of_an_entry_that_no_vocabulary_holds(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kinds", [("special", "prompt"), ("special", "prompt", "generated"), ("special", "generated")])
 def test_expert_token_affinity_of_a_sealed_run_adds_up_its_kinds(tmp_path: Path, kinds: tuple[str, ...]) -> None:
-    """A sealed run with one kind besides specials is not grouped again; the others are, and those not sealed."""
+    """A sealed run with one kind besides specials is not grouped again; others and unsealed runs are."""
     layout, runs = empty_warehouse(tmp_path / "wh"), []
     for run_id in ("open", "sealed"):
         drawn = random_run(run_id, 5, {0: (8, 3), 2: (6, 2)}, prompts=24)

@@ -1,4 +1,4 @@
-"""Questions of some tokens only: the matrices over a condition equal the matrices of a run of just those tokens."""
+"""Queries over some tokens only: the matrices over a condition equal those of a run with just those tokens."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ IDS = [(2 << schema.POSITION_BITS) + 1, (2 << schema.POSITION_BITS) + 2, 5 << sc
 
 @dataclass(frozen=True)
 class Place:
-    """What a condition can go by."""
+    """The columns that a condition can use."""
 
     domain: str | None
     prompt_id: int
@@ -50,7 +50,7 @@ def random(tmp_path_factory: pytest.TempPathFactory) -> tuple[Layout, list[Run]]
 
 
 def only(run: Run, keep: Callable[[Place], bool]) -> Run:
-    """Return the run with every token that does not count made a special one."""
+    """Return the run with every excluded token made special."""
     segments, prompt_id = [], 0
     for segment in run.segments:
         kept = []

@@ -265,7 +265,7 @@ def stop(trial: Trial, number: signal.Signals, segments: int, mutation: str | No
     assert outcome["code"] == 128 + number, outcome["stderr"]
     assert len(trial.check_committed(set())) >= segments
     assert outcome["stderr"].splitlines()[-1] == (
-        "moewh: stopped; what is committed is kept. Run the same command again to go on from there."
+        "moewh: stopped; committed segments are kept. Run the same command again to continue."
     )
     assert not list((trial.root / ".staging").glob("*.part"))
     assert trial.ingest()["code"] == 0

@@ -1,1 +1,1 @@
-"""Files, views, answers and trust."""
+"""Files, views, queries and trust."""

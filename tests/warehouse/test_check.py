@@ -1,4 +1,4 @@
-"""`moewh check`: faults are printed and make it fail; what the writer wrote has none."""
+"""`moewh check`: faults are printed and make it fail; the writer's own output has none."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def check(layout: Layout, *arguments: str) -> Result:
 
 @pytest.fixture(scope="module")
 def checked(sound: Layout) -> Result:
-    """What is said of the sound warehouse."""
+    """The output for the sound warehouse."""
     return check(sound)
 
 
@@ -198,7 +198,7 @@ DAMAGE: dict[str, list[tuple[Callable[[Layout], None], str]]] = {
     ],
     "load_sums": [(in_place(schema.EXPERT_COUNTS, lambda rows: rows[0].update(tokens=99)), "run_id = step-20")],
 }
-"""Check → what makes it fail, and what it then says."""
+"""Check → the damage that makes it fail, and its output."""
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def sixteen_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def machine(folder: Path, files: Mapping[str, str]) -> Path:
-    """A folder that stands for /, with some files of /proc and /sys."""
+    """A folder in place of /, with some files of /proc and /sys."""
     for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text + "\n")

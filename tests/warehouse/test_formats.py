@@ -1,6 +1,6 @@
-"""What `moewh query` writes reads back: every type of DuckDB through every format, in Python and in DuckDB.
+"""Output of `moewh query` can be read back: every DuckDB type through every format, in Python and in DuckDB.
 
-The types and their least and greatest values are DuckDB's own (`test_all_types`); what that lacks is added here.
+The types and their least and greatest values are DuckDB's own (`test_all_types`); missing ones are added here.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Extra:
     sql: str
     type: str
     via: str | None = None
-    """What to read it as before it is cast to its type, where DuckDB's JSON reader cannot read that."""
+    """The type to read it as before casting, where DuckDB's JSON reader cannot read its own type."""
 
 
 HOSTILE = "'a,\"b\"\n|\\' || chr(13) || chr(0) || 'é NaN <b>*_`&amp;'"
@@ -157,7 +157,7 @@ def values(sql: str, expression: str) -> list[Any]:
 
 
 def assert_same_in_duckdb(sql: str, name: str, reader: str, back: str) -> None:
-    """Compare a column with what a file holds, in DuckDB; `back` is SQL over the column `found`.
+    """Compare a column with a file's content, in DuckDB; `back` is SQL over the column `found`.
 
     JSON is compared without its spaces, which DuckDB's readers remove.
     """
@@ -229,7 +229,7 @@ def test_csv_reads_back_in_python(case: str, written: dict[tuple[str, str], Path
 @pytest.mark.parametrize("form", ["json", "jsonl"])
 @pytest.mark.parametrize("case", CASES)
 def test_json_reads_back_in_python(case: str, form: str, written: dict[tuple[str, str], Path]) -> None:
-    """With nothing but what JSON has: what is no number is text, and what a double cannot hold is too."""
+    """Using only JSON's types: values that are not numbers are text, and so are those that a double cannot hold."""
     sql, kind, _ = CASES[case]
     name = case.removeprefix("extra ")
     text = written[sql, form].read_text(encoding="utf-8")
@@ -281,7 +281,7 @@ def test_json_keeps_every_digit(form: str, layout: Layout) -> None:
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_type_is_written_as_its_name(form: str, layout: Layout, tmp_path: Path) -> None:
-    """TYPE is the one type that DuckDB itself casts to text only."""
+    """TYPE is the only type that DuckDB itself casts to text only."""
     query(layout, "select get_type([1.5]) as x", "--format", form, "-o", str(tmp_path / "x"))
     if form == "parquet":
         assert pq.read_table(tmp_path / "x").to_pylist() == [{"x": "DECIMAL(2,1)[]"}]
@@ -401,7 +401,7 @@ def markdown_rows(text: str) -> list[list[str]]:
 
 
 def shown(text: str) -> str:
-    """What Markdown can hold of a text: one kind of line end, no NUL, nothing at the ends."""
+    """Return a text as far as Markdown can hold it: one kind of line end, no NUL, no space at the ends."""
     return re.sub(r"\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]", "\n", text).replace("\0", "\ufffd").strip(" \t\n")
 
 
@@ -493,7 +493,7 @@ CUTS = [
 
 
 @pytest.mark.parametrize(("sql", "room", "says"), CUTS, ids=[str(says) for *_, says in CUTS])
-def test_what_a_terminal_leaves_out_is_said(sql: str, room: int, says: str | None) -> None:
+def test_what_a_terminal_leaves_out_is_reported(sql: str, room: int, says: str | None) -> None:
     stream = io.StringIO()
     named, rows = columns(sql)
     box.write_cut(named, rows, room, stream)
@@ -511,7 +511,7 @@ def test_what_a_terminal_leaves_out_is_said(sql: str, room: int, says: str | Non
 
 
 def on_a_terminal(arguments: list[str], layout: Layout) -> str:
-    """Run moewh with a terminal for its output; return what it shows."""
+    """Run moewh with its output on a terminal; return what it shows."""
     program = [sys.executable, "-c", "from moewh.cli.main import main; main()", *arguments]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "MOEWH_WAREHOUSE": str(layout.root), "COLUMNS": "80"}
     ours, its = pty.openpty()

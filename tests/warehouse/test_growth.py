@@ -1,7 +1,7 @@
 """A schema that grows: older segments answer NULL, newer ones their values, and an older moewh refuses by name.
 
-The schema of these tests has one more column in three tables, since version 2: a run's, a segment's small and its
-largest.
+In these tests' schema, three tables have one more column since version 2: a run's table, a small one of a segment, and
+its largest.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.support.damage import sound_warehouse
 
 pytestmark = pytest.mark.published_file
 GROWN = {schema.RUNS: 7, schema.PROMPTS: 8, schema.ROUTING: 9}
-"""The tables that get a column, and its value in what is written since."""
+"""The tables that get a column, and the column's value in new files."""
 ASKED = """
 select 'runs' as t, run_id, count(*) as n, count(added) as known, max(added) as added from runs group by run_id
 union all select 'prompts', run_id, count(*), count(added), max(added) from prompts group by run_id
@@ -51,7 +51,7 @@ def layout(tmp_path: Path) -> Layout:
 
 @pytest.fixture
 def grow(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Return what turns this moewh into the one of the next schema."""
+    """Return the patches that turn this moewh into one with the next schema."""
 
     def grown() -> None:
         for table in GROWN:
@@ -64,7 +64,7 @@ def grow(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 
 def write_newer(layout: Layout, run_id: str) -> None:
-    """Give a run's files the added column, as the moewh of the next schema writes them."""
+    """Give a run's files the added column, as written by moewh with the next schema."""
     for folder in (layout.run(run_id), *layout.segments(run_id).iterdir()):
         for table, value in GROWN.items():
             if (file := folder / table.file).is_file():
@@ -213,7 +213,7 @@ def test_the_published_file_refuses_another_format(version: int, layout: Layout)
 
 @pytest.mark.parametrize(("run_id", "number"), [("one", 0), ("one", 1), ("two", 1)])
 def test_a_segment_of_the_first_format_is_named(run_id: str, number: int, layout: Layout) -> None:
-    """One that was copied in: no query that reads what it lacks answers NULL, and verify takes it out."""
+    """A copied segment: no query that reads its missing column answers NULL, and verify moves it out."""
     folder = layout.segment(run_id, number)
     rows = pq.read_table(folder / schema.ROUTING.file, partitioning=None)
     pq.write_table(rows.select(["token_id", "layer", "rank", "expert", "weight"]), folder / schema.ROUTING.file)
@@ -231,7 +231,7 @@ def test_a_segment_of_the_first_format_is_named(run_id: str, number: int, layout
 
 
 def in_version(layout: Layout, version: dict[str, int]) -> None:
-    """Make the zero-row files say that the warehouse is of another version."""
+    """Make the zero-row files claim another version of the warehouse."""
     file = layout.segment(SCHEMA_RUN, 0) / MANIFEST
     file.write_text(json.dumps(json.loads(file.read_text()) | version, indent=1) + "\n")
 

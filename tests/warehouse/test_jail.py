@@ -1,4 +1,4 @@
-"""The jail: SQL from outside reads the warehouse and nothing else, and changes nothing; all that ships still runs."""
+"""The jail: foreign SQL reads only the warehouse and changes nothing; everything shipped still runs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def moewh(layout: Layout, *arguments: str) -> Result:
 
 
 def everything(folder: Path) -> dict[Path, tuple[int, ...]]:
-    """Every path below a folder; of a file also what changes with its content: the kernel's time of its last change."""
+    """Return every path below a folder, and for files the kernel's time of their last change."""
     states = ((path, path.lstat()) for path in folder.rglob("*"))
     return {
         path: () if S_ISDIR(state.st_mode) else (state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
@@ -65,7 +65,7 @@ def fill(sql: str, layout: Layout) -> str:
     )
 
 
-# One warehouse for all of them: that nothing changed is part of what each one shows.
+# One warehouse for all of them: each also shows that nothing changed.
 def test_no_escape_succeeds(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(layout.root.parent / "outside")
     before = everything(layout.root.parent)
@@ -91,7 +91,7 @@ def test_checks_run_in_it_too(name: str, layout: Layout) -> None:
 
 
 def gets_out(name: str, layout: Layout) -> bool:
-    """Tell whether an escape shows the secret or changes a file."""
+    """Return whether an escape shows the secret or changes a file."""
     before = everything(layout.root.parent)
     result = moewh(layout, "query", "-c", fill(ESCAPES[name], layout), "--format", "csv")
     return SECRET in result.output or everything(layout.root.parent) != before
@@ -108,7 +108,7 @@ def test_without_the_closed_directories_files_are_read(
 
 @pytest.mark.parametrize("name", ["copy into the warehouse", "copy over a segment", "copy, explained"])
 def test_without_the_subquery_files_are_written(name: str, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The writers cast an answer's columns in a query around it, which is a second layer; it is taken away too."""
+    """The writers cast a result's columns in a query around it, which is a second layer; it is removed too."""
     assert not gets_out(name, layout)
     monkeypatch.setattr(output, "write", lambda answer, *_: answer.execute())
     assert not gets_out(name, layout)
@@ -178,7 +178,7 @@ def test_everything_shipped_runs(shared: Layout) -> None:
 
 
 def test_the_published_file_is_not_opened(layout: Layout) -> None:
-    """Whoever hands on a warehouse may have put any view into it; moewh makes its own."""
+    """Whoever passes on a warehouse may have put any view into it, so moewh makes its own."""
     with duckdb.connect(str(layout.database)) as connection:
         connection.execute("create view expert_load as select 'hostile' as x")
     assert "hostile" not in moewh(layout, "query", "expert_load").output

@@ -1,7 +1,7 @@
-"""Symbolic links among a warehouse's folders, to the same disk and to another: all that reads follows them alike.
+"""Symbolic links among a warehouse's folders, to the same disk and to another: all readers follow them alike.
 
-What leads to a folder that moewh did not write, or to nothing, is refused by name. What writes says so at once where
-a rename cannot reach.
+Links to a folder that moewh did not write, or to nothing, are refused by name. Writers fail at once where a rename
+cannot reach.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tests.support.kept_file import publish_for_reading
 
 SHARED_MEMORY = Path("/dev/shm")
 LINKED = ["", "segments", "runs", "geometry", "segments/run_id=one", "runs/run_id=one", "segments/run_id=one/segment=1"]
-"""What is a link: the root, a folder of all runs, one run's, one segment."""
+"""The link: the root, a folder of all runs, one run's, or one segment."""
 
 
 INGEST = ("ingest", "--model", "demo", "--prompts", "demo", "--limit", "2", "--dtype", "float32", "--run-id", "new")
@@ -88,14 +88,14 @@ def views(layout: Layout) -> dict[str, list[tuple[Any, ...]]]:
 
 
 def said(layout: Layout) -> list[str]:
-    """What the other commands that read say of a warehouse."""
+    """Return the output of the other reading commands for a warehouse."""
     counts = ("query", "-c", COUNTS, "--format", "csv")
     return [moewh(layout, *command).stdout for command in (("check",), ("runs",), counts)]
 
 
 @pytest.fixture(scope="module")
 def expected(sound: Layout) -> tuple[dict[str, list[tuple[Any, ...]]], list[str]]:
-    """What is read where nothing is a link."""
+    """The results without any link."""
     return views(sound), said(sound)
 
 
@@ -127,7 +127,7 @@ def test_all_that_reads_follows_links(
 
 
 def test_a_link_within_a_segment_stays_out(sound: Layout, elsewhere: Path) -> None:
-    """Links are followed where moewh has folders. One file of a segment is none of them."""
+    """Links are followed where moewh has folders, not for single files of a segment."""
     layout = fresh_copy(sound)
     file = layout.segment("one", 0) / "tokens.parquet"
     shutil.move(file, elsewhere / "tokens.parquet")
@@ -162,7 +162,7 @@ def test_a_link_within_a_segment_stays_out(sound: Layout, elsewhere: Path) -> No
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 4])
 def test_a_file_named_as_a_table_stays_out(parts: int, sound: Layout, elsewhere: Path) -> None:
-    """DuckDB takes the parts of a table's name together for a file's name."""
+    """DuckDB takes a dotted table name as a file's name."""
     layout = fresh_copy(sound)
     move_and_link(layout, "segments/run_id=one", elsewhere)
     (elsewhere / "secret.csv").write_text("the secret outside\n1\n")
@@ -196,7 +196,7 @@ def test_without_the_look_at_names_dots_lead_out(
 def test_links_that_lead_to_no_folder_of_moewh(
     name: str, kind: str, sound: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows would be left out of every answer, or somebody's files be let in: it is said instead."""
+    """Rows would be missing from every result, or foreign files let in; instead there is an error."""
     layout = fresh_copy(sound)
     target = tmp_path / "elsewhere"
     if kind == "file":
@@ -226,7 +226,7 @@ def test_links_that_lead_to_no_folder_of_moewh(
 
 
 def test_an_empty_folder_may_be_linked(sound: Layout, elsewhere: Path) -> None:
-    """As it is before the run that it is meant for begins."""
+    """As before the start of the run that it is meant for."""
     layout = fresh_copy(sound)
     (elsewhere / "empty").mkdir()
     layout.segments("later").symlink_to(elsewhere / "empty")
@@ -240,7 +240,7 @@ def test_an_empty_folder_may_be_linked(sound: Layout, elsewhere: Path) -> None:
 def test_ingest_refuses_at_the_start_what_a_rename_cannot_reach(
     name: str, sound: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One line, before any model is loaded, and nothing has changed."""
+    """One line, before any model is loaded, with nothing changed."""
     with other_disk(tmp_path) as folder:
         layout = fresh_copy(sound)
         layout.segments("new").mkdir()
@@ -275,7 +275,7 @@ def test_a_whole_warehouse_on_another_disk_is_written(sound: Layout, tmp_path: P
         assert moewh(layout, "verify").exit_code == 0
 
 
-def test_a_complete_run_may_lie_on_another_disk(sound: Layout, tmp_path: Path) -> None:
+def test_a_complete_run_may_be_on_another_disk(sound: Layout, tmp_path: Path) -> None:
     """It is left alone, and runs beside it are written."""
     with other_disk(tmp_path) as folder:
         layout = fresh_copy(sound)
@@ -298,7 +298,7 @@ def test_a_new_warehouse_with_a_link_to_another_disk(tmp_path: Path) -> None:
 
 
 def test_a_bind_mount_is_found(sound: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has the device of the disk that it shows, but a rename into it fails."""
+    """It has the same device number as the disk that it shows, but a rename into it fails."""
     layout = fresh_copy(sound)
     rename = Path.rename
 
@@ -315,7 +315,7 @@ def test_a_bind_mount_is_found(sound: Layout, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("name", ["segments", "runs", "segments/run_id=one", "segments/run_id=one/segment=1"])
 def test_deleting_a_linked_run(name: str, sound: Layout, elsewhere: Path) -> None:
-    """A run's own link goes and its files stay, which is said; in a folder on another disk nothing is deleted."""
+    """A run's own link is removed and its files stay, as reported; nothing is deleted in a folder on another disk."""
     layout = fresh_copy(sound)
     target = move_and_link(layout, name, elsewhere)
     files = sorted(target.rglob("*"))

@@ -1,4 +1,4 @@
-"""A parameter's type is its own, whatever its value looks like; and what a value names must exist, on every query."""
+"""A parameter decides its type, whatever its value looks like, and a value must exist, for every query."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ TEXTS = (
     ),
     *("$run", "getvariable('run')", "--", "%", "a,b", "'"),
 )
-"""Texts of which many are equal once they are taken for numbers, booleans or dates."""
+"""Texts, many of which are equal once read as numbers, booleans or dates."""
 RUN_IDS = [
     text for text in TEXTS if text.replace(".", "").replace("_", "").replace("-", "").isalnum() and text[0] not in "-é"
 ]
@@ -98,7 +98,7 @@ def answer(layout: Layout, *arguments: str) -> list[dict[str, Any]]:
 
 
 def quoted(text: str) -> str:
-    """A value as one gives it whatever it is: in quotes."""
+    """Return a value in quotes, which works for any value."""
     return "'" + text.replace("'", "''") + "'"
 
 
@@ -119,7 +119,7 @@ OWN = [
 
 @pytest.mark.parametrize("sql", ["domain_experts", "load_matrix", *OWN])
 def test_a_run_is_its_name(sql: str, texts: Layout) -> None:
-    """As it is or in quotes: each query is asked in one way for every other run, and in the other for the rest."""
+    """Plain or in quotes: each query uses one form for every other run, and the other form for the rest."""
     query = Query("-c", sql) if sql in OWN else queries.find_query(sql)
     with open_engine("duckdb", None, texts, Limits()) as ask:
         for number, run_id in enumerate(RUN_IDS):
@@ -235,7 +235,7 @@ MISSING: dict[str, tuple[str, str]] = {
     "prompt ids": ("0,99", r"there is no prompt 99 in .*Prompts: 0 to 31\."),
     "token ids": ("1,2,999", r"there is no token 999 in .*A token_id is prompt_id \* 16777216"),
 }
-"""Kind → a value of its type that is not in the warehouse, and what is said. Layers and experts are those of a run."""
+"""Kind → a value of its type that is not in the warehouse, and the message. Layers and experts belong to a run."""
 
 
 def existing(query: Query) -> dict[str, Value]:
@@ -279,7 +279,7 @@ def test_every_kind_that_names_something_is_looked_up() -> None:
 
 
 def test_without_a_run_some_run_must_have_all_that_is_named(tmp_path: Path) -> None:
-    """Each of the two is there, in runs apart: together they would give an empty answer."""
+    """Each of the two exists, but in different runs: together they would give an empty result."""
     made = Layout(tmp_path / "wh")
     made.create()
     token = Token(3, {0: [(1, 0.5)]})

@@ -1,7 +1,7 @@
-"""Wherever a warehouse lies, its numbers are the same: only the path below its root says run and segment.
+"""A warehouse gives the same numbers in any location: only the path below its root determines run and segment.
 
-Every column of every table and view is the name of a folder above the root, in several cases; DuckDB takes such a
-folder for a partition. Other folders have names that are hard to write in SQL, in patterns and in URLs.
+Folders above the root have the name of every column of every table and view, in several letter cases; DuckDB takes such
+a folder for a partition. Other folders have names that are hard to write in SQL, in patterns and in URLs.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ AWKWARD = [
     "run_id=x;--",
     "$layer=1",
 ]
-"""Folders above the root that are no column's name, or more than that."""
+"""Folders above the root whose names are not just a column's name."""
 
 
 def rows_of(tables: Iterable[schema.Table]) -> str:
@@ -62,7 +62,7 @@ def rows_of(tables: Iterable[schema.Table]) -> str:
 
 
 STORED = rows_of(schema.TABLES)
-"""What every stored table holds, its path's columns included, in three numbers each."""
+"""The content of every stored table, including its path's columns, in three numbers each."""
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Layout:
 
 @pytest.fixture(scope="module")
 def answers(sound: Layout) -> dict[str, str]:
-    """What the warehouse answers where nothing above it looks like a partition."""
+    """The results where nothing above the warehouse looks like a partition."""
     assert "=" not in str(sound.root)
     return all_answers(sound)
 
@@ -86,7 +86,7 @@ def moewh(layout: Layout, *arguments: str, faults: int = 0) -> str:
 
 
 def all_answers(layout: Layout) -> dict[str, str]:
-    """What `moewh query` answers to every canned view and of all stored tables, and what `verify` and `check` say."""
+    """Return the results of `moewh query` for every canned view and stored table, and of `verify` and `check`."""
     said = {}
     with open_engine("duckdb", None, layout, Limits()) as ask:  # one jail for all
         for name in canned_names():
@@ -118,10 +118,10 @@ ONE_OF_EACH_LEVEL = (schema.LAYERS, schema.TOKENS, schema.EXPERT_GEOMETRY, schem
 
 
 def test_every_column_alone_above_the_root(sound: Layout, tmp_path: Path) -> None:
-    """In the tables that have it, whose column the folder would hide; a table without it never names it.
+    """In the tables that have the column, which the folder would hide; a table without it never refers to it.
 
-    That these answer as ever too, the next test shows, in which all columns are above every table. One connection's
-    views are pointed to each folder in turn, so that four hundred take seconds.
+    The next test, with all columns above every table, shows that the other tables work too. One connection's views are
+    pointed to each folder in turn, so that four hundred take seconds.
     """
     with open_warehouse(sound) as connection:
         expected = dict(zip(schema.TABLES, connection.execute(STORED).fetchall(), strict=True))
@@ -185,7 +185,7 @@ def test_the_root_itself_is_a_column(
 
 @pytest.mark.parametrize("run_id", ["NULL", "null", "007", "2.10", "1e5", "True", "a.b-c_d"])
 def test_run_ids_are_text(run_id: str, tmp_path: Path) -> None:
-    """DuckDB takes a folder `run_id=NULL` for no value at all."""
+    """DuckDB reads a folder `run_id=NULL` as a NULL value."""
     layout = Layout(tmp_path / "wh")
     layout.create()
     write_run(layout, random_run(run_id, 1, {0: (4, 2)}))
@@ -209,7 +209,7 @@ def test_run_ids_are_text(run_id: str, tmp_path: Path) -> None:
     ],
 )
 def test_filters_leave_out_files(where: str, files: int, sound: Layout) -> None:
-    """Of what the files hold, DuckDB reads only those of the run and the segment that are asked for."""
+    """DuckDB reads only the files of the requested run and segment."""
     with open_warehouse(sound) as connection:
         connection.execute("set variable run = 'one'")
         ((_, plan),) = connection.execute(f"explain analyze select sum(token_id) from routing where {where}").fetchall()
@@ -222,7 +222,7 @@ def test_filters_leave_out_files(where: str, files: int, sound: Layout) -> None:
 def test_a_folder_that_is_no_segment_counts_nowhere(
     stray: str, sound: Layout, answers: dict[str, str], tmp_path: Path
 ) -> None:
-    """A copy that somebody left there doubles no row; `verify` names it."""
+    """A leftover copy doubles no row, and `verify` reports it."""
     copy = Layout(tmp_path / "wh")
     shutil.copytree(sound.root, copy.root, symlinks=True)
     shutil.copytree(copy.segment("one", 0), copy.segments("one") / stray)
@@ -234,8 +234,8 @@ def test_a_folder_that_is_no_segment_counts_nowhere(
     assert "runs/run_id=one (copy): is not the folder of a run" in said
 
 
-def test_a_fault_is_told_of_the_right_run(sound: Layout, tmp_path: Path) -> None:
-    """What stands above the root is no run that could be restored."""
+def test_a_fault_is_reported_for_the_right_run(sound: Layout, tmp_path: Path) -> None:
+    """A folder above the root is not a run that could be restored."""
     copy = Layout(tmp_path / "run_id=above" / "wh")
     shutil.copytree(sound.root, copy.root, symlinks=True)
     (copy.root / "segments" / "stray").mkdir()

@@ -1,4 +1,4 @@
-"""PIVOT without an IN list: in `moewh query` it gives what DuckDB gives, and runs nothing that the jail would not."""
+"""PIVOT without an IN list: `moewh query` gives the same as DuckDB, and runs nothing that the jail forbids."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_pivot_gives_what_duckdb_gives(sql: str, unsafe: bool, connection: duckd
 
 @pytest.mark.parametrize("unsafe", [False, True], ids=["jailed", "unsafe"])
 def test_pivot_with_values_and_variables(unsafe: bool, connection: duckdb.DuckDBPyConnection) -> None:
-    """What `-p` gives is bound where the columns are looked up, too."""
+    """Parameters of `-p` are also bound where the columns are looked up."""
     sql = "pivot (from t where layer > $least and expert = getvariable('expert')) on layer using sum(n) group by expert"
     answer = prepare(connection, Query("-c", sql), {"least": 1, "expert": "b"}, unsafe=unsafe)
     assert answer is not None

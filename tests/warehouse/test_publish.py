@@ -1,4 +1,4 @@
-"""Publishing: what is sent, when readers see it, what a kill leaves, and what is left out without text."""
+"""Publishing: what is sent, when readers see it, the state after a kill, and what is left out without text."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def seen(place: str | Published) -> dict[str, int]:
 
 
 class InMemory(StoreTarget):
-    """An object store in this process: what is asked of it is what S3 is asked."""
+    """An object store in this process, which gets the same requests as S3."""
 
     def __init__(self) -> None:
         super().__init__(Remote("memory://published/wh", fsspec.filesystem("memory")))
@@ -154,7 +154,7 @@ def test_only_what_is_missing_is_sent(target: Target, source: Layout, rows: dict
 
 
 def test_another_run_of_that_name_replaces_it(target: Target, source: Layout, tmp_path: Path) -> None:
-    """It is withdrawn first, so nobody reads half of each; what the old one had more is gone."""
+    """It is withdrawn first, so nobody reads half of each; extra files of the old one are removed."""
     publish(source, target, Asked(license="mit"))
     shutil.copytree(source.root, tmp_path / "other", symlinks=True)
     other = Layout(tmp_path / "other")
@@ -181,7 +181,7 @@ def test_a_file_that_was_lost_there_is_sent_again(source: Layout) -> None:
 
 
 def test_a_query_that_met_a_replaced_run_is_asked_again(source: Layout) -> None:
-    """Not one that met another run as it was published; views made before, as of a check, are not asked for ever."""
+    """Only if it uses a run that was replaced meanwhile; with views made earlier, as in a check, not endlessly."""
     store = InMemory()
     publish(source, store, Asked(("007",)))
     met = reader(store)
@@ -356,7 +356,7 @@ def test_without_text_nothing_gives_the_text_back(source: Layout, tmp_path: Path
 
 
 def test_text_that_was_published_is_taken_back(source: Layout, tmp_path: Path) -> None:
-    """And put there again: either way the same command twice sends nothing the second time."""
+    """Then published again: either way, the same command sends nothing the second time."""
     place = FolderTarget(tmp_path / "out")
     publish(source, place, Asked(("007",)))
     withheld = Asked(("007",), without_text=True)

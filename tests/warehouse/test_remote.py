@@ -1,4 +1,4 @@
-"""Published warehouses, read where they lie: S3, the Hub and a web server answer as the warehouse here does."""
+"""Published warehouses, read in place: S3, the Hub and a web server give the same results as the local warehouse."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_commands_read_there(
         assert str(warehouse.path) == url
 
 
-# What a query there names, and must not reach. {root}: the place; {beside}: next to it, where a secret lies.
+# What a query there refers to and must not reach. {root}: the place; {beside}: next to it, where a secret is.
 OUTSIDE = {
     "a file here": "select content from read_text('{secret}')",
     "a file uri": "select content from read_text('file://{secret}')",
@@ -135,7 +135,7 @@ def test_sql_reaches_nothing_else(place: str, places: dict[str, str], tmp_path: 
     with open_engine("duckdb", None, readable(places[place]), Limits()) as ask:
         for name, sql in OUTSIDE.items():
             if place == "folder" and name in ("what is not listed", "a pattern"):
-                continue  # a folder here is read as folders are: all of it
+                continue  # a local folder is readable as a whole
             filled = sql.format(secret=secret, root=places[place], beside=beside, bucket="bucket")
             try:
                 answer = ask(queries.Query(name, filled), {})
@@ -250,7 +250,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("place", ["s3", "web", "folder"])
 def test_verify_finds_a_damaged_file(place: str, places: dict[str, str], tmp_path: Path) -> None:
-    """Flipped, cut, grown and gone: each is named; a query over a file that is shorter or gone fails, naming it."""
+    """Flipped, cut, grown and gone: each is reported; a query over a shorter or missing file fails, with its name."""
     import s3fs
 
     damaged = tmp_path / "wh"
@@ -297,7 +297,7 @@ def test_a_damaged_listing_is_refused(places: dict[str, str], tmp_path: Path) ->
 
 
 def test_a_published_folder_becomes_ones_own(places: dict[str, str], tmp_path: Path) -> None:
-    """Without its listing it is a warehouse like any other, sound and with the same answers."""
+    """Without its listing it is a warehouse like any other, sound and with the same results."""
     own = tmp_path / "wh"
     shutil.copytree(places["folder"], own)
     expected = run("query", "load_balance", "--format", "csv", "--warehouse", str(own)).stdout

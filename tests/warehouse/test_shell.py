@@ -1,4 +1,4 @@
-"""The real DuckDB shell: on the published file wherever it lies, and with the views that `moewh shell` gives it."""
+"""The real DuckDB shell: on the published file in any location, and with the views that `moewh shell` gives it."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def killed_shell_log(program: str, layout: Layout, folder: Path) -> Path:
     folder.mkdir()
     shutil.copy(layout.database, folder)
     log = folder / "warehouse.duckdb.wal"
-    # Of a session of its own: the program on the PATH may start the real one, which is to be killed with it.
+    # In its own session: the program on the PATH may start the real one, which must be killed with it.
     command = [program, str(folder / "warehouse.duckdb")]
     writer = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
     assert writer.stdin is not None
@@ -255,7 +255,7 @@ def converse(process: subprocess.Popen[str], sql: str) -> str:
 
 @pytest.mark.parametrize("name", AWKWARD)
 def test_paths_with_special_characters(name: str, duckdb_program: str, tmp_path: Path) -> None:
-    """Beside each warehouse lies one that its path would match as a pattern."""
+    """Beside each warehouse is one that its path would match as a pattern."""
     for decoy in ("abc", "star", "what"):
         write_run(Layout(tmp_path / decoy), random_run("decoy", 1, {0: (2, 1)}, prompts=1))
     layout = Layout(tmp_path / name)
@@ -292,7 +292,7 @@ def test_moewh_shell_has_every_view_with_its_comments(shared: Layout) -> None:
 
 
 def test_moewh_shell_writes_nothing_and_passes_exit_code(layout: Layout) -> None:
-    """Its tables and views are in memory: gone with it, and of no effect on the published file."""
+    """Its tables and views are in memory: they disappear with it, and do not affect the published file."""
     before = layout.database.read_bytes()
     done = moewh("shell", "--warehouse", str(layout.root), stdin="create table t (i int);\ndrop view routes;\n")
     assert (done.returncode, done.stderr) == (0, "")
@@ -302,7 +302,7 @@ def test_moewh_shell_writes_nothing_and_passes_exit_code(layout: Layout) -> None
 
 
 def test_moewh_shell_needs_no_file_and_no_lock(duckdb_program: str, layout: Layout) -> None:
-    """A notebook that holds the published file read-write locks nobody out; nor does a file that is damaged or gone."""
+    """A notebook that holds the published file read-write locks nobody out; nor does a damaged or missing file."""
     command = [duckdb_program, "-csv", "-noheader", str(layout.database)]
     notebook = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
     try:
@@ -355,7 +355,7 @@ def test_two_warehouses_in_one_shell(duckdb_program: str, shared: Layout, other:
 
 @pytest.mark.parametrize("command", ["delete", "refresh", "repair"])
 def test_what_writes_a_copy_publishes_its_own_file(command: str, duckdb_program: str, layout: Layout) -> None:
-    """A copied warehouse's file still reads the original; it is written anew by whatever changes the copy."""
+    """A copied warehouse's file still reads the original; any change to the copy rewrites it."""
     copy = Layout(layout.root.parent / "copy")
     shutil.copytree(layout.root, copy.root, symlinks=True)
     count = "select count(*) from runs"

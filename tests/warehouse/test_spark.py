@@ -1,4 +1,4 @@
-"""Every shipped query on Spark gives the rows that DuckDB gives, over the same files. One session for them all."""
+"""Every shipped query gives the same rows on Spark as on DuckDB, over the same files, in one session."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 Rows = list[tuple[Any, ...]]
 AWKWARD = "sp ace [x] {y} ü/layer%3D7/run_id=x/segment=3/Layer=7/TOKENS=1/model=m/domain=d/expert_a=1"
-"""What lies above the root: a name that is hard to write, and names that are those of columns."""
+"""Folders above the root: a name that is hard to write, and names of columns."""
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ INTERPRETED = {
     "spark.sql.codegen.factoryMode": "NO_CODEGEN",
     "spark.sql.adaptive.enabled": "false",
 }
-"""Settings with which Spark compiles no class for each query; the cluster below runs with those that users have."""
+"""Settings with which Spark compiles no class per query; the cluster below runs with users' settings."""
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_spark_rollup_definition_equals_duckdb(table: schema.Table, layout: Layo
 
 
 def test_spark_leaves_out_what_is_no_segment(tmp_path: Path, session: SparkSession) -> None:
-    """A copy that somebody left beside a segment, as in DuckDB."""
+    """A leftover copy beside a segment, as in DuckDB."""
     made, _ = random_warehouse(tmp_path / "wh")
     expected = on_duckdb(made, Query("-", "from expert_load order by all", shipped=True), {})
     for stray in ("segment=old", "segment=00", "segment=0.old"):
@@ -242,7 +242,7 @@ def test_spark_own_sql_needs_unsafe(layout: Layout, session: SparkSession) -> No
         spark.answer(session, layout, Query("mine.sql", "select nothing_here from routes"), {}, unsafe=True)
 
 
-# Traps: SQL that means something else in Spark, or nothing, when it is not written or translated with care.
+# Traps: SQL that is invalid or means something else in Spark unless it is written or translated with care.
 TRAPS = {
     "two unnest, one a SELECT": (
         "with a as (select token_id, list(expert) as e from routing where layer = 0 group by token_id), "
@@ -271,7 +271,7 @@ def test_spark_trap(trap: str, layout: Layout, session: SparkSession) -> None:
 
 @pytest.mark.parametrize("word", ["log(", "unnest(", "macro", "list_", "isinf(", "isfinite("])
 def test_shipped_sql_avoids_what_engines_read_differently(word: str) -> None:
-    """log(x) is to base 10 in DuckDB and to base e in Spark; two unnest in one SELECT go in step or make all pairs."""
+    """log(x) has base 10 in DuckDB and e in Spark; two unnests in one SELECT go in step, or make all pairs."""
     for path in sorted(QUERIES.rglob("*.sql")):
         code = "\n".join(line for line in path.read_text().splitlines() if not line.lstrip().startswith("--"))
         code = code.replace("list_extract(", "")  # translated
@@ -352,7 +352,7 @@ with spark.open_spark("local-cluster[2,1,1024]") as session:
 
 
 def test_spark_cluster_of_two_workers_equals_duckdb(layout: Layout) -> None:
-    """Two workers in processes of their own, as on a cluster with a shared file system."""
+    """Two workers in separate processes, as on a cluster with a shared file system."""
     names = ["co_routing", "domain_experts"]
     environment = os.environ | {"SPARK_HOME": str(Path(pyspark.__file__).parent), "JDK_JAVA_OPTIONS": SHORT_LIVED}
     command = [sys.executable, "-c", CLUSTER, str(layout.root), *names]

@@ -1,4 +1,4 @@
-"""`moewh verify` finds whatever was damaged, names it, takes it out, and says what brings it back."""
+"""`moewh verify` finds any damage, reports it, moves it out, and shows the command that restores it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def layout(sound: Layout) -> Layout:
 
 @pytest.fixture
 def damaged(sound: Layout) -> Iterator[Callable[[Path, str, random.Random], list[verify.Fault]]]:
-    """Damages one file of the shared warehouse, verifies it, and puts every file back."""
+    """Damages one file of the shared warehouse, verifies it, and restores every file."""
     before = {path: path.read_bytes() for path in committed_files(sound)}
 
     def damage(path: Path, kind: str, rng: random.Random) -> list[verify.Fault]:
@@ -90,7 +90,7 @@ def test_sound_warehouse_has_no_faults(sound: Layout) -> None:
 
 
 def one_of_each(layout: Layout, turn: int) -> list[Path]:
-    """Every file of one run, but of its two segments' files of each table one, by turns."""
+    """Return every file of one run, but for each table only one of its two segments' files, alternating."""
     files = [path for path in committed_files(layout) if "run_id=one" in str(path)]
     segments = [[path for path in files if path.parent == layout.segment("one", number)] for number in (0, 1)]
     chosen = [pair[(turn + number) % 2] for number, pair in enumerate(zip(*segments, strict=True))]
@@ -160,7 +160,7 @@ def test_what_is_out_of_place_is_found(change: Callable[[Layout], object], says:
 
 
 def rewrite(path: Path, sql: str) -> None:
-    """Replace a file by what SQL over it gives, without a trace in its manifest."""
+    """Replace a file with the result of SQL over it, and make its manifest agree."""
     new = path.with_name("new")
     rows = f"read_parquet('{path}', hive_partitioning = false)"
     duckdb.execute(f"copy ({sql.format(file=rows)}) to '{new}' (format parquet)")
@@ -214,7 +214,7 @@ def test_several_threads_find_what_one_finds(layout: Layout) -> None:
 
 
 def end(column: Any) -> int:
-    """Where the last page of a column ends."""
+    """Return the offset at which the last page of a column ends."""
     first = column.dictionary_page_offset or column.data_page_offset
     return int(first + column.total_compressed_size)
 
@@ -427,7 +427,7 @@ def test_the_command_that_repair_names_restores_every_byte(bad: list[str], inges
 
 
 def restore_line(layout: Layout) -> list[str]:
-    """The command as verify prints it, its prompts filled in."""
+    """Return the command that verify prints, with its prompts filled in."""
     from moewh.warehouse.trust.repair import restore_command
 
     line, _, _ = restore_command(layout, "a-run", command_words).partition(" --prompts FILE")
@@ -465,7 +465,7 @@ def test_query_over_a_broken_file_names_it(damage: Any, table: str, layout: Layo
 
 
 def test_query_over_a_broken_name_is_one_line(layout: Layout) -> None:
-    """DuckDB quotes the name in its message, whose bytes are then no text."""
+    """DuckDB quotes the name in its message, whose bytes are then not valid text."""
     path = layout.segment("one", 0) / schema.ROUTING.file
     path.write_bytes(path.read_bytes().replace(b"token_id", b"token_\xe9d"))
     result = moewh(layout, "query", "routing", "--format", "csv")
@@ -476,7 +476,7 @@ def test_query_over_a_broken_name_is_one_line(layout: Layout) -> None:
 
 @pytest.mark.parametrize("damage", [flip, swap], ids=lambda damage: damage.__name__)
 def test_query_over_silent_damage_is_refused_with_verify(damage: Any, layout: Layout) -> None:
-    """DuckDB gives wrong rows without a word here; `--verify` is how a query cannot."""
+    """DuckDB silently gives wrong rows here; `--verify` prevents that."""
     path = layout.segment("one", 0) / schema.EXPERT_COUNTS.file
     before = moewh(layout, "query", "expert_load", "--format", "csv", "--verify").stdout
     assert before

@@ -1,4 +1,4 @@
-"""Formats of prompts: one file per format, called what `--prompts-format` calls it, with a `FORMAT`.
+"""Prompt formats: one module per format, named as in `--prompts-format`, which defines `FORMAT`.
 
-`moewh.ingest.options` lists the names, `moewh.ingest.prompts.readers` loads the files; neither names any.
+`moewh.ingest.options` lists the modules and `moewh.ingest.prompts.readers` loads them; neither mentions any by name.
 """

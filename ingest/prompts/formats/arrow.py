@@ -1,4 +1,4 @@
-"""Arrow's own format, of files (.feather) or of streams (what the `datasets` library keeps)."""
+"""Arrow IPC: files (.feather) or streams, which the `datasets` library stores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CSV: a header, then one row per record, delimited as asked for or as the header shows. An empty cell is null."""
+"""CSV: a header, then one row per record, with the given delimiter or the header's. An empty cell is null."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from moewh.ingest.prompts.records import conventions
 from moewh.ingest.prompts.tables import read_tables
 
 _DELIMITERS = ",\t;|"
-"""What may stand between the columns; the first that makes a prompt's column of the header is taken."""
+"""Candidate delimiters; the first that gives the header a prompt column is used."""
 
 
 def _read(path: Path, file: PromptFile) -> Iterator[pa.RecordBatch]:
@@ -23,12 +23,12 @@ def _read(path: Path, file: PromptFile) -> Iterator[pa.RecordBatch]:
 
 
 def read_delimited(path: Path, file: PromptFile, delimiter: str) -> Iterator[pa.RecordBatch]:
-    """Yield the canonical batches of a table whose columns are delimited by this character."""
+    """Yield the canonical batches of a table with this delimiter."""
     return read_tables(_tables(path, file, delimiter), file, empty_is_null=True)
 
 
 def _tables(path: Path, file: PromptFile, delimiter: str) -> Iterator[pa.Table]:
-    """Every column is read as text. A row that does not fit into a block is read again in a larger one."""
+    """Yield tables with every column as text. A row too long for a block is read again with a larger block."""
     if not path.stat().st_size:
         return
     if _ends_within_quotes(path, delimiter):
@@ -60,9 +60,9 @@ def _tables(path: Path, file: PromptFile, delimiter: str) -> Iterator[pa.Table]:
 
 
 def _ends_within_quotes(path: Path, delimiter: str) -> bool:
-    """Tell whether a quoted field never ends, which Arrow takes for one that ends with the file.
+    """Return whether a quoted field never ends, which Arrow accepts as ending with the file.
 
-    Only a file with an odd number of quotes can be so; it alone is read by Python's reader, which says so.
+    That takes an odd number of quotes; only such a file is read by Python's reader, which reports it.
     """
     with path.open("rb") as handle:
         quotes = sum(block.count(b'"') for block in iter(lambda: handle.read(BLOCK_BYTES), b""))
@@ -79,7 +79,7 @@ def _ends_within_quotes(path: Path, delimiter: str) -> bool:
 
 
 def _delimiter(path: Path, file: PromptFile) -> str:
-    """Return what stands between columns: what makes a prompt's column of the header."""
+    """Return the first delimiter that gives the header a prompt column."""
     with path.open("rb") as handle:
         header = handle.readline().decode("utf-8-sig", errors="replace").strip("\r\n")
     heads = {item.head for item in conventions(file.text_column)}

@@ -1,4 +1,4 @@
-"""JSON documents: an array of records, a record, or an object with one list of records; and JSON lines called .json."""
+"""JSON documents: an array of records, a record, or an object with one list of records; and JSON lines named .json."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def _read(path: Path, file: PromptFile) -> Iterator[pa.RecordBatch]:
 
 
 def _kind(path: Path, file: PromptFile) -> str:
-    """Tell what a .json file is: an array, JSON lines (many are), or anything else. Raises for half an array."""
+    """Return what a .json file is: an array, JSON lines (common), or a document. Raises for an unfinished array."""
     with path.open("rb") as lines:
         first = next((line for line in lines if line.strip()), b"")
         if not first.lstrip().startswith(b"["):
             return "jsonl" if _is_json(first) else "document"
         lines.seek(-min(lines.seek(0, io.SEEK_END), 4_096), io.SEEK_END)
-        if not lines.read().rstrip().endswith(b"]"):  # DuckDB takes an array that ends after a comma
+        if not lines.read().rstrip().endswith(b"]"):  # DuckDB accepts an array that ends after a comma
             raise file.error("is cut off: its array has no end. Get the file again.")
     return "array"
 
@@ -43,7 +43,7 @@ def _is_json(line: bytes) -> bool:
 
 
 def _records(connection: duckdb.DuckDBPyConnection, bound: Bound, kind: str, path: Path, file: PromptFile) -> str:
-    """SQL of the records: every value of the file, or those in the one list that its one value holds."""
+    """Return SQL for the records: every value of the file, or those in the one list of its single value."""
     records = json_objects(path, kind, bound)
     if kind == "array":
         return records
@@ -57,7 +57,7 @@ def _records(connection: duckdb.DuckDBPyConnection, bound: Bound, kind: str, pat
 
 
 def _list_of_records(document: Any, file: PromptFile) -> str | None:
-    """Return the one key of a document that holds a list of records; None if it is a record itself."""
+    """Return the only key of a document that holds a list of records; None if the document is a record."""
     if not isinstance(document, dict):
         return None
     heads = {name for item in conventions(file.text_column) for name in (item.head, item.head.split(".")[0])}

@@ -1,4 +1,4 @@
-"""TSV: CSV delimited by tabs, unless asked for otherwise."""
+"""TSV: CSV with tabs as the default delimiter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plain text: one prompt per line, and nothing beside it."""
+"""Plain text: one prompt per line, without other columns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _read(path: Path, file: PromptFile) -> Iterator[pa.RecordBatch]:
 
 
 def _tables(path: Path, file: PromptFile) -> Iterator[pa.Table]:
-    """One prompt per line; only \\n and \\r\\n end a line, other Unicode separators stay in the text."""
+    """Yield one prompt per line; only \\n and \\r\\n end a line, other Unicode separators stay in the text."""
     name = file.text_column or "text"
     with io.TextIOWrapper(path.open("rb"), encoding="utf-8-sig", newline="\n") as lines:
         while True:

@@ -1,1 +1,1 @@
-"""Formats of traces: each file defines `FORMAT`, and its stem, with dashes, is what the command calls it."""
+"""Trace formats: each file defines `FORMAT`, and its stem, with dashes, is the format's name in the command."""

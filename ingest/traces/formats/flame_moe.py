@@ -1,8 +1,8 @@
 """FLAME-MoE's published traces: `samples/NNN.parquet` with token ids, and one `layer_NN.parquet` per MoE layer.
 
-Give both: the files of one capture's layers, and all files of samples. Row i of every layer is row i of all samples in
-order. `scores` are the softmax probabilities of the chosen experts, which the model weights them with; ranks come from
-them, ties by expert. There are no prompt boundaries: a prompt is a piece of PIECE tokens, and its metadata say so.
+Give both: the layer files of one capture, and all files of samples. Row i of every layer is row i of all samples in
+order. `scores` are the softmax probabilities of the chosen experts, which the model uses as weights; ranks follow from
+them, ties by expert. There are no prompt boundaries: a prompt is a piece of PIECE tokens, as its metadata states.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from moewh.ingest.traces.trace import Array, Format, Sequence, TraceFile, TraceModel
 
 PIECE = 1 << 14
-"""Tokens of a prompt."""
+"""Tokens per prompt."""
 _LAYER = re.compile(r"layer_(\d+)\.parquet")
 
 

@@ -1,8 +1,8 @@
-"""llama.cpp's importance matrix as GGUF (`llama-imatrix`): counts alone.
+"""llama.cpp's importance matrix as GGUF (`llama-imatrix`): only counts.
 
-For each layer's stacked experts, `blk.N.ffn_gate_exps.weight.counts` [E] is how often each was selected. One of
-a layer's expert tensors is read: all of them see the same tokens. The older `.dat` has no counts per expert.
-GGUF: a header, key-value pairs, the tensors' names and shapes, then their data (docs/gguf.md of ggml-org/ggml).
+For each layer's stacked experts, `blk.N.ffn_gate_exps.weight.counts` [E] counts how often each was selected. Only one
+of a layer's expert tensors is read, because all see the same tokens. The older `.dat` has no counts per expert. GGUF: a
+header, key-value pairs, the tensors' names and shapes, then their data (docs/gguf.md of ggml-org/ggml).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _NAME = re.compile(r"blk\.(\d{1,5})\.ffn_(gate|gate_up|up|down)_exps\.weight\.co
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY, _F32 = 8, 9, 0
 _MOST_NAMES = 1 << 20
-"""Pairs, tensors or entries of an array that a file may have."""
+"""Most pairs, tensors or array entries in a file."""
 _MOST_BYTES = 1 << 20
-"""Bytes of one text."""
+"""Most bytes of one text."""
 
 
 class _Reader:
-    """Reads a GGUF's header from its beginning. Raises the file's error for what is not there."""
+    """Reads a GGUF's header from its beginning. Raises the file's error for missing data."""
 
     def __init__(self, stream: IO[bytes], file: TraceFile) -> None:
         self._stream, self._file = stream, file
@@ -38,7 +38,7 @@ class _Reader:
         self.tensors, self.pairs = (self._count() for _ in range(2))
 
     def metadata(self) -> dict[str, Any]:
-        """Return the key-value pairs, arrays left out."""
+        """Return the key-value pairs, without arrays."""
         return {self._text(): self._value(self._number("I")) for _ in range(self.pairs)}
 
     def infos(self) -> dict[str, tuple[tuple[int, ...], int, int]]:

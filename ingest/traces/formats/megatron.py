@@ -1,9 +1,9 @@
 """Megatron-Core's router trace: `router_trace_rankN.jsonl`, one line per step, block and layer.
 
-Ids come in ascending order: no rank is known; there are no weights and no token ids. A sequence is one forward pass of
-a rank: the lines of all its MoE layers, in order of their number, from 0 or from 1. A step of several microbatches has
-several. Lines of the block `mtp` (layers that predict further ahead) are left out. Ranks that hold part of the layers
-(pipeline parallelism) cannot be put together: nothing shows which of their tokens are the same.
+Ids are in ascending order, so ranks are unknown; there are no weights and no token ids. A sequence is one forward pass
+of a process: the lines of all its MoE layers, in order of their number, from 0 or from 1. A step of several
+microbatches has several. Lines of the block `mtp` (layers that predict further ahead) are left out. Processes that hold
+part of the layers (pipeline parallelism) cannot be combined: nothing shows which of their tokens are the same.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from moewh.ingest.traces.documents import read_documents
 from moewh.ingest.traces.trace import Array, Sequence, TraceFile, TraceModel, each
 
 _Pass = dict[int, Array]
-"""Layer, as the trace numbers it → [T, K]."""
+"""Layer, as numbered in the trace → [T, K]."""
 
 
 def _read(file: TraceFile, model: TraceModel) -> Iterator[Sequence]:

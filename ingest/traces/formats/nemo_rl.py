@@ -2,7 +2,7 @@
 
 The routing is an envelope `nrlre1:<dtype>:<S>x<L>x<K>:<base64>` or nested lists, -1 where a route is missing; the
 tokens are `prompt_token_ids` and `generation_token_ids`. Each such object (one call of the model) is a sequence. No
-weights; the order within a row says nothing.
+weights; the order within a row means nothing.
 """
 
 from __future__ import annotations

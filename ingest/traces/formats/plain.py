@@ -1,7 +1,7 @@
-"""moewh's own neutral form, for everybody else: JSON lines or Parquet, one sequence per object or row.
+"""moewh's own neutral format, for all other programs: JSON lines or Parquet, one sequence per object or row.
 
 Fields (docs/import.md): `expert_ids` [R, L, K], required; `weights` of the same shape; `ordered`, true where the ids of
-a sequence without weights are in order of rank; `token_ids` [T]; `first`, the position of the first row with routing;
+a sequence without weights are in rank order; `token_ids` [T]; `first`, the position of the first row with routing;
 `generated_from`; `text`, `domain`, `source`; `metadata`, an object. L are all hidden layers or the MoE layers; a row of
 -1 is one that was not captured.
 """
@@ -32,7 +32,7 @@ _TYPES: dict[str, type] = {
 }
 _ARRAYS = ("expert_ids", "weights", "token_ids")
 _AT_ONCE = 16
-"""Rows of a Parquet file that are read together."""
+"""Rows of a Parquet file read at once."""
 
 
 def _read(file: TraceFile, _: TraceModel) -> Iterator[Sequence]:
@@ -66,7 +66,7 @@ def _parquet(file: TraceFile) -> Iterator[tuple[str, dict[str, Any], dict[str, A
 
 
 def _nested(value: pa.Scalar, where: str, file: TraceFile) -> Array:
-    """Return nested lists as an array. Raises the file's error where they are not of one length, or hold NULLs."""
+    """Return nested lists as an array. Raises the file's error if their lengths differ, or they hold NULLs."""
     shape: list[int] = []
     array = pa.array([value.as_py()]) if not hasattr(value, "values") else value.values
     shape.append(len(array))

@@ -1,9 +1,9 @@
-"""SGLang: answers of `/generate` or of its OpenAI endpoints with `return_routed_experts`.
+"""SGLang: responses of `/generate` or of its OpenAI endpoints with `return_routed_experts`.
 
 The routing is base64 of little-endian int32 without a header: rows for the positions from `routed_experts_start_len`
-to the last but one, over all hidden layers. `/generate` has it in `meta_info`, the OpenAI answers in `sgl_ext`, of the
-first choice alone. Token ids of the prompt are in the answer only with `input_token_logprobs`; else they are unknown.
-Logical ids, no weights; the order within a row says nothing.
+to the last but one, over all hidden layers. `/generate` has it in `meta_info`, the OpenAI responses in `sgl_ext`, for
+the first choice only. Token ids of the prompt are in the response only with `input_token_logprobs`; else they are
+unknown. Ids are logical, there are no weights, and the order within a row means nothing.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _lengths(holder: dict[str, Any], where: str) -> tuple[int, int]:
 
 
 def _vocab_ids(answer: dict[str, Any], meta: dict[str, Any], lengths: tuple[int, int], where: str) -> Array | None:
-    """Return the token ids of prompt and answer, as far as they are told."""
+    """Return the token ids of prompt and response, as far as they are given."""
     prompt, generated = lengths
     output = answer.get("output_ids")
     if output is None:

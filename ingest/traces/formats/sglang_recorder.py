@@ -1,10 +1,10 @@
-"""SGLang's expert distribution recorder in the mode `per_token`: `.pt` dumps, one of each rank.
+"""SGLang's expert distribution recorder in the mode `per_token`: `.pt` dumps, one per process.
 
-A record is one forward pass: `topk_ids_of_layer` [L, T, 8] with physical ids, -1 where there is none, and the map from
-physical to logical ids that the same file carries. A prefill pass is cut into its sequences by `extend_seq_lens`;
-nothing ties the tokens of a decoding pass to their requests, so that each of them is a context of its own. Positions
-are those within the pass. The order within a row says nothing. Under tensor parallelism without data-parallel
-attention every rank records the same tokens: import one rank's file then.
+A record is one forward pass: `topk_ids_of_layer` [L, T, 8] with physical ids, -1 where there is none; the same file
+holds the map from physical to logical ids. A prefill pass is cut into its sequences by `extend_seq_lens`; nothing links
+the tokens of a decoding pass to their requests, so each is a separate context. Positions are those within the pass. The
+order within a row means nothing. Under tensor parallelism without data-parallel attention, every process records the
+same tokens: import one file only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from moewh.ingest.traces.check import as_ids
 from moewh.ingest.traces.trace import Array, Sequence, TraceFile, TraceModel, each
 
 _SLOTS = 8
-"""Experts per token that the recorder has room for."""
+"""Most experts per token in the recorder."""
 
 
 def _read(file: TraceFile, model: TraceModel) -> Iterator[Sequence]:
@@ -78,7 +78,7 @@ def _pass(
 
 
 def _logical(ids_LTK: Array, logical_LP: Array | None, where: str, file: TraceFile) -> Array:
-    """Return logical ids: which expert each physical one is a copy of."""
+    """Return logical ids: the expert that each physical one is a copy of."""
     if logical_LP is None:
         raise file.error(f"{where}: the file has no last_physical_to_logical_map, and its ids are physical.")
     if logical_LP.ndim != 2 or len(logical_LP) != len(ids_LTK) or logical_LP.dtype.kind != "i":

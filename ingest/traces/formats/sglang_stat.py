@@ -1,6 +1,6 @@
-"""SGLang's expert distribution recorder in the modes `stat` and `stat_approx`: counts alone.
+"""SGLang's expert distribution recorder in the modes `stat` and `stat_approx`: only counts.
 
-One `.pt` of rank 0: `logical_count` [steps, L, E] over all hidden layers; steps of an unfilled buffer are zeros.
+One `.pt` from process 0: `logical_count` [steps, L, E] over all hidden layers; steps of an unfilled buffer are zeros.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """slime: rollouts saved with `--save-debug-rollout-data`, as `torch.save` of {rollout_id, samples}.
 
 A sample has `tokens`, `response_length` and `rollout_routed_experts` [tokens - 1, L, K] over all hidden layers. No
-weights; the order within a row says nothing.
+weights; the order within a row means nothing.
 """
 
 from __future__ import annotations

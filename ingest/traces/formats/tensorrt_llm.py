@@ -1,7 +1,8 @@
-"""TensorRT-LLM's expert statistics (EXPERT_STATISTIC_PATH): counts alone.
+"""TensorRT-LLM's expert statistics (EXPERT_STATISTIC_PATH): only counts.
 
 Give the folder, or its `rankN.safetensors`: keys `<iteration>_<layer>` with the tokens of each expert. `meta_info.json`
-beside them says E and K, which must be the model's. Files of ranks are added up; `rankN_raw.safetensors` are left out.
+beside them states E and K, which must be the model's. Files of ranks are added up; `rankN_raw.safetensors` are left
+out.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def _read(files: list[TraceFile], model: TraceModel) -> Iterator[Counts]:
 
 
 def _require_model(file: TraceFile, model: TraceModel) -> None:
-    """Raise the file's error if its meta_info.json is of another model."""
+    """Raise the file's error if its meta_info.json belongs to another model."""
     try:
         meta = json.loads(beside(file, "meta_info.json").read_bytes())
         said = (int(meta["num_experts"]), int(meta["num_experts_per_token"]))

@@ -1,8 +1,8 @@
 """verl: a batch of rollouts, saved as `torch.save` of a dictionary of tensors.
 
 `input_ids` and `attention_mask` [B, S], `routed_experts` [B, S, L, K] (all hidden layers, or the MoE layers), and
-`prompts` [B, P] where the first P positions are the prompt's. Padding on either side is left out by the mask; the last
-token of a sequence has no row: its zeros are those of an empty buffer. No weights; the order within a row says nothing.
+`prompts` [B, P], where the first P positions are the prompt's. The mask excludes padding on either side; the last token
+of a sequence has no row: its zeros are those of an empty buffer. No weights; the order within a row means nothing.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The figures, one file each: a `PANEL`, and the public function that has the file's name."""
+"""The figures, one file each: a `PANEL`, and a public function with the file's name."""

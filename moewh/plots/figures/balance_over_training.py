@@ -21,7 +21,7 @@ def _draw(rows: Rows, measure: str) -> Figure:
 PANEL = Panel(
     title="Balance over training",
     about="The load of each layer from checkpoint to checkpoint: cv (0 is even), experts without tokens, and the share "
-    "of choices that moved to other experts since the checkpoint before.",
+    "of choices that moved to other experts since the previous checkpoint.",
     query="load_drift",
     by=("series", REFERENCE),
     draw=_draw,

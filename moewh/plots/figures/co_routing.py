@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 def _draw(rows: Rows, measure: str) -> Figure:
     experts, top_k = int(rows["num_experts"][0]), int(rows["top_k"][0])
-    others = top_k - 1  # each of an expert's tokens counts once for each of the others it is routed to
+    others = top_k - 1  # each of an expert's tokens counts once per other expert it is routed to
     return pair_map(rows, measure, ("expert_a", "expert_b"), (experts, experts), (others, others, top_k * others))
 
 
 PANEL = Panel(
     title="Co-routing",
-    about="Experts of the layer that are chosen together. lift: against independent choices, 1 (white) is chance; "
+    about="Experts of the layer that are chosen together. lift: relative to independent choices, 1 (white) is chance; "
     "conditional: share of the row's tokens that also go to the column.",
     query="co_routing",
     by=("run_id", "layer"),

@@ -38,5 +38,5 @@ PANEL = Panel(
 def domains(
     warehouse: Warehouse, domain: str | None, run: str | None = None, *, measure: str | None = None
 ) -> PlotlyFigure:
-    """Draw how much a domain uses each expert [layers, experts] against all domains; None: prompts without a domain."""
+    """Draw a domain's use of each expert [layers, experts] relative to all domains; None: prompts without a domain."""
     return PANEL.figure(warehouse, measure, run_id=run, domain=domain)

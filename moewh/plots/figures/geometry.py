@@ -1,4 +1,4 @@
-"""Whether experts that are alike in their weights are chosen together."""
+"""Whether experts with similar weights are chosen together."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def _draw(rows: Rows, measure: str) -> Figure:
 
 PANEL = Panel(
     title="Geometry and co-routing",
-    about="Rank correlation, over the pairs of experts, of the lift with which they are chosen together and how alike "
-    "they are in their weights. 0: no relation.",
+    about="Rank correlation, over the pairs of experts, between the lift with which they are chosen together and the "
+    "similarity of their weights. 0: no relation.",
     query="geometry_predicts_co_routing",
     by=("run_id",),
     draw=_draw,
     order=("layer",),
     measures=("Spearman's rank correlation",),
-    empty="The run has no geometry: `moewh geometry` measures it.",
+    empty="The run has no geometry. Measure it with `moewh geometry`.",
 )
 
 
 def geometry(warehouse: Warehouse, run: str | None = None) -> PlotlyFigure:
-    """Draw how well likeness of the weights predicts co-routing, by layer, from `geometry_predicts_co_routing`."""
+    """Draw how well similarity of weights predicts co-routing, by layer, from `geometry_predicts_co_routing`."""
     return PANEL.figure(warehouse, None, run_id=run)

@@ -25,8 +25,8 @@ def _draw(rows: Rows, measure: str) -> Figure:
 
 PANEL = Panel(
     title="Information",
-    about="Bits that a token's choice of experts shares with the token itself and with its domain. Dashed: what "
-    "independent choices show by chance; subtract it before comparing.",
+    about="Bits that a token's choice of experts shares with the token itself and with its domain. Dashed: the value "
+    "for independent choices, by chance; subtract it before comparing.",
     query="choice_information",
     by=("run_id",),
     draw=_draw,
@@ -36,5 +36,5 @@ PANEL = Panel(
 
 
 def information(warehouse: Warehouse, run: str | None = None) -> PlotlyFigure:
-    """Draw the bits that the choice of experts shares with token and domain, by layer, beside chance."""
+    """Draw the bits that the choice of experts shares with token and domain, by layer, next to chance."""
     return PANEL.figure(warehouse, None, run_id=run)

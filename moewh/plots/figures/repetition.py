@@ -1,4 +1,4 @@
-"""How often a token is routed as the token before it."""
+"""How often a token is routed like the token before it."""
 
 from __future__ import annotations
 
@@ -37,5 +37,5 @@ PANEL = Panel(
 
 
 def repetition(warehouse: Warehouse, domain: str | None, run: str | None = None) -> PlotlyFigure:
-    """Draw how often adjacent tokens of a domain share experts, by layer, beside random routing."""
+    """Draw how often adjacent tokens of a domain share experts, by layer, next to random routing."""
     return PANEL.figure(warehouse, None, run_id=run, domain=domain)

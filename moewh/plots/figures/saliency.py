@@ -1,4 +1,4 @@
-"""How much each expert does, by the measures that pruning ranks experts by."""
+"""How much each expert contributes, by the measures used to rank experts for pruning."""
 
 from __future__ import annotations
 

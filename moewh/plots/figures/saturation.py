@@ -1,4 +1,4 @@
-"""How much of the last checkpoint's routing each earlier checkpoint has already."""
+"""How much of the last checkpoint's routing each earlier checkpoint already has."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def _draw(rows: Rows, measure: str) -> Figure:
 
 PANEL = Panel(
     title="Saturation",
-    about="Share of the last checkpoint's experts that a checkpoint chooses already, over the same tokens. Dashed: "
-    "what two independent, even routers share.",
+    about="Share of the last checkpoint's experts that a checkpoint already chooses, over the same tokens. Dashed: "
+    "the share for two independent, even routers.",
     query="saturation_over_training",
     by=("series", REFERENCE),
     draw=_draw,

@@ -1,4 +1,4 @@
-"""Whether a domain's best expert beats the best expert of random prompts."""
+"""Whether a domain's best expert has a higher lift than the best expert of random prompts."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def _draw(rows: Rows, measure: str) -> Figure:
 
 PANEL = Panel(
     title="Specialization against chance",
-    about="The greatest lift of any expert in the domain, by layer. Dashed: mean and maximum of the same over 20 "
-    "shuffles of the prompts' labels, which is what chance gives.",
+    about="The greatest lift of any expert in the domain, by layer. Dashed: its mean and maximum over 20 shuffles of "
+    "the prompts' labels, that is, by chance.",
     query="specialization_shuffled",
     by=("run_id", "domain"),
     draw=_draw,
@@ -34,5 +34,5 @@ PANEL = Panel(
 
 
 def specialization(warehouse: Warehouse, domain: str | None, run: str | None = None) -> PlotlyFigure:
-    """Draw the lift of a domain's best expert by layer beside shuffled labels, from `specialization_shuffled`."""
+    """Draw the lift of a domain's best expert by layer, next to shuffled labels, from `specialization_shuffled`."""
     return PANEL.figure(warehouse, None, run_id=run, domain=domain)

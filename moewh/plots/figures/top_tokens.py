@@ -1,4 +1,4 @@
-"""The tokens that an expert is chosen for, against chance."""
+"""The tokens that an expert is chosen for, relative to chance."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def _draw(rows: Rows, measure: str) -> Figure:
 
 PANEL = Panel(
     title="Top tokens",
-    about="The tokens of the vocabulary that the expert is chosen for most, against chance; rare ones, whose lift is "
-    "high by chance, are left out. share_of_token: how often the token goes to the expert.",
+    about="The tokens of the vocabulary that the expert is chosen for most, relative to chance. Rare ones, whose lift "
+    "is high by chance, are left out. share_of_token: how often the token goes to the expert.",
     query="expert_token_affinity",
     asked="expert_top_tokens",
     values={"min_tokens": MIN_TOKENS},
@@ -40,7 +40,7 @@ PANEL = Panel(
         from {ANSWER}
         where tokens >= $min_tokens
         qualify place <= {MOST}""",
-    empty="No token was routed to this expert often enough, or the run does not tell its tokens.",
+    empty="No token was routed to this expert often enough, or the run's tokens are unknown.",
 )
 
 

@@ -23,8 +23,8 @@ def _draw(rows: Rows, measure: str) -> Figure:
 
 PANEL = Panel(
     title="Transitions",
-    about="Where the tokens of an expert (row) go at the next MoE layer (column). lift: against independent choices, "
-    "1 (white) is chance; conditional: share of the row's tokens.",
+    about="Where the tokens of an expert (row) go at the next MoE layer (column). lift: relative to independent "
+    "choices, 1 (white) is chance; conditional: share of the row's tokens.",
     query="layer_transitions",
     by=("run_id", "layer"),
     draw=_draw,
