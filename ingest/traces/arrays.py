@@ -11,6 +11,9 @@ import binascii
 import io
 import math
 import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,18 +50,30 @@ def raw_array(data: bytes, dtype: str, shape: tuple[int, ...], where: str) -> Ar
     return np.frombuffer(data, kind).reshape(shape)
 
 
-def read_npz(file: TraceFile) -> dict[str, Array]:
-    """Return the arrays of an `.npz` file by name, one after the other. Raises the file's error for anything else."""
-    arrays = {}
+class NpzArrays:
+    """The arrays of an `.npz` file by name, each read when it is asked for: together they may exceed memory."""
+
+    def __init__(self, archive: zipfile.ZipFile, file: TraceFile) -> None:
+        self._archive, self._file = archive, file
+        self._entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __getitem__(self, name: str) -> Array:
+        entry, file = self._entries[name], self._file
+        with self._archive.open(entry) as stream:
+            return _read_npy(stream, entry.file_size, f"{file.name}, {name}", file.most_values)
+
+
+@contextmanager
+def open_npz(file: TraceFile) -> Iterator[NpzArrays]:
+    """Yield the arrays of an `.npz` file. Raises the file's error, also within the block, for what is none."""
     try:
         with zipfile.ZipFile(file.path) as archive:
-            for entry in archive.infolist():
-                name = entry.filename.removesuffix(".npy")
-                with archive.open(entry) as stream:
-                    arrays[name] = _read_npy(stream, entry.file_size, f"{file.name}, {name}", file.most_values)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+            yield NpzArrays(archive, file)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
         raise file.error(f"cannot be read as .npz: {error}.") from error
-    return arrays
 
 
 def _read_npy(stream: IO[bytes], size: int, where: str, most_values: int) -> Array:

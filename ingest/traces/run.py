@@ -38,6 +38,8 @@ from moewh.warehouse.files.manifest import file_sha256
 from moewh.warehouse.sealing.seal import seal, unseal
 from moewh.warehouse.views.publishing import publish
 
+_PACKED = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd", "bzip2": b"BZh", "xz": b"\xfd7zXZ\0"}
+"""What packed files begin with."""
 _PROMPTS_AT_ONCE = 4_096
 """Prompts whose digest is taken together."""
 
@@ -263,7 +265,20 @@ def _paths(options: ImportOptions) -> list[Path]:
             raise UsageError(f"there is no file {name}. Check the path.")
     if not paths:
         raise UsageError(f"{options.files[0]} holds no files.")
+    for path in paths:
+        _require_unpacked(path)
     return paths
+
+
+def _require_unpacked(path: Path) -> None:
+    """Raise MoewhError for a file that a packer wrote: no format is packed as a whole."""
+    try:
+        with path.open("rb") as stream:
+            begin = stream.read(6)
+    except OSError as error:
+        raise MoewhError(f"{path}: cannot be read: {error.strerror or error}.") from error
+    if packer := next((name for name, magic in _PACKED.items() if begin.startswith(magic)), None):
+        raise MoewhError(f"{path}: is packed by {packer}. Unpack it first.")
 
 
 def _identify(options: ImportOptions, files: list[TraceFile], model: TraceModel, tokens: _Tokens) -> Identity:

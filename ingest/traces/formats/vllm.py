@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from moewh.ingest.traces.arrays import as_array, decode_npy, read_npz
+from moewh.ingest.traces.arrays import as_array, decode_npy, open_npz
 from moewh.ingest.traces.check import as_ids
 from moewh.ingest.traces.documents import read_documents
 from moewh.ingest.traces.trace import Array, Sequence, TraceFile, TraceModel, each, start_of
@@ -24,11 +24,13 @@ def _read(file: TraceFile, _: TraceModel) -> Iterator[Sequence]:
     if file.path.suffix == ".npz":
         yield from _outputs(file)
         return
-    for where, answer in read_documents(file):
+    for where, answer in read_documents(file, lists=("choices",)):
         choices = answer.get("choices")
-        if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+        if not isinstance(choices, list | Iterator):
             raise file.error(f"{where} has no list of choices.")
         for number, choice in enumerate(choices):
+            if not isinstance(choice, dict):
+                raise file.error(f"{where}, choice {number}: is no JSON object.")
             yield _choice(f"{where}, choice {number}", answer, choice, file)
 
 
@@ -60,15 +62,15 @@ def _joined(before: Array, after: Array, where: str, file: TraceFile) -> Array:
 
 
 def _outputs(file: TraceFile) -> Iterator[Sequence]:
-    arrays = read_npz(file)
-    numbers = {name.partition("/")[0] for name in arrays if name.endswith("/routed_experts")}
-    if not numbers:
-        raise file.error("has no array called N/routed_experts.")
-    for number in sorted(numbers, key=lambda name: (len(name), name)):
-        names = (f"{number}/prompt_token_ids", f"{number}/token_ids")
-        ids = (arrays[names[0]], arrays[names[1]]) if all(name in arrays for name in names) else None
-        where = f"{file.name}, output {number}"
-        yield _sequence(where, arrays[f"{number}/routed_experts"], ids, file, None)
+    with open_npz(file) as arrays:
+        numbers = {name.partition("/")[0] for name in arrays if name.endswith("/routed_experts")}
+        if not numbers:
+            raise file.error("has no array called N/routed_experts.")
+        for number in sorted(numbers, key=lambda name: (len(name), name)):
+            names = (f"{number}/prompt_token_ids", f"{number}/token_ids")
+            ids = (arrays[names[0]], arrays[names[1]]) if all(name in arrays for name in names) else None
+            where = f"{file.name}, output {number}"
+            yield _sequence(where, arrays[f"{number}/routed_experts"], ids, file, None)
 
 
 def _sequence(
