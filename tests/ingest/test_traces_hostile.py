@@ -390,10 +390,10 @@ CASES: dict[str, tuple[str, Make, str]] = {
     "debug trace of digests": (
         "nemo-rl",
         raw(
-            b'{"event": "rollout_payload_sample", "routed_experts": {"full_shape": [1, 9, 2, 2], "dtype": "torch.int16", '
+            b'{"event": "rollout_payload_sample", "routed_experts": {"full_shape": [1, 9, 2, 2], '
             b'"valid_shape": [9, 2, 2], "valid_sha256": "00", "valid_preview": [1, 2]}, "valid_length": 9}\n'
         ),
-        "line 1, call 0: its routed_experts are an object, no routing: NRL_R3_TRACE writes digests alone",
+        "t.jsonl, call 0: its routed_experts are an object, no routing: NRL_R3_TRACE writes digests alone",
     ),
     "no envelope": (
         "nemo-rl",
