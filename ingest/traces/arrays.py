@@ -10,6 +10,7 @@ import base64
 import binascii
 import io
 import math
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -37,9 +38,9 @@ def decode_base64(text: object, where: str) -> bytes:
 
 
 def decode_npy(text: object, where: str, most_values: int) -> Array:
-    """Return the array of a `.npy` file in base64."""
+    """Return the routing [R, L, K] of a `.npy` file in base64."""
     data = decode_base64(text, where)
-    return _read_npy(io.BytesIO(data), len(data), where, most_values)
+    return as_array(_read_npy(io.BytesIO(data), len(data), where, most_values), where, most_values, 3)
 
 
 def raw_array(data: bytes, dtype: str, shape: tuple[int, ...], where: str) -> Array:
@@ -119,20 +120,32 @@ def load_torch(file: TraceFile) -> Any:
         with torch.serialization.safe_globals(_numpy_globals()):
             return torch.load(file.path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a pickle may fail in any way
+        named = re.search(r"GLOBAL (\S+)", str(error))
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise file.error(f"cannot be read with weights alone: {first[:200].rstrip('. ')}.") from None
+        reason = first[:200].rstrip(". ") if named is None else f"it names {named[1]}, which would be run"
+        raise file.error(f"cannot be read with weights alone: {reason}.") from None
 
 
 def _numpy_globals() -> list[Any]:
-    """What numpy arrays are made of in a pickle: none of it runs code."""
+    """What numpy arrays are made of in a pickle, `bytes` for one without numbers: none of it runs code."""
     reconstruct: Any = np.zeros(1).__reduce__()[0]
     kinds = [type(np.dtype(name)) for name in ("i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8")]
     legacy = (reconstruct, "numpy.core.multiarray._reconstruct")
-    return [reconstruct, legacy, np.ndarray, np.dtype, *kinds]
+    return [reconstruct, legacy, np.ndarray, np.dtype, bytes, *kinds]
 
 
-def as_array(value: Any, where: str, most_values: int) -> Array:
-    """Return a tensor, an array or nested lists as an array. Raises MoewhError for anything else, or for too many."""
+def as_array(value: Any, where: str, most_values: int, dimensions: int) -> Array:
+    """Return a tensor, an array or nested lists of so many dimensions as an array.
+
+    Raises MoewhError for anything else, and for more numbers than `most_values`.
+    """
+    array = _array(value, where, most_values)
+    if array.ndim != dimensions:
+        raise MoewhError(f"{where}: has numbers of shape {list(array.shape)}, not of {dimensions} dimensions.")
+    return array
+
+
+def _array(value: Any, where: str, most_values: int) -> Array:
     if hasattr(value, "detach"):
         if value.numel() > most_values:  # before it is copied: a small tensor may stand for a large one
             raise MoewhError(
@@ -141,7 +154,8 @@ def as_array(value: Any, where: str, most_values: int) -> Array:
         try:
             value = value.detach().float().numpy() if value.is_floating_point() else value.detach().numpy()
         except (TypeError, RuntimeError) as error:
-            raise MoewhError(f"{where}: is a tensor that holds no plain numbers: {error}.") from None
+            reason = " ".join(str(error).split()).rstrip(". ")
+            raise MoewhError(f"{where}: is a tensor that holds no plain numbers: {reason}.") from None
     if isinstance(value, np.ndarray):
         if value.size > most_values:
             raise MoewhError(

@@ -47,21 +47,20 @@ def outline(file: TraceFile, stream: IO[bytes], start: int, names: Collection[st
 
     Raises the file's error for brackets that do not match, and for a list that is there twice.
     """
-    text, lists, kept, name = bytearray(), dict[str, int](), start, None
-    offset = start
+    text, lists, kept, offset = bytearray(), dict[str, int](), start, start
+    name: str | None = None
     with file.path.open("rb") as reading:
         for offset, byte, depth in _brackets(file, stream, start):
             if name is None and byte == ord("[") and depth == 2:
                 text += _between(file, reading, kept, offset)
                 kept = offset
                 found = _KEY.search(text[-256:])
-                name = None if found is None else found[1].decode(errors="replace")
-                if name not in names:
-                    name = None
-                elif name in lists:
-                    raise file.error(f"has {name} twice. It is damaged.")
-                else:
-                    lists[name] = offset
+                field = "" if found is None else found[1].decode(errors="replace")
+                if field in lists:
+                    raise file.error(f"has {field} twice. It is damaged.")
+                if field in names:
+                    name = field
+                    lists[field] = offset
             elif name is not None and depth == 1:
                 text += b"null"
                 kept, name = offset + 1, None

@@ -42,6 +42,20 @@ def read_documents(
         raise file.error(f"cannot be read: {error.strerror or error}.") from error
 
 
+def answer_of(document: dict[str, Any], where: str, file: TraceFile) -> dict[str, Any]:
+    """Return the answer of a line of OpenAI's batch output, {custom_id, response: {body}, error}; any other as it is.
+
+    Raises the file's error for a request that failed.
+    """
+    if "custom_id" not in document or "response" not in document:
+        return document
+    response = document["response"]
+    body = response.get("body") if isinstance(response, dict) else None
+    if document.get("error") is not None or not isinstance(body, dict):
+        raise file.error(f"{where}: the request {document['custom_id']!r} failed. Leave its line out.")
+    return body
+
+
 def _start(stream: IO[bytes]) -> tuple[int, bytes]:
     """Return where the first value begins, and its first byte; nothing of a file without any.
 

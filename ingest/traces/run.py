@@ -258,16 +258,32 @@ def _paths(options: ImportOptions) -> list[Path]:
     for name in options.files:
         path = Path(name)
         if path.is_dir():
-            paths += sorted(inside for inside in path.iterdir() if inside.is_file() and inside.name[0] != ".")
+            paths += _inside(path)
         elif path.is_file():
             paths.append(path)
+        elif name == "-" or path.exists():
+            raise UsageError(f"{name} is no file, and a trace is read more than once. Save it to a file.")
         else:
             raise UsageError(f"there is no file {name}. Check the path.")
     if not paths:
         raise UsageError(f"{options.files[0]} holds no files.")
+    found: dict[tuple[int, int], Path] = {}
     for path in paths:
+        if path.name != path.name.encode(errors="replace").decode():
+            raise UsageError(f"{path} has a name that is no UTF-8, and prompts are named after their file. Rename it.")
         _require_unpacked(path)
+        status = path.stat()
+        if (first := found.setdefault((status.st_dev, status.st_ino), path)) is not path:
+            raise UsageError(f"{path} is given twice{'' if first == path else f', also as {first}'}. Name it once.")
     return paths
+
+
+def _inside(folder: Path) -> list[Path]:
+    """Return the files of a folder. Raises UsageError for one that has folders: they would be left out unsaid."""
+    entries = sorted(entry for entry in folder.iterdir() if entry.name[0] != ".")
+    if inner := next((entry for entry in entries if entry.is_dir()), None):
+        raise UsageError(f"{folder} holds the folder {inner.name}. Name each folder of the trace.")
+    return [entry for entry in entries if entry.is_file()]
 
 
 def _require_unpacked(path: Path) -> None:

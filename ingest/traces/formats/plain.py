@@ -30,21 +30,24 @@ _TYPES: dict[str, type] = {
     "source": str,
     "metadata": dict,
 }
-_ARRAYS = ("expert_ids", "weights", "token_ids")
+_ARRAYS = {"expert_ids": 3, "weights": 3, "token_ids": 1}
+"""Field → dimensions."""
 _AT_ONCE = 16
 """Rows of a Parquet file that are read together."""
 
 
 def _read(file: TraceFile, _: TraceModel) -> Iterator[Sequence]:
-    found = _parquet(file) if file.path.suffix == ".parquet" else _lines(file)
+    found = _parquet(file) if file.path.suffix.lower() == ".parquet" else _lines(file)
     for where, fields, arrays in found:
         yield _sequence(where, fields, arrays, file)
 
 
 def _lines(file: TraceFile) -> Iterator[tuple[str, dict[str, Any], dict[str, Array]]]:
-    for where, record in read_documents(file, _ARRAYS):
+    for where, record in read_documents(file, tuple(_ARRAYS)):
         given = {name: record.pop(name) for name in _ARRAYS if record.get(name) is not None}
-        arrays = {name: as_array(value, f"{where}, {name}", file.most_values) for name, value in given.items()}
+        arrays = {
+            name: as_array(value, f"{where}, {name}", file.most_values, _ARRAYS[name]) for name, value in given.items()
+        }
         yield where, record, arrays
 
 

@@ -30,7 +30,7 @@ def _read(file: TraceFile, model: TraceModel) -> Iterator[Sequence]:
     if not isinstance(dump, dict) or not isinstance(dump.get("records"), list):
         raise file.error("has no records: it is no dump of the mode per_token. For the mode stat, import sglang-stat.")
     logical = dump.get("last_physical_to_logical_map")
-    logical_LP = None if logical is None else as_array(logical, f"{file.name}, its map", file.most_values)
+    logical_LP = None if logical is None else as_array(logical, f"{file.name}, its map", file.most_values, 2)
     for number, record in enumerate(dump["records"]):
         where = f"{file.name}, record {number}"
         if not isinstance(record, dict) or "topk_ids_of_layer" not in record:
@@ -41,8 +41,8 @@ def _read(file: TraceFile, model: TraceModel) -> Iterator[Sequence]:
 def _pass(
     where: str, record: dict[str, Any], logical_LP: Array | None, file: TraceFile, model: TraceModel
 ) -> Iterator[Sequence]:
-    ids_LTK = as_array(record["topk_ids_of_layer"], where, file.most_values)
-    if ids_LTK.ndim != 3 or ids_LTK.shape[2] < model.top_k or ids_LTK.dtype.kind != "i":
+    ids_LTK = as_array(record["topk_ids_of_layer"], where, file.most_values, 3)
+    if ids_LTK.shape[2] < model.top_k or ids_LTK.dtype.kind != "i":
         raise file.error(f"{where}: its topk_ids_of_layer has shape {ids_LTK.shape}, not [layers, tokens, {_SLOTS}].")
     vocab_ids_T = as_ids(record.get("input_ids"), where)
     if len(vocab_ids_T) > ids_LTK.shape[1] or (ids_LTK[:, len(vocab_ids_T) :] >= 0).any():
