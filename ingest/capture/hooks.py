@@ -152,12 +152,17 @@ class Capture:
         return call == moe.visit
 
     def _real(self, rows: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """Return a copy of the rows that are no padding: what runs later may write over what it was given."""
+        """Return a copy of the rows that are no padding: what runs later may write over what it was given.
+
+        This and its callers run at every layer of every step, so they call no operation of torch that can be left out.
+        """
+        if rows.requires_grad:
+            rows = rows.detach()
         if self._rows is None:
-            return rows.detach().to(dtype or rows.dtype, copy=True)
+            return rows.to(dtype or rows.dtype, copy=True)
         if rows.device not in self._rows_on:
             self._rows_on[rows.device] = to_device(self._rows, rows.device)
-        return rows.detach().index_select(0, self._rows_on[rows.device]).to(dtype or rows.dtype)
+        return rows.index_select(0, self._rows_on[rows.device]).to(dtype or rows.dtype)
 
     def take(self) -> PendingRouting:
         """Launch the copy of everything captured to the host; nothing here waits for the device.
@@ -179,12 +184,18 @@ class Capture:
     def _copy(self, device: torch.device, layers: list[int]) -> _Copy:
         moe_layers = {moe.layer: moe for moe in self._moe_layers}
         shapes = [(moe_layers[layer], (self._ids[layer].shape[0], self._ids[layer].shape[1])) for layer in layers]
-        ids = torch.cat([self._ids[layer].flatten() for layer in layers])
-        weights = torch.cat([self._weights[layer].flatten() for layer in layers])
+        ids, weights = (_end_to_end([kept[layer] for layer in layers]) for kept in (self._ids, self._weights))
         copied = _Copy(shapes, to_host(ids), to_host(weights), torch.cuda.Event() if device.type == "cuda" else None)
         if copied.arrived is not None:
             copied.arrived.record(torch.cuda.current_stream(device))
         return copied
+
+
+def _end_to_end(rows: list[torch.Tensor]) -> torch.Tensor:
+    """Return the numbers of all layers' rows, [T, K] each, as one flat tensor."""
+    if len({part.shape[1] for part in rows}) == 1:
+        return torch.cat(rows).flatten()
+    return torch.cat([part.flatten() for part in rows])
 
 
 def to_device(array: npt.NDArray[np.int64], device: torch.device) -> torch.Tensor:

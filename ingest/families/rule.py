@@ -207,6 +207,8 @@ class FamilyAdapter:
 
     def rows(self, ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Turn what the container is called with into indices and weights [T, K]; NO_ROUTE where there is none."""
+        if ids.dim() == weights.dim() == 2:
+            return ids, weights
         return ids.reshape(-1, ids.shape[-1]), weights.reshape(-1, weights.shape[-1])
 
     def observed(self, moe: MoELayer) -> nn.Module:

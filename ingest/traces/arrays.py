@@ -23,6 +23,8 @@ import numpy as np
 from moewh.ingest.traces.trace import Array, TraceFile
 from moewh.warehouse.errors import MoewhError
 
+IN_PIECES: dict[str, Any] = {"pre_buffer": False, "buffer_size": 1 << 20}
+"""How Parquet is opened, so that memory holds no whole row group: a file may be one."""
 _HEADER = 10_000
 """Most bytes of a `.npy` header: what numpy itself takes."""
 

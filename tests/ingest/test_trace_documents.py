@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from moewh.ingest.traces import brackets
@@ -16,7 +18,7 @@ from moewh.ingest.traces.documents import read_documents
 from moewh.ingest.traces.model import read_model
 from moewh.ingest.traces.trace import TraceFile, find_format
 from moewh.warehouse.errors import MoewhError
-from tests.support.traces import config, sglang_answer, traced, vllm_answer
+from tests.support.traces import EXPERTS, MOE, TOP_K, config, sglang_answer, traced, vllm_answer, write_flame
 
 HARD = [
     {"a": 'with "quotes", [brackets] and {braces}', "choices": [{"text": "}]\\"}, {"text": "\\\\"}]},
@@ -179,3 +181,45 @@ def test_memory_holds_one_answer(case: str, tmp_path: Path) -> None:
         tracemalloc.stop()
     assert tokens == ANSWERS * (TOKENS - 1)
     assert peak < path.stat().st_size / 3
+
+
+PROMPTS, LENGTH = 200, 5_000
+"""A Parquet file of some megabytes in one row group."""
+
+
+def _plain_parquet(folder: Path) -> list[Path]:
+    numbers = np.random.default_rng(0).random(PROMPTS * LENGTH * len(MOE) * TOP_K).astype(np.float32)
+
+    def nested(flat: pa.Array) -> pa.Array:
+        tokens = pa.FixedSizeListArray.from_arrays(pa.FixedSizeListArray.from_arrays(flat, TOP_K), len(MOE))
+        return pa.ListArray.from_arrays(np.arange(0, PROMPTS * LENGTH + 1, LENGTH, dtype=np.int32), tokens)
+
+    ids = pa.array(np.tile(np.arange(TOP_K, dtype=np.int16), len(numbers) // TOP_K))
+    pq.write_table(pa.table({"expert_ids": nested(ids), "weights": nested(pa.array(numbers))}), folder / "t.parquet")
+    return [folder / "t.parquet"]
+
+
+def _flame(folder: Path) -> list[Path]:
+    rng = np.random.default_rng(0)
+    tokens = PROMPTS * LENGTH
+    experts = (rng.integers(0, EXPERTS, (tokens, len(MOE), 1)) + np.arange(TOP_K)) % EXPERTS
+    scores = rng.random((tokens, len(MOE), TOP_K)).astype(np.float16)
+    return write_flame(folder, rng.integers(0, 200, tokens), experts, scores, row_group_size=tokens)
+
+
+@pytest.mark.parametrize(("form", "write"), [("plain", _plain_parquet), ("flame-moe", _flame)])
+def test_memory_holds_no_row_group(form: str, write: Callable[[Path], list[Path]], tmp_path: Path) -> None:
+    """Arrow's own count of what it allocates."""
+    paths = write(tmp_path)
+    model = read_model(str(config(tmp_path / "model")))
+    reading = find_format(form).read
+    assert reading is not None
+    ours = pa.default_memory_pool()
+    counting = pa.proxy_memory_pool(ours)
+    pa.set_memory_pool(counting)
+    try:
+        files = [TraceFile(path, path.name, 1 << 40) for path in paths]
+        assert sum(len(sequence.expert_ids_RLK) for sequence in reading(files, model)) == PROMPTS * LENGTH
+    finally:
+        pa.set_memory_pool(ours)
+    assert counting.max_memory() < sum(path.stat().st_size for path in paths) / 2

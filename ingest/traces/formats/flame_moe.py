@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from moewh.ingest.traces.arrays import IN_PIECES
 from moewh.ingest.traces.trace import Array, Format, Sequence, TraceFile, TraceModel
 
 PIECE = 1 << 14
@@ -44,7 +45,7 @@ class _Rows:
     def _read(self) -> Iterator[pa.RecordBatch]:
         for file in self._files:
             try:
-                parquet = self._stack.enter_context(pq.ParquetFile(file.path))
+                parquet = self._stack.enter_context(pq.ParquetFile(file.path, **IN_PIECES))
                 missing = set(self._columns) - set(parquet.schema_arrow.names)
                 if missing:
                     raise file.error(f"has no column {sorted(missing)[0]}.")

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from moewh.ingest.traces.arrays import as_array
+from moewh.ingest.traces.arrays import IN_PIECES, as_array
 from moewh.ingest.traces.documents import read_documents
 from moewh.ingest.traces.trace import Array, Sequence, TraceFile, TraceModel, each
 
@@ -32,7 +32,7 @@ _TYPES: dict[str, type] = {
 }
 _ARRAYS = {"expert_ids": 3, "weights": 3, "token_ids": 1}
 """Field → dimensions."""
-_AT_ONCE = 16
+_AT_ONCE = 4
 """Rows of a Parquet file that are read together."""
 
 
@@ -53,7 +53,7 @@ def _lines(file: TraceFile) -> Iterator[tuple[str, dict[str, Any], dict[str, Arr
 
 def _parquet(file: TraceFile) -> Iterator[tuple[str, dict[str, Any], dict[str, Array]]]:
     try:
-        with pq.ParquetFile(file.path) as parquet:
+        with pq.ParquetFile(file.path, **IN_PIECES) as parquet:
             number = 0
             for batch in parquet.iter_batches(batch_size=_AT_ONCE):
                 rest = batch.select([name for name in batch.schema.names if name not in _ARRAYS]).to_pylist()
