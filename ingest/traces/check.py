@@ -117,8 +117,8 @@ def _require_labels(sequence: Sequence) -> None:
     """Raise MoewhError for labels that cannot be stored as text, or metadata that are no JSON to others."""
     try:
         told = json.dumps(sequence.metadata, allow_nan=False, ensure_ascii=False)
-    except ValueError:
-        raise MoewhError(f"{sequence.where}: its metadata hold NaN or Infinity, which JSON does not have.") from None
+    except (TypeError, ValueError):
+        raise MoewhError(f"{sequence.where}: its metadata hold what JSON does not have, such as NaN.") from None
     except RecursionError:
         raise MoewhError(f"{sequence.where}: its metadata are nested too deeply.") from None
     labels = {"text": sequence.text, "domain": sequence.domain, "source": sequence.source, "metadata": told}
@@ -224,15 +224,15 @@ def _at(sequence: Sequence, row: int, layer: int) -> str:
     return f"{sequence.where}, token {sequence.first + row}, layer {layer}"
 
 
-def as_ids(values: object, where: str) -> Array:
-    """Return a list of token ids [T] as an array. Raises MoewhError for anything else."""
+def as_ids(values: object, where: str, what: str = "token ids") -> Array:
+    """Return a list of token ids, or of other whole numbers, [T] as an array. Raises MoewhError for anything else."""
     if hasattr(values, "detach"):
         values = values.detach().numpy()
     if isinstance(values, np.ndarray) and values.dtype.kind in "iu" and values.ndim == 1:
         return values
     if not isinstance(values, list) or not all(type(value) is int for value in values):
-        raise MoewhError(f"{where}: its token ids are not a list of whole numbers.")
+        raise MoewhError(f"{where}: its {what} are not a list of whole numbers.")
     try:
         return np.array(values, np.int64)
     except OverflowError:
-        raise MoewhError(f"{where}: has a token id beyond 64 bits.") from None
+        raise MoewhError(f"{where}: its {what} hold a number beyond 64 bits.") from None

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -32,6 +34,8 @@ from tests.support.traces import (
     sglang_answer,
     traced,
     vllm_answer,
+    write_flame,
+    write_tensorrt_llm,
 )
 
 TRACE = traced()
@@ -167,7 +171,7 @@ PLAIN = {"expert_ids": [[[1, 2], [3, 4]]]}
 WRONG: dict[str, tuple[str, str, Any, str]] = {
     "ids of the prompt alone": ("vllm", "t.json", changed("token_ids", None), "has prompt_token_ids and no token_ids"),
     "a token id that is a float": ("vllm", "t.json", changed("token_ids", [1.0]), "are not a list of whole numbers"),
-    "a huge token id": ("vllm", "t.json", changed("token_ids", [10**20]), "has a token id beyond 64 bits"),
+    "a huge token id": ("vllm", "t.json", changed("token_ids", [10**20]), "its token ids hold a number beyond 64 bits"),
     "experts that are floats": (
         "vllm",
         "t.json",
@@ -201,7 +205,12 @@ WRONG: dict[str, tuple[str, str, Any, str]] = {
     "half of a surrogate pair": ("plain", "t.json", {**PLAIN, "text": "\ud800"}, "its text holds half of a surrogate"),
     "half of one in a domain": ("plain", "t.json", {**PLAIN, "domain": "a\udfff"}, "its domain holds half of a"),
     "half of one in metadata": ("plain", "t.json", {**PLAIN, "metadata": {"\ud800": 1}}, "its metadata holds half of"),
-    "NaN in metadata": ("plain", "t.json", {**PLAIN, "metadata": {"a": [float("nan")]}}, "its metadata hold NaN"),
+    "NaN in metadata": (
+        "plain",
+        "t.json",
+        {**PLAIN, "metadata": {"a": [float("nan")]}},
+        "its metadata hold what JSON does not have",
+    ),
     "a reference to routing": (
         "nemo-rl",
         "t.json",
@@ -217,6 +226,24 @@ WRONG: dict[str, tuple[str, str, Any, str]] = {
             "routed_experts": torch.zeros(2, 3, HIDDEN, TOP_K, dtype=torch.int16),
         },
         "there are no sequences",
+    ),
+    "an identifier that is a tensor": (
+        "sglang-recorder",
+        "t.pt",
+        {**recorder_dump(TRACE), "records": [{**recorder_dump(TRACE)["records"][0], "forward_pass_id": torch.ones(2)}]},
+        "its metadata hold what JSON does not have",
+    ),
+    "no positions": (
+        "sglang-recorder",
+        "t.pt",
+        {**recorder_dump(TRACE), "records": [{**recorder_dump(TRACE)["records"][0], "positions": None}]},
+        "its positions are not a list of whole numbers",
+    ),
+    "indices beyond 64 bits": (
+        "megatron",
+        "t.json",
+        {"step": 0, "layer": 1, "num_tokens": 1, "topk": 2, "top_indices": [[1, 10**30]]},
+        "its top_indices are object, not whole numbers",
     ),
     "a class of its own": ("slime", "t.pt", {"samples": [Path("a")]}, "it names pathlib."),
 }
@@ -271,6 +298,38 @@ def test_batch_of_other_dimensions_is_told(name: str, model: Path, tmp_path: Pat
     fields = torch.load(path)
     torch.save({**fields, name: torch.ones(3, dtype=torch.int64)}, path)
     require_refused(run_import("verl", [path], model, tmp_path), f"{name}: has numbers of shape [3]", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "values", "said"),
+    [
+        ("layer_02", "scores", [0.5] * 30, "tokens from 0: has double, where lists of 2 numbers must be"),
+        ("layer_02", "indices", [["a", "b"]] * 30, "has NULLs, or string, where numbers must be"),
+        ("layer_02", "indices", [[1.0, 2.0]] * 30, "its experts are float64"),
+        ("layer_02", "indices", [[1, 2, 3]] * 30, "has rows of other lengths than 2 experts"),
+        ("000", "token_id", [[1]] * 10, "hold int32, list<element: int64> as token_id"),
+        ("000", "token_id", [1.0] * 10, "its token ids are float64"),
+        ("000", "token_id", [None] * 10, "has NULLs, or int32, where numbers must be"),
+    ],
+)
+def test_columns_of_other_types_are_told(
+    name: str, column: str, values: list[Any], said: str, *, model: Path, tmp_path: Path
+) -> None:
+    """FLAME-MoE's files, one of them with other values in a column."""
+    rng = np.random.default_rng(0)
+    experts = np.tile(np.arange(TOP_K), (30, 2, 1))
+    paths = write_flame(tmp_path, rng.integers(0, 200, 30), experts, rng.random((30, 2, TOP_K)).astype(np.float16))
+    path = tmp_path / f"{name}.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(table.schema.get_field_index(column), column, pa.array(values)), path)
+    require_refused(run_import("flame-moe", paths, model, tmp_path), said, tmp_path)
+
+
+@pytest.mark.parametrize("said", ["[1]", '{"num_experts": 1e400}', '{"num_experts": 8.5, "num_experts_per_token": 2}'])
+def test_statistics_of_no_model_are_told(said: str, model: Path, tmp_path: Path) -> None:
+    (folder,) = write_tensorrt_llm(tmp_path, np.ones((2, 8), np.int64))
+    (folder / "meta_info.json").write_text(said)
+    require_refused(run_import("tensorrt-llm", [folder], model, tmp_path), "rank0.safetensors: ", tmp_path)
 
 
 # ------------------------------------------------------------------------------------------ files

@@ -56,9 +56,9 @@ def _pass(
         own = np.arange(len(ids_RLK), dtype=np.int32)
         yield Sequence(where, ids_RLK, vocab_ids_T=vocab_ids_T, context_T=own, source=file.path.name, metadata=metadata)
         return
-    if int(as_ids(lengths, where).sum()) != len(ids_RLK) or min(lengths) < 1:
+    if int(as_ids(lengths, where, "extend_seq_lens").sum()) != len(ids_RLK) or min(lengths) < 1:
         raise file.error(f"{where}: its extend_seq_lens sum to {sum(lengths)}, for {len(ids_RLK)} tokens.")
-    positions = as_ids(record.get("positions"), where)
+    positions = as_ids(record.get("positions"), where, "positions")
     start = 0
     for index, length in enumerate(lengths):
         part = slice(start, start + length)
