@@ -27,19 +27,18 @@ from moewh.ingest.prompts.vocabulary import vocabulary_texts
 from moewh.ingest.record import Identity, RunRecord
 from moewh.ingest.routing import NO_ENTRY, NO_ROUTE, RoutingBuffer, TokenisedSegment, TokenTexts
 from moewh.ingest.traces.check import Checked, check_counts, check_sequence
+from moewh.ingest.traces.files import trace_paths
 from moewh.ingest.traces.model import read_model
 from moewh.ingest.traces.spool import Labels, Spool
 from moewh.ingest.traces.trace import Format, Sequence, TraceFile, TraceModel, find_format
 from moewh.ingest.write.run_files import write_run
 from moewh.ingest.write.segment import Committed, write_segment
-from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.layout import Layout, check_run_id
 from moewh.warehouse.files.manifest import file_sha256
 from moewh.warehouse.sealing.seal import seal, unseal
 from moewh.warehouse.views.publishing import publish
 
-_PACKED = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd", "bzip2": b"BZh", "xz": b"\xfd7zXZ\0"}
-"""What packed files begin with."""
 _PROMPTS_AT_ONCE = 4_096
 """Prompts whose digest is taken together."""
 
@@ -81,7 +80,7 @@ def import_trace(
 
     Raises UsageError or MoewhError. What was committed before stays; a trace that is wrong anywhere leaves nothing.
     """
-    paths = _paths(options)
+    paths = trace_paths(options.files)
     found = find_format(options.format)
     model = read_model(options.model, options.revision, options.trust_remote_code)
     most_values = options.segment_rows * model.num_hidden_layers // len(model.layers)  # dense layers may be told, too
@@ -250,51 +249,6 @@ class _Digests:
         for batch in pa.Table.from_pylist(self._waiting, CANONICAL).to_batches():
             self._prompts.update(batch)
         self._waiting = []
-
-
-def _paths(options: ImportOptions) -> list[Path]:
-    """Return the files that are named, those of a folder in order of their names."""
-    paths: list[Path] = []
-    for name in options.files:
-        path = Path(name)
-        if path.is_dir():
-            paths += _inside(path)
-        elif path.is_file():
-            paths.append(path)
-        elif name == "-" or path.exists():
-            raise UsageError(f"{name} is no file, and a trace is read more than once. Save it to a file.")
-        else:
-            raise UsageError(f"there is no file {name}. Check the path.")
-    if not paths:
-        raise UsageError(f"{options.files[0]} holds no files.")
-    found: dict[tuple[int, int], Path] = {}
-    for path in paths:
-        if path.name != path.name.encode(errors="replace").decode():
-            raise UsageError(f"{path} has a name that is no UTF-8, and prompts are named after their file. Rename it.")
-        _require_unpacked(path)
-        status = path.stat()
-        if (first := found.setdefault((status.st_dev, status.st_ino), path)) is not path:
-            raise UsageError(f"{path} is given twice{'' if first == path else f', also as {first}'}. Name it once.")
-    return paths
-
-
-def _inside(folder: Path) -> list[Path]:
-    """Return the files of a folder. Raises UsageError for one that has folders: they would be left out unsaid."""
-    entries = sorted(entry for entry in folder.iterdir() if entry.name[0] != ".")
-    if inner := next((entry for entry in entries if entry.is_dir()), None):
-        raise UsageError(f"{folder} holds the folder {inner.name}. Name each folder of the trace.")
-    return [entry for entry in entries if entry.is_file()]
-
-
-def _require_unpacked(path: Path) -> None:
-    """Raise MoewhError for a file that a packer wrote: no format is packed as a whole."""
-    try:
-        with path.open("rb") as stream:
-            begin = stream.read(6)
-    except OSError as error:
-        raise MoewhError(f"{path}: cannot be read: {error.strerror or error}.") from error
-    if packer := next((name for name, magic in _PACKED.items() if begin.startswith(magic)), None):
-        raise MoewhError(f"{path}: is packed by {packer}. Unpack it first.")
 
 
 def _identify(options: ImportOptions, files: list[TraceFile], model: TraceModel, tokens: _Tokens) -> Identity:
