@@ -3,12 +3,16 @@
     python -m benchmarks.record [--device cpu|cuda] [--rounds N] [--batches N] [--new-tokens N]
 
 Two models with the same weights take turns, one of them recorded: batch by batch through the whole model (`calls`), and
-`generate` after `generate` (`generate`: greedy, with a cache). The recorded side's clock holds everything from hooks to
-committed segments, closing included; entering (the proof of the model, and hashing its weights) is stated apart. The
-ratio is the speed with recording over the speed without, per round: median, least and greatest. On a CPU the clock is
-that of the process, which other programs disturb less; on a GPU it is the wall's.
+`generate` after `generate` (`generate`: greedy, with a cache). Two ratios of speed with recording over speed without:
 
-On a CPU the model is that of `benchmarks.ingest`; on cuda it is OLMoE-1B-7B's shape in bf16. Weights are random.
+    passes  the passes alone, hooks and copies included: median of all batches, with its quartiles
+    run     with all that follows until the run is committed and sealed: median of the rounds, least and greatest
+
+What leaving the block takes is stated apart, and so is entering it (the proof of the model, and hashing its weights).
+On a CPU the clock is that of the process, which other programs disturb less; on a GPU it is the wall's.
+
+On a CPU there are two shapes: `small` is that of `benchmarks.ingest`, whose passes are so short that anything shows;
+`medium` is a model that somebody might run on a CPU. On cuda it is OLMoE-1B-7B's shape in bf16. Weights are random.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -34,22 +39,44 @@ ROWS, POSITIONS = 8, 256
 """Sequences per batch, and positions of the longest."""
 
 
+MEDIUM: dict[str, Any] = {
+    "num_hidden_layers": 8,
+    "num_experts": 32,
+    "num_experts_per_tok": 4,
+    "hidden_size": 512,
+    "intermediate_size": 512,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "vocab_size": 8_192,
+}
+
+
 @dataclass
 class Sides:
-    """Seconds of each side, in all."""
+    """Seconds of both sides: of each batch in every round, and of each round's beginning and end."""
 
-    bare: float = 0.0
-    recorded: float = 0.0
-    entering: float = 0.0
-    ratios: list[float] = field(default_factory=list)
+    bare: list[list[float]] = field(default_factory=list)
+    recorded: list[list[float]] = field(default_factory=list)
+    entering: list[float] = field(default_factory=list)
+    leaving: list[float] = field(default_factory=list)
+
+    @property
+    def passes(self) -> list[float]:
+        """Ratio of every batch."""
+        return [bare / recorded for bare, recorded in zip(chain(*self.bare), chain(*self.recorded), strict=True)]
+
+    @property
+    def runs(self) -> list[float]:
+        """Ratio of every round, with its end."""
+        rounds = zip(self.bare, self.recorded, self.leaving, strict=True)
+        return [sum(bare) / (sum(recorded) + leaving) for bare, recorded, leaving in rounds]
 
 
-def made_models(device: torch.device) -> tuple[Any, Any]:
+def made_models(shape: dict[str, Any], device: torch.device) -> tuple[Any, Any]:
     """Two models of the same random weights."""
-    cuda = device.type == "cuda"
-    config = OlmoeConfig(**(OLMOE_1B_7B if cuda else CPU_SHAPE), pad_token_id=0, eos_token_id=None)
+    config = OlmoeConfig(**shape, pad_token_id=0, eos_token_id=None)
     torch.manual_seed(0)
-    dtype = torch.bfloat16 if cuda else torch.float32
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     models: list[Any] = [OlmoeForCausalLM(config) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     return models[0].to(device, dtype).eval(), models[1].to(device, dtype).eval()
@@ -84,16 +111,16 @@ def compare(
         return clock() - began
 
     for _ in range(rounds):
-        bare = recorded = 0.0
+        seconds: tuple[list[float], list[float]] = ([], [])
         with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
             recorder = moewh.record(models[1], byte_tokenizer(), Path(folder), "run")
-            sides.entering += timed(recorder.__enter__)
-            for batch in batches:
-                bare += timed(use, models[0], batch)
-                recorded += timed(use, models[1], batch)
-            recorded += timed(recorder.__exit__, None, None, None)
-        sides.ratios.append(bare / recorded)
-        sides.bare, sides.recorded = sides.bare + bare, sides.recorded + recorded
+            sides.entering.append(timed(recorder.__enter__))
+            for number, batch in enumerate(batches):
+                for side in (0, 1) if number % 2 else (1, 0):
+                    seconds[side].append(timed(use, models[side], batch))
+            sides.leaving.append(timed(recorder.__exit__, None, None, None))
+        sides.bare.append(seconds[0])
+        sides.recorded.append(seconds[1])
     return sides
 
 
@@ -101,32 +128,42 @@ def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batches", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batches", type=int, default=8)
     parser.add_argument("--new-tokens", type=int, default=32)
     chosen = parser.parse_args()
     device = torch.device(chosen.device)
-    models, batches = made_models(device), made_batches(chosen.batches, device)
-    length = chosen.new_tokens
+    cuda = device.type == "cuda"
+    shapes = {"OLMoE-1B-7B": OLMOE_1B_7B} if cuda else {"small": CPU_SHAPE, "medium": MEDIUM}
+    batches = made_batches(chosen.batches, device)
     uses: dict[str, Callable[[Any, Any], Any]] = {
         "calls": lambda model, batch: model(**batch),
         "generate": lambda model, batch: model.generate(
-            batch["input_ids"][:, : POSITIONS // 4], max_new_tokens=length, do_sample=False
+            batch["input_ids"][:, : POSITIONS // 4], max_new_tokens=chosen.new_tokens, do_sample=False
         ),
     }
-    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    print(f"{machine()}; torch {torch.__version__}, {name}, {torch.get_num_threads()} threads\n")
-    print("| loop | without, ms a batch | with | speed with / without | entering, s |\n|---|---:|---:|---:|---:|")
-    for loop, use in uses.items():
-        compare(models, batches[:1], use, 1)  # the first of everything
-        sides = compare(models, batches, use, chosen.rounds)
-        each = 1_000 / (chosen.rounds * len(batches))
-        middle, least, most = statistics.median(sides.ratios), min(sides.ratios), max(sides.ratios)
-        print(
-            f"| {loop} | {sides.bare * each:.1f} | {sides.recorded * each:.1f} "
-            f"| {middle:.3f} ({least:.3f} to {most:.3f}) | {sides.entering / chosen.rounds:.2f} |",
-            flush=True,
-        )
+    name = torch.cuda.get_device_name() if cuda else "CPU"
+    print(f"{machine()}; torch {torch.__version__}, {name}, {torch.get_num_threads()} threads")
+    print(f"{chosen.rounds} rounds of {chosen.batches} batches; `generate`: {chosen.new_tokens} tokens\n")
+    print("| model, loop | without, ms a batch | with | passes | run | leaving, s | entering, s |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    for shape, numbers in shapes.items():
+        models = made_models(numbers, device)
+        for loop, use in uses.items():
+            compare(models, batches[:1], use, 1)  # the first of everything
+            print(f"| {shape}, {loop} | {cells(compare(models, batches, use, chosen.rounds))} |", flush=True)
+
+
+def cells(sides: Sides) -> str:
+    """A row of the table."""
+    bare, recorded = (statistics.median(chain(*side)) * 1e3 for side in (sides.bare, sides.recorded))
+    lower, middle, upper = statistics.quantiles(sides.passes, n=4)
+    runs = sides.runs
+    return (
+        f"{bare:.1f} | {recorded:.1f} | {middle:.3f} ({lower:.3f} to {upper:.3f}) "
+        f"| {statistics.median(runs):.3f} ({min(runs):.3f} to {max(runs):.3f}) "
+        f"| {statistics.median(sides.leaving):.2f} | {statistics.median(sides.entering):.2f}"
+    )
 
 
 if __name__ == "__main__":

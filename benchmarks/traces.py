@@ -2,7 +2,8 @@
 
     python -m benchmarks.traces
 
-At OLMoE's shape (16 layers, 64 experts, top-8; simulated routing, prompts of 500 tokens). Both sides count every core
+At OLMoE's shape (16 layers, 64 experts, top-8; simulated routing, prompts of 500 tokens; FLAME-MoE's traces have no
+prompts, and weights of 16 bits). Both sides count every core
 of the process: writing is `write_segment` over arrays that are at hand; importing is the whole command, from hashing
 the file and building the model's layers to the last commit, and so writing too.
 """
@@ -55,12 +56,13 @@ def main() -> None:
         folder = Path(scratch)
         write_config(folder / "olmoe")
         for name, (form, write, weighted) in TRACES.items():
-            file = write(folder, segment.vocab_id_T, ids_TLK, weights_TLK)
+            path = write(folder, segment.vocab_id_T, ids_TLK, weights_TLK)
             known = weights_TLK if weighted else None
             writing = cost(folder, lambda layout, known=known: write_rows(layout, segment, ids_TLK, known))  # type: ignore[misc]
-            options = ImportOptions(form, (str(file),), str(folder / "olmoe"))
+            options = ImportOptions(form, (str(path),), str(folder / "olmoe"))
             importing = cost(folder, lambda layout, options=options: import_trace(options, layout))  # type: ignore[misc]
-            size = file.stat().st_size / TOKENS
+            files = [path] if path.is_file() else path.iterdir()
+            size = sum(file.stat().st_size for file in files) / TOKENS
             print(f"| {name} | {size:,.0f} | {importing:.1f} | {writing:.1f} | {importing / writing:.2f} |", flush=True)
 
 
@@ -155,6 +157,22 @@ def _plain(folder: Path, vocab_id_T: Ids, ids_TLK: Ids, weights_TLK: Weights) ->
     return folder / "plain.parquet"
 
 
+def _flame(folder: Path, vocab_id_T: Ids, ids_TLK: Ids, weights_TLK: Weights) -> Path:
+    capture = folder / "iter_1100"
+    capture.mkdir()
+    pq.write_table(pa.table({"token_id": vocab_id_T}), capture / "000.parquet")
+    for layer in range(LAYERS):
+        order_TK = np.argsort(-weights_TLK[:, layer], axis=1)
+        arrays = {
+            "scores": np.take_along_axis(weights_TLK[:, layer], order_TK, 1).astype(np.float16),
+            "indices": np.take_along_axis(ids_TLK[:, layer], order_TK, 1).astype(np.int16),
+        }
+        offsets = np.arange(0, (len(ids_TLK) + 1) * TOP_K, TOP_K, dtype=np.int32)
+        columns = {name: pa.ListArray.from_arrays(offsets, array.ravel()) for name, array in arrays.items()}
+        pq.write_table(pa.table(columns), capture / f"layer_{layer + 1:02}.parquet")
+    return capture
+
+
 def _plain_lines(folder: Path, vocab_id_T: Ids, ids_TLK: Ids, _: Weights) -> Path:
     with (folder / "plain.jsonl").open("w") as file:
         for part in _prompts(len(ids_TLK)):
@@ -168,6 +186,7 @@ TRACES: dict[str, tuple[str, Callable[[Path, Ids, Ids, Weights], Path], bool]] =
     "vllm, JSON lines": ("vllm", _vllm, False),
     "sglang, JSON lines": ("sglang", _sglang, False),
     "plain, Parquet, with weights": ("plain", _plain, True),
+    "flame-moe, Parquet, with weights": ("flame-moe", _flame, True),
     "plain, JSON lines": ("plain", _plain_lines, False),
     "megatron, JSON lines": ("megatron", _megatron, False),
 }

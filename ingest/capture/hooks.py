@@ -43,10 +43,13 @@ class _Copy:
         if self.arrived is not None:
             self.arrived.synchronize()
         ids, weights = self.expert_ids.int().numpy(), self.weights.float().numpy()
+        fewest = min(moe.num_experts for moe, _ in self.layers)
+        in_range = not ids.size or (ids.min() >= 0 and ids.max() < fewest)  # of all layers at once: a step has few rows
         start = 0
         for moe, (T, K) in self.layers:
             part = slice(start, start + T * K)
-            _check_experts(moe, ids[part].reshape(T, K))
+            if not in_range:
+                _check_experts(moe, ids[part].reshape(T, K))
             yield moe.layer, LayerRouting(ids[part].reshape(T, K), weights[part].reshape(T, K))
             start += T * K
 
@@ -73,8 +76,6 @@ class PendingRouting:
 
 def _check_experts(moe: MoELayer, expert_ids_TK: npt.NDArray[np.int32]) -> None:
     """Raise MoewhError unless each token has K experts of this layer, or NO_ROUTE in all slots."""
-    if not expert_ids_TK.size or (expert_ids_TK.min() >= 0 and expert_ids_TK.max() < moe.num_experts):
-        return
     none_TK = expert_ids_TK == NO_ROUTE
     wrong_T = ((expert_ids_TK < NO_ROUTE) | (expert_ids_TK >= moe.num_experts)).any(1) | (
         none_TK.any(1) & ~none_TK.all(1)
@@ -122,7 +123,7 @@ class Capture:
             )
         # int16 halves what travels.
         smallest = torch.int16 if moe.num_experts <= torch.iinfo(torch.int16).max else torch.int32
-        self._ids[moe.layer] = self._real(ids_TK).to(smallest)
+        self._ids[moe.layer] = self._real(ids_TK, smallest)
         self._weights[moe.layer] = self._real(weights_TK)
         if self._expert_outputs:
             real = Call(*map(self._real, (hidden_TH.reshape(B * S, -1), ids_TK, weights_TK)))
@@ -150,13 +151,18 @@ class Capture:
             raise MoewhError(f"{moe.path} was called {times} in one forward pass. moewh cannot tell which call counts.")
         return call == moe.visit
 
-    def _real(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return a copy of the rows that are no padding: what runs later may write over what it was given."""
+    def _real(self, rows: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Return a copy of the rows that are no padding: what runs later may write over what it was given.
+
+        This and its callers run at every layer of every step, so they call no operation of torch that can be left out.
+        """
+        if rows.requires_grad:
+            rows = rows.detach()
         if self._rows is None:
-            return rows.detach().clone()
+            return rows.to(dtype or rows.dtype, copy=True)
         if rows.device not in self._rows_on:
             self._rows_on[rows.device] = to_device(self._rows, rows.device)
-        return rows.detach().index_select(0, self._rows_on[rows.device])
+        return rows.index_select(0, self._rows_on[rows.device]).to(dtype or rows.dtype)
 
     def take(self) -> PendingRouting:
         """Launch the copy of everything captured to the host, without waiting for the device.
@@ -178,12 +184,18 @@ class Capture:
     def _copy(self, device: torch.device, layers: list[int]) -> _Copy:
         moe_layers = {moe.layer: moe for moe in self._moe_layers}
         shapes = [(moe_layers[layer], (self._ids[layer].shape[0], self._ids[layer].shape[1])) for layer in layers]
-        ids = torch.cat([self._ids[layer].flatten() for layer in layers])
-        weights = torch.cat([self._weights[layer].flatten() for layer in layers])
+        ids, weights = (_end_to_end([kept[layer] for layer in layers]) for kept in (self._ids, self._weights))
         copied = _Copy(shapes, to_host(ids), to_host(weights), torch.cuda.Event() if device.type == "cuda" else None)
         if copied.arrived is not None:
             copied.arrived.record(torch.cuda.current_stream(device))
         return copied
+
+
+def _end_to_end(rows: list[torch.Tensor]) -> torch.Tensor:
+    """Return the numbers of all layers' rows, [T, K] each, as one flat tensor."""
+    if len({part.shape[1] for part in rows}) == 1:
+        return torch.cat(rows).flatten()
+    return torch.cat([part.flatten() for part in rows])
 
 
 def to_device(array: npt.NDArray[np.int64], device: torch.device) -> torch.Tensor:

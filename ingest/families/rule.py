@@ -84,9 +84,9 @@ class MoELayer:
     visits: int = 1
     """Calls of the block in a forward pass: more than one where a model loops over its layers."""
 
-    @property
+    @cached_property
     def num_experts(self) -> int:
-        """E: the routed experts of this layer, identity experts included."""
+        """E: the routed experts of this layer, identity experts included; looked up once, since every call needs it."""
         return self.family.num_experts(self)
 
     @property
@@ -207,6 +207,8 @@ class FamilyAdapter:
 
     def rows(self, ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Convert the container's arguments to indices and weights [T, K]; NO_ROUTE where there is no route."""
+        if ids.dim() == weights.dim() == 2:
+            return ids, weights
         return ids.reshape(-1, ids.shape[-1]), weights.reshape(-1, weights.shape[-1])
 
     def observed(self, moe: MoELayer) -> nn.Module:
@@ -260,6 +262,10 @@ class _Parameters:
         return tuple(self.signature.parameters)[1:]
 
     @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self._names)
+
+    @cached_property
     def _required(self) -> frozenset[str]:
         parameters = list(self.signature.parameters.values())[1:]
         return frozenset(one.name for one in parameters if one.default is one.empty)
@@ -269,9 +275,11 @@ class _Parameters:
 
         This runs at every call of every layer, where `Signature.bind` alone would cost a step of generation percents.
         """
+        if not kwargs and len(args) == len(self._names):
+            return dict(zip(self._names, args, strict=True))
         given = {**dict(zip(self._names, args, strict=False)), **kwargs}
         plain = len(given) == len(args) + len(kwargs)
-        if plain and self._required <= given.keys() and given.keys() <= set(self._names):
+        if plain and self._required <= given.keys() and given.keys() <= self._known:
             return {name: given[name] for name in self._names if name in given}
         bound = self.signature.bind(module, *args, **kwargs).arguments
         return dict(list(bound.items())[1:])

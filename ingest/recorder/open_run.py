@@ -11,7 +11,7 @@ from collections.abc import Collection
 from concurrent.futures import Executor, Future
 
 from moewh.ingest.record import RunRecord
-from moewh.ingest.recorder.sequences import Block, Decode, EndTokens, assemble
+from moewh.ingest.recorder.sequences import Block, Decode, EndTokens, Joined, assemble, join
 from moewh.ingest.routing import TokenTexts
 from moewh.ingest.write.run_files import write_run
 from moewh.ingest.write.segment import Committed, write_segment
@@ -47,6 +47,10 @@ class OpenRun:
         self._segment_rows, self._writer, self._texts = segment_rows, writer, TokenTexts(record.vocabulary)
         self._decode, self._special_ids, self._end_tokens = decode, special_ids, end_tokens
         self._blocks: deque[Block] = deque()
+        """Those that may still grow, and all that follow the first of them."""
+        self._ready: list[Joined] = []
+        """Closed ones in front of these, for the next segment."""
+        self._ready_rows = 0
         self._writing: Future[Committed] | None = None
         self._segments = self._prompts = 0
         self._prepared = self._begun = False
@@ -71,14 +75,14 @@ class OpenRun:
 
     def commit_full(self) -> None:
         """Have a segment written if the closed blocks in front fill one, and another follows them."""
-        rows, ready = 0, 0
-        for block in self._blocks:
-            if rows >= self._segment_rows:
-                self._commit(ready, last=False)
+        while self._blocks:
+            if self._ready_rows >= self._segment_rows:
+                self._commit(last=False)
+            if not self._blocks[0].closed:
                 return
-            if not block.closed:
-                return
-            rows, ready = rows + block.rows, ready + 1
+            joined = join(self._blocks.popleft(), self._end_tokens)
+            self._ready.append(joined)
+            self._ready_rows += joined.rows
 
     def close(self, *, whole: bool) -> None:
         """Write what is left; if the run is whole, the last segment says so, and it is complete.
@@ -87,10 +91,9 @@ class OpenRun:
         """
         for block in self._blocks:
             block.closed = True
-        while (left := len(self._blocks)) > 0:
-            self.commit_full()
-            if len(self._blocks) == left:
-                self._commit(left, last=whole)
+        self.commit_full()
+        if self._ready:
+            self._commit(last=whole)
         if self._writing is not None:
             self._writing.result()
         if whole and self._begun:
@@ -101,12 +104,10 @@ class OpenRun:
         """Whether there was any block."""
         return self._begun
 
-    def _commit(self, count: int, *, last: bool) -> None:
-        """Hand the first blocks to the writer, which may be one segment behind."""
-        blocks = [self._blocks.popleft() for _ in range(count)]
-        segment, routing = assemble(
-            blocks, self._prompts, decode=self._decode, special_ids=self._special_ids, end_tokens=self._end_tokens
-        )
+    def _commit(self, *, last: bool) -> None:
+        """Hand what is ready to the writer, which may be one segment behind."""
+        blocks, self._ready, self._ready_rows = self._ready, [], 0
+        segment, routing = assemble(blocks, self._prompts, decode=self._decode, special_ids=self._special_ids)
         if self._writing is not None:
             self._writing.result()
         identity, number = self.record.identity, self._segments

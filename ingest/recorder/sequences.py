@@ -1,7 +1,8 @@
 """Sequences as they are recorded, side by side in blocks; and what a segment is made of: blocks in, arrays out.
 
 A block is B sequences that the model saw together. It grows to the right with each pass that goes on from a cache,
-padding included, until it is closed. Shapes: B sequences, S positions, T tokens without padding, K experts per token.
+padding included, until it is closed; then its passes are joined, once. Shapes: B sequences, S positions, T tokens
+without padding, K experts per token.
 """
 
 from __future__ import annotations
@@ -80,27 +81,27 @@ class Block:
     text: str | None = None
     """Text of its only sequence, where it was given; else the ids are decoded."""
 
-    @property
-    def rows(self) -> int:
-        """Routing rows at most, padding left out."""
-        return sum(
-            int(part.mask_BS.sum()) * sum(layer.expert_ids_TK.shape[1] for layer in part.routing.values())
-            for part in self.parts
-        )
-
 
 @dataclass(frozen=True)
-class _Flat:
-    """A block's tokens without padding, sequence after sequence."""
+class Joined:
+    """A closed block: its tokens without padding, sequence after sequence."""
 
+    labels: Labels
+    text: str | None
     length_B: npt.NDArray[np.int64]
     """Of the sequences that have any token."""
     ids_T: npt.NDArray[np.int32]
     generated_T: Bools
     routing: dict[int, LayerRouting]
 
+    @property
+    def rows(self) -> int:
+        """Routing rows at most."""
+        return sum(layer.expert_ids_TK.size for layer in self.routing.values())
 
-def _flatten(block: Block, tokens: EndTokens) -> _Flat:
+
+def join(block: Block, tokens: EndTokens) -> Joined:
+    """Put a block's passes together, which nothing follows. Raises MoewhError for a mask with a gap."""
     ids_BS = np.concatenate([part.ids_BS for part in block.parts], 1)
     mask_BS = np.concatenate([part.mask_BS for part in block.parts], 1)
     generated_S = np.concatenate([np.full(part.ids_BS.shape[1], part.generated) for part in block.parts])
@@ -111,11 +112,12 @@ def _flatten(block: Block, tokens: EndTokens) -> _Flat:
     B = len(ids_BS)
     routing = {}
     for layer in block.parts[0].routing:
-        routing[layer] = _joined([part.routing[layer] for part in block.parts], B).take(real)
+        routing[layer] = _side_by_side([part.routing[layer] for part in block.parts], B).take(real)
         routing[layer].expert_ids_TK[ended_BS.ravel()[real]] = NO_ROUTE
     length_B = mask_BS.sum(1)
     generated_T = np.broadcast_to(generated_S, ids_BS.shape)[mask_BS]
-    return _Flat(length_B[length_B > 0], ids_BS.ravel()[real], generated_T, routing)
+    ids_T = ids_BS.ravel()[real]
+    return Joined(block.labels, block.text, length_B[length_B > 0], ids_T, generated_T, routing)
 
 
 def require_whole(mask_BS: Bools) -> None:
@@ -128,16 +130,16 @@ def require_whole(mask_BS: Bools) -> None:
         )
 
 
-def _joined(parts: list[LayerRouting], B: int) -> LayerRouting:
+def _side_by_side(parts: list[LayerRouting], B: int) -> LayerRouting:
     """Put passes over B sequences side by side: [B*S, K] each in, [B*(S+S'+…), K] out."""
 
-    def join(arrays: list[Any]) -> Any:
+    def together(arrays: list[Any]) -> Any:
         K = arrays[0].shape[1]
         return np.concatenate([array.reshape(B, -1, K) for array in arrays], 1).reshape(-1, K)
 
     weights = [part.weights_TK for part in parts if part.weights_TK is not None]
     return LayerRouting(
-        join([part.expert_ids_TK for part in parts]), join(weights) if weights else None, parts[0].ordered
+        together([part.expert_ids_TK for part in parts]), together(weights) if weights else None, parts[0].ordered
     )
 
 
@@ -156,30 +158,24 @@ def _after_end(ids_BS: npt.NDArray[np.int32], generated_S: Bools, tokens: EndTok
 
 
 def assemble(
-    blocks: Sequence[Block],
-    first_prompt: int,
-    *,
-    decode: Decode | None,
-    special_ids: Collection[int] = (),
-    end_tokens: EndTokens = EndTokens(),
+    blocks: Sequence[Joined], first_prompt: int, *, decode: Decode | None, special_ids: Collection[int] = ()
 ) -> tuple[TokenisedSegment, RoutingBuffer]:
     """Return the segment of some blocks, whose sequences become prompts from `first_prompt` on, and their routing.
 
     Without `decode`, texts are those that the blocks bring. Raises MoewhError for a sequence that is too long.
     """
-    flat = [_flatten(block, end_tokens) for block in blocks]
-    length_P = np.concatenate([part.length_B for part in flat])
+    length_P = np.concatenate([block.length_B for block in blocks])
     if length_P.max(initial=0) > 1 << POSITION_BITS:
         raise MoewhError(f"a sequence has {length_P.max():,} tokens, and at most {1 << POSITION_BITS:,} are recorded.")
-    ids_T = np.concatenate([part.ids_T for part in flat])
-    generated_T = np.concatenate([part.generated_T for part in flat])
+    ids_T = np.concatenate([block.ids_T for block in blocks])
+    generated_T = np.concatenate([block.generated_T for block in blocks])
     start_P = np.cumsum(length_P) - length_P
     routing = RoutingBuffer(len(ids_T))
     row = 0
-    for part in flat:
-        routing.add(np.arange(row, row + len(part.ids_T)), part.routing)
-        row += len(part.ids_T)
-    owner = [block for block, part in zip(blocks, flat, strict=True) for _ in part.length_B]
+    for block in blocks:
+        routing.add(np.arange(row, row + len(block.ids_T)), block.routing)
+        row += len(block.ids_T)
+    owner = [block for block in blocks for _ in block.length_B]
     sequences = [ids_T[start : start + length].tolist() for start, length in zip(start_P, length_P, strict=True)]
     said = [generated_T[start : start + length] for start, length in zip(start_P, length_P, strict=True)]
     prompts = [
@@ -208,7 +204,7 @@ def assemble(
     return segment, routing
 
 
-def _prompt_table(owner: list[Block], sequences: list[list[int]]) -> pa.Table:
+def _prompt_table(owner: list[Joined], sequences: list[list[int]]) -> pa.Table:
     """The canonical columns: each sequence's ids as its text, with its labels."""
     columns = {
         "text": [json.dumps(ids, separators=(",", ":")) for ids in sequences],

@@ -10,7 +10,11 @@ import base64
 import binascii
 import io
 import math
+import re
 import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +23,8 @@ import numpy as np
 from moewh.ingest.traces.trace import Array, TraceFile
 from moewh.warehouse.errors import MoewhError
 
+IN_PIECES: dict[str, Any] = {"pre_buffer": False, "buffer_size": 1 << 20}
+"""How Parquet is opened, so that memory holds no whole row group: a file may be one."""
 _HEADER = 10_000
 """Most bytes of a `.npy` header, as in numpy itself."""
 
@@ -34,9 +40,9 @@ def decode_base64(text: object, where: str) -> bytes:
 
 
 def decode_npy(text: object, where: str, most_values: int) -> Array:
-    """Return the array of a `.npy` file in base64."""
+    """Return the routing [R, L, K] of a `.npy` file in base64."""
     data = decode_base64(text, where)
-    return _read_npy(io.BytesIO(data), len(data), where, most_values)
+    return as_array(_read_npy(io.BytesIO(data), len(data), where, most_values), where, most_values, 3)
 
 
 def raw_array(data: bytes, dtype: str, shape: tuple[int, ...], where: str) -> Array:
@@ -47,18 +53,30 @@ def raw_array(data: bytes, dtype: str, shape: tuple[int, ...], where: str) -> Ar
     return np.frombuffer(data, kind).reshape(shape)
 
 
-def read_npz(file: TraceFile) -> dict[str, Array]:
-    """Return the arrays of an `.npz` file by name, one after the other. Raises the file's error for anything else."""
-    arrays = {}
+class NpzArrays:
+    """The arrays of an `.npz` file by name, each read when it is asked for: together they may exceed memory."""
+
+    def __init__(self, archive: zipfile.ZipFile, file: TraceFile) -> None:
+        self._archive, self._file = archive, file
+        self._entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __getitem__(self, name: str) -> Array:
+        entry, file = self._entries[name], self._file
+        with self._archive.open(entry) as stream:
+            return _read_npy(stream, entry.file_size, f"{file.name}, {name}", file.most_values)
+
+
+@contextmanager
+def open_npz(file: TraceFile) -> Iterator[NpzArrays]:
+    """Yield the arrays of an `.npz` file. Raises the file's error, also within the block, for what is none."""
     try:
         with zipfile.ZipFile(file.path) as archive:
-            for entry in archive.infolist():
-                name = entry.filename.removesuffix(".npy")
-                with archive.open(entry) as stream:
-                    arrays[name] = _read_npy(stream, entry.file_size, f"{file.name}, {name}", file.most_values)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+            yield NpzArrays(archive, file)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
         raise file.error(f"cannot be read as .npz: {error}.") from error
-    return arrays
 
 
 def _read_npy(stream: IO[bytes], size: int, where: str, most_values: int) -> Array:
@@ -104,20 +122,32 @@ def load_torch(file: TraceFile) -> Any:
         with torch.serialization.safe_globals(_numpy_globals()):
             return torch.load(file.path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a pickle may fail in any way
+        named = re.search(r"GLOBAL (\S+)", str(error))
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise file.error(f"cannot be read with weights alone: {first[:200].rstrip('. ')}.") from None
+        reason = first[:200].rstrip(". ") if named is None else f"it names {named[1]}, which would be run"
+        raise file.error(f"cannot be read with weights alone: {reason}.") from None
 
 
 def _numpy_globals() -> list[Any]:
-    """What numpy arrays are made of in a pickle: none of it runs code."""
+    """What numpy arrays are made of in a pickle, `bytes` for one without numbers: none of it runs code."""
     reconstruct: Any = np.zeros(1).__reduce__()[0]
     kinds = [type(np.dtype(name)) for name in ("i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8")]
     legacy = (reconstruct, "numpy.core.multiarray._reconstruct")
-    return [reconstruct, legacy, np.ndarray, np.dtype, *kinds]
+    return [reconstruct, legacy, np.ndarray, np.dtype, bytes, *kinds]
 
 
-def as_array(value: Any, where: str, most_values: int) -> Array:
-    """Return a tensor, an array or nested lists as an array. Raises MoewhError for anything else, or for too many."""
+def as_array(value: Any, where: str, most_values: int, dimensions: int) -> Array:
+    """Return a tensor, an array or nested lists of so many dimensions as an array.
+
+    Raises MoewhError for anything else, and for more numbers than `most_values`.
+    """
+    array = _array(value, where, most_values)
+    if array.ndim != dimensions:
+        raise MoewhError(f"{where}: has numbers of shape {list(array.shape)}, not of {dimensions} dimensions.")
+    return array
+
+
+def _array(value: Any, where: str, most_values: int) -> Array:
     if hasattr(value, "detach"):
         if value.numel() > most_values:  # before copying: a small tensor may expand to a large one
             raise MoewhError(
@@ -126,7 +156,8 @@ def as_array(value: Any, where: str, most_values: int) -> Array:
         try:
             value = value.detach().float().numpy() if value.is_floating_point() else value.detach().numpy()
         except (TypeError, RuntimeError) as error:
-            raise MoewhError(f"{where}: is a tensor that holds no plain numbers: {error}.") from None
+            reason = " ".join(str(error).split()).rstrip(". ")
+            raise MoewhError(f"{where}: is a tensor that holds no plain numbers: {reason}.") from None
     if isinstance(value, np.ndarray):
         if value.size > most_values:
             raise MoewhError(

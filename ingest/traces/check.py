@@ -7,6 +7,7 @@ as in `moewh.ingest.traces.trace`; here L are the MoE layers.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +37,7 @@ class Checked:
 def check_sequence(sequence: Sequence, model: TraceModel, segment_rows: int) -> Checked:
     """Return a sequence's arrays. Raises MoewhError, with file and position, for invalid ones."""
     where, ids_RLK = sequence.where, sequence.expert_ids_RLK
+    _require_labels(sequence)
     if ids_RLK.dtype.kind not in "iu" or ids_RLK.ndim != 3:
         raise MoewhError(
             f"{where}: its experts are {ids_RLK.dtype} of shape {ids_RLK.shape}, not whole numbers of shape "
@@ -95,7 +97,9 @@ def _tokens(sequence: Sequence, model: TraceModel, segment_rows: int) -> int:
         if sequence.tokens is not None and len(vocab_ids_T) != tokens:
             raise MoewhError(f"{where}: has {len(vocab_ids_T):,} token ids for {tokens:,} tokens.")
         tokens = len(vocab_ids_T)
-    if not rows or sequence.first < 0 or sequence.first + rows > tokens:
+    if not rows:
+        raise MoewhError(f"{where}: has no row of routing. Leave it out.")
+    if sequence.first < 0 or sequence.first + rows > tokens:
         raise MoewhError(
             f"{where}: has routing for {rows:,} tokens from position {sequence.first}, but {tokens:,} tokens."
         )
@@ -104,7 +108,27 @@ def _tokens(sequence: Sequence, model: TraceModel, segment_rows: int) -> int:
         raise MoewhError(
             f"{where}: has {tokens:,} tokens, and a segment takes {most:,} of this model. Raise --segment-rows."
         )
+    if sequence.generated_from is not None and not 0 <= sequence.generated_from <= tokens:
+        raise MoewhError(f"{where}: its answer begins at token {sequence.generated_from:,}, and it has {tokens:,}.")
     return tokens
+
+
+def _require_labels(sequence: Sequence) -> None:
+    """Raise MoewhError for labels that cannot be stored as text, or metadata that are no JSON to others."""
+    try:
+        told = json.dumps(sequence.metadata, allow_nan=False, ensure_ascii=False)
+    except (TypeError, ValueError):
+        raise MoewhError(f"{sequence.where}: its metadata hold what JSON does not have, such as NaN.") from None
+    except RecursionError:
+        raise MoewhError(f"{sequence.where}: its metadata are nested too deeply.") from None
+    labels = {"text": sequence.text, "domain": sequence.domain, "source": sequence.source, "metadata": told}
+    for name, label in labels.items():
+        try:
+            (label or "").encode()
+        except UnicodeEncodeError:
+            raise MoewhError(
+                f"{sequence.where}: its {name} holds half of a surrogate pair, which is no character."
+            ) from None
 
 
 def _expert_ids(sequence: Sequence, indices: list[int], model: TraceModel) -> npt.NDArray[np.int32]:
@@ -114,8 +138,7 @@ def _expert_ids(sequence: Sequence, indices: list[int], model: TraceModel) -> np
     _require_dense(sequence, indices, model)
     least, most = int(taken_RLK.min()), int(taken_RLK.max())
     if least < NO_ROUTE or most >= model.experts_L.min():
-        whole_RLK = taken_RLK.astype(np.int64)
-        outside = np.argwhere((whole_RLK < NO_ROUTE) | (whole_RLK >= model.experts_L[:, None]))
+        outside = np.argwhere((taken_RLK < NO_ROUTE) | (taken_RLK >= model.experts_L[:, None]))
         if len(outside):
             row, index, slot = outside[0]
             raise MoewhError(
@@ -133,7 +156,7 @@ def _require_dense(sequence: Sequence, indices: list[int], model: TraceModel) ->
     """Raise MoewhError for routing at a layer that has no experts in the configuration."""
     given = sequence.expert_ids_RLK
     dense = np.setdiff1d(np.arange(given.shape[1]), indices)
-    if len(dense) and (routed := np.argwhere(given[:, dense].astype(np.int64) > 0)).size:
+    if len(dense) and (routed := np.argwhere(given[:, dense] > 0)).size:
         row, index, _ = routed[0]
         raise MoewhError(
             f"{_at(sequence, row, dense[index])}: has routing, and {model.name} has no experts there. Check --model."
@@ -201,13 +224,15 @@ def _at(sequence: Sequence, row: int, layer: int) -> str:
     return f"{sequence.where}, token {sequence.first + row}, layer {layer}"
 
 
-def as_ids(values: object, where: str) -> Array:
-    """Return a list of token ids as an array. Raises MoewhError for anything else."""
-    if isinstance(values, np.ndarray) and values.dtype.kind in "iu":
+def as_ids(values: object, where: str, what: str = "token ids") -> Array:
+    """Return a list of token ids, or of other whole numbers, [T] as an array. Raises MoewhError for anything else."""
+    if hasattr(values, "detach"):
+        values = values.detach().numpy()
+    if isinstance(values, np.ndarray) and values.dtype.kind in "iu" and values.ndim == 1:
         return values
     if not isinstance(values, list) or not all(type(value) is int for value in values):
-        raise MoewhError(f"{where}: its token ids are not a list of whole numbers.")
+        raise MoewhError(f"{where}: its {what} are not a list of whole numbers.")
     try:
         return np.array(values, np.int64)
     except OverflowError:
-        raise MoewhError(f"{where}: has a token id beyond 64 bits.") from None
+        raise MoewhError(f"{where}: its {what} hold a number beyond 64 bits.") from None

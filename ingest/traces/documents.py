@@ -1,72 +1,143 @@
-"""JSON documents out of files: one object, a list of them, or one a line, each with where it stands."""
+"""JSON documents out of files: one object, a list of them, or one a line, each with where it stands.
+
+Memory holds one object: of a list, the item that is being read; of a single object, what surrounds the lists that a
+format reads item by item.
+"""
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import IO, Any
 
+from moewh.ingest.traces.brackets import LONGEST, SPACE, item_texts, outline
 from moewh.ingest.traces.numbers import take_arrays
 from moewh.ingest.traces.trace import TraceFile
 
-_LONGEST = 1 << 30
-"""Bytes of one document, or one line."""
 
-
-def read_documents(file: TraceFile, arrays: Sequence[str] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_documents(
+    file: TraceFile, arrays: Sequence[str] = (), lists: Sequence[str] = ()
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (file and position, object) for every object of a `.json` or `.jsonl` file.
 
-    Of a file with an object per line, the fields called `arrays` come as arrays where they can. Raises the file's
-    error, with the line, for what is no JSON object.
+    The fields called `arrays` come as arrays where they can. Of a file that is one object, its fields called `lists`
+    are iterators if they hold objects, to be used up before the next step. Raises the file's error, with the position,
+    for what is no JSON object.
     """
     try:
         with file.path.open("rb") as stream:
-            first = stream.readline(_LONGEST + 1)
-            if not first.strip():
+            start, first = _start(stream)
+            if not first:
                 raise file.error("is empty.")
-            if not stream.peek(1).strip() or _is_part(first):
-                yield from _one_document(file, first + stream.read(_LONGEST + 1))
-                return
-            yield f"{file.name}, line 1", _line(first, file, 1, arrays)
-            number = 1
-            while line := stream.readline(_LONGEST + 1):
-                number += 1
-                if line.strip():
-                    yield f"{file.name}, line {number}", _line(line, file, number, arrays)
+            if first == b"[":
+                yield from _items(file, stream, start, arrays)
+            elif first != b"{":
+                yield from _whole(file, stream)
+            elif (found := outline(file, stream, start, lists)) and _is_last(stream, found.end):
+                yield file.name, _with_lists(file, stream, _record(found.text, file, "document", arrays), found.lists)
+            else:
+                yield from _lines(file, stream, arrays)
     except OSError as error:
         raise file.error(f"cannot be read: {error.strerror or error}.") from error
 
 
-def _one_document(file: TraceFile, data: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the objects of a file that is one JSON value."""
-    value = _load(data, file, "document")
+def answer_of(document: dict[str, Any], where: str, file: TraceFile) -> dict[str, Any]:
+    """Return the answer of a line of OpenAI's batch output, {custom_id, response: {body}, error}; any other as it is.
+
+    Raises the file's error for a request that failed.
+    """
+    if "custom_id" not in document or "response" not in document:
+        return document
+    response = document["response"]
+    body = response.get("body") if isinstance(response, dict) else None
+    if document.get("error") is not None or not isinstance(body, dict):
+        raise file.error(f"{where}: the request {document['custom_id']!r} failed. Leave its line out.")
+    return body
+
+
+def _start(stream: IO[bytes]) -> tuple[int, bytes]:
+    """Return where the first value begins, and its first byte; nothing of a file without any.
+
+    A file in another encoding than UTF-8 begins with some other byte than a bracket.
+    """
+    offset = len(codecs.BOM_UTF8) if stream.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
+    stream.seek(offset)
+    while piece := stream.read(1 << 16):
+        if rest := piece.lstrip(SPACE):
+            offset += len(piece) - len(rest)
+            stream.seek(offset)
+            two = stream.read(2)
+            return offset, b"\0" if two[1:] == b"\0" else two[:1]
+        offset += len(piece)
+    return offset, b""
+
+
+def _items(
+    file: TraceFile, stream: IO[bytes], start: int, arrays: Sequence[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the items of a file that is one list."""
+    for number, text in enumerate(item_texts(file, stream, start)):
+        yield f"{file.name}, item {number}", _record(text, file, f"item {number}", arrays)
+    if not _is_last(stream, stream.tell()):
+        raise file.error("its document is no JSON: something follows its list. Write one JSON object per line.")
+
+
+def _with_lists(file: TraceFile, stream: IO[bytes], record: dict[str, Any], lists: dict[str, int]) -> dict[str, Any]:
+    """Return an object with its lists, which were left out of its text."""
+    for name in lists:
+        if record[name] is not None:
+            raise file.error(f"has {name} twice. It is damaged.")
+
+    def items(name: str, start: int) -> Iterator[dict[str, Any]]:
+        for number, text in enumerate(item_texts(file, stream, start)):
+            yield _record(text, file, f"{name} {number}", ())
+
+    return record | {name: items(name, start) for name, start in lists.items()}
+
+
+def _lines(file: TraceFile, stream: IO[bytes], arrays: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the objects of a file with one a line."""
+    stream.seek(0)
+    number = 0
+    while line := stream.readline(LONGEST + 1):
+        number += 1
+        if line.strip():
+            yield f"{file.name}, line {number}", _record(line, file, f"line {number}", arrays)
+
+
+def _whole(file: TraceFile, stream: IO[bytes]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the objects of a file that begins with no bracket: of another encoding, or no JSON at all."""
+    stream.seek(0)
+    value = _load(stream.read(LONGEST + 1), file, "document")
     if isinstance(value, list):
-        for index, item in enumerate(value):
-            yield f"{file.name}, item {index}", _object(item, file, f"item {index}")
+        for number, item in enumerate(value):
+            yield f"{file.name}, item {number}", _object(item, file, f"item {number}")
     else:
         yield file.name, _object(value, file, "document")
 
 
-def _is_part(line: bytes) -> bool:
-    """Tell whether a line is no JSON value by itself, but may begin one."""
-    try:
-        json.loads(line)
-    except (ValueError, RecursionError):
-        return True
-    return False
+def _is_last(stream: IO[bytes], offset: int) -> bool:
+    """Tell whether nothing follows an offset."""
+    stream.seek(offset)
+    while piece := stream.read(1 << 16):
+        if piece.strip(SPACE):
+            return False
+    return True
 
 
-def _line(data: bytes, file: TraceFile, number: int, names: Sequence[str]) -> dict[str, Any]:
+def _record(data: bytes, file: TraceFile, what: str, names: Sequence[str]) -> dict[str, Any]:
+    """Parse an object, whose fields called `names` come as arrays where they can."""
     text, arrays = take_arrays(data, names) if names else (data, {})
-    record = _object(_load(text, file, f"line {number}"), file, f"line {number}")
+    record = _object(_load(text, file, what), file, what)
     if any(record.get(name, "") is not None for name in arrays):  # the text quotes the field somewhere else
-        return _object(_load(data, file, f"line {number}"), file, f"line {number}")
+        return _object(_load(data, file, what), file, what)
     return record | arrays
 
 
 def _load(data: bytes, file: TraceFile, what: str) -> Any:
-    if len(data) > _LONGEST:
-        raise file.error(f"its {what} has more than {_LONGEST >> 30} GiB. Write one JSON object per line.")
+    if len(data) > LONGEST:
+        raise file.error(f"its {what} has more than {LONGEST >> 30} GiB. Write one JSON object per line.")
     try:
         return json.loads(data)
     except RecursionError:

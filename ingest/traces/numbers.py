@@ -17,6 +17,8 @@ import numpy as np
 from moewh.ingest.traces.trace import Array
 
 _OF_NUMBERS = b"0123456789-+.eE \t\r\n"
+_ENDS = (np.iinfo(np.int64).min, np.iinfo(np.int64).max)
+"""What numpy reads for integers beyond 64 bits."""
 
 
 def take_arrays(text: bytes, names: Sequence[str]) -> tuple[bytes, dict[str, Array]]:
@@ -51,7 +53,9 @@ def _array(text: bytes, depth: int) -> Array | None:
             values = np.fromstring(text.translate(None, b"[]"), kind, sep=",")
     except (ValueError, DeprecationWarning):
         return None
-    return values.reshape(shape) if len(values) == math.prod(shape) else None
+    if len(values) != math.prod(shape) or (kind is np.int64 and bool(np.isin(values, _ENDS).any())):
+        return None
+    return values.reshape(shape)
 
 
 def _shape(skeleton: bytes, depth: int) -> tuple[int, ...] | None:

@@ -27,12 +27,13 @@ from moewh.ingest.prompts.vocabulary import vocabulary_texts
 from moewh.ingest.record import Identity, RunRecord
 from moewh.ingest.routing import NO_ENTRY, NO_ROUTE, RoutingBuffer, TokenisedSegment, TokenTexts
 from moewh.ingest.traces.check import Checked, check_counts, check_sequence
+from moewh.ingest.traces.files import trace_paths
 from moewh.ingest.traces.model import read_model
 from moewh.ingest.traces.spool import Labels, Spool
 from moewh.ingest.traces.trace import Format, Sequence, TraceFile, TraceModel, find_format
 from moewh.ingest.write.run_files import write_run
 from moewh.ingest.write.segment import Committed, write_segment
-from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.layout import Layout, check_run_id
 from moewh.warehouse.files.manifest import file_sha256
 from moewh.warehouse.sealing.seal import seal, unseal
@@ -79,7 +80,7 @@ def import_trace(
 
     Raises UsageError or MoewhError. Earlier commits stay; a trace with any fault leaves nothing.
     """
-    paths = _paths(options)
+    paths = trace_paths(options.files)
     found = find_format(options.format)
     model = read_model(options.model, options.revision, options.trust_remote_code)
     most_values = options.segment_rows * model.num_hidden_layers // len(model.layers)  # dense layers may be included
@@ -248,22 +249,6 @@ class _Digests:
         for batch in pa.Table.from_pylist(self._waiting, CANONICAL).to_batches():
             self._prompts.update(batch)
         self._waiting = []
-
-
-def _paths(options: ImportOptions) -> list[Path]:
-    """Return the given files, and those in a folder in order of their names."""
-    paths: list[Path] = []
-    for name in options.files:
-        path = Path(name)
-        if path.is_dir():
-            paths += sorted(inside for inside in path.iterdir() if inside.is_file() and inside.name[0] != ".")
-        elif path.is_file():
-            paths.append(path)
-        else:
-            raise UsageError(f"there is no file {name}. Check the path.")
-    if not paths:
-        raise UsageError(f"{options.files[0]} holds no files.")
-    return paths
 
 
 def _identify(options: ImportOptions, files: list[TraceFile], model: TraceModel, tokens: _Tokens) -> Identity:

@@ -60,6 +60,7 @@ class Spool:
         self.weights: bool | None = None
         """Whether the trace has weights; None before the first sequence."""
         self.ordered = False
+        self._served: str | None = None
         self._folder, self._model, self._labels, self._wanted = folder, model, labels, wanted
         self._most_tokens = segment_rows // (len(model.layers) * model.top_k)
         self._dtype = np.dtype(np.int16 if int(model.experts_L.max()) <= np.iinfo(np.int16).max else np.int32)
@@ -129,6 +130,12 @@ class Spool:
                     f"{checked.sequence.where}: {'has' if here else 'lacks'} {what}, what came before "
                     f"{'has them' if before else 'does not'}. Import them as two runs."
                 )
+        served, self._served = checked.sequence.served, self._served or checked.sequence.served
+        if served not in (None, self._served):
+            raise MoewhError(
+                f"{checked.sequence.where}: is an answer of {served}, what came before of {self._served}. Import them "
+                "as two runs."
+            )
 
     def _row(self, checked: Checked) -> dict[str, object]:
         sequence, labels = checked.sequence, self._labels

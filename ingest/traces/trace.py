@@ -113,6 +113,8 @@ class Sequence:
     domain: str | None = None
     source: str | None = None
     metadata: dict[str, Any] | None = None
+    served: str | None = None
+    """What the server calls the model that answered: the same in all of an import."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,12 @@ def start_of(rows: int, tokens: int, where: str, most: int | None = None) -> int
     if start < 0 or (most is not None and start > most):
         raise MoewhError(f"{where}: has routing for {rows:,} tokens, but {tokens:,} tokens. The file is not whole.")
     return start
+
+
+def served_by(answer: dict[str, Any]) -> str | None:
+    """Return the name that an OpenAI answer has for its model."""
+    name = answer.get("model")
+    return name if isinstance(name, str) else None
 
 
 def _listed(numbers: Iterable[int]) -> str:

@@ -367,6 +367,8 @@ def test_other_file_is_another_run(model: Path, tmp_path: Path) -> None:
         ('{"a": [[1], [2, 3], [4]]}', "a", None),
         ('{"a": [[1, 2], 3]}', "a", None),
         ('{"a": [1, NaN]}', "a", None),
+        ('{"a": [1, 18446744073709551615]}', "a", None),
+        ('{"a": [-18446744073709551615]}', "a", None),
         ('{"a": [1, "2"]}', "a", None),
         ('{"a": [1 2]}', "a", None),
         ('{"a": [1.2.3]}', "a", None),

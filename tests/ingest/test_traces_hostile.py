@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import bz2
+import gzip
 import io
 import json
+import lzma
 import pickle
 import struct
 import zipfile
@@ -89,6 +92,27 @@ def cut(write: Callable[..., list[Path]], *arguments: Any, keep: float = 0.6) ->
         return paths
 
     return make
+
+
+def packed(pack: Callable[[bytes], bytes]) -> Make:
+    """A good trace, as a packer leaves it."""
+
+    def make(folder: Path) -> list[Path]:
+        return raw(pack(plain()(folder)[0].read_bytes()), "t.json")(folder)
+
+    return make
+
+
+def damaged_npz(folder: Path) -> list[Path]:
+    """Compressed arrays, of which the packed bytes of one are no longer such."""
+    (path,) = WRITERS["vllm, npz"][1](folder, traced())
+    with np.load(path) as arrays:
+        np.savez_compressed(path, **{name: arrays[name] for name in arrays})
+    content = bytearray(path.read_bytes())
+    begin = content.index(b"routed_experts.npy") + len(b"routed_experts.npy") + 20
+    content[begin : begin + 8] = b"\xff" * 8
+    path.write_bytes(content)
+    return [path]
 
 
 class Code:
@@ -188,7 +212,7 @@ CASES: dict[str, tuple[str, Make, str]] = {
     # ---- JSON
     "empty file": ("vllm", raw(b""), "t.jsonl: is empty"),
     "no JSON": ("vllm", raw(b"hello\n"), "t.jsonl: its document is no JSON"),
-    "no UTF-8": ("plain", raw(b'{"text": "\xff\xfe"}\n{}\n'), "t.jsonl: its document is not UTF-8"),
+    "no UTF-8": ("plain", raw(b'{"text": "\xff\xfe"}\n{}\n'), "t.jsonl: its line 1 is not UTF-8"),
     "cut JSON line": (
         "plain",
         raw(b'{"expert_ids": [[[1, 2], [3, 4]]]}\n{"expert_ids": [[[1'),
@@ -267,6 +291,11 @@ CASES: dict[str, tuple[str, Make, str]] = {
         "line 2, choice 0: has routing for 1 tokens, but",
     ),
     "zip bomb": ("vllm", bomb, "t.npz, 0/routed_experts: has 6,000,000,000 numbers, and a segment takes"),
+    "damaged deflate": ("vllm", damaged_npz, "outputs.npz: cannot be read as .npz"),
+    "packed by gzip": ("vllm", packed(gzip.compress), "t.json: is packed by gzip. Unpack it first"),
+    "packed by zstd": ("plain", packed(lambda data: pa.compress(data, "zstd", asbytes=True)), "is packed by zstd"),
+    "packed by bzip2": ("sglang", packed(bz2.compress), "is packed by bzip2"),
+    "packed by xz": ("flame-moe", packed(lzma.compress), "is packed by xz"),
     "no zip": ("vllm", raw(b"PK, but no more", "t.npz"), "t.npz: cannot be read as .npz"),
     "cut zip": ("vllm", cut(WRITERS["vllm, npz"][1], traced()), "outputs.npz: cannot be read as .npz"),
     "nothing captured": (
@@ -357,6 +386,14 @@ CASES: dict[str, tuple[str, Make, str]] = {
         "nemo-rl",
         raw(b'{"routed_experts": "nrlre1:int16:9x2x2:AAAA", "prompt_token_ids": [1], "generation_token_ids": [1]}'),
         "has 3 bytes for int16 numbers of shape (9, 2, 2)",
+    ),
+    "debug trace of digests": (
+        "nemo-rl",
+        raw(
+            b'{"event": "rollout_payload_sample", "routed_experts": {"full_shape": [1, 9, 2, 2], '
+            b'"valid_shape": [9, 2, 2], "valid_sha256": "00", "valid_preview": [1, 2]}, "valid_length": 9}\n'
+        ),
+        "t.jsonl, call 0: its routed_experts are an object, no routing: NRL_R3_TRACE writes digests alone",
     ),
     "no envelope": (
         "nemo-rl",

@@ -10,6 +10,8 @@ import pytest
 
 import moewh
 from moewh.ingest.options import command_words
+from moewh.ingest.recorder import open_run
+from moewh.ingest.recorder.sequences import Block, EndTokens, Joined, join
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.sealing.seal import unseal
@@ -65,6 +67,24 @@ def test_rows_are_those_given(segment_rows: int, tmp_path: Path) -> None:
     assert segment_rows != 60 or 2 < segments[0] < 20
     assert warehouse.verify() == []
     assert warehouse.sql("select status, segments_planned from runs").fetchall() == [("complete", None)]
+
+
+def test_each_sequence_is_joined_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a step costs does not grow with the sequences before it, and their passes are not kept."""
+    joined: list[Block] = []
+
+    def counting(block: Block, tokens: EndTokens) -> Joined:
+        joined.append(block)
+        return join(block, tokens)
+
+    monkeypatch.setattr(open_run, "join", counting)
+    given = sequences(30)
+    with moewh.Writer(tmp_path, "mine", **SHAPE) as writer:
+        for number, (token_ids, expert_ids, weights) in enumerate(given, 1):
+            writer.write(token_ids, expert_ids, weights)
+            assert len({id(block) for block in joined}) == len(joined) == number
+    assert len(joined) == len(given)
+    assert rows(tmp_path) == expected_rows(given)
 
 
 def test_a_run_is_running_until_it_is_closed(tmp_path: Path) -> None:

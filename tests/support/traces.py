@@ -325,7 +325,9 @@ WRITERS: dict[str, tuple[str, Callable[[Path, list[Traced]], list[Path]]]] = {
 """Case → the format's name, and its writer. FLAME-MoE has weights, and is written by `write_flame`."""
 
 
-def write_flame(folder: Path, ids_N: Ints, experts_NLK: Ints, scores_NLK: npt.NDArray[np.float16]) -> list[Path]:
+def write_flame(
+    folder: Path, ids_N: Ints, experts_NLK: Ints, scores_NLK: npt.NDArray[np.float16], *, row_group_size: int = 7
+) -> list[Path]:
     """The token ids in two files of samples, and a file for each MoE layer, numbered from 1."""
     half = len(ids_N) // 3
     paths = []
@@ -340,7 +342,7 @@ def write_flame(folder: Path, ids_N: Ints, experts_NLK: Ints, scores_NLK: npt.ND
             ),
         }
         paths.append(folder / f"layer_{layer + 1:02}.parquet")
-        pq.write_table(pa.table(columns), paths[-1], row_group_size=7)
+        pq.write_table(pa.table(columns), paths[-1], row_group_size=row_group_size)
     return paths
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from moewh.ingest.traces.arrays import IN_PIECES
 from moewh.ingest.traces.trace import Array, Format, Sequence, TraceFile, TraceModel
 
 PIECE = 1 << 14
@@ -37,14 +38,20 @@ class _Rows:
             self._rest.append(batch)
         if not self._rest:
             return None
-        whole = pa.Table.from_batches(self._rest)
+        try:
+            whole = pa.concat_tables(
+                map(pa.Table.from_batches, ([batch] for batch in self._rest)), promote_options="permissive"
+            )
+        except pa.ArrowException:
+            kinds = ", ".join(sorted({str(batch.schema.field(0).type) for batch in self._rest}))
+            raise self._files[0].error(f"and the files after it hold {kinds} as {self._columns[0]}.") from None
         self._rest = [batch for batch in whole.slice(PIECE).to_batches() if len(batch)]
         return whole.slice(0, PIECE)
 
     def _read(self) -> Iterator[pa.RecordBatch]:
         for file in self._files:
             try:
-                parquet = self._stack.enter_context(pq.ParquetFile(file.path))
+                parquet = self._stack.enter_context(pq.ParquetFile(file.path, **IN_PIECES))
                 missing = set(self._columns) - set(parquet.schema_arrow.names)
                 if missing:
                     raise file.error(f"has no column {sorted(missing)[0]}.")
@@ -91,6 +98,8 @@ def _layer(file: TraceFile, part: pa.Table | None, tokens: int, where: str, top_
 
 
 def _matrix(column: pa.ChunkedArray, tokens: int, top_k: int, file: TraceFile, where: str) -> Array:
+    if not hasattr(column.type, "value_type"):
+        raise file.error(f"{where}: has {column.type}, where lists of {top_k} numbers must be.")
     lengths = pc.list_value_length(column)
     if column.null_count or pc.min_max(lengths).as_py() != {"min": top_k, "max": top_k}:
         raise file.error(f"{where}: has rows of other lengths than {top_k} experts. Check --model.")

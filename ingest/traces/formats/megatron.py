@@ -53,8 +53,10 @@ def _sequences(step: int | None, passes: list[_Pass], file: TraceFile, model: Tr
 
 
 def _indices(line: dict[str, Any], where: str, file: TraceFile) -> Array:
-    ids_TK = as_array(line.get("top_indices"), f"{where}: its top_indices", file.most_values)
-    if ids_TK.shape != (line.get("num_tokens"), line.get("topk")) or ids_TK.dtype.kind not in "iu":
+    ids_TK = as_array(line.get("top_indices"), f"{where}: its top_indices", file.most_values, 2)
+    if ids_TK.dtype.kind not in "iu":
+        raise file.error(f"{where}: its top_indices are {ids_TK.dtype}, not whole numbers of 64 bits.")
+    if ids_TK.shape != (line.get("num_tokens"), line.get("topk")):
         raise file.error(
             f"{where}: its top_indices have shape {ids_TK.shape}, and it says {line.get('num_tokens')} tokens with "
             f"{line.get('topk')} experts."

@@ -32,16 +32,14 @@ def _read(file: TraceFile, _: TraceModel) -> Iterator[Sequence]:
 
 
 def _holders(value: Any) -> Iterator[dict[str, Any]]:
-    """Yield the objects that hold routing, in order, whatever they lie in."""
-    if isinstance(value, dict):
-        if value.get("routed_experts") is not None:
-            yield value
-        else:
-            for inside in value.values():
-                yield from _holders(inside)
-    elif isinstance(value, list):
-        for inside in value:
-            yield from _holders(inside)
+    """Yield the objects that hold routing, in order, whatever they lie in, however deep."""
+    waiting = [value]
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, dict) and found.get("routed_experts") is not None:
+            yield found
+        elif isinstance(found, dict | list):
+            waiting += reversed(list(found.values()) if isinstance(found, dict) else found)
 
 
 def _sequence(where: str, holder: dict[str, Any], file: TraceFile) -> Sequence:
@@ -60,8 +58,13 @@ def _sequence(where: str, holder: dict[str, Any], file: TraceFile) -> Sequence:
 
 
 def _routing(value: Any, where: str, file: TraceFile) -> Array:
+    if isinstance(value, dict):  # r3_trace.py and routed_experts_ref.v1 of NVIDIA-NeMo/RL
+        raise file.error(
+            f"{where}: its routed_experts are an object, no routing: NRL_R3_TRACE writes digests alone, and the "
+            "transport `ray` references. Save rollouts of the transport `inline`."
+        )
     if not isinstance(value, str):
-        return as_array(value, where, file.most_values)
+        return as_array(value, where, file.most_values, 3)
     envelope = _ENVELOPE.fullmatch(value)
     if envelope is None:
         raise file.error(f"{where}: its routed_experts are no envelope nrlre1:<dtype>:<S>x<L>x<K>:<base64>.")

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from moewh.ingest.traces.arrays import as_array
+from moewh.ingest.traces.arrays import IN_PIECES, as_array
 from moewh.ingest.traces.documents import read_documents
 from moewh.ingest.traces.trace import Array, Sequence, TraceFile, TraceModel, each
 
@@ -30,27 +30,30 @@ _TYPES: dict[str, type] = {
     "source": str,
     "metadata": dict,
 }
-_ARRAYS = ("expert_ids", "weights", "token_ids")
-_AT_ONCE = 16
+_ARRAYS = {"expert_ids": 3, "weights": 3, "token_ids": 1}
+"""Field → dimensions."""
+_AT_ONCE = 4
 """Rows of a Parquet file read at once."""
 
 
 def _read(file: TraceFile, _: TraceModel) -> Iterator[Sequence]:
-    found = _parquet(file) if file.path.suffix == ".parquet" else _lines(file)
+    found = _parquet(file) if file.path.suffix.lower() == ".parquet" else _lines(file)
     for where, fields, arrays in found:
         yield _sequence(where, fields, arrays, file)
 
 
 def _lines(file: TraceFile) -> Iterator[tuple[str, dict[str, Any], dict[str, Array]]]:
-    for where, record in read_documents(file, _ARRAYS):
+    for where, record in read_documents(file, tuple(_ARRAYS)):
         given = {name: record.pop(name) for name in _ARRAYS if record.get(name) is not None}
-        arrays = {name: as_array(value, f"{where}, {name}", file.most_values) for name, value in given.items()}
+        arrays = {
+            name: as_array(value, f"{where}, {name}", file.most_values, _ARRAYS[name]) for name, value in given.items()
+        }
         yield where, record, arrays
 
 
 def _parquet(file: TraceFile) -> Iterator[tuple[str, dict[str, Any], dict[str, Array]]]:
     try:
-        with pq.ParquetFile(file.path) as parquet:
+        with pq.ParquetFile(file.path, **IN_PIECES) as parquet:
             number = 0
             for batch in parquet.iter_batches(batch_size=_AT_ONCE):
                 rest = batch.select([name for name in batch.schema.names if name not in _ARRAYS]).to_pylist()

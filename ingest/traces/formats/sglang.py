@@ -9,6 +9,7 @@ unknown. Ids are logical, there are no weights, and the order within a row means
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,15 @@ import numpy as np
 from moewh.ingest.routing import NO_ENTRY
 from moewh.ingest.traces.arrays import decode_base64, raw_array
 from moewh.ingest.traces.check import as_ids
-from moewh.ingest.traces.documents import read_documents
-from moewh.ingest.traces.trace import Array, Sequence, TraceFile, TraceModel, each, start_of
+from moewh.ingest.traces.documents import answer_of, read_documents
+from moewh.ingest.traces.trace import Array, Sequence, TraceFile, TraceModel, each, served_by, start_of
 from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.files.schema import POSITION_BITS
 
 
 def _read(file: TraceFile, model: TraceModel) -> Iterator[Sequence]:
-    for where, answer in read_documents(file):
+    for where, document in read_documents(file):
+        answer = answer_of(document, where, file)
         yield _generated(where, answer, file, model) if "meta_info" in answer else _chat(where, answer, file, model)
 
 
@@ -41,8 +44,10 @@ def _chat(where: str, answer: dict[str, Any], file: TraceFile, model: TraceModel
         raise file.error(f"{where}: has neither meta_info nor sgl_ext, usage and choices: it is no answer of SGLang.")
     rows_RLK = _routing(beside.get("routed_experts"), where, file, model)
     if len(choices) > 1:  # usage counts all of them together
-        return Sequence(where, rows_RLK, source=file.path.name, metadata={"choices": len(choices)})
-    return _sequence(where, rows_RLK, _lengths(usage, where), file.path.name, None)
+        metadata = {"choices": len(choices)}
+        return Sequence(where, rows_RLK, source=file.path.name, metadata=metadata, served=served_by(answer))
+    one = _sequence(where, rows_RLK, _lengths(usage, where), file.path.name, None)
+    return replace(one, served=served_by(answer))
 
 
 def _routing(value: Any, where: str, file: TraceFile, model: TraceModel) -> Array:
@@ -64,10 +69,12 @@ def _routing(value: Any, where: str, file: TraceFile, model: TraceModel) -> Arra
 
 def _lengths(holder: dict[str, Any], where: str) -> tuple[int, int]:
     """Return how many tokens the prompt and the answer have."""
-    prompt, generated = (holder.get(name) for name in ("prompt_tokens", "completion_tokens"))
-    if type(prompt) is not int or type(generated) is not int or min(prompt, generated) < 0:
-        raise MoewhError(f"{where}: has {prompt!r} prompt_tokens and {generated!r} completion_tokens.")
-    return prompt, generated
+    told = [holder.get(name) for name in ("prompt_tokens", "completion_tokens")]
+    most = 1 << POSITION_BITS  # before anything of this size is made
+    known = [number for number in told if type(number) is int and 0 <= number <= most]
+    if len(known) < len(told):
+        raise MoewhError(f"{where}: has {told[0]!r} prompt_tokens and {told[1]!r} completion_tokens.")
+    return known[0], known[1]
 
 
 def _vocab_ids(answer: dict[str, Any], meta: dict[str, Any], lengths: tuple[int, int], where: str) -> Array | None:

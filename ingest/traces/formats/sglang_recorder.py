@@ -30,7 +30,7 @@ def _read(file: TraceFile, model: TraceModel) -> Iterator[Sequence]:
     if not isinstance(dump, dict) or not isinstance(dump.get("records"), list):
         raise file.error("has no records: it is no dump of the mode per_token. For the mode stat, import sglang-stat.")
     logical = dump.get("last_physical_to_logical_map")
-    logical_LP = None if logical is None else as_array(logical, f"{file.name}, its map", file.most_values)
+    logical_LP = None if logical is None else as_array(logical, f"{file.name}, its map", file.most_values, 2)
     for number, record in enumerate(dump["records"]):
         where = f"{file.name}, record {number}"
         if not isinstance(record, dict) or "topk_ids_of_layer" not in record:
@@ -41,8 +41,8 @@ def _read(file: TraceFile, model: TraceModel) -> Iterator[Sequence]:
 def _pass(
     where: str, record: dict[str, Any], logical_LP: Array | None, file: TraceFile, model: TraceModel
 ) -> Iterator[Sequence]:
-    ids_LTK = as_array(record["topk_ids_of_layer"], where, file.most_values)
-    if ids_LTK.ndim != 3 or ids_LTK.shape[2] < model.top_k or ids_LTK.dtype.kind != "i":
+    ids_LTK = as_array(record["topk_ids_of_layer"], where, file.most_values, 3)
+    if ids_LTK.shape[2] < model.top_k or ids_LTK.dtype.kind != "i":
         raise file.error(f"{where}: its topk_ids_of_layer has shape {ids_LTK.shape}, not [layers, tokens, {_SLOTS}].")
     vocab_ids_T = as_ids(record.get("input_ids"), where)
     if len(vocab_ids_T) > ids_LTK.shape[1] or (ids_LTK[:, len(vocab_ids_T) :] >= 0).any():
@@ -56,9 +56,9 @@ def _pass(
         own = np.arange(len(ids_RLK), dtype=np.int32)
         yield Sequence(where, ids_RLK, vocab_ids_T=vocab_ids_T, context_T=own, source=file.path.name, metadata=metadata)
         return
-    if int(as_ids(lengths, where).sum()) != len(ids_RLK) or min(lengths) < 1:
+    if int(as_ids(lengths, where, "extend_seq_lens").sum()) != len(ids_RLK) or min(lengths) < 1:
         raise file.error(f"{where}: its extend_seq_lens sum to {sum(lengths)}, for {len(ids_RLK)} tokens.")
-    positions = as_ids(record.get("positions"), where)
+    positions = as_ids(record.get("positions"), where, "positions")
     start = 0
     for index, length in enumerate(lengths):
         part = slice(start, start + length)

@@ -22,7 +22,7 @@ def _read(file: TraceFile, _: TraceModel) -> Iterator[Sequence]:
         if not isinstance(sample, dict) or sample.get("rollout_routed_experts") is None:
             raise file.error(f"sample {number} has no rollout_routed_experts. Roll out with routing replay.")
         ids_T = as_ids(sample.get("tokens"), where)
-        rows_RLK = as_array(sample["rollout_routed_experts"], where, file.most_values)
+        rows_RLK = as_array(sample["rollout_routed_experts"], where, file.most_values, 3)
         if len(rows_RLK) != len(ids_T) - 1:
             raise file.error(f"sample {number} has routing for {len(rows_RLK)} tokens, but {len(ids_T)} tokens.")
         response = sample.get("response_length")

@@ -34,7 +34,7 @@ def _require_model(file: TraceFile, model: TraceModel) -> None:
     """Raise the file's error if its meta_info.json belongs to another model."""
     try:
         meta = json.loads(beside(file, "meta_info.json").read_bytes())
-        said = (int(meta["num_experts"]), int(meta["num_experts_per_token"]))
+        said = (meta["num_experts"], meta["num_experts_per_token"])
     except (ValueError, TypeError, LookupError, RecursionError):
         raise file.error("its meta_info.json does not say num_experts and num_experts_per_token.") from None
     if said != (int(model.experts_L.max()), model.top_k):

@@ -21,13 +21,18 @@ def _read(file: TraceFile, _: TraceModel) -> Iterator[Sequence]:
     if not isinstance(batch, dict) or any(name not in batch for name in names):
         raise file.error(f"is no dictionary with {', '.join(names)}.")
     # a batch may hold more than a segment does; each of its sequences is held against that
-    ids_BS, mask_BS, routed_BSLK = (as_array(batch[name], f"{file.name}, {name}", 1 << 40) for name in names)
-    if ids_BS.ndim != 2 or mask_BS.shape != ids_BS.shape or routed_BSLK.shape[:2] != ids_BS.shape:
+    ids_BS, mask_BS, routed_BSLK = (
+        as_array(batch[name], f"{file.name}, {name}", 1 << 40, dimensions)
+        for name, dimensions in zip(names, (2, 2, 4), strict=True)
+    )
+    if mask_BS.shape != ids_BS.shape or routed_BSLK.shape[:2] != ids_BS.shape:
         shapes = ", ".join(
             f"{name} {array.shape}" for name, array in zip(names, (ids_BS, mask_BS, routed_BSLK), strict=True)
         )
         raise file.error(f"its arrays are not of one batch: {shapes}.")
-    prompt_width = as_array(batch["prompts"], f"{file.name}, prompts", 1 << 40).shape[1] if "prompts" in batch else None
+    prompt_width = None
+    if "prompts" in batch:
+        prompt_width = as_array(batch["prompts"], f"{file.name}, prompts", 1 << 40, 2).shape[1]
     for number, mask_S in enumerate(mask_BS):
         where = f"{file.name}, sequence {number}"
         real = np.flatnonzero(mask_S)

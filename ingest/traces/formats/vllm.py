@@ -10,25 +10,29 @@ the order within a row says nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from moewh.ingest.traces.arrays import as_array, decode_npy, read_npz
+from moewh.ingest.traces.arrays import as_array, decode_npy, open_npz
 from moewh.ingest.traces.check import as_ids
-from moewh.ingest.traces.documents import read_documents
-from moewh.ingest.traces.trace import Array, Sequence, TraceFile, TraceModel, each, start_of
+from moewh.ingest.traces.documents import answer_of, read_documents
+from moewh.ingest.traces.trace import Array, Sequence, TraceFile, TraceModel, each, served_by, start_of
 
 
 def _read(file: TraceFile, _: TraceModel) -> Iterator[Sequence]:
-    if file.path.suffix == ".npz":
+    if file.path.suffix.lower() == ".npz":
         yield from _outputs(file)
         return
-    for where, answer in read_documents(file):
+    for where, document in read_documents(file, lists=("choices",)):
+        answer = answer_of(document, where, file)
         choices = answer.get("choices")
-        if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+        if not isinstance(choices, list | Iterator):
             raise file.error(f"{where} has no list of choices.")
         for number, choice in enumerate(choices):
+            if not isinstance(choice, dict):
+                raise file.error(f"{where}, choice {number}: is no JSON object.")
             yield _choice(f"{where}, choice {number}", answer, choice, file)
 
 
@@ -38,9 +42,12 @@ def _choice(where: str, answer: dict[str, Any], choice: dict[str, Any], file: Tr
     if before is not None:
         rows_RLK = _joined(_routing(before, where, file), rows_RLK, where, file)
     prompt_ids = choice.get("prompt_token_ids", answer.get("prompt_token_ids"))
-    ids = None if prompt_ids is None else (as_ids(prompt_ids, where), as_ids(choice.get("token_ids"), where))
+    if prompt_ids is not None and choice.get("token_ids") is None:
+        raise file.error(f"{where} has prompt_token_ids and no token_ids. Ask for return_token_ids.")
+    ids = None if prompt_ids is None else (as_ids(prompt_ids, where), as_ids(choice["token_ids"], where))
     about = {"finish_reason": choice.get("finish_reason"), "id": answer.get("id")}
-    return _sequence(where, rows_RLK, ids, file, {key: value for key, value in about.items() if value is not None})
+    metadata = {key: value for key, value in about.items() if value is not None}
+    return replace(_sequence(where, rows_RLK, ids, file, metadata), served=served_by(answer))
 
 
 def _routing(value: Any, where: str, file: TraceFile) -> Array:
@@ -49,7 +56,7 @@ def _routing(value: Any, where: str, file: TraceFile) -> Array:
     return (
         decode_npy(value, where, file.most_values)
         if isinstance(value, str)
-        else as_array(value, where, file.most_values)
+        else as_array(value, where, file.most_values, 3)
     )
 
 
@@ -60,15 +67,17 @@ def _joined(before: Array, after: Array, where: str, file: TraceFile) -> Array:
 
 
 def _outputs(file: TraceFile) -> Iterator[Sequence]:
-    arrays = read_npz(file)
-    numbers = {name.partition("/")[0] for name in arrays if name.endswith("/routed_experts")}
-    if not numbers:
-        raise file.error("has no array called N/routed_experts.")
-    for number in sorted(numbers, key=lambda name: (len(name), name)):
-        names = (f"{number}/prompt_token_ids", f"{number}/token_ids")
-        ids = (arrays[names[0]], arrays[names[1]]) if all(name in arrays for name in names) else None
-        where = f"{file.name}, output {number}"
-        yield _sequence(where, arrays[f"{number}/routed_experts"], ids, file, None)
+    with open_npz(file) as arrays:
+        numbers = {name.partition("/")[0] for name in arrays if name.endswith("/routed_experts")}
+        if not numbers:
+            raise file.error("has no array called N/routed_experts.")
+        for number in sorted(numbers, key=lambda name: (len(name), name)):
+            names = (f"{number}/prompt_token_ids", f"{number}/token_ids")
+            where = f"{file.name}, output {number}"
+            known = all(name in arrays for name in names)
+            ids = (as_ids(arrays[names[0]], where), as_ids(arrays[names[1]], where)) if known else None
+            rows_RLK = as_array(arrays[f"{number}/routed_experts"], where, file.most_values, 3)
+            yield _sequence(where, rows_RLK, ids, file, None)
 
 
 def _sequence(
