@@ -38,10 +38,10 @@ class Labels:
 
     @classmethod
     def of(cls, domain: Any, source: Any, metadata: dict[str, Any]) -> Labels:
-        """Check labels. Raises UsageError for what is no text, or no JSON."""
+        """Check labels. Raises UsageError for what is not text, or not JSON."""
         for name, value in (("domain", domain), ("source", source)):
             if value is not None and not isinstance(value, str):
-                raise UsageError(f"{name} is {value!r}, which is no text. Give a string or None.")
+                raise UsageError(f"{name} is {value!r}, which is not text. Give a string or None.")
         try:
             return cls(domain, source, json.dumps(metadata, allow_nan=False) if metadata else None)
         except (TypeError, ValueError) as error:

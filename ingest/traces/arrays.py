@@ -32,11 +32,11 @@ _HEADER = 10_000
 def decode_base64(text: object, where: str) -> bytes:
     """Return the bytes of a base64 string. Raises MoewhError for anything else, such as one that was cut off."""
     if not isinstance(text, str):
-        raise MoewhError(f"{where}: its routed experts are no base64 text.")
+        raise MoewhError(f"{where}: its routed experts are not base64 text.")
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise MoewhError(f"{where}: its routed experts are no whole base64 text. The file is cut or damaged.") from None
+        raise MoewhError(f"{where}: its routed experts are not complete base64 text. The file is damaged.") from None
 
 
 def decode_npy(text: object, where: str, most_values: int) -> Array:
@@ -86,7 +86,7 @@ def _read_npy(stream: IO[bytes], size: int, where: str, most_values: int) -> Arr
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read_header(stream, max_header_size=_HEADER)
     except ValueError as error:
-        raise MoewhError(f"{where}: is no .npy array: {' '.join(str(error).split())[:200]}.") from None
+        raise MoewhError(f"{where}: is not a .npy array: {' '.join(str(error).split())[:200]}.") from None
     values = math.prod(shape)
     if dtype.hasobject or dtype.kind not in "iufU":
         raise MoewhError(f"{where}: holds {dtype}, not numbers.")
@@ -117,7 +117,7 @@ def load_torch(file: TraceFile) -> Any:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise file.error("holds compressed records, which torch.save does not write.")
     except (zipfile.BadZipFile, OSError):
-        raise file.error("is no whole file of torch.save.") from None
+        raise file.error("is not a complete file of torch.save.") from None
     try:
         with torch.serialization.safe_globals(_numpy_globals()):
             return torch.load(file.path, map_location="cpu", weights_only=True, mmap=True)
@@ -157,7 +157,7 @@ def _array(value: Any, where: str, most_values: int) -> Array:
             value = value.detach().float().numpy() if value.is_floating_point() else value.detach().numpy()
         except (TypeError, RuntimeError) as error:
             reason = " ".join(str(error).split()).rstrip(". ")
-            raise MoewhError(f"{where}: is a tensor that holds no plain numbers: {reason}.") from None
+            raise MoewhError(f"{where}: is a tensor that does not hold plain numbers: {reason}.") from None
     if isinstance(value, np.ndarray):
         if value.size > most_values:
             raise MoewhError(

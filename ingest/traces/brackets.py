@@ -78,7 +78,7 @@ def item_texts(file: TraceFile, stream: IO[bytes], start: int) -> Iterator[bytes
         for offset, byte, depth in _brackets(file, stream, start):
             if byte in _OPENING.values() and depth == 2:
                 if _between(file, reading, behind, offset).strip(SPACE) != (b"," if number else b""):
-                    raise file.error(f"its item {number} is no JSON object, or there is no comma before it.")
+                    raise file.error(f"its item {number} is not a JSON object, or there is no comma before it.")
                 behind = offset
             elif depth == 1 and byte in _OPENING:
                 behind, text = offset + 1, _between(file, reading, behind, offset + 1)
@@ -86,7 +86,7 @@ def item_texts(file: TraceFile, stream: IO[bytes], start: int) -> Iterator[bytes
                 number += 1
             elif depth == 0:
                 if _between(file, reading, behind, offset).strip(SPACE):
-                    raise file.error(f"its item {number} is no JSON object.")
+                    raise file.error(f"its item {number} is not a JSON object.")
                 stream.seek(offset + 1)
 
 
@@ -116,7 +116,7 @@ def _brackets(file: TraceFile, stream: IO[bytes], start: int) -> Iterator[tuple[
                 if not opened:
                     return
         offset += len(piece) - len(held)
-    raise file.error("its document is no JSON: it ends before its last bracket. The file may be cut off.")
+    raise file.error("its document is not JSON: it ends before its last bracket. The file may be cut off.")
 
 
 def _leave_text(piece: bytes, at: int) -> tuple[int, bytes, bool]:
@@ -136,7 +136,7 @@ def _turn(file: TraceFile, opened: bytearray, byte: int, offset: int) -> None:
         if len(opened) > _DEEPEST:
             raise file.error("its document is nested too deeply.")
     elif not opened or opened.pop() != _OPENING[byte]:
-        raise file.error(f"its document is no JSON: byte {offset:,} closes what is not open. The file may be damaged.")
+        raise file.error(f"its document is not JSON: byte {offset:,} closes what is not open. The file may be damaged.")
 
 
 def _between(file: TraceFile, reading: IO[bytes], start: int, end: int) -> bytes:

@@ -114,7 +114,7 @@ def _tokens(sequence: Sequence, model: TraceModel, segment_rows: int) -> int:
 
 
 def _require_labels(sequence: Sequence) -> None:
-    """Raise MoewhError for labels that cannot be stored as text, or metadata that are no JSON to others."""
+    """Raise MoewhError for labels that cannot be stored as text, or metadata that are not JSON to others."""
     try:
         told = json.dumps(sequence.metadata, allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError):
@@ -127,7 +127,7 @@ def _require_labels(sequence: Sequence) -> None:
             (label or "").encode()
         except UnicodeEncodeError:
             raise MoewhError(
-                f"{sequence.where}: its {name} holds half of a surrogate pair, which is no character."
+                f"{sequence.where}: its {name} holds half of a surrogate pair, which is not a character."
             ) from None
 
 
@@ -202,7 +202,7 @@ def _weights(sequence: Sequence, indices: list[int], model: TraceModel) -> npt.N
     bad = np.argwhere(~np.isfinite(taken_RLK))
     if len(bad):
         row, index, _ = bad[0]
-        raise MoewhError(f"{_at(sequence, row, model.layers[index])}: has a weight that is no finite number.")
+        raise MoewhError(f"{_at(sequence, row, model.layers[index])}: has a weight that is not a finite number.")
     return taken_RLK
 
 

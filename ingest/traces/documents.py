@@ -23,7 +23,7 @@ def read_documents(
 
     The fields called `arrays` come as arrays where they can. Of a file that is one object, its fields called `lists`
     are iterators if they hold objects, to be used up before the next step. Raises the file's error, with the position,
-    for what is no JSON object.
+    for what is not a JSON object.
     """
     try:
         with file.path.open("rb") as stream:
@@ -80,7 +80,7 @@ def _items(
     for number, text in enumerate(item_texts(file, stream, start)):
         yield f"{file.name}, item {number}", _record(text, file, f"item {number}", arrays)
     if not _is_last(stream, stream.tell()):
-        raise file.error("its document is no JSON: something follows its list. Write one JSON object per line.")
+        raise file.error("its document is not JSON: something follows its list. Write one JSON object per line.")
 
 
 def _with_lists(file: TraceFile, stream: IO[bytes], record: dict[str, Any], lists: dict[str, int]) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def _lines(file: TraceFile, stream: IO[bytes], arrays: Sequence[str]) -> Iterato
 
 
 def _whole(file: TraceFile, stream: IO[bytes]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the objects of a file that begins with no bracket: of another encoding, or no JSON at all."""
+    """Yield the objects of a file that begins with no bracket: of another encoding, or not JSON at all."""
     stream.seek(0)
     value = _load(stream.read(LONGEST + 1), file, "document")
     if isinstance(value, list):
@@ -145,10 +145,10 @@ def _load(data: bytes, file: TraceFile, what: str) -> Any:
     except UnicodeDecodeError:
         raise file.error(f"its {what} is not UTF-8.") from None
     except ValueError as error:
-        raise file.error(f"its {what} is no JSON: {error}. The file may be cut off.") from None
+        raise file.error(f"its {what} is not JSON: {error}. The file may be cut off.") from None
 
 
 def _object(value: Any, file: TraceFile, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise file.error(f"its {what} is no JSON object.")
+        raise file.error(f"its {what} is not a JSON object.")
     return value

@@ -14,7 +14,7 @@ _PACKED = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd", "bzip2": b"BZh", "x
 def trace_paths(names: Sequence[str]) -> list[Path]:
     """Return the files that are named, those of a folder in order of their names.
 
-    Raises UsageError or MoewhError for what is no file, is packed, or is named twice.
+    Raises UsageError or MoewhError for what is not a file, is packed, or is named twice.
     """
     paths: list[Path] = []
     for name in names:
@@ -24,7 +24,7 @@ def trace_paths(names: Sequence[str]) -> list[Path]:
         elif path.is_file():
             paths.append(path)
         elif name == "-" or path.exists():
-            raise UsageError(f"{name} is no file, and a trace is read more than once. Save it to a file.")
+            raise UsageError(f"{name} is not a file, and a trace is read more than once. Save it to a file.")
         else:
             raise UsageError(f"there is no file {name}. Check the path.")
     if not paths:
@@ -32,7 +32,7 @@ def trace_paths(names: Sequence[str]) -> list[Path]:
     found: dict[tuple[int, int], Path] = {}
     for path in paths:
         if path.name != path.name.encode(errors="replace").decode():
-            raise UsageError(f"{path} has a name that is no UTF-8, and prompts are named after their file. Rename it.")
+            raise UsageError(f"{path} has a name that is not UTF-8, and prompts are named after their file. Rename it.")
         _require_unpacked(path)
         status = path.stat()
         if (first := found.setdefault((status.st_dev, status.st_ino), path)) is not path:

@@ -211,15 +211,15 @@ NAMES = [f"blk.{layer}.ffn_gate_exps.weight.counts" for layer in MOE]
 CASES: dict[str, tuple[str, Make, str]] = {
     # ---- JSON
     "empty file": ("vllm", raw(b""), "t.jsonl: is empty"),
-    "no JSON": ("vllm", raw(b"hello\n"), "t.jsonl: its document is no JSON"),
+    "no JSON": ("vllm", raw(b"hello\n"), "t.jsonl: its document is not JSON"),
     "no UTF-8": ("plain", raw(b'{"text": "\xff\xfe"}\n{}\n'), "t.jsonl: its line 1 is not UTF-8"),
     "cut JSON line": (
         "plain",
         raw(b'{"expert_ids": [[[1, 2], [3, 4]]]}\n{"expert_ids": [[[1'),
-        "its line 2 is no JSON",
+        "its line 2 is not JSON",
     ),
     "deep JSON": ("plain", raw(b"[" * 100_000), "nested too deeply"),
-    "no object": ("plain", raw(b"[1, 2]"), "its item 0 is no JSON object"),
+    "no object": ("plain", raw(b"[1, 2]"), "its item 0 is not a JSON object"),
     "huge number": ("plain", plain(token_ids=[1, 2, 10**30]), "line 2"),
     # ---- the shape of a sequence
     "no experts": ("plain", plain(expert_ids=None), "line 2 has no expert_ids"),
@@ -256,7 +256,7 @@ CASES: dict[str, tuple[str, Make, str]] = {
     "cut base64": (
         "vllm",
         vllm(lambda c: c.update(routed_experts=c["routed_experts"][:-7])),
-        "line 2, choice 0: its routed experts are no whole base64 text",
+        "line 2, choice 0: its routed experts are not complete base64 text",
     ),
     "cut npy": (
         "vllm",
@@ -283,7 +283,7 @@ CASES: dict[str, tuple[str, Make, str]] = {
     "code in a header": (
         "vllm",
         vllm(lambda c: c.update(routed_experts=npy_of("__import__('os').abort()"))),
-        "line 2, choice 0: is no .npy array",
+        "line 2, choice 0: is not a .npy array",
     ),
     "fewer rows": (
         "vllm",
@@ -332,11 +332,15 @@ CASES: dict[str, tuple[str, Make, str]] = {
     "no answer": ("sglang", raw(b'{"detail": "not found"}'), "has neither meta_info nor sgl_ext"),
     # ---- torch
     "pickle with code": ("slime", saved({"samples": [Code()]}), "t.pt: cannot be read with weights alone"),
-    "bare pickle": ("slime", raw(pickle.dumps({"samples": []}), "t.pt"), "t.pt: is no whole file of torch.save"),
-    "cut torch file": ("slime", cut(WRITERS["slime"][1], traced()), "rollout_3.pt: is no whole file of torch.save"),
+    "bare pickle": ("slime", raw(pickle.dumps({"samples": []}), "t.pt"), "t.pt: is not a complete file of torch.save"),
+    "cut torch file": (
+        "slime",
+        cut(WRITERS["slime"][1], traced()),
+        "rollout_3.pt: is not a complete file of torch.save",
+    ),
     "compressed records": ("slime", compressed_torch, "t.pt: holds compressed records"),
     "stretched tensor": ("slime", stretched, "sample 0: has 6,597,069,766,656 numbers"),
-    "other keys": ("verl", saved({"input_ids": torch.zeros(1, 2)}), "t.pt: is no dictionary with input_ids"),
+    "other keys": ("verl", saved({"input_ids": torch.zeros(1, 2)}), "t.pt: is not a dictionary with input_ids"),
     "padding between": (
         "verl",
         saved(
@@ -398,7 +402,7 @@ CASES: dict[str, tuple[str, Make, str]] = {
     "no envelope": (
         "nemo-rl",
         raw(b'{"routed_experts": "hello", "prompt_token_ids": [1], "generation_token_ids": [1]}'),
-        "are no envelope",
+        "are not an envelope",
     ),
     "fewer rows than tokens": (
         "flame-moe",
@@ -438,8 +442,8 @@ CASES: dict[str, tuple[str, Make, str]] = {
         saved({"logical_count": torch.zeros(2, HIDDEN, EXPERTS, dtype=torch.int32)}),
         "every count is 0",
     ),
-    "cut stat": ("sglang-stat", cut(write_sglang_stat, COUNTS), "is no whole file of torch.save"),
-    "no GGUF": ("llama-imatrix", raw(b"\x05\0\0\0blk.0", "imatrix.dat"), "imatrix.dat: is no GGUF file"),
+    "cut stat": ("sglang-stat", cut(write_sglang_stat, COUNTS), "is not a complete file of torch.save"),
+    "no GGUF": ("llama-imatrix", raw(b"\x05\0\0\0blk.0", "imatrix.dat"), "imatrix.dat: is not a GGUF file"),
     "cut GGUF": ("llama-imatrix", cut(write_llama_imatrix, COUNTS, keep=0.9), "imatrix.gguf: ends within"),
     "cut header": ("llama-imatrix", cut(write_llama_imatrix, COUNTS, keep=0.2), "imatrix.gguf: ends within its header"),
     "GGUF of a model": ("llama-imatrix", raw(gguf({"general.type": "model"}, {}), "t.gguf"), "not of an imatrix"),

@@ -365,12 +365,12 @@ def test_file_is_taken_once(model: Path, tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("-", "- is no file, and a trace is read more than once. Save it to a file."),
-        ("/dev/null", "/dev/null is no file, and a trace is read more than once"),
+        ("-", "- is not a file, and a trace is read more than once. Save it to a file."),
+        ("/dev/null", "/dev/null is not a file, and a trace is read more than once"),
         ("answers/none.json", "there is no file answers/none.json"),
         ("empty", "empty holds no files"),
         ("nested", "nested holds the folder answers. Name each folder of the trace."),
-        ("stray", "stray/notes.txt: its document is no JSON"),
+        ("stray", "stray/notes.txt: its document is not JSON"),
     ],
 )
 def test_what_is_no_file_is_told(
@@ -390,7 +390,7 @@ def test_name_that_is_no_text_is_told(model: Path, tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(b"\xff.json")
     stored(path, vllm_answer(ONE))
     result = run_import("vllm", [path], model, tmp_path)
-    require_refused(result, "has a name that is no UTF-8", tmp_path, 2)
+    require_refused(result, "has a name that is not UTF-8", tmp_path, 2)
 
 
 def test_suffix_may_be_in_capitals(model: Path, tmp_path: Path) -> None:

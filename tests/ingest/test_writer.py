@@ -171,7 +171,7 @@ _WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "token count": ({"token_ids": [1, 2, 3]}, r"token_ids are \[3\], and expert_ids have 2 tokens"),
     "token id": ({"token_ids": [1, -7]}, "-7 among its token_ids is not a token id"),
     "generated": ({"generated": 3}, "generated is 3 of 2 tokens"),
-    "domain": ({"domain": 7}, "domain is 7, which is no text"),
+    "domain": ({"domain": 7}, "domain is 7, which is not text"),
     "metadata": ({"metadata": {"a": object()}}, "metadata cannot be kept as JSON"),
 }
 

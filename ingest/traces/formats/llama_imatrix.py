@@ -32,7 +32,7 @@ class _Reader:
     def __init__(self, stream: IO[bytes], file: TraceFile) -> None:
         self._stream, self._file = stream, file
         if self._take(4) != b"GGUF":
-            raise file.error("is no GGUF file. The older .dat has no counts per expert: write the matrix as GGUF.")
+            raise file.error("is not a GGUF file. The older .dat has no counts per expert: write the matrix as GGUF.")
         if (version := self._number("I")) not in (2, 3):
             raise file.error(f"is GGUF of version {version}, and moewh reads 2 and 3.")
         self.tensors, self.pairs = (self._count() for _ in range(2))

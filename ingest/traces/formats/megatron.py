@@ -67,7 +67,7 @@ def _indices(line: dict[str, Any], where: str, file: TraceFile) -> Array:
 def _whole(line: dict[str, Any], name: str, where: str, file: TraceFile) -> int:
     value = line.get(name)
     if type(value) is not int:
-        raise file.error(f"{where}: its {name} is {value!r}, no whole number. It is no line of a router trace.")
+        raise file.error(f"{where}: its {name} is {value!r}, not a whole number. It is not a line of a router trace.")
     return value
 
 

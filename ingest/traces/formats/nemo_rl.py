@@ -67,7 +67,7 @@ def _routing(value: Any, where: str, file: TraceFile) -> Array:
         return as_array(value, where, file.most_values, 3)
     envelope = _ENVELOPE.fullmatch(value)
     if envelope is None:
-        raise file.error(f"{where}: its routed_experts are no envelope nrlre1:<dtype>:<S>x<L>x<K>:<base64>.")
+        raise file.error(f"{where}: its routed_experts are not an envelope nrlre1:<dtype>:<S>x<L>x<K>:<base64>.")
     shape = (int(envelope[2]), int(envelope[3]), int(envelope[4]))
     return raw_array(decode_base64(envelope[5], where), envelope[1], shape, where)
 

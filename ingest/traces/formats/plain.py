@@ -112,7 +112,7 @@ def _object(text: str, where: str, file: TraceFile) -> dict[str, Any]:
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise file.error(f"{where}: its metadata are no JSON object.")
+        raise file.error(f"{where}: its metadata are not a JSON object.")
     return value
 
 

@@ -32,7 +32,7 @@ def _read(file: TraceFile, model: TraceModel) -> Iterator[Sequence]:
 def _generated(where: str, answer: dict[str, Any], file: TraceFile, model: TraceModel) -> Sequence:
     meta = answer["meta_info"]
     if not isinstance(meta, dict):
-        raise file.error(f"{where}: its meta_info is no JSON object.")
+        raise file.error(f"{where}: its meta_info is not a JSON object.")
     rows_RLK = _routing(meta.get("routed_experts"), where, file, model)
     lengths = _lengths(meta, where)
     return _sequence(where, rows_RLK, lengths, file.path.name, _vocab_ids(answer, meta, lengths, where))
@@ -41,7 +41,7 @@ def _generated(where: str, answer: dict[str, Any], file: TraceFile, model: Trace
 def _chat(where: str, answer: dict[str, Any], file: TraceFile, model: TraceModel) -> Sequence:
     beside, usage, choices = answer.get("sgl_ext"), answer.get("usage"), answer.get("choices")
     if not isinstance(beside, dict) or not isinstance(usage, dict) or not isinstance(choices, list):
-        raise file.error(f"{where}: has neither meta_info nor sgl_ext, usage and choices: it is no answer of SGLang.")
+        raise file.error(f"{where}: has neither meta_info nor sgl_ext, usage and choices: it is not SGLang's answer.")
     rows_RLK = _routing(beside.get("routed_experts"), where, file, model)
     if len(choices) > 1:  # usage counts all of them together
         metadata = {"choices": len(choices)}

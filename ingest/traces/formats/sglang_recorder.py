@@ -28,7 +28,7 @@ def _read(file: TraceFile, model: TraceModel) -> Iterator[Sequence]:
         raise file.error(f"SGLang records {_SLOTS} experts per token, and {model.name} has {model.top_k}.")
     dump = load_torch(file)
     if not isinstance(dump, dict) or not isinstance(dump.get("records"), list):
-        raise file.error("has no records: it is no dump of the mode per_token. For the mode stat, import sglang-stat.")
+        raise file.error("has no records: it is not a per_token dump. For the mode stat, import sglang-stat.")
     logical = dump.get("last_physical_to_logical_map")
     logical_LP = None if logical is None else as_array(logical, f"{file.name}, its map", file.most_values, 2)
     for number, record in enumerate(dump["records"]):

@@ -15,9 +15,7 @@ def _read(files: list[TraceFile], _: TraceModel) -> Iterator[Counts]:
     for file in files:
         dump = load_torch(file)
         if not isinstance(dump, dict) or "logical_count" not in dump:
-            raise file.error(
-                "has no logical_count: it is no dump of the mode stat. For per_token, import sglang-recorder."
-            )
+            raise file.error("has no logical_count: it is not a stat dump. For per_token, import sglang-recorder.")
         counts_SLE = as_array(dump["logical_count"], f"{file.name}, logical_count", file.most_values, 3)
         if counts_SLE.dtype.kind not in "iu":
             raise file.error(f"its logical_count is {counts_SLE.dtype}, not whole numbers.")

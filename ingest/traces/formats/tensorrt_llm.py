@@ -53,7 +53,7 @@ def _counts(file: TraceFile, model: TraceModel) -> Counts:
                 key = _KEY.fullmatch(name)
                 shape = tuple(tensors.get_slice(name).get_shape())
                 if key is None or shape != counts_LE.shape[1:] or int(key[2]) >= len(counts_LE):
-                    raise file.error(f"has {name} of shape {list(shape)}, which is no layer's counts of {model.name}.")
+                    raise file.error(f"has {name} of shape {list(shape)}, not that of a layer of {model.name}.")
                 tokens_E = tensors.get_tensor(name)
                 if tokens_E.dtype.kind not in "iu":
                     raise file.error(f"{name} is {tokens_E.dtype}, not counts.")

@@ -32,7 +32,7 @@ def _read(file: TraceFile, _: TraceModel) -> Iterator[Sequence]:
             raise file.error(f"{where} has no list of choices.")
         for number, choice in enumerate(choices):
             if not isinstance(choice, dict):
-                raise file.error(f"{where}, choice {number}: is no JSON object.")
+                raise file.error(f"{where}, choice {number}: is not a JSON object.")
             yield _choice(f"{where}, choice {number}", answer, choice, file)
 
 
