@@ -10,6 +10,8 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,17 @@ import pytest
 
 from moewh.warehouse.sealing import seal
 
+MEMORY, ROOM = Path("/dev/shm"), 4 << 30
+if "TMPDIR" not in os.environ and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM:
+    # A disk takes longer over the many small files than we do. Set TMPDIR to keep what the tests write.
+    tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="moewh-tests.", dir=MEMORY)
+    atexit.register(shutil.rmtree, tempfile.tempdir, ignore_errors=True)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 seal.PAUSE = 0.0  # hundreds of tests ingest; those of sealing itself set it again
 pytest.register_assert_rewrite("tests.support")  # its assertions show values when they fail, as a test's do
 WAITING = {"test_faults.py", "test_sealing.py"}
+READING = {"test_prompt_files.py", "test_prompts.py"}
 OF_EVERY_FAMILY = {"test_families.py", "test_families_page.py", "test_inspect.py"}
 LONGEST = (
     *("warehouse/test_spark.py", "faults/test_faults.py", "faults/test_sealing.py", "ingest/test_families.py"),
@@ -40,7 +48,9 @@ def nothing_is_waited_for(request: pytest.FixtureRequest) -> Iterator[None]:
     The tests that kill processes wait as users do; so does every process that a test starts. Views that
     were made before are copied, and where no test reads `warehouse.duckdb` that file too.
     """
+    from tests.support.kept_empty import copy_one_empty_warehouse
     from tests.support.kept_file import copy_one_file
+    from tests.support.kept_reader import share_one_database
     from tests.support.kept_views import copy_what_was_made
 
     with pytest.MonkeyPatch.context() as patch:
@@ -48,6 +58,9 @@ def nothing_is_waited_for(request: pytest.FixtureRequest) -> Iterator[None]:
             patch.setattr(os, "fsync", os.fstat)  # which still fails for a descriptor that is not open
             patch.setattr(seal, "PAUSE", 0)
             copy_what_was_made(patch)
+            copy_one_empty_warehouse(patch)
+            if request.path.name not in READING:
+                share_one_database(patch)
         if request.node.get_closest_marker("published_file") is None:
             copy_one_file(patch)
         yield
