@@ -7,6 +7,7 @@ where a test changes the schema, it does what it always does.
 from __future__ import annotations
 
 import functools
+import os
 import tempfile
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
 
 _CREATE = Layout.create
+_BEFORE = (".", ".staging")
+"""What may be there before: an ingest spools its prompts first."""
 
 
 def copy_one_empty_warehouse(patch: pytest.MonkeyPatch) -> None:
@@ -24,13 +27,14 @@ def copy_one_empty_warehouse(patch: pytest.MonkeyPatch) -> None:
 
 
 def _create(layout: Layout) -> None:
-    if layout.root.exists() or layout.root.is_symlink() or _schema() != _OURS:
+    made = _made()
+    if _schema() != _OURS or any(os.path.lexists(layout.root / path) for path in made if path not in _BEFORE):
         _CREATE(layout)
         return
     with layout.writing():
-        for path, content in _made().items():
+        for path, content in made.items():
             if content is None:
-                (layout.root / path).mkdir(parents=True)
+                (layout.root / path).mkdir(parents=True, exist_ok=path in _BEFORE)
             else:
                 (layout.root / path).write_bytes(content)
 
@@ -46,7 +50,7 @@ _OURS = _schema()
 def _made() -> dict[str, bytes | None]:
     """Every folder (None) and file of an empty warehouse by its path, each after what it lies in."""
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder) / "wh"
+        root = Path(folder)
         _CREATE(Layout(root))
         paths = [root, *sorted(root.rglob("*"))]
         return {str(path.relative_to(root)): None if path.is_dir() else path.read_bytes() for path in paths}
