@@ -1,4 +1,4 @@
-"""What holds for every test: no network, one thread, no waiting for a disk; and which files run first.
+"""What holds for every test: no network, one thread, files in memory; and which test files run first.
 
 Threads that wait for each other make tiny models slow. Under xdist a file's tests run in one process, which builds once
 what they share. So do the tests of the files that need every family's model: `observed_families` ingests each once per
@@ -31,12 +31,14 @@ seal.PAUSE = 0.0  # hundreds of tests ingest; those of sealing itself set it aga
 pytest.register_assert_rewrite("tests.support")  # its assertions show values when they fail, as a test's do
 WAITING = {"test_faults.py", "test_sealing.py"}
 READING = {"test_prompt_files.py", "test_prompts.py"}
+"""What tests the readers of prompts: each starts a DuckDB of its own, as users' do."""
 OF_EVERY_FAMILY = {"test_families.py", "test_families_page.py", "test_inspect.py"}
 LONGEST = (
-    *("warehouse/test_spark.py", "faults/test_faults.py", "faults/test_sealing.py", "ingest/test_families.py"),
-    *("ingest/test_generation_settings.py", "warehouse/test_shell.py", "ingest/test_ingest.py", "test_documents.py"),
-    *("warehouse/test_paths.py", "warehouse/test_formats.py", "ingest/test_weights.py", "warehouse/test_links.py"),
-    *("faults/test_hostile.py", "warehouse/test_verify.py", "ingest/test_adapters.py", "warehouse/test_check.py"),
+    *("warehouse/test_spark.py", "faults/test_faults.py", "ingest/test_families.py", "faults/test_sealing.py"),
+    *("ingest/test_generation_settings.py", "warehouse/test_shell.py", "warehouse/test_paths.py", "test_documents.py"),
+    *("ingest/test_weights.py", "ingest/test_adapters.py", "warehouse/test_check.py", "ingest/test_ingest.py"),
+    *("warehouse/test_links.py", "warehouse/test_verify.py", "warehouse/test_formats.py", "cli/test_report.py"),
+    *("faults/test_hostile.py", "cli/test_cli.py", "cli/test_geometry.py"),
 )
 """The files that take longest. They start first, so that no process is left alone with one of them in the end."""
 
@@ -45,8 +47,8 @@ LONGEST = (
 def nothing_is_waited_for(request: pytest.FixtureRequest) -> Iterator[None]:
     """Write without waiting for the disk, and seal without waiting for readers: nobody pulls a plug or reads here.
 
-    The tests that kill processes wait as users do; so does every process that a test starts. Views that
-    were made before are copied, and where no test reads `warehouse.duckdb` that file too.
+    The tests that kill processes wait as users do; so does every process that a test starts. Views and empty
+    warehouses that were made before are copied, and where no test reads `warehouse.duckdb` that file too.
     """
     from tests.support.kept_empty import copy_one_empty_warehouse
     from tests.support.kept_file import copy_one_file
