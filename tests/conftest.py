@@ -1,4 +1,4 @@
-"""What holds for every test: no network, one thread, no waiting for a disk; and which files run first.
+"""What holds for every test: no network, one thread, files in memory; and which test files run first.
 
 Threads that wait for each other make tiny models slow. Under xdist a file's tests run in one process, which builds once
 what they share. So do the tests of the files that need every family's model: `observed_families` ingests each once per
@@ -10,6 +10,8 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,17 +20,25 @@ import pytest
 
 from moewh.warehouse.sealing import seal
 
+MEMORY, ROOM = Path("/dev/shm"), 4 << 30
+if "TMPDIR" not in os.environ and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM:
+    # A disk takes longer over the many small files than we do. Set TMPDIR to keep what the tests write.
+    tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="moewh-tests.", dir=MEMORY)
+    atexit.register(shutil.rmtree, tempfile.tempdir, ignore_errors=True)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 seal.PAUSE = 0.0  # hundreds of tests ingest; those of sealing itself set it again
 pytest.register_assert_rewrite("tests.support")  # its assertions show values when they fail, as a test's do
 WAITING = {"test_faults.py", "test_sealing.py"}
+READING = {"test_prompt_files.py", "test_prompts.py"}
+"""What tests the readers of prompts: each starts a DuckDB of its own, as users' do."""
 OF_EVERY_FAMILY = {"test_families.py", "test_families_page.py", "test_inspect.py"}
 LONGEST = (
-    *("warehouse/test_spark.py", "faults/test_faults.py", "faults/test_sealing.py", "ingest/test_families.py"),
-    *("ingest/test_generation_settings.py", "warehouse/test_shell.py", "ingest/test_ingest.py", "test_documents.py"),
-    *("warehouse/test_paths.py", "warehouse/test_formats.py", "ingest/test_weights.py", "warehouse/test_links.py"),
-    *("faults/test_hostile.py", "warehouse/test_verify.py", "ingest/test_adapters.py", "warehouse/test_check.py"),
+    *("warehouse/test_spark.py", "faults/test_faults.py", "ingest/test_families.py", "faults/test_sealing.py"),
+    *("ingest/test_generation_settings.py", "warehouse/test_shell.py", "warehouse/test_paths.py", "test_documents.py"),
+    *("ingest/test_weights.py", "ingest/test_adapters.py", "warehouse/test_check.py", "ingest/test_ingest.py"),
+    *("warehouse/test_links.py", "warehouse/test_verify.py", "warehouse/test_formats.py", "cli/test_report.py"),
+    *("faults/test_hostile.py", "cli/test_cli.py", "cli/test_geometry.py"),
 )
 """The slowest files. They start first, so that no process is left alone with one of them at the end."""
 
@@ -37,15 +47,20 @@ LONGEST = (
 def nothing_is_waited_for(request: pytest.FixtureRequest) -> Iterator[None]:
     """Write without waiting for the disk, and seal without waiting for readers: nobody pulls a plug or reads here.
 
-    The tests that kill processes wait as users do; so does every process that a test starts. Where no test
-    reads `warehouse.duckdb`, that file is a copy.
+    The tests that kill processes wait as users do; so does every process that a test starts. New warehouses are
+    copies of one empty one, and so is `warehouse.duckdb` where no test reads it.
     """
+    from tests.support.kept_empty import copy_one_empty_warehouse
     from tests.support.kept_file import copy_one_file
+    from tests.support.kept_reader import share_one_database
 
     with pytest.MonkeyPatch.context() as patch:
         if request.path.name not in WAITING:
             patch.setattr(os, "fsync", os.fstat)  # which still fails for a descriptor that is not open
             patch.setattr(seal, "PAUSE", 0)
+            copy_one_empty_warehouse(patch)
+            if request.path.name not in READING:
+                share_one_database(patch)
         if request.node.get_closest_marker("published_file") is None:
             copy_one_file(patch)
         yield

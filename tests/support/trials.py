@@ -70,13 +70,17 @@ class Trial:
 def kill_until_complete(trial: Trial, kills: int, seed: int) -> int:
     """Kill ingest again and again, at steps and at moments in turn; return how many kills there were."""
     rng = random.Random(seed)
+    began = time.monotonic()
+    assert trial.ingest()["code"] == 0
+    whole = time.monotonic() - began  # later moments would kill nothing
+    shutil.rmtree(trial.root)
     done, committed = 0, set[Path]()
     while done < kills:
         if done % 2:
             outcome = trial.ingest(kill_at=rng.randrange(1, STEPS))
         else:
             pid = trial.server.start("moewh", **vars(trial.plan()))
-            time.sleep(rng.uniform(0.1, 1.2))
+            time.sleep(rng.uniform(0.1, 1) * whole)
             os.kill(pid, signal.SIGKILL)
             outcome = trial.server.wait(pid)
         killed = outcome["code"] == -signal.SIGKILL

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moewh.warehouse.answer import spark
@@ -12,6 +15,7 @@ from moewh.warehouse.files.layout import Layout
 from tests.support.opened import engine_of
 
 if TYPE_CHECKING:
+    import pytest
     from pyspark.sql import SparkSession
 
 Rows = list[tuple[Any, ...]]
@@ -37,6 +41,33 @@ def assert_same(layout: Layout, session: SparkSession, query: Query, values: dic
         rows, expected = sorted(rows, key=repr_without_floats), sorted(expected, key=repr_without_floats)
     for row, wanted in zip(rows, expected, strict=True):
         assert all(same(value, target) for value, target in zip(row, wanted, strict=True)), (row, wanted)
+
+
+def keep_views(patch: pytest.MonkeyPatch, root: Path) -> None:
+    """Have a session make each view of one warehouse that does not change once, not for every query.
+
+    A view whose variables have other values is made anew, as are all of any other warehouse.
+    """
+    create = spark._create_view
+    made: dict[str, tuple[Path, str]] = {}
+
+    def create_view(session: SparkSession, layout: Layout, name: str, values: Mapping[str, Value]) -> None:
+        key = (layout.root, repr([(variable, values.get(variable)) for variable in sorted(_variables(name))]))
+        if layout.root != root or made.get(name) != key:
+            create(session, layout, name, values)
+            made[name] = key
+
+    patch.setattr(spark, "_create_view", create_view)
+
+
+@cache
+def _variables(name: str) -> frozenset[str]:
+    """The variables that a view reads, and those of the views that it reads."""
+    from sqlglot import exp
+
+    trees = [spark._definitions()[view] for view in (*spark._needed(spark._definitions()[name]), name)]
+    calls = [call for tree in trees for call in tree.find_all(exp.Anonymous) if call.name.lower() == "getvariable"]
+    return frozenset(call.expressions[0].name for call in calls)
 
 
 def same(value: Any, target: Any) -> bool:

@@ -31,7 +31,7 @@ from moewh.warehouse.views.base import canned_names
 from tests.support.damage import faults_of, fresh_copy, sound_warehouse
 from tests.support.kept_file import publish_for_reading
 
-SHARED_MEMORY = Path("/dev/shm")
+DISKS = (Path("/dev/shm"), Path("/var/tmp"))
 LINKED = ["", "segments", "runs", "geometry", "segments/run_id=one", "runs/run_id=one", "segments/run_id=one/segment=1"]
 """The link: the root, a folder of all runs, one run's, or one segment."""
 
@@ -56,9 +56,10 @@ def elsewhere(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 
 
 def other_disk(tmp_path: Path) -> TemporaryDirectory[str]:
-    if not SHARED_MEMORY.is_dir() or SHARED_MEMORY.stat().st_dev == tmp_path.stat().st_dev:
-        pytest.skip("there is no other disk: /dev/shm is missing, or holds the temporary files too")
-    return TemporaryDirectory(dir=SHARED_MEMORY, prefix="moewh-test.")
+    others = [disk for disk in DISKS if disk.is_dir() and disk.stat().st_dev != tmp_path.stat().st_dev]
+    if not others:
+        pytest.skip(f"there is no other disk: none of {', '.join(map(str, DISKS))} is beside that of temporary files")
+    return TemporaryDirectory(dir=others[0], prefix="moewh-test.")
 
 
 def moewh(layout: Layout, *arguments: str) -> Result:

@@ -43,7 +43,7 @@ if not (shutil.which("java") or os.environ.get("JAVA_HOME")):
     pytest.skip("there is no Java", allow_module_level=True)
 
 from moewh.warehouse.answer import spark  # noqa: E402
-from tests.support.two_engines import answered, assert_same, on_duckdb, repr_without_floats, same  # noqa: E402
+from tests.support.two_engines import answered, assert_same, keep_views, on_duckdb, repr_without_floats, same  # noqa: E402
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -79,9 +79,10 @@ INTERPRETED = {
 
 
 @pytest.fixture(scope="module")
-def session() -> Iterator[SparkSession]:
+def session(layout: Layout) -> Iterator[SparkSession]:
     ours = spark._settings
     with pytest.MonkeyPatch.context() as patch:
+        keep_views(patch, layout.root)
         patch.setenv("JDK_JAVA_OPTIONS", SHORT_LIVED)
         patch.setattr(spark, "_settings", lambda master: ours(master) | INTERPRETED)
         with spark.open_spark("local[2]") as opened:

@@ -129,9 +129,13 @@ def create_views(session: SparkSession, layout: Layout, tree: exp.Expr, values: 
     Staging views read a query's variables, so the values are substituted in them too.
     """
     for name in _needed(tree):
-        if name in _TABLES:
-            _read_files(session, layout.require(), _TABLES[name])
-        session.sql(to_spark(_definitions()[name], values)).createOrReplaceTempView(name)
+        _create_view(session, layout, name, values)
+
+
+def _create_view(session: SparkSession, layout: Layout, name: str, values: Mapping[str, Value]) -> None:
+    if name in _TABLES:
+        _read_files(session, layout.require(), _TABLES[name])
+    session.sql(to_spark(_definitions()[name], values)).createOrReplaceTempView(name)
 
 
 def to_spark(tree: exp.Expr, values: Mapping[str, Value]) -> str:

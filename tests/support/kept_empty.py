@@ -1,0 +1,56 @@
+"""An empty warehouse without the work: most tests begin with one, and it takes a tenth of a small ingest to make.
+
+Where nothing is yet, `Layout.create` writes the files of one that was made before, byte by byte. Anywhere else, and
+where a test changes the schema, it does what it always does.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from moewh.warehouse.files import schema
+from moewh.warehouse.files.layout import Layout
+
+_CREATE = Layout.create
+_BEFORE = (".", ".staging")
+"""What may be there before: an ingest spools its prompts first."""
+
+
+def copy_one_empty_warehouse(patch: pytest.MonkeyPatch) -> None:
+    """Have new warehouses be copies."""
+    patch.setattr(Layout, "create", _create)
+
+
+def _create(layout: Layout) -> None:
+    made = _made()
+    if _schema() != _OURS or any(os.path.lexists(layout.root / path) for path in made if path not in _BEFORE):
+        _CREATE(layout)
+        return
+    with layout.writing():
+        for path, content in made.items():
+            if content is None:
+                (layout.root / path).mkdir(parents=True, exist_ok=path in _BEFORE)
+            else:
+                (layout.root / path).write_bytes(content)
+
+
+def _schema() -> tuple[object, ...]:
+    return (schema.FORMAT_VERSION, schema.SCHEMA_VERSION, id(schema.TABLES), id(schema.SEALED))
+
+
+_OURS = _schema()
+
+
+@functools.cache
+def _made() -> dict[str, bytes | None]:
+    """Every folder (None) and file of an empty warehouse by its path, each after what it lies in."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        _CREATE(Layout(root))
+        paths = [root, *sorted(root.rglob("*"))]
+        return {str(path.relative_to(root)): None if path.is_dir() else path.read_bytes() for path in paths}
