@@ -146,7 +146,7 @@ def test_logits_of_a_router_that_gives_probabilities_are_refused(tmp_path: Path,
     folder = tmp_path / "model"
     build(family).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
-    with pytest.raises(UsageError, match="return probabilities, no logits"):
+    with pytest.raises(UsageError, match="return probabilities, not logits"):
         run(tmp_path / "wh", folder, prompts, router_logits=True)
 
 
