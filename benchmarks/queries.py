@@ -215,21 +215,21 @@ def _disk(bench: Bench) -> Iterator[str]:
     yield from ("", f"## On disk: a segment of {rows / ROWS_PER_TOKEN:,.0f} tokens, {rows:,} rows", "")
     yield row("", "bits per row", "relative to `routing.parquet`")
     yield rule(3)
-    ours = held["routing"]
+    ours, rollups = held["routing"], [table for table in schema.ROLLUPS if table.name in held]
     for name, size_bytes in (
         ("`routing.parquet`, all columns", ours),
         ("the same rows, pyarrow's default Parquet", default),
         ("int32 expert ids alone", rows * 4),
         ("all router logits in bf16", rows // 8 * 64 * 2),
-        ("all rollups together", sum(held[table.name] for table in schema.ROLLUPS)),
+        ("all rollups together", sum(held[table.name] for table in rollups)),
     ):
         yield row(name, f"{size_bytes * 8 / rows:.2f}", f"{size_bytes / ours:.2f} x")
     columns = column_bytes(folder / schema.ROUTING.file)
     bits = ", ".join(f"`{name}` {size_bytes * 8 / rows:.2f}" for name, size_bytes in columns.items())
     yield from ("", f"Bits per row by column: {bits}.", "")
-    for table in schema.ROLLUPS:
+    for table in rollups:
         yield f"- `{table.name}`: {held[table.name] / whole:.2%} of the segment"
-    yield f"- rollups together: {sum(held[table.name] for table in schema.ROLLUPS) / whole:.1%} of the segment"
+    yield f"- rollups together: {sum(held[table.name] for table in rollups) / whole:.1%} of the segment"
     run = sum(sum(file_bytes(segment).values()) for segment in layout.segments(RUN).iterdir())
     sealed = sum(file_bytes(layout.sealed(RUN)).values())
     yield f"- the sealed set of {bench.base_title} tokens: {sealed / (run + sealed):.1%} of the run with it"

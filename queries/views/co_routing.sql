@@ -5,7 +5,7 @@
 --   jaccard     = N_ab / (N_a + N_b - N_ab)
 --   lift        = N_ab * N / (N_a * N_b)     1 if the two are chosen independently
 -- A pair that never shares a token has no row: its three ratios are 0.
--- Counts come from the rollup pair_counts, so the cost does not grow with tokens.
+-- Counts come from the rollups pair_counts and expert_counts, so the cost does not grow with tokens.
 create or replace view co_routing as
 with pair_tokens as (
     select
@@ -22,38 +22,32 @@ with pair_tokens as (
         pair_counts.expert_a,
         pair_counts.expert_b
 ),
-sides as (
-    select 0 as side
-    union all
-    select 1 as side
-),
--- not materialized: a filter on run and layer then reaches the counts
-expert_others as not materialized (
+expert_tokens as (
     select
-        pair_tokens.run_id as run_id,
-        pair_tokens.layer as layer,
-        case when sides.side = 0 then pair_tokens.expert_a else pair_tokens.expert_b end as expert,
-        sum(pair_tokens.tokens) as tokens
-    from pair_tokens
-    cross join sides
+        run_id,
+        layer,
+        expert,
+        sum(tokens)::double as tokens
+    from expert_counts
+    where kind <> 'special'
     group by
-        pair_tokens.run_id,
-        pair_tokens.layer,
-        case when sides.side = 0 then pair_tokens.expert_a else pair_tokens.expert_b end
+        run_id,
+        layer,
+        expert
 ),
-expert_tokens as not materialized (
-    -- each of an expert's tokens has top_k - 1 other experts, so the sum of N_ab over them is (top_k - 1) N_a
+layer_experts as (
+    -- each token has rows of top_k experts, so N_a sums to top_k N
     select
-        expert_others.run_id as run_id,
-        expert_others.layer as layer,
-        expert_others.expert as expert,
-        expert_others.tokens::double / nullif(layers.top_k - 1, 0) as tokens,
-        (sum(expert_others.tokens) over (partition by expert_others.run_id, expert_others.layer))::double
-        / nullif(layers.top_k * (layers.top_k - 1), 0) as tokens_all
-    from expert_others
+        expert_tokens.run_id as run_id,
+        expert_tokens.layer as layer,
+        expert_tokens.expert as expert,
+        expert_tokens.tokens as tokens,
+        (sum(expert_tokens.tokens) over (partition by expert_tokens.run_id, expert_tokens.layer)) / layers.top_k
+            as tokens_all
+    from expert_tokens
     join layers
-        on layers.run_id = expert_others.run_id
-        and layers.layer = expert_others.layer
+        on layers.run_id = expert_tokens.run_id
+        and layers.layer = expert_tokens.layer
 ),
 pairs as (
     select
@@ -66,7 +60,7 @@ pairs as (
         b.tokens as tokens_b,
         a.tokens_all as tokens_all
     from pair_tokens
-    join expert_tokens as a
+    join layer_experts as a
         on a.run_id = pair_tokens.run_id
         and a.layer = pair_tokens.layer
         and a.expert = pair_tokens.expert_a
@@ -74,6 +68,11 @@ pairs as (
         on b.run_id = pair_tokens.run_id
         and b.layer = pair_tokens.layer
         and b.expert = pair_tokens.expert_b
+),
+sides as (
+    select 0 as side
+    union all
+    select 1 as side
 )
 select
     pairs.run_id as run_id,
@@ -81,9 +80,9 @@ select
     case when sides.side = 0 then pairs.expert_a else pairs.expert_b end as expert_a,
     case when sides.side = 0 then pairs.expert_b else pairs.expert_a end as expert_b,
     pairs.tokens as tokens,
-    pairs.tokens::double / nullif(case when sides.side = 0 then pairs.tokens_a else pairs.tokens_b end, 0) as conditional,
-    pairs.tokens::double / nullif(pairs.tokens_a + pairs.tokens_b - pairs.tokens, 0) as jaccard,
-    pairs.tokens::double * pairs.tokens_all / nullif(pairs.tokens_a * pairs.tokens_b, 0) as lift
+    pairs.tokens::double / case when sides.side = 0 then pairs.tokens_a else pairs.tokens_b end as conditional,
+    pairs.tokens::double / (pairs.tokens_a + pairs.tokens_b - pairs.tokens) as jaccard,
+    pairs.tokens::double * pairs.tokens_all / (pairs.tokens_a * pairs.tokens_b) as lift
 from pairs
 cross join sides;
 

@@ -22,64 +22,38 @@ with pair_tokens as (
         transition_counts.expert,
         transition_counts.next_expert
 ),
-expert_pairs as (
+counted as (
+    -- each of an expert's tokens goes to k' next experts and comes from k, so N_ij sums to k' N_i and to k N_j
     select
-        run_id,
-        layer,
-        expert,
-        sum(tokens) as tokens
-    from pair_tokens
-    group by
-        run_id,
-        layer,
-        expert
-),
--- each of an expert's tokens goes to k' next experts and comes from k, so N_ij sums to k' N_i and to k N_j
-tokens_here as (
-    select
-        expert_pairs.run_id as run_id,
-        expert_pairs.layer as layer,
+        pair_tokens.run_id as run_id,
+        pair_tokens.layer as layer,
         layer_steps.next_layer as next_layer,
-        layer_steps.top_k as top_k,
-        expert_pairs.expert as expert,
-        expert_pairs.tokens::double / nullif(layer_steps.next_top_k, 0) as tokens,
-        (sum(expert_pairs.tokens) over (partition by expert_pairs.run_id, expert_pairs.layer))::double
+        pair_tokens.expert as expert,
+        pair_tokens.next_expert as next_expert,
+        pair_tokens.tokens as tokens,
+        (sum(pair_tokens.tokens) over (partition by pair_tokens.run_id, pair_tokens.layer, pair_tokens.expert))::double
+        / nullif(layer_steps.next_top_k, 0) as tokens_here,
+        (sum(pair_tokens.tokens) over (
+            partition by pair_tokens.run_id, pair_tokens.layer, pair_tokens.next_expert
+        ))::double
+        / nullif(layer_steps.top_k, 0) as tokens_there,
+        (sum(pair_tokens.tokens) over (partition by pair_tokens.run_id, pair_tokens.layer))::double
         / nullif(layer_steps.top_k * layer_steps.next_top_k, 0) as tokens_all
-    from expert_pairs
-    join layer_steps
-        on layer_steps.run_id = expert_pairs.run_id
-        and layer_steps.layer = expert_pairs.layer
-),
-pairs_there as (
-    select
-        run_id,
-        layer,
-        next_expert,
-        sum(tokens)::double as tokens
     from pair_tokens
-    group by
-        run_id,
-        layer,
-        next_expert
+    join layer_steps
+        on layer_steps.run_id = pair_tokens.run_id
+        and layer_steps.layer = pair_tokens.layer
 )
 select
-    pair_tokens.run_id as run_id,
-    pair_tokens.layer as layer,
-    here.next_layer as next_layer,
-    pair_tokens.expert as expert,
-    pair_tokens.next_expert as next_expert,
-    pair_tokens.tokens as tokens,
-    pair_tokens.tokens::double / nullif(here.tokens, 0) as conditional,
-    pair_tokens.tokens::double * here.tokens_all / nullif(here.tokens * there.tokens / nullif(here.top_k, 0), 0) as lift
-from pair_tokens
-join tokens_here as here
-    on here.run_id = pair_tokens.run_id
-    and here.layer = pair_tokens.layer
-    and here.expert = pair_tokens.expert
-join pairs_there as there
-    on there.run_id = pair_tokens.run_id
-    and there.layer = pair_tokens.layer
-    and there.next_expert = pair_tokens.next_expert;
+    run_id,
+    layer,
+    next_layer,
+    expert,
+    next_expert,
+    tokens,
+    tokens::double / nullif(tokens_here, 0) as conditional,
+    tokens::double * tokens_all / nullif(tokens_here * tokens_there, 0) as lift
+from counted;
 
 comment on view layer_transitions is 'One row per layer and pair of experts at it and the next layer: how tokens flow, compared with chance.';
 comment on column layer_transitions.run_id is 'The run these rows belong to.';

@@ -149,8 +149,6 @@ def to_spark(tree: exp.Expr, values: Mapping[str, Value]) -> str:
             return exp.Anonymous(this="try_element_at", expressions=node.expressions)  # both count from 1
         if isinstance(node, exp.Parameter | exp.Placeholder):
             return _literal(values[node.name])
-        if isinstance(node, exp.CTE):
-            node.set("materialized", None)  # Spark has no such hint
         return node
 
     return str(tree.transform(replaced).sql(dialect="spark"))
