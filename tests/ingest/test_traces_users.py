@@ -250,7 +250,7 @@ WRONG: dict[str, tuple[str, str, Any, str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_answer_is_told(case: str, model: Path, tmp_path: Path) -> None:
+def test_wrong_answer_is_refused(case: str, model: Path, tmp_path: Path) -> None:
     form, name, value, said = WRONG[case]
     require_refused(run_import(form, stored(tmp_path / name, value), model, tmp_path), said, tmp_path)
 
@@ -284,7 +284,7 @@ SHAPED: dict[str, tuple[str, Callable[[Any], Any]]] = {
 
 @pytest.mark.parametrize("dimensions", [0, 1, 5])
 @pytest.mark.parametrize("form", SHAPED)
-def test_array_of_other_dimensions_is_told(form: str, dimensions: int, model: Path, tmp_path: Path) -> None:
+def test_array_of_other_dimensions_is_refused(form: str, dimensions: int, model: Path, tmp_path: Path) -> None:
     name, shaped = SHAPED[form]
     files = stored(tmp_path / name, shaped(np.ones((1,) * dimensions, np.int64)))
     result = run_import(form.partition(",")[0], files, model, tmp_path)
@@ -293,7 +293,7 @@ def test_array_of_other_dimensions_is_told(form: str, dimensions: int, model: Pa
 
 
 @pytest.mark.parametrize("name", ["input_ids", "attention_mask", "prompts"])
-def test_batch_of_other_dimensions_is_told(name: str, model: Path, tmp_path: Path) -> None:
+def test_batch_of_other_dimensions_is_refused(name: str, model: Path, tmp_path: Path) -> None:
     (path,) = WRITERS["verl"][1](tmp_path, TRACE)
     fields = torch.load(path)
     torch.save({**fields, name: torch.ones(3, dtype=torch.int64)}, path)
@@ -312,7 +312,7 @@ def test_batch_of_other_dimensions_is_told(name: str, model: Path, tmp_path: Pat
         ("000", "token_id", [None] * 10, "has NULLs, or int32, where numbers must be"),
     ],
 )
-def test_columns_of_other_types_are_told(
+def test_columns_of_other_types_are_refused(
     name: str, column: str, values: list[Any], said: str, *, model: Path, tmp_path: Path
 ) -> None:
     """FLAME-MoE's files, one of them with other values in a column."""
@@ -326,7 +326,7 @@ def test_columns_of_other_types_are_told(
 
 
 @pytest.mark.parametrize("said", ["[1]", '{"num_experts": 1e400}', '{"num_experts": 8.5, "num_experts_per_token": 2}'])
-def test_statistics_of_no_model_are_told(said: str, model: Path, tmp_path: Path) -> None:
+def test_statistics_of_no_model_are_refused(said: str, model: Path, tmp_path: Path) -> None:
     (folder,) = write_tensorrt_llm(tmp_path, np.ones((2, 8), np.int64))
     (folder / "meta_info.json").write_text(said)
     require_refused(run_import("tensorrt-llm", [folder], model, tmp_path), "rank0.safetensors: ", tmp_path)
@@ -373,7 +373,7 @@ def test_file_is_taken_once(model: Path, tmp_path: Path, monkeypatch: pytest.Mon
         ("stray", "stray/notes.txt: its document is not JSON"),
     ],
 )
-def test_what_is_no_file_is_told(
+def test_what_is_no_file_is_refused(
     name: str, said: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -386,7 +386,7 @@ def test_what_is_no_file_is_told(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="names of files are bytes on POSIX alone")
-def test_name_that_is_no_text_is_told(model: Path, tmp_path: Path) -> None:
+def test_name_that_is_no_text_is_refused(model: Path, tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(b"\xff.json")
     stored(path, vllm_answer(ONE))
     result = run_import("vllm", [path], model, tmp_path)
@@ -412,13 +412,13 @@ def test_suffix_may_be_in_capitals(model: Path, tmp_path: Path) -> None:
         ({"first_k_dense_replace": 2}, "has routing, and other has no experts there. Check --model."),
     ],
 )
-def test_other_model_is_told(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_other_model_is_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
     other = config(tmp_path / "other", **changes)
     files = stored(tmp_path / "t.json", [vllm_answer(one) for one in TRACE])
     require_refused(run_import("vllm", files, other, tmp_path), said, tmp_path)
 
 
-def test_other_format_is_told(model: Path, tmp_path: Path) -> None:
+def test_other_format_is_refused(model: Path, tmp_path: Path) -> None:
     """Each format is given the files of each other: none of them is taken for its own."""
     makers: dict[str, Callable[[Path, list[Traced]], list[Path]]] = {
         form: write for form, write in WRITERS.values() if form != "megatron"
