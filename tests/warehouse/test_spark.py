@@ -36,6 +36,7 @@ from moewh.warehouse.views.base import QUERIES, view_names
 from tests.support.published import publishable
 from tests.support.saved_queries import values_of
 from tests.support.synthetic import Prompt, Run, Token, random_run, random_warehouse, write_run
+from tests.support.traces import WRITERS, config, traced
 
 pyspark = pytest.importorskip("pyspark", reason="pyspark is not installed")
 pytest.importorskip("sqlglot", reason="sqlglot is not installed")
@@ -105,6 +106,20 @@ def test_spark_saved_query_equals_duckdb(name: str, layout: Layout, session: Spa
 @pytest.mark.parametrize("query", shipped_checks(), ids=lambda query: query.source)
 def test_spark_check_equals_duckdb(query: Query, layout: Layout, session: SparkSession) -> None:
     assert_same(layout, session, query, {}, ordered=True)
+
+
+IMPORTED = ("runs", "routes", "expert_load", "co_routing", "layer_transitions", "first_choice_transitions")
+
+
+def test_spark_equals_duckdb_on_imported_runs(tmp_path: Path, session: SparkSession) -> None:
+    """Runs without weights, and without the order of a token's experts."""
+    root, model = tmp_path / "wh", config(tmp_path / "model")
+    for form in ("vllm", "megatron"):
+        files = map(str, WRITERS[form][1](tmp_path, traced()))
+        arguments = ["import", form, *files, "--model", str(model), "--warehouse", str(root), "--run-id", form]
+        assert CliRunner().invoke(main, arguments).exit_code == 0
+    for name in IMPORTED:
+        assert_same(Layout(root), session, queries.find_query(name), {}, ordered=False)
 
 
 @pytest.mark.parametrize("table", schema.ROLLUPS, ids=lambda table: table.name)
