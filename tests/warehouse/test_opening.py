@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -112,6 +113,19 @@ def test_without_a_cache_the_views_are_bound_anew(
     assert opened(layouts[0]) == expected
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", no_home)
+    assert opened(layouts[0]) == expected
+
+
+def test_a_cache_of_another_user_is_not_read(
+    layouts: tuple[Layout, Layout], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = opened(layouts[0])
+    (file,) = cache.iterdir()
+    with duckdb.connect(str(file)) as connection:
+        connection.execute("create or replace view runs as select 'theirs' as run_id")
+    with open_warehouse(layouts[0]) as connection:
+        assert connection.sql("from runs").fetchall() == [("theirs",)]  # ours to change, so it is used
+    monkeypatch.setattr(os, "getuid", lambda: cache.stat().st_uid + 1)
     assert opened(layouts[0]) == expected
 
 

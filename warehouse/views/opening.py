@@ -1,9 +1,9 @@
 """Every view of a warehouse in memory, as moewh's own commands read it.
 
-DuckDB takes a tenth of a second and more to bind all views, and a tenth of that to copy bound ones. So they are bound
-once, for whatever warehouse, and kept in the user's cache: `$XDG_CACHE_HOME/moewh`, or `~/.cache/moewh`. There they
-read the warehouse at `moewh_root()`, a macro that each connection defines. A file's name is a digest of its statements
-and of DuckDB's version, so it is never out of date; where none can be kept, the views are bound anew.
+DuckDB takes more than a tenth of a second to bind all views, and a tenth of that to copy bound ones. So they are bound
+once, for any warehouse, and kept in the user's cache: `$XDG_CACHE_HOME/moewh`, or `~/.cache/moewh`. They read the
+warehouse at `moewh_root()`, a macro that each connection defines. The file is named after a digest of its statements
+and DuckDB's version, so it is never out of date. Without a usable cache, the views are bound again for each connection.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _ROOT = "moewh_root()"
 def open_warehouse(warehouse: Readable) -> duckdb.DuckDBPyConnection:
     """Return an in-memory DuckDB with every view of this warehouse.
 
-    Whatever DuckDB must spill goes to the warehouse's `.staging/`, or where temporary files go for a published one.
-    Raises MoewhError if there is no warehouse, or a link in it leads nowhere.
+    DuckDB spills to the warehouse's `.staging/`, or to the system's temporary folder for a published one.
+    Raises MoewhError if there is no warehouse, or if a link in it is broken.
     """
     import duckdb
 
@@ -48,9 +48,9 @@ def open_warehouse(warehouse: Readable) -> duckdb.DuckDBPyConnection:
 
 
 def _copy_views(connection: duckdb.DuckDBPyConnection, layout: Layout) -> bool:
-    """Copy the views of a warehouse from the user's cache, after adding them there if need be.
+    """Copy the views of a warehouse from the user's cache, after adding them there if they are missing.
 
-    Return whether the connection has them: not where the cache cannot be written or read.
+    Return whether this worked: the cache may be unusable.
     """
     import duckdb
 
@@ -65,7 +65,7 @@ def _copy_views(connection: duckdb.DuckDBPyConnection, layout: Layout) -> bool:
     try:
         connection.execute(f"attach {sql_string(str(file))} as moewh_views (read_only)")
         connection.execute("copy from database moewh_views to memory; detach moewh_views")
-    except duckdb.Error:  # a damaged file: the next opening makes it anew
+    except duckdb.Error:  # a damaged file: the next opening replaces it
         connection.execute("detach database if exists moewh_views")
         file.unlink(missing_ok=True)
         return False
@@ -74,8 +74,16 @@ def _copy_views(connection: duckdb.DuckDBPyConnection, layout: Layout) -> bool:
 
 
 def _cache() -> Path:
-    """Return the folder of what can be made again. Raises RuntimeError for a user without a home."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moewh"
+    """Return the user's cache folder, created if necessary.
+
+    Raises RuntimeError for a user without a home, and OSError for a folder that cannot be created or that belongs to
+    another user: its views would run as ours.
+    """
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moewh"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
+        raise PermissionError(f"{folder} belongs to another user")
+    return folder
 
 
 def _digest(statements: list[str]) -> str:
@@ -86,7 +94,6 @@ def _digest(statements: list[str]) -> str:
 
 def _add(file: Path, statements: list[str]) -> None:
     """Write a file of bound views and put it in place at once."""
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".", dir=file.parent) as scratch:
         empty = Layout(Path(scratch) / "wh")
         empty.create()
