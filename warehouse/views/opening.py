@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING
@@ -67,7 +68,8 @@ def _copy_views(connection: duckdb.DuckDBPyConnection, layout: Layout) -> bool:
         connection.execute("copy from database moewh_views to memory; detach moewh_views")
     except duckdb.Error:  # a damaged file: the next opening replaces it
         connection.execute("detach database if exists moewh_views")
-        file.unlink(missing_ok=True)
+        with suppress(OSError):  # a cache that can only be read
+            file.unlink()
         return False
     connection.execute(f"create or replace macro {_ROOT} as {sql_string(glob_literal(layout.root))}")
     return True
