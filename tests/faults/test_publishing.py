@@ -17,7 +17,8 @@ from click.testing import CliRunner
 from moewh.cli.main import main
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.layout import Layout
-from moewh.warehouse.remote.published import Published, readable
+from moewh.warehouse.remote.published import readable
+from moewh.warehouse.runs import run_ids
 from moewh.warehouse.trust.published import check_any, plan_any
 from moewh.warehouse.views.opening import open_warehouse
 from tests.support.published import RUNS, publishable, s3
@@ -52,7 +53,9 @@ def seen(place: str) -> list[str]:
         found.require()
     except MoewhError:
         return []
-    assert isinstance(found, Published)
+    if isinstance(found, Layout):  # killed before the first listing: zero-row files alone
+        assert run_ids(found) == []
+        return []
     assert check_any(plan_any(found)) == []
     with open_warehouse(found) as connection:
         runs = connection.execute("select run_id from runs where status = 'complete' order by all").fetchall()
