@@ -57,7 +57,7 @@ def answer_of(document: dict[str, Any], where: str, file: TraceFile) -> dict[str
 
 
 def _start(stream: IO[bytes]) -> tuple[int, bytes]:
-    """Return where the first value begins, and its first byte; nothing of a file without any.
+    """Return the offset of the first value and its first byte, which is empty for a file without any.
 
     A file in another encoding than UTF-8 begins with some other byte than a bracket.
     """
@@ -118,7 +118,7 @@ def _whole(file: TraceFile, stream: IO[bytes]) -> Iterator[tuple[str, dict[str, 
 
 
 def _is_last(stream: IO[bytes], offset: int) -> bool:
-    """Tell whether nothing follows an offset."""
+    """Return whether only white space follows an offset."""
     stream.seek(offset)
     while piece := stream.read(1 << 16):
         if piece.strip(SPACE):

@@ -8,13 +8,13 @@ from pathlib import Path
 from moewh.warehouse.errors import MoewhError, UsageError
 
 _PACKED = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd", "bzip2": b"BZh", "xz": b"\xfd7zXZ\0"}
-"""What packed files begin with."""
+"""First bytes of compressed files, by the program that writes them."""
 
 
 def trace_paths(names: Sequence[str]) -> list[Path]:
-    """Return the files that are named, those of a folder in order of their names.
+    """Return the given files, and those in a folder in the order of their names.
 
-    Raises UsageError or MoewhError for what is not a file, is packed, or is named twice.
+    Raises UsageError or MoewhError for a path that is not a file, is compressed, or is given twice.
     """
     paths: list[Path] = []
     for name in names:
@@ -41,7 +41,7 @@ def trace_paths(names: Sequence[str]) -> list[Path]:
 
 
 def _inside(folder: Path) -> list[Path]:
-    """Return the files of a folder. Raises UsageError for one that has folders: they would be left out unsaid."""
+    """Return the files of a folder. Raises UsageError for one that holds folders, which would be left out."""
     entries = sorted(entry for entry in folder.iterdir() if entry.name[0] != ".")
     if inner := next((entry for entry in entries if entry.is_dir()), None):
         raise UsageError(f"{folder} holds the folder {inner.name}. Name each folder of the trace.")
@@ -49,7 +49,7 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def _require_unpacked(path: Path) -> None:
-    """Raise MoewhError for a file that a packer wrote: no format is packed as a whole."""
+    """Raise MoewhError for a compressed file: no trace format is compressed as a whole."""
     try:
         with path.open("rb") as stream:
             begin = stream.read(6)

@@ -111,9 +111,11 @@ def test_without_a_cache_the_views_are_bound_anew(
     cache.parent.write_text("a file where the cache would be")
     expected = bound_anew(layouts[0])
     assert opened(layouts[0]) == expected
-    monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.chdir(cache.parent.parent)
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # which counts as unset
     assert opened(layouts[0]) == expected
+    assert not Path("relative").exists()
 
 
 def test_a_cache_of_another_user_is_not_read(
