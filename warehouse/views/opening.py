@@ -81,8 +81,8 @@ def _cache() -> Path:
     Raises RuntimeError for a user without a home, and OSError for a folder that cannot be created or that belongs to
     another user: its views would run as ours.
     """
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    folder = (base if base.is_absolute() else Path.home() / ".cache") / "moewh"  # the XDG standard ignores relative ones
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))  # ignored if relative, as the XDG standard asks
+    folder = (base if base.is_absolute() else Path.home() / ".cache") / "moewh"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
         raise PermissionError(f"{folder} belongs to another user")
