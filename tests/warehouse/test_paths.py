@@ -7,11 +7,13 @@ a folder for a partition. Other folders have names that are hard to write in SQL
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import duckdb
 import pytest
 from click.testing import CliRunner
 
@@ -23,7 +25,8 @@ from moewh.warehouse.answer.jail import Limits
 from moewh.warehouse.answer.query import Query
 from moewh.warehouse.answer.shell import find_duckdb
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.files.layout import ANY_RUN, ANY_SEGMENT, PATH_VALUES, Layout, glob_literal
+from moewh.warehouse.views import base
 from moewh.warehouse.views.base import canned_names
 from moewh.warehouse.views.opening import open_warehouse
 from moewh.warehouse.views.publishing import publish
@@ -196,6 +199,16 @@ def test_run_ids_are_text(run_id: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "where", ["true", "segment = 1", "run_id = 'one' and segment = 1", "run_id = 'two'", "layer = 1"]
+)
+def test_the_text_of_routes_is_looked_up_in_the_smaller_table(where: str, sound: Layout) -> None:
+    """Once a filter leaves out the first file, DuckDB estimates one row, and would hash every routing row for five."""
+    with open_warehouse(sound) as connection:
+        ((_, plan),) = connection.execute(f"explain from routes where {where} limit 5").fetchall()
+    assert re.findall(r"Join Type: (\w+)", plan) == ["LEFT"], plan
+
+
+@pytest.mark.parametrize(
     ("where", "files"),
     [
         ("true", 5),
@@ -232,6 +245,44 @@ def test_a_folder_that_is_no_segment_counts_nowhere(
     said = moewh(copy, "verify", faults=1)
     assert f"segments/run_id=one/{stray}: is not the folder of a segment" in said
     assert "runs/run_id=one (copy): is not the folder of a run" in said
+
+
+RUN_NAMES = [
+    "a",
+    "A.b-c_d",
+    "007",
+    "run_id",
+    "x..",
+    "~schema",
+    "~schem",
+    "~schema2",
+    "~schema.old",
+    "~",
+    "~x",
+    ".hidden",
+]
+RUN_NAMES += ["-x", "_x", "one (copy)", "é", "aé", "a~", "", "a=b", "a*", "a[b]", "a ", " a", "a\n", "a%20b", "日本"]
+SEGMENT_NAMES = ["0", "7", "10", "999999999", "1000000000", "00", "07", "0.old", "1.old", "", "-1", "+1", " 1", "1 "]
+SEGMENT_NAMES += ["1e3", "0x1", "1_000", "٣", "3é", "3\n", "old", "12345678901234567890"]
+
+
+@pytest.mark.parametrize("root", ["/wh", "/run_id=a b/segment=00/wh", "/[x]{y}*?/wh"])
+@pytest.mark.parametrize("folders", [*base.FOLDERS.values(), f"{base.UNSEALED}/{base.UNSEALED_LINK}/{ANY_SEGMENT}"])
+def test_patterns_leave_out_what_the_expressions_do(root: str, folders: str) -> None:
+    """A pattern and its strays match exactly the folders whose names are legal values."""
+    segments = SEGMENT_NAMES if ANY_SEGMENT in folders else ["0"]
+    files = {
+        f"{root}/{folders.replace(ANY_RUN, f'run_id={run}').replace(ANY_SEGMENT, f'segment={segment}')}/x.parquet": all(
+            re.fullmatch(PATH_VALUES[column], value) for column, value in (("run_id", run), ("segment", segment))
+        )
+        for run in RUN_NAMES
+        for segment in segments
+    }
+    inside = f"{glob_literal(root)}/{folders}/*"
+    no_stray = base._no_stray(folders, base.sql_string(glob_literal(root)))
+    sql = f"select filename from (select unnest(?) as filename) where filename glob ? and {no_stray}"
+    kept = {name for (name,) in duckdb.execute(sql, [list(files), inside]).fetchall()}
+    assert kept == {name for name, legal in files.items() if legal}
 
 
 def test_a_fault_is_reported_for_the_right_run(sound: Layout, tmp_path: Path) -> None:

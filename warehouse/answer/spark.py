@@ -18,7 +18,7 @@ from moewh.warehouse.answer.query import Answer, Query, Value, check_names
 from moewh.warehouse.cpus import usable_cpus
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import FOLDERS, PATH_VALUES, SCHEMA_RUN, Layout
+from moewh.warehouse.files.layout import ANY_RUN, FOLDERS, PATH_VALUES, SCHEMA_RUN, Layout
 from moewh.warehouse.remote.place import Folder
 from moewh.warehouse.views.base import ASK_AGAIN, LACKS, NEITHER, SEALED_LACKS, derived_views, table_select
 
@@ -264,7 +264,9 @@ def _files(session: SparkSession, layout: Layout, table: schema.Table, runs: lis
     texts = [f"`{column.name}` {_TYPES[column.type]}" for column in table.stored]
     texts += [f"`{column.name}` string" for column in table.path_columns]
     read = session.read.schema(", ".join(texts)).option("basePath", str(base))
-    files = read.parquet(*(f"{_escaped(base)}/{pattern.replace('*', run_id, 1)}/{table.file}" for run_id in runs))
+    files = read.parquet(
+        *(f"{_escaped(base)}/{pattern.replace(ANY_RUN, f'run_id={run_id}')}/{table.file}" for run_id in runs)
+    )
     for column in table.path_columns:
         files = files.where(files[column.name].rlike(f"^({PATH_VALUES[column.name]})$"))
         files = files.withColumn(column.name, files[column.name].cast(_TYPES[column.type]))

@@ -19,10 +19,14 @@ from typing import TYPE_CHECKING
 
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import (
+    ANY_RUN,
+    ANY_SEGMENT,
     FOLDERS,
     MARK,
     PATH_VALUES,
     SCHEMA_RUN,
+    STRAYS,
+    THROUGH_UNSEALED,
     UNSEALED,
     UNSEALED_LINK,
     Layout,
@@ -228,14 +232,14 @@ def _select(table: schema.Table, layout: Layout, root: str) -> str:
     """Return the query of a table's view over a warehouse that moewh writes."""
     if table in schema.MERGED:
         return _merged_select(table, layout, root)
-    return table_select(table, f"{_files(table, _pattern(table, layout, root))} as stored")
+    return table_select(table, f"{_files(table, layout, root)} as stored")
 
 
 def _published_select(table: schema.Table, published: Published, root: str) -> str:
     """Return the query of a table's view over the files that a published warehouse lists; every run there is sealed."""
     stored = schema.sealed(table) if table in schema.MERGED else table
-    paths = ", ".join(_below(root, path) for path in published.listing.files_of(table))
-    files = _files(stored, paths or None, listed=True)
+    paths = [_below(root, path) for path in published.listing.files_of(table)]
+    files = _rows(stored, f"[{', '.join(paths)}]", FOLDERS[stored.level]) if paths else _no_rows(stored)
     if stored is table:
         return table_select(table, f"{files} as stored")
     return f"select\n    {_of_sealed(table)}\nfrom {files} as stored"
@@ -259,29 +263,63 @@ def table_select(table: schema.Table, files: str) -> str:
     return f"select\n    {stored},{_DERIVED_RUN_COLUMNS.format(files=files)}"
 
 
-def _files(table: schema.Table, pattern: str | None, between: str = "", *, listed: bool = False) -> str:
-    """Return a subquery over every file of a table that `pattern` matches: its columns, those of the path first.
+def _files(table: schema.Table, layout: Layout, root: str, folders: str | None = None) -> str:
+    """Return a subquery over every file of a table; without rows for a warehouse that is older than the table.
 
-    The path columns are read from the end of the path, so that folders above the root do not matter: DuckDB's own
-    partitioning would use every `name=value` of the whole path and hide columns of the file. They are constant within a
-    file, so a filter on them still skips files before they are opened. A folder that is not a run's or segment's, such
-    as a copy called `segment=0.old`, is left out; `moewh verify` reports it. `between` is the path between the run's
-    and the segment's folder. With `listed`, `pattern` is several paths separated by commas. Without a pattern there are
-    no rows.
+    `folders` is a pattern of folders to use instead of those of the table's level. A folder that is not a run's or a
+    segment's, such as a copy called `segment=0.old`, is left out; `moewh verify` reports it.
     """
-    if pattern is None:
-        nothing = ", ".join(f"null::{column.type} as {column.name}" for column in (*table.path_columns, *table.stored))
-        return f"(select {nothing} where false)"
-    folders = between.join(f"/{column.name}=({PATH_VALUES[column.name]})" for column in table.path_columns)
-    end = f"'{folders}/[^/]*$'"
-    values = [
-        f"regexp_extract(filename, {end}, {number})::{column.type} as {column.name}"
-        for number, column in enumerate(table.path_columns, 1)
+    if (table.level == "geometry" or table.since > 1) and not layout.has_table(table):
+        return _no_rows(table)
+    folders = folders or FOLDERS[table.level]
+    files = _below(root, f"{folders}/{table.file}")
+    if table is schema.VOCABULARY:
+        files = f"[{_below(root, f'{_of_zero_rows(folders)}/{table.file}')}, {files}]"
+    return _rows(table, files, folders, f" where {_no_stray(folders, root)}")
+
+
+def _no_stray(folders: str, root: str) -> str:
+    """Return SQL for whether no folder of `filename` that `folders` matches is a copy or another stray.
+
+    DuckDB evaluates this for each file before it opens one. For a regular expression it would compile that each time.
+    """
+    own = f"filename glob ({_below(root, _of_zero_rows(folders))} || '/*')"
+    strays = [
+        f"filename not glob ({_below(root, folders.replace(pattern, stray))} || '/*')"
+        for pattern, names in STRAYS.items()
+        if pattern in folders
+        for stray in names
     ]
+    return " and ".join([f"({strays[0]} or {own})", *strays[1:]])
+
+
+def _of_zero_rows(folders: str) -> str:
+    """Return those of the folders that a pattern matches which hold the zero-row files."""
+    return folders.replace(ANY_RUN, f"run_id={SCHEMA_RUN}")
+
+
+def _rows(table: schema.Table, files: str, folders: str, where: str = "") -> str:
+    """Return a subquery over the rows of `files`, SQL for a pattern or a list of paths: the columns of the path first.
+
+    They are read from the end of the path, which `folders` describes, so that folders above the root do not matter:
+    DuckDB's own partitioning would use every `name=value` of the whole path and hide columns of the file. They are
+    constant within a file, so a filter on them skips files before they are opened.
+    """
+    values = []
+    for column in table.path_columns:
+        prefix = f"{column.name}="
+        (up,) = (up for up, folder in enumerate(reversed(folders.split("/")), 2) if folder.startswith(prefix))
+        value = f"substr(string_split(filename, '/')[-{up}], {len(prefix) + 1})"
+        values.append(f"{value}::{column.type} as {column.name}")
     columns = ", ".join([*values, *(column.name for column in table.stored)])
     options = f"hive_partitioning = false, filename = true{_given_schema(table)}"
-    files = f"[{pattern}]" if listed else pattern
-    return f"(select {columns} from read_parquet({files}, {options}) where regexp_matches(filename, {end}))"
+    return f"(select {columns} from read_parquet({files}, {options}){where})"
+
+
+def _no_rows(table: schema.Table) -> str:
+    """Return a subquery with the columns of a table and no rows."""
+    nothing = ", ".join(f"null::{column.type} as {column.name}" for column in (*table.path_columns, *table.stored))
+    return f"(select {nothing} where false)"
 
 
 def _given_schema(table: schema.Table) -> str:
@@ -296,16 +334,6 @@ def _given_schema(table: schema.Table) -> str:
         for column in table.stored
     )
     return f", schema = map {{{columns}}}"
-
-
-def _pattern(table: schema.Table, layout: Layout, root: str, within: str | None = None) -> str | None:
-    """Return SQL for the pattern that matches every file of a table; None for a warehouse older than the table.
-
-    `within` is a pattern of folders to use instead of those of the table's level.
-    """
-    if (table.level == "geometry" or table.since > 1) and not layout.has_table(table):
-        return None
-    return _below(root, f"{within or FOLDERS[table.level]}/{table.file}")
 
 
 def _below(root: str, path: str) -> str:
@@ -326,7 +354,7 @@ def _merged_select(table: schema.Table, layout: Layout, root: str) -> str:
     nothing = ",\n    ".join(f"null::{column.type} as {column.name}" for column in columns)
     failure = ",\n    ".join(f"failure::{column.type}" for column in columns)
     merged = schema.sealed(table)
-    through = _pattern(table, layout, root, f"{UNSEALED}/{UNSEALED_LINK}/segment=*")
+    through = f"{UNSEALED}/{UNSEALED_LINK}/{ANY_SEGMENT}"
     body = f"""with runs_there as (
     {_runs_of(root, f"{FOLDERS['run']}/{schema.RUNS.file}")}
 ),
@@ -343,12 +371,12 @@ where false
 union all
 select
     {", ".join(_names(table))}
-from {_files(table, through, f"/{UNSEALED_LINK}")} as stored
+from {_files(table, layout, root, through)} as stored
 anti join sealed_before using (run_id)
 union all
 select
     {_of_sealed(table)}
-from {_files(merged, _pattern(merged, layout, root))} as stored
+from {_files(merged, layout, root)} as stored
 semi join sealed_before using (run_id)
 union all
 select
@@ -380,7 +408,7 @@ def _must_hold(table: schema.Table, root: str) -> str:
     """Return SQL for the sealed runs that must have a merged table: all, or those whose first segment has its rows."""
     if table.counted is None:
         return "sealed_before"
-    counted = _runs_of(root, f"{FOLDERS['segment'].replace('segment=*', 'segment=0')}/{table.counted}", "segment=0/")
+    counted = _runs_of(root, f"{FOLDERS['segment'].replace(ANY_SEGMENT, 'segment=0')}/{table.counted}", "segment=0/")
     return f"sealed_before semi join ({counted}) as counted using (run_id)"
 
 
@@ -407,11 +435,10 @@ def _unless_missing(table: schema.Table, root: str) -> str:
     """
     columns = ",\n    ".join(f"failure::{column.type}" for column in (*table.path_columns, *table.columns))
     folder, counted = (f"regexp_replace({alias}.file, '/[^/]*$', '')" for alias in ("segment", "counts"))
-    through = f"/{UNSEALED.replace('*', '([^/]*)')}/{UNSEALED_LINK}/"
-    named = f"regexp_replace({folder}, '{through}', '/segments/run_id=\\1/')"
+    named = f"regexp_replace({folder}, '{THROUGH_UNSEALED}', '/segments/run_id=\\1/')"
     run_id = f"regexp_extract(segment.file, '/run_id=({PATH_VALUES['run_id']})/', 1)"
     segments, rollups = (
-        _below(root, f"{UNSEALED}/{UNSEALED_LINK}/segment=*/{file}")
+        _below(root, f"{UNSEALED}/{UNSEALED_LINK}/{ANY_SEGMENT}/{file}")
         for file in (table.counted or schema.SEGMENTS.file, table.file)
     )
     return f"""
