@@ -285,7 +285,7 @@ def _no_stray(folders: str, root: str) -> str:
     """
     own = f"filename glob ({_below(root, _of_zero_rows(folders))} || '/*')"
     strays = [
-        f"filename not glob ({_below(root, folders.replace(pattern, stray))} || '/*')"
+        f"not filename glob ({_below(root, folders.replace(pattern, stray))} || '/*')"
         for pattern, names in STRAYS.items()
         if pattern in folders
         for stray in names
