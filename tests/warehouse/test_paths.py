@@ -25,7 +25,7 @@ from moewh.warehouse.answer.jail import Limits
 from moewh.warehouse.answer.query import Query
 from moewh.warehouse.answer.shell import find_duckdb
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import ANY_RUN, ANY_SEGMENT, PATH_VALUES, Layout, glob_literal
+from moewh.warehouse.files.layout import ANY_RUN, ANY_SEGMENT, PATH_VALUES, STRAYS, Layout, glob_literal
 from moewh.warehouse.views import base
 from moewh.warehouse.views.base import canned_names
 from moewh.warehouse.views.opening import open_warehouse
@@ -283,6 +283,15 @@ def test_patterns_leave_out_what_the_expressions_do(root: str, folders: str) -> 
     sql = f"select filename from (select unnest(?) as filename) where filename glob ? and {no_stray}"
     kept = {name for (name,) in duckdb.execute(sql, [list(files), inside]).fetchall()}
     assert kept == {name for name, legal in files.items() if legal}
+
+
+def test_the_shell_takes_the_same_characters_for_legal() -> None:
+    """Its DuckDB may be of another version, with another way to read a class of characters."""
+    stray = f"'run_id=a' || chr(n::integer) || 'b' glob '{STRAYS[ANY_RUN][0]}'"
+    sql = f"select n from range(32, 1000) as t(n) where not {stray}"
+    done = subprocess.run([find_duckdb(), "-csv", "-noheader", "-c", sql], capture_output=True, text=True, check=True)
+    legal = {number for number in range(32, 1000) if re.fullmatch(PATH_VALUES["run_id"], f"a{chr(number)}b")}
+    assert set(map(int, done.stdout.split())) == legal
 
 
 def test_a_fault_is_reported_for_the_right_run(sound: Layout, tmp_path: Path) -> None:

@@ -45,10 +45,13 @@ ANY_RUN = "run_id=[A-Za-z0-9~]*"
 ANY_SEGMENT = "segment=[0-9]*"
 """Patterns of the folders of runs and of segments. They also match the names in STRAYS."""
 STRAYS = {
-    ANY_RUN: ("run_id=*[!A-Za-z0-9._-]*",),
+    ANY_RUN: ("run_id=*[!-A-Za-z0-9._]*",),
     ANY_SEGMENT: ("segment=*[!0-9]*", "segment=0?*", "segment=??????????*"),
 }
-"""Patterns of the names that are none of a run or segment. SCHEMA_RUN is one of them, but legal."""
+"""Patterns of the names that are not a run's or a segment's. SCHEMA_RUN matches one of them, but is legal.
+
+The hyphen comes first: DuckDB 1.5 takes it for a range at the end of a class.
+"""
 
 FOLDERS: dict[schema.Level, str] = {
     "run": f"runs/{ANY_RUN}",
