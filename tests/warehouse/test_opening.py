@@ -13,7 +13,7 @@ import pytest
 from moewh.warehouse.files.layout import Layout, glob_literal
 from moewh.warehouse.views.base import create_views, sql_string
 from moewh.warehouse.views.opening import open_warehouse
-from moewh.warehouse.views.publishing import written_to
+from moewh.warehouse.views.kept import written_to
 from tests.support.damage import sound_warehouse
 from tests.support.synthetic import random_warehouse
 

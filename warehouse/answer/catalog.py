@@ -15,6 +15,7 @@ from moewh.warehouse.answer.query import Query, find_query, saved_names, single_
 from moewh.warehouse.errors import UsageError
 from moewh.warehouse.files import schema
 from moewh.warehouse.views.base import canned_views, derived_views
+from moewh.warehouse.views.kept import copy_views
 
 if TYPE_CHECKING:
     import duckdb
@@ -115,9 +116,10 @@ def empty_warehouse() -> duckdb.DuckDBPyConnection:
     import duckdb
 
     connection = duckdb.connect()
-    connection.execute(";\n".join(_empty_table(table) for table in schema.TABLES))
-    for view in derived_views():
-        connection.execute(";\n".join((view.create, *view.comments)))
+    statements = [_empty_table(table) for table in schema.TABLES]
+    statements += [statement for view in derived_views() for statement in (view.create, *view.comments)]
+    if not copy_views(connection, statements):
+        connection.execute(";\n".join(statements))
     return connection
 
 

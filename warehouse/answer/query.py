@@ -154,28 +154,29 @@ def prepare(
 ) -> Answer | None:
     """Set the query's variables, unset those without a value, and return its answer.
 
-    The statement runs as a subquery, which can only read (see `moewh.warehouse.answer.jail`). With `unsafe` it runs
-    unchanged, and a statement without an answer, such as COPY, is executed at once: then None is returned.
-    Raises UsageError unless there is exactly one statement, for a statement that does more than read, for a parameter
-    that the SQL does not use and for a required parameter without a value.
+    The statement runs as a subquery, which can only read (see `moewh.warehouse.answer.jail`); a user's is also checked.
+    With `unsafe` it runs unchanged, and a statement without an answer, such as COPY, is executed at once: then None is
+    returned. Raises UsageError unless there is exactly one statement, for a statement that does more than read, for a
+    parameter that the SQL does not use and for a required parameter without a value.
     """
     import duckdb
 
-    from moewh.warehouse.answer.jail import jailed_statement
+    from moewh.warehouse.answer.jail import as_subquery, jailed_statement
     from moewh.warehouse.answer.pivot import make_types, name_pivots
 
     def look_into(sql: str) -> str:
-        return sql if unsafe else jailed_statement(connection, query.source, sql)
+        if unsafe:
+            return sql
+        return as_subquery(sql) if query.shipped else jailed_statement(connection, query.source, sql)
 
     pivots = name_pivots(connection, query.source, query.sql, unsafe=unsafe)
     statement = single_statement(connection, replace(query, sql=pivots.sql))
     bound = frozenset(statement.named_parameters)
     check_names(query, values, bound)
-    for name in query.variables:
-        if name in values:
-            connection.execute(f'set variable "{name}" = $value', {"value": values[name]})
-        else:  # a value left by an earlier query on this connection does not apply to this one
-            connection.execute(f'reset variable "{name}"')
+    if query.variables:  # a value left by an earlier query on this connection does not apply to this one
+        connection.execute("; ".join(f'reset variable "{name}"' for name in query.variables))
+    for name in query.variables & values.keys():
+        connection.execute(f'set variable "{name}" = $value', {"value": values[name]})
     bindings = {name: values[name] for name in bound}
     inside = look_into(pivots.sql)
     make_types(connection, pivots, values, look_into)
