@@ -21,7 +21,7 @@ from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import SEGMENT_FOLDER, glob_literal
 from moewh.warehouse.files.schema import split_columns
-from moewh.warehouse.files.tables import write_chunks
+from moewh.warehouse.files.tables import read_rows, write_chunks
 from moewh.warehouse.sealing.affinity import fits, merged_affinity
 
 _BATCH = 1 << 17
@@ -60,7 +60,7 @@ def _take_over(table: schema.Table, file: Path, target: Path) -> None:
     if pq.read_schema(file).equals(wanted):
         shutil.copyfile(file, target)
         return
-    rows = pq.read_table(file, partitioning=None)
+    rows = read_rows(file)
     if table is schema.SEGMENTS:
         number = int(file.parent.name.removeprefix(SEGMENT_FOLDER))
         rows = rows.add_column(0, "segment", pa.array([number] * len(rows), pa.int32()))

@@ -369,9 +369,9 @@ def _check_sealed(folder: Folder, segments: list[Folder]) -> Iterator[Fault]:
 
     A bad segment has its own fault and is not counted here.
     """
-    import pyarrow.parquet as pq
+    from moewh.warehouse.files.tables import read_rows
 
-    held = pq.read_table(folder.path / schema.SEGMENTS.file, partitioning=None).to_pylist()
+    held = read_rows(folder.path / schema.SEGMENTS.file).to_pylist()
     numbers = {row["segment"] for row in held}
     beside = folder.path.parents[1] / "segments" / folder.path.name
     if gone := sorted(number for number in numbers if not (beside / f"{SEGMENT_FOLDER}{number}").is_dir()):
@@ -415,9 +415,10 @@ def _check_experts(folder: Folder, run: Folder) -> Iterator[Fault]:
 
 def _total(folder: Path, table: schema.Table, column: str) -> int:
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
-    values = pq.read_table(folder / table.file, columns=[column], partitioning=None).column(column)
+    from moewh.warehouse.files.tables import read_rows
+
+    values = read_rows(folder / table.file, [column]).column(column)
     return int(pc.sum(values).as_py() or 0)
 
 
@@ -433,7 +434,7 @@ def _unknown(folder: Path, table: schema.Table, column: str) -> int:
 
 def _row(folder: Path, table: schema.Table) -> dict[str, Any]:
     """Return the one row of a run's or a segment's own file."""
-    import pyarrow.parquet as pq
+    from moewh.warehouse.files.tables import read_rows
 
-    rows: list[dict[str, Any]] = pq.read_table(folder / table.file, partitioning=None).to_pylist()
+    rows: list[dict[str, Any]] = read_rows(folder / table.file).to_pylist()
     return rows[0]
