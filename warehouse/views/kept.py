@@ -48,15 +48,15 @@ def forget(file: Path) -> None:
         file.unlink()
 
 
-def copy_views(connection: duckdb.DuckDBPyConnection, statements: list[str]) -> bool:
-    """Copy the views that statements create into a connection's memory; return whether the cache has them."""
+def copy_views(connection: duckdb.DuckDBPyConnection, statements: list[str], database: str = "memory") -> bool:
+    """Copy the views that statements create into a connection's database; return whether the cache has them."""
     import duckdb
 
     if (file := kept_views(statements)) is None:
         return False
     try:
         connection.execute(f"attach {sql_string(str(file))} as moewh_views (read_only)")
-        connection.execute("copy from database moewh_views to memory; detach moewh_views")
+        connection.execute(f"copy from database moewh_views to {database}; detach moewh_views")
     except duckdb.Error:
         connection.execute("detach database if exists moewh_views")
         forget(file)
@@ -105,9 +105,11 @@ def _digest(statements: list[str]) -> str:
 def _add(file: Path, statements: list[str]) -> None:
     """Write a file of bound views and put it in place at once."""
     with TemporaryDirectory(prefix=".", dir=file.parent) as scratch:
-        empty = Layout(Path(scratch) / "wh")
-        empty.create()
         built = Path(scratch) / file.name
         with written_to(built) as connection:
-            connection.execute(";\n".join(["begin", read_at(empty.empty), *statements, "commit"]))
+            if any(ROOT in statement for statement in statements):
+                empty = Layout(Path(scratch) / "wh")
+                empty.create()
+                connection.execute(read_at(empty.empty))
+            connection.execute(";\n".join(["begin", *statements, "commit"]))
         built.replace(file)

@@ -8,7 +8,7 @@ from tempfile import gettempdir
 from typing import TYPE_CHECKING
 
 from moewh.warehouse.files.layout import Layout
-from moewh.warehouse.views.base import create_views, view_statements
+from moewh.warehouse.views.base import create_views, derived_statements, view_statements
 from moewh.warehouse.views.kept import ROOT, copy_views, read_at
 
 if TYPE_CHECKING:
@@ -29,7 +29,10 @@ def open_warehouse(warehouse: Readable) -> duckdb.DuckDBPyConnection:
     spill = warehouse.staging if isinstance(warehouse, Layout) else Path(gettempdir())
     connection = duckdb.connect(config={"temp_directory": str(spill / f"duckdb.{os.getpid()}")})
     try:
-        if not (isinstance(warehouse, Layout) and _copy_views(connection, warehouse)):
+        if not isinstance(warehouse, Layout):
+            derived = not copy_views(connection, list(derived_statements(comments=True)))
+            create_views(connection, warehouse, comments=False, derived=derived)
+        elif not _copy_views(connection, warehouse):
             create_views(connection, warehouse, comments=False)
     except BaseException:
         connection.close()

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moewh.warehouse.files.layout import Layout, sync
-from moewh.warehouse.views.base import create_views, view_statements
-from moewh.warehouse.views.kept import ROOT, forget, kept_views, read_at, written_to
+from moewh.warehouse.views.base import create_views, derived_statements, view_statements
+from moewh.warehouse.views.kept import ROOT, copy_views, forget, kept_views, read_at, written_to
 
 if TYPE_CHECKING:
     from moewh.warehouse.remote.published import Readable
@@ -37,7 +37,8 @@ def build(warehouse: Readable, file: Path) -> None:
     if isinstance(warehouse, Layout) and _copied(warehouse, file):
         return
     with written_to(file) as connection:
-        create_views(connection, warehouse, comments=True, guarded=True)
+        derived = not copy_views(connection, list(derived_statements(comments=True)), "built")
+        create_views(connection, warehouse, comments=True, guarded=True, derived=derived)
 
 
 def _copied(layout: Layout, file: Path) -> bool:
