@@ -79,8 +79,8 @@ def _merged(connection: duckdb.DuckDBPyConnection, table: schema.Table, files: l
     keys, counts = split_columns(table)
     sums = ", ".join(f"{_merge(column)} as {column.name}" for column in table.columns if column.name in counts)
     listed = ", ".join(keys)
-    merged = _batches(connection, table, f"select {listed}, {sums} from {read} group by {listed} order by {listed}", given)
-    for batch in merged:
+    sql = f"select {listed}, {sums} from {read} group by {listed} order by {listed}"
+    for batch in _batches(connection, table, sql, given):
         yield from _of_one_kind(batch) if "kind" in keys else (batch,)
 
 

@@ -1,4 +1,7 @@
-"""`warehouse.duckdb`: the file that a plain DuckDB shell opens. It holds views and comments, but no rows."""
+"""`warehouse.duckdb`: the file that a plain DuckDB shell opens.
+
+It holds views and comments, and the path of the warehouse as a macro that they read, but no rows.
+"""
 
 from __future__ import annotations
 
