@@ -21,7 +21,6 @@ from moewh.cli.failures import explain, one_line
 from moewh.warehouse import __version__
 from moewh.warehouse.stopping import stoppable
 
-
 COMMANDS = (
     *("check", "completion", "demo", "export", "geometry", "import", "ingest", "inspect", "publish", "query"),
     *("refresh", "report", "runs", "seal", "shell", "show", "verify", "views"),
