@@ -1,4 +1,4 @@
-"""The `moewh` command: the group of all commands, each in its own file.
+"""The `moewh` command: the group of all commands, each in the file of its name, which is loaded when it is asked for.
 
 Every failure is one line on stderr that states what is wrong and what to do, with exit code 1 when the work failed and
 2 when the command was used wrongly. Nothing heavy is imported before a command needs it.
@@ -10,35 +10,37 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
+from keyword import iskeyword
 from typing import Any
 
 import click
 
-from moewh.cli.check import check
-from moewh.cli.completion import COMPLETE_VAR, completion, register
-from moewh.cli.demo import demo
-from moewh.cli.export import export
+from moewh.cli.completion import COMPLETE_VAR, register
 from moewh.cli.failures import explain, one_line
-from moewh.cli.geometry import geometry
-from moewh.cli.import_ import import_
-from moewh.cli.ingest import ingest
-from moewh.cli.inspect import inspect
-from moewh.cli.publish import publish
-from moewh.cli.query import query
-from moewh.cli.refresh import refresh
-from moewh.cli.report import report
-from moewh.cli.runs import runs
-from moewh.cli.seal import seal
-from moewh.cli.shell import shell
-from moewh.cli.show import show
-from moewh.cli.verify import verify
-from moewh.cli.views import views
 from moewh.warehouse import __version__
 from moewh.warehouse.stopping import stoppable
+
+COMMANDS = (
+    *("check", "completion", "demo", "export", "geometry", "import", "ingest", "inspect", "publish", "query"),
+    *("refresh", "report", "runs", "seal", "shell", "show", "verify", "views"),
+)
 
 
 class MoewhGroup(click.Group):
     """A group of commands that reports failures as one line and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Return the names of all commands."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - as above
+        """Return a command from the file of its name; None for an unknown one."""
+        if cmd_name not in COMMANDS:
+            return None
+        name = f"{cmd_name}_" if iskeyword(cmd_name) else cmd_name
+        command: click.Command = getattr(import_module(f"moewh.cli.{name}"), name)
+        return command
 
     def main(
         self,
@@ -93,26 +95,3 @@ def main(context: click.Context) -> None:
     """A SQL-queryable warehouse of the routing decisions of Mixture-of-Experts models."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
-
-
-for command in (
-    demo,
-    inspect,
-    ingest,
-    import_,
-    query,
-    export,
-    publish,
-    check,
-    verify,
-    views,
-    runs,
-    geometry,
-    report,
-    show,
-    shell,
-    refresh,
-    seal,
-    completion,
-):
-    main.add_command(command)

@@ -14,14 +14,25 @@ from pathlib import Path
 import pytest
 
 from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.remote.published import Readable
 from moewh.warehouse.views import publishing
 
 _BUILD = publishing.build
 
 
 def copy_one_file(patch: pytest.MonkeyPatch) -> None:
-    """Have `publish` write what it always does, under its locks and with its renames, but with a copy's bytes."""
-    patch.setattr(publishing, "build", lambda _, file: shutil.copyfile(made(), file))
+    """Have `publish` write what it always does, under its locks and with its renames, but with a copy's bytes.
+
+    The file of a published warehouse is made: `moewh publish` may be loaded meanwhile.
+    """
+
+    def copy(warehouse: Readable, file: Path) -> None:
+        if isinstance(warehouse, Layout):
+            shutil.copyfile(made(), file)
+        else:
+            _BUILD(warehouse, file)
+
+    patch.setattr(publishing, "build", copy)
 
 
 def publish_for_reading(layout: Layout) -> None:

@@ -11,9 +11,11 @@ import duckdb
 import pytest
 
 from moewh.warehouse.files.layout import Layout, glob_literal
+from moewh.warehouse.views import kept, publishing
 from moewh.warehouse.views.base import create_views, sql_string
+from moewh.warehouse.views.kept import written_to
 from moewh.warehouse.views.opening import open_warehouse
-from moewh.warehouse.views.publishing import written_to
+from moewh.warehouse.views.publishing import build
 from tests.support.damage import sound_warehouse
 from tests.support.synthetic import random_warehouse
 
@@ -73,6 +75,37 @@ def test_copied_views_are_those_that_were_bound(layouts: tuple[Layout, Layout], 
     path = sql_string(glob_literal(layout.root))
     assert [(name, sql.replace("moewh_root())", f"{path})")) for name, sql in found] == expected
     assert len(list(cache.iterdir())) == 1
+
+
+def published_views(file: Path) -> list[tuple[str, ...]]:
+    """Return all SQL and comments of a published file."""
+    with duckdb.connect(str(file), read_only=True) as connection:
+        views = "select view_name, '', sql, comment from duckdb_views() where not internal"
+        columns = "select table_name, column_name, data_type, comment from duckdb_columns() where not internal"
+        return connection.sql(f"{views} union all {columns} order by all").fetchall()
+
+
+def test_published_views_are_those_that_were_bound(
+    layouts: tuple[Layout, Layout], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, layout in zip(("one", "two", "three"), (*layouts, layouts[1]), strict=True):
+        build(layout, tmp_path / name)
+    (file,) = cache.iterdir()
+    assert published_views(tmp_path / "one") == published_views(tmp_path / "two")
+    assert all(comment for *_, comment in published_views(tmp_path / "one"))
+    file.write_bytes(file.read_bytes()[:5_000])
+    build(layouts[1], tmp_path / "damaged")
+    monkeypatch.setattr(kept, "kept_views", lambda _: None)
+    monkeypatch.setattr(publishing, "kept_views", lambda _: None)
+    build(layouts[1], tmp_path / "anew")
+    path = sql_string(glob_literal(layouts[1].root))
+    expected = published_views(tmp_path / "anew")
+    assert published_views(tmp_path / "damaged") == expected
+    found = published_views(tmp_path / "three")
+    assert [(*names, sql.replace("moewh_root())", f"{path})"), comment) for *names, sql, comment in found] == expected
+    for name in ("three", "anew"):
+        with duckdb.connect(str(tmp_path / name), read_only=True) as connection:
+            assert answers(connection) == bound_anew(layouts[1])
 
 
 def cut(file: Path) -> None:

@@ -18,7 +18,7 @@ from moewh.warehouse.answer.engine import Engine, open_engine
 from moewh.warehouse.answer.existence import nearest
 from moewh.warehouse.answer.jail import Limits
 from moewh.warehouse.answer.parameters import KINDS, kinds_of, numeric_parameters
-from moewh.warehouse.answer.query import Query, Value, saved_names
+from moewh.warehouse.answer.query import Query, Value, bound_names, saved_names
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.trust.check import shipped_checks
@@ -247,6 +247,7 @@ def existing(query: Query) -> dict[str, Value]:
 def test_what_does_not_exist_is_named_with_what_does(query: Query, ask: Engine) -> None:
     values, kinds = existing(query), kinds_of(query)
     assert kinds.keys() == query.variables
+    assert bound_names(replace(query, shipped=False)) == frozenset()  # which is taken for granted of a shipped one
     if "series" in kinds.values() or "run" in kinds.values():
         rows(ask, query, values)
     for name, kind in kinds.items():

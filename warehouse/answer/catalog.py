@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from moewh.warehouse.answer.query import Query, find_query, saved_names, single_statement, unknown
 from moewh.warehouse.errors import UsageError
 from moewh.warehouse.files import schema
-from moewh.warehouse.views.base import canned_views, derived_views
+from moewh.warehouse.views.base import canned_views, derived_statements
+from moewh.warehouse.views.kept import copy_views
 
 if TYPE_CHECKING:
     import duckdb
@@ -111,13 +112,13 @@ def _describe_table(table: schema.Table) -> ViewDescription:
 
 
 def empty_warehouse() -> duckdb.DuckDBPyConnection:
-    """Return an in-memory DuckDB with every table, empty, and the staging and canned views over them."""
+    """Return an in-memory DuckDB with every table, without rows, and the staging and canned views over them."""
     import duckdb
 
     connection = duckdb.connect()
-    connection.execute(";\n".join(_empty_table(table) for table in schema.TABLES))
-    for view in derived_views():
-        connection.execute(";\n".join((view.create, *view.comments)))
+    statements = list(derived_statements(comments=True))
+    if not copy_views(connection, statements):
+        connection.execute(";\n".join(statements))
     return connection
 
 
@@ -141,11 +142,6 @@ def _describe_canned() -> dict[str, ViewDescription]:
         )
         for view in canned_views()
     }
-
-
-def _empty_table(table: schema.Table) -> str:
-    columns = ", ".join(f"{column.name} {column.type}" for column in (*table.path_columns, *table.columns))
-    return f"create table {table.name} ({columns})"
 
 
 def _first_line(name: str) -> str:

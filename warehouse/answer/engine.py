@@ -48,7 +48,7 @@ class Engine:
 
         if not values:
             return values
-        if (bound := queries.bound_names(query.sql)) is not None:
+        if (bound := queries.bound_names(query)) is not None:
             queries.check_names(query, values, bound)
         kinds = kinds_of(query)
         made = typed(query, kinds, values)

@@ -101,7 +101,7 @@ def jailed_statement(connection: duckdb.DuckDBPyConnection, source: str, sql: st
     The returned SQL is exactly what was checked. Raises UsageError, naming `source`, for a statement that is not a
     query and for a table function that is not known to only read.
     """
-    inside = f"select * from ({without_semicolon(sql)}\n)"
+    inside = as_subquery(sql)
     tree = json.loads(connection.execute("select json_serialize_sql($sql)", {"sql": inside}).fetchall()[0][0])
     if tree["error"] or len(tree["statements"]) != 1:
         raise UsageError(
@@ -118,6 +118,11 @@ def jailed_statement(connection: duckdb.DuckDBPyConnection, source: str, sql: st
             "'..', or use --unsafe."
         )
     return inside
+
+
+def as_subquery(sql: str) -> str:
+    """Return the one statement of `sql` as a subquery, without looking into it."""
+    return f"select * from ({without_semicolon(sql)}\n)"
 
 
 def _unclear_files(node: Any) -> Iterator[str]:

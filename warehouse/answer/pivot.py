@@ -51,6 +51,8 @@ def name_pivots(connection: duckdb.DuckDBPyConnection, source: str, sql: str, *,
 
     Raises UsageError, naming `source`, for any other PIVOT. With `unsafe`, SQL that is not a query is left unchanged.
     """
+    if re.search("pivot", sql, re.IGNORECASE) is None:
+        return Pivots(sql)
     tree = serialised(connection, sql)
     tokens = _tokens(sql)
     if tree is None or not tree["error"] or not any(token.word in _PIVOT for token in tokens):

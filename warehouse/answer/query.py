@@ -154,15 +154,20 @@ def prepare(
 ) -> Answer | None:
     """Set the query's variables, unset those without a value, and return its answer.
 
-    The statement runs as a subquery, which can only read (see `moewh.warehouse.answer.jail`). With `unsafe` it runs
-    unchanged, and a statement without an answer, such as COPY, is executed at once: then None is returned.
-    Raises UsageError unless there is exactly one statement, for a statement that does more than read, for a parameter
-    that the SQL does not use and for a required parameter without a value.
+    The statement runs as a subquery, which can only read (see `moewh.warehouse.answer.jail`); a user's is also checked.
+    With `unsafe` a user's runs unchanged, and a statement without an answer, such as COPY, is executed at once: then
+    None is returned. Raises UsageError unless there is exactly one statement, for a statement that does more than read,
+    for a parameter that the SQL does not use and for a required parameter without a value.
     """
     import duckdb
 
-    from moewh.warehouse.answer.jail import jailed_statement
+    from moewh.warehouse.answer.jail import as_subquery, jailed_statement
     from moewh.warehouse.answer.pivot import make_types, name_pivots
+
+    if query.shipped:
+        check_names(query, values, frozenset())
+        _set_variables(connection, query, values)
+        return Answer(connection, as_subquery(query.sql), {})
 
     def look_into(sql: str) -> str:
         return sql if unsafe else jailed_statement(connection, query.source, sql)
@@ -171,11 +176,7 @@ def prepare(
     statement = single_statement(connection, replace(query, sql=pivots.sql))
     bound = frozenset(statement.named_parameters)
     check_names(query, values, bound)
-    for name in query.variables:
-        if name in values:
-            connection.execute(f'set variable "{name}" = $value', {"value": values[name]})
-        else:  # a value left by an earlier query on this connection does not apply to this one
-            connection.execute(f'reset variable "{name}"')
+    _set_variables(connection, query, values)
     bindings = {name: values[name] for name in bound}
     inside = look_into(pivots.sql)
     make_types(connection, pivots, values, look_into)
@@ -188,6 +189,13 @@ def prepare(
     return None
 
 
+def _set_variables(connection: duckdb.DuckDBPyConnection, query: Query, values: Mapping[str, Value]) -> None:
+    if query.variables:  # a value left by an earlier query on this connection does not apply to this one
+        connection.execute("; ".join(f'reset variable "{name}"' for name in query.variables))
+    for name in query.variables & values.keys():
+        connection.execute(f'set variable "{name}" = $value', {"value": values[name]})
+
+
 def single_statement(connection: duckdb.DuckDBPyConnection, query: Query) -> duckdb.Statement:
     """Return the one statement of a query's SQL. Raises UsageError for more or fewer."""
     statements = connection.extract_statements(query.sql)
@@ -196,12 +204,14 @@ def single_statement(connection: duckdb.DuckDBPyConnection, query: Query) -> duc
     return statements[0]
 
 
-def bound_names(sql: str) -> AbstractSet[str] | None:
-    """Return the names that SQL binds as `$name`; None if DuckDB cannot parse it."""
+def bound_names(query: Query) -> AbstractSet[str] | None:
+    """Return the names that a query binds as `$name`, which shipped ones never do; None if DuckDB cannot parse it."""
     import duckdb
 
+    if query.shipped:
+        return frozenset()
     try:
-        statements = duckdb.extract_statements(sql)
+        statements = duckdb.extract_statements(query.sql)
     except duckdb.Error:
         return None
     return frozenset[str]().union(*(statement.named_parameters for statement in statements))

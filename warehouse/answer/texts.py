@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from moewh.warehouse.answer.query import Answer
@@ -96,6 +96,8 @@ def text_rows(answer: Answer) -> tuple[list[Column], Iterator[Row]]:
 def told_rows(answer: Answer) -> Iterator[tuple[dict[str, str], dict[str, Any]]]:
     """Yield each row as two dicts by column: its texts, with NULL as `NULL`, and its values as JSON types."""
     answer = as_select(answer)
+    if not _has_rows(answer):  # as nearly always: then the columns need not be known
+        return
     columns = columns_of(answer)
     names = [column.name for column in columns]
     pairs = converted(answer, columns, lambda sql, kind: f"[{as_text(sql, kind)}, {as_json(sql, kind)}]")
@@ -104,6 +106,12 @@ def told_rows(answer: Answer) -> Iterator[tuple[dict[str, str], dict[str, Any]]]
         shown = ["NULL" if text is None else text for text in _finished(texts, columns)]
         parsed = [None if value is None else json.loads(strict_json(value)) for value in values]
         yield dict(zip(names, shown, strict=True)), dict(zip(names, parsed, strict=True))
+
+
+def _has_rows(answer: Answer) -> bool:
+    """Return whether an answer from `as_select` has rows, with every value computed: an error is raised here too."""
+    whole = replace(answer, statement=f"select columns(*)::varchar from ({answer.statement}\n)")
+    return whole.execute().fetchone() is not None
 
 
 def _finished(row: Row, columns: Sequence[Column]) -> Row:

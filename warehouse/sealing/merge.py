@@ -6,19 +6,22 @@ In: the folders of a run's segments. Out: one Parquet file per table of counts, 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import SEGMENT_FOLDER, glob_literal
 from moewh.warehouse.files.schema import split_columns
-from moewh.warehouse.files.tables import write_chunks
+from moewh.warehouse.files.tables import read_rows, write_chunks
 from moewh.warehouse.sealing.affinity import fits, merged_affinity
 
 _BATCH = 1 << 17
@@ -36,7 +39,7 @@ def write_merged(segments: list[Path], folder: Path) -> None:
             raise MoewhError(f"segment {file.parent} lacks {file.name}. See `moewh verify`.")
     if len(segments) == 1:
         for table, (file,) in files.items():
-            write_chunks(folder / table.file, schema.sealed(table), _as_they_are(table, file))
+            _take_over(table, file, folder / table.file)
         return
     spill = folder.with_name(f"duckdb.{os.getpid()}")
     with duckdb.connect(config={"temp_directory": str(spill)}) as connection:
@@ -51,16 +54,17 @@ def _is_counted(table: schema.Table, segments: list[Path]) -> bool:
     return table.counted is None or any((segment / table.counted).is_file() for segment in segments)
 
 
-def _as_they_are(table: schema.Table, file: Path) -> Iterator[pa.Table]:
-    """Yield the rows of a run's only segment, which are already in key order and need no addition."""
+def _take_over(table: schema.Table, file: Path, target: Path) -> None:
+    """Write the counts of a run's only segment: its file is in key order, and there is nothing to add up."""
     wanted = schema.sealed(table).arrow()
-    with pq.ParquetFile(file) as source:
-        for group in range(source.num_row_groups):
-            rows = source.read_row_group(group)
-            if table is schema.SEGMENTS:
-                number = int(file.parent.name.removeprefix(SEGMENT_FOLDER))
-                rows = rows.add_column(0, "segment", pa.array([number] * len(rows), pa.int32()))
-            yield rows.select(wanted.names).cast(wanted)
+    if pq.read_schema(file).equals(wanted):
+        shutil.copyfile(file, target)
+        return
+    rows = read_rows(file)
+    if table is schema.SEGMENTS:
+        number = int(file.parent.name.removeprefix(SEGMENT_FOLDER))
+        rows = rows.add_column(0, "segment", pa.array([number] * len(rows), pa.int32()))
+    write_chunks(target, schema.sealed(table), [rows.select(wanted.names).cast(wanted)])
 
 
 def _merged(connection: duckdb.DuckDBPyConnection, table: schema.Table, files: list[Path]) -> Iterator[pa.Table]:
@@ -75,13 +79,16 @@ def _merged(connection: duckdb.DuckDBPyConnection, table: schema.Table, files: l
     keys, counts = split_columns(table)
     sums = ", ".join(f"{_merge(column)} as {column.name}" for column in table.columns if column.name in counts)
     listed = ", ".join(keys)
-    sql = f"select {listed}, {sums} from {read} where {{kind}} group by {listed} order by {listed}"
-    if "kind" not in keys:
-        yield from _batches(connection, table, sql.format(kind="true"), given)
-        return
-    kinds = connection.execute(f"select distinct kind from {read} order by kind", given).fetchall()
-    for (kind,) in kinds:
-        yield from _batches(connection, table, sql.format(kind="kind = $kind"), {**given, "kind": kind})
+    sql = f"select {listed}, {sums} from {read} group by {listed} order by {listed}"
+    for batch in _batches(connection, table, sql, given):
+        yield from _of_one_kind(batch) if "kind" in keys else (batch,)
+
+
+def _of_one_kind(rows: pa.Table) -> Iterator[pa.Table]:
+    """Split rows that are sorted by kind where the kind changes."""
+    ends = pc.run_end_encode(rows["kind"].combine_chunks()).run_ends.to_pylist()
+    for start, end in pairwise([0, *ends]):
+        yield rows.slice(start, end - start)
 
 
 def _merge(column: schema.Column) -> str:

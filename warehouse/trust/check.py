@@ -25,7 +25,7 @@ HELD = "select count(distinct run_id), coalesce(sum(routing_rows), 0) from segme
 
 def assigned(checks: list[Query], values: Mapping[str, Value]) -> list[tuple[Query, dict[str, Value]]]:
     """Return each check with the values that it uses. Raises UsageError for a value that no check uses."""
-    known = {query: query.variables | (queries.bound_names(query.sql) or frozenset()) for query in checks}
+    known = {query: query.variables | (queries.bound_names(query) or frozenset()) for query in checks}
     names = sorted(set[str]().union(*known.values()))
     for name in values:
         if name not in names:

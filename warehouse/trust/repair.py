@@ -88,12 +88,13 @@ def geometry_command(layout: Layout, run_id: str) -> str:
 def geometry_rank(layout: Layout, run_id: str) -> int | None:
     """Return the rank of a run's geometry, which may be in `quarantine/`; None if it cannot be read."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
+
+    from moewh.warehouse.files.tables import read_rows
 
     for root in (layout, Layout(layout.root / "quarantine")):
         path = root.geometry(run_id) / schema.EXPERT_GEOMETRY.file
         try:
-            ranks = pq.read_table(path, columns=["subspace_rank"], partitioning=None).column(0)
+            ranks = read_rows(path, ["subspace_rank"]).column(0)
             return int(ranks.drop_null()[0].as_py())
         except (OSError, pa.ArrowException, LookupError):
             continue
@@ -160,11 +161,12 @@ def _free_path(path: Path) -> Path:
 def _run_row(layout: Layout, run_id: str) -> dict[str, Any] | None:
     """Return the run's row, which may be in `quarantine/`; None if it cannot be read."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
+
+    from moewh.warehouse.files.tables import read_rows
 
     for root in (layout, Layout(layout.root / "quarantine")):
         try:
-            row: dict[str, Any] = pq.read_table(root.run(run_id) / schema.RUNS.file, partitioning=None).to_pylist()[0]
+            row: dict[str, Any] = read_rows(root.run(run_id) / schema.RUNS.file).to_pylist()[0]
             json.loads(row["options"])
         except (OSError, pa.ArrowException, LookupError, ValueError, TypeError):
             continue  # damaged or gone: the command is then described in words

@@ -40,13 +40,12 @@ class Fault:
 
 _SEGMENTS = """
 with sealed as (select distinct run_id from expert_counts where segment is null)
-select sealed.run_id is not null as is_sealed, segments.run_id, segments.segment, segments.routing_rows
+select
+    sealed.run_id is not null as is_sealed, segments.run_id, segments.segment, segments.routing_rows, segments.tokens
 from segments
 left join sealed on sealed.run_id = segments.run_id
 order by is_sealed, segments.run_id, segments.segment
 """
-_COUNTS_ALONE = "select run_id from segments group by run_id having sum(tokens) = 0"
-"""Runs that have a load but no rows."""
 ROWS_AT_ONCE = 64 << 20
 """Routing rows that one query counts again, unless a single segment or sealed run has more."""
 
@@ -74,22 +73,23 @@ def compare(ask: Ask, only: Value | None = None) -> Iterator[Fault]:
     whole. `only` limits the comparison to that run. Runs imported as counts only are skipped: they have no rows to
     count.
     """
-    alone = {run_id for (run_id,) in _rows(ask, _COUNTS_ALONE)}
-    for unit in _units([row for row in _rows(ask, _SEGMENTS) if only in (None, row[1])]):
+    segments = [row for row in _rows(ask, _SEGMENTS) if only in (None, row[1])]
+    with_tokens = {run_id for _, run_id, _, _, tokens in segments if tokens}  # the others have a load but no rows
+    for unit in _units(segments):
         for table in schema.ROLLUPS:
-            left_out = alone if table is schema.EXPERT_COUNTS else set()
-            if runs := tuple(run_id for run_id in unit.runs if run_id not in left_out):
+            loads = table is schema.EXPERT_COUNTS
+            if runs := tuple(run_id for run_id in unit.runs if run_id in with_tokens or not loads):
                 rows = _rows(ask, _difference(table, replace(unit, runs=runs)))
                 yield from (Fault(table.name, *row) for row in rows)
 
 
-def _units(segments: list[tuple[bool, str, int, int]]) -> Iterator[_Unit]:
-    """Group sorted segments (sealed, run_id, segment, routing rows) into units to compare."""
+def _units(segments: list[tuple[Any, ...]]) -> Iterator[_Unit]:
+    """Group rows of `_SEGMENTS` into units to compare."""
     together: list[str] = []
     total = 0
     for sealed, of_state in groupby(segments, lambda row: row[0]):
         for run_id, of_run in groupby(of_state, lambda row: row[1]):
-            numbers, rows = zip(*((segment, rows) for _, _, segment, rows in of_run), strict=True)
+            numbers, rows = zip(*((segment, rows) for _, _, segment, rows, _ in of_run), strict=True)
             if not sealed and sum(rows) > ROWS_AT_ONCE:
                 yield from (_Unit(sealed, (run_id,), number) for number in numbers)
                 continue

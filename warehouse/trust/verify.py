@@ -15,7 +15,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +71,27 @@ class Folder:
     """None if it is missing or invalid."""
     files: dict[str, Entry] = field(default_factory=dict)
     """The files to read: those in the manifest that exist and belong to a table."""
+    _totals: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    @cached_property
+    def row(self) -> dict[str, Any]:
+        """The one row of a run's or a segment's own file."""
+        from moewh.warehouse.files.tables import read_rows
+
+        own = schema.RUNS if self.level == "run" else schema.SEGMENTS
+        rows: list[dict[str, Any]] = read_rows(self.path / own.file).to_pylist()
+        return rows[0]
+
+    def total(self, table: schema.Table, column: str) -> int:
+        """Return the sum of a column, which is read once: the set of a sealed run is compared with it too."""
+        import pyarrow.compute as pc
+
+        from moewh.warehouse.files.tables import read_rows
+
+        if (table.file, column) not in self._totals:
+            values = read_rows(self.path / table.file, [column]).column(column)
+            self._totals[table.file, column] = int(pc.sum(values).as_py() or 0)
+        return self._totals[table.file, column]
 
 
 @dataclass
@@ -303,7 +324,7 @@ def _message(error: Exception) -> str:
 def _check_belonging(folders: list[Folder]) -> Iterator[Fault]:
     """Find folders that are intact but in the wrong place or inconsistent: swapped, foreign, or with wrong counts."""
     runs = {folder.run_id: folder for folder in folders if folder.level == "run"}
-    rows = {run_id: _row(folder.path, schema.RUNS) for run_id, folder in runs.items() if run_id != SCHEMA_RUN}
+    rows = {run_id: folder.row for run_id, folder in runs.items() if run_id != SCHEMA_RUN}
     lengths = {run_id: row["segments_planned"] or _up_to_last(run_id, folders) for run_id, row in rows.items()}
     for folder in folders:
         run = rows.get(folder.run_id)
@@ -327,7 +348,7 @@ def _check_belonging(folders: list[Folder]) -> Iterator[Fault]:
 def _up_to_last(run_id: str, folders: list[Folder]) -> int | None:
     """Return the number of segments of a run without a plan, up to the first marked as last; None if none is marked."""
     segments = [folder for folder in folders if folder.level == "segment" and folder.run_id == run_id]
-    last = [folder.number or 0 for folder in segments if _row(folder.path, schema.SEGMENTS)["last"]]
+    last = [folder.number or 0 for folder in segments if folder.row["last"]]
     return min(last) + 1 if last else None
 
 
@@ -336,7 +357,7 @@ def _check_counts(folder: Folder, number: int, planned: int | None) -> Iterator[
 
     `planned` is the run's number of segments; None if it is not yet known.
     """
-    row = _row(folder.path, schema.SEGMENTS)
+    row = folder.row
     if planned is None:
         pass
     elif number >= planned:
@@ -347,19 +368,17 @@ def _check_counts(folder: Folder, number: int, planned: int | None) -> Iterator[
     if (outputs := folder.files.get(schema.EXPERT_OUTPUTS.file)) is not None:
         expected.append(("routing_rows", schema.EXPERT_OUTPUTS.file, outputs.rows))
     if row["tokens"]:  # a run that was imported as counts only has a load and no rows
-        expected += [("routing_rows", schema.EXPERT_COUNTS.file, _total(folder.path, schema.EXPERT_COUNTS, "tokens"))]
+        expected += [("routing_rows", schema.EXPERT_COUNTS.file, folder.total(schema.EXPERT_COUNTS, "tokens"))]
     entries_known = not _unknown(folder.path, schema.TOKENS, "vocab_id")
     if entries_known:
-        expected += [
-            ("routing_rows", schema.AFFINITY_COUNTS.file, _total(folder.path, schema.AFFINITY_COUNTS, "tokens"))
-        ]
+        expected += [("routing_rows", schema.AFFINITY_COUNTS.file, folder.total(schema.AFFINITY_COUNTS, "tokens"))]
     for name, file, count in expected:
         if row[name] != count:
             yield Fault(folder.path, file, f"has {count:,} {name}, but {schema.SEGMENTS.file} says {row[name]:,}")
     if not entries_known or _unknown(folder.path, schema.EXPERT_COUNTS, "first_choice_tokens"):
         return
-    first_choices = _total(folder.path, schema.EXPERT_COUNTS, "first_choice_tokens")
-    if (tokens := _total(folder.path, schema.VOCAB_COUNTS, "tokens")) != first_choices:
+    first_choices = folder.total(schema.EXPERT_COUNTS, "first_choice_tokens")
+    if (tokens := folder.total(schema.VOCAB_COUNTS, "tokens")) != first_choices:
         why = f"has {tokens:,} tokens, but {schema.EXPERT_COUNTS.file} has {first_choices:,} first choices"
         yield Fault(folder.path, schema.VOCAB_COUNTS.file, why)
 
@@ -369,9 +388,9 @@ def _check_sealed(folder: Folder, segments: list[Folder]) -> Iterator[Fault]:
 
     A bad segment has its own fault and is not counted here.
     """
-    import pyarrow.parquet as pq
+    from moewh.warehouse.files.tables import read_rows
 
-    held = pq.read_table(folder.path / schema.SEGMENTS.file, partitioning=None).to_pylist()
+    held = read_rows(folder.path / schema.SEGMENTS.file).to_pylist()
     numbers = {row["segment"] for row in held}
     beside = folder.path.parents[1] / "segments" / folder.path.name
     if gone := sorted(number for number in numbers if not (beside / f"{SEGMENT_FOLDER}{number}").is_dir()):
@@ -380,13 +399,13 @@ def _check_sealed(folder: Folder, segments: list[Folder]) -> Iterator[Fault]:
         yield Fault(folder.path, schema.SEGMENTS.file, f"lacks segment {strangers[0]}, which exists")
     for one in segments:
         there = [row for row in held if row["segment"] == one.number]
-        if there and {**_row(one.path, schema.SEGMENTS), "segment": one.number} != there[0]:
+        if there and {**one.row, "segment": one.number} != there[0]:
             yield Fault(folder.path, schema.SEGMENTS.file, f"differs from the file of segment {one.number}")
     if {one.number for one in segments} != numbers:
         return
     yield from _check_sealed_outputs(folder, segments)
     for table in (schema.EXPERT_COUNTS, schema.AFFINITY_COUNTS):  # each counts a routing row at most once
-        count, rows = _total(folder.path, table, "tokens"), sum(_total(one.path, table, "tokens") for one in segments)
+        count, rows = folder.total(table, "tokens"), sum(one.total(table, "tokens") for one in segments)
         if count != rows:
             yield Fault(folder.path, table.file, f"has {count:,} routing_rows, but the run's segments have {rows:,}")
 
@@ -394,11 +413,11 @@ def _check_sealed(folder: Folder, segments: list[Folder]) -> Iterator[Fault]:
 def _check_sealed_outputs(folder: Folder, segments: list[Folder]) -> Iterator[Fault]:
     """Find differences between the opt-in counts of a sealed set and those of its segments."""
     table = schema.EXPERT_OUTPUT_COUNTS
-    holding = [one.path for one in segments if table.file in one.files]
+    holding = [one for one in segments if table.file in one.files]
     if bool(holding) != (table.file in folder.files):
         yield Fault(folder.path, table.file, "is missing" if holding else "counts rows that no segment of the run has")
     elif holding:
-        count, rows = _total(folder.path, table, "choices"), sum(_total(path, table, "choices") for path in holding)
+        count, rows = folder.total(table, "choices"), sum(one.total(table, "choices") for one in holding)
         if count != rows:
             yield Fault(folder.path, table.file, f"has {count:,} choices, but the run's segments have {rows:,}")
 
@@ -413,14 +432,6 @@ def _check_experts(folder: Folder, run: Folder) -> Iterator[Fault]:
         yield Fault(folder.path, schema.EXPERT_GEOMETRY.file, why)
 
 
-def _total(folder: Path, table: schema.Table, column: str) -> int:
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    values = pq.read_table(folder / table.file, columns=[column], partitioning=None).column(column)
-    return int(pc.sum(values).as_py() or 0)
-
-
 def _unknown(folder: Path, table: schema.Table, column: str) -> int:
     """Return how many rows of a column are NULL, from the statistics of its file."""
     import pyarrow.parquet as pq
@@ -429,11 +440,3 @@ def _unknown(folder: Path, table: schema.Table, column: str) -> int:
         groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
         index = file.schema_arrow.get_field_index(column)
     return sum(group.column(index).statistics.null_count for group in groups if group.num_rows)
-
-
-def _row(folder: Path, table: schema.Table) -> dict[str, Any]:
-    """Return the one row of a run's or a segment's own file."""
-    import pyarrow.parquet as pq
-
-    rows: list[dict[str, Any]] = pq.read_table(folder / table.file, partitioning=None).to_pylist()
-    return rows[0]

@@ -149,16 +149,26 @@ def _reads(code: str, name: str) -> bool:
 
 
 def create_views(
-    connection: duckdb.DuckDBPyConnection, warehouse: Readable, *, comments: bool, guarded: bool = False
+    connection: duckdb.DuckDBPyConnection,
+    warehouse: Readable,
+    *,
+    comments: bool,
+    guarded: bool = False,
+    derived: bool = True,
 ) -> None:
-    """Create every view in the connection's current schema, in one transaction."""
+    """Create every view in the connection's current schema, in one transaction.
+
+    `derived` is False if the schema has what `derived_statements` create.
+    """
     if isinstance(warehouse, Layout):
         warehouse.linked_folders()
         zero_rows = zero_rows_of(warehouse)
     else:
         zero_rows = warehouse.connect(connection)
-    statements = bound_to(zero_rows, view_statements(warehouse, comments=comments, guarded=guarded))
-    connection.execute(";\n".join(["begin", *statements, "commit"]))
+    statements = list(base_statements(warehouse, comments=comments, guarded=guarded))
+    if derived:
+        statements[:0] = derived_statements(comments=comments)
+    connection.execute(";\n".join(["begin", *bound_to(zero_rows, statements), "commit"]))
 
 
 def zero_rows_of(layout: Layout) -> str | None:
@@ -188,8 +198,25 @@ def view_statements(
     DuckDB binds again everything that a view reads. So the canned views are created over views that only have the
     columns, which the views of the files then replace; this halves the time.
     """
+    yield from derived_statements(comments=comments)
+    yield from base_statements(warehouse, comments=comments, guarded=guarded, root=root)
+
+
+def derived_statements(*, comments: bool) -> Iterator[str]:
+    """Yield the statements that create the staging and canned views, over views that only have the columns."""
     yield from (_columns_alone(table) for table in schema.TABLES)
-    for view in (*derived_views(), *base_views(warehouse, guarded=guarded, root=root)):
+    yield from _statements(derived_views(), comments=comments)
+
+
+def base_statements(
+    warehouse: Readable, *, comments: bool, guarded: bool = False, root: str | None = None
+) -> Iterator[str]:
+    """Yield the statements that create or replace the views over the stored tables, as `view_statements` does."""
+    yield from _statements(base_views(warehouse, guarded=guarded, root=root), comments=comments)
+
+
+def _statements(views: Iterable[View], *, comments: bool) -> Iterator[str]:
+    for view in views:
         yield view.create
         if comments:
             yield from view.comments

@@ -1,25 +1,21 @@
-"""`warehouse.duckdb`: the file that a plain DuckDB shell opens. It holds views and comments, but no rows."""
+"""`warehouse.duckdb`: the file that a plain DuckDB shell opens.
+
+It holds views and comments, and the path of the warehouse as a macro that they read, but no rows.
+"""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moewh.warehouse.files.layout import sync
-from moewh.warehouse.views.base import create_views, sql_string
+from moewh.warehouse.files.layout import Layout, sync
+from moewh.warehouse.views.base import create_views, derived_statements, view_statements
+from moewh.warehouse.views.kept import ROOT, copy_views, forget, kept_views, read_at, written_to
 
 if TYPE_CHECKING:
-    import duckdb
-
-    from moewh.warehouse.files.layout import Layout
     from moewh.warehouse.remote.published import Readable
-
-STORAGE_VERSION = "v1.0.0"
-"""The oldest storage format that supports comments; any DuckDB since 1.1 reads these views."""
 
 
 def publish(layout: Layout) -> None:
@@ -41,18 +37,26 @@ def publish(layout: Layout) -> None:
 
 def build(warehouse: Readable, file: Path) -> None:
     """Write the views to a new database file, whose path must not hold a `?`: DuckDB takes it for a URL's query."""
+    if isinstance(warehouse, Layout) and _copied(warehouse, file):
+        return
     with written_to(file) as connection:
-        create_views(connection, warehouse, comments=True, guarded=True)
+        derived = not copy_views(connection, list(derived_statements(comments=True)), "built")
+        create_views(connection, warehouse, comments=True, guarded=True, derived=derived)
 
 
-@contextmanager
-def written_to(file: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Yield a connection whose current schema is that of a new database file."""
+def _copied(layout: Layout, file: Path) -> bool:
+    """Write the views of a warehouse from the user's cache; return whether that is usable."""
     import duckdb
 
-    with duckdb.connect() as connection:
-        connection.execute(f"attach {sql_string(str(file))} as built (storage_version '{STORAGE_VERSION}')")
-        connection.execute("use built")
-        yield connection
-        connection.execute("use memory")
-        connection.execute("detach built")
+    layout.linked_folders()
+    if (kept := kept_views(list(view_statements(layout, comments=True, guarded=True, root=ROOT)))) is None:
+        return False
+    shutil.copyfile(kept, file)
+    try:
+        with written_to(file) as connection:
+            connection.execute(read_at(layout.root))
+    except duckdb.Error:  # a damaged file in the cache
+        forget(kept)
+        file.unlink()
+        return False
+    return True
