@@ -21,6 +21,8 @@ from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.base import QUERIES, canned_names, sql_string, view_names
 from moewh.warehouse.views.opening import open_warehouse
 from moewh.warehouse.views.publishing import publish
+from tests.support.kept_place import Kept
+from tests.support.opened import viewed
 from tests.support.saved_queries import values_of
 from tests.support.synthetic import (
     Prompt,
@@ -52,11 +54,14 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     return made
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
+    return Kept(tmp_path_factory.mktemp("kept"), lambda root: random_warehouse(root)[0])
+
+
 @pytest.fixture
-def layout(tmp_path: Path) -> Layout:
-    made, _ = random_warehouse(tmp_path / "wh")
-    publish(made)
-    return made
+def layout(kept: Kept) -> Layout:
+    return kept.again()
 
 
 def shell(program: str, *arguments: str, cwd: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -168,7 +173,7 @@ def test_shell_runs_every_shipped_file(path: Path, duckdb_program: str, shared: 
     commands = [argument for setting in settings for argument in ("-cmd", setting)]
     done = shell(duckdb_program, *commands, str(shared.database), cwd=Path("/"), stdin=f"{path.read_text()};")
     assert done.returncode == 0, done.stderr
-    with open_warehouse(shared) as connection:
+    with viewed(shared) as connection:
         for setting in settings:
             connection.execute(setting)
         rows = connection.execute(path.read_text()).fetchall()
