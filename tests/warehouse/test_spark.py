@@ -73,9 +73,9 @@ SHORT_LIVED = (
     "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:MetaspaceSize=512m -XX:ReservedCodeCacheSize=256m "
     "-XX:+UnlockDiagnosticVMOptions -XX:-BytecodeVerificationRemote"
 )
-"""Options of Java: each query runs once or twice, so compiling it well, and verifying Spark, take longer than they save.
+"""Options of Java. Each query runs once or twice: compiling it well, or verifying Spark, takes longer than it saves.
 
-What is compiled needs room, or Java goes on without its compiler; growing metaspace would collect garbage each time.
+What is compiled needs room, or Java goes on without its compiler; a growing metaspace would collect garbage each time.
 """
 INTERPRETED = {
     "spark.sql.codegen.wholeStage": "false",
@@ -371,7 +371,8 @@ from tests.support.two_engines import assert_same
 from moewh.warehouse.answer import query, spark
 from moewh.warehouse.files.layout import Layout
 ours = spark._settings
-spark._settings = lambda master: ours(master) | {"spark.sql.shuffle.partitions": "4"}  # not 200, of some rows each
+FEW_ROWS = {"spark.sql.shuffle.partitions": "4", "spark.buffer.pageSize": "256k"}  # not 200, and 16 MB
+spark._settings = lambda master: ours(master) | FEW_ROWS
 with spark.open_spark("local-cluster[2,1,1024]") as session:
     for name in sys.argv[2:]:
         assert_same(Layout(Path(sys.argv[1])), session, query.find_query(name), {}, ordered=False)
