@@ -15,6 +15,7 @@ from moewh.warehouse.answer.export import export_names
 from moewh.warehouse.answer.output import FORMATS
 from moewh.warehouse.views.base import canned_names
 from tests.support.escapes import ESCAPES
+from tests.support.forked_program import forked_moewh
 from tools.documents import (
     README,
     SCHEMA_PAGE,
@@ -63,11 +64,14 @@ def test_same_sees_what_differs(shown: str, real: str, alike: bool) -> None:
 
 
 def test_readme_commands_give_the_output_shown(tmp_path: Path) -> None:
+    """The first starts as a user's does; the others' processes are forked."""
     commands = [pair for block in console_blocks(README.read_text()) for pair in block]
     assert commands[0][0] == "moewh demo"
-    for command, shown in commands:
-        real = run_command(command, tmp_path)
-        assert same(shown, real), f"$ {command}\n{real}\nREADME shows:\n{shown}\nRun `make docs`."
+    (tmp_path / "empty").mkdir()
+    with forked_moewh(tmp_path / "forked", models=True) as program:
+        for number, (command, shown) in enumerate(commands):
+            real = run_command(command, tmp_path / "empty", program.parent if number else None)
+            assert same(shown, real), f"$ {command}\n{real}\nREADME shows:\n{shown}\nRun `make docs`."
 
 
 def test_readme_shows_what_the_demo_learned() -> None:

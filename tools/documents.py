@@ -40,11 +40,15 @@ def console_blocks(text: str) -> list[list[tuple[str, str]]]:
     return blocks
 
 
-def run_command(command: str, folder: Path) -> str:
-    """Run a README command in `folder` with this environment's programs first on PATH; return its visible output."""
+def run_command(command: str, folder: Path, programs: Path | None = None) -> str:
+    """Run a README command in `folder` and return its visible output.
+
+    The programs in the folder `programs` come first on PATH, then those of this environment.
+    """
+    first = [str(path) for path in (programs, Path(sys.executable).parent) if path]
     environment = {
         **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": os.pathsep.join([*first, os.environ["PATH"]]),
         "HF_HUB_OFFLINE": "1",
         "COLUMNS": "120",
         "NO_COLOR": "1",

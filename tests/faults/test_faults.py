@@ -185,7 +185,7 @@ def test_processes_at_once(names: str, trial: Trial) -> None:
     print(f"{len(names)} writers, {reads} reads, 0 of them torn")
 
 
-@pytest.mark.parametrize("mutation", ["no staging", "a lost race is an error"])
+@pytest.mark.parametrize("mutation", ["no staging, slowly", "a lost race is an error"])
 def test_processes_at_once_show_a_commit_that_is_none(mutation: str, trial: Trial) -> None:
     with pytest.raises(AssertionError):
         ingest_at_once(trial, ["r", "r"], mutation)

@@ -23,6 +23,7 @@ from moewh.warehouse.views import base
 from moewh.warehouse.views.opening import open_warehouse
 from tests.support.damage import faults_of, flip
 from tests.support.faults import Plan
+from tests.support.opened import viewed
 from tests.support.runs import contents
 from tests.support.trials import Trial
 
@@ -37,7 +38,7 @@ MERGED = [table for table in schema.MERGED if not table.opt_in]
 
 def counts(layout: Layout) -> Counts:
     """Return the totals of every table of counts, by table and run."""
-    with open_warehouse(layout) as connection:
+    with viewed(layout) as connection:
         return {
             table.name: dict(
                 connection.execute(f"select run_id, sum({_counted(table)}) from {table.name} group by 1").fetchall()
@@ -155,7 +156,7 @@ def test_readers_while_runs_are_sealed_and_unsealed(
 
     def read() -> None:
         with open_warehouse(layout) as connection:
-            while not stop.is_set():
+            while not stop.wait(0.01):
                 try:
                     rows = dict(connection.execute(SUM).fetchall())
                 except duckdb.Error as error:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +23,18 @@ OPT_IN = {"router_logits": "logits", "hidden_states": "vector"}
 
 
 def sound_warehouse(root: Path) -> Layout:
-    """Two runs of two segments each, with every table (the opt-in ones too) and right manifests."""
-    layout = Layout(root)
+    """Two runs of two segments each, with every table (the opt-in ones too) and right manifests.
+
+    Written once per process, and copied from then on.
+    """
+    shutil.copytree(_sound_warehouse().name, root, dirs_exist_ok=True, symlinks=True)
+    return Layout(root)
+
+
+@cache
+def _sound_warehouse() -> TemporaryDirectory[str]:
+    made = TemporaryDirectory()
+    layout = Layout(Path(made.name))
     layout.create()
     for seed, run_id in enumerate(("one", "two")):
         run = synthetic.with_outputs(synthetic.random_run(run_id, seed, {0: (8, 2), 1: (8, 2)}), seed)
@@ -35,7 +47,7 @@ def sound_warehouse(root: Path) -> Layout:
             folder = layout.segment(run_id, number)
             _add_opt_in(folder, seed)
             write_manifest(folder, identity, number)
-    return layout
+    return made
 
 
 def fresh_copy(source: Layout) -> Layout:

@@ -34,8 +34,13 @@ if TYPE_CHECKING:
 
 STEPS = ("open", "fsync", "rename", "replace", "mkdir", "unlink")
 """Functions of `os` that change or make durable what is on the disk."""
-_LOADED = ("transformers.models.olmoe.modeling_olmoe", "moewh.ingest.run", "moewh.cli.main", "moewh.cli.progress")
-"""What a command imports: before the fork, not after each."""
+_LOADED = (
+    *("transformers.models.olmoe.modeling_olmoe", "moewh.ingest.run", "moewh.cli.main", "moewh.cli.progress"),
+    *("moewh.ingest.model.light_start", "moewh.warehouse.sealing.merge", "moewh.warehouse.sealing.affinity"),
+    *("moewh.warehouse.trust.reports", "moewh.warehouse.trust.repair", "moewh.warehouse.answer.engine"),
+    *("pyarrow.dataset", "pandas", "zoneinfo", "_strptime", "rich._emoji_codes"),
+)
+"""What a command imports, or pyarrow and rich while it runs: before the fork, not after each."""
 ERRORS = ("ENOSPC", "EIO", "EDQUOT", "EACCES")
 
 
@@ -59,6 +64,8 @@ class Plan:
     record: str | None = None
     """A file that gets a line for every step."""
     stopped_clock: bool = False
+    read: bool = False
+    """Whether someone reads the warehouse meanwhile; if not, sealing waits for no readers."""
 
 
 @dataclass
@@ -178,6 +185,8 @@ def run_moewh(**plan: Any) -> tuple[int, Any]:
     chosen = Plan(**plan)
     steps = _count_steps(chosen)
     _mutate(chosen.mutation)
+    if not chosen.read:
+        _wait_for_no_reader()
     if chosen.file_size is None:
         _publish_a_copy()
     else:
@@ -202,6 +211,12 @@ def _publish_a_copy() -> None:
         publishing.build = copy
 
 
+def _wait_for_no_reader() -> None:
+    from moewh.warehouse.sealing import seal
+
+    seal.PAUSE = 0
+
+
 def run_on_small_disk(
     arguments: list[str], root: str, first: str, then: str, mutation: str | None = None
 ) -> tuple[int, Any]:
@@ -212,6 +227,7 @@ def run_on_small_disk(
     from tests.support.runs import contents
 
     _mutate(mutation)
+    _wait_for_no_reader()
     _own_mounts()
     parent = Path(root).parent
     _mount(parent, first)
@@ -346,12 +362,15 @@ def _mutations() -> dict[str, list[tuple[Any, str, Any]]]:
             sync(file)
         return True
 
-    def one_by_one(folder: Path, target: Path) -> bool:
-        target.mkdir(parents=True, exist_ok=True)
-        for file in sorted(folder.iterdir()):
-            file.rename(target / file.name)
-            time.sleep(0.02)
-        return True
+    def one_by_one(pause: float) -> Callable[[Path, Path], bool]:
+        def commit(folder: Path, target: Path) -> bool:
+            target.mkdir(parents=True, exist_ok=True)
+            for file in sorted(folder.iterdir()):
+                file.rename(target / file.name)
+                time.sleep(pause)
+            return True
+
+        return commit
 
     def race_is_an_error(folder: Path, target: Path) -> bool:
         if not commit(folder, target):
@@ -379,7 +398,8 @@ def _mutations() -> dict[str, list[tuple[Any, str, Any]]]:
             for module in ("moewh.warehouse.files.layout", "moewh.warehouse.views.publishing")
         ],
         "rename first": [(module, "commit", rename_first) for module in writers],
-        "no staging": [(module, "commit", one_by_one) for module in writers],
+        "no staging": [(module, "commit", one_by_one(0)) for module in writers],
+        "no staging, slowly": [(module, "commit", one_by_one(0.02)) for module in writers],  # a reader sees it
         "a lost race is an error": [(module, "commit", race_is_an_error) for module in writers],
         "no manifest": [(module, "write_manifest", lambda *_: 0) for module in writers[1:]],
         "errors not explained": [(layout.Layout, "writing", lambda _: contextlib.nullcontext())],

@@ -8,13 +8,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from tests.support.serving import serving
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "org/name"
@@ -174,11 +175,5 @@ def _handler(store: Store) -> type[BaseHTTPRequestHandler]:
 def hub(files: dict[str, bytes] | Store) -> Iterator[str]:
     """Serve these files as the data set `REPO`; yields the address for HF_ENDPOINT."""
     store = files if isinstance(files, Store) else Store(files)
-    with ThreadingHTTPServer(("127.0.0.1", 0), _handler(store)) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(_handler(store)) as address:
+        yield address

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.files.manifest import read_manifest, write_manifest
 from moewh.warehouse.runs import delete_run
 from tests.support.hub import REPO, Store, hub
+from tests.support.serving import serving
 from tests.support.synthetic import random_warehouse
 
 BUCKET = "bucket"
@@ -69,14 +69,8 @@ def s3() -> Iterator[str]:
 def web(folder: Path) -> Iterator[str]:
     """Serve a folder as plain files, which knows no ranges and lists nothing that moewh reads; yields its URL."""
     handler = functools.partial(_Quiet, directory=str(folder))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(handler) as address:
+        yield address
 
 
 class _Quiet(SimpleHTTPRequestHandler):

@@ -238,7 +238,7 @@ def ingest_at_once(trial: Trial, names: list[str], mutation: str | None = None, 
     reading = [Reader(trial.root, expected) for _ in range(readers)]
     for reader in reading:
         reader.start()
-    plans = [trial.job.plan(trial.root, "--run-id", name, mutation=mutation) for name in names]
+    plans = [trial.job.plan(trial.root, "--run-id", name, mutation=mutation, read=True) for name in names]
     children = [trial.server.start("moewh", **vars(plan)) for plan in plans]
     outcomes = [trial.server.wait(pid) for pid in children]
     for reader in reading:

@@ -10,7 +10,6 @@ import json
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -28,6 +27,7 @@ from moewh.warehouse.trust import verify
 from moewh.warehouse.views.opening import open_warehouse
 from moewh.warehouse.views.publishing import publish
 from tests.support.damage import sound_warehouse
+from tests.support.kept_place import Kept
 
 pytestmark = pytest.mark.published_file
 GROWN = {schema.RUNS: 7, schema.PROMPTS: 8, schema.ROUTING: 9}
@@ -42,11 +42,14 @@ NEXT = schema.SCHEMA_VERSION + 1
 NEWER = f"was written by a newer moewh (schema {NEXT}; this one reads {NEXT - 1}). Upgrade moewh."
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
+    return Kept(tmp_path_factory.mktemp("kept"), sound_warehouse)
+
+
 @pytest.fixture
-def layout(tmp_path: Path) -> Layout:
-    made = sound_warehouse(tmp_path / "wh")
-    publish(made)
-    return made
+def layout(kept: Kept) -> Layout:
+    return kept.again()
 
 
 @pytest.fixture

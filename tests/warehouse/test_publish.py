@@ -35,6 +35,7 @@ from moewh.warehouse.views.opening import open_warehouse
 from tests.support.hub import Store
 from tests.support.published import RUNS, on_the_hub, publishable, shell_rows
 
+pytestmark = pytest.mark.published_file
 WHOLE = "select run_id, count(*) from {}routing group by all order by all"
 
 

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
@@ -29,6 +30,7 @@ from tests.support.hub import Store
 from tests.support.published import RUNS, on_the_hub, publishable, s3, shell_rows, web
 from tests.support.two_engines import same
 
+pytestmark = pytest.mark.published_file
 PLACES = ("folder", "s3", "hub", "web")
 
 
@@ -57,25 +59,46 @@ def places(here: Layout, tmp_path_factory: pytest.TempPathFactory) -> Iterator[d
         yield {**targets, "web": f"{address}/served"}
 
 
+VIEWS = ("runs", "layers", "experts", "prompts", "tokens", "router_logits", *canned_names())
+Rows = dict[str, list[tuple[Any, ...]]]
+
+
+@pytest.fixture(scope="module")
+def rows_here(here: Layout) -> Rows:
+    """The rows of each view here."""
+    with open_warehouse(here) as local:
+        return {name: sorted(local.execute(f"from {name}").fetchall(), key=repr) for name in VIEWS}
+
+
 @pytest.mark.parametrize("place", PLACES)
-def test_every_view_answers_as_here(place: str, here: Layout, places: dict[str, str]) -> None:
-    with open_warehouse(here) as local, open_warehouse(readable(places[place])) as connection:
-        for name in ("runs", "layers", "experts", "prompts", "tokens", "router_logits", *canned_names()):
-            rows, expected = (sorted(c.execute(f"from {name}").fetchall(), key=repr) for c in (connection, local))
+def test_every_view_answers_as_here(place: str, rows_here: Rows, places: dict[str, str]) -> None:
+    with open_warehouse(readable(places[place])) as connection:
+        for name, expected in rows_here.items():
+            rows = sorted(connection.execute(f"from {name}").fetchall(), key=repr)
             assert len(rows) == len(expected) > 0, name
             for row, wanted in zip(rows, expected, strict=True):
                 assert all(same(value, target) for value, target in zip(row, wanted, strict=True)), (name, row, wanted)
 
 
+COUNT = ("query", "-c", "select count(*) as n from routing where layer = $layer", "-p", "layer=0", "--format", "csv")
+SHOW = ("show", "--prompt", "0", "--run", "007")
+REPORT = ("report", "--run", "007", "-o")
+
+
+@pytest.fixture(scope="module")
+def said_here(here: Layout, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What commands print here, and the report that one writes."""
+    local, page = ("--warehouse", str(here.root)), tmp_path_factory.mktemp("page") / "here.html"
+    assert run(*REPORT, str(page), *local).exit_code == 0
+    return {"count": run(*COUNT, *local).stdout, "show": run(*SHOW, *local).stdout, "report": page.read_text()}
+
+
 @pytest.mark.parametrize("place", PLACES)
 def test_commands_read_there(
-    place: str, here: Layout, places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: str, said_here: dict[str, str], places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = places[place]
-    asked = ["query", "-c", "select count(*) as n from routing where layer = $layer", "-p", "layer=0"]
-    assert run(*asked, "--format", "csv", "--warehouse", url).stdout == (
-        run(*asked, "--format", "csv", "--warehouse", str(here.root)).stdout
-    )
+    assert run(*COUNT, "--warehouse", url).stdout == said_here["count"] != ""
     monkeypatch.setenv("MOEWH_WAREHOUSE", url)
     listed_runs = run("runs", "--format", "csv")
     assert [line.split(",")[0] for line in listed_runs.stdout.splitlines()[1:]] == (list(RUNS))
@@ -83,14 +106,10 @@ def test_commands_read_there(
     assert (verified.exit_code, "3 runs, 6 segments" in verified.stdout) == (0, True), verified.output
     assert run("check", "-p", "run=007").exit_code == 0
     assert "007" in run("query", "load_matrix", "-p", "run=nobody").stderr
-    local = ("--warehouse", str(here.root))
-    shown = ("show", "--prompt", "0", "--run", "007")
-    assert run(*shown).stdout == run(*shown, *local).stdout != ""
-    pages = [tmp_path / "there.html", tmp_path / "here.html"]
-    for page, where in zip(pages, ((), local), strict=True):
-        written = run("report", "--run", "007", "-o", str(page), *where)
-        assert written.exit_code == 0, written.output
-    assert pages[0].read_bytes() == pages[1].read_bytes()
+    assert run(*SHOW).stdout == said_here["show"] != ""
+    written = run(*REPORT, str(tmp_path / "there.html"))
+    assert written.exit_code == 0, written.output
+    assert (tmp_path / "there.html").read_text() == said_here["report"]
     with moewh.open(url) as warehouse:
         assert warehouse.query("co_routing_where", layer=0).fetchall()
         assert warehouse.verify() == []

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
@@ -21,6 +22,9 @@ from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.base import QUERIES, canned_names, sql_string, view_names
 from moewh.warehouse.views.opening import open_warehouse
 from moewh.warehouse.views.publishing import publish
+from tests.support.forked_program import forked_moewh
+from tests.support.kept_place import Kept
+from tests.support.opened import viewed
 from tests.support.saved_queries import values_of
 from tests.support.synthetic import (
     Prompt,
@@ -52,11 +56,14 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     return made
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
+    return Kept(tmp_path_factory.mktemp("kept"), lambda root: random_warehouse(root)[0])
+
+
 @pytest.fixture
-def layout(tmp_path: Path) -> Layout:
-    made, _ = random_warehouse(tmp_path / "wh")
-    publish(made)
-    return made
+def layout(kept: Kept) -> Layout:
+    return kept.again()
 
 
 def shell(program: str, *arguments: str, cwd: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -86,17 +93,29 @@ def ask(program: str, layout: Layout, sql: str, before: str = "") -> str:
     return done.stdout.strip()
 
 
-def moewh(*arguments: str, cwd: Path = REPOSITORY, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*MOEWH, *arguments],
-        cwd=cwd,
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-    )
+class Moewh:
+    """The command in a process of its own, forked from one that has imported everything."""
+
+    def __init__(self, program: Path) -> None:
+        self.program = program
+
+    def __call__(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """Run it to its end."""
+        command = [str(self.program), *arguments]
+        return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60, check=False)
+
+    def shell(self, layout: Layout, sql: str, stdin: str = "") -> str:
+        """Return what SQL prints in `moewh shell`."""
+        options = ("-csv", "-noheader", *(["-c", sql] if sql else []))
+        done = self("shell", "--warehouse", str(layout.root), "--", *options, stdin=stdin)
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def moewh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Moewh]:
+    with forked_moewh(tmp_path_factory.mktemp("forked"), models=False) as program:
+        yield Moewh(program)
 
 
 def test_shell_every_view_answers_as_moewh_does(duckdb_program: str, layout: Layout) -> None:
@@ -126,7 +145,7 @@ def test_shell_attached_beside_another_database(duckdb_program: str, layout: Lay
     assert read_write_shell(duckdb_program, attach, layout.root) == "true"
 
 
-def test_shell_after_move_needs_variable_or_refresh(duckdb_program: str, layout: Layout) -> None:
+def test_shell_after_move_needs_variable_or_refresh(duckdb_program: str, layout: Layout, moewh: Moewh) -> None:
     sql = "select count(*) from co_routing"
     expected = ask(duckdb_program, layout, sql)
     moved = Layout(layout.root.rename(layout.root.parent / "elsewhere"))
@@ -134,8 +153,7 @@ def test_shell_after_move_needs_variable_or_refresh(duckdb_program: str, layout:
     assert lost.returncode == 1
     assert "No files found" in lost.stderr
     assert ask(duckdb_program, moved, sql, before=f"set variable moewh_root = '{moved.root}';") == expected
-    through_moewh = moewh("shell", "--warehouse", str(moved.root), "--", "-csv", "-noheader", "-c", sql)
-    assert through_moewh.stdout.strip() == expected
+    assert moewh.shell(moved, sql) == expected
     refreshed = moewh("refresh", "--warehouse", str(moved.root))
     assert refreshed.returncode == 0, refreshed.stderr
     assert ask(duckdb_program, moved, sql) == expected
@@ -168,7 +186,7 @@ def test_shell_runs_every_shipped_file(path: Path, duckdb_program: str, shared: 
     commands = [argument for setting in settings for argument in ("-cmd", setting)]
     done = shell(duckdb_program, *commands, str(shared.database), cwd=Path("/"), stdin=f"{path.read_text()};")
     assert done.returncode == 0, done.stderr
-    with open_warehouse(shared) as connection:
+    with viewed(shared) as connection:
         for setting in settings:
             connection.execute(setting)
         rows = connection.execute(path.read_text()).fetchall()
@@ -190,7 +208,7 @@ def test_shell_view_files_run_by_themselves(duckdb_program: str, layout: Layout,
     assert read_write_shell(duckdb_program, sql, tmp_path) == "true"
 
 
-def test_refresh_removes_stale_wal(duckdb_program: str, layout: Layout, tmp_path: Path) -> None:
+def test_refresh_removes_stale_wal(duckdb_program: str, layout: Layout, tmp_path: Path, moewh: Moewh) -> None:
     """A killed shell leaves a log; DuckDB would replay it over the new file, and bring its table back."""
     left_behind = killed_shell_log(duckdb_program, layout, tmp_path / "other")
     wal = layout.database.with_name("warehouse.duckdb.wal")
@@ -254,7 +272,7 @@ def converse(process: subprocess.Popen[str], sql: str) -> str:
 
 
 @pytest.mark.parametrize("name", AWKWARD)
-def test_paths_with_special_characters(name: str, duckdb_program: str, tmp_path: Path) -> None:
+def test_paths_with_special_characters(name: str, duckdb_program: str, tmp_path: Path, moewh: Moewh) -> None:
     """Beside each warehouse is one that its path would match as a pattern."""
     for decoy in ("abc", "star", "what"):
         write_run(Layout(tmp_path / decoy), random_run("decoy", 1, {0: (2, 1)}, prompts=1))
@@ -266,54 +284,49 @@ def test_paths_with_special_characters(name: str, duckdb_program: str, tmp_path:
     assert ask(duckdb_program, layout, sql) == "mine"
     with open_warehouse(layout) as connection:
         assert connection.execute(sql).fetchall() == [("mine",)]
-    through_moewh = moewh("shell", "--warehouse", str(layout.root), "--", "-csv", "-noheader", "-c", sql)
-    assert through_moewh.stdout.strip() == "mine", through_moewh.stderr
+    assert moewh.shell(layout, sql) == "mine"
 
 
-def in_moewh_shell(layout: Layout, sql: str, stdin: str = "") -> str:
-    done = moewh(
-        "shell", "--warehouse", str(layout.root), "--", "-csv", "-noheader", *(["-c", sql] if sql else []), stdin=stdin
-    )
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    return done.stdout.strip()
-
-
-def test_moewh_shell_has_every_view_with_its_comments(shared: Layout) -> None:
+def test_moewh_shell_has_every_view_with_its_comments(shared: Layout, moewh: Moewh) -> None:
     counts = "union all ".join(f"select '{name}' as view_name, count(*) as n from {name} " for name in view_names())
     with open_warehouse(shared) as connection:
         expected = [f"{name},{n}" for name, n in connection.execute(counts).fetchall()]
-    assert in_moewh_shell(shared, counts).splitlines() == expected
+    assert moewh.shell(shared, counts).splitlines() == expected
     without = (
         "select view_name from duckdb_views() where not internal and comment is null union all "
         "select table_name || '.' || column_name from duckdb_columns() where not internal and comment is null"
     )
-    assert in_moewh_shell(shared, without) == ""
-    assert in_moewh_shell(shared, "", stdin="select count(*) > 0\nfrom routes;\n") == "true"
+    assert moewh.shell(shared, without) == ""
+    started = [*MOEWH, "shell", "--warehouse", str(shared.root), "--", "-csv", "-noheader"]
+    done = subprocess.run(
+        started, input="select count(*) > 0\nfrom routes;\n", capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("true\n", "")
 
 
-def test_moewh_shell_writes_nothing_and_passes_exit_code(layout: Layout) -> None:
+def test_moewh_shell_writes_nothing_and_passes_exit_code(layout: Layout, moewh: Moewh) -> None:
     """Its tables and views are in memory: they disappear with it, and do not affect the published file."""
     before = layout.database.read_bytes()
     done = moewh("shell", "--warehouse", str(layout.root), stdin="create table t (i int);\ndrop view routes;\n")
     assert (done.returncode, done.stderr) == (0, "")
     assert layout.database.read_bytes() == before
     assert moewh("shell", "--warehouse", str(layout.root), stdin="delete from runs;\n").returncode == 1
-    assert in_moewh_shell(layout, "select count(*) > 0 from routes") == "true"
+    assert moewh.shell(layout, "select count(*) > 0 from routes") == "true"
 
 
-def test_moewh_shell_needs_no_file_and_no_lock(duckdb_program: str, layout: Layout) -> None:
+def test_moewh_shell_needs_no_file_and_no_lock(duckdb_program: str, layout: Layout, moewh: Moewh) -> None:
     """A notebook that holds the published file read-write locks nobody out; nor does a damaged or missing file."""
     command = [duckdb_program, "-csv", "-noheader", str(layout.database)]
     notebook = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
     try:
         assert converse(notebook, "create table mine as select 1 as x; select count(*) from mine;\n") == "1"
-        assert in_moewh_shell(layout, "select count(*) > 0 from routes") == "true"
+        assert moewh.shell(layout, "select count(*) > 0 from routes") == "true"
     finally:
         notebook.communicate(timeout=30)
     layout.database.write_text("no database")
-    assert in_moewh_shell(layout, "select count(*) > 0 from routes") == "true"
+    assert moewh.shell(layout, "select count(*) > 0 from routes") == "true"
     layout.database.unlink()
-    assert in_moewh_shell(layout, "select count(*) > 0 from routes") == "true"
+    assert moewh.shell(layout, "select count(*) > 0 from routes") == "true"
 
 
 @pytest.fixture(scope="module")
@@ -326,7 +339,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     return made
 
 
-def test_two_warehouses_in_one_shell(duckdb_program: str, shared: Layout, other: Layout) -> None:
+def test_two_warehouses_in_one_shell(duckdb_program: str, shared: Layout, other: Layout, moewh: Moewh) -> None:
     """Each view reads its own warehouse's files, whichever is attached to which; every view is compared."""
     views = " union all ".join(
         f"select '{name}', (select count(*) from {{0}}{name}), (select count(*) from {{1}}{name})"
@@ -342,7 +355,7 @@ def test_two_warehouses_in_one_shell(duckdb_program: str, shared: Layout, other:
     assert counts[shared.root] != counts[other.root]
     attach = f"attach {sql_string(str(other.database))} as other (read_only);\n"
     in_one = f"{attach}{views.format('', 'other.')};\n"
-    assert in_moewh_shell(shared, "", stdin=in_one).splitlines() == expected
+    assert moewh.shell(shared, "", stdin=in_one).splitlines() == expected
     assert shell(duckdb_program, str(shared.database), cwd=Path("/"), stdin=in_one).stdout.splitlines() == expected
     both = f"attach '{shared.database}' as one (read_only);\n{attach}{views.format('one.', 'other.')};\n"
     assert read_write_shell(duckdb_program, both, other.root).splitlines() == expected
@@ -354,7 +367,9 @@ def test_two_warehouses_in_one_shell(duckdb_program: str, shared: Layout, other:
 
 
 @pytest.mark.parametrize("command", ["delete", "refresh", "repair"])
-def test_what_writes_a_copy_publishes_its_own_file(command: str, duckdb_program: str, layout: Layout) -> None:
+def test_what_writes_a_copy_publishes_its_own_file(
+    command: str, duckdb_program: str, layout: Layout, moewh: Moewh
+) -> None:
     """A copied warehouse's file still reads the original; any change to the copy rewrites it."""
     copy = Layout(layout.root.parent / "copy")
     shutil.copytree(layout.root, copy.root, symlinks=True)

@@ -69,14 +69,28 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     return made
 
 
-SHORT_LIVED = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
-"""Options of Java: each query runs once or twice, so compiling it well takes longer than it saves."""
+SHORT_LIVED = (
+    "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:MetaspaceSize=512m -XX:ReservedCodeCacheSize=256m "
+    "-XX:+UnlockDiagnosticVMOptions -XX:-BytecodeVerificationRemote"
+)
+"""Options of Java. Each query runs once or twice: compiling it well, or verifying Spark, takes longer than it saves.
+
+What is compiled needs room, or Java goes on without its compiler; a growing metaspace would collect garbage each time.
+"""
 INTERPRETED = {
     "spark.sql.codegen.wholeStage": "false",
     "spark.sql.codegen.factoryMode": "NO_CODEGEN",
     "spark.sql.adaptive.enabled": "false",
 }
 """Settings with which Spark compiles no class per query; the cluster below runs with users' settings."""
+SMALL = {
+    "spark.driver.memory": "2g",
+    "spark.driver.extraJavaOptions": "-Xms2g -Xmn1g",
+    "spark.buffer.pageSize": "256k",
+    "spark.shuffle.compress": "false",
+    "spark.broadcast.compress": "false",
+}
+"""Settings for a few rows: each sort, join and aggregation would clear pages of many megabytes, and fill the memory."""
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +99,7 @@ def session(layout: Layout) -> Iterator[SparkSession]:
     with pytest.MonkeyPatch.context() as patch:
         keep_views(patch, layout.root)
         patch.setenv("JDK_JAVA_OPTIONS", SHORT_LIVED)
-        patch.setattr(spark, "_settings", lambda master: ours(master) | INTERPRETED)
+        patch.setattr(spark, "_settings", lambda master: ours(master) | INTERPRETED | SMALL)
         with spark.open_spark("local[2]") as opened:
             yield opened
 
@@ -357,7 +371,8 @@ from tests.support.two_engines import assert_same
 from moewh.warehouse.answer import query, spark
 from moewh.warehouse.files.layout import Layout
 ours = spark._settings
-spark._settings = lambda master: ours(master) | {"spark.sql.shuffle.partitions": "4"}  # not 200, of some rows each
+FEW_ROWS = {"spark.sql.shuffle.partitions": "4", "spark.buffer.pageSize": "256k"}  # not 200, and 16 MB
+spark._settings = lambda master: ours(master) | FEW_ROWS
 with spark.open_spark("local-cluster[2,1,1024]") as session:
     for name in sys.argv[2:]:
         assert_same(Layout(Path(sys.argv[1])), session, query.find_query(name), {}, ordered=False)
