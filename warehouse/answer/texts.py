@@ -109,7 +109,7 @@ def told_rows(answer: Answer) -> Iterator[tuple[dict[str, str], dict[str, Any]]]
 
 
 def _has_rows(answer: Answer) -> bool:
-    """Return whether an answer from `as_select` has rows. All of their values are computed, so that errors are raised."""
+    """Return whether an answer from `as_select` has rows. Without any, all values were computed: no error is missed."""
     first = replace(answer, statement=f"select columns(*)::varchar from ({answer.statement}\n) limit 1")
     return first.execute().fetchone() is not None
 
