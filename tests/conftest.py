@@ -14,11 +14,14 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from moewh.warehouse.sealing import seal
+
+if TYPE_CHECKING:
+    from tests.support.faults import Server
 
 MEMORY, ROOM = Path("/dev/shm"), 4 << 30
 if "TMPDIR" not in os.environ and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM:
@@ -64,6 +67,16 @@ def nothing_is_waited_for(request: pytest.FixtureRequest) -> Iterator[None]:
         if request.node.get_closest_marker("published_file") is None:
             copy_one_file(patch)
         yield
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """What forks commands, started when a test first asks for it."""
+    from tests.support.faults import Server
+    from tests.support.kept_file import made
+
+    with Server(made()) as running:
+        yield running
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -124,8 +124,10 @@ def test_a_pinned_file_is_read_again_without_a_network(endpoint: str, tmp_path: 
 
 
 @pytest.mark.parametrize(("split", "texts"), [("train", "abc"), ("test", "z")])
-def test_data_sets_are_streamed_from_one_commit(split: str, texts: str, endpoint: str, tmp_path: Path) -> None:
-    found = read(tmp_path, endpoint, dataset=f"{REPO}@v1", split=split, config="default")
+def test_data_sets_are_streamed_from_one_commit(
+    split: str, texts: str, process: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    found = asked(process, tmp_path, {"dataset": f"{REPO}@v1", "split": split, "config": "default"})
     assert [row["text"] for row in found["rows"]] == list(texts), found
     assert found["pinned"] == [PINNED]
     assert {row["source"] for row in found["rows"]} == {f"{PINNED}/default/{split}"}

@@ -8,8 +8,6 @@ import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from moewh.ingest.run import Summary, ingest
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
+from tests.support.faults import Server
 from tests.support.models import MAX_LENGTH, byte_tokenizer, save_model
 from tests.support.opened import viewed
 from tests.support.runs import contents, write_prompts
@@ -85,28 +84,19 @@ def test_complete_run_is_left_alone(tmp_path: Path, model: Path, prompts: Path) 
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-def test_killed_and_run_again_is_identical_to_undisturbed(tmp_path: Path, model: Path) -> None:
+def test_killed_and_run_again_is_identical_to_undisturbed(tmp_path: Path, model: Path, server: Server) -> None:
     quiet, killed = tmp_path / "quiet", tmp_path / "killed"
     prompts = write_prompts(tmp_path / "p.jsonl", 300)
     planned = run(quiet, model, prompts).segments
-    command = [
-        sys.executable,
-        "-c",
-        "from moewh.cli.main import main; main()",
-        "ingest",
-        "--model",
-        str(model),
-        "--prompts",
-        str(prompts),
-    ]
-    command += ["--segment-rows", str(SEGMENT_ROWS), "--batch-tokens", "8192", "--warehouse", str(killed)]
+    sizes = ["--segment-rows", str(SEGMENT_ROWS), "--batch-tokens", "8192"]
+    command = ["ingest", "--model", str(model), "--prompts", str(prompts), *sizes, "--warehouse", str(killed)]
     for wanted in (1, 20):
-        process = subprocess.Popen(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stderr=subprocess.DEVNULL)
+        pid = server.start("moewh", arguments=command, root=str(killed))
         deadline = time.monotonic() + 60
         while len(list(killed.glob("segments/run_id=tiny*/segment=*"))) < wanted and time.monotonic() < deadline:
             time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        os.kill(pid, signal.SIGKILL)
+        assert server.wait(pid)["code"] == -signal.SIGKILL
         done = len(list(killed.glob("segments/run_id=tiny*/segment=*")))
         assert wanted <= done < planned, "the kill came too late to show anything"
         status = viewed(Layout(killed)).execute("select status, segments from runs").fetchall()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from moewh.ingest.write import segment
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.trust.verify import check, plan
+from tests.support.faults import Server
 from tests.support.models import byte_tokenizer
 from tests.support.opened import viewed
 from tests.support.traces import (
@@ -328,18 +328,17 @@ def test_killed_and_run_again_completes(model: Path, tmp_path: Path, monkeypatch
     assert not list(layout.staging.glob("*.part"))
 
 
-def test_sigkill_between_segments(model: Path, tmp_path: Path) -> None:
-    files = write_plain(tmp_path, traced(sequences=120))
+def test_sigkill_between_segments(model: Path, tmp_path: Path, server: Server) -> None:
+    files = write_plain(tmp_path, traced(sequences=60))
     more = ("--segment-rows", "50")
     whole = imported("plain", files, model, tmp_path / "whole", *more)
     words = ["import", "plain", str(files[0]), "--model", str(model), "--warehouse", str(tmp_path / "wh"), *more]
-    code = "import sys; from moewh.cli.main import main; main(sys.argv[1:])"
     layout = Layout(tmp_path / "wh")
-    with subprocess.Popen([sys.executable, "-c", code, *words], stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None and len(list(layout.root.glob("segments/run_id=t*/segment=*"))) < 3:
-            time.sleep(0.01)
-        process.kill()
-    assert process.returncode == -signal.SIGKILL, "it was still at work"
+    pid, deadline = server.start("moewh", arguments=words, root=str(layout.root)), time.monotonic() + 60
+    while len(list(layout.root.glob("segments/run_id=t*/segment=*"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(pid, signal.SIGKILL)
+    assert server.wait(pid)["code"] == -signal.SIGKILL, "it was still at work"
     (killed,) = ask(layout, "select status, segments from runs")
     assert killed[0] == "running"
     imported("plain", files, model, layout.root, *more)
