@@ -1,8 +1,7 @@
 """What holds for every test: no network, one thread, files in memory; and which test files run first.
 
 Threads that wait for each other make tiny models slow. Under xdist a file's tests run in one process, which builds once
-what they share. So do the tests of the files that need every family's model: `observed_families` ingests each once per
-process.
+what they share; so do the tests of the files in TOGETHER.
 """
 
 from __future__ import annotations
@@ -35,13 +34,25 @@ pytest.register_assert_rewrite("tests.support")  # its assertions show values wh
 WAITING = {"test_faults.py", "test_sealing.py"}
 READING = {"test_prompt_files.py", "test_prompts.py"}
 """What tests the readers of prompts: each starts a DuckDB of its own, as users' do."""
-OF_EVERY_FAMILY = {"test_families.py", "test_families_page.py", "test_inspect.py"}
+TOGETHER = {
+    "every family": {"ingest/test_families.py", "test_families_page.py", "ingest/test_inspect.py"},
+    "one ingest disturbed": {"faults/test_faults.py", "faults/test_sealing.py", "faults/test_expert_outputs.py"},
+}
+"""Files whose tests one process runs."""
 LONGEST = (
     *("warehouse/test_spark.py", "faults/test_faults.py", "ingest/test_families.py", "faults/test_sealing.py"),
-    *("ingest/test_generation_settings.py", "warehouse/test_shell.py", "warehouse/test_paths.py", "test_documents.py"),
-    *("ingest/test_weights.py", "ingest/test_adapters.py", "warehouse/test_check.py", "ingest/test_ingest.py"),
-    *("warehouse/test_links.py", "warehouse/test_verify.py", "warehouse/test_formats.py", "cli/test_report.py"),
-    *("faults/test_hostile.py", "cli/test_cli.py", "cli/test_geometry.py"),
+    *(
+        "ingest/test_generation_settings.py",
+        "ingest/test_pipeline.py",
+        "warehouse/test_jail.py",
+        "warehouse/test_remote.py",
+    ),
+    *("warehouse/test_publish.py", "warehouse/test_paths.py", "ingest/test_prompt_files.py", "warehouse/test_shell.py"),
+    *("ingest/test_record.py", "queries/test_unknown.py", "ingest/test_traces.py", "warehouse/test_parameters.py"),
+    *("warehouse/test_formats.py", "ingest/test_weights.py", "warehouse/test_verify.py", "ingest/test_rollups.py"),
+    *("warehouse/test_links.py", "test_documents.py", "cli/test_report.py", "ingest/test_trace_documents.py"),
+    *("faults/test_publishing.py", "ingest/test_adapters.py", "ingest/test_chats.py", "ingest/test_ingest.py"),
+    *("warehouse/test_check.py", "warehouse/test_opening.py", "cli/test_cli.py", "ingest/test_light_start.py"),
 )
 """The slowest files. They start first, so that no process is left alone with one of them at the end."""
 
@@ -50,7 +61,8 @@ LONGEST = (
 def nothing_is_waited_for(request: pytest.FixtureRequest) -> Iterator[None]:
     """Write without waiting for the disk, and seal without waiting for readers: nobody pulls a plug or reads here.
 
-    The tests that kill processes wait as users do; so does every process that a test starts. New warehouses are
+    The tests that kill processes wait as users do; so does every process that a test starts, except that those of the
+    fork server seal without waiting where nobody reads. New warehouses are
     copies of one empty one, and so is `warehouse.duckdb` where no test reads it.
     """
     from tests.support.kept_empty import copy_one_empty_warehouse
@@ -92,15 +104,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Hide the modules that every test imports from the garbage collector, which would traverse torch repeatedly."""
+    """Hide the modules that every test imports from the garbage collector, which would traverse torch repeatedly.
+
+    And have it look less often at what tests leave: that took a twentieth of their time.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(100_000, 10, 10)
     atexit.register(gc.unfreeze)  # DuckDB reports what is not freed in the end
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Hand out whole files in the order of their tests, and those of every family together."""
+    """Hand out whole files in the order of their tests, and some together."""
     if config.getvalue("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling
@@ -108,6 +124,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     config.option.loadscopereorder = False  # which would start the files of most tests first
     scheduler = LoadFileScheduling(config, log)
     file_of = scheduler._split_scope
-    together = lambda test: "every family" if Path(file_of(test)).name in OF_EVERY_FAMILY else file_of(test)  # noqa: E731
+
+    def together(test: str) -> str:
+        file: str = file_of(test)
+        return next((scope for scope, names in TOGETHER.items() if file.removeprefix("tests/") in names), file)
+
     scheduler._split_scope = together
     return scheduler
