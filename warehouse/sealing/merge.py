@@ -6,19 +6,19 @@ In: the folders of a run's segments. Out: one Parquet file per table of counts, 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import SEGMENT_FOLDER, glob_literal
 from moewh.warehouse.files.schema import split_columns
-from moewh.warehouse.files.tables import write_chunks
+from moewh.warehouse.files.tables import read_rows, write_chunks
 from moewh.warehouse.sealing.affinity import fits, merged_affinity
 
 _BATCH = 1 << 17
@@ -36,7 +36,10 @@ def write_merged(segments: list[Path], folder: Path) -> None:
             raise MoewhError(f"segment {file.parent} lacks {file.name}. See `moewh verify`.")
     if len(segments) == 1:
         for table, (file,) in files.items():
-            write_chunks(folder / table.file, schema.sealed(table), _as_they_are(table, file))
+            if table is schema.SEGMENTS:
+                write_chunks(folder / file.name, schema.sealed(table), [_numbered(file)])
+            else:  # in key order already, and with nothing to add up
+                shutil.copyfile(file, folder / file.name)
         return
     spill = folder.with_name(f"duckdb.{os.getpid()}")
     with duckdb.connect(config={"temp_directory": str(spill)}) as connection:
@@ -51,16 +54,11 @@ def _is_counted(table: schema.Table, segments: list[Path]) -> bool:
     return table.counted is None or any((segment / table.counted).is_file() for segment in segments)
 
 
-def _as_they_are(table: schema.Table, file: Path) -> Iterator[pa.Table]:
-    """Yield the rows of a run's only segment, which are already in key order and need no addition."""
-    wanted = schema.sealed(table).arrow()
-    with pq.ParquetFile(file) as source:
-        for group in range(source.num_row_groups):
-            rows = source.read_row_group(group)
-            if table is schema.SEGMENTS:
-                number = int(file.parent.name.removeprefix(SEGMENT_FOLDER))
-                rows = rows.add_column(0, "segment", pa.array([number] * len(rows), pa.int32()))
-            yield rows.select(wanted.names).cast(wanted)
+def _numbered(file: Path) -> pa.Table:
+    """Return the row of a run's only segment, with the segment's number."""
+    number = int(file.parent.name.removeprefix(SEGMENT_FOLDER))
+    wanted = schema.sealed(schema.SEGMENTS).arrow()
+    return read_rows(file).append_column("segment", pa.array([number], pa.int32())).select(wanted.names).cast(wanted)
 
 
 def _merged(connection: duckdb.DuckDBPyConnection, table: schema.Table, files: list[Path]) -> Iterator[pa.Table]:
@@ -93,8 +91,6 @@ def _merge(column: schema.Column) -> str:
 def _batches(
     connection: duckdb.DuckDBPyConnection, table: schema.Table, sql: str, values: dict[str, Any]
 ) -> Iterator[pa.Table]:
-    import pyarrow as pa
-
     wanted = schema.sealed(table).arrow()
     for batch in connection.sql(sql, params=values).to_arrow_reader(_BATCH):
         yield pa.Table.from_batches([batch]).select(wanted.names).cast(wanted)

@@ -63,12 +63,12 @@ def unseal(layout: Layout, run_id: str) -> None:
 
 def is_complete(layout: Layout, run_id: str) -> bool:
     """Return whether every segment of a run is committed: 0, 1, … up to the one marked as last."""
-    import pyarrow.parquet as pq
+    from moewh.warehouse.files.tables import read_rows
 
     numbers = segment_numbers(layout, run_id)
     if not layout.run(run_id).is_dir() or not numbers or numbers != list(range(len(numbers))):
         return False
-    last = pq.read_table(layout.segment(run_id, numbers[-1]) / schema.SEGMENTS.file, partitioning=None)
+    last = read_rows(layout.segment(run_id, numbers[-1]) / schema.SEGMENTS.file, ["last"])
     return bool(last["last"][0].as_py())
 
 
@@ -87,12 +87,11 @@ def require_linked(layout: Layout) -> None:
 
 
 def _commit_merged(layout: Layout, run_id: str) -> None:
-    import pyarrow.parquet as pq
-
     from moewh.warehouse.files.manifest import write_manifest
+    from moewh.warehouse.files.tables import read_rows
     from moewh.warehouse.sealing.merge import write_merged
 
-    identity = pq.read_table(layout.run(run_id) / schema.RUNS.file, partitioning=None)["identity"][0].as_py()
+    identity = read_rows(layout.run(run_id) / schema.RUNS.file, ["identity"])["identity"][0].as_py()
     with layout.staged(f"sealed.{run_id}") as folder:
         write_merged([layout.segment(run_id, number) for number in segment_numbers(layout, run_id)], folder)
         write_manifest(folder, identity, None)
