@@ -11,6 +11,7 @@ import inspect
 import textwrap
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 from torch import nn
 
@@ -26,8 +27,9 @@ _TABLE = "ACT2FN"
 
 def scoring_function(*modules: nn.Module | None) -> str | None:
     """Return the scoring function of the first module whose code calls any; None if it calls several."""
-    for module in modules:
-        if module is not None and (found := _called(type(module))):
+    kinds: list[type[Any]] = [type(module) for module in modules if module is not None]
+    for kind in kinds:
+        if found := _called(kind):
             return next(iter(found)) if len(found) == 1 else None
     return None
 
