@@ -27,7 +27,7 @@ _TABLE = "ACT2FN"
 
 def scoring_function(*modules: nn.Module | None) -> str | None:
     """Return the scoring function of the first module whose code calls any; None if it calls several."""
-    kinds: list[type[Any]] = [type(module) for module in modules if module is not None]
+    kinds: list[Any] = [type(module) for module in modules if module is not None]
     for kind in kinds:
         if found := _called(kind):
             return next(iter(found)) if len(found) == 1 else None
