@@ -10,7 +10,6 @@ import json
 from typing import Any
 from uuid import uuid4
 
-import pyarrow.parquet as pq
 import torch
 import transformers
 
@@ -28,6 +27,7 @@ from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout, check_run_id
 from moewh.warehouse.files.manifest import MANIFEST, read_manifest
+from moewh.warehouse.files.tables import read_rows
 
 
 def identify(loaded: LoadedModel, options: IngestOptions, rules: TokenRules, plan: Plan) -> Identity:
@@ -80,7 +80,7 @@ def require_same(layout: Layout, identity: Identity) -> bool:
     if not path.is_file():
         _require_same_segments(layout, identity)
         return False
-    row = pq.read_table(path, partitioning=None).to_pylist()[0]
+    row = read_rows(path).to_pylist()[0]
     if row["identity"] == identity.sha256:
         return True
     stored = json.loads(row["options"])
@@ -97,7 +97,7 @@ def is_complete(layout: Layout, run_id: str) -> bool:
     path = layout.run(run_id) / schema.RUNS.file
     if not path.is_file():
         return False
-    (planned,) = pq.read_table(path, columns=["segments_planned"], partitioning=None).column(0).to_pylist()
+    (planned,) = read_rows(path, ["segments_planned"]).column(0).to_pylist()
     return planned is not None and len(list(layout.segments(run_id).glob("segment=*"))) >= int(planned)
 
 

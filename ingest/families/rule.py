@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -309,7 +309,12 @@ def routed_call(module: nn.Module) -> _Parameters | None:
 
     The signature follows decorators through `__wrapped__`.
     """
-    signature = inspect.signature(type(module).forward)
+    return _parameters(type(module).forward)
+
+
+@cache
+def _parameters(forward: Callable[..., Any]) -> _Parameters | None:
+    signature = inspect.signature(forward)
     index = next((name for name in signature.parameters if name in INDEX_NAMES), None)
     weight = next((name for name in signature.parameters if name in WEIGHT_NAMES), None)
     return _Parameters(signature, index, weight) if index and weight else None

@@ -10,6 +10,8 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Iterator
+from functools import cache
+from typing import Any
 
 from torch import nn
 
@@ -25,14 +27,19 @@ _TABLE = "ACT2FN"
 
 def scoring_function(*modules: nn.Module | None) -> str | None:
     """Return the scoring function of the first module whose code calls any; None if it calls several."""
-    for module in modules:
-        if module is not None and (found := _called(type(module))):
-            return found.pop() if len(found) == 1 else None
+    kinds: list[Any] = [type(module) for module in modules if module is not None]
+    for kind in kinds:
+        if found := _called(kind):
+            return next(iter(found)) if len(found) == 1 else None
     return None
 
 
-def _called(kind: type) -> set[str]:
-    """Return the scoring functions that a class calls, else those of its nearest base class that calls any."""
+@cache
+def _called(kind: type) -> frozenset[str]:
+    """Return the scoring functions that a class calls, else those of its nearest base class that calls any.
+
+    Cached: finding a class in its module's source takes as long as building a small model, and all layers ask.
+    """
     for base in kind.__mro__:
         if base is nn.Module or base.__module__.startswith("torch."):
             break
@@ -40,9 +47,9 @@ def _called(kind: type) -> set[str]:
             tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
         except (OSError, TypeError, SyntaxError):  # defined in a shell, or without its source
             continue
-        if found := {_FUNCTIONS[name] for name in _names(tree) if name in _FUNCTIONS}:
+        if found := frozenset(_FUNCTIONS[name] for name in _names(tree) if name in _FUNCTIONS):
             return found
-    return set()
+    return frozenset()
 
 
 def _names(tree: ast.AST) -> Iterator[str]:

@@ -41,7 +41,7 @@ from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout, commit, sync
 from moewh.warehouse.files.manifest import write_manifest
-from moewh.warehouse.files.tables import parquet_options
+from moewh.warehouse.files.tables import parquet_options, read_rows
 from moewh.warehouse.runs import check_known, run_ids
 from moewh.warehouse.trust.repair import geometry_rank
 
@@ -229,7 +229,7 @@ def _find_run(layout: Layout, options: GeometryOptions, identity: dict[str, Any]
 
 def _run_row(layout: Layout, run_id: str) -> dict[str, Any]:
     try:
-        rows = pq.read_table(layout.run(run_id) / schema.RUNS.file, partitioning=None).to_pylist()
+        rows = read_rows(layout.run(run_id) / schema.RUNS.file).to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise MoewhError(f"run {run_id} cannot be read: {error}. See `moewh verify`.") from error
     return {"run_id": run_id, **rows[0]}
@@ -248,7 +248,7 @@ def _differences(run: dict[str, Any], identity: dict[str, Any]) -> list[str]:
 def _recorded(layout: Layout, run: dict[str, Any], moe_layers: list[MoELayer]) -> list[MoELayer]:
     """Return the layers that the run has: for an encoder-decoder that generated nothing, the encoder's."""
     path = layout.run(run["run_id"]) / schema.LAYERS.file
-    layers = set(pq.read_table(path, columns=["layer"], partitioning=None).column("layer").to_pylist())
+    layers = set(read_rows(path, ["layer"]).column("layer").to_pylist())
     return [moe for moe in moe_layers if moe.layer in layers]
 
 

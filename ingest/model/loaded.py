@@ -70,7 +70,7 @@ def check_stored(
     quantizer: Any = None,
     head: bool = False,
 ) -> list[str]:
-    """Check the stored tensors against a model on the meta device, which then holds the parameters as they would load.
+    """Check the stored tensors against a model on the meta device.
 
     `found` holds the recorded layers; `head` says whether the LM head is used too. Returns the parameters that are not
     stored and that the recorded pass does not need. Raises MoewhError for files that do not match the model.
@@ -84,7 +84,7 @@ def check_stored(
     faults.unexpected += _without_place(model, found, sources, known, quantizer)
     faults.others += _lacking_scales(stored)
     if not faults.missing and not faults.others and quantizer is None:
-        faults.others += _shape_faults(model, stored)
+        faults.others += _shape_faults(model, known, sources)
     faults.raise_any(title)
     return [name for name in known if name in lacking]
 
@@ -289,19 +289,35 @@ def _lacking_scales(stored: dict[str, StoredTensor]) -> list[str]:
     return faults
 
 
-def _shape_faults(model: Any, stored: dict[str, StoredTensor]) -> list[str]:
-    """Let transformers load the tensors without data, and return whatever does not fit."""
+def _shape_faults(model: Any, known: dict[str, torch.Tensor], sources: Sources) -> list[str]:
+    """Let transformers load the tensors without data, and return whatever does not fit.
+
+    Layers are alike, so one parameter of each kind is tried first, and all of them only if one does not fit.
+    """
+    return _load_faults(model, _one_of_each_kind(known, sources)) and _load_faults(model, sources.parts)
+
+
+def _one_of_each_kind(known: dict[str, torch.Tensor], sources: Sources) -> dict[str, list[Part]]:
+    """Return the sources of one parameter of each kind: of the same shapes, and of the same name except its numbers."""
+    kinds: dict[Any, str] = {}
+    for name, parts in sources.parts.items():
+        stored = tuple((part.pattern, part.tensor.shape, part.tensor.dtype) for part in parts)
+        shapes = tuple(known[made].shape for made in sorted(sources.made_of(name)) if made in known)
+        kinds.setdefault((_NUMBER.sub("#", name), stored, shapes), name)
+    return {name: sources.parts[name] for name in kinds.values()}
+
+
+def _load_faults(model: Any, made_of: dict[str, list[Part]]) -> list[str]:
     tensors = {
-        key: torch.empty(tensor.shape, dtype=DTYPES.get(tensor.dtype), device="meta") for key, tensor in stored.items()
+        part.tensor.key: torch.empty(part.tensor.shape, dtype=DTYPES.get(part.tensor.dtype), device="meta")
+        for parts in made_of.values()
+        for part in parts
     }
     config = LoadStateDictConfig(weight_mapping=conversion(model, None), device_map={"": "meta"})
     info, _ = convert_and_load_state_dict_in_model(model, tensors, config)
-    mismatched = sorted(info.mismatched_keys, key=lambda mismatch: mismatch[0])
-    faults = [_shapes(*mismatch) for mismatch in mismatched]
-    if info.conversion_errors:
-        sources = parameter_sources(model, stored.values())
-        for name in sorted(info.conversion_errors):
-            faults += list(_differing(name, [part.tensor for part in sources.parts.get(name, [])]))
+    faults = [_shapes(*mismatch) for mismatch in sorted(info.mismatched_keys, key=lambda mismatch: mismatch[0])]
+    for name in sorted(info.conversion_errors):
+        faults += _differing(name, [part.tensor for part in made_of.get(name, [])])
     return faults
 
 

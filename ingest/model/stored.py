@@ -60,12 +60,15 @@ class Sources:
     """The converter of each source pattern."""
 
     def made(self) -> set[str]:
-        """Return the names of all parameters that have stored tensors: a converter may make several from one tensor."""
-        names = set(self.parts)
-        for name, parts in self.parts.items():
-            for pattern in {part.pattern for part in parts if part.pattern is not None}:
-                first, *others = self.converters[pattern].target_patterns
-                names |= {name.replace(first, other) for other in others}
+        """Return the names of all parameters that have stored tensors."""
+        return set().union(*map(self.made_of, self.parts))
+
+    def made_of(self, name: str) -> set[str]:
+        """Return the parameters that the tensors of `name` are converted to: a converter may make several."""
+        names = {name}
+        for pattern in {part.pattern for part in self.parts[name] if part.pattern is not None}:
+            first, *others = self.converters[pattern].target_patterns
+            names |= {name.replace(first, other) for other in others}
         return names
 
 

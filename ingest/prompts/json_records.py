@@ -7,7 +7,7 @@ number of the broken line, are looked up only after it has failed.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import duckdb
@@ -22,9 +22,18 @@ from moewh.ingest.prompts.canonical import (
     database,
     first_line,
     nested_null,
+    run,
 )
 from moewh.ingest.prompts.plain import bad_utf8
-from moewh.ingest.prompts.records import BESIDE, Convention, RecordColumns, conventions, nested_path, prompts_sql
+from moewh.ingest.prompts.records import (
+    BESIDE,
+    Convention,
+    RecordColumns,
+    conventions,
+    nested_path,
+    present,
+    prompts_sql,
+)
 from moewh.warehouse.files.layout import glob_literal
 
 Relation = Callable[[duckdb.DuckDBPyConnection, Bound], str]
@@ -33,46 +42,82 @@ Relation = Callable[[duckdb.DuckDBPyConnection, Bound], str]
 
 def read_json(path: Path, file: PromptFile, kind: str, relation: Relation) -> Iterator[pa.RecordBatch]:
     """Convert JSON records to canonical batches. Raises MoewhError for a record or line that is not a prompt."""
-    bound = Bound()
-    names = {*(name for item in conventions(file.text_column) for name in item.columns), file.domain_column}
-    paths: list[str] = []
-    offsets: dict[str, list[int]] = {}
-    for name in sorted(names | {*BESIDE, "source"}):
-        keys = nested_path(name)
-        spellings = [json_key(name), *(["$." + ".".join(f'"{key}"' for key in keys)] if keys else [])]
-        offsets[name] = [len(paths) + offset + 1 for offset in range(len(spellings))]
-        paths += spellings
-
-    def value(name: str) -> str:
-        return f"coalesce({', '.join(f'v[{offset}]' for offset in offsets[name])})"
-
-    def text(name: str) -> str:
-        return f"{value(name)} ->> '$'"
-
-    def metadata(convention: Convention) -> str:
-        used = dict.fromkeys((*convention.columns, file.domain_column, "source"))
-        patches = [bound(json.dumps(used)), *(_nested_patch(name, offsets[name], bound) for name in used)]
-        record = "case when record_kind = 'OBJECT' then json else '{}' end"
-        return f"nullif(json_merge_patch({', '.join([record, *filter(None, patches)])})::varchar, '{{}}')"
-
+    read = conventions(file.text_column)
+    names = {*(name for item in read for name in item.columns), file.domain_column, "source", *BESIDE}
+    spellings = {name: _spellings(name) for name in sorted(names)}
     connection = database()
     try:
-        records = f"""
-            select json, json_type(json) as record_kind, v, {value(file.domain_column)} is not null as labelled,
-                   {value(file.domain_column)} ->> '$' as domain, {value("source")} ->> '$' as source
-            from (select json, json_extract(json, [{", ".join(map(bound, paths))}]) as v
-                  from {relation(connection, bound)})
-        """
-        read = conventions(file.text_column)
-        query = prompts_sql(records, read, RecordColumns(value, text, metadata, "json_keys(json)"))
-        batches = connection.sql(query, params=bound.values).to_arrow_reader(BATCH_ROWS)
-        yield from canonical(batches, read, file, "record")
+        batches = _with_values(connection, spellings, relation)
+        other = connection.cursor()  # the first reads on meanwhile
+        converted = (part for batch in batches for part in _converted(other, batch, spellings, read, file))
+        yield from canonical(converted, read, file, "record")
     except (duckdb.Error, pa.ArrowException) as error:
         if "maximum_object_size" in str(error):
             raise file.error(f"holds a record of more than {LONGEST_LINE >> 20} MiB. Split it.") from None
         raise file.error(_bad_json(path, kind) or f"not valid JSON: {first_line(error)}") from None
     finally:
         connection.close()
+
+
+def _spellings(name: str) -> dict[str, str]:
+    """Return the paths of a column in a record, by the name of the Arrow column for each: as a key, then as nested."""
+    keys = nested_path(name)
+    nested = {f"nested {name}": "$." + ".".join(f'"{key}"' for key in keys)} if keys else {}
+    return {f"key {name}": json_key(name), **nested}
+
+
+def _with_values(
+    connection: duckdb.DuckDBPyConnection, spellings: dict[str, dict[str, str]], relation: Relation
+) -> Iterator[pa.RecordBatch]:
+    """Yield the records, and the JSON values of the columns that matter, as Arrow columns named as in `spellings`."""
+    bound = Bound()
+    paths = {column: path for of_name in spellings.values() for column, path in of_name.items()}
+    values = ", ".join(f'v[{place}] as "c{place}"' for place in range(1, len(paths) + 1))
+    sql = f"""
+        select json, {values}
+        from (select json, json_extract(json, [{", ".join(map(bound, paths.values()))}]) as v
+              from {relation(connection, bound)})
+    """
+    connection.execute("set arrow_large_buffer_size = true")
+    for batch in connection.sql(sql, params=bound.values).to_arrow_reader(BATCH_ROWS):
+        yield batch.rename_columns(["json", *paths])
+
+
+def _converted(
+    connection: duckdb.DuckDBPyConnection,
+    batch: pa.RecordBatch,
+    spellings: dict[str, dict[str, str]],
+    read: Sequence[Convention],
+    file: PromptFile,
+) -> list[pa.RecordBatch]:
+    """Run `prompts_sql` on records, with SQL for those columns only that any of them has."""
+    bound = Bound()
+    _, *columns = batch.schema.names
+    there = ["json", *(name for name in columns if batch.column(name).null_count < batch.num_rows)]
+    sql_of = {name: f"c{place}" for place, name in enumerate(there)}
+    found = {name: [sql_of[column] for column in of_name if column in sql_of] for name, of_name in spellings.items()}
+
+    def value(name: str) -> str:
+        return f"coalesce({', '.join(found[name])})" if found[name] else "null::json"
+
+    def text(name: str) -> str:
+        return f"{value(name)} ->> '$'"
+
+    def metadata(convention: Convention) -> str:
+        used = dict.fromkeys((*convention.columns, file.domain_column, "source"))
+        patches = [bound(json.dumps(used)), *(_nested_patch(name, sql_of, bound) for name in used)]
+        record = "case when record_kind = 'OBJECT' then json else '{}' end"
+        return f"nullif(json_merge_patch({', '.join([record, *filter(None, patches)])})::varchar, '{{}}')"
+
+    records = f"""
+        select *, json_type(json) as record_kind, {value(file.domain_column)} is not null as labelled,
+               {text(file.domain_column)} as domain, {text("source")} as source
+        from (select *, {sql_of["json"]} as json from given)
+    """
+    columns = RecordColumns(value, text, metadata, "json_keys(json)", [name for name in BESIDE if found[name]])
+    query = prompts_sql(records, present(read, lambda name: bool(found[name])), columns)
+    connection.register("given", pa.Table.from_batches([batch.select(there).rename_columns(list(sql_of.values()))]))
+    return run(connection, query, bound.values)
 
 
 def json_objects(path: Path, kind: str, bound: Bound) -> str:
@@ -82,13 +127,13 @@ def json_objects(path: Path, kind: str, bound: Bound) -> str:
     return f"read_json_objects({bound(glob_literal(path))}, {options})"
 
 
-def _nested_patch(name: str, offsets: list[int], bound: Bound) -> str | None:
-    """Return SQL for the merge patch that removes a nested column; None for a column that is not nested."""
-    keys = nested_path(name)
-    if keys is None:
+def _nested_patch(name: str, sql_of: dict[str, str], bound: Bound) -> str | None:
+    """Return SQL for the merge patch that removes a nested column; None where no record has it nested."""
+    keys, nested = nested_path(name), sql_of.get(f"nested {name}")
+    if keys is None or nested is None:
         return None
-    literal, nested = (f"v[{offset}] is not null" for offset in offsets)
-    return f"case when not {literal} and {nested} then {bound(nested_null(keys))} else '{{}}' end"
+    literal = f"{sql_of[f'key {name}']} is null and " if f"key {name}" in sql_of else ""
+    return f"case when {literal}{nested} is not null then {bound(nested_null(keys))} else '{{}}' end"
 
 
 def json_key(name: str) -> str:

@@ -10,8 +10,8 @@ CONVENTIONS for the columns that are read by default.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 MESSAGES, INPUT_IDS = "messages", "input_ids"
@@ -61,6 +61,15 @@ def conventions(text_column: str | None) -> tuple[Convention, ...]:
     return (Convention(text_column, _LIST_FORMS.get(text_column.rsplit(".", 1)[-1], "text"), named=True),)
 
 
+def present(read: Sequence[Convention], has: Callable[[str], bool]) -> dict[int, Convention]:
+    """Return the conventions that records with only some columns can follow, by index in `read`, or else the first.
+
+    SQL for all of them takes longer to plan than a thousand records to convert.
+    """
+    heads = {index: item for index, item in enumerate(read) if has(item.head)} or {0: read[0]}
+    return {index: replace(item, joined=tuple(filter(has, item.joined))) for index, item in heads.items()}
+
+
 def nested_path(column: str) -> list[str] | None:
     """Return the keys of a column named `a.b`; None if the name can only be that of a top-level column.
 
@@ -82,31 +91,34 @@ class RecordColumns:
     """JSON of all columns except those that a convention uses."""
     keys: str
     """Names of a record's columns, for messages."""
+    beside: Collection[str]
+    """The columns of BESIDE that any record has."""
 
 
-def prompts_sql(records: str, read: Sequence[Convention], columns: RecordColumns) -> str:
-    """Return the SQL that converts `records` to canonical columns.
+def prompts_sql(records: str, read: Mapping[int, Convention], columns: RecordColumns) -> str:
+    """Return the SQL that converts `records` to canonical columns, by conventions that each have an index.
 
     `records` also has `record_kind`, `labelled` (whether it has a domain), `domain` and `source`.
     """
     value = columns.value
-    heads = [_head(convention, read[:index], value) for index, convention in enumerate(read)]
-    filled = [
-        f"(json_type(h{index}) <> 'NULL'" + ("" if item.form == "text" else _LONGER.format(f"h{index}")) + ")"
-        for index, item in enumerate(read)
-    ]
-    choice = [f"when {test} then {index}" for index, test in enumerate(filled)]
-    choice += [f"when h{index} is not null then {index}" for index in range(len(read))]
-    names = ", ".join(f"case when {test} then {index} end" for index, test in enumerate(filled))
+    earlier = {index: [item for other, item in read.items() if other < index] for index in read}
+    heads = {index: _head(item, earlier[index], value) for index, item in read.items()}
+    filled = {
+        index: f"(json_type(h{index}) <> 'NULL'" + ("" if item.form == "text" else _LONGER.format(f"h{index}")) + ")"
+        for index, item in read.items()
+    }
+    choice = [f"when {test} then {index}" for index, test in filled.items()]
+    choice += [f"when h{index} is not null then {index}" for index in read]
+    names = ", ".join(f"case when {test} then {index} end" for index, test in filled.items())
 
     def by_choice(expression: Callable[[Convention], str]) -> str:
-        cases = " ".join(f"when {index} then {expression(item)}" for index, item in enumerate(read))
+        cases = " ".join(f"when {index} then {expression(item)}" for index, item in read.items())
         return f"case choice {cases} end"
 
-    head = f"case choice {' '.join(f'when {index} then h{index}' for index in range(len(read)))} end"
+    head = f"case choice {' '.join(f'when {index} then h{index}' for index in read)} end"
     return f"""
         with records as ({records}),
-        heads as (select *, {", ".join(f"{sql} as h{index}" for index, sql in enumerate(heads))} from records),
+        heads as (select *, {", ".join(f"{sql} as h{index}" for index, sql in heads.items())} from records),
         chosen as (select *, case {" ".join(choice)} end as choice, concat_ws(' ', {names}) as filled from heads),
         headed as (select *, {head} as head from chosen),
         formed as (select *, {_FORM.format(wants=by_choice(_wants))} as form from headed),
@@ -118,8 +130,8 @@ def prompts_sql(records: str, read: Sequence[Convention], columns: RecordColumns
         select problem, json_type(head) as head_kind, choice, filled, labelled, form,
                case when problem is not null then {columns.keys} end as keys,
                case form when 'text' then {by_choice(lambda item: _text(item, columns.text))}
-                         when 'messages' then {by_choice(lambda item: _messages(item, value))}
-                         when 'input_ids' then {_input_ids(value)} end as text,
+                         when 'messages' then {by_choice(lambda item: _messages(item, value, columns.beside))}
+                         when 'input_ids' then {_input_ids(value, columns.beside)} end as text,
                domain, source,
                {by_choice(columns.metadata)} as metadata
         from checked
@@ -198,20 +210,28 @@ def _text(convention: Convention, text: Callable[[str], str]) -> str:
     return f"concat_ws('{convention.joint}', {', '.join(filled)})"
 
 
-def _messages(convention: Convention, value: Callable[[str], str]) -> str:
+def _messages(convention: Convention, value: Callable[[str], str], there: Collection[str]) -> str:
     """Return SQL for the JSON of a list of messages, or of an object that also holds tools or documents."""
-    lists = ["head::json[]", *(f"coalesce(nullif({value(name)}, 'null')::json[], [])" for name in convention.joined)]
+    lists = [
+        "head::json[]",
+        *(f"coalesce(try_cast(nullif({value(name)}, 'null') as json[]), [])" for name in convention.joined),
+    ]
     messages = f"to_json({' || '.join(lists)})::varchar" if len(lists) > 1 else "head::varchar"
+    names = [name for name in _FOR_TEMPLATE if name in there]
+    if not names:
+        return messages
     beside = " || ".join(
         f"""case when json_type({value(name)}) <> 'NULL' then ',"{name}":' || {value(name)}::varchar else '' end"""
-        for name in _FOR_TEMPLATE
+        for name in names
     )
-    any_beside = " or ".join(f"json_type({value(name)}) <> 'NULL'" for name in _FOR_TEMPLATE)
+    any_beside = " or ".join(f"json_type({value(name)}) <> 'NULL'" for name in names)
     return f"""case when {any_beside} then '{{"messages":' || {messages} || {beside} || '}}' else {messages} end"""
 
 
-def _input_ids(value: Callable[[str], str]) -> str:
+def _input_ids(value: Callable[[str], str], there: Collection[str]) -> str:
     """Return SQL for the JSON of a list of ids, or of an object with a mask too; an all-ones mask is left out."""
+    if _MASK not in there:
+        return "head::varchar"
     mask = f"coalesce({_listed(value(_MASK))}, {value(_MASK)})"
     masks = (
         f"json_type({mask}) <> 'NULL' and not (regexp_full_match({mask}::varchar, '\\[(1(,1)*)?\\]') "

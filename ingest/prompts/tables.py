@@ -11,8 +11,16 @@ from itertools import chain
 import duckdb
 import pyarrow as pa
 
-from moewh.ingest.prompts.canonical import Bound, PromptFile, canonical, database, first_line, nested_null
-from moewh.ingest.prompts.records import BESIDE, Convention, RecordColumns, conventions, nested_path, prompts_sql
+from moewh.ingest.prompts.canonical import Bound, PromptFile, canonical, database, first_line, nested_null, run
+from moewh.ingest.prompts.records import (
+    BESIDE,
+    Convention,
+    RecordColumns,
+    conventions,
+    nested_path,
+    present,
+    prompts_sql,
+)
 from moewh.ingest.prompts.spelling import as_text, holds, spelled, unwrapped
 
 
@@ -140,7 +148,11 @@ def _relabel(
         packed = f"json_object({rest})" if rest else "null"
         return f"json_merge_patch({', '.join([packed, *patches])})::varchar" if patches else f"{packed}::varchar"
 
-    needed = sorted({*(name for item in read for name in item.columns), *BESIDE})
+    def has(name: str) -> bool:
+        return _root(name, names) is not None
+
+    followed, beside = present(read, has), list(filter(has, BESIDE))
+    needed = sorted({*(name for item in followed.values() for name in item.columns), *beside})
     v = {name: f"v{index}" for index, name in enumerate(needed)}
     records = f"""
         select *, 'OBJECT' as record_kind, {value(file.domain_column)} is not null as labelled,
@@ -149,10 +161,9 @@ def _relabel(
         from given
     """
     keys = f"[{', '.join(map(bound, names))}]"
-    query = prompts_sql(records, read, RecordColumns(v.__getitem__, text, metadata, keys))
+    query = prompts_sql(records, followed, RecordColumns(v.__getitem__, text, metadata, keys, beside))
     connection.register("given", table.rename_columns([f"c{index}" for index in range(len(names))]))
-    batches: list[pa.RecordBatch] = connection.sql(query, params=bound.values).to_arrow_table().to_batches()
-    return batches
+    return run(connection, query, bound.values)
 
 
 def _filled(column: str, empty_is_null: bool) -> str:

@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Callable
 from datetime import datetime
 
-import pyarrow.parquet as pq
 from jinja2 import nodes
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template
@@ -21,6 +20,7 @@ from moewh.ingest.prompts.chats import CLOCK
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout, exclusive
+from moewh.warehouse.files.tables import read_rows
 
 KEY = "template_time"
 """The time's key in a run's identity."""
@@ -77,7 +77,7 @@ def _recorded(layout: Layout, run_id: str) -> dict[str, str] | None:
     path = layout.run(run_id) / schema.RUNS.file
     if not path.is_file():
         return None
-    row: dict[str, str] = pq.read_table(path, columns=["identity", "options"], partitioning=None).to_pylist()[0]
+    row: dict[str, str] = read_rows(path, ["identity", "options"]).to_pylist()[0]
     return row
 
 

@@ -24,6 +24,7 @@ from moewh.ingest.routing import NO_ENTRY, NO_ROUTE, LayerRouting, RoutingBuffer
 from moewh.ingest.traces.check import Checked
 from moewh.ingest.traces.trace import TraceModel
 from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.files.tables import read_rows
 
 Ids = npt.NDArray[np.int32]
 Decode = Callable[[Ids], str]
@@ -101,7 +102,7 @@ class Spool:
 
     def segment(self, number: int) -> tuple[TokenisedSegment, RoutingBuffer]:
         """Return a segment's tokens and routing, and delete its files."""
-        index = pq.read_table(self._path("index", number))
+        index = read_rows(self._path("index", number))
         arrays = {name: self._read(name, number, dtype) for name, dtype in self._dtypes().items()}
         segment = self._tokenised(index, self._first_prompts[number], arrays["vocab"], arrays["context"])
         buffer = self._routing(index, arrays["ids"], arrays.get("weights"))

@@ -425,5 +425,5 @@ def to_arrow(table: Table, columns: dict[str, Any]) -> pa.Table:
         if isinstance(value, str | int | None):
             arrays.append(pa.repeat(pa.scalar(value, field.type), rows))
         else:
-            arrays.append(pa.array(value).cast(field.type))
-    return pa.table(arrays, schema=arrow_schema)
+            arrays.append(value.cast(field.type) if isinstance(value, pa.Array) else pa.array(value, field.type))
+    return pa.Table.from_arrays(arrays, schema=arrow_schema)

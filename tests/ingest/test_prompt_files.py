@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from moewh.ingest.options import IngestOptions
+from moewh.ingest.prompts import json_records
 from moewh.ingest.prompts.readers import FORMATS, SUFFIXES
 from moewh.ingest.prompts.stream import PromptStream, SizeRule
 from moewh.warehouse.errors import MoewhError, UsageError
@@ -250,6 +251,7 @@ def test_which_columns_are_the_prompt(record: Any, column: Any, expected: Any, s
         ({"messages": CHAT, "conversations": CHAT}, None, "1 has both 'messages' and 'conversations'"),
         ({"text": "t", "messages": json.dumps(CHAT)}, None, "1 has both 'text' and 'messages'"),
         ({"prompt": "t", "completion": CHAT}, None, "1 has a 'completion' that does not go on after its 'prompt'"),
+        ({"instruction": CHAT, "output": "t"}, None, "1 has a 'output' that does not go on after its 'instruction'"),
         ({"question": "q", "answer": "a"}, None, "it has 'question', 'answer'"),
         ({"question": "q"}, "body", "has no"),
         ({"a": {"c": "q"}}, "a.b", "1 has no 'a.b'; it has 'a'"),
@@ -276,6 +278,35 @@ def test_tables_choose_per_row(tmp_path: Path) -> None:
     parquet, lines = (read(tmp_path, tmp_path / f"p.{suffix}") for suffix in ("parquet", "jsonl"))
     assert [{**row, "source": ""} for row in parquet] == [{**row, "source": ""} for row in lines]
     assert [row["form"] for row in parquet] == ["text", "messages"]
+
+
+MIXED: Rows = [
+    {"text": "t"},
+    {"messages": CHAT, "tools": [{"n": 1}], "n": 2},
+    {"prompt": "p", "completion": "c", "domain": "d"},
+    {"input_ids": [1, 2], "attention_mask": [0, 1]},
+    {"prompt": "p", "source": "s"},
+    {"instruction": CHAT, "output": CHAT},
+]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 5, 100])
+def test_json_records_are_converted_alike_whatever_others_are_converted_with_them(
+    at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The SQL for a batch leaves out the columns that none of its records has."""
+    monkeypatch.setattr(json_records, "BATCH_ROWS", at_once)
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(MIXED))
+    rows = read(tmp_path, path)
+    assert [row["form"] for row in rows] == ["text", "messages", "text", "input_ids", "text", "messages"]
+    assert [row["text"] for row in rows[::2]] == ["t", "pc", "p"]
+    told = [json.loads(row["text"]) for row in rows[1::2]]
+    assert told == [{"messages": CHAT, "tools": [{"n": 1}]}, MIXED[3], [*CHAT, *CHAT]]
+    assert [json.loads(row["metadata"] or "null") for row in rows[:2]] == [None, {"tools": [{"n": 1}], "n": 2}]
+    path.write_text(json.dumps({"rows": [*MIXED, None]}))
+    with pytest.raises(MoewhError, match=r"p\.json: record 7 has no 'text', .*; it has no keys\. Name the column"):
+        read(tmp_path, path)
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])

@@ -143,6 +143,19 @@ def test_a_tensor_of_another_shape_is_refused(name: str, families: dict[str, Pat
         assert "do not fit its configuration" in line
 
 
+@pytest.mark.parametrize("name", FOUR)
+def test_one_tensor_of_another_shape_in_the_last_layer_is_refused(
+    name: str, families: dict[str, Path], tmp_path: Path
+) -> None:
+    """Layers alike are tried once, so one that differs from those before it must not pass for one of them."""
+    keys = [key for key in load_file(families[name] / WEIGHTS) if re.search(r"\blayers\.\d", key)]
+    last = max(int(re.findall(r"\blayers\.(\d+)", key)[0]) for key in keys)
+    of_last = sorted(key for key in keys if f"layers.{last}." in key)
+    for key in (of_last[0], next(key for key in reversed(of_last) if "experts" in key), of_last[-1]):
+        wider = lambda tensors, key=key: {**tensors, key: torch.cat([tensors[key], tensors[key][-1:]])}  # noqa: E731
+        assert "do not fit its configuration" in (refused(copy_with(families[name], tmp_path / "model", wider)) or "")
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool, torch.float8_e4m3fn])
 @pytest.mark.parametrize("name", FOUR)
 def test_numbers_of_another_kind_are_refused(

@@ -100,8 +100,6 @@ def _merge(column: schema.Column) -> str:
 def _batches(
     connection: duckdb.DuckDBPyConnection, table: schema.Table, sql: str, values: dict[str, Any]
 ) -> Iterator[pa.Table]:
-    import pyarrow as pa
-
     wanted = schema.sealed(table).arrow()
     for batch in connection.sql(sql, params=values).to_arrow_reader(_BATCH):
         yield pa.Table.from_batches([batch]).select(wanted.names).cast(wanted)
