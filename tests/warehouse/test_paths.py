@@ -25,7 +25,17 @@ from moewh.warehouse.answer.jail import Limits
 from moewh.warehouse.answer.query import Query
 from moewh.warehouse.answer.shell import find_duckdb
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import ANY_RUN, ANY_SEGMENT, PATH_VALUES, STRAYS, Layout, glob_literal
+from moewh.warehouse.files.layout import (
+    ANY_RUN,
+    ANY_SEGMENT,
+    PATH_VALUES,
+    STRAYS,
+    UNSEALED,
+    UNSEALED_LINK,
+    Layout,
+    glob_literal,
+)
+from moewh.warehouse.files.layout import FOLDERS as LEVELS
 from moewh.warehouse.views import base
 from moewh.warehouse.views.base import canned_names
 from moewh.warehouse.views.opening import open_warehouse
@@ -275,7 +285,7 @@ SEGMENT_NAMES += ["1e3", "0x1", "1_000", "٣", "3é", "3\n", "old", "12345678901
 
 
 @pytest.mark.parametrize("root", ["/wh", "/run_id=a b/segment=00/wh", "/[x]{y}*?/wh"])
-@pytest.mark.parametrize("folders", [*base.FOLDERS.values(), f"{base.UNSEALED}/{base.UNSEALED_LINK}/{ANY_SEGMENT}"])
+@pytest.mark.parametrize("folders", [*LEVELS.values(), f"{UNSEALED}/{UNSEALED_LINK}/{ANY_SEGMENT}"])
 def test_patterns_leave_out_what_the_expressions_do(root: str, folders: str) -> None:
     """A pattern and its strays match exactly the folders whose names are legal values."""
     segments = SEGMENT_NAMES if ANY_SEGMENT in folders else ["0"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,6 @@ def write_table(folder: Path, table: Table, columns: dict[str, Any]) -> None:
     """Write one table's columns (in any order) as its Parquet file in `folder`."""
     arrow = pa.table({column.name: columns[column.name] for column in table.stored}, schema=table.arrow())
     pq.write_table(arrow, folder / table.file, row_group_size=ROW_GROUP_ROWS, **parquet_options(table))
-
-
-def read_rows(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return a small file's rows: all columns, or some; none from its path."""
-    with pq.ParquetFile(path) as file:
-        return file.read(columns, use_threads=False)
 
 
 def parquet_options(table: Table) -> dict[str, Any]:
