@@ -16,9 +16,10 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NoReturn
 
 _READING = ("moewh.warehouse.answer.engine", "moewh.warehouse.trust.reports", "moewh.warehouse.views.publishing")
@@ -45,13 +46,18 @@ with socket.socket(socket.AF_UNIX) as server:
 @contextmanager
 def forked_moewh(folder: Path, *, models: bool) -> Iterator[Path]:
     """Yield the program, in a folder of its own; with `models`, torch is imported beforehand too."""
-    address, program = folder / "socket", folder / "bin" / "moewh"
-    program.parent.mkdir(parents=True)
-    program.write_text(_PROGRAM.format(python=sys.executable, address=str(address)))
-    program.chmod(0o755)
-    command = [sys.executable, "-m", "tests.support.forked_program", str(address), *(["models"] if models else [])]
     repository = Path(__file__).resolve().parent.parent.parent
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=repository) as server:
+    with ExitStack() as stack:
+        # a folder of its own, as the path of a socket has room for a hundred characters
+        address = f"{stack.enter_context(TemporaryDirectory())}/s"
+        program = folder / "bin" / "moewh"
+        program.parent.mkdir(parents=True)
+        program.write_text(_PROGRAM.format(python=sys.executable, address=address))
+        program.chmod(0o755)
+        command = [sys.executable, "-m", "tests.support.forked_program", address, *(["models"] if models else [])]
+        server = stack.enter_context(
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=repository)
+        )
         assert server.stdin is not None
         assert server.stdout is not None
         assert server.stdout.readline() == b"ready\n"
