@@ -302,22 +302,29 @@ def _files(table: schema.Table, layout: Layout, root: str, folders: str | None =
     files = _below(root, f"{folders}/{table.file}")
     if table is schema.VOCABULARY:
         files = f"[{_below(root, f'{_of_zero_rows(folders)}/{table.file}')}, {files}]"
-    return _rows(table, files, folders, f" where {_no_stray(folders, root)}")
+    return _rows(table, files, folders, f" where {_no_stray(folders)}")
 
 
-def _no_stray(folders: str, root: str) -> str:
-    """Return SQL for whether no folder of `filename` that `folders` matches is a copy or another stray.
+def _no_stray(folders: str) -> str:
+    """Return SQL for whether the folders of `filename` that `folders` matches are a run's and a segment's, not strays.
 
     DuckDB evaluates this for each file before it opens one. For a regular expression it would compile that each time.
+    The path's start is not compared: DuckDB may spell it differently, as for `~` or a double slash.
     """
-    own = f"filename glob ({_below(root, _of_zero_rows(folders))} || '/*')"
-    strays = [
-        f"not filename glob ({_below(root, folders.replace(pattern, stray))} || '/*')"
-        for pattern, names in STRAYS.items()
+    return " and ".join(
+        f"(not {_folder(folders, pattern)} glob '{stray}' or {_folder(folders, pattern)} = 'run_id={SCHEMA_RUN}')"
+        if pattern == ANY_RUN
+        else f"not {_folder(folders, pattern)} glob '{stray}'"
+        for pattern, strays in STRAYS.items()
         if pattern in folders
-        for stray in names
-    ]
-    return " and ".join([f"({strays[0]} or {own})", *strays[1:]])
+        for stray in strays
+    )
+
+
+def _folder(folders: str, pattern: str) -> str:
+    """Return SQL for the name of the folder of `filename` that one of the patterns in `folders` matches."""
+    depth = folders.split("/")[::-1].index(pattern) + 2
+    return f"string_split(filename, '/')[-{depth}]"
 
 
 def _of_zero_rows(folders: str) -> str:
@@ -332,12 +339,11 @@ def _rows(table: schema.Table, files: str, folders: str, where: str = "") -> str
     DuckDB's own partitioning would use every `name=value` of the whole path and hide columns of the file. They are
     constant within a file, so a filter on them skips files before they are opened.
     """
-    values = []
-    for column in table.path_columns:
-        prefix = f"{column.name}="
-        (up,) = (up for up, folder in enumerate(reversed(folders.split("/")), 2) if folder.startswith(prefix))
-        value = f"substr(string_split(filename, '/')[-{up}], {len(prefix) + 1})"
-        values.append(f"{value}::{column.type} as {column.name}")
+    patterns = {"run_id": ANY_RUN, "segment": ANY_SEGMENT}
+    values = [
+        f"substr({_folder(folders, patterns[column.name])}, {len(column.name) + 2})::{column.type} as {column.name}"
+        for column in table.path_columns
+    ]
     columns = ", ".join([*values, *(column.name for column in table.stored)])
     options = f"hive_partitioning = false, filename = true{_given_schema(table)}"
     return f"(select {columns} from read_parquet({files}, {options}){where})"
