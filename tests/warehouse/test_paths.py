@@ -302,6 +302,25 @@ def test_patterns_leave_out_what_the_expressions_do(root: str, folders: str) -> 
     assert kept == {name for name, legal in files.items() if legal}
 
 
+@pytest.mark.parametrize("spelling", ["{0}/", "{0}//", "{1}/./{2}", "{1}//{2}", "~/{2}"])
+def test_a_copy_counts_nowhere_however_the_root_is_spelled(
+    spelling: str, sound: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`moewh_root` is a user's text, which DuckDB may return differently in the names of files."""
+    copy = Layout(tmp_path / "wh")
+    shutil.copytree(sound.root, copy.root, symlinks=True)
+    shutil.copytree(copy.segment("one", 0), copy.segments("one") / "segment=0.old")
+    shutil.copytree(copy.run("one"), copy.root / "runs" / "run_id=one (copy)")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    sql = "select (select count(*) from routing), (select count(*) from layers)"
+    with open_warehouse(sound) as connection:
+        expected = connection.execute(sql).fetchall()
+        connection.execute("set variable moewh_root = $root", {"root": spelling.format(copy.root, tmp_path, "wh")})
+        connection.execute(f"set home_directory = '{tmp_path}'")
+        assert connection.execute(sql).fetchall() == expected
+    assert expected[0][0] > 0
+
+
 def test_the_shell_takes_the_same_characters_for_legal() -> None:
     """Its DuckDB may be of another version, with another way to read a class of characters."""
     stray = f"'run_id=a' || chr(n::integer) || 'b' glob '{STRAYS[ANY_RUN][0]}'"
