@@ -29,6 +29,7 @@ from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout, add_mark, commit, make_folder
 from moewh.warehouse.files.manifest import write_manifest
 from moewh.warehouse.files.tables import write_chunks
+from moewh.warehouse.sealing.totals import write_totals
 
 LAYERS, EXPERTS, TOP_K = 16, 64, 8
 ROWS_PER_TOKEN = LAYERS * TOP_K
@@ -172,6 +173,7 @@ def seal_repeated(layout: Layout, source: Layout, times: int, run_id: str = RUN)
             stored = schema.sealed(table)
             rows = pq.read_table(source.sealed(RUN) / stored.file, partitioning=None)
             write_chunks(folder / stored.file, stored, _by_kind(_repeated(table, rows, times).cast(stored.arrow())))
+        write_totals(folder, layout.run(run_id) / schema.LAYERS.file)
         write_manifest(folder, None, None)
         add_mark(folder)
         commit(folder, layout.sealed(run_id))

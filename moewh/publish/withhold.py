@@ -18,7 +18,7 @@ from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout, add_mark
 from moewh.warehouse.files.manifest import read_manifest, write_manifest
 from moewh.warehouse.files.tables import parquet_options, write_chunks
-from moewh.warehouse.sealing.merge import write_merged
+from moewh.warehouse.sealing.merge import write_sealed
 
 WITHHELD: dict[str, tuple[str, ...]] = {
     schema.PROMPTS.name: ("text", "source", "metadata"),
@@ -42,7 +42,7 @@ def without_text(layout: Layout, run_id: str, pieces: list[Piece], folder: Path)
             segments.append(folder / piece.path)
     sealed = copy.sealed(run_id)
     sealed.mkdir(parents=True)
-    write_merged(segments, sealed)
+    write_sealed(layout.run(run_id), segments, sealed)
     write_manifest(sealed, read_manifest(layout.sealed(run_id)).identity, None)
     add_mark(sealed)
     return [piece_of(copy, folder / piece.path) if (folder / piece.path).is_dir() else piece for piece in pieces]

@@ -7,84 +7,16 @@
 -- A pair that never shares a token has no row: its three ratios are 0.
 -- Counts come from the rollups pair_counts and expert_counts, so the cost does not grow with tokens.
 create or replace view co_routing as
-with pair_tokens as (
-    select
-        pair_counts.run_id as run_id,
-        pair_counts.layer as layer,
-        pair_counts.expert_a as expert_a,
-        pair_counts.expert_b as expert_b,
-        sum(pair_counts.tokens)::bigint as tokens
-    from pair_counts
-    where pair_counts.kind <> 'special'
-    group by
-        pair_counts.run_id,
-        pair_counts.layer,
-        pair_counts.expert_a,
-        pair_counts.expert_b
-),
-expert_tokens as (
-    select
-        run_id,
-        layer,
-        expert,
-        sum(tokens)::double as tokens
-    from expert_counts
-    where kind <> 'special'
-    group by
-        run_id,
-        layer,
-        expert
-),
-layer_experts as (
-    -- each token has rows of top_k experts, so N_a sums to top_k N
-    select
-        expert_tokens.run_id as run_id,
-        expert_tokens.layer as layer,
-        expert_tokens.expert as expert,
-        expert_tokens.tokens as tokens,
-        (sum(expert_tokens.tokens) over (partition by expert_tokens.run_id, expert_tokens.layer)) / layers.top_k
-            as tokens_all
-    from expert_tokens
-    join layers
-        on layers.run_id = expert_tokens.run_id
-        and layers.layer = expert_tokens.layer
-),
-pairs as (
-    select
-        pair_tokens.run_id as run_id,
-        pair_tokens.layer as layer,
-        pair_tokens.expert_a as expert_a,
-        pair_tokens.expert_b as expert_b,
-        pair_tokens.tokens as tokens,
-        a.tokens as tokens_a,
-        b.tokens as tokens_b,
-        a.tokens_all as tokens_all
-    from pair_tokens
-    join layer_experts as a
-        on a.run_id = pair_tokens.run_id
-        and a.layer = pair_tokens.layer
-        and a.expert = pair_tokens.expert_a
-    join expert_tokens as b
-        on b.run_id = pair_tokens.run_id
-        and b.layer = pair_tokens.layer
-        and b.expert = pair_tokens.expert_b
-),
-sides as (
-    select 0 as side
-    union all
-    select 1 as side
-)
 select
-    pairs.run_id as run_id,
-    pairs.layer as layer,
-    case when sides.side = 0 then pairs.expert_a else pairs.expert_b end as expert_a,
-    case when sides.side = 0 then pairs.expert_b else pairs.expert_a end as expert_b,
-    pairs.tokens as tokens,
-    pairs.tokens::double / case when sides.side = 0 then pairs.tokens_a else pairs.tokens_b end as conditional,
-    pairs.tokens::double / (pairs.tokens_a + pairs.tokens_b - pairs.tokens) as jaccard,
-    pairs.tokens::double * pairs.tokens_all / (pairs.tokens_a * pairs.tokens_b) as lift
-from pairs
-cross join sides;
+    run_id,
+    layer,
+    expert_a,
+    expert_b,
+    tokens,
+    tokens::double / tokens_a as conditional,
+    tokens::double / (tokens_a + tokens_b - tokens) as jaccard,
+    tokens::double * tokens_all / (tokens_a * tokens_b) as lift
+from pair_totals;
 
 comment on view co_routing is 'One row per layer and ordered pair of experts chosen together: how often, compared with chance.';
 comment on column co_routing.run_id is 'The run these rows belong to.';

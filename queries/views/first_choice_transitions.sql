@@ -8,42 +8,6 @@
 -- A run whose ranks are not known (see runs.origin_format) has no first choices and no rows here.
 -- Counts come from the rollup transition_counts, so the cost does not grow with tokens.
 create or replace view first_choice_transitions as
-with pair_tokens as (
-    select
-        transition_counts.run_id as run_id,
-        transition_counts.layer as layer,
-        transition_counts.expert as expert,
-        transition_counts.next_expert as next_expert,
-        sum(transition_counts.first_choice_tokens)::bigint as tokens
-    from transition_counts
-    where transition_counts.kind <> 'special'
-        and transition_counts.first_choice_tokens > 0
-    group by
-        transition_counts.run_id,
-        transition_counts.layer,
-        transition_counts.expert,
-        transition_counts.next_expert
-),
-counted as (
-    select
-        pair_tokens.run_id as run_id,
-        pair_tokens.layer as layer,
-        layer_steps.next_layer as next_layer,
-        pair_tokens.expert as expert,
-        pair_tokens.next_expert as next_expert,
-        pair_tokens.tokens as tokens,
-        (sum(pair_tokens.tokens) over (
-            partition by pair_tokens.run_id, pair_tokens.layer, pair_tokens.expert
-        ))::double as tokens_here,
-        (sum(pair_tokens.tokens) over (
-            partition by pair_tokens.run_id, pair_tokens.layer, pair_tokens.next_expert
-        ))::double as tokens_there,
-        (sum(pair_tokens.tokens) over (partition by pair_tokens.run_id, pair_tokens.layer))::double as tokens_all
-    from pair_tokens
-    join layer_steps
-        on layer_steps.run_id = pair_tokens.run_id
-        and layer_steps.layer = pair_tokens.layer
-)
 select
     run_id,
     layer,
@@ -53,7 +17,7 @@ select
     tokens,
     tokens::double / nullif(tokens_here, 0) as conditional,
     tokens::double * tokens_all / nullif(tokens_here * tokens_there, 0) as lift
-from counted;
+from first_choice_totals;
 
 comment on view first_choice_transitions is 'One row per layer and pair of first choices at it and the next layer: how tokens flow, by rank 0 only.';
 comment on column first_choice_transitions.run_id is 'The run these rows belong to.';

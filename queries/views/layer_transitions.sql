@@ -7,43 +7,6 @@
 -- A pair that never shares a token has no row: both ratios are 0.
 -- Counts come from the rollup transition_counts, so the cost does not grow with tokens.
 create or replace view layer_transitions as
-with pair_tokens as (
-    select
-        transition_counts.run_id as run_id,
-        transition_counts.layer as layer,
-        transition_counts.expert as expert,
-        transition_counts.next_expert as next_expert,
-        sum(transition_counts.tokens)::bigint as tokens
-    from transition_counts
-    where transition_counts.kind <> 'special'
-    group by
-        transition_counts.run_id,
-        transition_counts.layer,
-        transition_counts.expert,
-        transition_counts.next_expert
-),
-counted as (
-    -- each of an expert's tokens goes to k' next experts and comes from k, so N_ij sums to k' N_i and to k N_j
-    select
-        pair_tokens.run_id as run_id,
-        pair_tokens.layer as layer,
-        layer_steps.next_layer as next_layer,
-        pair_tokens.expert as expert,
-        pair_tokens.next_expert as next_expert,
-        pair_tokens.tokens as tokens,
-        (sum(pair_tokens.tokens) over (partition by pair_tokens.run_id, pair_tokens.layer, pair_tokens.expert))::double
-        / nullif(layer_steps.next_top_k, 0) as tokens_here,
-        (sum(pair_tokens.tokens) over (
-            partition by pair_tokens.run_id, pair_tokens.layer, pair_tokens.next_expert
-        ))::double
-        / nullif(layer_steps.top_k, 0) as tokens_there,
-        (sum(pair_tokens.tokens) over (partition by pair_tokens.run_id, pair_tokens.layer))::double
-        / nullif(layer_steps.top_k * layer_steps.next_top_k, 0) as tokens_all
-    from pair_tokens
-    join layer_steps
-        on layer_steps.run_id = pair_tokens.run_id
-        and layer_steps.layer = pair_tokens.layer
-)
 select
     run_id,
     layer,
@@ -53,7 +16,7 @@ select
     tokens,
     tokens::double / nullif(tokens_here, 0) as conditional,
     tokens::double * tokens_all / nullif(tokens_here * tokens_there, 0) as lift
-from counted;
+from transition_totals;
 
 comment on view layer_transitions is 'One row per layer and pair of experts at it and the next layer: how tokens flow, compared with chance.';
 comment on column layer_transitions.run_id is 'The run these rows belong to.';

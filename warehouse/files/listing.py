@@ -65,7 +65,7 @@ class Listing:
     @property
     def zero_rows(self) -> list[str]:
         """The paths of the zero-row files, one for every table that views read."""
-        return [path for table in schema.TABLES for path in self.files_of(table)[-1:]]
+        return [path for table in (*schema.TABLES, *schema.TOTALS) for path in self.files_of(table)[-1:]]
 
     def files_of(self, table: schema.Table) -> list[str]:
         """Return the paths of the files that a table's view reads, the zero-row file last (see `SCHEMA_RUN`).
@@ -141,11 +141,11 @@ def _require_whole(listing: Listing) -> None:
 
     Opt-in counts are required only for runs that have the rows they count.
     """
-    for table in (table for table in schema.TABLES if table.since <= listing.version):
+    for table in (table for table in (*schema.TABLES, *schema.TOTALS) if table.since <= listing.version):
         paths = listing.files_of(table)
         if not paths:
             raise ListingError(f"lists no {table.file}")
-        if table.level == "run" or table in schema.MERGED:
+        if table.level in ("run", "sealed") or table in schema.MERGED:
             counted = f"/{table.counted}" if table.counted else ""
             having = {run_of(path) for path in listing.files if path.endswith(counted)} - {SCHEMA_RUN}
             if lost := having - {run_of(path) for path in paths}:

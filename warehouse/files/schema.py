@@ -62,6 +62,8 @@ class Table:
     """For an opt-in rollup, the file whose rows it counts. A segment with that file has the rollup."""
     since: int = 1
     """The schema version that added it; an older warehouse has no file of it, and its view has no rows."""
+    totals_of: tuple[str, ...] = ()
+    """For totals of sealed runs, the rollups that their staging view adds up."""
 
     @property
     def stored(self) -> tuple[Column, ...]:
@@ -577,7 +579,69 @@ def sealed(table: Table) -> Table:
     return replace(table, level="sealed", columns=(*number, *table.columns))
 
 
-SEALED: tuple[Table, ...] = tuple(sealed(table) for table in MERGED)
+
+
+def _total(name: str, description: str) -> Column:
+    return Column(name, "DOUBLE", description)
+
+
+_TRANSITION = (
+    _LAYER,
+    Column("next_layer", "INTEGER", "The next MoE layer: the next row of layers."),
+    Column("expert", "INTEGER", "Expert chosen at layer."),
+    Column("next_expert", "INTEGER", "Expert chosen at next_layer."),
+    Column("tokens", "BIGINT", "N_ij: tokens routed to both.", "delta"),
+    _total("tokens_here", "N_i: tokens routed to expert, and at both layers."),
+    _total("tokens_there", "N_j: tokens routed to next_expert, and at both layers."),
+    _total("tokens_all", "N: tokens routed at both layers."),
+)
+
+PAIR_TOTALS = Table(
+    "pair_totals",
+    "sealed",
+    "pair_totals.parquet",
+    "Totals of a sealed run. One row per layer and ordered pair of different experts that share a token of kind prompt "
+    "or generated.",
+    (
+        _LAYER,
+        Column("expert_a", "INTEGER", "One expert of the pair."),
+        Column("expert_b", "INTEGER", "The other."),
+        Column("tokens", "BIGINT", "N_ab: tokens routed to both.", "delta"),
+        _total("tokens_a", "N_a: tokens routed to expert_a."),
+        _total("tokens_b", "N_b: tokens routed to expert_b."),
+        _total("tokens_all", "N: tokens with rows at the layer."),
+    ),
+    totals_of=("pair_counts", "expert_counts"),
+    since=2,
+)
+
+TRANSITION_TOTALS = Table(
+    "transition_totals",
+    "sealed",
+    "transition_totals.parquet",
+    "Totals of a sealed run. One row per layer and pair of experts, one at the layer and one at the next MoE layer, "
+    "that share a token of kind prompt or generated.",
+    _TRANSITION,
+    totals_of=("transition_counts",),
+    since=2,
+)
+
+FIRST_CHOICE_TOTALS = Table(
+    "first_choice_totals",
+    "sealed",
+    "first_choice_totals.parquet",
+    "The same as transition_totals for first choices (rank 0) alone.",
+    _TRANSITION,
+    totals_of=("transition_counts",),
+    since=2,
+)
+
+TOTALS: tuple[Table, ...] = (PAIR_TOTALS, TRANSITION_TOTALS, FIRST_CHOICE_TOTALS)
+"""What a sealed run stores of the staging views of the same names (`queries/staging/`): over all domains, and without
+special tokens. The views of matrices then read one row per pair and add nothing up."""
+
+SEALED: tuple[Table, ...] = (*(sealed(table) for table in MERGED), *TOTALS)
+"""The tables of a sealed run."""
 
 
 def merged(column: Column) -> str:

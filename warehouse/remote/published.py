@@ -13,6 +13,7 @@ from moewh.warehouse.remote.place import Folder, Place, Remote, is_url, remote
 if TYPE_CHECKING:
     import duckdb
 
+    from moewh.warehouse.files import schema
     from moewh.warehouse.files.listing import Listing
 
 _REQUESTS = 16
@@ -60,6 +61,10 @@ class Published:
     def folders(self) -> list[str]:
         """Return the folders that SQL may read, as DuckDB's allowed directories (see `Layout.folders`)."""
         return [self.root, glob_literal(self.root)]
+
+    def has_table(self, table: schema.Table) -> bool:
+        """Return whether there are files of a table; a warehouse older than the table has none."""
+        return bool(self.listing.files_of(table))
 
     def connect(self, connection: duckdb.DuckDBPyConnection) -> str:
         """Let a connection read the listed files, and no others at this place.

@@ -1,6 +1,7 @@
 """Merging for sealing: the counts of many segments, added up by key, in key order.
 
-In: the folders of a run's segments. Out: one Parquet file per table of counts, and one with the rows of `segments`.
+In: the folders of a run's segments. Out: one Parquet file per table of counts, one with the rows of `segments`, and the
+totals of the merged counts (`moewh.warehouse.sealing.totals`).
 """
 
 from __future__ import annotations
@@ -23,15 +24,22 @@ from moewh.warehouse.files.layout import SEGMENT_FOLDER, glob_literal
 from moewh.warehouse.files.schema import split_columns
 from moewh.warehouse.files.tables import read_rows, write_chunks
 from moewh.warehouse.sealing.affinity import fits, merged_affinity
+from moewh.warehouse.sealing.totals import write_totals
 
 _BATCH = 1 << 17
 
 
-def write_merged(segments: list[Path], folder: Path) -> None:
-    """Write the merged tables of segments, given in order, to `folder`; opt-in counts only if the segments have them.
+def write_sealed(run: Path, segments: list[Path], folder: Path) -> None:
+    """Write every table of a sealed run to `folder`, from its own folder and those of its segments, given in order.
 
     Raises MoewhError for a segment without its counts.
     """
+    _write_merged(segments, folder)
+    write_totals(folder, run / schema.LAYERS.file)
+
+
+def _write_merged(segments: list[Path], folder: Path) -> None:
+    """Write the merged tables of segments; opt-in counts only if the segments have them."""
     present = (table for table in schema.MERGED if _is_counted(table, segments))
     files = {table: [segment / table.file for segment in segments] for table in present}
     for file in (file for of_table in files.values() for file in of_table):

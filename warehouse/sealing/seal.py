@@ -1,9 +1,9 @@
 """Sealing: merging the counts of a complete run over its segments into one set, which queries read instead.
 
-In: a run with every segment committed. Out: `sealed/run_id=<run>/`, with one file per table of counts and one with the
-rows of `segments`, in key order, committed by one rename. Then the run's link in `unsealed/` is removed, and views no
-longer read the segments' own counts. Those stay on disk: unsealing the run restores the link, and `moewh verify`
-compares the merged counts with them.
+In: a run with every segment committed. Out: `sealed/run_id=<run>/`, with one file per table of counts, one with the
+rows of `segments` and one per table of totals, in key order, committed by one rename. Then the run's link in
+`unsealed/` is removed, and views no longer read the segments' own counts. Those stay on disk: unsealing the run
+restores the link, and `moewh verify` compares the merged counts with them.
 
 Any operation that removes or restores a segment of a sealed run unseals it first. A process killed between any two
 steps leaves a run that is either sealed or not (see `moewh.warehouse.views.base`).
@@ -89,11 +89,12 @@ def require_linked(layout: Layout) -> None:
 def _commit_merged(layout: Layout, run_id: str) -> None:
     from moewh.warehouse.files.manifest import write_manifest
     from moewh.warehouse.files.tables import read_rows
-    from moewh.warehouse.sealing.merge import write_merged
+    from moewh.warehouse.sealing.merge import write_sealed
 
     identity = read_rows(layout.run(run_id) / schema.RUNS.file, ["identity"])["identity"][0].as_py()
     with layout.staged(f"sealed.{run_id}") as folder:
-        write_merged([layout.segment(run_id, number) for number in segment_numbers(layout, run_id)], folder)
+        segments = [layout.segment(run_id, number) for number in segment_numbers(layout, run_id)]
+        write_sealed(layout.run(run_id), segments, folder)
         write_manifest(folder, identity, None)
         add_mark(folder)
         commit(folder, layout.sealed(run_id))

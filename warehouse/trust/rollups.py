@@ -1,7 +1,8 @@
 """The definitions of the rollups as SQL over the raw rows, and a comparison with the stored counts.
 
 A rollup is a table of counts that every segment stores beside its rows. `queries/rollups/<table>.sql`
-defines it; `moewh.ingest.write.rollups` computes the same counts faster while it writes a segment.
+defines it; `moewh.ingest.write.rollups` computes the same counts faster while it writes a segment. The totals of a
+sealed run are compared in the same way with the staging views over its counts.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from moewh.warehouse.answer.query import Query, Value
 from moewh.warehouse.files import schema
-from moewh.warehouse.views.base import QUERIES, sql_string
+from moewh.warehouse.views.base import QUERIES, sql_string, staging_query
 
 if TYPE_CHECKING:
     from moewh.warehouse.answer.engine import Ask
@@ -67,7 +68,7 @@ def definition(table: schema.Table) -> str:
 
 
 def compare(ask: Ask, only: Value | None = None) -> Iterator[Fault]:
-    """Yield every row in which a stored rollup differs from its definition, on any engine.
+    """Yield every row in which a stored rollup, or a sealed run's totals, differ from their definition, on any engine.
 
     Small runs are compared together, large ones segment by segment, and a sealed run, whose counts are merged, as a
     whole. `only` limits the comparison to that run. Runs imported as counts only are skipped: they have no rows to
@@ -81,6 +82,8 @@ def compare(ask: Ask, only: Value | None = None) -> Iterator[Fault]:
             if runs := tuple(run_id for run_id in unit.runs if run_id in with_tokens or not loads):
                 rows = _rows(ask, _difference(table, replace(unit, runs=runs)))
                 yield from (Fault(table.name, *row) for row in rows)
+        for table in schema.TOTALS if unit.sealed else ():
+            yield from (Fault(table.name, *row) for row in _rows(ask, _difference(table, unit)))
 
 
 def _units(segments: list[tuple[Any, ...]]) -> Iterator[_Unit]:
@@ -111,16 +114,7 @@ def _rows(ask: Ask, sql: str) -> list[tuple[Any, ...]]:
 def _difference(table: schema.Table, unit: _Unit) -> str:
     """Return SQL for the rows that differ: run, segment (NULL for a sealed run), key, stored and expected counts."""
     keys, counts = schema.split_columns(table)
-    one = _where(unit)
-    expected = f"select * from ({definition(table)}) where {one}"
-    if unit.sealed:
-        listed = ", ".join(["run_id", *keys])
-        sums = ", ".join(
-            f"{schema.merged(column)}({column.name})::{column.type} as {column.name}"
-            for column in table.columns
-            if column.name in counts
-        )
-        expected = f"select {listed}, null::integer as segment, {sums} from ({expected}) group by {listed}"
+    segment = ", null::integer as segment" if table.totals_of else ""
     same_key = " and ".join(
         f"stored.{name} is not distinct from expected.{name}" for name in ("run_id", "segment", *keys)
     )
@@ -133,8 +127,8 @@ def _difference(table: schema.Table, unit: _Unit) -> str:
         f"'{name} = ' || coalesce(coalesce(stored.{name}, expected.{name})::varchar, 'NULL')" for name in keys
     )
     return f"""
-        with stored as (select *, true as here from {table.name} where {one}),
-        expected as (select *, true as here from ({expected}))
+        with stored as (select *{segment}, true as here from {table.name} where {_where(unit)}),
+        expected as (select *{segment}, true as here from ({_expected(table, unit)}))
         select
             coalesce(stored.run_id, expected.run_id) as run_id,
             coalesce(stored.segment, expected.segment) as segment,
@@ -144,6 +138,23 @@ def _difference(table: schema.Table, unit: _Unit) -> str:
         from stored full join expected on {same_key}
         where stored.here is null or expected.here is null or not ({same_counts})
         order by run_id, segment, row_key"""
+
+
+def _expected(table: schema.Table, unit: _Unit) -> str:
+    """Return SQL for the rows that a table should have, by its definition."""
+    if table.totals_of:
+        return f"select * from ({staging_query(table.name)}) where {_where(unit)}"
+    expected = f"select * from ({definition(table)}) where {_where(unit)}"
+    if not unit.sealed:
+        return expected
+    keys, counts = schema.split_columns(table)
+    listed = ", ".join(["run_id", *keys])
+    sums = ", ".join(
+        f"{schema.merged(column)}({column.name})::{column.type} as {column.name}"
+        for column in table.columns
+        if column.name in counts
+    )
+    return f"select {listed}, null::integer as segment, {sums} from ({expected}) group by {listed}"
 
 
 def _where(unit: _Unit) -> str:

@@ -161,13 +161,16 @@ def check(planned: Plan, jobs: int | None = None, done: Callable[[int], None] = 
 
 
 def check_rollups(warehouse: Readable) -> list[Fault]:
-    """Recompute every rollup from its segment's rows in SQL; return one fault per file. Files must be readable."""
+    """Recompute every rollup from its segment's rows, and sealed totals from rollups, in SQL; return a fault per file.
+
+    Files must be readable.
+    """
     layout = warehouse if isinstance(warehouse, Layout) else Layout(Path())
     from moewh.warehouse.answer.query import prepare
     from moewh.warehouse.trust.rollups import compare
     from moewh.warehouse.views.opening import open_warehouse
 
-    files = {table.name: table.file for table in schema.ROLLUPS}
+    files = {table.name: table.file for table in (*schema.ROLLUPS, *schema.TOTALS)}
     found: dict[tuple[Path, str], Fault] = {}
     with open_warehouse(warehouse) as connection:
         for fault in compare(partial(prepare, connection)):

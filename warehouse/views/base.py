@@ -102,12 +102,17 @@ def canned_names() -> tuple[str, ...]:
 def base_views(warehouse: Readable, *, guarded: bool = False, root: str | None = None) -> list[View]:
     """Return the views over the stored tables of a warehouse, each after those it reads.
 
+    The last ones replace staging views with what sealed runs store of them, unless the warehouse is older than that.
     `root` is SQL for where the warehouse lies; without it the views hold its path.
     """
     if root is None:
         root = sql_string(glob_literal(warehouse.root))
     tables = sorted(schema.TABLES, key=lambda table: table is schema.RUNS)
-    return [_base_view(table, warehouse, guarded, root) for table in tables]
+    totals = [table for table in schema.TOTALS if warehouse.has_table(table)]
+    return [
+        *(_base_view(table, warehouse, guarded, root) for table in tables),
+        *(_totals_view(table, warehouse, root) for table in totals),
+    ]
 
 
 @cache
@@ -120,6 +125,12 @@ def canned_views() -> tuple[View, ...]:
 def staging_views() -> tuple[View, ...]:
     """Return the staging views, in alphabetical order."""
     return tuple(_read_view(path) for path in sorted((QUERIES / "staging").glob("*.sql")))
+
+
+def staging_query(name: str) -> str:
+    """Return the query of a staging view."""
+    (code,) = (view.code for view in staging_views() if view.name == name)
+    return code.partition(" as\n")[2].strip()
 
 
 @cache
@@ -255,6 +266,16 @@ def _base_view(table: schema.Table, warehouse: Readable, guarded: bool, root: st
     return View(table.name, f"create or replace view {table.name} as\n{body}", comments, table.description)
 
 
+def _totals_view(table: schema.Table, warehouse: Readable, root: str) -> View:
+    """Return the view of totals: the rows that sealed runs store, and its staging view over the other runs."""
+    (staging,) = (view for view in staging_views() if view.name == table.name)
+    if isinstance(warehouse, Published):
+        body = _published_select(table, warehouse, root)
+    else:
+        body = _merged_select(table, warehouse, root)
+    return View(table.name, f"create or replace view {table.name} as\n{body}", staging.comments, staging.header)
+
+
 def _select(table: schema.Table, layout: Layout, root: str) -> str:
     """Return the query of a table's view over a warehouse that moewh writes."""
     if table in schema.MERGED:
@@ -302,23 +323,30 @@ def _files(table: schema.Table, layout: Layout, root: str, folders: str | None =
     files = _below(root, f"{folders}/{table.file}")
     if table is schema.VOCABULARY:
         files = f"[{_below(root, f'{_of_zero_rows(folders)}/{table.file}')}, {files}]"
-    return _rows(table, files, folders, f" where {_no_stray(folders)}")
+    return _rows(table, files, folders, f" where {_no_stray(root, f'{folders}/{table.file}')}")
 
 
-def _no_stray(folders: str) -> str:
-    """Return SQL for whether the folders of `filename` that `folders` matches are a run's and a segment's, not strays.
+def _no_stray(root: str, path: str) -> str:
+    """Return SQL for whether no folder of `filename`, which matches `path` below the root, is a stray.
 
-    DuckDB evaluates this for each file before it opens one. For a regular expression it would compile that each time.
-    The path's start is not compared: DuckDB may spell it differently, as for `~` or a double slash.
+    DuckDB evaluates this for each of thousands of files before it opens one, so what counts is the number of functions:
+    patterns of the whole of `filename` need no other. They leave its start open, as DuckDB may spell it differently (for
+    `~` or a double slash). Where the warehouse itself lies in a folder of a run, the folders are compared one by one.
     """
-    return " and ".join(
-        f"(not {_folder(folders, pattern)} glob '{stray}' or {_folder(folders, pattern)} = 'run_id={SCHEMA_RUN}')"
-        if pattern == ANY_RUN
-        else f"not {_folder(folders, pattern)} glob '{stray}'"
-        for pattern, strays in STRAYS.items()
-        if pattern in folders
-        for stray in strays
-    )
+    above = f"coalesce(getvariable('moewh_root'), {root}) || '/' glob '*/{path.partition('/')[0]}/run_id=*/*'"
+    return f"case when {above} then {_are_legal(path, one_by_one=True)} else {_are_legal(path)} end"
+
+
+def _are_legal(path: str, *, one_by_one: bool = False) -> str:
+    """Return SQL for whether all folders of `filename` that `path` matches are legal: `_no_stray` in one of two ways."""
+    tests = []
+    for pattern, name in ((pattern, name) for pattern in STRAYS if pattern in path for name in STRAYS[pattern]):
+        text, stray, schema_run = "filename", f"*/{path.replace(pattern, name)}", f"*/{_of_zero_rows(path)}"
+        if one_by_one:
+            text, stray, schema_run = _folder(path.rpartition("/")[0], pattern), name, _of_zero_rows(pattern)
+        test = f"not {text} glob '{stray}'"
+        tests.append(f"({test} or {text} glob '{schema_run}')" if pattern == ANY_RUN else test)
+    return " and ".join(tests)
 
 
 def _folder(folders: str, pattern: str) -> str:
@@ -377,6 +405,8 @@ def _below(root: str, path: str) -> str:
 def _merged_select(table: schema.Table, layout: Layout, root: str) -> str:
     """Return the query of a table whose rows sealing merges: from a run's sealed set if it has one, else its segments.
 
+    For totals: from a run's sealed set, else from the staging view over the counts of its segments.
+
     A run in both places is being sealed, or was when a process was killed: the sealed set is used. DuckDB lists the
     files of a query roughly in the order in which it names them. So the first listings (the runs, the sealed ones, the
     unsealed ones) are compared with the last: if they have changed, or if a run is in neither place, the query fails.
@@ -387,7 +417,7 @@ def _merged_select(table: schema.Table, layout: Layout, root: str) -> str:
     nothing = ",\n    ".join(f"null::{column.type} as {column.name}" for column in columns)
     failure = ",\n    ".join(f"failure::{column.type}" for column in columns)
     merged = schema.sealed(table)
-    through = f"{UNSEALED}/{UNSEALED_LINK}/{ANY_SEGMENT}"
+    counted = [rollup for rollup in schema.ROLLUPS if rollup.name in table.totals_of] or [table]
     body = f"""with runs_there as (
     {_runs_of(root, f"{FOLDERS['run']}/{schema.RUNS.file}")}
 ),
@@ -402,10 +432,7 @@ select
 from runs_there cross join sealed_before cross join unsealed
 where false
 union all
-select
-    {", ".join(_names(table))}
-from {_files(table, layout, root, through)} as stored
-anti join sealed_before using (run_id)
+{_unsealed_select(table, counted, layout, root)}
 union all
 select
     {_of_sealed(table)}
@@ -434,7 +461,24 @@ from (
     anti join ({_runs_of(root, f"{FOLDERS['sealed']}/{table.file}")}) as held using (run_id)
 ) as changed
 where failure is not null"""
-    return body + (_unless_missing(table, root) if table.rollup else "")
+    return body + "".join(_unless_missing(table, rollup, root) for rollup in counted if rollup.rollup)
+
+
+def _unsealed_select(table: schema.Table, counted: list[schema.Table], layout: Layout, root: str) -> str:
+    """Return the query of a merged table over the runs that are not in `sealed_before`."""
+    through = f"{UNSEALED}/{UNSEALED_LINK}/{ANY_SEGMENT}"
+    selects = [
+        f"select\n    {', '.join(_names(source))}\nfrom {_files(source, layout, root, through)} as stored\n"
+        "anti join sealed_before using (run_id)"
+        for source in counted
+    ]
+    if not table.totals_of:
+        return selects[0]
+    sources = ",\n".join(f"{source.name} as (\n{select}\n)" for source, select in zip(counted, selects, strict=True))
+    return (
+        f"select\n    {', '.join(_names(table))}\nfrom (\nwith {sources}\n"
+        f"select * from (\n{staging_query(table.name)}\n)\n) as unsealed_totals"
+    )
 
 
 def _must_hold(table: schema.Table, root: str) -> str:
@@ -459,8 +503,8 @@ def _names(table: schema.Table) -> list[str]:
     return [column.name for column in (*table.path_columns, *table.columns)]
 
 
-def _unless_missing(table: schema.Table, root: str) -> str:
-    """Return SQL that adds no rows to a rollup's view, and fails the query if an unsealed segment lacks its file.
+def _unless_missing(table: schema.Table, rollup: schema.Table, root: str) -> str:
+    """Return SQL that adds no rows to a table's view, and fails the query if an unsealed segment lacks a rollup's file.
 
     An opt-in rollup is required only in segments that have the rows it counts.
     A pattern matches only existing files, so such a segment would be left out silently. Every column is
@@ -472,14 +516,14 @@ def _unless_missing(table: schema.Table, root: str) -> str:
     run_id = f"regexp_extract(segment.file, '/run_id=({PATH_VALUES['run_id']})/', 1)"
     segments, rollups = (
         _below(root, f"{UNSEALED}/{UNSEALED_LINK}/{ANY_SEGMENT}/{file}")
-        for file in (table.counted or schema.SEGMENTS.file, table.file)
+        for file in (rollup.counted or schema.SEGMENTS.file, rollup.file)
     )
     return f"""
 union all
 select
     {columns}
 from (
-    select error('segment ' || {named} || {sql_string(LACKS.format(file=table.file))}) as failure
+    select error('segment ' || {named} || {sql_string(LACKS.format(file=rollup.file))}) as failure
     from glob({segments}) as segment
     anti join glob({rollups}) as counts
         on {counted} = {folder}
