@@ -579,8 +579,6 @@ def sealed(table: Table) -> Table:
     return replace(table, level="sealed", columns=(*number, *table.columns))
 
 
-
-
 def _total(name: str, description: str) -> Column:
     return Column(name, "DOUBLE", description)
 

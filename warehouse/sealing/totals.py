@@ -7,7 +7,6 @@ the two. Shapes: A, B experts of a layer and of the same or the next one; K expe
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,29 +30,29 @@ class _Step(NamedTuple):
     next_top_k: int
 
 
-@dataclass(frozen=True)
 class _Counts:
-    """The rows of some merged counts, without special tokens."""
+    """The rows of some merged counts, without special tokens, by layer."""
 
-    rows: pa.Table
-
-    @classmethod
-    def read(cls, file: Path) -> _Counts:
+    def __init__(self, file: Path) -> None:
         rows = read_rows(file)
-        return cls(rows.filter(pc.not_equal(rows["kind"], "special")))
+        rows = rows.filter(pc.not_equal(rows["kind"], "special"))
+        layer = rows["layer"].to_numpy()
+        order = np.argsort(layer, kind="stable")
+        self._layer = layer[order]
+        numbers = [name for name in rows.column_names if pa.types.is_integer(rows.schema.field(name).type)]
+        self._columns = {name: pc.fill_null(rows[name], 0).to_numpy()[order] for name in numbers}
 
     def of(self, layer: int, *names: str) -> list[Numbers]:
         """Return columns of a layer's rows, each [N]; NULL counts as 0."""
-        rows = self.rows.filter(pc.equal(self.rows["layer"], layer))
-        return [pc.fill_null(rows[name], 0).to_numpy().astype(np.int64) for name in names]
+        start, stop = np.searchsorted(self._layer, np.array([layer, layer + 1], np.int32))
+        return [self._columns[name][start:stop] for name in names]
 
 
 def write_totals(folder: Path, layers: Path) -> None:
     """Write the totals of the merged counts in `folder` beside them; `layers` is the run's file of that table."""
     steps = _steps(layers)
     pairs, experts, transitions = (
-        _Counts.read(folder / table.file)
-        for table in (schema.PAIR_COUNTS, schema.EXPERT_COUNTS, schema.TRANSITION_COUNTS)
+        _Counts(folder / table.file) for table in (schema.PAIR_COUNTS, schema.EXPERT_COUNTS, schema.TRANSITION_COUNTS)
     )
     written = {
         schema.PAIR_TOTALS: _pair_totals(steps, pairs, experts),
