@@ -203,7 +203,7 @@ def test_queries_while_runs_are_sealed_and_unsealed(
         mover.join()
 
 
-@pytest.mark.parametrize("table", MERGED, ids=lambda table: table.name)
+@pytest.mark.parametrize("table", [*MERGED, *schema.TOTALS], ids=lambda table: table.name)
 def test_a_sealed_set_without_a_file_is_reported_and_rebuilt(table: schema.Table, trial: Trial, tmp_path: Path) -> None:
     layout = Layout(tmp_path / "wh")
     shutil.copytree(trial.undisturbed.root, layout.root, symlinks=True)

@@ -329,18 +329,18 @@ def _files(table: schema.Table, layout: Layout, root: str, folders: str | None =
 def _no_stray(root: str, path: str) -> str:
     """Return SQL for whether no folder of `filename`, which matches `path` below the root, is a stray.
 
-    DuckDB evaluates this for each of thousands of files before it opens one, so what counts is the number of functions:
-    patterns of the whole of `filename` need no other. They leave its start open, as DuckDB may spell it differently (for
-    `~` or a double slash). Where the warehouse itself lies in a folder of a run, the folders are compared one by one.
+    DuckDB evaluates this for each of thousands of files before it opens one, and each function takes time: patterns of
+    the whole of `filename` need no other. They leave its start open, because DuckDB may spell it differently, as for
+    `~` or a double slash. Where the warehouse itself lies in a folder of a run, its folders are compared one by one.
     """
     above = f"coalesce(getvariable('moewh_root'), {root}) || '/' glob '*/{path.partition('/')[0]}/run_id=*/*'"
     return f"case when {above} then {_are_legal(path, one_by_one=True)} else {_are_legal(path)} end"
 
 
 def _are_legal(path: str, *, one_by_one: bool = False) -> str:
-    """Return SQL for whether all folders of `filename` that `path` matches are legal: `_no_stray` in one of two ways."""
+    """Return SQL for whether the names of all folders of `filename` are legal: `_no_stray` in one of two ways."""
     tests = []
-    for pattern, name in ((pattern, name) for pattern in STRAYS if pattern in path for name in STRAYS[pattern]):
+    for pattern, name in ((each, name) for each, names in STRAYS.items() if each in path for name in names):
         text, stray, schema_run = "filename", f"*/{path.replace(pattern, name)}", f"*/{_of_zero_rows(path)}"
         if one_by_one:
             text, stray, schema_run = _folder(path.rpartition("/")[0], pattern), name, _of_zero_rows(pattern)
