@@ -16,9 +16,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from moewh.ingest import demo
-from moewh.warehouse.answer.catalog import ViewColumn, answer_columns, describe_views
+from moewh.warehouse.answer.catalog import ViewColumn, answer_columns, describe_table, describe_views
 from moewh.warehouse.answer.query import find_query, saved_names
-from moewh.warehouse.files.schema import TABLES
+from moewh.warehouse.files.schema import TABLES, TOTALS
 from moewh.warehouse.trust.check import shipped_checks
 from moewh.warehouse.views.base import canned_names
 from tools import families_page
@@ -98,10 +98,11 @@ def schema_page() -> str:
         "",
         "Made by `make docs` from `warehouse/files/schema.py`; in a shell, `from duckdb_columns()` shows the same.",
         "Each table is a Parquet file in every run's or segment's folder, and a view over all of them. Tables whose",
-        "description begins with Rollup hold counts of a segment's rows, which the [canned views](views.md) read.",
+        "description begins with Rollup hold counts of a segment's rows, which the [canned views](views.md) read. The",
+        "last ones belong to sealed runs; for other runs, the views of these names add up the rollups.",
     ]
-    for table in TABLES:
-        view = describe_views()[table.name]
+    for table in (*TABLES, *TOTALS):
+        view = describe_table(table)
         lines += ["", f"## {view.name}", "", view.comment, "", *_column_table(view.columns)]
     return "\n".join(lines) + "\n"
 

@@ -39,6 +39,7 @@ from tests.support.damage import DAMAGES, committed_files, faults_of, sound_ware
 from tests.support.faults import ERRORS, Job, Server
 from tests.support.trials import Trial
 
+_READ = (*schema.TABLES, *schema.TOTALS)
 FUZZED = {"prompts": 0.6, "manifests": 0.3, "pages": 0.1}
 """Targets of `tools.fuzz`, and the share of --fuzz-seconds of each."""
 
@@ -185,7 +186,7 @@ class Sound:
         self.random = soak.random
         self.layout = sound_warehouse(Path(tempfile.mkdtemp(dir=soak.folder)))
         self.files = {path: path.read_bytes() for path in committed_files(self.layout)}
-        self.answers = {table.name: answer(self.layout, table.name) for table in schema.TABLES}
+        self.answers = {table.name: answer(self.layout, table.name) for table in _READ}
 
     def damage(self, path: Path, kind: str, counts: Damaged) -> None:
         """Damage one file, record who notices, and restore every file."""
@@ -193,7 +194,7 @@ class Sound:
         faults = faults_of(self.layout)
         counts.tried += 1
         counts.missed += path not in {fault.path for fault in faults} | {fault.folder / path.name for fault in faults}
-        table = next((table.name for table in schema.TABLES if table.file == path.name), None)
+        table = next((table.name for table in _READ if table.file == path.name), None)
         if table is not None:
             given = answer(self.layout, table)
             failed = "failed naming it" if str(path) in str(given) else "failed"

@@ -46,7 +46,7 @@ def describe_views() -> dict[str, ViewDescription]:
 
     A missing comment is an empty string.
     """
-    described = {table.name: _describe_table(table) for table in schema.TABLES}
+    described = {table.name: describe_table(table) for table in schema.TABLES}
     return described | _describe_canned()
 
 
@@ -105,7 +105,8 @@ def describe_view(name: str) -> str:
     return "\n".join([view.header, "", *lines])
 
 
-def _describe_table(table: schema.Table) -> ViewDescription:
+def describe_table(table: schema.Table) -> ViewDescription:
+    """Return the description of a stored table, from the schema."""
     columns = (*table.path_columns, *table.columns)
     described = tuple(ViewColumn(column.name, column.type, column.description) for column in columns)
     return ViewDescription(table.name, table.description, f"{table.name}: {table.description}", described)
