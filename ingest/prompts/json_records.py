@@ -42,6 +42,8 @@ Relation = Callable[[duckdb.DuckDBPyConnection, Bound], str]
 
 def read_json(path: Path, file: PromptFile, kind: str, relation: Relation) -> Iterator[pa.RecordBatch]:
     """Convert JSON records to canonical batches. Raises MoewhError for a record or line that is not a prompt."""
+    if path.stat().st_size == 1 and path.read_bytes().strip():  # DuckDB finds no value in a single byte
+        raise file.error(_bad_json(path, kind) or "record 1 is not a JSON object.")
     read = conventions(file.text_column)
     names = {*(name for item in read for name in item.columns), file.domain_column, "source", *BESIDE}
     spellings = {name: _spellings(name) for name in sorted(names)}
@@ -51,7 +53,9 @@ def read_json(path: Path, file: PromptFile, kind: str, relation: Relation) -> It
         other = connection.cursor()  # the first reads on meanwhile
         converted = (part for batch in batches for part in _converted(other, batch, spellings, read, file))
         yield from canonical(converted, read, file, "record")
-    except (duckdb.Error, pa.ArrowException) as error:
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # without a number, it is DuckDB's, through Arrow
+            raise
         if "maximum_object_size" in str(error):
             raise file.error(f"holds a record of more than {LONGEST_LINE >> 20} MiB. Split it.") from None
         raise file.error(_bad_json(path, kind) or f"not valid JSON: {first_line(error)}") from None

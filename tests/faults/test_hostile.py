@@ -201,6 +201,34 @@ def test_any_json_is_rows_or_one_error(values: list[Any]) -> None:
         assert len(rows) == len(values)
 
 
+@pytest.mark.parametrize("form", ["json", "jsonl"])
+def test_a_single_byte_of_json_is_one_error(form: str) -> None:
+    """DuckDB reads no value from it."""
+    for byte in (bytes([number]) for number in range(256)):
+        if byte.strip():
+            with pytest.raises(MoewhError, match=r"^input: "):
+                rows_of(byte, form)
+        else:
+            assert rows_of(byte, form) == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"text": "a",\n"b": 1,}',
+        b'{\n"prompts": [{"text": "a"},]}',
+        b'{"a": {"text": "b",\n}}',
+        b'{"text": "a"}\n{"text": "b"}x',
+        b'{"text": "a"}\n{"te',
+        b'[{"text": "a"}][{"text": "b"}]',
+    ],
+)
+def test_json_that_is_not_quite_is_one_error(content: bytes) -> None:
+    """DuckDB accepts some of it, or fails only when its rows are fetched."""
+    with pytest.raises(MoewhError, match=r"^input: (line \d )?is not valid JSON: [^\n]*$"):
+        rows_of(content, "json")
+
+
 @pytest.mark.parametrize("form", ["jsonl", "csv", "txt", "parquet"])
 def test_a_line_of_megabytes(form: str) -> None:
     text = "long é " * 1_000_000

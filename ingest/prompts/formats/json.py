@@ -50,7 +50,10 @@ def _records(connection: duckdb.DuckDBPyConnection, bound: Bound, kind: str, pat
     alone = Bound()
     first = f"select json from {json_objects(path, kind, alone)} limit 2"
     whole = connection.execute(first, alone.values).fetchall()
-    key = _list_of_records(json.loads(whole[0][0]), file) if len(whole) == 1 else None
+    try:
+        key = _list_of_records(json.loads(whole[0][0]), file) if len(whole) == 1 else None
+    except ValueError as error:  # what DuckDB reads and JSON does not have: a comma before a bracket
+        raise file.error(f"is not valid JSON: {error}.") from None
     if key is None:
         return records
     return f"(select unnest(json_extract(json, {bound(json_key(key))})::json[]) as json from {records})"
