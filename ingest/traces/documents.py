@@ -85,6 +85,7 @@ def _items(
 
 def _with_lists(file: TraceFile, stream: IO[bytes], record: dict[str, Any], lists: dict[str, int]) -> dict[str, Any]:
     """Return an object with its lists, which were left out of its text."""
+
     def items(name: str, start: int) -> Iterator[dict[str, Any]]:
         for number, text in enumerate(item_texts(file, stream, start)):
             yield _record(text, file, f"{name} {number}", ())
