@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from moewh.warehouse.answer.engine import Engine
-from moewh.warehouse.answer.query import Query, Value, find_query, prepare
+from moewh.warehouse.answer.query import Query, find_query, prepare
 from moewh.warehouse.errors import UsageError
 from moewh.warehouse.remote.published import readable, writable
 from moewh.warehouse.runs import LIST_SQL
@@ -34,7 +34,7 @@ class Warehouse:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Open the warehouse at a path, or a published one at a URL. Raises MoewhError if there is none."""
-        self._warehouse = readable(os.fspath(path)).require()
+        self._warehouse = readable(path).require()
 
     @property
     def path(self) -> Path | str:
@@ -63,16 +63,17 @@ class Warehouse:
     def __repr__(self) -> str:
         return f"Warehouse({str(self.path)!r})"
 
-    def sql(self, sql: str, **parameters: Value) -> duckdb.DuckDBPyRelation:
+    def sql(self, sql: str, /, **parameters: Any) -> duckdb.DuckDBPyRelation:
         """Return the result of one SQL statement; `parameters` are bound as $name and readable with getvariable."""
         return self._ask(Query("sql", sql), parameters)
 
-    def query(self, name: str, **parameters: Value) -> duckdb.DuckDBPyRelation:
+    def query(self, name: str, /, **parameters: Any) -> duckdb.DuckDBPyRelation:
         """Return the result of a canned view or saved query.
 
         Raises UsageError for an unknown name or parameter, MoewhError for a run or layer that does not exist.
         """
-        return self._ask(find_query(name), parameters)
+        listed = {name: _ids(value) for name, value in parameters.items()}
+        return self._ask(find_query(name), listed)
 
     def runs(self) -> duckdb.DuckDBPyRelation:
         """Return one row per run, oldest first."""
@@ -82,11 +83,25 @@ class Warehouse:
         """Compare every file with its manifest and return the faults; empty if everything is as committed."""
         return check_any(plan_any(self._warehouse))
 
-    def _ask(self, query: Query, parameters: dict[str, Value]) -> duckdb.DuckDBPyRelation:
+    def _ask(self, query: Query, given: dict[str, Any]) -> duckdb.DuckDBPyRelation:
+        parameters = {name: _plain(value) for name, value in given.items()}
         engine = Engine(lambda asked, values: prepare(self.connection, asked, values))
         answer = engine(query, parameters)
         assert answer is not None  # None only for an unsafe statement
         return answer.relation()
+
+
+def _plain(value: Any) -> Any:
+    """Return numpy's scalars as numbers, and its arrays as lists."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _ids(value: Any) -> Any:
+    """Return a list of whole numbers as a query takes it: 3,17."""
+    value = _plain(value)
+    if isinstance(value, list | tuple | range) and value and all(type(item) is int for item in value):
+        return ",".join(map(str, value))
+    return value
 
 
 def open(path: str | os.PathLike[str] = "wh") -> Warehouse:
@@ -123,7 +138,7 @@ def ingest(
     paths = prompt_paths(prompts)
     named = model if isinstance(model, str | os.PathLike) else type(model).__name__
     asked = ingest_options(os.fspath(named), paths, run_id, options, in_files=prompts is None)
-    layout = writable(os.fspath(warehouse))
+    layout = writable(warehouse)
     records = in_memory(prompts) if not paths and isinstance(prompts, Iterable) else None
     if records is not None and asked.dataset is not None:
         raise UsageError("a dataset cannot be combined with prompts in memory. Give one of them.")
@@ -159,4 +174,4 @@ def record(
     from moewh.ingest.recorder.record import Recorder
 
     require_recordable(options)
-    return Recorder(model, tokenizer, writable(os.fspath(warehouse)), run_id, **options)
+    return Recorder(model, tokenizer, writable(warehouse), run_id, **options)

@@ -44,6 +44,8 @@ class PromptFile:
     """A label for every prompt, instead of a column."""
     delimiter: str | None = None
     """None: as the format or the header decides."""
+    format_given: bool = False
+    """Whether the user named the format; else the suffix did."""
 
     def error(self, what: str) -> MoewhError:
         """Return an error to raise, with the file's name in front."""

@@ -6,9 +6,13 @@ A record is a mapping with the columns of a prompts file, or a string.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from datetime import date, time
+from decimal import Decimal
+from pathlib import Path, PurePath
 from typing import Any
+from uuid import UUID
 
 import pyarrow as pa
 
@@ -38,13 +42,22 @@ def _line(number: int, record: Any) -> str:
     if not isinstance(record, Mapping):
         raise MoewhError(f"record {number} of the prompts is a {type(record).__name__}. Give dicts or strings.")
     try:
-        return json.dumps(dict(record), default=_plain)
+        return json.dumps(
+            {name: None if _is_nan(value) else value for name, value in record.items()}, default=plain_value
+        )
     except (TypeError, ValueError) as error:
         raise MoewhError(f"record {number} of the prompts cannot be stored as JSON: {error}.") from None
 
 
-def _plain(value: Any) -> Any:
-    """Return arrays and tensors as lists, and their scalars as numbers."""
+def _is_nan(value: Any) -> bool:
+    """Return whether a value is what pandas has for a missing one."""
+    return isinstance(value, float) and math.isnan(value)
+
+
+def plain_value(value: Any) -> Any:
+    """Return arrays and tensors as lists, their scalars as numbers, and times, paths and such as text."""
+    if isinstance(value, date | time | PurePath | UUID | Decimal):
+        return str(value)
     if hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(f"it holds a {type(value).__name__}")

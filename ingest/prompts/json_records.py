@@ -30,6 +30,7 @@ from moewh.ingest.prompts.records import (
     Convention,
     RecordColumns,
     conventions,
+    misnamed,
     nested_path,
     present,
     prompts_sql,
@@ -45,7 +46,8 @@ def read_json(path: Path, file: PromptFile, kind: str, relation: Relation) -> It
     if path.stat().st_size == 1 and path.read_bytes().strip():  # DuckDB finds no value in a single byte
         raise file.error(_bad_json(path, kind) or "record 1 is not a JSON object.")
     read = conventions(file.text_column)
-    names = {*(name for item in read for name in item.columns), file.domain_column, "source", *BESIDE}
+    columns = (name for item in read for name in (*item.columns, *item.left_out))
+    names = {*columns, file.domain_column, "source", *BESIDE}
     spellings = {name: _spellings(name) for name in sorted(names)}
     connection = database()
     try:
@@ -107,6 +109,11 @@ def _converted(
     def text(name: str) -> str:
         return f"{value(name)} ->> '$'"
 
+    def label(name: str) -> str:
+        """A label that is NaN, as in pandas' records, is missing."""
+        infinite = f"json_type({value(name)}) = 'DOUBLE' and {text(name)} in ('NaN', 'Infinity', '-Infinity')"
+        return f"case when {infinite} then null else {text(name)} end"
+
     def metadata(convention: Convention) -> str:
         used = dict.fromkeys((*convention.columns, file.domain_column, "source"))
         patches = [bound(json.dumps(used)), *(_nested_patch(name, sql_of, bound) for name in used)]
@@ -115,13 +122,26 @@ def _converted(
 
     records = f"""
         select *, json_type(json) as record_kind, {value(file.domain_column)} is not null as labelled,
-               {text(file.domain_column)} as domain, {text("source")} as source
+               {label(file.domain_column)} as domain, {label("source")} as source
         from (select *, {sql_of["json"]} as json from given)
     """
     columns = RecordColumns(value, text, metadata, "json_keys(json)", [name for name in BESIDE if found[name]])
     query = prompts_sql(records, present(read, lambda name: bool(found[name])), columns)
     connection.register("given", pa.Table.from_batches([batch.select(there).rename_columns(list(sql_of.values()))]))
+    _check_keys(connection, f"given.{sql_of['json']}", read, file)
     return run(connection, query, bound.values)
+
+
+def _check_keys(
+    connection: duckdb.DuckDBPyConnection, record: str, read: Sequence[Convention], file: PromptFile
+) -> None:
+    """Raise the file's error for a record with a key twice, or with one that is misspelled."""
+    for (keys,) in connection.execute(f"select distinct json_keys({record}) from given").fetchall():
+        for key in keys or []:
+            if keys.count(key) > 1:
+                raise file.error(f"has the key {key!r} twice in one record. Keep one.")
+        if keys and (problem := misnamed(keys, read, file.domain_column)):
+            raise file.error(f"{problem}.")
 
 
 def json_objects(path: Path, kind: str, bound: Bound) -> str:

@@ -21,6 +21,17 @@ _BZ2_BLOCKS = (b"1AY&SY", b"\x17\x72\x45\x38\x50\x90")
 _WIDE = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16"} | {
     codecs.BOM_UTF16_BE: "utf-16"
 }
+_LFS = b"version https://git-lfs"
+_BINARY = {
+    b"PK\x03\x04": "a zip archive or an Excel file",
+    b"\xd0\xcf\x11\xe0": "an Excel file",
+    b"%PDF-": "a PDF",
+    b"PAR1\x15": "Parquet",
+    b"ARROW1\0": "Arrow",
+    b"\x93NUMPY": "a NumPy array",
+    b"SQLite format 3\0": "an SQLite database",
+}
+"""First bytes of files that are no text, whatever their names are."""
 _CHUNK = 1 << 20
 
 
@@ -36,7 +47,19 @@ def plain_file(path: Path, target: Path, error: Callable[[str], MoewhError], *, 
             for chunk in _chunks(data, codec, error):
                 out.write(chunk)
         path = target
+    _require_data(path, error, text=text)
     return _as_utf8(path, target.with_suffix(".utf8"), error) if text else path
+
+
+def _require_data(path: Path, error: Callable[[str], MoewhError], *, text: bool) -> None:
+    """Raise for a file that only points to data, and for one that should be text and is of a binary format."""
+    with path.open("rb") as file:
+        begin = file.read(len(_LFS))
+    if begin == _LFS:
+        raise error("is a pointer of Git LFS, not the data itself. Fetch it with `git lfs pull`.")
+    kind = next((kind for magic, kind in _BINARY.items() if begin.startswith(magic)), None)
+    if text and kind is not None:
+        raise error(f"is {kind}, not text. Save it as text, or name its format with --prompts-format.")
 
 
 def _compression(begin: bytes) -> str | None:

@@ -29,8 +29,10 @@ class Convention:
     """Columns whose texts are appended to the head's."""
     joint: str = ""
     """The separator between them; empty texts are left out."""
+    left_out: tuple[str, ...] = ()
+    """Columns that belong to the prompt by other conventions: a record that fills one is refused, not shortened."""
     named: bool = False
-    """Named by --text-column, so that a text in a column called `messages` is a text."""
+    """Named by --text-column: a text in a column called `messages` is a text, and no other column belongs to it."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -38,13 +40,15 @@ class Convention:
         return (self.head, *self.joined)
 
 
+_KWARGS = "chat_template_kwargs"
+_OF_CHATS = ("system", "system_prompt", "functions", _KWARGS)
 CONVENTIONS = (
     Convention("text"),
-    Convention("prompt", joined=("completion",)),
-    Convention("instruction", joined=("input", "output"), joint="\n"),
-    Convention("messages", MESSAGES),
-    Convention("conversations", MESSAGES),
-    Convention("input_ids", INPUT_IDS),
+    Convention("prompt", joined=("completion",), left_out=("system", "system_prompt", _KWARGS)),
+    Convention("instruction", joined=("input", "output"), joint="\n", left_out=("system", "system_prompt", "history")),
+    Convention("messages", MESSAGES, left_out=_OF_CHATS),
+    Convention("conversations", MESSAGES, left_out=_OF_CHATS),
+    Convention("input_ids", INPUT_IDS, left_out=("position_ids",)),
 )
 """The columns read without --text-column. Of those for texts, the first present is used."""
 _LIST_FORMS = {convention.head: convention.form for convention in CONVENTIONS if convention.form != "text"}
@@ -67,7 +71,27 @@ def present(read: Sequence[Convention], has: Callable[[str], bool]) -> dict[int,
     SQL for all of them takes longer to plan than a thousand records to convert.
     """
     heads = {index: item for index, item in enumerate(read) if has(item.head)} or {0: read[0]}
-    return {index: replace(item, joined=tuple(filter(has, item.joined))) for index, item in heads.items()}
+    return {
+        index: replace(item, joined=tuple(filter(has, item.joined)), left_out=tuple(filter(has, item.left_out)))
+        for index, item in heads.items()
+    }
+
+
+def misnamed(columns: Collection[str], read: Sequence[Convention], domain_column: str) -> str | None:
+    """Describe a column whose name differs from one that would be read only in case or surrounding spaces.
+
+    It would silently be left out of the prompt, or leave it without a domain.
+    """
+    chosen = [item for item in read if item.head in columns]
+    wanted = [item.head for item in read if not item.named]
+    for item in chosen:
+        wanted += [*item.joined, *{MESSAGES: _FOR_TEMPLATE, INPUT_IDS: (_MASK,)}.get(item.form, ())]
+    for column in columns:
+        plain = column.strip("\ufeff \t").lower()
+        if column != plain and plain not in columns and (plain == domain_column == "domain" or plain in wanted):
+            option = "--domain-column" if plain == domain_column else "--text-column"
+            return f"has a column {column!r}, but no {plain!r}. Rename it, or choose a column with {option}"
+    return None
 
 
 def nested_path(column: str) -> list[str] | None:
@@ -126,7 +150,9 @@ def prompts_sql(records: str, read: Mapping[int, Convention], columns: RecordCol
                     when choice is null then 'none'
                     when contains(filled, ' ') then 'several'
                     when form is null then 'head'
-                    else {by_choice(lambda item: _joined_problem(item, value))} end as problem from formed)
+                    when form = 'text' and {by_choice(lambda item: _is_written_chat(item, columns.text))} then '{_CHAT}'
+                    else coalesce({by_choice(lambda item: _joined_problem(item, value))},
+                                  {by_choice(lambda item: _left_out(item, value))}) end as problem from formed)
         select problem, json_type(head) as head_kind, choice, filled, labelled, form,
                case when problem is not null then {columns.keys} end as keys,
                case form when 'text' then {by_choice(lambda item: _text(item, columns.text))}
@@ -145,19 +171,44 @@ def problem_of(row: dict[str, Any], read: Sequence[Convention]) -> str:
     if row["problem"] == "object":
         return "is not a JSON object"
     if row["problem"] == "none":
+        for item in read:
+            if item.head in (row["keys"] or []):
+                return f"has {item.head!r} that are not a list of {item.form}"
         others = "" if read[0].named else ", nor messages or input_ids, nor another column that --help names"
         return f"has no {read[0].head!r}{others}; it has {keys}. Name the column with --text-column"
     if row["problem"] == "several":
         return f"has both {found[0]!r} and {found[1]!r}. Choose one with --text-column"
     convention = read[row["choice"]]
-    kind = str(row["head_kind"]).lower()
-    if row["problem"] == "head" and convention.form == "text":
-        return f"has a {convention.head!r} that is not a string ({kind})"
     if row["problem"] == "head":
-        return f"has {convention.head!r} that are not a list of {convention.form} ({kind})"
-    return f"has a {row['problem']!r} that does not go on after its {convention.head!r}. Name one with --text-column"
+        kind = str(row["head_kind"]).lower()
+        wanted = "is not a string" if convention.form == "text" else f"are not a list of {convention.form}"
+        return f"has {'a ' if convention.form == 'text' else ''}{convention.head!r} that {wanted} ({kind})"
+    return _shortened(row["problem"], convention)
 
 
+def _shortened(problem: str, convention: Convention) -> str:
+    """Describe a record of which only a part, or not as what it is, would become the prompt."""
+    if problem == _CHAT:
+        return (
+            f"has chat messages in {convention.head!r}, written as text. Call the column messages and write them as "
+            f"JSON, or record the text as it is with --text-column {convention.head}"
+        )
+    if problem.startswith(_LEFT_OUT):
+        name = problem.removeprefix(_LEFT_OUT)
+        hint = _HINTS.get(name, f"Put it into {convention.head!r}")
+        others = "remove the column" if convention.joined else f"leave it out with --text-column {convention.head}"
+        return f"has {name!r}, which would be left out of the prompt. {hint}, or {others}"
+    return f"has a {problem!r} that does not go on after its {convention.head!r}. Name one with --text-column"
+
+
+_CHAT = "chat"
+_LEFT_OUT = "left out: "
+_HINTS = {
+    _KWARGS: "Give it with --chat-argument",
+    "functions": "Call it tools",
+    "position_ids": "Give each packed sequence a record of its own",
+}
+_WRITTEN_CHAT = r"""\s*\[\s*\{\s*[''"](role|from)[''"]\s*:[\s\S]*"""
 _LONGER = " and json_array_length({0}) > 0"
 _FORM = """
     case when json_type(head) in ('VARCHAR', 'NULL') then 'text'
@@ -200,6 +251,21 @@ def _joined_problem(convention: Convention, value: Callable[[str], str]) -> str:
         for name in convention.joined
     ]
     return f"case {' '.join(cases)} end" if cases else "null"
+
+
+def _left_out(convention: Convention, value: Callable[[str], str]) -> str:
+    """Return SQL for the first column that belongs to the prompt and is not read; positions from 0 are none."""
+    cases = [
+        f"when json_type({value(name)}) <> 'NULL' and {value(name)}::varchar not in ('\"\"', '[]', '{{}}', "
+        f"to_json(range(json_array_length({value(name)})::bigint))::varchar) then '{_LEFT_OUT}{name}'"
+        for name in ([] if convention.named else convention.left_out)
+    ]
+    return f"case {' '.join(cases)} end" if cases else "null::varchar"
+
+
+def _is_written_chat(convention: Convention, text: Callable[[str], str]) -> str:
+    """Return SQL for whether a text is a list of messages as JSON or Python prints it, as CSV files have them."""
+    return "false" if convention.named else f"regexp_full_match({text(convention.head)}, '{_WRITTEN_CHAT}')"
 
 
 def _text(convention: Convention, text: Callable[[str], str]) -> str:

@@ -6,11 +6,14 @@ Everything is looked up before anything is read, so that a wrong name costs noth
 from __future__ import annotations
 
 import glob
+import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 import pyarrow as pa
 
@@ -25,6 +28,11 @@ from moewh.warehouse.errors import UsageError
 
 _DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 """Files that the `datasets` library stores beside the data."""
+_STATE = "state.json"
+"""In a folder of `save_to_disk`: the names of its data files, in order."""
+_CACHE = re.compile(r"cache-[0-9a-f]{16}(_\d+_of_\d+)?\.arrow")
+"""Results that the `datasets` library keeps beside the data: the same records again, or only some of them."""
+_NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _PAPERS = {"readme", "license", "licence", "notice", "changelog", "requirements", "citation"}
 """Names of .txt files often found beside the data."""
 
@@ -60,12 +68,17 @@ def find_inputs(options: IngestOptions) -> Found:
         raise UsageError("standard input (-) can be read only once. Name it once among --prompts.")
     found = Found()
     for name in options.prompts:
+        if not name:
+            raise UsageError(
+                "a name given to --prompts is empty. Is a variable unset? Give a file, or . for this folder."
+            )
         if name == STDIN:
             found.inputs.append(_standard_input(options.prompts_format or "jsonl"))
         elif name.startswith(HUB):
             _find_on_hub(name, options, found)
         else:
             _find_local(str(demo.PROMPTS) if name == DEMO else name, options, found)
+    _require_distinct(found)
     if options.dataset is not None:
         dataset = open_dataset(options.dataset, options.config, options.split)
         found.inputs.append(_dataset_input(dataset, options))
@@ -73,6 +86,20 @@ def find_inputs(options: IngestOptions) -> Found:
 
 
 # ------------------------------------------------------------------------------------------ files
+
+
+def _require_distinct(found: Found) -> None:
+    """Raise UsageError for a file that is given twice: each of its prompts would be counted twice."""
+    files: dict[object, str] = {}
+    for given in found.inputs:
+        file = given.key[0] if given.key else None
+        if file is not None and files.setdefault(file, given.name) is not given.name:
+            first = files[file]
+            raise UsageError(
+                f"{given.name} is given twice. Name it once."
+                if first == given.name
+                else f"{given.name} is the same file as {first}. Name it once."
+            )
 
 
 def _find_local(name: str, options: IngestOptions, found: Found) -> None:
@@ -107,6 +134,24 @@ def _files_below(folder: Path) -> list[Path]:
     return sorted(path for path in files if not _is_hidden(path.relative_to(folder).parts))
 
 
+def _as_saved(good: list[Path], states: list[Path]) -> list[Path]:
+    """Of the Arrow files in a folder of `save_to_disk`, keep those that its state names, in its order.
+
+    Raises UsageError if one of them is missing.
+    """
+    for state in states:
+        try:
+            saved = [state.with_name(one["filename"]) for one in json.loads(state.read_bytes())["_data_files"]]
+        except (ValueError, KeyError, TypeError):
+            continue  # a file of that name that `datasets` did not write
+        if missing := [path for path in saved if path not in good]:
+            raise UsageError(f"{state} names {missing[0].name}, which is not there. Get the whole data set again.")
+        place = min(map(good.index, saved), default=0)
+        good = [path for path in good if path.parent != state.parent or path.suffix != ".arrow"]
+        good[place:place] = saved
+    return good
+
+
 def _is_hidden(parts: tuple[str, ...]) -> bool:
     return any(part.startswith(".") for part in parts)
 
@@ -114,6 +159,7 @@ def _is_hidden(parts: tuple[str, ...]) -> bool:
 def _add_some(name: str, root: Path, files: list[Path], options: IngestOptions, found: Found) -> None:
     """Add those files that are prompts. Raises UsageError if there are none."""
     good = [path for path in files if path.is_file() and _is_prompts(path.name, options.prompts_format)]
+    good = _as_saved(good, [path for path in files if path.name == _STATE])
     found.skipped += [str(path) for path in files if path not in set(good)]
     if not good:
         what = "matches no file" if not files else f"has no file with prompts, only {', '.join(map(str, files[:3]))}"
@@ -125,6 +171,8 @@ def _add_some(name: str, root: Path, files: list[Path], options: IngestOptions, 
 
 def _is_prompts(name: str, given: str | None) -> bool:
     """Return whether a file found in a folder or pattern is a prompts file, judged by its name."""
+    if _CACHE.fullmatch(name):
+        return False
     if given is not None:
         return True
     kind = _known_format(name)
@@ -167,9 +215,13 @@ def _standard_input(kind: str) -> Input:
 
 
 def prompt_file(path: Path, kind: str, name: str, source: str, options: IngestOptions) -> PromptFile:
-    """Return one input, with the column names in the options."""
-    columns = (options.text_column, options.domain_column, options.domain)
-    return PromptFile(path, kind, name, source, *columns, options.delimiter)
+    """Return one input, with the column names in the options, or the domain that a folder's `domain=…` gives it."""
+    column, domain = options.domain_column, options.domain
+    partition = re.search(rf"(?:^|/){re.escape(column)}=([^/]+)/", source)
+    if domain is None and partition and partition[1] != _NO_PARTITION:
+        column, domain = "domain", unquote(partition[1])
+    given = options.prompts_format is not None
+    return PromptFile(path, kind, name, source, options.text_column, column, domain, options.delimiter, given)
 
 
 # ------------------------------------------------------------------------------------------ the Hub

@@ -17,6 +17,7 @@ from moewh.ingest.prompts.records import (
     Convention,
     RecordColumns,
     conventions,
+    misnamed,
     nested_path,
     present,
     prompts_sql,
@@ -45,17 +46,22 @@ def _table_conventions(columns: pa.Schema, file: PromptFile) -> tuple[Convention
     """Return the conventions for the possible prompt columns of a table. Raises MoewhError if it has none."""
     names = columns.names
     if len(set(names)) < len(names):
-        raise file.error("has two columns of the same name. Rename one.")
+        twice = next(name for name in names if names.count(name) > 1)
+        raise file.error(f"has two columns of the same name, {twice!r}. Rename one.")
     listed = ", ".join(map(repr, names))
     if file.domain_column != "domain" and _root(file.domain_column, names) is None:
         raise file.error(f"has no column {file.domain_column!r}; it has {listed}. Check --domain-column.")
     known = conventions(file.text_column)
+    if problem := misnamed(names, known, file.domain_column):
+        raise file.error(f"{problem}.")
     there = [item for item in known if _root(item.head, names) is not None]
     kinds = {item.head: columns.field(item.head).type for item in there if item.head in names}
     read = [item for item in there if item.head not in kinds or holds(kinds[item.head], item.form)]
     texts = [item for item in there if item.form == "text"]
     if texts and texts[0] not in read and (len(there) == 1 or not pa.types.is_null(kinds[texts[0].head])):
         raise file.error(f"column {texts[0].head!r} holds {kinds[texts[0].head]}, not text.")
+    if there and not read:
+        raise file.error(f"column {there[0].head!r} holds {kinds[there[0].head]}, not a list of {there[0].form}.")
     if not read:
         raise file.error(f"has no column {known[0].head!r}; it has {listed}. Name it with --text-column.")
     return tuple(read)
@@ -135,6 +141,8 @@ def _relabel(
 
     def label(name: str) -> str:
         plain = name in columns and not columns[name].endswith("json")
+        if plain and pa.types.is_floating(table.schema.field(name).type):  # a label that is NaN is missing
+            return f"case when isfinite({columns[name]}) then {columns[name]}::varchar end"
         return _filled(f"{columns[name]}::varchar", empty_is_null) if plain else f"{value(name)} ->> '$'"
 
     def metadata(convention: Convention) -> str:
@@ -152,7 +160,8 @@ def _relabel(
         return _root(name, names) is not None
 
     followed, beside = present(read, has), list(filter(has, BESIDE))
-    needed = sorted({*(name for item in followed.values() for name in item.columns), *beside})
+    used = (name for item in followed.values() for name in (*item.columns, *item.left_out))
+    needed = sorted({*used, *beside})
     v = {name: f"v{index}" for index, name in enumerate(needed)}
     records = f"""
         select *, 'OBJECT' as record_kind, {value(file.domain_column)} is not null as labelled,

@@ -6,9 +6,12 @@ In: the arguments of `moewh.ingest` and `moewh.TrainerCallback`. Out: `IngestOpt
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import fields, replace
-from typing import Any
+from numbers import Real
+from operator import index
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from moewh.ingest.options import RECORDS, IngestOptions
 from moewh.warehouse.errors import UsageError
@@ -23,11 +26,17 @@ def prompt_paths(prompts: Any) -> tuple[str, ...]:
         return (os.fspath(prompts),)
     if prompts is None:
         return ()
-    if isinstance(prompts, Mapping) or hasattr(prompts, "to_records") or not isinstance(prompts, Iterable):
+    frames = ("to_records", "to_dicts", "to_pylist", "to_dict")
+    listless = any(hasattr(prompts, name) for name in frames) and not hasattr(prompts, "to_list")
+    if isinstance(prompts, Mapping | bytes) or listless or not isinstance(prompts, Iterable):
         raise UsageError(
             f"prompts are a {type(prompts).__name__}. Give a path, or a list of records: dicts or texts "
-            "(of a data frame, its to_dict('records'))."
+            "(of a data frame, its to_dict('records') or to_dicts())."
         )
+    if isinstance(prompts, Set):
+        raise UsageError("prompts are a set, which has no order. Give a list, such as sorted(prompts).")
+    if isinstance(prompts, list | tuple) and prompts and all(map(_is_file, prompts)):
+        raise UsageError("prompts are names of files that exist. Give each as a pathlib.Path, to read it.")
     listed = (
         isinstance(prompts, list | tuple) and bool(prompts) and all(isinstance(one, os.PathLike) for one in prompts)
     )
@@ -41,7 +50,75 @@ def ingest_options(
     known = {one.name for one in fields(IngestOptions)} - {"model", "prompts", "run_id", "tokenizer"}
     if unknown := sorted(options.keys() - known):
         raise UsageError(f"ingest has no option {unknown[0]!r}. They are {', '.join(sorted(known))}.")
+    hints = get_type_hints(IngestOptions)
+    options = {name: _of_type(name, value, hints[name]) for name, value in options.items()}
     return IngestOptions(model=model, prompts=paths if paths or in_files else (RECORDS,), run_id=run_id, **options)
+
+
+def whole(name: str, value: Any, least: int = 0, most: int = 2**63 - 1) -> int:
+    """Return a whole number, whatever its class. Raises UsageError for anything else, and outside the limits."""
+    try:
+        number = None if isinstance(value, bool) else index(value)
+    except TypeError:
+        number = None
+    if number is None or not least <= number <= most:
+        limit = f"at most {most:,}" if number is not None and number > most else f"at least {least:,}"
+        raise UsageError(f"{name} is {value!r}. Give a whole number of {limit}.")
+    return number
+
+
+def text(name: str, value: Any) -> str | None:
+    """Return a text, or None. Raises UsageError for anything else, and for what is not Unicode."""
+    if value is None or (isinstance(value, str) and value.encode(errors="replace").decode() == value):
+        return None if value is None else str(value)
+    raise UsageError(f"{name} is {value!r}, which is not text. Give a string or None.")
+
+
+def described(series: Any, train_step: Any, train_tokens: Any) -> dict[str, Any]:
+    """Return what a user says of a recorded run. Raises UsageError for values of other types."""
+    numbers = {"train_step": train_step, "train_tokens": train_tokens}
+    return {
+        "series": text("series", series),
+        **{name: None if value is None else whole(name, value) for name, value in numbers.items()},
+    }
+
+
+def _is_file(prompt: Any) -> bool:
+    try:
+        return isinstance(prompt, str) and os.path.isfile(prompt)  # noqa: PTH113 - any text, as one that holds a NUL
+    except ValueError:
+        return False
+
+
+def _of_type(name: str, value: Any, hint: Any) -> Any:
+    """Return an option's value in its field's type. Raises UsageError for one that is not of it."""
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    if value is None and type(None) in kinds:
+        return None
+    if name == "hidden_states" and not isinstance(value, str):
+        listed = value if isinstance(value, list | tuple | range) else [value]
+        return ",".join(str(whole(name, layer)) for layer in listed)
+    if get_origin(kinds[0]) is Literal:
+        return value  # its choices are checked with the others
+    if get_origin(kinds[0]) is tuple:
+        if not isinstance(value, list | tuple):
+            raise UsageError(f"{name} is {value!r}. Give a list of texts.")
+        return tuple(text(name, item) for item in value)
+    if str in kinds:
+        return text(name, os.fspath(value) if isinstance(value, os.PathLike) else value)
+    return _number(name, value, kinds)
+
+
+def _number(name: str, value: Any, kinds: tuple[Any, ...]) -> bool | int | float:
+    if bool in kinds:
+        if type(value).__name__ not in ("bool", "bool_"):  # numpy has a bool of its own
+            raise UsageError(f"{name} is {value!r}. Give True or False.")
+        return bool(value)
+    if int in kinds:
+        return whole(name, value, -(2**63))
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise UsageError(f"{name} is {value!r}. Give a number.")
+    return float(value)
 
 
 def require_recordable(options: dict[str, Any]) -> None:

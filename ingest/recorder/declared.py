@@ -6,10 +6,12 @@ run's own columns. Values that only a forward pass can show are NULL.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import os
+from collections.abc import Collection, Iterable, Set
 from dataclasses import dataclass
 from typing import Any
 
+from moewh.ingest.recorder.asked import text, whole
 from moewh.warehouse.errors import MoewhError, UsageError
 
 
@@ -32,7 +34,14 @@ class Declared:
 
 def from_numbers(model: str | None, layers: Collection[int], num_experts: int, top_k: int) -> Declared:
     """Return a model described by these numbers. Raises UsageError for impossible ones."""
-    numbers = sorted(layers)
+    if not isinstance(layers, Iterable) or isinstance(layers, str | bytes):
+        raise UsageError(f"layers is {layers!r}. Give a list of the MoE layers' indices.")
+    given = [whole("a layer", layer, -1, 2**31 - 1) for layer in layers]
+    numbers = sorted(given)
+    if given != numbers and not isinstance(layers, Set):
+        raise UsageError(f"layers are {given}, and expert_ids are in the order of the layers. Give both ascending.")
+    num_experts, top_k = whole("num_experts", num_experts, 1, 2**31 - 1), whole("top_k", top_k)
+    model = text("model", os.fspath(model) if isinstance(model, os.PathLike) else model)
     if not numbers or numbers[0] < 0 or len(set(numbers)) < len(numbers):
         raise UsageError(f"layers are {numbers}. Give the index of each MoE layer once.")
     if not 1 <= top_k <= num_experts:
@@ -55,6 +64,7 @@ def from_model(model: Any, revision: str | None = None, trust_remote_code: bool 
     from moewh.ingest.model.layers import find_moe_layers
     from moewh.ingest.model.loading import config_sha256
 
+    model = os.fspath(model) if isinstance(model, os.PathLike) else model
     if isinstance(model, str):
         config, empty, _ = build_empty(model, revision, trust_remote_code)
         title = model

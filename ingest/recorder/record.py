@@ -26,12 +26,13 @@ from moewh.ingest.prompts.stream import Plan
 from moewh.ingest.prompts.tokenise import tokenizer_sha256
 from moewh.ingest.prompts.vocabulary import vocabulary_texts
 from moewh.ingest.record import Identity, RunRecord
+from moewh.ingest.recorder.asked import described, whole
 from moewh.ingest.recorder.open_run import OpenRun, require_new
 from moewh.ingest.recorder.passes import Pass, PassObserver
 from moewh.ingest.recorder.sequences import Block, EndTokens, Labels, Part, require_whole
 from moewh.ingest.recorder.writer import decoder
 from moewh.ingest.workers import in_background, start_workers
-from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import Layout, check_run_id
 
 _PASSES_AHEAD = 16
@@ -66,8 +67,9 @@ class Recorder:
         """
         self._model, self._tokenizer, self._layout = model, tokenizer, layout
         self._given_id = None if run_id is None else check_run_id(run_id)
-        self._described: dict[str, Any] = {"series": series, "train_step": train_step, "train_tokens": train_tokens}
-        self._pad_token_id, self._segment_rows = pad_token_id, segment_rows
+        self._described = described(series, train_step, train_tokens)
+        self._pad_token_id = None if pad_token_id is None else whole("pad_token_id", pad_token_id)
+        self._segment_rows = whole("segment_rows", segment_rows, 1)
         self._labels = Labels()
         self._futures: list[Future[None]] = []
         self._stack = ExitStack()
@@ -78,7 +80,11 @@ class Recorder:
 
     @property
     def run_id(self) -> str:
-        """The run's id, once the block is entered."""
+        """The run's id. Raises UsageError before the block is entered, unless it was given."""
+        if not hasattr(self, "_run"):
+            if self._given_id is None:
+                raise UsageError("the run has no id before its block is entered. Give it a run_id.")
+            return self._given_id
         return self._run.record.run_id
 
     def __enter__(self) -> Recorder:
@@ -178,7 +184,12 @@ class Recorder:
         routing = made.routing.wait()  # the ids were copied before the routing
         ids_BS = made.ids_BS.numpy().astype(np.int32)
         if made.mask_BS is not None:
-            mask_BS = made.mask_BS.numpy() != 0
+            if bool(((made.mask_BS != 0) & (made.mask_BS != 1)).any()):
+                raise MoewhError(
+                    "attention_mask holds values other than 0 and 1, such as numbers of packed sequences or what is "
+                    "added to scores. Give 1 for each token and 0 for padding."
+                )
+            mask_BS = (made.mask_BS != 0).numpy()
             require_whole(mask_BS)
         else:
             mask_BS = np.ones(ids_BS.shape, np.bool_)

@@ -8,7 +8,7 @@ without padding, K experts per token.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from moewh.ingest.prompts.canonical import CANONICAL
+from moewh.ingest.prompts.in_memory import plain_value
 from moewh.ingest.prompts.records import INPUT_IDS
+from moewh.ingest.recorder.asked import text
 from moewh.ingest.routing import NO_ENTRY, NO_ROUTE, LayerRouting, RoutingBuffer, TokenisedSegment
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.schema import POSITION_BITS
@@ -37,13 +39,15 @@ class Labels:
     """A JSON object; None for none."""
 
     @classmethod
-    def of(cls, domain: Any, source: Any, metadata: dict[str, Any]) -> Labels:
+    def of(cls, domain: Any, source: Any, metadata: Any) -> Labels:
         """Check labels. Raises UsageError for what is not text, or not JSON."""
-        for name, value in (("domain", domain), ("source", source)):
-            if value is not None and not isinstance(value, str):
-                raise UsageError(f"{name} is {value!r}, which is not text. Give a string or None.")
+        labels = text("domain", domain), text("source", source)
+        if metadata is not None and not isinstance(metadata, Mapping):
+            raise UsageError(f"metadata are a {type(metadata).__name__}. Give a dict.")
         try:
-            return cls(domain, source, json.dumps(metadata, allow_nan=False) if metadata else None)
+            packed = json.dumps(dict(metadata), allow_nan=False, default=plain_value) if metadata else None
+            json.dumps(json.loads(packed or "{}"), ensure_ascii=False).encode()  # refuses halves of surrogate pairs
+            return cls(*labels, packed)
         except (TypeError, ValueError) as error:
             raise UsageError(f"metadata cannot be kept as JSON: {error}. Give what json takes.") from None
 

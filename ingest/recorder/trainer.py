@@ -56,7 +56,7 @@ class TrainerCallback(transformers.TrainerCallback):
         refuse_of_files(options)
         self._options = ingest_options("model", paths, run_id, options, in_files=prompts is None)
         self._every, self._tokenizer = every, tokenizer
-        self._layout = writable(os.fspath(warehouse))
+        self._layout = writable(warehouse)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from moewh.ingest.record import Identity, RunRecord
+from moewh.ingest.recorder.asked import described, whole
+from moewh.ingest.recorder.asked import text as checked_text
 from moewh.ingest.recorder.declared import Declared, from_model, from_numbers
 from moewh.ingest.recorder.open_run import OpenRun, require_new
 from moewh.ingest.recorder.sequences import Block, Labels, Part
@@ -62,12 +64,13 @@ class Writer:
         `layers`, `num_experts` (E) and `top_k` (K). `tokenizer` gives tokens their text. `ordered` means that experts
         without weights are in rank order. Raises UsageError or MoewhError, also for a run that exists.
         """
-        self.layout = writable(os.fspath(warehouse))
+        self.layout = writable(warehouse)
         self.run_id = check_run_id(run_id)
         self._declared = _declared(
             model, layers, num_experts, top_k, revision=revision, trust_remote_code=trust_remote_code
         )
         self._ordered, self._tokenizer = ordered, tokenizer
+        segment_rows = whole("segment_rows", segment_rows, 1)
         require_new(self.layout, run_id)
         shaping: dict[str, Any] = {**self._declared.shaping, "segment_rows": segment_rows, "recorded_at": _now()}
         vocabulary, decode = None, None
@@ -77,7 +80,7 @@ class Writer:
 
             shaping["tokenizer_sha256"] = tokenizer_sha256(tokenizer)
             vocabulary, decode = vocabulary_texts(tokenizer), decoder(tokenizer)
-        given = {"series": series, "train_step": train_step, "train_tokens": train_tokens}
+        given = described(series, train_step, train_tokens)
         run = {
             **self._declared.run,
             **{name: value for name, value in given.items() if value is not None},
@@ -111,11 +114,12 @@ class Writer:
         if not self._open:
             raise UsageError("the writer is closed. Begin another run.")
         name = f"sequence {self._written}"
-        labels = Labels.of(domain, source, metadata or {})
+        labels, text = Labels.of(domain, source, metadata), checked_text("text", text)
+        generated = whole("generated", generated)
         routing = self._checked(name, expert_ids, weights)
         T = len(next(iter(routing.values())).expert_ids_TK)
         ids_T = _token_ids(name, token_ids, T, self._tokenizer)
-        if not 0 <= generated <= T:
+        if generated > T:
             raise UsageError(f"{name}: generated is {generated} of {T} tokens. Give 0 to {T}.")
         pieces = [(0, T - generated, False), (T - generated, T, True)]
         parts = [
@@ -164,15 +168,20 @@ class Writer:
         if ids_TLK.ndim != 3 or ids_TLK.shape[1:] != (L, K) or not len(ids_TLK):
             raise UsageError(f"{name}: expert_ids are {list(ids_TLK.shape)}. Give [tokens, {L} layers, {K} experts].")
         weights_TLK = None if weights is None else _array(name, "weights", weights, "f")
-        if weights_TLK is not None and weights_TLK.reshape(ids_TLK.shape[0], -1).shape[1] != L * K:
+        if weights_TLK is not None and weights_TLK.ndim == 2 and K == 1:
+            weights_TLK = weights_TLK[..., None]
+        if weights_TLK is not None and weights_TLK.shape != ids_TLK.shape:
             raise UsageError(f"{name}: weights are {list(weights_TLK.shape)}, and expert_ids {list(ids_TLK.shape)}.")
+        if weights_TLK is not None and not weights_TLK.any() and (ids_TLK != NO_ROUTE).any():
+            raise UsageError(f"{name}: every weight is 0. Give None for weights that are not known.")
         routing = {}
         for index, (layer, (E, _)) in enumerate(shapes.items()):
             ids_TK = ids_TLK[:, index].astype(np.int32)
             _check_ids(f"{name}, layer {layer}", ids_TLK[:, index], E)
             weights_TK = None
             if weights_TLK is not None:
-                weights_TK = weights_TLK.reshape(ids_TLK.shape)[:, index].astype(np.float32)
+                with np.errstate(over="ignore"):  # it becomes infinite, and is refused
+                    weights_TK = weights_TLK[:, index].astype(np.float32)
                 _check_weights(f"{name}, layer {layer}", weights_TK, ids_TK)
             routing[layer] = LayerRouting(ids_TK, weights_TK, ordered=weights_TK is not None or self._ordered or K == 1)
         return routing

@@ -198,7 +198,10 @@ def _weights(sequence: Sequence, indices: list[int], model: TraceModel) -> npt.N
             f"{sequence.where}: its weights are {weights_RLK.dtype} of shape {weights_RLK.shape}, its experts of shape "
             f"{sequence.expert_ids_RLK.shape}."
         )
-    taken_RLK = weights_RLK[:, indices].astype(np.float32)
+    with np.errstate(over="ignore"):  # it becomes infinite, and is refused
+        taken_RLK = weights_RLK[:, indices].astype(np.float32)
+    if not taken_RLK.any():
+        raise MoewhError(f"{sequence.where}: every weight is 0. Leave out weights that were not recorded.")
     bad = np.argwhere(~np.isfinite(taken_RLK))
     if len(bad):
         row, index, _ = bad[0]

@@ -85,9 +85,6 @@ def _items(
 
 def _with_lists(file: TraceFile, stream: IO[bytes], record: dict[str, Any], lists: dict[str, int]) -> dict[str, Any]:
     """Return an object with its lists, which were left out of its text."""
-    for name in lists:
-        if record[name] is not None:
-            raise file.error(f"has {name} twice. It is damaged.")
 
     def items(name: str, start: int) -> Iterator[dict[str, Any]]:
         for number, text in enumerate(item_texts(file, stream, start)):
@@ -139,13 +136,28 @@ def _load(data: bytes, file: TraceFile, what: str) -> Any:
     if len(data) > LONGEST:
         raise file.error(f"its {what} has more than {LONGEST >> 30} GiB. Write one JSON object per line.")
     try:
-        return json.loads(data)
+        return json.loads(data, object_pairs_hook=_distinct)
+    except _TwiceError as twice:
+        raise file.error(f"its {what} has the key {twice} twice. It is damaged.") from None
     except RecursionError:
         raise file.error(f"its {what} is nested too deeply.") from None
     except UnicodeDecodeError:
         raise file.error(f"its {what} is not UTF-8.") from None
     except ValueError as error:
         raise file.error(f"its {what} is not JSON: {error}. The file may be cut off.") from None
+
+
+class _TwiceError(Exception):
+    """A key that an object has twice."""
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object. Raises _TwiceError for a key that it has twice, of which one value would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _TwiceError(repr(max(names, key=names.count)))
+    return found
 
 
 def _object(value: Any, file: TraceFile, what: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from pathlib import Path
 
 import click
 
@@ -30,6 +31,10 @@ def explain(error: Exception) -> tuple[str, int] | None:
             explained = (error.format_message(), error.exit_code)
         case click.Abort():
             explained = ("stopped before it was done.", 1)
+        case FileNotFoundError() if error.filename is None and not _has_folder():
+            explained = ("the current directory no longer exists. Change to another.", 1)
+        case UnicodeEncodeError() if "surrogates" in error.reason:
+            explained = (f"{error.object[:60]!a} is not text in UTF-8. Use a UTF-8 locale (LC_ALL=C.UTF-8).", 2)
         case OSError():
             explained = (_os_error(error), 1)
         case _ if duckdb is not None and isinstance(error, duckdb.Error):
@@ -39,6 +44,15 @@ def explain(error: Exception) -> tuple[str, int] | None:
         case _:
             return None
     return explained
+
+
+def _has_folder() -> bool:
+    """Return whether the current directory exists."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _stored_columns() -> set[str]:

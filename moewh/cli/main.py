@@ -53,6 +53,8 @@ class MoewhGroup(click.Group):
         """Run the command and exit with its code; without `standalone_mode`, as click does."""
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, False, **extra)
+        unheard = sys.stdout is None
+        _open_closed_streams()
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")
         if COMPLETE_VAR in os.environ:
@@ -64,6 +66,8 @@ class MoewhGroup(click.Group):
             if (explained := explain(error)) is None:
                 raise
             message, code = explained
+            if unheard:
+                _discard_output()
             click.echo(f"moewh: {one_line(message)}", err=True)
         sys.exit(code if isinstance(code, int) else 0)
 
@@ -76,6 +80,18 @@ class MoewhGroup(click.Group):
             _discard_output()
             ctx.exit(0)
         return result
+
+
+def _open_closed_streams() -> None:
+    """Give closed standard streams (`>&-`) a descriptor that holds nothing and takes nothing.
+
+    Without one, Python has None for them, and the next file that is opened gets their number: others print into it.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            # writing an answer fails, as to the closed stream; a message cannot be read either way
+            descriptor = os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)
+            setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w", closefd=False))
 
 
 def _discard_output() -> None:

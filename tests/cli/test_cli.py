@@ -282,6 +282,11 @@ WRONG_USE: list[tuple[list[str], str]] = [
     (["query", "-c", "select 1", "-o", "x.what"], "Add --format table|csv|json|jsonl|parquet|markdown"),
     (["query", "-c", "select 1", "-o", "/no/such/place/x.csv"], "there is no directory /no/such/place"),
     (["query", "-c", "select 1", "-o", "/", "--format", "csv"], "is a directory"),
+    (["query", "-c", "select 1", "-o", "/"], "/ is a directory. Name a file with -o."),
+    (["query", "-c", "select 1", "-o", ""], "is a directory. Name a file with -o."),
+    (["query", "-c", "select '\udcff'"], "-c is not text in UTF-8. Write it so, in a UTF-8 locale"),
+    (["query", "-c", "select 1", "--memory-limit", "-1GB"], "--memory-limit -1GB is not a size"),
+    (["runs", "--warehouse", ""], "the warehouse is ''. Give a path or a URL"),
     (["query", "--nope"], "No such option '--nope'. Try `moewh query --help`."),
     (["views", "route"], "there is no view 'route'. Did you mean routes?"),
     (["nope"], "No such command 'nope'."),
@@ -368,6 +373,49 @@ def test_full_disk_is_one_line(layout: Layout) -> None:
             env=os.environ | {"PYTHONPATH": str(REPOSITORY), "MOEWH_WAREHOUSE": str(layout.root)},
         )
     assert (done.returncode, done.stderr) == (1, "moewh: No space left on device.\n")
+
+
+def test_an_answer_never_replaces_a_file_of_the_warehouse(layout: Layout, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(layout.root)
+    before = {path: path.stat().st_mtime_ns for path in layout.root.rglob("*") if path.is_file()}
+    routing = next(iter(layout.root.glob("segments/run_id=[!~]*/segment=0/routing.parquet")))
+    for path in (routing, layout.root / "runs" / "x.csv", layout.database, tmp_path / "link" / "sealed" / "x.csv"):
+        for command in (["query", "-c", "select 1"], ["runs"]):
+            said = one_line(moewh(layout, *command, "--format", "csv", "-o", str(path)), 2)
+            assert "is among the files of the warehouse" in said
+    assert {path: path.stat().st_mtime_ns for path in layout.root.rglob("*") if path.is_file()} == before
+    assert moewh(layout, "runs", "-o", str(layout.root / "mine.csv")).exit_code == 0
+    (layout.root / "mine.csv").unlink()
+    (tmp_path / "loop.csv").symlink_to("loop.csv")
+    assert "link" in one_line(moewh(layout, "runs", "-o", str(tmp_path / "loop.csv")), 2)
+
+
+@pytest.mark.parametrize(
+    ("redirected", "code", "said"),
+    [
+        ("query -c 'select 1' >&-", 1, "moewh: Bad file descriptor.\n"),
+        ("query -c 'select 1' -o OUT >&- <&-", 0, ""),
+        ("query nosuch 2>&-", 2, ""),
+        ("runs --delete RUN <&-", 1, "stopped before it was done.\n"),
+    ],
+)
+def test_closed_streams(redirected: str, code: int, said: str, layout: Layout, tmp_path: Path) -> None:
+    run_id = moewh(layout, "query", "-c", "select run_id from runs limit 1", "--format", "csv").stdout.split()[1]
+    words = redirected.replace("OUT", str(tmp_path / "x.csv")).replace("RUN", run_id)
+    program = f'{sys.executable} -c "from moewh.cli.main import main; main()" {words}'
+    environment = {**os.environ, "MOEWH_WAREHOUSE": str(layout.root)}
+    done = subprocess.run(program, shell=True, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.endswith(said) and "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+def test_a_deleted_current_directory(layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert "no longer exists" in one_line(moewh(layout, "runs", "--warehouse", "wh"), 1)
+    assert "no longer exists" in one_line(moewh(layout, "runs", "-o", "x.csv"), 1)
+    assert moewh(layout, "runs").exit_code == 0
 
 
 @pytest.mark.parametrize("form", ["csv", "json", "markdown"])

@@ -163,7 +163,7 @@ def test_wrong_export_is_reported(words: list[str], code: int, said: str, layout
 
 def test_export_of_what_is_not_there(tmp_path: Path) -> None:
     layout = empty_warehouse(tmp_path / "wh")
-    assert "there are 0 runs. Name one with --run: none." in export(layout, "eplb", tmp_path / "w.npy").output
+    assert "there are no runs. `moewh ingest` makes one." in export(layout, "eplb", tmp_path / "w.npy").output
     write_run(layout, random_run("narrow", 1, {0: (4, 2), 1: (8, 2)}))
     assert (
         "run narrow has layers of 4 and of 8 experts, which do not form a matrix."

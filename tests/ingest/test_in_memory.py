@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import peft
+import polars as pl
 import pytest
 import torch
 from torch import nn
@@ -231,3 +233,55 @@ def test_what_cannot_be_ingested_is_refused(changes: dict[str, Any], message: st
         moewh.ingest(warehouse=tmp_path / "wh", **arguments)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "wh").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"limit": 1.0}, r"limit is 1\.0\. Give a whole number"),
+        ({"limit": "1"}, "limit is '1'. Give a whole number"),
+        ({"limit": True}, "limit is True. Give a whole number"),
+        ({"max_length": 5.5}, r"max_length is 5\.5"),
+        ({"train_step": 2**70}, "Give a whole number of at most"),
+        ({"temperature": "0.5", "generate": 1}, "temperature is '0.5'. Give a number"),
+        ({"router_logits": "false"}, "router_logits is 'false'. Give True or False"),
+        ({"special_tokens": 1}, "special_tokens is 1. Give True or False"),
+        ({"domain": 5}, "domain is 5, which is not text"),
+        ({"series": "a\ud800"}, "series is 'a.ud800', which is not text"),
+        ({"hidden_states": 0.5}, r"hidden_states is 0\.5. Give a whole number"),
+        ({"chat_arguments": {"a": 1}}, "chat_arguments is .* Give a list of texts"),
+        ({"run_id": 5}, "run id 5 is not allowed"),
+        ({"warehouse": None}, "the warehouse is None. Give a path or a URL"),
+        ({"warehouse": b"wh"}, "the warehouse is b'wh'"),
+        ({"warehouse": ""}, "the warehouse is ''"),
+        ({"prompts": {"b", "a"}}, "prompts are a set, which has no order"),
+        ({"prompts": b"text"}, "prompts are a bytes. Give a path, or a list of records"),
+        ({"prompts": pl.DataFrame({"text": ["a"]})}, r"prompts are a DataFrame.*to_dicts\(\)"),
+        ({"prompts": [__file__]}, r"names of files that exist. Give each as a pathlib\.Path"),
+        ({"prompts": ""}, "a name given to --prompts is empty"),
+    ],
+)
+def test_an_argument_of_another_type_is_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    arguments = {"model": None, "prompts": RECORDS, "warehouse": tmp_path / "wh", **options}
+    with pytest.raises(UsageError, match=message) as refused:
+        moewh.ingest("demo", **{name: value for name, value in arguments.items() if name != "model"})
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "wh").exists()
+
+
+def test_numbers_and_records_of_other_libraries_are_what_they_say(tmp_path: Path) -> None:
+    """numpy's numbers; pandas' records, where NaN is a missing value; times and paths in metadata."""
+    frame = pd.DataFrame({"text": ["a", "b", None], "domain": ["x", np.nan, "y"], "at": pd.Timestamp("2024-05-06")})
+    records = [{**record, "file": Path("a/b")} for record in frame.to_dict("records")]
+    options = {"limit": np.int64(3), "max_length": np.int32(9), "hidden_states": [0], "router_logits": np.bool_(True)}
+    moewh.ingest(tiny_model("olmoe"), records, tmp_path, "r", tokenizer=byte_tokenizer(), **options)
+    warehouse = moewh.open(tmp_path)
+    rows = warehouse.sql("select text, domain, status, metadata from prompts order by prompt_id").fetchall()
+    packed = '{"at":"2024-05-06 00:00:00","file":"a/b"}'
+    assert rows == [("a", "x", "ok", packed), ("b", None, "ok", packed), ("", "y", "empty", packed)]
+    assert warehouse.sql("select distinct layer from hidden_states").fetchall() == [(0,)]
+    assert warehouse.sql("select $n + 1, $many", n=np.float32(0.5), many=[1, 2]).fetchall() == [(1.5, [1, 2])]
+    for ids in ([0, 1], (0, 1), np.array([0, 1]), "0,1"):
+        found = warehouse.query("co_routing_where", prompt_ids=ids).fetchall()
+        assert found and found == warehouse.query("co_routing_where").fetchall()
+    assert warehouse.sql("select $sql || $name || $self", sql="a", name="b", self="c").fetchall() == [("abc",)]

@@ -456,3 +456,167 @@ def test_a_table_cut_within_a_quoted_field_is_named(suffix: str, tmp_path: Path)
 def test_a_quote_within_a_plain_field_is_text(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_bytes(b'text\n5" tall\nshort\n')
     assert [row["text"] for row in read(tmp_path, tmp_path / "p.csv")] == ['5" tall', "short"]
+
+
+# ------------------------------------------------------------------------------------------ almost what was meant
+
+
+def columns_of(record: Any, suffix: str, path: Path) -> Path:
+    """Write one record as JSON lines or as Parquet."""
+    if suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist([record]), path)
+    else:
+        path.write_text(json.dumps(record))
+    return path
+
+
+MISNAMED = [
+    ({"text": "t", "Domain": "d"}, "'Domain', but no 'domain'. Rename it, or choose a column with --domain-column."),
+    ({"text": "t", " domain": "d"}, "' domain', but no 'domain'"),
+    ({"Text": "t", "prompt": "p"}, "'Text', but no 'text'. Rename it, or choose a column with --text-column."),
+    ({"prompt": "p", "COMPLETION": "c"}, "'COMPLETION', but no 'completion'"),
+    ({"instruction": "i", "Input": "x"}, "'Input', but no 'input'"),
+    ({"messages": CHAT, "Tools": [{"a": 1}]}, "'Tools', but no 'tools'"),
+    ({"input_ids": [1], "attention_mask ": [1]}, "'attention_mask ', but no 'attention_mask'"),
+]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize(("record", "says"), MISNAMED)
+def test_a_column_that_is_almost_one_that_is_read_is_named(record: Any, says: str, suffix: str, tmp_path: Path) -> None:
+    path = columns_of(record, suffix, tmp_path / f"p.{suffix}")
+    with pytest.raises(MoewhError, match="has a column ") as caught:
+        read(tmp_path, path)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_column_of_another_case_is_no_mistake_beside_the_one_that_is_read(suffix: str, tmp_path: Path) -> None:
+    record = {"text": "t", "Text": "u", "domain": "d", "DOMAIN": "e", "Tools": "x"}
+    (row,) = read(tmp_path, columns_of(record, suffix, tmp_path / f"p.{suffix}"))
+    assert (row["text"], row["domain"]) == ("t", "d")
+    assert json.loads(row["metadata"]) == {"Text": "u", "DOMAIN": "e", "Tools": "x"}
+    (row,) = read(tmp_path, tmp_path / f"p.{suffix}", text_column="Text", domain_column="DOMAIN")
+    assert (row["text"], row["domain"]) == ("u", "e")
+
+
+LEFT_OUT: Rows = [
+    *({"messages": CHAT, name: "s"} for name in ("system", "system_prompt")),
+    {"messages": CHAT, "functions": [{"name": "f"}]},
+    {"conversations": SHARED, "system": "s"},
+    {"prompt": CHAT, "chat_template_kwargs": {"enable_thinking": False}},
+    {"prompt": "p", "system_prompt": "s"},
+    {"instruction": "i", "output": "o", "history": [["q", "a"]]},
+    {"input_ids": [1, 2, 3], "position_ids": [0, 1, 0]},
+]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize("record", LEFT_OUT)
+def test_what_belongs_to_a_prompt_is_not_left_out_of_it(record: Any, suffix: str, tmp_path: Path) -> None:
+    head, name = next(iter(record)), list(record)[-1]
+    path = columns_of(record, suffix, tmp_path / f"p.{suffix}")
+    with pytest.raises(MoewhError, match=f"1 has {name!r}, which would be left out of the prompt"):
+        read(tmp_path, path)
+    (row,) = read(tmp_path, path, text_column=head)
+    assert json.loads(row["metadata"])[name] == record[name]
+
+
+@pytest.mark.parametrize("nothing", [None, "", [], {}])
+def test_an_empty_system_prompt_leaves_nothing_out(nothing: Any, tmp_path: Path) -> None:
+    record = {"messages": CHAT, "system": nothing, "functions": nothing}
+    assert read(tmp_path, columns_of(record, "jsonl", tmp_path / "p.jsonl"))[0]["form"] == "messages"
+    record = {"input_ids": [4, 5], "position_ids": [0, 1], "text": None}
+    assert read(tmp_path, columns_of(record, "jsonl", tmp_path / "q.jsonl"))[0]["text"] == "[4,5]"
+
+
+OTHER_DATA: list[tuple[str, Any, str]] = [
+    ("p.txt", b"one\rtwo\rthree\r", "its lines end in a carriage return alone"),
+    ("p.txt", JSONL, "looks like jsonl, not one prompt per line. Give --prompts-format jsonl"),
+    ("p.txt", b"\xef\xbb\xbf" + delimited(","), "looks like csv"),
+    ("p.txt", delimited("\t"), "looks like tsv"),
+    ("p.csv", b'text,d\n"a \\"b\\" c",d\n', "line 2 has a quoted field that goes on after its closing quote"),
+    ("p.csv", b'text,d\n"Yes" she said,d\n', "line 2 has a quoted field that goes on after its closing quote"),
+    ("p.tsv", b'text\td\nx\ty\n"Yes" she said\td\n', "line 3 has a quoted field"),
+    ("p.jsonl", b'{"text": "a"}\n{"text": "b", "text": "c"}\n', "has the key 'text' twice in one record"),
+    ("p.json", b'[{"text": "a", "m": 1, "m": 2}]', "has the key 'm' twice in one record"),
+    ("p.csv", b"messages\n\"[{'role': 'user', 'content': 'hi'}]\"\n", "row 1 has 'messages' that are not a list"),
+    ("p.csv", b"prompt\n\"[{'role': 'user', 'content': 'hi'}]\"\n", "row 1 has chat messages in 'prompt', written as"),
+    ("p.jsonl", json.dumps({"text": json.dumps(SHARED)}).encode(), "record 1 has chat messages in 'text', written as"),
+    ("p.jsonl", b'{"conversations": {"from": ["human"], "value": ["hi"]}}', "'conversations' that are not a list"),
+    ("p.csv", b"text,n,n\na,1,2\n", "has two columns of the same name, 'n'"),
+    ("p.csv", FILES["arrow.parquet"], "p.csv: is Parquet, not text"),
+    ("p.jsonl", FILES["polars.arrow"], "is Arrow, not text"),
+    ("p.csv", b"PK\x03\x04\x14\0\x08\x08", "is a zip archive or an Excel file, not text"),
+    *(
+        (f"p.{form}", b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS")
+        for form in ("txt", "arrow")
+    ),
+    ("p.json", b'[{"text": "a"}, {"text": "b"]', "is not valid JSON: Expecting ',' delimiter"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "says"), OTHER_DATA)
+def test_data_of_another_form_than_the_name_says_is_refused(
+    name: str, content: bytes, says: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(MoewhError) as caught:
+        read(tmp_path, tmp_path / name)
+    assert says in str(caught.value)
+    assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_lines_that_look_like_records_are_lines_where_the_format_is_named(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text('{"text": "a"}\nprompt, with a comma\n')
+    rows = read(tmp_path, tmp_path / "p.txt", prompts_format="txt")
+    assert [row["text"] for row in rows] == ['{"text": "a"}', "prompt, with a comma"]
+    (tmp_path / "q.txt").write_text("prompt, with a comma\nwith \r in it\n{1}\n")
+    assert [row["text"] for row in read(tmp_path, tmp_path / "q.txt")][1:] == ["with \r in it", "{1}"]
+
+
+def test_a_domain_that_is_nan_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"text": "a", "domain": NaN}\n{"text": "b", "domain": "NaN"}\n')
+    pq.write_table(pa.table({"text": ["a", "b"], "domain": [float("nan"), 1.5]}), tmp_path / "p.parquet")
+    assert [row["domain"] for row in read(tmp_path, tmp_path / "p.jsonl", tmp_path / "p.parquet")] == [
+        *(None, "NaN"),
+        *(None, "1.5"),
+    ]
+
+
+def test_a_folder_of_save_to_disk_holds_what_its_state_names(tmp_path: Path) -> None:
+    """Not what `map` and an earlier, longer save left there: those prompts would be counted twice."""
+    import datasets
+
+    folder = tmp_path / "saved"
+    datasets.Dataset.from_dict({"text": list("abc")}).save_to_disk(folder, num_shards=3)
+    shutil.copy(folder / "data-00000-of-00003.arrow", folder / "cache-0123456789abcdef.arrow")
+    shutil.copy(folder / "data-00000-of-00003.arrow", folder / "data-00000-of-00009.arrow")
+    state = json.loads((folder / "state.json").read_text())
+    state["_data_files"].reverse()
+    (folder / "state.json").write_text(json.dumps(state))
+    assert [row["text"] for row in read(tmp_path, folder)] == ["c", "b", "a"]
+    (folder / "data-00001-of-00003.arrow").unlink()
+    with pytest.raises(UsageError, match=r"names data-00001-of-00003\.arrow, which is not there"):
+        read(tmp_path, folder)
+
+
+def test_a_folder_names_the_domain_of_its_files(tmp_path: Path) -> None:
+    """As Hive, Spark and DuckDB write tables that are partitioned by a column."""
+    for name in ("web%20page", "code", "__HIVE_DEFAULT_PARTITION__"):
+        (tmp_path / "d" / f"domain={name}").mkdir(parents=True)
+        (tmp_path / "d" / f"domain={name}" / "p.jsonl").write_text('{"text": "t"}\n')
+    assert [row["domain"] for row in read(tmp_path, tmp_path / "d")] == [None, "code", "web page"]
+    assert {row["domain"] for row in read(tmp_path, tmp_path / "d", domain="x")} == {"x"}
+    (tmp_path / "d" / "domain=code").rename(tmp_path / "lang=en")
+    assert read(tmp_path, str(tmp_path / "lang=*"), domain_column="lang")[0]["domain"] == "en"
+
+
+def test_a_file_that_is_given_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a\n")
+    (tmp_path / "b.txt").symlink_to("a.txt")
+    for again in (tmp_path / "a.txt", tmp_path / "b.txt", tmp_path / ".." / tmp_path.name, f"{tmp_path}/*.txt"):
+        with pytest.raises(UsageError, match=r"(is given twice|is the same file as .*)\. Name it once"):
+            read(tmp_path, tmp_path / "a.txt", again)
+    with pytest.raises(UsageError, match="a name given to --prompts is empty"):
+        read(tmp_path, "")

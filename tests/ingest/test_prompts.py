@@ -149,7 +149,7 @@ def test_named_domain_column_must_be_there(suffix: str, tmp_path: Path) -> None:
         ("p.jsonl", b'{"text":"x"}\n{"text":"\\ud800"}\n', "line 2 holds half of a surrogate pair"),
         ("p.jsonl", b'{"text":"x"}\n[1]\n', "record 2 is not a JSON object"),
         ("p.jsonl", b'{"text":"x"}\n{"body":"y"}\n', "record 2 has no 'text'"),
-        ("p.jsonl", b'{"messages":"hi"}\n', "record 1 has no 'text', nor messages or input_ids"),
+        ("p.jsonl", b'{"messages":"hi"}\n', "record 1 has 'messages' that are not a list of messages"),
         ("p.jsonl", b'{"text":5}\n', "record 1 has a 'text' that is not a string"),
         ("p.csv", b"body,domain\nx,y\n", "has no column 'text'; it has 'body', 'domain'"),
         ("p.csv", b"text,domain\nx,y\na,b,c\n", "not valid CSV"),

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import moewh
-from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.errors import MoewhError, UsageError
 from tests.support.families import FAMILIES, build
 from tests.support.models import byte_tokenizer, tiny_model
 
@@ -347,6 +347,14 @@ def _whole_mask(model: Any) -> None:
     model(input_ids=torch.tensor([[1, 2]]), attention_mask=torch.zeros(1, 1, 2, 2))
 
 
+def _packed_mask(model: Any) -> None:
+    model(input_ids=torch.tensor([[1, 2, 3]]), attention_mask=torch.tensor([[1, 2, 2]]))
+
+
+def _added_mask(model: Any) -> None:
+    model(input_ids=torch.tensor([[1, 2, 3]]), attention_mask=torch.tensor([[-1e9, 0.0, 0.0]]))
+
+
 def _gap(model: Any) -> None:
     model(input_ids=torch.tensor([[1, 2, 3]]), attention_mask=torch.tensor([[1, 0, 1]]))
 
@@ -396,6 +404,8 @@ def _nothing(model: Any) -> None:
         (_positions, "position_ids begin again within a row: sequences are packed"),
         (_lengths, r"sequences are packed into one row \(cu_seq_lens_q\)"),
         (_whole_mask, r"attention_mask is of shape \[1, 1, 2, 2\], not \[1 sequences, 2 positions\]"),
+        (_packed_mask, "attention_mask holds values other than 0 and 1"),
+        (_added_mask, "attention_mask holds values other than 0 and 1"),
         (_gap, "masks positions between tokens"),
         (_static_cache, "attention_mask is .*a static cache"),
         (_cut_cache, "the cache holds 2 positions of 1 sequences, and 3 of 1 were recorded"),
@@ -443,3 +453,24 @@ def test_experts_whose_output_a_hook_changes_are_refused(tmp_path: Path) -> None
     ):
         pass
     assert np.isfinite(model(input_ids=torch.tensor([[1]])).logits.detach().numpy()).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pad_token_id": "0"}, "pad_token_id is '0'. Give a whole number"),
+        ({"pad_token_id": -1}, "pad_token_id is -1"),
+        ({"segment_rows": 0}, "segment_rows is 0. Give a whole number of at least 1"),
+        ({"series": 5}, "series is 5, which is not text"),
+        ({"train_step": 5.5}, r"train_step is 5\.5"),
+    ],
+)
+def test_an_option_of_another_type_is_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        record(model_of("olmoe"), tmp_path / "wh", "run", **options)
+
+
+def test_the_run_id_before_the_block(tmp_path: Path) -> None:
+    assert record(model_of("olmoe"), tmp_path, "run").run_id == "run"
+    with pytest.raises(UsageError, match="no id before its block is entered"):
+        _ = moewh.record(model_of("olmoe"), byte_tokenizer(), tmp_path).run_id

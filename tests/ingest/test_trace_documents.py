@@ -100,7 +100,7 @@ def test_document_that_is_cut_anywhere_is_refused(document: Any, lists: tuple[st
         ('{"choices": [{"a": 1, 2}]}', "its choices 0 is not JSON: "),
         ('{"choices": [{}], "a": nul}', "its document is not JSON: "),
         ('{"choices": [{}], "choices": [{}]}', "has choices twice"),
-        ('{"choices": [{}], "choices": 1}', "has choices twice"),
+        ('{"choices": [{}], "choices": 1}', "its document has the key 'choices' twice"),
         ('{"a": 1}{"a": 2}', "its line 1 is not JSON: Extra data"),
         ('{"a": 1}\n[1]', "its line 2 is not a JSON object"),
         ('{\n"a": 1}\n{"a": 1}', "its line 1 is not JSON: "),

@@ -240,7 +240,7 @@ CASES: dict[str, tuple[str, Make, str]] = {
     "first beyond": ("plain", plain(first=5), "line 2: has routing for 2 tokens from position 5"),
     "token id beyond": ("plain", plain(token_ids=[1, 2, 200]), "line 2, token 2: token id 200 is outside"),
     "token id below": ("plain", plain(token_ids=[1, -7, 2]), "line 2, token 1: token id -7 is outside"),
-    "weights of another shape": ("plain", plain(weights=[[[0.5, 0.5]]]), "line 2: its weights are float32 of shape"),
+    "weights of another shape": ("plain", plain(weights=[[[0.5, 0.5]]]), "line 2: its weights are float64 of shape"),
     "NaN": ("plain", plain(weights=[[[0.5, float("nan")], [0.5, 0.5]]] * 2), "line 2, token 0, layer 1: has a weight"),
     "weights of some": (
         "plain",

@@ -205,6 +205,28 @@ WRONG: dict[str, tuple[str, str, Any, str]] = {
     "half of a surrogate pair": ("plain", "t.json", {**PLAIN, "text": "\ud800"}, "its text holds half of a surrogate"),
     "half of one in a domain": ("plain", "t.json", {**PLAIN, "domain": "a\udfff"}, "its domain holds half of a"),
     "half of one in metadata": ("plain", "t.json", {**PLAIN, "metadata": {"\ud800": 1}}, "its metadata holds half of"),
+    "weights that are all zero": (
+        "plain",
+        "t.json",
+        {**PLAIN, "weights": [[[0, 0], [0, 0]]]},
+        "every weight is 0. Leave",
+    ),
+    "weights beyond floats": (
+        "plain",
+        "t.json",
+        {**PLAIN, "weights": [[[1e300, 1], [1, 1]]]},
+        "a weight that is not a",
+    ),
+    "a mask that numbers sequences": (
+        "verl",
+        "t.pt",
+        {
+            "input_ids": torch.ones(1, 3, dtype=torch.int64),
+            "attention_mask": torch.tensor([[1, 2, 2]]),
+            "routed_experts": torch.ones(1, 3, HIDDEN, TOP_K, dtype=torch.int16),
+        },
+        "its attention_mask holds values other than 0 and 1",
+    ),
     "NaN in metadata": (
         "plain",
         "t.json",
@@ -446,3 +468,16 @@ def test_routing_at_any_depth(model: Path, tmp_path: Path) -> None:
         holder = {"turns": [holder]}
     assert run_import("nemo-rl", stored(tmp_path / "t.json", holder), model, tmp_path).exit_code == 0
     assert rows_of(Layout(tmp_path / "wh")) == expected([ONE])
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize(("form", "key"), [("plain", "expert_ids"), ("plain", "domain"), ("sglang", "meta_info")])
+def test_a_key_that_is_there_twice_is_refused(
+    form: str, key: str, indent: int | None, model: Path, tmp_path: Path
+) -> None:
+    """One of its values would be lost without a word."""
+    document = {**PLAIN, "domain": "a"} if form == "plain" else sglang_answer(ONE)
+    written = json.dumps(document, indent=indent)
+    doubled = written.replace(f'"{key}":', f'"{key}": {json.dumps(document[key])}, "{key}":', 1)
+    (tmp_path / "t.json").write_text(doubled)
+    require_refused(run_import(form, [tmp_path / "t.json"], model, tmp_path), f"has the key '{key}' twice", tmp_path)

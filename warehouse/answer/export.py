@@ -118,7 +118,9 @@ def _find_run(connection: duckdb.DuckDBPyConnection, run_id: str | None, domain:
     if run_id is None:
         known = [row[0] for row in connection.execute("select run_id from runs order by run_id").fetchall()]
         if len(known) != 1:
-            raise UsageError(f"there are {len(known)} runs. Name one with --run: {', '.join(known[:20]) or 'none'}.")
+            if not known:
+                raise MoewhError("there are no runs. `moewh ingest` makes one.")
+            raise UsageError(f"there are {len(known)} runs. Name one with --run: {', '.join(known[:20])}.")
         run_id = known[0]
     values = {"run": run_id} | ({} if domain is None else {"domain": domain})
     require_existing(lambda sql, _: connection.execute(sql).fetchall(), {"run": "run", "domain": "domain"}, values)

@@ -207,6 +207,8 @@ def _limit_memory(connection: duckdb.DuckDBPyConnection, limits: Limits) -> None
     if limits.memory is None:
         return
     try:
+        if limits.memory.strip().startswith("-"):  # which DuckDB takes for no limit
+            raise duckdb.ParserException(limits.memory)
         connection.execute(f"set memory_limit = {sql_string(limits.memory)}")
     except duckdb.Error as error:
         raise UsageError(f"--memory-limit {limits.memory} is not a size. Write it like 512MB or 4GB.") from error

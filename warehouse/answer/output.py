@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TextIO, cast
 
 from moewh.warehouse.answer import texts
 from moewh.warehouse.errors import UsageError
-from moewh.warehouse.files.layout import sync
+from moewh.warehouse.files.layout import FOLDERS, LISTING, SCHEMA_RUN, sync
 from moewh.warehouse.views.base import sql_string
 
 if TYPE_CHECKING:
@@ -37,6 +37,10 @@ _SUFFIXES = {
     ".md": "markdown",
     ".txt": "table",
 }
+_OWN = {*(pattern.split("/")[0] for pattern in FOLDERS.values()), "unsealed", "quarantine", ".staging"} | {
+    *("warehouse.duckdb", LISTING)
+}
+"""What moewh itself keeps in a warehouse."""
 _MARKDOWN = re.compile(r"[\\|`*~]|<(?=[A-Za-z/!?])|&(?=#?\w+;)|\](?=[(\[])|(?<![^\W_])_|_(?![^\W_])")
 """Characters that Markdown would not show as text."""
 _LINE_END = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
@@ -44,6 +48,8 @@ _LINE_END = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 
 def choose_format(name: str | None, output: Path | None) -> str:
     """Return the requested format, else that of the file's suffix, else `table`. Raises UsageError."""
+    if output is not None and output.is_dir():
+        raise UsageError(f"{output} is a directory. Name a file with -o.")
     chosen = name or (_SUFFIXES.get(output.suffix.lower()) if output else "table")
     if chosen is None:
         raise UsageError(f"cannot tell the format of {output} from its name. Add --format {'|'.join(FORMATS)}.")
@@ -96,10 +102,28 @@ def written_path(output: Path) -> Path:
         raise UsageError(f"{output} is a directory. Name a file with -o.")
     if output.exists() and not output.is_file():
         return output
-    output = output.resolve()
+    output = _resolved(output)
+    _require_outside(output)
     if not output.parent.is_dir():
         raise UsageError(f"there is no directory {output.parent}.")
     return output.with_name(f".{output.name}.{os.getpid()}")
+
+
+def _resolved(output: Path) -> Path:
+    """Follow the links of a path. Raises UsageError if they lead in a circle."""
+    try:
+        return output.resolve()
+    except RuntimeError:  # an OSError from Python 3.13 on
+        raise UsageError(f"{output} is a link that leads back to itself. Name another file with -o.") from None
+
+
+def _require_outside(output: Path) -> None:
+    """Raise UsageError for a path among the files of a warehouse, which an answer must not replace."""
+    for folder in output.parents:
+        if (folder / "runs" / f"run_id={SCHEMA_RUN}").is_dir():
+            first = output.relative_to(folder).parts[0]
+            if first in _OWN:
+                raise UsageError(f"{output} is among the files of the warehouse {folder}. Name a file elsewhere.")
 
 
 @contextlib.contextmanager
@@ -109,7 +133,7 @@ def replaced(output: Path) -> Iterator[Path]:
     if partial == output:
         yield output
         return
-    output = output.resolve()
+    output = _resolved(output)
     try:
         yield partial
         sync(partial)

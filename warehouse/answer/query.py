@@ -47,6 +47,11 @@ class Query:
     shipped: bool = False
     """True for SQL that ships with moewh; False for a user's."""
 
+    def __post_init__(self) -> None:
+        """Raise UsageError for SQL that is not Unicode, as Python reads it in a locale without UTF-8."""
+        if not self.shipped and self.sql.encode(errors="replace").decode() != self.sql:
+            raise UsageError(f"{self.source} is not text in UTF-8. Write it so, in a UTF-8 locale (LC_ALL=C.UTF-8).")
+
     @cached_property
     def code(self) -> str:
         """The SQL without its comment lines, which also mention variables."""

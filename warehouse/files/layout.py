@@ -103,7 +103,7 @@ _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 def check_run_id(run_id: str) -> str:
     """Return `run_id` if it is legal; otherwise raise UsageError."""
-    if not _RUN_ID.fullmatch(run_id):
+    if not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id):
         raise UsageError(
             f"run id {run_id!r} is not allowed. "
             "Use 1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit."

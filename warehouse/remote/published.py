@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,17 +88,20 @@ Readable = Layout | Published
 """A warehouse to read: one that moewh writes on this machine, or a published one at any place."""
 
 
-def readable(text: str) -> Readable:
-    """Return the warehouse at a path or URL, without checking that it exists. Raises UsageError for an invalid URL."""
+def readable(place: str | os.PathLike[str]) -> Readable:
+    """Return the warehouse at a path or URL, without checking that it exists. Raises UsageError for what is neither."""
+    text = os.fspath(place) if isinstance(place, os.PathLike) else place
+    if not isinstance(text, str) or not text:
+        raise UsageError(f"the warehouse is {text!r}. Give a path or a URL, or . for this folder.")
     if is_url(text):
         return Published(remote(text))
     root = Path(text).absolute()
     return Published(Folder(root)) if (root / LISTING).is_file() else Layout(root)
 
 
-def writable(text: str) -> Layout:
+def writable(place: str | os.PathLike[str]) -> Layout:
     """Return the warehouse at a path, for writing. Raises UsageError for a published one and for a URL."""
-    return only_written(readable(text))
+    return only_written(readable(place))
 
 
 def only_written(warehouse: Readable) -> Layout:

@@ -14,7 +14,7 @@ from moewh.ingest.prompts.plain import bad_utf8
 from moewh.ingest.prompts.records import conventions
 from moewh.ingest.prompts.tables import read_tables
 
-_DELIMITERS = ",\t;|"
+DELIMITERS = ",\t;|"
 """Candidate delimiters; the first that gives the header a prompt column is used."""
 
 
@@ -31,8 +31,8 @@ def _tables(path: Path, file: PromptFile, delimiter: str) -> Iterator[pa.Table]:
     """Yield tables with every column as text. A row too long for a block is read again with a larger block."""
     if not path.stat().st_size:
         return
-    if _ends_within_quotes(path, delimiter):
-        raise file.error("ends within a quoted field: the file is cut off, or a quote never ends. Fetch it again.")
+    if misquoted := _misquoted(path, delimiter):
+        raise file.error(misquoted)
     parse = pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     done = 0
     for block_bytes in (BLOCK_BYTES, LONGEST_LINE):
@@ -59,23 +59,30 @@ def _tables(path: Path, file: PromptFile, delimiter: str) -> Iterator[pa.Table]:
             raise file.error(bad_utf8(path) or what or f"not valid CSV: {first_line(error)}") from None
 
 
-def _ends_within_quotes(path: Path, delimiter: str) -> bool:
-    """Return whether a quoted field never ends, which Arrow accepts as ending with the file.
+def _misquoted(path: Path, delimiter: str) -> str | None:
+    """Describe a quoted field that never ends, or that goes on after its closing quote; None without one.
 
-    That takes an odd number of quotes; only such a file is read by Python's reader, which reports it.
+    Arrow ends the first with the file, and drops the quotes of the second, so that its text is another. Only a file
+    with quotes is read by Python's reader, which reports both.
     """
     with path.open("rb") as handle:
-        quotes = sum(block.count(b'"') for block in iter(lambda: handle.read(BLOCK_BYTES), b""))
-    if quotes % 2 == 0:
-        return False
+        if not any(b'"' in block for block in iter(lambda: handle.read(BLOCK_BYTES), b"")):
+            return None
     csv.field_size_limit(LONGEST_LINE)
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
         try:
-            for _ in csv.reader(lines, delimiter=delimiter, strict=True):
+            for _ in reader:
                 pass
         except csv.Error as error:
-            return "unexpected end of data" in str(error)
-    return False
+            if "unexpected end of data" in str(error):
+                return "ends within a quoted field: the file is cut off, or a quote never ends. Fetch it again."
+            if "expected after" in str(error):
+                return (
+                    f"line {reader.line_num} has a quoted field that goes on after its closing quote. Double the "
+                    'quotes within it: "a ""b"" c".'
+                )
+    return None
 
 
 def _delimiter(path: Path, file: PromptFile) -> str:
@@ -83,7 +90,7 @@ def _delimiter(path: Path, file: PromptFile) -> str:
     with path.open("rb") as handle:
         header = handle.readline().decode("utf-8-sig", errors="replace").strip("\r\n")
     heads = {item.head for item in conventions(file.text_column)}
-    for delimiter in _DELIMITERS:
+    for delimiter in DELIMITERS:
         if heads & {name.strip('"') for name in header.split(delimiter)}:
             return delimiter
     return ","

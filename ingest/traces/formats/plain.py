@@ -100,7 +100,7 @@ def _sequence(where: str, fields: dict[str, Any], arrays: dict[str, Array], file
     return Sequence(
         where,
         arrays["expert_ids"],
-        None if weights is None else weights.astype(np.float32) if weights.dtype.kind in "iuf" else weights,
+        None if weights is None else weights.astype(np.float64) if weights.dtype.kind in "iu" else weights,
         vocab_ids_T=arrays.get("token_ids"),
         **{"source": file.path.name, **fields},
     )

@@ -30,6 +30,10 @@ def _read(file: TraceFile, _: TraceModel) -> Iterator[Sequence]:
             f"{name} {array.shape}" for name, array in zip(names, (ids_BS, mask_BS, routed_BSLK), strict=True)
         )
         raise file.error(f"its arrays are not of one batch: {shapes}.")
+    if ((mask_BS != 0) & (mask_BS != 1)).any():
+        raise file.error(
+            "its attention_mask holds values other than 0 and 1. Sequences that share a row must be split."
+        )
     prompt_width = None
     if "prompts" in batch:
         prompt_width = as_array(batch["prompts"], f"{file.name}, prompts", 1 << 40, 2).shape[1]
