@@ -32,6 +32,7 @@ import pytest
 from benchmarks.timing import machine
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.sealing.seal import seal
 from moewh.warehouse.views.opening import open_warehouse
 from tests.support import trials
 from tests.support.commit_order import kernel_commits
@@ -180,11 +181,12 @@ class Damaged:
 
 
 class Sound:
-    """A warehouse that is as committed, except during a trial."""
+    """A warehouse that is as committed, except during a trial: one run is sealed, one is not."""
 
     def __init__(self, soak: Soak) -> None:
         self.random = soak.random
         self.layout = sound_warehouse(Path(tempfile.mkdtemp(dir=soak.folder)))
+        assert seal(self.layout, "two")
         self.files = {path: path.read_bytes() for path in committed_files(self.layout)}
         self.answers = {table.name: answer(self.layout, table.name) for table in _READ}
 

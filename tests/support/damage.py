@@ -70,12 +70,12 @@ def _add_opt_in(folder: Path, seed: int) -> None:
 
 
 def committed_files(layout: Layout) -> list[Path]:
-    """Every committed file of every run, manifests included, in order."""
+    """Every committed file of every run, manifests included, in order; not the empty marks of sealed sets."""
     return [
         path
-        for top in (layout.root / "runs", layout.root / "segments", layout.root / "geometry")
-        for path in sorted(top.glob("run_id=[!~]*/**/*"))
-        if path.is_file()
+        for top in ("runs", "segments", "geometry", "sealed")
+        for path in sorted((layout.root / top).glob("run_id=[!~]*/**/*"))
+        if path.is_file() and path.stat().st_size
     ]
 
 
