@@ -213,7 +213,7 @@ def damage(soak: Soak) -> Iterator[Row]:
     for kind in (name for name in DAMAGES if name != "flip"):
         counts = Damaged()
         for path, content in sound.files.items():
-            if kind != "swap" or content != sound.files[twin(path)]:
+            if kind != "swap" or content != sound.files.get(twin(path), content):
                 sound.damage(path, kind, counts)
         yield _damage_row(f"{kind.replace('_', ' ')}, each file of each table", counts)
     assert faults_of(sound.layout) == []

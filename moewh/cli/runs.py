@@ -1,4 +1,4 @@
-"""`moewh runs`: list the runs of a warehouse, or delete one."""
+"""`moewh runs`: list the runs of a warehouse, or delete some."""
 
 from __future__ import annotations
 
@@ -13,22 +13,28 @@ from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.remote.published import Readable, only_written
 
 
-@click.command(short_help="List the runs, or delete one.")
-@click.option("--delete", metavar="RUN", shell_complete=complete_runs, help="Delete this run and its segments.")
+@click.command(short_help="List the runs, or delete some.")
+@click.option(
+    "--delete",
+    metavar="RUN",
+    multiple=True,
+    shell_complete=complete_runs,
+    help="Delete this run and its segments; can be given several times.",
+)
 @click.option("--yes", is_flag=True, help="Delete without asking.")
 @format_options
 @readable_option
-def runs(delete: str | None, yes: bool, form: str | None, output: Path | None, warehouse: Readable) -> None:
-    """List the runs of the warehouse, complete or not; with --delete, remove one."""
+def runs(delete: tuple[str, ...], yes: bool, form: str | None, output: Path | None, warehouse: Readable) -> None:
+    """List the runs of the warehouse, complete or not; with --delete, remove some."""
     from moewh.warehouse import runs as library
     from moewh.warehouse.answer import output as out
     from moewh.warehouse.answer.again import HeldBack, until_settled
     from moewh.warehouse.views.opening import open_warehouse
 
-    if delete is not None and (form or output):
+    if delete and (form or output):
         raise UsageError("--format and -o are for the list of runs. Leave them out with --delete.")
     warehouse.require()
-    if delete is None:
+    if not delete:
         chosen = out.choose_format(form, output)
         if output is not None:
             out.written_path(output)  # refuses a path that cannot be written
@@ -41,8 +47,11 @@ def runs(delete: str | None, yes: bool, form: str | None, output: Path | None, w
         until_settled(warehouse, list_them, printed)
         return
     layout = only_written(warehouse)
-    library.check_known(layout, delete)
-    if not yes and not click.confirm(f"Delete run {delete} and all its segments from {layout.root}?", err=True):
-        raise MoewhError(f"run {delete} was not deleted.")
-    kept = library.delete_run(layout, delete)
-    click.echo(" ".join([f"Deleted run {delete}.", *(f"Removed the link to {path}, not its files." for path in kept)]))
+    for run_id in delete:
+        library.check_known(layout, run_id)
+    for run_id in dict.fromkeys(delete):
+        if not yes and not click.confirm(f"Delete run {run_id} and all its segments from {layout.root}?", err=True):
+            raise MoewhError(f"run {run_id} was not deleted.")
+        kept = library.delete_run(layout, run_id)
+        links = (f"Removed the link to {path}, not its files." for path in kept)
+        click.echo(" ".join([f"Deleted run {run_id}.", *links]))

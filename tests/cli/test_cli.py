@@ -493,6 +493,18 @@ def test_query_describe_stays_in_the_jail(sql: str, tmp_path: Path) -> None:
     assert not (tmp_path / "written").exists()
 
 
+def test_several_runs_are_deleted_or_none(tmp_path: Path) -> None:
+    layout, _ = random_warehouse(tmp_path / "wh")
+    before = moewh(layout, "runs").stdout
+    result = moewh(layout, "runs", "--delete", "007", "--delete", "unknown", "--yes")
+    assert "there is no run 'unknown'" in one_line(result, 1)
+    assert moewh(layout, "runs").stdout == before
+    done = moewh(layout, "runs", "--delete", "007", "--delete", "mixed", "--delete", "007", "--yes")
+    assert done.stdout == "Deleted run 007.\nDeleted run mixed.\n"
+    left = moewh(layout, "runs", "--format", "csv").stdout
+    assert not {"007", "mixed"} & {line.partition(",")[0] for line in left.splitlines()}
+
+
 def test_runs_lists_and_deletes(tmp_path: Path) -> None:
     layout, _ = random_warehouse(tmp_path / "wh")
     listed = moewh(layout, "runs").stdout
