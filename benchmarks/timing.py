@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -89,12 +90,11 @@ def in_connection(layout: Layout, sql: str, times: int = 7) -> Spent:
 
 def moewh_process(layout: Layout, *arguments: str, cold: bool = False, times: int = 3) -> float:
     """Return the median wall time of a whole `moewh query` or `moewh runs`, with its result in a Parquet file."""
-    output = layout.staging / "benchmark.parquet"
-    command = [sys.executable, "-c", "from moewh.cli.main import main; main()", *arguments]
-    command += ["--warehouse", str(layout.root), "-o", str(output)]
-    taken = _processes(layout, command, cold, times)
-    output.unlink()
-    return taken
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "answer.parquet"
+        command = [sys.executable, "-c", "from moewh.cli.main import main; main()", *arguments]
+        command += ["--warehouse", str(layout.root), "-o", str(output)]
+        return _processes(layout, command, cold, times)
 
 
 def shell_process(layout: Layout, sql: str, *, cold: bool = False, times: int = 3) -> float:

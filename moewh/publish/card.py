@@ -91,7 +91,7 @@ def card(published: Published, license: str | None) -> str:
     if held := published.listing.without_text:
         parts.append(_WITHOUT_TEXT.format(runs=f"Run{'s'[: len(held) != 1]} {', '.join(held)} {_was(len(held))}"))
     parts += ["", "## Tables", ""]
-    for table in schema.TABLES:
+    for table in (*schema.TABLES, *schema.TOTALS):
         parts += [f"### {table.name}", "", table.description, ""]
         parts += [
             *_table(["column", "type", "meaning"], [[c.name, c.type, c.description] for c in _columns(table)]),
@@ -120,7 +120,7 @@ def _front(published: Published, splits: dict[str, str], license: str | None) ->
         yield f"license: {json.dumps(license)}"
     yield 'tags: ["moewh", "mixture-of-experts", "routing", "interpretability"]'
     yield "configs:" if splits else "configs: []"
-    for table in schema.TABLES:
+    for table in (*schema.TABLES, *schema.TOTALS):
         stored = schema.sealed(table) if table in schema.MERGED else table
         runs = sorted({run_of(path) for path in published.listing.files_of(table)} - {SCHEMA_RUN})
         if not runs:

@@ -286,7 +286,7 @@ def test_load_dataset_reads_each_table(published: Path, source: Layout, tmp_path
     with open_warehouse(source) as connection:
         counts = {
             table.name: dict(connection.execute(f"select run_id, count(*) from {table.name} group by all").fetchall())
-            for table in schema.TABLES
+            for table in (*schema.TABLES, *schema.TOTALS)
             if table not in schema.MERGED
         }
         counts["segments"] = dict.fromkeys(RUNS, 2)
@@ -295,7 +295,7 @@ def test_load_dataset_reads_each_table(published: Path, source: Layout, tmp_path
     assert set(configs) >= {name for name, runs in counts.items() if runs}
     for name in configs:
         loaded = datasets.load_dataset(str(published), name, cache_dir=str(tmp_path))
-        table = next(table for table in schema.TABLES if table.name == name)
+        table = next(table for table in (*schema.TABLES, *schema.TOTALS) if table.name == name)
         for split in loaded.values():
             assert split.column_names == [
                 c.name for c in (schema.sealed(table) if name == "segments" else table).stored
@@ -311,7 +311,7 @@ def test_the_card_says_what_was_run(published: Path) -> None:
     assert 'license: "mit"' in text
     for run_id in RUNS:
         assert f"| {run_id} | synthetic |" in text
-    for table in schema.TABLES:
+    for table in (*schema.TABLES, *schema.TOTALS):
         assert f"### {table.name}" in text
         assert all(f"| {column.name} | " in text for column in table.columns)
 

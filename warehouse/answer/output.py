@@ -113,7 +113,7 @@ def _resolved(output: Path) -> Path:
     """Follow the links of a path. Raises UsageError if they lead in a circle."""
     try:
         return output.resolve()
-    except RuntimeError:  # an OSError from Python 3.13 on
+    except (RuntimeError, OSError):  # the latter from Python 3.13 on
         raise UsageError(f"{output} is a link that leads back to itself. Name another file with -o.") from None
 
 
