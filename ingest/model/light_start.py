@@ -104,7 +104,8 @@ def _put_off_compiler(spec: ModuleSpec) -> None:
 def no_collection() -> Iterator[None]:
     """Disable garbage collection while importing: it would find nothing and take an eighth of the time.
 
-    The imported objects are collectable again as the process ends, when DuckDB reports whatever is not freed.
+    Python never looks at the imported objects again, also not as the process ends, which would take a core-second. If
+    DuckDB is among them, it does: DuckDB reports whatever is not freed then.
     """
     gc.disable()
     try:
@@ -112,7 +113,8 @@ def no_collection() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
-        atexit.register(gc.unfreeze)
+        if "duckdb" in sys.modules:
+            atexit.register(gc.unfreeze)
 
 
 class _LazyCompiler(ModuleType):
