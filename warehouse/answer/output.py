@@ -8,6 +8,7 @@ it is complete.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -113,7 +114,9 @@ def _resolved(output: Path) -> Path:
     """Follow the links of a path. Raises UsageError if they lead in a circle."""
     try:
         return output.resolve()
-    except (RuntimeError, OSError):  # the latter from Python 3.13 on
+    except (RuntimeError, OSError) as error:  # the latter from Python 3.13 on
+        if isinstance(error, OSError) and error.errno != errno.ELOOP:
+            raise
         raise UsageError(f"{output} is a link that leads back to itself. Name another file with -o.") from None
 
 
