@@ -200,7 +200,7 @@ def _weights(sequence: Sequence, indices: list[int], model: TraceModel) -> npt.N
         )
     with np.errstate(over="ignore"):  # it becomes infinite, and is refused
         taken_RLK = weights_RLK[:, indices].astype(np.float32)
-    if not taken_RLK.any():
+    if not taken_RLK.any() and (sequence.expert_ids_RLK[:, indices] > 0).any():  # else nothing was captured
         raise MoewhError(f"{sequence.where}: every weight is 0. Leave out weights that were not recorded.")
     bad = np.argwhere(~np.isfinite(taken_RLK))
     if len(bad):
