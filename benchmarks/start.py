@@ -87,7 +87,7 @@ def print_stages(model: str, prompts: str, warehouse: str) -> None:
     with light_start.no_collection():
         import torch  # noqa: F401
     stages.mark("torch")
-    light_start.start_light()
+    light_start.start_light(other_code=False)
     stages.mark("transformers")
     from moewh.ingest import run
     from moewh.ingest.capture.forward import BatchRunner

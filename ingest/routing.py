@@ -164,6 +164,7 @@ class RoutingBuffer:
         self.vectors = vectors
         """The opt-in vectors of the same tokens."""
         self._layers: dict[int, LayerRouting] = {}
+        self._invalid: dict[int, list[npt.NDArray[np.int64]]] = {}
         self.failed_prompts: set[int] = set()
         """prompt_id of prompts that could not be run."""
         self.counts: dict[int, npt.NDArray[np.int64]] = {}
@@ -178,8 +179,11 @@ class RoutingBuffer:
                 self._layers[layer] = LayerRouting(np.full(shape, NO_ROUTE, np.int32), weights_TK, part.ordered)
             whole = self._layers[layer]
             whole.expert_ids_TK[rows_T] = part.expert_ids_TK
-            if whole.weights_TK is not None:
+            if whole.weights_TK is not None and part.weights_TK is not None:
                 whole.weights_TK[rows_T] = part.weights_TK
+                invalid_TK = (part.expert_ids_TK != NO_ROUTE) & ~np.isfinite(part.weights_TK)
+                if invalid_TK.any():
+                    self._invalid.setdefault(layer, []).append(rows_T[invalid_TK.any(1)])
 
     def chosen(self, layer: int) -> npt.NDArray[np.int32]:
         """Return a layer's experts [T, K] in the slot order of the model's choice."""
@@ -201,12 +205,7 @@ class RoutingBuffer:
 
     def invalid(self) -> dict[int, npt.NDArray[np.int64]]:
         """Return, by layer, the offsets of the tokens that have routes with weights that are not finite."""
-        bad = {
-            layer: np.flatnonzero(((part.expert_ids_TK != NO_ROUTE) & ~np.isfinite(part.weights_TK)).any(1))
-            for layer, part in self._layers.items()
-            if part.weights_TK is not None
-        }
-        return {layer: places for layer, places in bad.items() if len(places)}
+        return {layer: np.sort(np.concatenate(parts)) for layer, parts in sorted(self._invalid.items())}
 
 
 def rank(routing: LayerRouting) -> Ranked:

@@ -42,7 +42,7 @@ from moewh.ingest.prompts.tokenise import tokenise
 from moewh.ingest.prompts.vocabulary import vocabulary_texts
 from moewh.ingest.record import Identity
 from moewh.ingest.routing import RoutingBuffer, TokenisedSegment, TokenTexts, VectorBuffer
-from moewh.ingest.workers import InBetween, in_background, start_workers
+from moewh.ingest.workers import WRITERS, InBetween, in_background, start_workers, take_done
 from moewh.ingest.write.run_files import write_run
 from moewh.ingest.write.segment import Committed, write_segment
 from moewh.warehouse.errors import UsageError
@@ -200,11 +200,11 @@ class _Run:
             self.progress.note(f"expert_outputs run the chosen experts twice: about {more:.0%} more arithmetic")
 
     def _loop(self, first: _Work) -> None:
-        """Commit every missing segment, while the next is tokenised and the previous one written."""
+        """Commit every missing segment, while the next is tokenised and those before it are written."""
         missing = self.plan.missing
         with start_workers(in_background(self.loaded.model.device)) as (ahead, collector, writer):
             tokenised: list[Future[TokenisedSegment]] = []
-            writing: list[Future[Committed]] = []
+            writing: deque[Future[Committed]] = deque()
             for index, number in enumerate(missing):
                 current = self._work(tokenised.pop().result()) if tokenised else first
                 tokenised = [ahead.submit(self._tokenise, later) for later in missing[index + 1 : index + 2]]
@@ -213,9 +213,9 @@ class _Run:
                 else:
                     segment, routing = self._generate(current, self.plan.sampling)
                     collected = []
-                self._committed(writing)
-                writing = [writer.submit(self._write, number, segment, routing, collected)]
-            self._committed(writing)
+                self._committed(writing, WRITERS - 1)
+                writing.append(writer.submit(self._write, number, segment, routing, collected))
+            self._committed(writing, 0)
             self.summary.waiting += sum(w.seconds for w in (collector, writer) if isinstance(w, InBetween))
 
     def _tokenise(self, number: int) -> TokenisedSegment:
@@ -297,9 +297,11 @@ class _Run:
         self.progress.segment_done(number, self.plan.prompts.segments)
         return committed
 
-    def _committed(self, writing: list[Future[Committed]]) -> None:
-        self._wait_for(writing)
-        self.summary.written += [segment.result() for segment in writing]
+    def _committed(self, writing: deque[Future[Committed]], in_flight: int) -> None:
+        """Note the segments that are written, and wait until at most `in_flight` are not."""
+        began = time.monotonic()
+        self.summary.written += take_done(writing, in_flight)
+        self.summary.waiting += time.monotonic() - began
 
     def _wait_for(self, futures: Sequence[Future[Any]]) -> None:
         """Wait for the futures, count the time as stalled, and re-raise their errors."""

@@ -1,16 +1,17 @@
 """Where the work alongside the forward passes is done: in separate threads, or in between the passes.
 
-Three threads keep a GPU busy: one tokenises the next segment, one waits for copies from the device and stores their
-rows, and one writes (with a few more that rank and count for it).
+A few threads keep a GPU busy: one tokenises the next segment, one waits for copies from the device and stores their
+rows, and some write, each its own segment (with a few more that rank and count for it).
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +24,13 @@ def in_background(device: torch.device) -> bool:
     operation, which cost 17% on two cores, where doing the same work in between cost a few percent.
     """
     return device.type != "cpu"
+
+
+Result = TypeVar("Result")
+
+WRITERS = 3
+"""Segments that may be written at once in the background: encoding a segment's rows keeps one core busy for longer than
+a fast GPU takes to run its tokens."""
 
 
 class InBetween(Executor):
@@ -47,10 +55,23 @@ class InBetween(Executor):
 @contextmanager
 def start_workers(background: bool) -> Iterator[tuple[Executor, Executor, Executor]]:
     """Yield a worker each for tokenising, collecting and writing; on an error, pending work is dropped."""
-    names = ("tokenise", "collect", "write")
-    workers = tuple(ThreadPoolExecutor(1, f"moewh-{name}") if background else InBetween() for name in names)
+    threads = {"tokenise": 1, "collect": 1, "write": WRITERS}
+    workers = tuple(
+        ThreadPoolExecutor(count, f"moewh-{name}") if background else InBetween() for name, count in threads.items()
+    )
     try:
         yield workers[0], workers[1], workers[2]
     finally:
         for worker in workers:
             worker.shutdown(cancel_futures=True)
+
+
+def take_done(working: deque[Future[Result]], in_flight: int) -> list[Result]:
+    """Remove the futures in front that are done, waiting until at most `in_flight` are left; return their results.
+
+    Raises what the first that failed raised.
+    """
+    results = []
+    while working and (len(working) > in_flight or working[0].done()):
+        results.append(working.popleft().result())
+    return results

@@ -1,8 +1,8 @@
 """Light start-up of a command that runs a model, before it imports torch and transformers' model code.
 
 Importing any model class makes transformers import torch's compiler and distributed tensors, and a command uses
-neither. Both are loaded lazily instead, on first use. Waiting threads sleep rather than spin. All of this affects the
-whole process, so only the command does it, not the library.
+neither. Both are loaded lazily instead, on first use. Packages for images and losses are not loaded at all. Waiting
+threads sleep rather than spin. All of this affects the whole process, so only the command does it, not the library.
 """
 
 from __future__ import annotations
@@ -22,23 +22,28 @@ from types import ModuleType
 from typing import Any
 
 from moewh.warehouse.cpus import usable_cpus
+from moewh.warehouse.errors import MoewhError
 
 _COMPILER = "torch._dynamo"
 _MASKS = f"{_COMPILER}._trace_wrapped_higher_order_op"
 _MODEL_CODE = "transformers.modeling_utils"
+_UNUSED = {"PIL": "vision", "scipy": "scipy", "torchvision": "torchvision"}
+"""Packages for images and losses that importing model code would import, and transformers' names for them."""
 _THREADS_GIVEN = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _WAITING_GIVEN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
-def start_light() -> None:
+def start_light(*, other_code: bool) -> None:
     """Import torch and transformers' model code, and set torch's threads.
 
-    The user's environment variables take precedence. Raises UsageError as `usable_cpus` does.
+    With `other_code`, which comes with a model, nothing is left out that it might expect. The user's environment
+    variables take precedence. Raises MoewhError if the packages cannot be imported, and UsageError as `usable_cpus`
+    does.
     """
     if _MODEL_CODE not in sys.modules:
         sleep_while_waiting()
-        with no_collection():
-            _import_model_code()
+        with no_collection(), _failures_explained():
+            _import_model_code(other_code=other_code)
     set_threads()
 
 
@@ -59,8 +64,27 @@ def set_threads() -> None:
         torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
 
 
-def _import_model_code() -> None:
+@contextmanager
+def _failures_explained() -> Iterator[None]:
+    """Turn whatever goes wrong while packages are imported into a one-line MoewhError, with the first cause."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException = error
+        while (before := cause.__cause__ or cause.__context__) is not None:
+            cause = before
+        reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
+        raise MoewhError(
+            f"torch and transformers cannot be imported: {reason}. Install versions that fit together, or remove the "
+            "package that is named here."
+        ) from error
+
+
+def _import_model_code(*, other_code: bool) -> None:
     import torch
+
+    if not other_code:
+        _leave_out_unused()
     from transformers.utils.import_utils import is_torch_distributed_available
 
     if _COMPILER not in sys.modules and (spec := importlib.util.find_spec(_COMPILER)) is not None:
@@ -74,6 +98,23 @@ def _import_model_code() -> None:
     importlib.import_module(_MODEL_CODE)
     for package in (torch.distributed, torch.fx.experimental, torch.utils):
         _import_when_asked(package)
+
+
+def _leave_out_unused() -> None:
+    """Make transformers take the unused packages for not installed, as it takes them in an environment without them.
+
+    They may take as long to import as torch does, and a torchvision of another torch's version cannot be imported.
+    """
+    hidden = [name for name in _UNUSED if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: not to be found
+    try:
+        from transformers.utils import import_utils
+
+        for name in hidden:
+            getattr(import_utils, f"is_{_UNUSED[name]}_available")()  # transformers keeps the first answer
+    finally:
+        for name in hidden:
+            del sys.modules[name]
 
 
 def _import_when_asked(package: ModuleType) -> None:

@@ -13,6 +13,7 @@ from concurrent.futures import Executor, Future
 from moewh.ingest.record import RunRecord
 from moewh.ingest.recorder.sequences import Block, Decode, EndTokens, Joined, assemble, join
 from moewh.ingest.routing import TokenTexts
+from moewh.ingest.workers import WRITERS, take_done
 from moewh.ingest.write.run_files import write_run
 from moewh.ingest.write.segment import Committed, write_segment
 from moewh.warehouse.errors import MoewhError
@@ -51,7 +52,7 @@ class OpenRun:
         self._ready: list[Joined] = []
         """Closed ones in front of these, for the next segment."""
         self._ready_rows = 0
-        self._writing: Future[Committed] | None = None
+        self._writing: deque[Future[Committed]] = deque()
         self._segments = self._prompts = 0
         self._prepared = self._begun = False
 
@@ -94,8 +95,7 @@ class OpenRun:
         self.commit_full()
         if self._ready:
             self._commit(last=whole)
-        if self._writing is not None:
-            self._writing.result()
+        take_done(self._writing, 0)
         if whole and self._begun:
             seal(self.layout, self.record.run_id)
 
@@ -105,14 +105,15 @@ class OpenRun:
         return self._begun
 
     def _commit(self, *, last: bool) -> None:
-        """Hand what is ready to the writer, which may be one segment behind."""
+        """Hand what is ready to the writers, which may be a few segments behind."""
         blocks, self._ready, self._ready_rows = self._ready, [], 0
         segment, routing = assemble(blocks, self._prompts, decode=self._decode, special_ids=self._special_ids)
-        if self._writing is not None:
-            self._writing.result()
+        take_done(self._writing, WRITERS - 1)
         identity, number = self.record.identity, self._segments
         self._prompts += len(segment.status_P)
         self._segments += 1
-        self._writing = self._writer.submit(
-            write_segment, self.layout, identity, number, segment, routing, texts=self._texts, last=last
+        self._writing.append(
+            self._writer.submit(
+                write_segment, self.layout, identity, number, segment, routing, texts=self._texts, last=last
+            )
         )

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -308,18 +308,45 @@ def count_pairs(previous: _Chosen | None, chosen: _Chosen, group_slice: slice) -
     return np.triu(pairs_EE, 1), transitions_EE
 
 
-def one_thread_a_product() -> AbstractContextManager[object]:
+class _OneThread:
+    """Limits numpy's matrix products (not torch's) to one thread each; held by any number of blocks at a time."""
+
+    def __init__(self) -> None:
+        self._lock, self._holders = Lock(), 0
+        self._blas: ThreadpoolController | None = None
+        self._limit: Any = None
+
+    def hold(self) -> None:
+        """Set the limit, unless another block has."""
+        with self._lock:
+            if self._holders == 0:
+                self._blas = self._blas or ThreadpoolController().select(internal_api="openblas")
+                self._limit = self._blas.limit(limits=1)
+            self._holders += 1
+
+    def release(self) -> None:
+        """Put back what was there before, unless another block holds the limit."""
+        with self._lock:
+            self._holders -= 1
+            if self._holders == 0:
+                self._limit.restore_original_limits()
+
+
+_ONE_THREAD = _OneThread()
+
+
+@contextmanager
+def one_thread_a_product() -> Iterator[None]:
     """Make numpy's matrix products (not torch's) single-threaded, in all threads of the process, within the block.
 
-    With such small products, more threads would only wait for each other and take cores from the forward pass.
+    With such small products, more threads would only wait for each other and take cores from the forward pass. Blocks
+    may overlap: several segments are written at once.
     """
-    limited: AbstractContextManager[object] = _blas().limit(limits=1)
-    return limited
-
-
-@cache
-def _blas() -> ThreadpoolController:
-    return ThreadpoolController().select(internal_api="openblas")
+    _ONE_THREAD.hold()
+    try:
+        yield
+    finally:
+        _ONE_THREAD.release()
 
 
 def _product_pays(a: _Chosen, b: _Chosen) -> bool:

@@ -43,6 +43,9 @@ def geometry(*, warehouse: Layout, run_id: str | None, **chosen: Any) -> None:
     expert_similarity. One layer of the safetensors files is in memory at a time.
     `moewh query geometry_predicts_co_routing` compares the result with the routing.
     """
+    from moewh.ingest.model.light_start import start_light
+
+    start_light(other_code=False)
     from moewh.ingest.geometry.run import GeometryOptions, measure
     from moewh.warehouse.views.publishing import publish
 

@@ -97,7 +97,7 @@ def run_ingest(options: IngestOptions, warehouse: Layout) -> Summary:
     with stoppable(lambda: RESUME_ADVICE) as check:
         from moewh.ingest.model.light_start import start_light
 
-        start_light()
+        start_light(other_code=options.trust_remote_code)
         from moewh.cli.progress import Reporter
         from moewh.ingest.processes import this_process
         from moewh.ingest.run import Progress

@@ -37,6 +37,9 @@ def inspect(
 
     MODEL is a Hub id, a folder, a configuration file, or demo. No weights are loaded.
     """
+    from moewh.ingest.model.light_start import start_light
+
+    start_light(other_code=trust_remote_code)
     from moewh.ingest.inspect import inspect_model
 
     found = inspect_model(model, revision, trust_remote_code)

@@ -23,7 +23,7 @@ from moewh.ingest.run import ingest
 from moewh.warehouse.files.layout import Layout
 from tests.support.families import FAMILIES, build
 from tests.support.lora import Routes, merged_with, routed, save_adapter
-from tests.support.models import byte_tokenizer
+from tests.support.models import DEVICE, byte_tokenizer
 from tests.support.opened import viewed
 
 BY_NAME = {family.name: family for family in FAMILIES}
@@ -132,8 +132,8 @@ def test_each_type_of_adapter_is_peft_s_own_pass_or_is_refused(kind: str, tmp_pa
         return
     config_class = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(kind)]
     adapter = adapt(base, tmp_path / "adapter", config_class(**{**ATTENTION, **_SMALL.get(kind, {})}))
-    plain = build(BY_NAME["olmoe"]).eval()
-    adapted: Any = peft.PeftModel.from_pretrained(build(BY_NAME["olmoe"]), str(adapter)).eval()
+    plain = build(BY_NAME["olmoe"]).to(DEVICE).eval()
+    adapted: Any = peft.PeftModel.from_pretrained(build(BY_NAME["olmoe"]), str(adapter)).to(DEVICE).eval()
     expected = routed(adapted.get_base_model(), IDS, call=adapted)
     assert expected != routed(plain, IDS)
     assert record(tmp_path / "wh", adapter, ids) == expected
@@ -143,7 +143,7 @@ def test_sixteen_bit_rows_are_peft_s_own(tmp_path: Path, ids: Path) -> None:
     base = save_base(tmp_path / "base", dtype=torch.bfloat16)
     adapter = adapt(base, tmp_path / "adapter", lora(**ATTENTION))
     plain: Any = type(build(BY_NAME["olmoe"])).from_pretrained(base)
-    adapted: Any = peft.PeftModel.from_pretrained(plain, str(adapter)).eval()
+    adapted: Any = peft.PeftModel.from_pretrained(plain, str(adapter)).to(DEVICE).eval()
     assert record(tmp_path / "wh", adapter, ids) == routed(adapted.get_base_model(), IDS, call=adapted)
 
 
@@ -220,12 +220,12 @@ def test_generation_is_the_adapted_model_s(tmp_path: Path, ids: Path) -> None:
     said = viewed(Layout(tmp_path / "wh")).execute(
         "select prompt_id, list(vocab_id order by position) from tokens group by prompt_id order by prompt_id"
     )
-    adapted: Any = peft.PeftModel.from_pretrained(build(BY_NAME["olmoe"]), str(adapter)).eval()
+    adapted: Any = peft.PeftModel.from_pretrained(build(BY_NAME["olmoe"]), str(adapter)).to(DEVICE).eval()
     for prompt, tokens in said.fetchall():
         expected = list(IDS[prompt])
         while len(expected) < len(IDS[prompt]) + 5 and expected[-1] != 0:
             with torch.inference_mode():
-                expected.append(int(adapted(input_ids=torch.tensor([expected])).logits[0, -1].argmax()))
+                expected.append(int(adapted(input_ids=torch.tensor([expected], device=DEVICE)).logits[0, -1].argmax()))
         assert tokens == expected
 
 

@@ -14,7 +14,7 @@ import torch
 from moewh.ingest.options import IngestOptions
 from moewh.ingest.run import ingest
 from moewh.warehouse.files.layout import Layout
-from tests.support.models import MAX_LENGTH, byte_tokenizer, save_model
+from tests.support.models import DEVICE, MAX_LENGTH, byte_tokenizer, save_model
 from tests.support.opened import viewed
 
 KINDS = ("olmoe", "olmoe-normalised", "mixtral")
@@ -92,14 +92,15 @@ def test_every_row_equals_an_independent_computation(kind: str, dtype: str, tmp_
 
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype]).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype])
+    model.to(DEVICE).eval()
     blocks = [layer.mlp for layer in model.model.layers]
     # The same right-padded batch that the ingest forms: all prompts fit one budget, longest first.
     ids = [byte_tokenizer()(text)["input_ids"] for text, _ in TEXTS]
     order = sorted(range(len(ids)), key=lambda place: (-len(ids[place]), place))
     longest = len(ids[order[0]])
-    input_ids = torch.tensor([ids[place] + [0] * (longest - len(ids[place])) for place in order])
-    mask = torch.tensor([[1] * len(ids[place]) + [0] * (longest - len(ids[place])) for place in order])
+    input_ids = torch.tensor([ids[place] + [0] * (longest - len(ids[place])) for place in order], device=DEVICE)
+    mask = torch.tensor([[1] * len(ids[place]) + [0] * (longest - len(ids[place])) for place in order], device=DEVICE)
 
     expected: dict[tuple[int, int, int], list[tuple[int, float]]] = {}
     for layer, hidden_BSH in enumerate(hidden_states(model, blocks, input_ids, mask)):
@@ -121,10 +122,11 @@ def test_weighted_experts_rebuild_the_block(kind: str, tmp_path: Path, prompts: 
 
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(folder).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    model.to(DEVICE).eval()
     worst = 0.0
     for prompt, (text, _) in enumerate(TEXTS):
-        input_ids = torch.tensor([byte_tokenizer()(text)["input_ids"]])
+        input_ids = torch.tensor([byte_tokenizer()(text)["input_ids"]], device=DEVICE)
         blocks = [layer.mlp for layer in model.model.layers]
         inputs = hidden_states(model, blocks, input_ids, torch.ones_like(input_ids))
         for layer, block in enumerate(blocks):

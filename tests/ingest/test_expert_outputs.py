@@ -35,7 +35,7 @@ from moewh.warehouse.views.opening import open_warehouse
 from tests.support import expert_arithmetic
 from tests.support.damage import faults_of, set_manifest_right
 from tests.support.families import FAMILIES, build, configuration, present
-from tests.support.models import byte_tokenizer, save_model, tiny_model
+from tests.support.models import DEVICE, byte_tokenizer, save_model, tiny_model
 from tests.support.observed_families import TEXTS, save, watch
 from tests.support.runs import contents
 from tests.support.synthetic import Run, random_run, random_warehouse, with_outputs, write_run
@@ -77,7 +77,7 @@ def by_hand(name: str, folder: Path, connection: duckdb.DuckDBPyConnection) -> d
     """(prompt, position, layer, expert) → its output, from the expert's own matrices, of every choice stored."""
     family = next(family for family in FAMILIES if family.name == name)
     compute = getattr(expert_arithmetic, family.arithmetic)
-    model = getattr(transformers, family.model).from_pretrained(folder).eval()
+    model = getattr(transformers, family.model).from_pretrained(folder).to(DEVICE).eval()
     found = connection.sql("select layer, module from layers order by layer").fetchall()
     layers = [{"layer": layer, "module": module} for layer, module in found]
     chosen: dict[tuple[int, ...], list[tuple[int, float]]] = defaultdict(list)
@@ -87,13 +87,15 @@ def by_hand(name: str, folder: Path, connection: duckdb.DuckDBPyConnection) -> d
         chosen[tuple(place)].append((expert, weight))
     outputs: dict[tuple[int, ...], Output] = {}
     for prompt, text in enumerate(TEXTS):
-        input_ids = torch.tensor([byte_tokenizer()(text)["input_ids"]])
+        input_ids = torch.tensor([byte_tokenizer()(text)["input_ids"]], device=DEVICE)
         for row, (hidden_TH, _) in zip(layers, watch(model, family, layers, input_ids), strict=True):
             experts = model.get_submodule(row["module"])
             for position, x_H in enumerate(hidden_TH):
                 pairs = chosen[prompt, position, row["layer"]]
                 alone = {expert: compute(experts, expert, x_H).double() for expert, _ in pairs}
-                total_H = sum((weight * alone[expert] for expert, weight in pairs), torch.zeros(len(x_H)).double())
+                total_H = sum(
+                    (weight * alone[expert] for expert, weight in pairs), torch.zeros_like(x_H, dtype=torch.float64)
+                )
                 for expert, weight in pairs:
                     norm, length = float(alone[expert].norm()), float(total_H.norm())
                     cosine = float(alone[expert] @ total_H) / (norm * length)
@@ -166,7 +168,10 @@ def test_generated_tokens_have_outputs(tmp_path: Path, prompts: Path) -> None:
 
 
 def test_an_output_that_is_no_number_is_unknown(tmp_path: Path, prompts: Path) -> None:
-    """An expert of zeros has no direction; one that overflows has no length. The routing rows of both stay."""
+    """An expert of zeros has no direction; one that overflows has no length. The routing rows of both stay.
+
+    The first token is left out: its embedding is zero, so all experts tie, and their outputs are zero too.
+    """
     model: Any = tiny_model("olmoe")
     last = model.model.layers[-1].mlp.experts
     with torch.no_grad():
@@ -177,7 +182,7 @@ def test_an_output_that_is_no_number_is_unknown(tmp_path: Path, prompts: Path) -
     connection = run(tmp_path / "wh", tmp_path / "model", prompts)
     seen = connection.sql("""
         select expert, count(*) > 0, min(norm), max(norm), count(cosine) from expert_outputs
-        where layer = 2 and expert < 2 group by expert order by expert
+        where layer = 2 and expert < 2 and token_id % (1 << 24) > 0 group by expert order by expert
     """).fetchall()
     assert seen == [(0, True, 0.0, 0.0, 0), (1, True, None, None, 0)]
     assert connection.sql(

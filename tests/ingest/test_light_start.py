@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ finally:
 REACH = """
 import sys
 from moewh.ingest.model.light_start import start_light
-start_light()
+start_light(other_code=False)
 import torch
 from transformers.integrations import deepgemm, finegrained_fp8
 in_graph = [value for module in (deepgemm, finegrained_fp8) for value in vars(module).values()
@@ -94,6 +95,53 @@ def test_what_was_left_out_is_loaded_when_it_is_asked_for() -> None:
     assert python(REACH) == "left alone\n"
 
 
+@pytest.fixture
+def broken(tmp_path: Path) -> str:
+    """A folder of packages that cannot be imported, such as a torchvision that is made for another torch."""
+    for name in ("PIL", "scipy", "torchvision"):
+        package = tmp_path / "broken" / name
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text(f"raise RuntimeError('operator {name}::nms does not exist')")
+        (package / "Image.py").write_text("")
+    return str(tmp_path / "broken")
+
+
+@pytest.mark.parametrize("command", ["ingest", "inspect", "geometry"])
+def test_packages_for_images_are_not_imported(
+    command: str, tmp_path: Path, model: Path, prompts: Path, broken: str
+) -> None:
+    ingest(IngestOptions(model=str(model), prompts=(str(prompts),)), Layout(tmp_path / "library"))
+    words = {
+        "ingest": ["--model", str(model), "--prompts", str(prompts), "--warehouse", str(tmp_path / "command")],
+        "inspect": [str(model)],
+        "geometry": ["--model", str(model), "--warehouse", str(tmp_path / "library")],
+    }[command]
+    paths = os.pathsep.join([broken, *sys.path])
+    python(COMMAND, command, *words, PYTHONPATH=paths, OMP_NUM_THREADS=str(torch.get_num_threads()))
+    if command == "ingest":
+        assert contents(tmp_path / "command") == contents(tmp_path / "library") != {}
+
+
+def test_code_of_a_model_may_import_them_and_a_broken_one_is_named(
+    tmp_path: Path, model: Path, prompts: Path, broken: str
+) -> None:
+    words = ("ingest", "--model", str(model), "--prompts", str(prompts), "--warehouse", str(tmp_path / "wh"))
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND, *words, "--trust-remote-code"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([broken, *sys.path])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"moewh: torch and transformers cannot be imported: RuntimeError: operator \w+::nms does not exist\. "
+        r"Install versions that fit together, or remove the package that is named here\.\n",
+        done.stderr,
+    )
+    assert not (tmp_path / "wh").exists()
+
+
 def test_command_applies_an_adapter_as_the_library_does(tmp_path: Path, model: Path, prompts: Path) -> None:
     """peft uses parts of torch that it leaves to transformers to import."""
     peft = pytest.importorskip("peft")
@@ -108,7 +156,7 @@ def test_command_applies_an_adapter_as_the_library_does(tmp_path: Path, model: P
 
 
 def test_users_way_to_wait_wins() -> None:
-    code = "import os; from moewh.ingest.model.light_start import start_light; start_light(); "
+    code = "import os; from moewh.ingest.model.light_start import start_light; start_light(other_code=False); "
     assert python(code + "print('OMP_WAIT_POLICY' in os.environ)", GOMP_SPINCOUNT="7") == "False\n"
 
 

@@ -9,17 +9,22 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 import torch
+from threadpoolctl import ThreadpoolController
 
 from moewh.ingest import run as pipeline
 from moewh.ingest.capture import forward
 from moewh.ingest.options import IngestOptions
 from moewh.ingest.processes import Process, this_process
+from moewh.ingest.record import Identity
 from moewh.ingest.run import Progress, Summary, ingest
-from moewh.ingest.workers import in_background
+from moewh.ingest.workers import WRITERS, in_background
+from moewh.ingest.write.rollups import one_thread_a_product
+from moewh.ingest.write.segment import Committed, write_segment
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import Layout
 from tests.support.models import save_model
@@ -204,6 +209,42 @@ def test_background_threads_as_on_a_gpu_write_the_same_files(
     assert contents(tmp_path / "beside") == contents(tmp_path / "between")
 
 
+def test_in_the_background_segments_are_written_at_the_same_time(
+    tmp_path: Path, model: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "between", model, prompts, batch_tokens=200)
+    real, third = write_segment, Event()
+
+    def first_after_third(layout: Layout, identity: Identity, number: int, *args: Any, **kwargs: Any) -> Committed:
+        if number == 0:
+            assert third.wait(60), "segment 2 is not written before segment 0"
+        committed = real(layout, identity, number, *args, **kwargs)
+        if number == WRITERS - 1:
+            third.set()
+        return committed
+
+    monkeypatch.setattr(pipeline, "in_background", lambda _: True)
+    monkeypatch.setattr("moewh.ingest.run.write_segment", first_after_third)
+    run(tmp_path / "together", model, prompts, batch_tokens=200)
+    assert contents(tmp_path / "together") == contents(tmp_path / "between")
+
+
+def test_the_limit_of_products_to_one_thread_goes_with_the_last_writer() -> None:
+    blas = ThreadpoolController().select(internal_api="openblas")
+
+    def threads() -> set[int]:
+        return {library["num_threads"] for library in blas.info()}
+
+    with blas.limit(limits=2):
+        before, first, second = threads(), one_thread_a_product(), one_thread_a_product()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        during = threads()
+        second.__exit__(None, None, None)
+        assert (before, during, threads()) == ({2}, {1}, {2})
+
+
 @pytest.mark.parametrize("background", [True, False])
 @pytest.mark.parametrize("stage", ["tokenise", "_collect", "write_segment"])
 def test_error_in_any_stage_stops_the_run_and_keeps_whole_segments(
@@ -223,7 +264,7 @@ def test_error_in_any_stage_stops_the_run_and_keeps_whole_segments(
     with pytest.raises(MoewhError, match=f"{stage} broke"):
         run(tmp_path / "broken", model, prompts)
     done = len(list((tmp_path / "broken").glob("segments/run_id=tiny*/segment=*")))
-    assert 1 <= done <= 3
+    assert 1 <= done <= 3 + (WRITERS - 1 if background else 0)
     assert not list((tmp_path / "broken" / ".staging").glob("*.part"))
     monkeypatch.setattr(pipeline, stage, real)
     assert len(run(tmp_path / "broken", model, prompts).written) == planned - done

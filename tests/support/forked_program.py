@@ -70,7 +70,7 @@ def main() -> None:
     if "models" in sys.argv:
         from moewh.ingest.model.light_start import start_light
 
-        start_light()  # as the command does
+        start_light(other_code=False)  # as the command does
     for module in ("moewh.cli.main", *_READING, *(_RUNNING_MODELS if "models" in sys.argv else ())):
         import_module(module)
     gc.freeze()  # or each process would copy what its own collections walk through

@@ -79,7 +79,7 @@ def routed(model: Any, ids: list[list[int]], call: Any = None) -> Routes:
     ]
     with torch.inference_mode():
         for prompt, tokens in enumerate(ids):  # noqa: B007 - the hooks read it
-            (call or model)(input_ids=torch.tensor([tokens]), use_cache=False)
+            (call or model)(input_ids=torch.tensor([tokens], device=model.device), use_cache=False)
     for handle in handles:
         handle.remove()
     return found

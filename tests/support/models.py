@@ -17,6 +17,12 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from moewh.ingest.model.loading import choose_device
+from moewh.ingest.processes import Process
+
+DEVICE = choose_device(None, Process()) or torch.device("cpu")
+"""Where an ingest runs without --device: a GPU if there is one. Independent computations run there too, because devices
+round differently."""
 MAX_LENGTH = 64
 BOS = "<s>"
 _SMALL: dict[str, Any] = {
