@@ -324,7 +324,8 @@ def main() -> None:
         print(
             f"{bench.tokens:,} tokens ({padded / bench.tokens - 1:.1%} padding), {len(bench.batches)} batches; ", end=""
         )
-        print(f"{chosen.pairs} rounds on {chosen.device}, {torch.get_num_threads()} threads, {platform.machine()}")
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+        print(f"{chosen.pairs} rounds on {chosen.device}, {torch.get_num_threads()} threads, {name}")
         print(f"python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}")
         print(report(rounds, bench.tokens))
         fastest = bench.tokens / statistics.median(pairs[chosen.sides[-1]].bare for pairs in rounds)

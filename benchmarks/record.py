@@ -75,11 +75,14 @@ class Sides:
 def made_models(shape: dict[str, Any], device: torch.device) -> tuple[Any, Any]:
     """Two models of the same random weights."""
     config = OlmoeConfig(**shape, pad_token_id=0, eos_token_id=None)
-    torch.manual_seed(0)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    models: list[Any] = [OlmoeForCausalLM(config) for _ in range(2)]
-    models[1].load_state_dict(models[0].state_dict())
-    return models[0].to(device, dtype).eval(), models[1].to(device, dtype).eval()
+    models: list[Any] = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        with device:
+            model: Any = OlmoeForCausalLM(config)
+        models.append(model.to(dtype).eval())
+    return models[0], models[1]
 
 
 def made_batches(count: int, device: torch.device) -> list[dict[str, torch.Tensor]]:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
@@ -123,9 +124,10 @@ def forget(layout: Layout) -> None:
 
 
 def machine() -> str:
-    """Return the machine and the versions, in one line."""
+    """Return the machine and the installed versions, in one line."""
     memory = math.ceil(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)
-    packages = ", ".join(f"{name} {version(name)}" for name in ("duckdb", "pyarrow", "numpy", "polars"))
+    names = [name for name in ("duckdb", "pyarrow", "numpy", "polars") if find_spec(name)]
+    packages = ", ".join(f"{name} {version(name)}" for name in names)
     return f"{os.cpu_count()} cores, {memory} GiB; Python {platform.python_version()}, {packages}"
 
 

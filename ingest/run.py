@@ -19,10 +19,10 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from moewh.ingest.capture.expert_outputs import arithmetic_share
 from moewh.ingest.capture.forward import Batches, BatchRunner, Proof, Rows
@@ -250,10 +250,16 @@ class _Run:
         later = self.batches.run(work.segment, work.batches, self._too_large(work))
         launched = work.launched.copy()
         work.launched.clear()  # the first segment is kept for longer; its device memory must not be
+        in_flight: deque[tuple[list[torch.cuda.Event], Future[None]]] = deque()
         for rows_T, pending in chain(launched, later):
             collected.append(collector.submit(_collect, routing, rows_T, pending))
+            in_flight.append((pending.arrivals, collected[-1]))
             self.progress.batch_done(len(rows_T))
-            self._wait_for(collected[:-_BATCHES_AHEAD])
+            if len(in_flight) > _BATCHES_AHEAD:
+                arrivals, future = in_flight.popleft()
+                for arrival in arrivals:  # the device's own time, which is not counted as waiting
+                    arrival.synchronize()
+                self._wait_for(future)
         routing.failed_prompts |= work.failed
         return routing, collected
 
@@ -303,11 +309,10 @@ class _Run:
         self.summary.written += take_done(writing, in_flight)
         self.summary.waiting += time.monotonic() - began
 
-    def _wait_for(self, futures: Sequence[Future[Any]]) -> None:
-        """Wait for the futures, count the time as stalled, and re-raise their errors."""
+    def _wait_for(self, future: Future[None]) -> None:
+        """Wait for the future, count the time as stalled, and re-raise its error."""
         began = time.monotonic()
-        for future in futures:
-            future.result()
+        future.result()
         self.summary.waiting += time.monotonic() - began
 
 

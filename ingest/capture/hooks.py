@@ -66,11 +66,15 @@ class PendingRouting:
         """Return the routing by layer, once the device has finished."""
         return {layer: routing for copy in self.copies for layer, routing in copy.wait()}
 
+    @property
+    def arrivals(self) -> list[torch.cuda.Event]:
+        """When the copies arrive from GPUs; none if there are none."""
+        return [copy.arrived for copy in self.copies if copy.arrived is not None]
+
     def wait_for_vectors(self) -> dict[VectorKey, npt.NDArray[np.float32]]:
         """Return the opt-in vectors [T, width], once the device has finished."""
-        for copy in self.copies:
-            if copy.arrived is not None:
-                copy.arrived.synchronize()
+        for arrival in self.arrivals:
+            arrival.synchronize()
         return {key: vectors.float().numpy() for key, vectors in self.vectors.items()}
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import weakref
 from collections.abc import Iterator
@@ -28,10 +27,13 @@ from moewh.ingest.model.layers import find_moe_layers
 from moewh.ingest.model.loading import LoadedModel, Source
 from moewh.ingest.model.patches import patches
 from moewh.ingest.model.peft_adapter import SUPPORTED_TYPES
+from moewh.warehouse.cpus import usable_cpus
 from moewh.warehouse.errors import MoewhError, UsageError
 
 RECORDED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Models whose passes are being recorded, which moewh must not run itself meanwhile."""
+_HASHERS = 8
+"""Most tensors hashed at once; each is copied to the host while it is."""
 _OF_PEFT = ("_active_adapter", "_disable_adapters")
 """Settings that decide which adapter runs, although their names look private."""
 _NOT_SHAPING = {"training", "gradient_checkpointing", "max_seq_len_cached"}
@@ -116,7 +118,7 @@ def fingerprint(model: nn.Module) -> str:
         if tensor.is_meta or hasattr(tensor, "ds_id"):
             raise MoewhError(f"the numbers of {name} are not in memory (offloaded or sharded). Load the model whole.")
     distinct = {id(tensor): tensor for _, tensor in named}
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as workers:  # hashing releases the GIL
+    with ThreadPoolExecutor(min(_HASHERS, usable_cpus())) as workers:  # hashing releases the GIL
         digests = dict(zip(distinct, workers.map(_tensor_digest, distinct.values()), strict=True))
     parts: list[Any] = [[name, digests[id(tensor)]] for name, tensor in named]
     parts += [[path, *_settings(module)] for path, module in model.named_modules()]

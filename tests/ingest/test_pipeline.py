@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from threading import Event
+from threading import Event, current_thread
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from threadpoolctl import ThreadpoolController
 
 from moewh.ingest import run as pipeline
 from moewh.ingest.capture import forward
+from moewh.ingest.capture.hooks import PendingRouting
 from moewh.ingest.options import IngestOptions
 from moewh.ingest.processes import Process, this_process
 from moewh.ingest.record import Identity
@@ -227,6 +228,31 @@ def test_in_the_background_segments_are_written_at_the_same_time(
     monkeypatch.setattr("moewh.ingest.run.write_segment", first_after_third)
     run(tmp_path / "together", model, prompts, batch_tokens=200)
     assert contents(tmp_path / "together") == contents(tmp_path / "between")
+
+
+class _OnDevice:
+    """An event that a GPU never reaches by itself: somebody must wait for it, and waiting for it is noted."""
+
+    def __init__(self, waited: list[str]) -> None:
+        self.waited = waited
+
+    def synchronize(self) -> None:
+        self.waited.append(current_thread().name)
+
+
+def test_passes_run_ahead_of_the_device_by_a_bounded_number_of_batches(
+    tmp_path: Path, model: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here the passes wait for the device itself, which is not counted as waiting for the writer."""
+    waited: list[str] = []
+    batches: list[int] = []
+    monkeypatch.setattr(pipeline, "in_background", lambda _: True)
+    monkeypatch.setattr(PendingRouting, "arrivals", property(lambda _: [_OnDevice(waited)]))
+    options = IngestOptions(model=str(model), prompts=(str(prompts),), batch_tokens=20)
+    summary = ingest(options, Layout(tmp_path / "wh"), Progress(batch_done=batches.append))
+    assert summary.segments == 1
+    assert len(batches) > 2 * pipeline._BATCHES_AHEAD
+    assert waited == [current_thread().name] * (len(batches) - pipeline._BATCHES_AHEAD)
 
 
 def test_the_limit_of_products_to_one_thread_goes_with_the_last_writer() -> None:
