@@ -468,16 +468,16 @@ def _unsealed_select(table: schema.Table, counted: list[schema.Table], layout: L
     """Return the query of a merged table over the runs that are not in `sealed_before`."""
     through = f"{UNSEALED}/{UNSEALED_LINK}/{ANY_SEGMENT}"
     selects = [
-        f"select\n    {', '.join(_names(source))}\nfrom {_files(source, layout, root, through)} as stored\n"
-        "anti join sealed_before using (run_id)"
+        f"select\n    {', '.join(_names(source))}\nfrom {_files(source, layout, root, through)} as stored"
         for source in counted
     ]
+    of_unsealed = "anti join sealed_before using (run_id)"
     if not table.totals_of:
-        return selects[0]
+        return f"{selects[0]}\n{of_unsealed}"
     sources = ",\n".join(f"{source.name} as (\n{select}\n)" for source, select in zip(counted, selects, strict=True))
-    return (
+    return (  # the totals of a run come from its own counts alone, so it is left out afterwards: they have fewer rows
         f"select\n    {', '.join(_names(table))}\nfrom (\nwith {sources}\n"
-        f"select * from (\n{staging_query(table.name)}\n)\n) as unsealed_totals"
+        f"select * from (\n{staging_query(table.name)}\n)\n) as unsealed_totals\n{of_unsealed}"
     )
 
 
