@@ -33,7 +33,9 @@ from moewh.warehouse.errors import MoewhError, UsageError
 RECORDED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Models whose passes are being recorded, which moewh must not run itself meanwhile."""
 _HASHERS = 8
-"""Most tensors hashed at once; each is copied to the host while it is."""
+"""Most tensors hashed at once."""
+_HASHED_BYTES = 16 << 20
+"""Bytes of a tensor copied to the host at once, few enough for the allocator to use the same memory again."""
 _OF_PEFT = ("_active_adapter", "_disable_adapters")
 """Settings that decide which adapter runs, although their names look private."""
 _NOT_SHAPING = {"training", "gradient_checkpointing", "max_seq_len_cached"}
@@ -127,7 +129,10 @@ def fingerprint(model: nn.Module) -> str:
 
 def _tensor_digest(tensor: torch.Tensor) -> str:
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
-    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    in_parts = tensor.is_contiguous() and tensor.device.type in ("cpu", "cuda")
+    whole = tensor.detach() if in_parts else tensor.detach().cpu().contiguous()
+    for part in whole.reshape(-1).view(torch.uint8).split(_HASHED_BYTES):
+        digest.update(part.cpu().numpy().data)
     return digest.hexdigest()
 
 

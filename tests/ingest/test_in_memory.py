@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Callable
@@ -17,10 +18,11 @@ import torch
 from torch import nn
 
 import moewh
+from moewh.ingest.model import in_memory
 from moewh.ingest.model.in_memory import fingerprint
 from moewh.ingest.model.patches import patches
 from moewh.warehouse.errors import MoewhError, UsageError
-from tests.support.models import byte_tokenizer, save_model, tiny_model
+from tests.support.models import DEVICE, byte_tokenizer, save_model, tiny_model
 
 RECORDS: list[Any] = [
     {"text": "The quick brown fox", "domain": "prose", "source": "book", "page": 7},
@@ -154,6 +156,21 @@ def test_a_patched_model_passes_for_no_other(patch: Callable[[Any], None], line:
         assert json.loads(stored)["patches"] == [line]
         with pytest.raises(MoewhError, match="'run' exists and is another run"):
             moewh.ingest(model, RECORDS, tmp_path, "run", tokenizer=byte_tokenizer())
+
+
+def test_a_tensor_is_hashed_whole_whatever_its_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_memory, "_HASHED_BYTES", 7)
+    tensors = [
+        torch.arange(12.0).reshape(3, 4),
+        torch.arange(12.0).reshape(3, 4).t(),
+        torch.tensor([1.5, -2], dtype=torch.bfloat16)[1],
+        torch.tensor([True, False]),
+        torch.zeros(0),
+    ]
+    for tensor in tensors:
+        numbers = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        expected = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode() + numbers).hexdigest()
+        assert in_memory._tensor_digest(tensor.to(DEVICE)) == expected
 
 
 def test_a_class_that_was_patched_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
