@@ -22,6 +22,7 @@ from moewh.ingest.capture import forward
 from moewh.ingest.capture.hooks import PendingRouting
 from moewh.ingest.options import IngestOptions
 from moewh.ingest.processes import Process, this_process
+from moewh.ingest.prompts.vocabulary import vocabulary_texts
 from moewh.ingest.record import Identity
 from moewh.ingest.run import Progress, Summary, ingest
 from moewh.ingest.workers import WRITERS, in_background
@@ -238,7 +239,7 @@ def test_the_vocabulary_is_decoded_once_before_the_writers_share_it(
     run(tmp_path / "whole", model, prompts)
     run(tmp_path / "resumed", model, prompts, process=Process(0, 2))
     threads: list[str] = []
-    real = pipeline.vocabulary_texts
+    real = vocabulary_texts
 
     def slow(*args: Any) -> pa.Array:
         threads.append(current_thread().name)

@@ -19,7 +19,7 @@ from moewh.ingest.record import Identity
 from moewh.ingest.recorder import open_run
 from moewh.ingest.recorder import record as recorder_module
 from moewh.ingest.workers import WRITERS
-from moewh.ingest.write.segment import Committed
+from moewh.ingest.write.segment import Committed, write_segment
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import Layout
 from tests.support.families import FAMILIES, build
@@ -318,7 +318,7 @@ def test_a_failed_write_in_the_background_is_reported_until_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other segments are in flight beside it; a loop that survives its errors does not end with a gap unnoticed."""
-    model, real = model_of("olmoe"), open_run.write_segment
+    model, real = model_of("olmoe"), write_segment
 
     def second_fails(layout: Layout, identity: Identity, number: int, *args: Any, **kwargs: Any) -> Committed:
         if number == 1:

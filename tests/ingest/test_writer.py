@@ -13,7 +13,7 @@ from moewh.ingest.options import command_words
 from moewh.ingest.record import Identity
 from moewh.ingest.recorder import open_run
 from moewh.ingest.recorder.sequences import Block, EndTokens, Joined, join
-from moewh.ingest.write.segment import Committed
+from moewh.ingest.write.segment import Committed, write_segment
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.sealing.seal import unseal
@@ -123,7 +123,7 @@ def test_after_a_segment_that_could_not_be_written_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A program that goes on after the error is told again, at the end at the latest, and the run is not complete."""
-    given, real = sequences(12), open_run.write_segment
+    given, real = sequences(12), write_segment
 
     def second_fails(layout: Layout, identity: Identity, number: int, *args: Any, **kwargs: Any) -> Committed:
         if number == 1:
