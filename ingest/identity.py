@@ -29,6 +29,11 @@ from moewh.warehouse.files.layout import Layout, check_run_id
 from moewh.warehouse.files.manifest import MANIFEST, read_manifest
 from moewh.warehouse.files.tables import read_rows
 
+_CONTENTS = {
+    "prompts_sha256": " (text, domain, metadata and source, which is the file's name unless a column names it)"
+}
+"""What a digest is of, for a reader who has only two of them to compare."""
+
 
 def identify(loaded: LoadedModel, options: IngestOptions, rules: TokenRules, plan: Plan) -> Identity:
     """Return the identity of the run that these options describe, and its run_id.
@@ -85,7 +90,10 @@ def require_same(layout: Layout, identity: Identity) -> bool:
         return True
     stored = json.loads(row["options"])
     differing = [name for name in {**stored, **identity.shaping} if stored.get(name) != identity.shaping.get(name)]
-    changes = "; ".join(f"{name} was {stored.get(name)}, now {identity.shaping.get(name)}" for name in differing)
+    changes = "; ".join(
+        f"{name} was {stored.get(name)}, now {identity.shaping.get(name)}{_CONTENTS.get(name, '')}"
+        for name in differing
+    )
     raise MoewhError(
         f"run {identity.run_id!r} exists and is another run: {changes}. "
         f"Choose another --run-id, or delete it with `moewh runs --delete {identity.run_id}`."

@@ -201,7 +201,7 @@ class _Run:
 
     def _loop(self, first: _Work) -> None:
         """Commit every missing segment, while the next is tokenised and those before it are written."""
-        missing = self.plan.missing
+        missing, texts = self.plan.missing, TokenTexts(self.vocabulary)  # decoded here, not by each writer
         with start_workers(in_background(self.loaded.model.device)) as (ahead, collector, writer):
             tokenised: list[Future[TokenisedSegment]] = []
             writing: deque[Future[Committed]] = deque()
@@ -214,7 +214,7 @@ class _Run:
                     segment, routing = self._generate(current, self.plan.sampling)
                     collected = []
                 self._committed(writing, WRITERS - 1)
-                writing.append(writer.submit(self._write, number, segment, routing, collected))
+                writing.append(writer.submit(self._write, number, segment, routing, collected, texts))
             self._committed(writing, 0)
             self.summary.waiting += sum(w.seconds for w in (collector, writer) if isinstance(w, InBetween))
 
@@ -286,7 +286,12 @@ class _Run:
         return tell
 
     def _write(
-        self, number: int, segment: TokenisedSegment, routing: RoutingBuffer, collected: list[Future[None]]
+        self,
+        number: int,
+        segment: TokenisedSegment,
+        routing: RoutingBuffer,
+        collected: list[Future[None]],
+        texts: TokenTexts,
     ) -> Committed:
         for part in collected:
             part.result()
@@ -297,9 +302,7 @@ class _Run:
                 "they have no rows there and their prompts are marked failed."
             )
         last = number == self.plan.prompts.segments - 1
-        committed = write_segment(
-            self.layout, self.plan.identity, number, segment, routing, texts=TokenTexts(self.vocabulary), last=last
-        )
+        committed = write_segment(self.layout, self.plan.identity, number, segment, routing, texts=texts, last=last)
         self.progress.segment_done(number, self.plan.prompts.segments)
         return committed
 

@@ -42,7 +42,7 @@ def start_light(*, other_code: bool) -> None:
     """
     if _MODEL_CODE not in sys.modules:
         sleep_while_waiting()
-        with no_collection(), _failures_explained():
+        with no_collection(), failures_explained():
             _import_model_code(other_code=other_code)
     set_threads()
 
@@ -65,13 +65,13 @@ def set_threads() -> None:
 
 
 @contextmanager
-def _failures_explained() -> Iterator[None]:
+def failures_explained() -> Iterator[None]:
     """Turn whatever goes wrong while packages are imported into a one-line MoewhError, with the first cause."""
     try:
         yield
     except Exception as error:
         cause: BaseException = error
-        while (before := cause.__cause__ or cause.__context__) is not None:
+        while (before := cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)) is not None:
             cause = before
         reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
         raise MoewhError(
@@ -101,9 +101,10 @@ def _import_model_code(*, other_code: bool) -> None:
 
 
 def _leave_out_unused() -> None:
-    """Make transformers take the unused packages for not installed, as it takes them in an environment without them.
+    """Make transformers treat the unused packages as not installed.
 
-    They may take as long to import as torch does, and a torchvision of another torch's version cannot be imported.
+    They may take as long to import as torch does, and a torchvision built for another version of torch cannot be
+    imported.
     """
     hidden = [name for name in _UNUSED if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: not to be found

@@ -36,20 +36,27 @@ def demo(warehouse: Layout) -> None:
 
     The model is a small OLMoE that was trained for this; nothing is downloaded.
     """
+    runs = _ingest_checkpoints(warehouse)
+    click.echo("\n\n".join((*_findings(warehouse, runs), _next_steps(warehouse, runs[-1]))))
+
+
+def _findings(warehouse: Layout, runs: list[str]) -> list[str]:
+    """Describe what the runs show, part by part.
+
+    The connection is no variable of `demo`: frames that were open while torch was imported live until the process ends
+    (`no_collection`), and DuckDB would report the connection as leaked.
+    """
     from moewh.warehouse.views.opening import open_warehouse
 
-    runs = _ingest_checkpoints(warehouse)
     run_id = runs[-1]
-    connection = open_warehouse(warehouse)
-    parts = (
-        _model(connection, run_id),
-        _domains(connection, run_id),
-        _saturation(connection, runs),
-        _strongest_pairs(connection, run_id),
-        _strongest_transitions(connection, run_id),
-        _next_steps(warehouse, run_id),
-    )
-    click.echo("\n\n".join(parts))
+    with open_warehouse(warehouse) as connection:
+        return [
+            _model(connection, run_id),
+            _domains(connection, run_id),
+            _saturation(connection, runs),
+            _strongest_pairs(connection, run_id),
+            _strongest_transitions(connection, run_id),
+        ]
 
 
 def _ingest_checkpoints(warehouse: Layout) -> list[str]:

@@ -45,7 +45,7 @@ def geometry(*, warehouse: Layout, run_id: str | None, **chosen: Any) -> None:
     """
     from moewh.ingest.model.light_start import start_light
 
-    start_light(other_code=False)
+    start_light(other_code=chosen["trust_remote_code"])
     from moewh.ingest.geometry.run import GeometryOptions, measure
     from moewh.warehouse.views.publishing import publish
 

@@ -521,6 +521,9 @@ def test_other_prompts_or_revision_under_the_same_run_id_are_refused(model: Path
     run(tmp_path, model, prompts_file(tmp_path, "one", "two"))
     with pytest.raises(MoewhError, match="prompts_sha256 was "):
         run(tmp_path, model, prompts_file(tmp_path, "one", "three"))
+    renamed = prompts_file(tmp_path, "one", "two").rename(tmp_path / "renamed.jsonl")
+    with pytest.raises(MoewhError, match=r"prompts_sha256 was .* source, which is the file's name unless a column"):
+        run(tmp_path, model, renamed)
     prompts = prompts_file(tmp_path, "one")
     run(tmp_path, Path("demo"), prompts, run_id="d", revision="step-000400")
     with pytest.raises(MoewhError, match="revision was step-000400, now step-002000"):

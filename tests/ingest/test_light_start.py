@@ -19,6 +19,7 @@ from moewh.cli.main import main
 from moewh.ingest.model import light_start
 from moewh.ingest.options import IngestOptions
 from moewh.ingest.run import ingest
+from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.layout import Layout
 from tests.support.models import save_model, tiny_model
 from tests.support.runs import contents, write_prompts
@@ -122,12 +123,17 @@ def test_packages_for_images_are_not_imported(
         assert contents(tmp_path / "command") == contents(tmp_path / "library") != {}
 
 
+@pytest.mark.parametrize("command", ["ingest", "inspect", "geometry"])
 def test_code_of_a_model_may_import_them_and_a_broken_one_is_named(
-    tmp_path: Path, model: Path, prompts: Path, broken: str
+    command: str, tmp_path: Path, model: Path, prompts: Path, broken: str
 ) -> None:
-    words = ("ingest", "--model", str(model), "--prompts", str(prompts), "--warehouse", str(tmp_path / "wh"))
+    words = {
+        "ingest": ["--model", str(model), "--prompts", str(prompts), "--warehouse", str(tmp_path / "wh")],
+        "inspect": [str(model)],
+        "geometry": ["--model", str(model), "--warehouse", str(tmp_path / "wh")],
+    }[command]
     done = subprocess.run(
-        [sys.executable, "-c", COMMAND, *words, "--trust-remote-code"],
+        [sys.executable, "-c", COMMAND, command, *words, "--trust-remote-code"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([broken, *sys.path])},
         capture_output=True,
         text=True,
@@ -140,6 +146,17 @@ def test_code_of_a_model_may_import_them_and_a_broken_one_is_named(
         done.stderr,
     )
     assert not (tmp_path / "wh").exists()
+
+
+def test_a_failure_that_hides_what_was_tried_before_is_the_one_named() -> None:
+    def falls_back() -> None:
+        try:
+            raise KeyError("the way that need not work")
+        except KeyError:
+            raise ImportError("nor does the other") from None
+
+    with pytest.raises(MoewhError, match="imported: ImportError: nor does the other"), light_start.failures_explained():
+        falls_back()
 
 
 def test_command_applies_an_adapter_as_the_library_does(tmp_path: Path, model: Path, prompts: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Event, current_thread
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 from threadpoolctl import ThreadpoolController
@@ -21,6 +22,7 @@ from moewh.ingest.capture import forward
 from moewh.ingest.capture.hooks import PendingRouting
 from moewh.ingest.options import IngestOptions
 from moewh.ingest.processes import Process, this_process
+from moewh.ingest.prompts.vocabulary import vocabulary_texts
 from moewh.ingest.record import Identity
 from moewh.ingest.run import Progress, Summary, ingest
 from moewh.ingest.workers import WRITERS, in_background
@@ -228,6 +230,27 @@ def test_in_the_background_segments_are_written_at_the_same_time(
     monkeypatch.setattr("moewh.ingest.run.write_segment", first_after_third)
     run(tmp_path / "together", model, prompts, batch_tokens=200)
     assert contents(tmp_path / "together") == contents(tmp_path / "between")
+
+
+def test_the_vocabulary_is_decoded_once_before_the_writers_share_it(
+    tmp_path: Path, model: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is resumed has its vocabulary stored already, so nothing else asks for it before the writers."""
+    run(tmp_path / "whole", model, prompts)
+    run(tmp_path / "resumed", model, prompts, process=Process(0, 2))
+    threads: list[str] = []
+    real = vocabulary_texts
+
+    def slow(*args: Any) -> pa.Array:
+        threads.append(current_thread().name)
+        time.sleep(0.2)
+        return real(*args)
+
+    monkeypatch.setattr(pipeline, "in_background", lambda _: True)
+    monkeypatch.setattr(pipeline, "vocabulary_texts", slow)
+    assert len(run(tmp_path / "resumed", model, prompts).written) >= WRITERS
+    assert threads == [current_thread().name]
+    assert contents(tmp_path / "resumed") == contents(tmp_path / "whole")
 
 
 class _OnDevice:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,13 @@ import pytest
 import torch
 
 import moewh
+from moewh.ingest.record import Identity
+from moewh.ingest.recorder import open_run
+from moewh.ingest.recorder import record as recorder_module
+from moewh.ingest.workers import WRITERS
+from moewh.ingest.write.segment import Committed, write_segment
 from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.files.layout import Layout
 from tests.support.families import FAMILIES, build
 from tests.support.models import byte_tokenizer, tiny_model
 
@@ -306,6 +312,30 @@ def test_an_exception_keeps_what_was_recorded_before(tmp_path: Path) -> None:
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
     with pytest.raises(MoewhError, match="run 'run' exists already"), record(model, tmp_path, "run"):
         pass
+
+
+def test_a_failed_write_in_the_background_is_reported_until_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other segments are in flight beside it; a loop that survives its errors does not end with a gap unnoticed."""
+    model, real = model_of("olmoe"), write_segment
+
+    def second_fails(layout: Layout, identity: Identity, number: int, *args: Any, **kwargs: Any) -> Committed:
+        if number == 1:
+            raise MoewhError("no room")
+        return real(layout, identity, number, *args, **kwargs)
+
+    monkeypatch.setattr(recorder_module, "in_background", lambda _: True)
+    monkeypatch.setattr(open_run, "write_segment", second_fails)
+    with pytest.raises(MoewhError, match="no room"), record(model, tmp_path, "run", segment_rows=1), torch.no_grad():
+        for _ in range(20):
+            with suppress(MoewhError):
+                model(**batch(("ab",)))
+    opened = moewh.open(tmp_path)
+    assert opened.sql("select status, segments <= 1 + $beside from runs", beside=WRITERS).fetchall() == [
+        ("running", True)
+    ]
+    assert opened.verify() == []
 
 
 def test_a_pass_that_fails_is_not_recorded(tmp_path: Path) -> None:

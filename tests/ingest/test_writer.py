@@ -10,8 +10,10 @@ import pytest
 
 import moewh
 from moewh.ingest.options import command_words
+from moewh.ingest.record import Identity
 from moewh.ingest.recorder import open_run
 from moewh.ingest.recorder.sequences import Block, EndTokens, Joined, join
+from moewh.ingest.write.segment import Committed, write_segment
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.sealing.seal import unseal
@@ -115,6 +117,32 @@ def test_an_exception_leaves_the_run_running_with_what_was_written(tmp_path: Pat
     assert moewh.open(tmp_path).sql("select status, prompts from runs").fetchall() == [("running", 5)]
     assert rows(tmp_path) == expected_rows(given)
     assert moewh.open(tmp_path).verify() == []
+
+
+def test_after_a_segment_that_could_not_be_written_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that goes on after the error is told again, at the end at the latest, and the run is not complete."""
+    given, real = sequences(12), write_segment
+
+    def second_fails(layout: Layout, identity: Identity, number: int, *args: Any, **kwargs: Any) -> Committed:
+        if number == 1:
+            raise MoewhError("no room")
+        return real(layout, identity, number, *args, **kwargs)
+
+    monkeypatch.setattr(open_run, "write_segment", second_fails)
+    writer = moewh.Writer(tmp_path, "mine", "m", **SHAPE, segment_rows=1)
+    refused = []
+    for place, sequence in enumerate(given):
+        try:
+            writer.write(*sequence)
+        except MoewhError:
+            refused.append(place)
+    assert refused == [*range(refused[0], len(given))]
+    with pytest.raises(MoewhError, match="no room"):
+        writer.close()
+    assert moewh.open(tmp_path).sql("select status, segments from runs").fetchall() == [("running", 1)]
+    assert rows(tmp_path) == expected_rows(given[:1])
 
 
 def test_a_segment_beyond_the_last_is_a_fault(tmp_path: Path) -> None:
