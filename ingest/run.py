@@ -202,6 +202,7 @@ class _Run:
     def _loop(self, first: _Work) -> None:
         """Commit every missing segment, while the next is tokenised and those before it are written."""
         missing, texts = self.plan.missing, TokenTexts(self.vocabulary)  # decoded here, not by each writer
+        at_once = 1 if self.plan.wanted.tables else WRITERS  # the opt-in vectors of a segment may fill a disk
         with start_workers(in_background(self.loaded.model.device)) as (ahead, collector, writer):
             tokenised: list[Future[TokenisedSegment]] = []
             writing: deque[Future[Committed]] = deque()
@@ -213,7 +214,7 @@ class _Run:
                 else:
                     segment, routing = self._generate(current, self.plan.sampling)
                     collected = []
-                self._committed(writing, WRITERS - 1)
+                self._committed(writing, at_once - 1)
                 writing.append(writer.submit(self._write, number, segment, routing, collected, texts))
             self._committed(writing, 0)
             self.summary.waiting += sum(w.seconds for w in (collector, writer) if isinstance(w, InBetween))

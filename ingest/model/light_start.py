@@ -75,8 +75,8 @@ def failures_explained() -> Iterator[None]:
             cause = before
         reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
         raise MoewhError(
-            f"torch and transformers cannot be imported: {reason}. Install versions that fit together, or remove the "
-            "package that is named here."
+            f"torch and transformers cannot be imported: {reason}. Install versions of them, and of any other package "
+            "that is named here, which fit together."
         ) from error
 
 
