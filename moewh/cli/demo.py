@@ -36,20 +36,29 @@ def demo(warehouse: Layout) -> None:
 
     The model is a small OLMoE that was trained for this; nothing is downloaded.
     """
+    runs = _ingest_checkpoints(warehouse)
+    click.echo(_findings(warehouse, runs))
+
+
+def _findings(warehouse: Layout, runs: list[str]) -> str:
+    """Return what the demo's runs show.
+
+    The connection is a local variable here, not in `demo`: an import that fails inside transformers may keep the frames
+    of its callers until the process ends, and DuckDB reports a connection that is never freed.
+    """
     from moewh.warehouse.views.opening import open_warehouse
 
-    runs = _ingest_checkpoints(warehouse)
     run_id = runs[-1]
-    connection = open_warehouse(warehouse)
-    parts = (
-        _model(connection, run_id),
-        _domains(connection, run_id),
-        _saturation(connection, runs),
-        _strongest_pairs(connection, run_id),
-        _strongest_transitions(connection, run_id),
-        _next_steps(warehouse, run_id),
-    )
-    click.echo("\n\n".join(parts))
+    with open_warehouse(warehouse) as connection:
+        parts = (
+            _model(connection, run_id),
+            _domains(connection, run_id),
+            _saturation(connection, runs),
+            _strongest_pairs(connection, run_id),
+            _strongest_transitions(connection, run_id),
+            _next_steps(warehouse, run_id),
+        )
+    return "\n\n".join(parts)
 
 
 def _ingest_checkpoints(warehouse: Layout) -> list[str]:

@@ -178,3 +178,11 @@ def test_lifts_by_chance_are_those_of_every_labelling(tmp_path: Path) -> None:
             found = lifts_by_chance(connection, "r", quantile)
             near = [np.quantile(best, q) for q in (max(0, quantile - 0.1), min(1, quantile + 0.1))]
             assert all(near[0] <= lift <= near[1] for lift in found.values()), (quantile, found, near)
+
+
+def test_demo_says_nothing_else(layout: Layout) -> None:
+    """As its own process, which DuckDB ends with a report of what was not freed."""
+    command = [sys.executable, "-m", "moewh", "demo", "--warehouse", str(layout.root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    runs = [f"run demo-{name} is complete already; nothing was written." for name in demo.checkpoints()]
+    assert done.stderr.splitlines() == runs
