@@ -17,8 +17,11 @@ from types import ModuleType
 import duckdb
 import pyarrow as pa
 import pytest
+import torch
 from click.testing import CliRunner
 
+import moewh
+from moewh import api
 from moewh.cli.failures import explain
 from moewh.cli.main import main
 from moewh.ingest.model.light_start import explaining_imports
@@ -168,6 +171,22 @@ def test_variable_that_a_package_cannot_read(monkeypatch: pytest.MonkeyPatch) ->
 def test_package_that_torch_lacks() -> None:
     with pytest.raises(MoewhError, match=r"No module named 'nowhere'\. Install that package\."), explaining_imports():
         import_module("nowhere")
+
+
+def test_ingest_after_a_fork(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child keeps what its parent noted, and has another number; without a fork, nothing is refused."""
+    monkeypatch.setattr(api, "_ingested_in", set())
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    for _ in range(2):
+        with pytest.raises(UsageError, match="there is no prompts file"):
+            moewh.ingest("demo", tmp_path / "none.txt", tmp_path / "wh")
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    with pytest.raises(MoewhError, match="forked after a model ran"):
+        moewh.ingest("demo", tmp_path / "none.txt", tmp_path / "wh")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    with pytest.raises(UsageError, match="there is no prompts file"):
+        moewh.ingest("demo", tmp_path / "none.txt", tmp_path / "wh")
+    assert not (tmp_path / "wh").exists()
 
 
 def test_python_without_docstrings_and_as_a_module() -> None:
