@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from moewh.warehouse.answer.engine import Engine
 from moewh.warehouse.answer.query import Query, find_query, prepare
-from moewh.warehouse.errors import UsageError
+from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.remote.published import readable, writable
 from moewh.warehouse.runs import LIST_SQL
 from moewh.warehouse.trust.published import check_any, plan_any
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
     from moewh.ingest.recorder.record import Recorder
     from moewh.ingest.run import Summary
+
+
+_ingested_in: set[int] = set()
+"""The processes that ran a model: this one, and those that it was forked from."""
 
 
 class Warehouse:
@@ -135,6 +139,7 @@ def ingest(
     from moewh.ingest.run import Progress
     from moewh.ingest.run import ingest as run
 
+    _refuse_after_fork()
     paths = prompt_paths(prompts)
     named = model if isinstance(model, str | os.PathLike) else type(model).__name__
     asked = ingest_options(os.fspath(named), paths, run_id, options, in_files=prompts is None)
@@ -157,6 +162,18 @@ def ingest(
     loaded = model_in_memory(model, tokenizer, **described, generates=bool(asked.generate))
     with borrowed(loaded.model):
         return run(asked, layout, progress, this_process(), model=loaded, records=records)
+
+
+def _refuse_after_fork() -> None:
+    """Raise MoewhError in a process forked from one that ran a model: it would wait for torch's threads for ever."""
+    import torch
+
+    if _ingested_in - {os.getpid()} and torch.get_num_threads() > 1:
+        raise MoewhError(
+            "this process was forked after a model ran, and torch's threads do not survive that. Start processes with "
+            "multiprocessing's method `spawn`, or set OMP_NUM_THREADS=1."
+        )
+    _ingested_in.add(os.getpid())
 
 
 def record(

@@ -17,6 +17,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ROOMS = (
+    "moewh.__main__",
     "moewh.cli",
     "moewh",
     "moewh.report",

@@ -14,3 +14,31 @@ class UsageError(MoewhError):
     """The command was used incorrectly: an option or name does not exist or does not fit. Exit code 2."""
 
     exit_code = 2
+
+
+_LACKING = {
+    ("can't start new thread", "Failed to launch worker thread"): (
+        "no more threads can be started. Raise the limit (`ulimit -u`), or stop other processes of this user."
+    ),
+    ("Too many open files",): "too many files are open. Raise the limit (`ulimit -n`), and run the same again.",
+    ("std::bad_alloc", "bad allocation", "can't allocate memory", "Cannot allocate memory"): (
+        "there is not enough memory. Stop other processes, or raise the limit (`ulimit -v`)."
+    ),
+}
+"""Parts of the messages with which Python, Arrow, DuckDB and torch report that the system refuses more, and ours."""
+
+
+def lacking(error: BaseException) -> str | None:
+    """Return one line for an error that means a lack of memory, threads or open files; None for any other.
+
+    Such an error says nothing about the input at which it occurs.
+    """
+    text = "bad allocation" if isinstance(error, MemoryError) else str(error)
+    return next((line for parts, line in _LACKING.items() if any(part in text for part in parts)), None)
+
+
+def require_utf8(path: str) -> str:
+    """Return a path. Raises UsageError if its name is not UTF-8: DuckDB and safetensors cannot open it."""
+    if path.encode(errors="replace").decode() != path:
+        raise UsageError(f"the path {path!a} is not UTF-8. Rename it, or use a UTF-8 locale (LC_ALL=C.UTF-8).")
+    return path

@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from types import ModuleType
 from typing import Any
 
 from moewh.warehouse.cpus import usable_cpus
-from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.errors import MoewhError, UsageError, lacking
 
 _COMPILER = "torch._dynamo"
 _MASKS = f"{_COMPILER}._trace_wrapped_higher_order_op"
@@ -30,6 +31,8 @@ _MODEL_CODE = "transformers.modeling_utils"
 _UNUSED = {"PIL": "vision", "scipy": "scipy", "torchvision": "torchvision"}
 """Packages for images and losses that importing model code would import, and transformers' names for them."""
 _THREADS_GIVEN = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_READ_ON_IMPORT = ("HF_", "HUGGINGFACE_", "TOKENIZERS_", "TORCH", "TRANSFORMERS_", "PYTORCH_", "USE_")
+"""How the names of environment variables begin that torch, transformers and their packages read on import."""
 _WAITING_GIVEN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
@@ -37,12 +40,14 @@ def start_light(*, other_code: bool) -> None:
     """Import torch and transformers' model code, and set torch's threads.
 
     With `other_code`, which comes with a model, nothing is left out that it might expect. The user's environment
-    variables take precedence. Raises MoewhError if the packages cannot be imported, and UsageError as `usable_cpus`
-    does.
+    variables take precedence. Raises MoewhError if the packages cannot be imported, UsageError under `python -OO`, and
+    as `usable_cpus` does.
     """
+    if sys.flags.optimize > 1:
+        raise UsageError("transformers reads docstrings, which `python -OO` removes. Unset PYTHONOPTIMIZE, or use -O.")
     if _MODEL_CODE not in sys.modules:
         sleep_while_waiting()
-        with no_collection(), failures_explained():
+        with no_collection(), explaining_imports():
             _import_model_code(other_code=other_code)
     set_threads()
 
@@ -65,7 +70,7 @@ def set_threads() -> None:
 
 
 @contextmanager
-def failures_explained() -> Iterator[None]:
+def explaining_imports() -> Iterator[None]:
     """Turn whatever goes wrong while packages are imported into a one-line MoewhError, with the first cause."""
     try:
         yield
@@ -73,11 +78,22 @@ def failures_explained() -> Iterator[None]:
         cause: BaseException = error
         while (before := cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)) is not None:
             cause = before
-        reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
-        raise MoewhError(
-            f"torch and transformers cannot be imported: {reason}. Install versions of them, and of any other package "
-            "that is named here, which fit together."
-        ) from error
+        reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:300].removesuffix(".")
+        raise MoewhError(f"torch and transformers cannot be imported: {reason}. {_remedy(cause)}") from error
+
+
+def _remedy(cause: BaseException) -> str:
+    """Return what to do about the first cause of a failed import."""
+    if lack := lacking(cause):
+        return f"This means that {lack}"
+    if isinstance(cause, ModuleNotFoundError):
+        return "Install that package."
+    given = {name: value for name, value in os.environ.items() if name.startswith(_READ_ON_IMPORT) and value}
+    if isinstance(cause, ValueError):
+        for name, value in given.items():
+            if re.search(rf"(?<!\w){re.escape(value)}(?!\w)", str(cause)):
+                return f"The environment has {name}={value}: correct or unset it."
+    return "Install versions that fit together, or remove the package that is named here."
 
 
 def _import_model_code(*, other_code: bool) -> None:

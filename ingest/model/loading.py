@@ -47,7 +47,7 @@ from moewh.ingest.model.stored import stored_tensors, weight_files
 from moewh.ingest.model.tokenizer import TokenizerSource, load_tokenizer
 from moewh.ingest.options import DEMO, IngestOptions
 from moewh.ingest.processes import Process
-from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.errors import MoewhError, UsageError, lacking, require_utf8
 from moewh.warehouse.files.manifest import file_sha256
 from moewh.warehouse.files.schema import POSITION_BITS
 
@@ -368,7 +368,7 @@ def find_source(model: str, revision: str | None, series: str | None = None) -> 
     if path.is_dir():
         if revision is not None:
             raise UsageError(f"--revision {revision} goes with a hub id; {path} is a folder. Name its folder.")
-        path = path.resolve()
+        path = Path(require_utf8(str(path.resolve())))
         return Source(str(path), None, path.name, str(path), path.name, series)
     name = model.rstrip("/").rpartition("/")[2]
     return Source(model, revision or "main", name, model, revision, series or model)
@@ -403,6 +403,8 @@ def _config_digest(files: Repository) -> str:
 def load_failure(title: str, error: Exception) -> str:
     """Return one line that explains why a model or its configuration cannot be loaded, and what to do."""
     text = " ".join(str(error).split()) or type(error).__name__
+    if lack := lacking(error):
+        return f"cannot load the model {title}: {lack}"
     if title.startswith((".", "/", "~")) and not Path(title).exists():
         return f"there is no folder {title}. Check the path given to --model."
     if "trust_remote_code" in text:

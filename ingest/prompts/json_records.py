@@ -35,6 +35,7 @@ from moewh.ingest.prompts.records import (
     present,
     prompts_sql,
 )
+from moewh.warehouse.errors import lacking
 from moewh.warehouse.files.layout import glob_literal
 
 Relation = Callable[[duckdb.DuckDBPyConnection, Bound], str]
@@ -58,6 +59,8 @@ def read_json(path: Path, file: PromptFile, kind: str, relation: Relation) -> It
     except (duckdb.Error, pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # without a number, it is DuckDB's, through Arrow
             raise
+        if lack := lacking(error) or (isinstance(error, duckdb.OutOfMemoryException) and first_line(error)):
+            raise file.error(f"cannot be read: {lack}") from error
         if "maximum_object_size" in str(error):
             raise file.error(f"holds a record of more than {LONGEST_LINE >> 20} MiB. Split it.") from None
         raise file.error(_bad_json(path, kind) or f"not valid JSON: {first_line(error)}") from None

@@ -24,7 +24,7 @@ from moewh.ingest.prompts.hub import HUB, Dataset, HubName, open_dataset, pin
 from moewh.ingest.prompts.plain import COMPRESSIONS
 from moewh.ingest.prompts.readers import SUFFIXES, read_prompts
 from moewh.ingest.prompts.tables import read_tables
-from moewh.warehouse.errors import UsageError
+from moewh.warehouse.errors import UsageError, require_utf8
 
 _DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 """Files that the `datasets` library stores beside the data."""
@@ -104,7 +104,7 @@ def _require_distinct(found: Found) -> None:
 
 def _find_local(name: str, options: IngestOptions, found: Found) -> None:
     """Add a file, the files in a folder, or those that a pattern matches."""
-    path = Path(name)
+    path = Path(require_utf8(name))
     try:
         if path.is_file():
             found.inputs.append(_local_file(path, name, path.name, _format(name, options.prompts_format)))
@@ -197,6 +197,7 @@ def _known_format(name: str) -> str | None:
 
 def _local_file(path: Path, name: str, source: str, kind: str) -> Input:
     stat = path.stat()
+    require_utf8(name)
 
     def batches(scratch: Path, options: IngestOptions) -> Iterator[pa.RecordBatch]:
         return read_prompts(prompt_file(path, kind, name, source, options), scratch)

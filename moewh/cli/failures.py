@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import click
 
-from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.errors import MoewhError, lacking
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import own_paths
 
@@ -35,9 +36,13 @@ def explain(error: Exception) -> tuple[str, int] | None:
             explained = ("the current directory no longer exists. Change to another.", 1)
         case UnicodeEncodeError() if "surrogates" in error.reason:
             explained = (f"{error.object[:60]!a} is not text in UTF-8. Use a UTF-8 locale (LC_ALL=C.UTF-8).", 2)
+        case ImportError() | AttributeError() if unusable := _unusable_package(error):
+            explained = (unusable, 1)
+        case _ if lack := lacking(error):
+            explained = (lack, 1)
         case OSError():
             explained = (_os_error(error), 1)
-        case _ if duckdb is not None and isinstance(error, duckdb.Error):
+        case _ if duckdb is not None and isinstance(error, getattr(duckdb, "Error", ())):
             explained = (_duckdb_error(str(error)), 1)
         case UnicodeDecodeError() if b" Error: " in error.object:  # DuckDB's message, which quotes damaged bytes
             explained = (_duckdb_error(error.object.decode(errors="backslashreplace")), 1)
@@ -53,6 +58,25 @@ def _has_folder() -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def _unusable_package(error: ImportError | AttributeError) -> str | None:
+    """Return the line for a package that is missing, too old, or hidden by a file of its name; None for our own."""
+    if isinstance(error, ImportError):
+        name, file = error.name or "", error.path
+    elif isinstance(error.obj, ModuleType):
+        name, file = error.obj.__name__, getattr(error.obj, "__file__", None)
+    else:
+        return None
+    package = name.partition(".")[0]
+    if package in ("", "moewh") or (isinstance(error, AttributeError) and package in sys.stdlib_module_names):
+        return None
+    if isinstance(error, ModuleNotFoundError):
+        return f"the package {package} is not installed, or only in part ({error}). Run `pip install moewh` again."
+    return (
+        f"the package {package} cannot be used: {error}. If {file or package} is a file of yours, rename it; otherwise "
+        "install a version that moewh supports: `pip install -U moewh`."
+    )
 
 
 def _stored_columns() -> set[str]:

@@ -111,3 +111,7 @@ def main(context: click.Context) -> None:
     """A SQL-queryable warehouse of the routing decisions of Mixture-of-Experts models."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
+
+
+if __name__ == "__main__":
+    main(prog_name="moewh")

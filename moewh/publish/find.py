@@ -6,7 +6,7 @@ from pathlib import Path
 
 from moewh.publish.hub import HubTarget
 from moewh.publish.target import FolderTarget, StoreTarget, Target
-from moewh.warehouse.errors import UsageError
+from moewh.warehouse.errors import UsageError, require_utf8
 from moewh.warehouse.remote.place import is_url, plain_url, remote
 
 
@@ -16,7 +16,7 @@ def target_at(text: str, url: str | None = None) -> Target:
     Raises UsageError for an unsupported path or URL.
     """
     if not is_url(text):
-        return FolderTarget(Path(text).absolute(), None if url is None else plain_url(url))
+        return FolderTarget(Path(require_utf8(text)).absolute(), None if url is None else plain_url(url))
     if url is not None:
         raise UsageError("--url is for a folder: a warehouse published at a URL is read there. Leave it out.")
     scheme = text.partition("://")[0]

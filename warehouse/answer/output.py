@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
 
 from moewh.warehouse.answer import texts
-from moewh.warehouse.errors import UsageError
+from moewh.warehouse.errors import UsageError, require_utf8
 from moewh.warehouse.files.layout import FOLDERS, LISTING, SCHEMA_RUN, sync
 from moewh.warehouse.views.base import sql_string
 
@@ -49,7 +49,7 @@ _LINE_END = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 
 def choose_format(name: str | None, output: Path | None) -> str:
     """Return the requested format, else that of the file's suffix, else `table`. Raises UsageError."""
-    if output is not None and output.is_dir():
+    if output is not None and Path(require_utf8(str(output))).is_dir():
         raise UsageError(f"{output} is a directory. Name a file with -o.")
     chosen = name or (_SUFFIXES.get(output.suffix.lower()) if output else "table")
     if chosen is None:
@@ -141,6 +141,9 @@ def replaced(output: Path) -> Iterator[Path]:
         yield partial
         sync(partial)
         partial.replace(output)
+    except OSError as error:
+        error.filename = error.filename or str(output)  # a full disk is reported without the file
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

@@ -47,7 +47,11 @@ def open_shell(warehouse: Readable, arguments: tuple[str, ...]) -> None:
     program = find_duckdb()
     commands = [part for command in _commands(warehouse) for part in ("-cmd", command)]
     sys.stdout.flush()
-    os.execv(program, [program, *commands, ":memory:", *arguments])
+    try:
+        os.execv(program, [program, *commands, ":memory:", *arguments])
+    except OSError as error:
+        reason = error.strerror or error
+        raise MoewhError(f"{program} cannot be run: {reason}. Replace it: `pip install duckdb-cli`.") from error
 
 
 def _commands(warehouse: Readable) -> Iterator[str]:

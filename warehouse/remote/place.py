@@ -115,9 +115,9 @@ def plain_url(url: str) -> str:
 
 def file_system(scheme: str) -> Any:
     """Return fsspec's file system for a scheme. Raises MoewhError if a package that it needs is not installed."""
-    import fsspec
-
     try:
+        import fsspec
+
         return fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False)
     except ImportError as error:
         raise MoewhError(f"{scheme}:// needs another package. Run `pip install 'moewh[remote]'`.") from error

@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moewh.warehouse.errors import require_utf8
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import (
     ANY_RUN,
@@ -245,7 +246,8 @@ def _in_order(table: schema.Table) -> tuple[schema.Column, ...]:
 
 
 def sql_string(text: str) -> str:
-    """Return text as an SQL string literal."""
+    """Return text as an SQL string literal. Raises UsageError for a path that is not UTF-8: DuckDB takes no other."""
+    require_utf8(text)
     return "'" + text.replace("'", "''") + "'"
 
 
