@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from moewh.warehouse.cpus import usable_cpus
 from moewh.warehouse.sealing import seal
 
 if TYPE_CHECKING:
@@ -55,6 +56,11 @@ LONGEST = (
     *("warehouse/test_check.py", "warehouse/test_opening.py", "cli/test_cli.py", "ingest/test_light_start.py"),
 )
 """The slowest files. They start first, so that no process is left alone with one of them at the end."""
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Run one process more than there are cores: some tests wait for the programs that they start."""
+    return usable_cpus() + 1
 
 
 @pytest.fixture(autouse=True, scope="module")
