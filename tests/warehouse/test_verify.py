@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import random
 import shlex
 import shutil
@@ -373,6 +375,31 @@ def test_repair_moves_only_what_is_bad(layout: Layout) -> None:
         shutil.copytree(layout.root / "quarantine/segments/run_id=one/segment=1", layout.segment("one", 1))
     names = [path.name for path in (layout.root / "quarantine/segments/run_id=one").iterdir()]
     assert sorted(names) == ["segment=1", "segment=1.2"]
+
+
+@pytest.mark.parametrize("before", ["open", "flock"])
+def test_a_sweep_between_the_making_of_a_folder_and_its_lock_does_no_harm(
+    before: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may sweep at any moment, and take a folder without a lock for a dead process's."""
+    layout = Layout(tmp_path / "wh")
+    layout.create()
+    module = os if before == "open" else fcntl
+    real = getattr(module, before)
+    swept: list[Path] = []
+
+    def after_a_sweep(*arguments: Any, **named: Any) -> Any:
+        if not swept and (live := [*layout.staging.glob("live.*")]):
+            swept.extend(live)
+            layout.sweep()
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(module, before, after_a_sweep)
+    with layout.staged("live") as folder:
+        assert folder.is_dir()
+        assert len(swept) == 1
+        assert folder not in swept
+    assert list(layout.staging.glob("live.*")) == []
 
 
 def test_stale_staging_is_swept_and_live_is_not(layout: Layout) -> None:

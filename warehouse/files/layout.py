@@ -363,10 +363,13 @@ class Layout:
         while True:
             folder = self.staging / f"{name}.{os.urandom(8).hex()}{_IN_FLIGHT}"
             folder.mkdir(parents=True)
-            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                descriptor = os.open(folder, os.O_RDONLY)
+            except FileNotFoundError:
+                continue  # another process's sweep removed it, which was not locked yet
             with suppress(OSError):  # on a file system without locks, nothing is swept either
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if folder.is_dir():  # otherwise a sweep removed it between the two lines above
+            if folder.is_dir():  # otherwise a sweep removed it before it was locked
                 break
             os.close(descriptor)
         try:
