@@ -165,7 +165,7 @@ def ingest(
 
 
 def _refuse_after_fork() -> None:
-    """Raise MoewhError in a process forked from one that ran a model: it would wait for torch's threads for ever."""
+    """Raise MoewhError in a process forked from one that ran a model: it would wait for torch's threads forever."""
     import torch
 
     if _ingested_in - {os.getpid()} and torch.get_num_threads() > 1:

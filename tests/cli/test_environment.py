@@ -128,9 +128,12 @@ def test_names_that_are_not_utf8(warehouse: Path, tmp_path: Path) -> None:
     (tmp_path / NOT_UTF8).mkdir()
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / f"{NOT_UTF8}.txt").write_text("text\n")
+    (tmp_path / f"{NOT_UTF8}.json").write_text("[]")
     before = sorted(tmp_path.rglob("*"))
     odd = str(tmp_path / NOT_UTF8)
+    placed = ("query", "placement_quality", "-p", f"placement={odd}.json")
     asked = (
+        (*placed, "--warehouse", str(warehouse)),
         ("query", "runs", "--warehouse", str(warehouse), "-o", f"{odd}.csv"),
         ("publish", f"{odd}/out", "--warehouse", str(warehouse)),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from moewh.warehouse.errors import UsageError
+from moewh.warehouse.errors import UsageError, require_utf8
 
 _TEXT = re.compile(r"[0-9]{1,6}:[0-9]{1,7}:[0-9]{1,7}(,[0-9]{1,6}:[0-9]{1,7}:[0-9]{1,7})*")
 _COLUMNS = ("layer", "expert", "gpu")
@@ -34,7 +34,7 @@ def placement_text(value: str) -> str:
     reader = "read_parquet" if path.suffix == ".parquet" else "read_json"
     with duckdb.connect() as connection:
         try:
-            relation = connection.execute(f"select {', '.join(_COLUMNS)} from {reader}(?)", [str(path)])
+            relation = connection.execute(f"select {', '.join(_COLUMNS)} from {reader}(?)", [require_utf8(value)])
             rows = relation.fetchall()
         except duckdb.Error as error:
             raise UsageError(f"{path} cannot be read as a placement: {str(error).splitlines()[0]}") from None
