@@ -57,7 +57,9 @@ def costs(tokens: int, domains: int = 1, token_share: float = 0.5) -> dict[str, 
             counter.write(folder)
 
         def rows() -> None:
-            write_routing(folder / schema.ROUTING.file, segment, buffer, cast(RollupCounter, _Uncounted()))
+            write_routing(
+                folder / schema.ROUTING.file, segment, buffer, cast(RollupCounter, _Uncounted()), "0123456789ab"
+            )
 
         def cost(stage: Callable[[], object]) -> float:
             return best(stage, 3).cores / tokens * 1e6

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from moewh.ingest.record import RunRecord
 from moewh.warehouse import __version__
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout, commit
-from moewh.warehouse.files.manifest import write_manifest
+from moewh.warehouse.files.manifest import file_sha256, write_manifest
 from moewh.warehouse.files.schema import Table
 from moewh.warehouse.files.tables import write_table
 
@@ -30,12 +31,19 @@ def write_run(layout: Layout, record: RunRecord) -> None:
     with layout.writing(), layout.staged(f"run.{record.run_id}") as folder:
         if not layout.sealed(record.run_id).is_dir():
             layout.link_unsealed(record.run_id)
-        write_table(folder, schema.RUNS, _columns(schema.RUNS, [{**begun, **said, **record.run}]))
+        write_table(folder, schema.VOCABULARY, _vocabulary(record))
+        key = {"vocabulary_key": schema.vocabulary_key(file_sha256(folder / schema.VOCABULARY.file))}
+        write_table(folder, schema.RUNS, _columns(schema.RUNS, [{**begun, **said, **key, **record.run}]))
         write_table(folder, schema.LAYERS, _columns(schema.LAYERS, record.layers))
         write_table(folder, schema.EXPERTS, _columns(schema.EXPERTS, record.experts))
-        write_table(folder, schema.VOCABULARY, _vocabulary(record))
         write_manifest(folder, identity.sha256, None)
         commit(folder, layout.run(record.run_id))
+
+
+def vocabulary_key(layout: Layout, run_id: str) -> str:
+    """Return the key of a run's vocabulary, which its routing rows repeat, from the run's own files."""
+    rows = pq.read_table(layout.run(run_id) / schema.RUNS.file, columns=["vocabulary_key"], partitioning=None)
+    return str(rows["vocabulary_key"][0])
 
 
 def _columns(table: Table, rows: list[dict[str, Any]]) -> dict[str, list[Any]]:

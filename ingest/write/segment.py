@@ -21,6 +21,7 @@ from moewh.ingest.record import Identity
 from moewh.ingest.routing import KINDS, Ranked, RoutingBuffer, Texts, TokenisedSegment, VectorBuffer
 from moewh.ingest.write.expert_outputs import write_expert_outputs
 from moewh.ingest.write.rollups import RollupCounter, one_thread_a_product
+from moewh.ingest.write.run_files import vocabulary_key
 from moewh.warehouse.cpus import usable_cpus
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout, commit
@@ -60,7 +61,7 @@ def write_segment(
     texts: Texts,
     last: bool,
 ) -> Committed:
-    """Write all tables of one segment of a run and commit them with one rename.
+    """Write all tables of one segment of a run, whose own files are there, and commit them with one rename.
 
     `texts` maps vocabulary entries to their text; `last` marks the run's last segment. Losing a race for the segment to
     another process is success. Raises MoewhError if writing to disk fails.
@@ -68,7 +69,8 @@ def write_segment(
     target = layout.segment(identity.run_id, number)
     with layout.writing(), layout.staged(f"{target.parent.name}.{target.name}") as folder:
         rollups = RollupCounter(segment, texts)
-        rows = write_routing(folder / schema.ROUTING.file, segment, routing, rollups)
+        key = vocabulary_key(layout, identity.run_id)
+        rows = write_routing(folder / schema.ROUTING.file, segment, routing, rollups, key)
         rollups.write(folder)
         if routing.vectors is not None:
             _write_opt_in(folder, segment, routing, routing.vectors, rollups)
@@ -82,12 +84,14 @@ def write_segment(
     return Committed(**counts, bytes=size)
 
 
-def write_routing(path: Path, segment: TokenisedSegment, routing: RoutingBuffer, rollups: RollupCounter) -> int:
+def write_routing(
+    path: Path, segment: TokenisedSegment, routing: RoutingBuffer, rollups: RollupCounter, vocabulary_key: str
+) -> int:
     """Write the routing table, sorted by layer, token_id and rank, and count it; row groups never span layers.
 
     While a layer is written, other threads rank the next one and count those before.
     """
-    arrow, of_tokens = _routing_arrow(), _RoutedTokens(segment)
+    arrow, of_tokens = _routing_arrow(), _RoutedTokens(segment, vocabulary_key)
     rows = 0
     counting: deque[Future[None]] = deque()
     with (
@@ -120,7 +124,7 @@ def write_routing(path: Path, segment: TokenisedSegment, routing: RoutingBuffer,
 class _RoutedTokens:
     """The columns of routing that a token's rows share, made once for all layers where every token is routed."""
 
-    def __init__(self, segment: TokenisedSegment) -> None:
+    def __init__(self, segment: TokenisedSegment, vocabulary_key: str) -> None:
         domain_P = segment.prompts.column("domain").combine_chunks().dictionary_encode()
         domain_T = domain_P.indices.take(pa.array(segment.prompt_T - segment.first_prompt))
         self._columns_T = {
@@ -129,6 +133,7 @@ class _RoutedTokens:
             "kind": _kinds(segment).cast(_LABELS),
             "domain": pa.DictionaryArray.from_arrays(domain_T, domain_P.dictionary),
             "prompt_id": pa.array(segment.prompt_T),
+            "vocabulary_key": pa.DictionaryArray.from_arrays(np.zeros(len(domain_T), np.int32), [vocabulary_key]),
         }
         self._whole: dict[int, dict[str, pa.Array]] = {}
 
@@ -161,8 +166,8 @@ def _routing_options() -> dict[str, Any]:
     return parquet_options(schema.ROUTING) | {
         "store_schema": False,  # the file holds plain strings, although the writer gets dictionaries
         "write_batch_size": _BATCH_ROWS,
-        # Every row group has every kind, so its minimum and maximum would exclude nothing.
-        "write_statistics": [column.name for column in schema.ROUTING.stored if column.name != "kind"],
+        # Every row group has every kind and one key, so their minimum and maximum would exclude nothing.
+        "write_statistics": [c.name for c in schema.ROUTING.stored if c.name not in ("kind", "vocabulary_key")],
     }
 
 

@@ -4,17 +4,6 @@
 -- Source: the rows of routing; the text from the run's vocabulary, the position from the lower 24 bits of token_id.
 -- DuckDB 2 skips the vocabulary in a query that counts or adds up rows and does not select the text.
 create or replace view routes as
-with texts as (
-    -- grouped, so that DuckDB knows that an entry has one text and can skip the join
-    select
-        run_id,
-        vocab_id,
-        min(token) as token
-    from vocabulary
-    group by
-        run_id,
-        vocab_id
-)
 select
     routing.run_id as run_id,
     routing.segment as segment,
@@ -23,15 +12,15 @@ select
     routing.rank as rank,
     routing.expert as expert,
     routing.weight as weight,
-    texts.token as token,
+    vocabulary_texts.token as token,
     routing.kind as kind,
     (routing.token_id & 16777215)::integer as position,
     routing.prompt_id as prompt_id,
     routing.domain as domain
 from routing
-left join texts
-    on texts.run_id = routing.run_id
-    and texts.vocab_id = routing.vocab_id;
+left join vocabulary_texts
+    on vocabulary_texts.vocabulary_key = routing.vocabulary_key
+    and vocabulary_texts.vocab_id = routing.vocab_id;
 
 comment on view routes is 'One row per routing row: which expert each token went to, with its text, kind, position and domain.';
 comment on column routes.run_id is 'The run these rows belong to.';

@@ -9,7 +9,6 @@ from typing import Any
 
 import duckdb
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from moewh.warehouse.answer.catalog import describe_views, list_queries
@@ -475,18 +474,6 @@ def test_routes_without_text_are_a_scan(asked: str, random: tuple[Layout, list[R
     assert "join" in with_text.lower()
     if int(duckdb.__version__.partition(".")[0]) >= 2:
         assert "join" not in plan.lower()
-
-
-def test_routes_of_an_entry_that_no_vocabulary_holds(tmp_path: Path) -> None:
-    """A row stays, without a text: the text of another run's entry is not its own."""
-    layout = empty_warehouse(tmp_path / "wh")
-    for run_id in ("a", "b"):
-        write_run(layout, Run(run_id, {0: (2, 1)}, [[Prompt([Token(3, {0: [(1, 1.0)]})])]]))
-    file = layout.run("a") / schema.VOCABULARY.file
-    pq.write_table(schema.VOCABULARY.arrow().empty_table(), file)
-    with open_warehouse(layout) as connection:
-        rows = connection.execute("select run_id, token, position from routes order by run_id").fetchall()
-    assert rows == [("a", None, 0), ("b", word(3), 0)]
 
 
 @pytest.mark.parametrize("kinds", [("special", "prompt"), ("special", "prompt", "generated"), ("special", "generated")])

@@ -380,7 +380,7 @@ def test_every_column_with_text_is_known() -> None:
     known = {
         "prompts": {"domain", "status"},
         "tokens": {"kind"},
-        "routing": {"kind", "domain"},
+        "routing": {"kind", "domain", "vocabulary_key"},  # the same for every text
         "segments": {"prompts_sha256"},
         "router_logits": {"logits"},
     }

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Version of the layout on disk."""
 OLDER_REMEDY = "Ingest its prompts again, into another folder, or use that moewh."
 """What to do with a warehouse that an older moewh wrote."""
@@ -136,6 +136,7 @@ RUNS = Table(
         Column("train_tokens", "BIGINT", "Tokens this checkpoint was trained on, where known."),
         Column("prompts_sha256", "VARCHAR", "Digest of all prompts: text, domain, source and metadata."),
         Column("tokens_key", "VARCHAR", "Runs with an equal key have the same tokens under the same ids."),
+        Column("vocabulary_key", "VARCHAR", "Runs with an equal key have the same vocabulary."),
         Column("identity", "VARCHAR", "sha256 of options: runs with an equal identity have equal rows."),
         Column("options", "VARCHAR", "Everything that shapes this run's rows, as a JSON object."),
         Column(
@@ -265,7 +266,7 @@ ROUTING = Table(
     "routing.parquet",
     "One row per run, token, MoE layer and chosen expert; sorted by layer, token_id, rank. "
     "A token has K rows at a layer or none (padding, dropped, skipped or invalid numbers). "
-    "The columns from vocab_id on repeat the token's values in tokens and prompts.",
+    "The columns from vocab_id to prompt_id repeat the token's values in tokens and prompts.",
     # The encodings here determine the bytes per row: `benchmarks/results/queries.md` has the bits per column.
     (
         replace(_TOKEN_ID, nullable=False),
@@ -283,6 +284,7 @@ ROUTING = Table(
         replace(_TOKEN_KIND, nullable=False),
         Column("domain", "VARCHAR", "Domain of the token's prompt; NULL counts as a domain."),
         Column("prompt_id", "BIGINT", "The prompt the token belongs to.", nullable=False),
+        Column("vocabulary_key", "VARCHAR", "The key of the run's vocabulary, as in runs.", nullable=False),
     ),
 )
 
@@ -571,6 +573,11 @@ ROLLUPS: tuple[Table, ...] = tuple(table for table in TABLES if table.rollup)
 
 MERGED: tuple[Table, ...] = (SEGMENTS, *ROLLUPS)
 """The segment tables that a sealed run stores once for all its segments; opt-in ones only if its segments have them."""
+
+
+def vocabulary_key(sha256: str) -> str:
+    """Return the key of a vocabulary whose file has this digest: short enough for DuckDB to keep in place in a row."""
+    return sha256[:12]
 
 
 def sealed(table: Table) -> Table:

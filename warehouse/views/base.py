@@ -103,7 +103,8 @@ def canned_names() -> tuple[str, ...]:
 def base_views(warehouse: Readable, *, guarded: bool = False, root: str | None = None) -> list[View]:
     """Return the views over the stored tables of a warehouse, each after those it reads.
 
-    The last ones replace staging views with what sealed runs store of them, unless the warehouse is older than that.
+    The last ones replace staging views: `vocabulary_texts`, and those of which sealed runs store the totals, unless the
+    warehouse is older than that.
     `root` is SQL for where the warehouse lies; without it the views hold its path.
     """
     if root is None:
@@ -112,6 +113,7 @@ def base_views(warehouse: Readable, *, guarded: bool = False, root: str | None =
     totals = [table for table in schema.TOTALS if warehouse.has_table(table)]
     return [
         *(_base_view(table, warehouse, guarded, root) for table in tables),
+        _texts_view(warehouse, root),
         *(_totals_view(table, warehouse, root) for table in totals),
     ]
 
@@ -270,12 +272,57 @@ def _base_view(table: schema.Table, warehouse: Readable, guarded: bool, root: st
 
 def _totals_view(table: schema.Table, warehouse: Readable, root: str) -> View:
     """Return the view of totals: the rows that sealed runs store, and its staging view over the other runs."""
-    (staging,) = (view for view in staging_views() if view.name == table.name)
     if isinstance(warehouse, Published):
-        body = _published_select(table, warehouse, root)
-    else:
-        body = _merged_select(table, warehouse, root)
-    return View(table.name, f"create or replace view {table.name} as\n{body}", staging.comments, staging.header)
+        return _instead_of(table.name, _published_select(table, warehouse, root))
+    return _instead_of(table.name, _merged_select(table, warehouse, root))
+
+
+def _texts_view(warehouse: Readable, root: str) -> View:
+    """Return the view of the texts of vocabularies, which reads one file of those that are the same."""
+    files = _published_texts(warehouse, root) if isinstance(warehouse, Published) else _texts(root)
+    keys = "vocabulary_key,\n    vocab_id"
+    body = f"select\n    {keys},\n    min(token) as token\n{files}\ngroup by\n    {keys}"
+    return _instead_of("vocabulary_texts", body)
+
+
+def _instead_of(name: str, body: str) -> View:
+    """Return the view with another query than its file in `queries/staging/`."""
+    (staging,) = (view for view in staging_views() if view.name == name)
+    return View(name, f"create or replace view {name} as\n{body}", staging.comments, staging.header)
+
+
+def _texts(root: str) -> str:
+    """Return the FROM clause of `vocabulary_texts`: for each vocabulary, the file of the first run that has it.
+
+    In a join, DuckDB lets the smaller table choose files of the larger, and looks rows of the larger up in the smaller.
+    Two tables whose zero-row files come first are equally small, and the order here decides.
+    """
+    runs, vocabularies = (f"{FOLDERS['run']}/{table.file}" for table in (schema.RUNS, schema.VOCABULARY))
+    return f"""from {_with_filename(schema.VOCABULARY, _zero_rows_first(root, vocabularies))} as entries
+join (
+    select vocabulary_key, min(file) as file
+    from (
+        select vocabulary_key, regexp_replace(filename, '[^/]*$', '{schema.VOCABULARY.file}') as file
+        from {_with_filename(schema.RUNS, _zero_rows_first(root, runs))}
+        where {_no_stray(root, runs)}
+    ) as wanted
+    semi join glob({_below(root, vocabularies)}) as there using (file)
+    group by vocabulary_key
+) as chosen
+    on chosen.file = entries.filename"""
+
+
+def _published_texts(published: Published, root: str) -> str:
+    """Return the FROM clause of `vocabulary_texts` over a published warehouse, which lists the digest of each file."""
+    *paths, zero_rows = published.listing.files_of(schema.VOCABULARY)
+    path_by_key = {schema.vocabulary_key(published.listing.files[path].sha256): path for path in reversed(paths)}
+    selects = [
+        f"select {sql_string(key)} as vocabulary_key, vocab_id, token\n    from "
+        + _rows(schema.VOCABULARY, f"[{_below(root, zero_rows)}, {_below(root, path)}]", FOLDERS["run"])
+        for key, path in sorted((path_by_key or {"": zero_rows}).items())
+    ]
+    every = "\n    union all\n    ".join(selects)
+    return f"from (\n    {every}\n) as entries"
 
 
 def _select(table: schema.Table, layout: Layout, root: str) -> str:
@@ -322,10 +369,9 @@ def _files(table: schema.Table, layout: Layout, root: str, folders: str | None =
     if (table.level == "geometry" or table.since > 1) and not layout.has_table(table):
         return _no_rows(table)
     folders = folders or FOLDERS[table.level]
-    files = _below(root, f"{folders}/{table.file}")
-    if table is schema.VOCABULARY:
-        files = f"[{_below(root, f'{_of_zero_rows(folders)}/{table.file}')}, {files}]"
-    return _rows(table, files, folders, f" where {_no_stray(root, f'{folders}/{table.file}')}")
+    path = f"{folders}/{table.file}"
+    files = _zero_rows_first(root, path) if table is schema.VOCABULARY else _below(root, path)
+    return _rows(table, files, folders, f" where {_no_stray(root, path)}")
 
 
 def _no_stray(root: str, path: str) -> str:
@@ -375,8 +421,12 @@ def _rows(table: schema.Table, files: str, folders: str, where: str = "") -> str
         for column in table.path_columns
     ]
     columns = ", ".join([*values, *(column.name for column in table.stored)])
-    options = f"hive_partitioning = false, filename = true{_given_schema(table)}"
-    return f"(select {columns} from read_parquet({files}, {options}){where})"
+    return f"(select {columns} from {_with_filename(table, files)}{where})"
+
+
+def _with_filename(table: schema.Table, files: str) -> str:
+    """Return the call that reads the stored columns of `files`, SQL for a pattern or a list, and `filename`."""
+    return f"read_parquet({files}, hive_partitioning = false, filename = true{_given_schema(table)})"
 
 
 def _no_rows(table: schema.Table) -> str:
@@ -397,6 +447,14 @@ def _given_schema(table: schema.Table) -> str:
         for column in table.stored
     )
     return f", schema = map {{{columns}}}"
+
+
+def _zero_rows_first(root: str, path: str) -> str:
+    """Return SQL for a list of the zero-row file that a pattern below the root matches, and the pattern.
+
+    DuckDB estimates a table's size from its first file, and takes this one for empty when it plans a join.
+    """
+    return f"[{_below(root, _of_zero_rows(path))}, {_below(root, path)}]"
 
 
 def _below(root: str, path: str) -> str:
