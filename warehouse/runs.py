@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from moewh.warehouse.answer.query import Answer
 from moewh.warehouse.errors import MoewhError
-from moewh.warehouse.files.layout import SCHEMA_RUN, SEGMENT_FOLDER, Layout, make_folder, sync
+from moewh.warehouse.files.layout import RUN_FOLDER, SCHEMA_RUN, SEGMENT_FOLDER, Layout, make_folder, sync
 from moewh.warehouse.sealing.seal import unseal
 from moewh.warehouse.views.publishing import publish
 
@@ -42,8 +42,8 @@ def list_runs(connection: duckdb.DuckDBPyConnection) -> Answer:
 def run_ids(layout: Layout) -> list[str]:
     """Return the ids of all runs that have a folder, in order."""
     examples = (layout.run("x"), layout.segments("x"), layout.geometry("x"), layout.sealed("x"), layout.unsealed("x"))
-    folders = [folder for example in examples for folder in example.parent.glob("run_id=*")]
-    return sorted({folder.name.removeprefix("run_id=") for folder in folders} - {SCHEMA_RUN})
+    folders = [folder for example in examples for folder in example.parent.glob(f"{RUN_FOLDER}*")]
+    return sorted({folder.name.removeprefix(RUN_FOLDER) for folder in folders} - {SCHEMA_RUN})
 
 
 def check_known(layout: Layout, run_id: str) -> None:

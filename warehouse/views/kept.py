@@ -29,7 +29,7 @@ STORAGE_VERSION = "v1.0.0"
 """The oldest storage format that supports comments; any DuckDB since 1.1 reads these views."""
 
 
-def kept_views(statements: list[str]) -> Path | None:
+def cached_views(statements: list[str]) -> Path | None:
     """Return a file of the views that statements create, from the cache or added to it; None without a usable cache."""
     import duckdb
 
@@ -52,7 +52,7 @@ def copy_views(connection: duckdb.DuckDBPyConnection, statements: list[str], dat
     """Copy the views that statements create into a connection's database; return whether the cache has them."""
     import duckdb
 
-    if (file := kept_views(statements)) is None:
+    if (file := cached_views(statements)) is None:
         return False
     try:
         connection.execute(f"attach {sql_string(str(file))} as moewh_views (read_only)")
