@@ -53,7 +53,7 @@ class MoewhGroup(click.Group):
         """Run the command and exit with its code; without `standalone_mode`, as click does."""
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, False, **extra)
-        unheard = sys.stdout is None
+        no_stdout = sys.stdout is None
         _open_closed_streams()
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")
@@ -66,7 +66,7 @@ class MoewhGroup(click.Group):
             if (explained := explain(error)) is None:
                 raise
             message, code = explained
-            if unheard:
+            if no_stdout:
                 _discard_output()
             click.echo(f"moewh: {one_line(message)}", err=True)
         sys.exit(code if isinstance(code, int) else 0)

@@ -152,26 +152,26 @@ class _Contents:
         if panel is TOP_TOKENS:
             most = max(run["tokens"] or 0 for run in self.runs)
             panel = replace(panel, values={"min_tokens": max(MIN_TOKENS, most // TOKENS_PER_COUNT)})
-        told: dict[str, Any] = {"name": name, "title": panel.title, "about": panel.about, "empty": panel.empty}
-        told |= {"by": selectors(panel), "measures": list(panel.measures)}
+        contents: dict[str, Any] = {"name": name, "title": panel.title, "about": panel.about, "empty": panel.empty}
+        contents |= {"by": selectors(panel), "measures": list(panel.measures)}
         if large and not panel.sample:
             left_out = f"Left out: it reads every routing row, {self._rows():,} here. Use `moewh query {panel.query}`."
-            return told | {"drawings": [], "empty": left_out}
+            return contents | {"drawings": [], "empty": left_out}
         if large:
-            told["about"] += (
+            contents["about"] += (
                 f" Over the first {panel.values['prompts']:,} prompts of each run, because there are too many for all."
             )
         found = list(self._drawings(panel))
         if name == "top_tokens":
-            return told | {"table": token_table(found), "values": panel.values, "drawings": []}
+            return contents | {"table": token_table(found), "values": panel.values, "drawings": []}
         shapes: dict[str, Any] = {}
-        return told | {"drawings": [drawing(panel, at, rows, shapes) for at, rows in found], "shapes": shapes}
+        return contents | {"drawings": [drawing(panel, at, rows, shapes) for at, rows in found], "shapes": shapes}
 
     def _prompts(self) -> dict[str, Any]:
         """Return some prompts of each run with tokens, in the form of `prompts_data`."""
         room = PROMPT_ROWS // len(self.runs)
         most = FEW_PROMPTS if self.asked.prompts is None else self.asked.prompts
-        told = {}
+        by_run = {}
         for run in self.runs:
             values = {"run": run[RUN], "domain": self.asked.domain, "most": most}
             found = self.connection.execute(_PROMPTS, values).fetchall()
@@ -179,8 +179,8 @@ class _Contents:
                 found = _within(found, room // max(1, sum(layer["top_k"] or 0 for layer in run["layers"])))
             if found and run["tokens"]:
                 shown = prompts_data(self.warehouse, run[RUN], [prompt_id for prompt_id, _ in found])
-                told[run[RUN]] = _cut(shown) if self.asked.prompts is None else shown
-        return told
+                by_run[run[RUN]] = _cut(shown) if self.asked.prompts is None else shown
+        return by_run
 
     def _drawings(self, panel: Panel) -> Iterator[tuple[dict[str, Any], Rows]]:
         """Yield the selections that the report shows."""
@@ -201,7 +201,7 @@ def panels() -> list[tuple[str, Panel]]:
     """Return every figure that this warehouse's queries can provide, in page order."""
     from moewh.plots import FIGURES as FILES
 
-    order = {name: place for place, name in enumerate(FIGURES)}
+    order = {name: index for index, name in enumerate(FIGURES)}
     named = sorted(FILES, key=lambda name: order.get(name, len(order)))
     found = ((name, import_module(f"moewh.plots.figures.{name}").PANEL) for name in named)
     known = {*view_names(), *saved_names()}
@@ -218,12 +218,12 @@ def _within(prompts: Sequence[tuple[int, int]], tokens: int) -> list[tuple[int, 
     return kept
 
 
-def _cut(told: dict[str, Any]) -> dict[str, Any]:
+def _cut(data: dict[str, Any]) -> dict[str, Any]:
     """Return prompts with only their first tokens, and a note about the rest."""
-    if all(len(prompt["texts"]) <= FIRST_TOKENS for prompt in told["prompts"]):
-        return told
+    if all(len(prompt["texts"]) <= FIRST_TOKENS for prompt in data["prompts"]):
+        return data
     prompts = []
-    for prompt in told["prompts"]:
+    for prompt in data["prompts"]:
         cut = {name: prompt[name][:FIRST_TOKENS] for name in ("texts", "positions", "kinds")}
         routes = {
             layer: {name: part[:FIRST_TOKENS] if isinstance(part, list) else part for name, part in route.items()}
@@ -231,4 +231,4 @@ def _cut(told: dict[str, Any]) -> dict[str, Any]:
         }
         prompts.append({**prompt, **cut, "routes": routes})
     note = f"Long prompts show only {FIRST_TOKENS} tokens; `moewh report --prompts N` shows all tokens of N prompts."
-    return {**told, "prompts": prompts, "notes": [*told["notes"], note]}
+    return {**data, "prompts": prompts, "notes": [*data["notes"], note]}
