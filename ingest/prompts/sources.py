@@ -146,9 +146,9 @@ def _as_saved(good: list[Path], states: list[Path]) -> list[Path]:
             continue  # a file of that name that `datasets` did not write
         if missing := [path for path in saved if path not in good]:
             raise UsageError(f"{state} names {missing[0].name}, which is not there. Get the whole data set again.")
-        place = min(map(good.index, saved), default=0)
+        index = min(map(good.index, saved), default=0)
         good = [path for path in good if path.parent != state.parent or path.suffix != ".arrow"]
-        good[place:place] = saved
+        good[index:index] = saved
     return good
 
 
