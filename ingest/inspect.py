@@ -18,7 +18,7 @@ from moewh.ingest.capture.vectors import WantedVectors
 from moewh.ingest.families.configuration import text_config
 from moewh.ingest.families.find import adapter_of
 from moewh.ingest.families.rule import MoELayer
-from moewh.ingest.model.architecture import check_place, check_versions, empty_model, read_config
+from moewh.ingest.model.architecture import check_location, check_versions, empty_model, read_config
 from moewh.ingest.model.expected import num_layers, top_k
 from moewh.ingest.model.layers import find_moe_layers, locate_moe_layers
 from moewh.ingest.model.loading import explaining
@@ -142,7 +142,7 @@ def build_empty(model: str, revision: str | None, trust_remote_code: bool) -> tu
 
     Returns its configuration, the model, and its adapter (None if it is not one).
     """
-    check_place(model)
+    check_location(model)
     location = str(demo.checkpoint_path(revision)) if model == DEMO else model
     files = Repository(location, None if Path(location).exists() else revision or "main")
     with explaining(model):

@@ -40,7 +40,7 @@ class Recipe:
     steps: int = 2000
     windows_per_domain: int = 2  # in each batch, so that all domains have equal weight
     window: int = 256  # tokens
-    learning_rate: float = 3e-3  # the peak; linear warm-up, then a cosine to a hundredth of it
+    learning_rate: float = 3e-3  # the peak; linear warmup_steps-up, then a cosine to a hundredth of it
     warmup: float = 0.05  # share of the steps
     weight_decay: float = 0.1
     router_aux_loss_coef: float = 0.01
@@ -171,10 +171,10 @@ def optimize(model: OlmoeForCausalLM, streams: dict[str, Tokens], start: int, re
 
 def rate(step: int, recipe: Recipe) -> float:
     """Return the learning rate of a step (0-based) as a share of the peak."""
-    warm = max(1, round(recipe.warmup * recipe.steps))
-    if step < warm:
-        return (step + 1) / warm
-    progress = (step - warm) / max(1, recipe.steps - warm)
+    warmup_steps = max(1, round(recipe.warmup * recipe.steps))
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, recipe.steps - warmup_steps)
     return 0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2
 
 

@@ -47,7 +47,7 @@ _UNSUPPORTED_SETTINGS = {
     "megatron_config": "is for Megatron's layers",
 }
 _NOT_SHAPING = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping", "task_type")
-BASE_ALONE: dict[str, Any] = {"adapter_kwargs": {"subfolder": "no-adapter"}}
+BASE_MODEL_ONLY: dict[str, Any] = {"adapter_kwargs": {"subfolder": "no-adapter"}}
 """Makes transformers' from_pretrained look for an adapter where there is none, so that it loads the plain base."""
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 

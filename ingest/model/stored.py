@@ -72,7 +72,7 @@ class Sources:
         return names
 
 
-def few(names: list[str], separator: str = ", ") -> str:
+def first_names(names: list[str], separator: str = ", ") -> str:
     """List up to three names, and count the rest."""
     return separator.join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
@@ -96,7 +96,7 @@ def weight_files(location: str, config: Any, revision: str | None, *, pickled: b
             shards, _ = get_checkpoint_shard_files(location, found, revision=revision)
             absent = [Path(shard).name for shard in shards if not Path(shard).is_file()]
             if absent:
-                raise MoewhError(f"{found} lists {few(absent)}, which are not there. Fetch the missing files.")
+                raise MoewhError(f"{found} lists {first_names(absent)}, which are not there. Fetch the missing files.")
             return list(shards)
     return []
 

@@ -27,8 +27,8 @@ def prompt_paths(prompts: Any) -> tuple[str, ...]:
     if prompts is None:
         return ()
     frames = ("to_records", "to_dicts", "to_pylist", "to_dict")
-    listless = any(hasattr(prompts, name) for name in frames) and not hasattr(prompts, "to_list")
-    if isinstance(prompts, Mapping | bytes) or listless or not isinstance(prompts, Iterable):
+    is_frame = any(hasattr(prompts, name) for name in frames) and not hasattr(prompts, "to_list")
+    if isinstance(prompts, Mapping | bytes) or is_frame or not isinstance(prompts, Iterable):
         raise UsageError(
             f"prompts are a {type(prompts).__name__}. Give a path, or a list of records: dicts or texts "
             "(of a data frame, its to_dict('records') or to_dicts())."

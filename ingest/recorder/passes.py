@@ -123,7 +123,7 @@ class PassObserver:
         given = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
         ids_BS = self._token_ids(given)
         cache = next((given[name] for name in _CACHES if given.get(name) is not None), None)
-        growing = self._go_on(cache, len(ids_BS))
+        growing = self._continued_block(cache, len(ids_BS))
         past = 0 if growing is None else growing.length
         mask_BS = _mask(given.get("attention_mask"), tuple(ids_BS.shape), past)
         positions = given.get("position_ids") if mask_BS is None and past == 0 else None
@@ -183,7 +183,7 @@ class PassObserver:
             )
         return ids
 
-    def _go_on(self, cache: Any, rows: int) -> _Growing | None:
+    def _continued_block(self, cache: Any, rows: int) -> _Growing | None:
         """Return the block that this pass continues; None for new sequences. Raises MoewhError if undecidable."""
         held = _length(cache)
         known = self._growing.get(id(cache)) if cache is not None else None

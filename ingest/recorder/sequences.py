@@ -69,7 +69,7 @@ class Part:
     mask_BS: Bools
     """False for padding."""
     generated: bool
-    """The model itself said these tokens."""
+    """The model itself generated these tokens."""
     routing: dict[int, LayerRouting]
     """By layer, [B*S, K]."""
 
@@ -180,11 +180,9 @@ def assemble(
         routing.add(np.arange(row, row + len(block.ids_T)), block.routing)
         row += len(block.ids_T)
     owner = [block for block in blocks for _ in block.length_B]
-    sequences = [ids_T[start : start + length].tolist() for start, length in zip(start_P, length_P, strict=True)]
-    said = [generated_T[start : start + length] for start, length in zip(start_P, length_P, strict=True)]
-    prompts = [
-        ids_T[start : start + length][~own].tolist() for start, length, own in zip(start_P, length_P, said, strict=True)
-    ]
+    spans = [slice(start, start + length) for start, length in zip(start_P, length_P, strict=True)]
+    sequences = [ids_T[span].tolist() for span in spans]
+    prompts = [ids_T[span][~generated_T[span]].tolist() for span in spans]
     texts: list[str | None] = [block.text for block in owner]
     if decode is not None:
         unread = [index for index, text in enumerate(texts) if text is None and NO_ENTRY not in prompts[index]]

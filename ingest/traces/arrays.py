@@ -172,7 +172,7 @@ def _array(value: Any, where: str, most_values: int) -> Array:
         raise MoewhError(f"{where}: its lists are not of one length.") from None
 
 
-def beside(file: TraceFile, name: str) -> Path:
+def sibling(file: TraceFile, name: str) -> Path:
     """Return the path of another file in the same folder. Raises the file's error if it does not exist."""
     path = file.path.parent / name
     if not path.is_file():
