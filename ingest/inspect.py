@@ -132,7 +132,7 @@ def inspect_model(model: str, revision: str | None = None, trust_remote_code: bo
         ),
         expert_outputs_bytes_per_token=outputs.bytes_per_token(moe_layers, 0, chosen) if has_outputs else None,
         expert_outputs_arithmetic=arithmetic_share(empty, moe_layers, chosen) if has_outputs else None,
-        one_prompt_a_batch=bool(adapter and adapter.one_context_a_batch),
+        one_prompt_a_batch=bool(adapter and adapter.one_context_per_batch),
         layers=layers,
     )
 

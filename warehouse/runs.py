@@ -69,15 +69,15 @@ def delete_run(layout: Layout, run_id: str) -> list[Path]:
     unseal(layout, run_id)
     with layout.staged("deleted") as folder:
         for name, source in zip(("segments", "geometry", "run"), folders, strict=True):
-            _take_out(source, folder / name)
+            _move_away(source, folder / name)
         layout.unlink_unsealed(run_id)
-        _take_out(layout.template_times(run_id), folder / "template_time")
+        _move_away(layout.template_times(run_id), folder / "template_time")
     layout.sweep()
     publish(layout)
     return kept
 
 
-def _take_out(folder: Path, target: Path) -> None:
+def _move_away(folder: Path, target: Path) -> None:
     if folder.is_dir():
         make_folder(target.parent)
         folder.rename(target)

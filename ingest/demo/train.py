@@ -40,7 +40,7 @@ class Recipe:
     steps: int = 2000
     windows_per_domain: int = 2  # in each batch, so that all domains have equal weight
     window: int = 256  # tokens
-    learning_rate: float = 3e-3  # the peak; linear warmup_steps-up, then a cosine to a hundredth of it
+    learning_rate: float = 3e-3  # the peak; linear warm-up, then a cosine to a hundredth of it
     warmup: float = 0.05  # share of the steps
     weight_decay: float = 0.1
     router_aux_loss_coef: float = 0.01

@@ -23,11 +23,10 @@ from moewh.ingest.model.architecture import DEQUANTIZED, dequantizer, empty_mode
 from moewh.ingest.model.layers import find_moe_layers
 from moewh.ingest.model.loaded import check_sources
 from moewh.ingest.model.loading import Source, explaining
-from moewh.ingest.model.stored import StoredTensor, conversion, parameter_sources, stored_tensors, weight_files
+from moewh.ingest.model.stored import DTYPES, StoredTensor, conversion, parameter_sources, stored_tensors, weight_files
 from moewh.warehouse.errors import MoewhError
 
 NO_SAFETENSORS = "{title} has no safetensors weights, and `moewh geometry` reads no others. Convert the model first."
-_FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 class Checkpoint:
@@ -103,10 +102,10 @@ def _parameters(model: nn.Module, moe: MoELayer) -> list[str]:
 
 def _take_dtype(model: nn.Module, name: str, stored: str) -> None:
     """Give an empty parameter the stored dtype, so that nothing is rounded; 8-bit floats become 32-bit."""
-    dtype = _FLOATS.get(stored) or (torch.float32 if stored.startswith("F8") else None)
+    dtype = torch.float32 if stored.startswith("F8") else DTYPES.get(stored)
     path, _, last = name.rpartition(".")
     module = model.get_submodule(path)
-    if dtype is not None and (parameter := module._parameters.get(last)) is not None:
+    if dtype is not None and dtype.is_floating_point and (parameter := module._parameters.get(last)) is not None:
         module._parameters[last] = nn.Parameter(torch.empty_like(parameter, dtype=dtype), requires_grad=False)
 
 

@@ -1,6 +1,6 @@
 """Check the weights: everything that the recorded forward pass uses must come from the model's files.
 
-transformers fills a parameter that the files lack with random numbers, and goes on. Here the files' headers are
+transformers fills a parameter that the files lack with random numbers, and continues. Here the files' headers are
 checked against the model before any data is loaded: missing and unexpected tensors, the numbers of each layer's
 experts, shapes and dtypes. Every difference is refused, by name.
 """

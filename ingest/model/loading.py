@@ -42,7 +42,7 @@ from moewh.ingest.model.generation_tokens import StatedTokens, read_generation_t
 from moewh.ingest.model.layers import MoELayers, find_moe_layers, refuse_by_name
 from moewh.ingest.model.loaded import check_loaded, check_stored, unloaded_modules
 from moewh.ingest.model.peft_adapter import BASE_MODEL_ONLY, PeftAdapter, find_adapter
-from moewh.ingest.model.repository import Repository, hub_commit
+from moewh.ingest.model.repository import Repository, hub_commit, looks_like_path
 from moewh.ingest.model.stored import stored_tensors, weight_files
 from moewh.ingest.model.tokenizer import TokenizerSource, load_tokenizer
 from moewh.ingest.options import DEMO, IngestOptions
@@ -405,7 +405,7 @@ def load_failure(title: str, error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if lack := lacking(error):
         return f"cannot load the model {title}: {lack}"
-    if title.startswith((".", "/", "~")) and not Path(title).exists():
+    if looks_like_path(title) and not Path(title).exists():
         return f"there is no folder {title}. Check the path given to --model."
     if "trust_remote_code" in text:
         return f"{title} needs code of its own. Read that code, then give --trust-remote-code."

@@ -47,7 +47,7 @@ class Part:
 
     tensor: StoredTensor
     pattern: str | None
-    """Source pattern of the converter that takes it; None for a tensor used as it is."""
+    """Source pattern of the converter that takes it; None for a tensor used unchanged."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Sources:
 
 
 def first_names(names: list[str], separator: str = ", ") -> str:
-    """List up to three names, and count the rest."""
+    """Return up to three names, and how many more there are, as text."""
     return separator.join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
@@ -129,7 +129,7 @@ def stored_tensors(files: Iterable[str]) -> dict[str, StoredTensor]:
                     "checkpoint only."
                 )
             tensors[tensor.key] = tensor
-    _hold_against_index(tensors)
+    _check_against_index(tensors)
     return tensors
 
 
@@ -163,7 +163,7 @@ def _headers(file: str) -> list[StoredTensor]:
         ]
     try:
         with safe_open(file, framework="pt") as opened:
-            slices = [(key, opened.get_slice(key)) for key in opened.keys()]  # noqa: SIM118 - it is no dict
+            slices = [(key, opened.get_slice(key)) for key in opened.keys()]  # noqa: SIM118 - not a dict
             return [StoredTensor(key, file, tuple(part.get_shape()), part.get_dtype()) for key, part in slices]
     except (SafetensorError, OSError) as error:
         raise MoewhError(
@@ -171,7 +171,7 @@ def _headers(file: str) -> list[StoredTensor]:
         ) from error
 
 
-def _hold_against_index(tensors: dict[str, StoredTensor]) -> None:
+def _check_against_index(tensors: dict[str, StoredTensor]) -> None:
     """Raise MoewhError for a tensor in a different file from the one in the index beside it."""
     files = {file: Path(file) for file in {tensor.file for tensor in tensors.values()}}  # few, of many tensors
     names = {path.name for path in files.values()}

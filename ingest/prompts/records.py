@@ -183,11 +183,11 @@ def problem_of(row: dict[str, Any], read: Sequence[Convention]) -> str:
         kind = str(row["head_kind"]).lower()
         wanted = "is not a string" if convention.form == "text" else f"are not a list of {convention.form}"
         return f"has {'a ' if convention.form == 'text' else ''}{convention.head!r} that {wanted} ({kind})"
-    return _shortened(row["problem"], convention)
+    return _partial_prompt(row["problem"], convention)
 
 
-def _shortened(problem: str, convention: Convention) -> str:
-    """Describe a record of which only a part, or not as what it is, would become the prompt."""
+def _partial_prompt(problem: str, convention: Convention) -> str:
+    """Describe a record that would become a prompt only in part, or a chat that would become one as plain text."""
     if problem == _CHAT:
         return (
             f"has chat messages in {convention.head!r}, written as text. Call the column messages and write them as "

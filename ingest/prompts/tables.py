@@ -110,7 +110,7 @@ def _with_plain_columns(table: pa.Table, read: tuple[Convention, ...], file: Pro
 
 
 class _TableColumns:
-    """SQL expressions for the columns of one table, renamed by index: DuckDB does not tell `Text` from `text`."""
+    """SQL expressions for the columns of one table, renamed by index: to DuckDB, `Text` and `text` are one name."""
 
     def __init__(
         self,

@@ -116,7 +116,7 @@ class PassObserver:
         if _in_backward():
             return  # a recomputed checkpoint, whose pass was recorded already
         if torch.compiler.is_compiling():
-            raise MoewhError("the model is being compiled, and a compiled graph cannot be observed. Run it as it is.")
+            raise MoewhError("the model is being compiled, and a compiled graph cannot be observed. Run it uncompiled.")
         if threading.get_ident() != self._thread:
             raise MoewhError("another thread runs the model. Record in the thread that makes the passes.")
         self._forget_failed()
@@ -202,7 +202,7 @@ class PassObserver:
         if known.broken or known.rows != rows or (held is not None and held != known.length):
             raise MoewhError(
                 f"the cache holds {held} positions of {rows} sequences, and {known.length} of {known.rows} were "
-                "recorded: it was cut or put together anew (assisted decoding). Only plain decoding is recorded."
+                "recorded: it was shortened or rebuilt (assisted decoding). Only plain decoding is recorded."
             )
         return known
 
@@ -261,7 +261,7 @@ def _length(cache: Any) -> int | None:
         return 0
     if not hasattr(cache, "get_seq_length"):
         raise MoewhError(
-            f"the cache is a {type(cache).__name__}, which does not tell how much it holds. Use one of transformers "
+            f"the cache is a {type(cache).__name__}, which does not report its length. Use one of transformers "
             "(DynamicCache)."
         )
     try:

@@ -54,7 +54,7 @@ def raw_array(data: bytes, dtype: str, shape: tuple[int, ...], where: str) -> Ar
 
 
 class NpzArrays:
-    """The arrays of an `.npz` file by name, each read when it is asked for: together they may exceed memory."""
+    """The arrays of an `.npz` file by name, each read on access: together they may exceed memory."""
 
     def __init__(self, archive: zipfile.ZipFile, file: TraceFile) -> None:
         self._archive, self._file = archive, file

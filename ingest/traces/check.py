@@ -114,7 +114,7 @@ def _tokens(sequence: Sequence, model: TraceModel, segment_rows: int) -> int:
 
 
 def _require_labels(sequence: Sequence) -> None:
-    """Raise MoewhError for labels that cannot be stored as text, or metadata that are not JSON to others."""
+    """Raise MoewhError for labels that cannot be stored as text, or metadata that is not strict JSON."""
     try:
         metadata = json.dumps(sequence.metadata, allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError):

@@ -43,8 +43,8 @@ def demo(warehouse: Layout) -> None:
 def _findings(warehouse: Layout, runs: list[str]) -> list[str]:
     """Describe what the runs show, part by part.
 
-    The connection is no variable of `demo`: frames that were open while torch was imported live until the process ends
-    (`no_collection`), and DuckDB would report the connection as leaked.
+    The connection is not a variable of `demo`: frames that were open while torch was imported live until the process
+    ends (`no_collection`), and DuckDB would report the connection as leaked.
     """
     from moewh.warehouse.views.opening import open_warehouse
 
@@ -92,7 +92,7 @@ def _model(connection: duckdb.DuckDBPyConnection, run_id: str) -> str:
     shown = ", ".join(f"{domain} {fact['loss']:.2f} ({fact['bigram_loss']:.2f})" for domain, fact in learned)
     return (
         f"{run_id}: {layers} layers, {experts} experts, top-{top_k}; {tokens:,} tokens ingested.\n"
-        f"Held-out loss in nats per token, beside each domain's own bigram model: {shown}."
+        f"Held-out loss in nats per token (in parentheses: a bigram model of the domain): {shown}."
     )
 
 
@@ -117,7 +117,7 @@ def _domains(connection: duckdb.DuckDBPyConnection, run_id: str) -> str:
             f"{row['share']:.0%} of its tokens (overall {row['overall_share']:.0%}); top tokens {' '.join(tokens)}"
         )
     chances = ", ".join(f"{domain} {lift:.1f}" for domain, lift in sorted(by_chance.items()))
-    lines.append(f"  By chance (prompts' labels shuffled), 1 in 100 best lifts exceeds: {chances}.")
+    lines.append(f"  By chance (99th percentile of the best lift with shuffled labels): {chances}.")
     return "\n".join(lines)
 
 

@@ -49,6 +49,8 @@ _NEWEST = "select run_id from runs where tokens > 0 order by created_at desc, ru
 
 _PROMPT_ID_LIMIT = 1 << (63 - schema.POSITION_BITS)
 """Every prompt_id is less than this, because a token_id contains the prompt_id."""
+TOKEN_COLUMNS = ("texts", "positions", "kinds")
+"""A prompt's columns in `prompts_data` with one value per token, besides its routes."""
 _ASSETS = Path(__file__).parent
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -149,7 +151,7 @@ def known_layer(data: dict[str, Any], layer: int | None) -> int:
 
 
 def prompts_data(wh: Warehouse, run_id: str, prompt_ids: Sequence[int]) -> dict[str, Any]:
-    """Return the tokens and the routing of some prompts of a run, in the order asked for, as plain JSON data::
+    """Return the tokens and the routing of some prompts of a run, in the requested order, as plain JSON data::
 
         {"run": "demo", "model": "olmoe", "notes": ["…"],
          "layers": [{"layer": 0, "experts": 16, "top_k": 4}, …],
@@ -174,7 +176,7 @@ def prompts_data(wh: Warehouse, run_id: str, prompt_ids: Sequence[int]) -> dict[
             "prompt": prompt,
             "domain": None if domain is None else visible(domain),
             "status": status,
-            **{name: [] for name in ("texts", "positions", "kinds")},
+            **{name: [] for name in TOKEN_COLUMNS},
             "routes": {},
         }
         for prompt, domain, status in found

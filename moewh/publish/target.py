@@ -195,7 +195,8 @@ def writing(root: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise MoewhError(
-            f"cannot publish to {root}: {reason(error)} What was published before is as it was; run the same again."
+            f"cannot publish to {root}: {reason(error)} What was published before is unchanged; run the same command "
+            "again."
         ) from error
 
 

@@ -210,10 +210,8 @@ class Layout:
         with self.writing():
             self.staging.mkdir(parents=True, exist_ok=True)
             for layout in (Layout(self.empty), self):
-                self._add_empty_tables("run", layout.run(SCHEMA_RUN))
-                self._add_empty_tables("segment", layout.segment(SCHEMA_RUN, 0))
-                self._add_empty_tables("geometry", layout.geometry(SCHEMA_RUN))
-                self._add_empty_tables("sealed", layout.sealed(SCHEMA_RUN))
+                for level, folder in layout.zero_row_folders().items():
+                    self._add_empty_tables(level, folder)
                 self._add_unsealed_zero_rows(layout)
 
     def link_unsealed(self, run_id: str) -> None:
@@ -237,15 +235,18 @@ class Layout:
         tables = [table for table in schema.MERGED if self.has_table(table)]
         return all(_same_bytes(source / table.file, there / table.file) for table in tables)
 
-    def has_table(self, table: schema.Table) -> bool:
-        """Return whether there are zero-row files of a table; a warehouse older than the table has none."""
-        folders: dict[schema.Level, Path] = {
+    def zero_row_folders(self) -> dict[schema.Level, Path]:
+        """Return the folder of each level's zero-row files, in the order in which they are written."""
+        return {
             "run": self.run(SCHEMA_RUN),
             "segment": self.segment(SCHEMA_RUN, 0),
             "geometry": self.geometry(SCHEMA_RUN),
             "sealed": self.sealed(SCHEMA_RUN),
         }
-        return (folders[table.level] / table.file).is_file()
+
+    def has_table(self, table: schema.Table) -> bool:
+        """Return whether there are zero-row files of a table; a warehouse older than the table has none."""
+        return (self.zero_row_folders()[table.level] / table.file).is_file()
 
     def _add_unsealed_zero_rows(self, layout: Layout) -> None:
         """Write the zero-row files of a layout's `unsealed/`: files, not a link, so that every copy has them."""
@@ -340,7 +341,8 @@ class Layout:
         except OSError as error:
             raise MoewhError(
                 f"cannot write the warehouse at {self.root}: {error.strerror or error}. What was committed before "
-                "is safe. Make room there, or choose a writable directory with --warehouse; then run the same again."
+                "is safe. Make room there, or choose a writable directory with --warehouse; then run the same command "
+                "again."
             ) from error
 
     def _add_empty_tables(self, level: schema.Level, target: Path) -> None:
@@ -463,9 +465,9 @@ def require_renames(source: Path, folders: Iterable[Path]) -> None:
     for folder in folders:
         if source.is_dir() and folder.is_dir() and not _one_disk(source, folder):
             raise MoewhError(
-                f"{folder} is on another disk than {source}, and moewh commits by a rename, which cannot cross disks. "
-                "Keep the whole warehouse on one disk (its root may be a link) while it is written to; runs that are "
-                "complete may move."
+                f"{folder} is on a different disk from {source}, and moewh commits by a rename, which cannot cross "
+                "disks. Keep the whole warehouse on one disk (its root may be a link) while it is written to; complete "
+                "runs may move."
             )
 
 

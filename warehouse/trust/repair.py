@@ -36,7 +36,7 @@ def quarantine(layout: Layout, folders: Iterable[Path]) -> dict[Path, Path]:
             if not folder.exists():
                 continue
             if (run_id := run_of(layout, folder)) is not None:
-                _uncover(layout, run_id, folder)
+                _expose_segments(layout, run_id, folder)
             target = _free_path(layout.root / QUARANTINE / folder.relative_to(layout.root))
             make_folder(target.parent)
             folder.rename(target)
@@ -52,7 +52,7 @@ def quarantine(layout: Layout, folders: Iterable[Path]) -> dict[Path, Path]:
     return moved
 
 
-def _uncover(layout: Layout, run_id: str, folder: Path) -> None:
+def _expose_segments(layout: Layout, run_id: str, folder: Path) -> None:
     """Let views read a run's segments one by one before one of them, or its sealed counts, is moved away."""
     if folder.is_relative_to(layout.segments(run_id)):
         unseal(layout, run_id)
