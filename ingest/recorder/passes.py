@@ -29,7 +29,7 @@ _CACHES = ("cache", "past_key_values")
 _PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "seq_idx")
 """Arguments that give the starts of sequences that share a row."""
 _REORDERING = ("reorder_cache", "batch_select_indices", "batch_repeat_interleave")
-"""Methods of a cache that make its rows continue others'."""
+"""Methods of a cache that reorder its rows."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class _Growing:
     block: Block
     length: int
     broken: bool = False
-    """Why it cannot be continued: a pass failed midway, or rows were reordered."""
+    """True if it cannot be continued: a pass failed midway, or rows were reordered."""
     rows: int = field(default=0)
     """B, the sequences side by side."""
 

@@ -45,7 +45,7 @@ class Outline:
 def outline(file: TraceFile, stream: IO[bytes], start: int, names: Collection[str]) -> Outline:
     """Return the object that begins at an offset; its lists called `names` are left out if they hold objects.
 
-    Raises the file's error for brackets that do not match, and for a list that is there twice.
+    Raises the file's error for brackets that do not match, and for a list that occurs twice.
     """
     text, lists, kept, offset = bytearray(), dict[str, int](), start, start
     name: str | None = None
@@ -71,7 +71,7 @@ def outline(file: TraceFile, stream: IO[bytes], start: int, names: Collection[st
 def item_texts(file: TraceFile, stream: IO[bytes], start: int) -> Iterator[bytes]:
     """Yield the text of each item of the list that begins at an offset; all items must be containers.
 
-    Afterwards the stream stands behind the list.
+    Afterwards the stream is just after the list.
     """
     with file.path.open("rb") as reading:
         number, behind = 0, start + 1

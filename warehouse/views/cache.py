@@ -1,4 +1,4 @@
-"""Views that were bound before: files of views in the user's cache, to be copied instead of bound again.
+"""The cache of bound views: files in the user's cache folder, to be copied instead of bound again.
 
 DuckDB takes more than a tenth of a second to bind all views, and another to add their comments, but a few milliseconds
 to copy them. So they are bound once, for any warehouse, and kept in `$XDG_CACHE_HOME/moewh`, or `~/.cache/moewh`. They
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import duckdb
 
 ROOT = "moewh_root()"
-"""SQL for the path of a warehouse in views that are kept."""
+"""SQL for the path of a warehouse in cached views."""
 STORAGE_VERSION = "v1.0.0"
 """The oldest storage format that supports comments; any DuckDB since 1.1 reads these views."""
 
