@@ -331,7 +331,7 @@ def test_deleting_a_linked_run(name: str, sound: Layout, elsewhere: Path) -> Non
     files = sorted(target.rglob("*"))
     result = moewh(layout, "runs", "--delete", "one", "--yes")
     if "/" not in name and target.stat().st_dev != layout.root.stat().st_dev:
-        assert (result.exit_code, "another disk" in result.stderr) == (1, True)
+        assert (result.exit_code, "a different disk" in result.stderr) == (1, True)
         assert sorted(target.rglob("*")) == files
         return
     assert result.exit_code == 0, result.output
