@@ -241,7 +241,7 @@ def test_runs_that_are_not_complete_or_not_sound_are_named(source: Layout, tmp_p
         (["s3://"], "not a plain URL"),
         (["s3://bucket/wh", "--url", "https://host/wh"], "--url is for a folder"),
         (["{tmp}/out", "--url", "nonsense"], "cannot read nonsense"),
-        (["{tmp}/out", "--license", "a b"], "not the id of a licence"),
+        (["{tmp}/out", "--license", "a b"], "no licence's id"),
         (["{wh}"], "holds"),
         (["{other}"], "holds notes.txt"),
     ],
