@@ -60,7 +60,7 @@ def identify(loaded: LoadedModel, options: IngestOptions, rules: TokenRules, pla
         shaping["generation_prompt"] = True
     if plan.pinned:
         shaping["datasets"] = list(plan.pinned)
-    shaping |= of_memory(loaded)
+    shaping |= in_memory_identity(loaded)
     digest = Identity(shaping, "").sha256[:8]
     base = "".join(char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in loaded.source.name)
     run_id = options.run_id or f"{base.lstrip('._-')[:54] or 'model'}-{digest}"
@@ -69,7 +69,7 @@ def identify(loaded: LoadedModel, options: IngestOptions, rules: TokenRules, pla
     return Identity(shaping, check_run_id(run_id))
 
 
-def of_memory(loaded: LoadedModel) -> dict[str, Any]:
+def in_memory_identity(loaded: LoadedModel) -> dict[str, Any]:
     """Return the part of the identity that describes a model in memory.
 
     Hooks and replaced code are known by name only, so a run with any of them gets an identity that no other run has.
@@ -114,7 +114,7 @@ def _require_same_segments(layout: Layout, identity: Identity) -> None:
     for path in layout.segments(identity.run_id).glob(f"segment=*/{MANIFEST}"):
         if read_manifest(path.parent).identity != identity.sha256:
             raise MoewhError(
-                f"run {identity.run_id!r} has lost its own files, and its segments are not of the run asked for. "
+                f"run {identity.run_id!r} has lost its own files, and its segments belong to another run. "
                 "Run the command that began it, which writes them again, choose another --run-id, or delete it with "
                 f"`moewh runs --delete {identity.run_id}`."
             )

@@ -18,7 +18,7 @@ from moewh.ingest.capture.vectors import WantedVectors
 from moewh.ingest.families.configuration import text_config
 from moewh.ingest.families.find import adapter_of
 from moewh.ingest.families.rule import MoELayer
-from moewh.ingest.model.architecture import check_place, check_versions, empty_model, read_config
+from moewh.ingest.model.architecture import check_location, check_versions, empty_model, read_config
 from moewh.ingest.model.expected import num_layers, top_k
 from moewh.ingest.model.layers import find_moe_layers, locate_moe_layers
 from moewh.ingest.model.loading import explaining
@@ -132,7 +132,7 @@ def inspect_model(model: str, revision: str | None = None, trust_remote_code: bo
         ),
         expert_outputs_bytes_per_token=outputs.bytes_per_token(moe_layers, 0, chosen) if has_outputs else None,
         expert_outputs_arithmetic=arithmetic_share(empty, moe_layers, chosen) if has_outputs else None,
-        one_prompt_a_batch=bool(adapter and adapter.one_context_a_batch),
+        one_prompt_a_batch=bool(adapter and adapter.one_context_per_batch),
         layers=layers,
     )
 
@@ -142,7 +142,7 @@ def build_empty(model: str, revision: str | None, trust_remote_code: bool) -> tu
 
     Returns its configuration, the model, and its adapter (None if it is not one).
     """
-    check_place(model)
+    check_location(model)
     location = str(demo.checkpoint_path(revision)) if model == DEMO else model
     files = Repository(location, None if Path(location).exists() else revision or "main")
     with explaining(model):

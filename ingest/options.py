@@ -39,7 +39,7 @@ class Sampling:
 
     tokens: int
     temperature: float = 0.0
-    """0 always takes the likeliest token."""
+    """0 always takes the most likely token."""
     seed: int = 0
     """Seed of a prompt's sample, together with its prompt_id."""
 
@@ -306,7 +306,7 @@ class IngestOptions:
             show_default=True,
             least=0,
             shapes="always",
-            help="Sampling temperature; 0: the likeliest token. Other generation settings of the model are not used.",
+            help="Sampling temperature; 0: the most likely token. Other generation settings of the model are not used.",
         ),
     )
     seed: int = option(

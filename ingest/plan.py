@@ -84,8 +84,8 @@ def plan_run(
     if missing:
         layout.require_one_disk(identity.run_id)
     # A budget of one token puts every context into its own batch.
-    alone = any(moe.family.one_context_a_batch for moe in loaded.moe_layers)
-    batch_tokens = 1 if alone else options.batch_tokens
+    separately = any(moe.family.one_context_per_batch for moe in loaded.moe_layers)
+    batch_tokens = 1 if separately else options.batch_tokens
     return RunPlan(identity, split, rules, size, batch_tokens, options.sampling, wanted, recorded, missing)
 
 
@@ -104,7 +104,7 @@ def require_tokens(plan: RunPlan, prompts: PromptStream, loaded: LoadedModel) ->
             return
     if without:
         raise MoewhError(
-            f"none of the {len(without):,} prompts that are not empty gives a token (first: prompt {without[0]}). "
+            f"none of the {len(without):,} non-empty prompts gives any token (first: prompt {without[0]}). "
             "Check the prompts, or name the model's tokenizer with --tokenizer."
         )
 

@@ -69,8 +69,8 @@ def start_workers(background: bool) -> Iterator[tuple[Executor, Executor, Execut
 def take_done(working: deque[Future[Result]], in_flight: int) -> list[Result]:
     """Remove the futures in front that are done, waiting until at most `in_flight` are left; return their results.
 
-    Raises what the first that failed raised. That one stays in front, so every later call raises it too: nothing may
-    follow what is missing, even if the caller's own code carried on after the first error.
+    Raises the error of the first future that failed. That future stays in front, so every later call raises it too:
+    nothing may follow a missing result, even if the caller's own code continued after the first error.
     """
     results = []
     while working and (len(working) > in_flight or working[0].done()):

@@ -135,7 +135,7 @@ def ingest(
     """
     from moewh.ingest.processes import this_process
     from moewh.ingest.prompts.in_memory import in_memory
-    from moewh.ingest.recorder.asked import ingest_options, prompt_paths, refuse_of_files, with_tokenizer
+    from moewh.ingest.recorder.asked import ingest_options, prompt_paths, refuse_file_options, with_tokenizer
     from moewh.ingest.run import Progress
     from moewh.ingest.run import ingest as run
 
@@ -153,7 +153,7 @@ def ingest(
         return run(asked, layout, progress, this_process(), records=records)
     from moewh.ingest.model.in_memory import borrowed, model_in_memory
 
-    refuse_of_files(options)
+    refuse_file_options(options)
     described: dict[str, Any] = {
         "series": asked.series,
         "train_step": asked.train_step,

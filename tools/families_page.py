@@ -100,9 +100,9 @@ def _adapters() -> str:
     for name, adapter in adapters().items():
         if adapter.refused:
             continue
-        alone = " Prompts are run one by one." if adapter.one_context_a_batch else ""
+        note = " Prompts are run one by one." if adapter.one_context_per_batch else ""
         first = (type(adapter).__doc__ or "").strip().splitlines()[0]
-        lines.append(f"- `{name}`: {first}{alone}")
+        lines.append(f"- `{name}`: {first}{note}")
     return "\n".join(lines) + "\n"
 
 

@@ -159,7 +159,7 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], Callable[[], list[bytes]]]] = 
 }
 
 
-def see_into_json() -> None:
+def use_python_json() -> None:
     """Make Python's json use its Python code, which the fuzzer can instrument, instead of its C code."""
     scanner: Any = json.scanner
     decoder: Any = json.decoder
@@ -170,7 +170,7 @@ def see_into_json() -> None:
     whole._default_decoder = json.JSONDecoder()
 
 
-def read_faster() -> None:
+def speed_up_readers() -> None:
     """Share one DuckDB between inputs and shrink the buffers for long lines: six times as many inputs per second."""
     database: Any = duckdb.connect(config={"threads": 1})
     faster = {"database": database.cursor, "LONGEST_LINE": 1 << 20}
@@ -182,8 +182,8 @@ def read_faster() -> None:
 def main() -> None:
     """Fuzz one target for the given seconds, starting from its seeds; libFuzzer ends the process."""
     name, seconds = sys.argv[1:]
-    see_into_json()
-    read_faster()
+    use_python_json()
+    speed_up_readers()
     target, seeds = TARGETS[name]
     corpus = _FOLDER / "corpus"
     corpus.mkdir()

@@ -257,10 +257,10 @@ def fuzz(soak: Soak) -> Iterator[Row]:
         seconds = max(1, round(soak.chosen.fuzz_seconds * share))
         command = [sys.executable, "-m", "tools.fuzz", target, str(seconds)]
         done = subprocess.run(command, capture_output=True, check=False)
-        said = done.stderr.decode(errors="replace")
-        units = re.search(r"number_of_executed_units:\s*(\d+)", said)
-        covered = re.findall(r"cov: (\d+)", said)
-        assert done.returncode == 0, f"{target}:\n{done.stdout.decode(errors='replace')[-3_000:]}\n{said[-3_000:]}"
+        log = done.stderr.decode(errors="replace")
+        units = re.search(r"number_of_executed_units:\s*(\d+)", log)
+        covered = re.findall(r"cov: (\d+)", log)
+        assert done.returncode == 0, f"{target}:\n{done.stdout.decode(errors='replace')[-3_000:]}\n{log[-3_000:]}"
         tried = f"{int(units[1]) if units else 0:,} inputs in {seconds} s, {covered[-1] if covered else '?'} branches"
         yield Row(f"fuzzing of {target} (atheris)", tried, 0)
 

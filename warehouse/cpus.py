@@ -17,7 +17,7 @@ from moewh.warehouse.errors import UsageError
 _OF_THIS_PROCESS = "SLURM_CPUS_PER_TASK"
 _PROCESSES_HERE = ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE")
 _STEP = "SLURM_STEP_NUM_TASKS"
-"""Set only in processes that srun starts; the next two are only read beside it."""
+"""Set only in processes that srun starts; the next two are read only together with it."""
 _STEP_PROCESSES_HERE = ("SLURM_STEP_TASKS_PER_NODE", "SLURM_NTASKS_PER_NODE")
 
 

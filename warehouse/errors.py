@@ -20,7 +20,7 @@ _LACKING = {
     ("can't start new thread", "Failed to launch worker thread"): (
         "no more threads can be started. Raise the limit (`ulimit -u`), or stop other processes of this user."
     ),
-    ("Too many open files",): "too many files are open. Raise the limit (`ulimit -n`), and run the same again.",
+    ("Too many open files",): "too many files are open. Raise the limit (`ulimit -n`), and run the same command again.",
     ("std::bad_alloc", "bad allocation", "can't allocate memory", "Cannot allocate memory"): (
         "there is not enough memory. Stop other processes, or raise the limit (`ulimit -v`)."
     ),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from moewh.warehouse.answer.query import Answer
 from moewh.warehouse.errors import MoewhError
-from moewh.warehouse.files.layout import SCHEMA_RUN, SEGMENT_FOLDER, Layout, make_folder, sync
+from moewh.warehouse.files.layout import RUN_FOLDER, SCHEMA_RUN, SEGMENT_FOLDER, Layout, make_folder, sync
 from moewh.warehouse.sealing.seal import unseal
 from moewh.warehouse.views.publishing import publish
 
@@ -42,8 +42,8 @@ def list_runs(connection: duckdb.DuckDBPyConnection) -> Answer:
 def run_ids(layout: Layout) -> list[str]:
     """Return the ids of all runs that have a folder, in order."""
     examples = (layout.run("x"), layout.segments("x"), layout.geometry("x"), layout.sealed("x"), layout.unsealed("x"))
-    folders = [folder for example in examples for folder in example.parent.glob("run_id=*")]
-    return sorted({folder.name.removeprefix("run_id=") for folder in folders} - {SCHEMA_RUN})
+    folders = [folder for example in examples for folder in example.parent.glob(f"{RUN_FOLDER}*")]
+    return sorted({folder.name.removeprefix(RUN_FOLDER) for folder in folders} - {SCHEMA_RUN})
 
 
 def check_known(layout: Layout, run_id: str) -> None:
@@ -69,15 +69,15 @@ def delete_run(layout: Layout, run_id: str) -> list[Path]:
     unseal(layout, run_id)
     with layout.staged("deleted") as folder:
         for name, source in zip(("segments", "geometry", "run"), folders, strict=True):
-            _take_out(source, folder / name)
+            _move_away(source, folder / name)
         layout.unlink_unsealed(run_id)
-        _take_out(layout.template_times(run_id), folder / "template_time")
+        _move_away(layout.template_times(run_id), folder / "template_time")
     layout.sweep()
     publish(layout)
     return kept
 
 
-def _take_out(folder: Path, target: Path) -> None:
+def _move_away(folder: Path, target: Path) -> None:
     if folder.is_dir():
         make_folder(target.parent)
         folder.rename(target)

@@ -15,7 +15,7 @@ _caught: list[list[int]] = []
 """The signals received within each open `stoppable`, outermost first."""
 
 
-def told_to_stop() -> bool:
+def stop_requested() -> bool:
     """Return whether a signal was received, even at a moment when no exception could be raised for it."""
     return any(_caught)
 

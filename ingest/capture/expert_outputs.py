@@ -11,7 +11,7 @@ import re
 import torch
 from torch import nn
 
-from moewh.ingest.families.rule import Call, MoELayer, experts_alone
+from moewh.ingest.families.rule import Call, MoELayer, measuring_experts
 from moewh.ingest.model.layers import OTHER_MODALITY
 from moewh.ingest.routing import NO_ROUTE
 
@@ -39,7 +39,7 @@ def measure_outputs(moe: MoELayer, call: Call) -> torch.Tensor:
 
 def _measured(moe: MoELayer, call: Call) -> torch.Tensor:
     T, K = call.expert_ids_TK.shape
-    with experts_alone():
+    with measuring_experts():
         single = moe.family.run_experts(
             moe, call.hidden_TH.repeat_interleave(K, dim=0), call.expert_ids_TK.clamp_min(0).reshape(-1)
         )

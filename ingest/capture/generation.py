@@ -89,14 +89,14 @@ def generate_batch(
         )
     starts = int(loaded.config.is_encoder_decoder)
     new = sequences.tolist() if starts else sequences[:, S:].tolist()
-    generated = [said[:starts] + _until_end(said[starts:], tokens.end_ids) for said in new]
+    generated = [ids[:starts] + _until_end(ids[starts:], tokens.end_ids) for ids in new]
     return GeneratedBatch(contexts, S, generated, starts, [one.take() for one in passes])
 
 
 def _until_end(tokens: list[int], ends: tuple[int, ...]) -> list[int]:
-    for place, token in enumerate(tokens):
+    for index, token in enumerate(tokens):
         if token in ends:
-            return tokens[: place + 1]
+            return tokens[: index + 1]
     return tokens
 
 
@@ -191,9 +191,9 @@ def _longer(segment: TokenisedSegment, generated_C: list[list[int]], starts: int
         vocab_id_T[start : start + length] = segment.vocab_id_T[old : old + length]
         special_T[start : start + length] = segment.special_T[old : old + length]
         vocab_id_T[start + length : start + length + len(tokens)] = tokens
-        said = start + length + starts
-        special_T[start + length : said] = True
-        generated_T[said : start + length + len(tokens)] = True
+        first_generated = start + length + starts
+        special_T[start + length : first_generated] = True
+        generated_T[first_generated : start + length + len(tokens)] = True
     prompt_C = segment.prompt_T[segment.start_C]
     num_tokens_P = segment.num_tokens_P.copy()
     num_tokens_P[prompt_C - segment.first_prompt] += more_C
@@ -220,9 +220,9 @@ def _add_passes(longer: TokenisedSegment, batch: GeneratedBatch, routing: Routin
     _add(routing, rows, prompt, np.arange(len(rows)))
     for step, pending in enumerate(steps):
         # This pass was fed generated token number `step`, which is not the last if another followed it.
-        going_on = np.flatnonzero(step + 1 < new_B)
-        if len(going_on):
-            _add(routing, start_B[going_on] + batch.prompt_length + step, pending, going_on)
+        unfinished = np.flatnonzero(step + 1 < new_B)
+        if len(unfinished):
+            _add(routing, start_B[unfinished] + batch.prompt_length + step, pending, unfinished)
 
 
 def _add(routing: RoutingBuffer, rows_T: Ints, pending: PendingRouting, chosen: Ints) -> None:

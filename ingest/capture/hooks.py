@@ -20,7 +20,7 @@ import transformers
 
 from moewh.ingest.capture.expert_outputs import measure_outputs
 from moewh.ingest.capture.vectors import WantedVectors, attach_vectors
-from moewh.ingest.families.rule import Call, MoELayer, are_alone
+from moewh.ingest.families.rule import Call, MoELayer, is_measuring
 from moewh.ingest.model.layers import MoELayers
 from moewh.ingest.routing import NO_ROUTE, LayerRouting, VectorKey
 from moewh.warehouse.errors import MoewhError
@@ -113,7 +113,7 @@ class Capture:
         """Record one block's call: [B*S, K] indices and weights; for expert outputs, also run its experts alone."""
         B, S = self.shape
         hidden_TH, ids_TK, weights_TK = call
-        if are_alone() or not self._is_visit(moe, "experts"):
+        if is_measuring() or not self._is_visit(moe, "experts"):
             return
         if ids_TK.is_floating_point() or ids_TK.dtype == torch.bool or not weights_TK.is_floating_point():
             raise MoewhError(
@@ -156,9 +156,9 @@ class Capture:
         return call == moe.visit
 
     def _real(self, rows: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """Return a copy of the rows that are no padding: what runs later may write over what it was given.
+        """Return a copy of the rows that are not padding: modules that run later may overwrite their inputs.
 
-        This and its callers run at every layer of every step, so they call no operation of torch that can be left out.
+        This and its callers run at every layer of every step, so they call as few torch operations as possible.
         """
         if rows.requires_grad:
             rows = rows.detach()

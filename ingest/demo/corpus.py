@@ -132,11 +132,11 @@ def _cuts(source: str) -> Iterator[tuple[tokenize.TokenInfo, str]]:
     A string is its own statement if a statement may start before it and a line ends after it.
     """
     tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
-    solid = [token for token in tokens if token.type not in BLANK]
-    first = solid[0]
+    visible = [token for token in tokens if token.type not in BLANK]
+    first = visible[0]
     neighbours = {
         token.start: (before, after, later)
-        for before, token, after, later in zip(solid, solid[1:], solid[2:], solid[3:], strict=False)
+        for before, token, after, later in zip(visible, visible[1:], visible[2:], visible[3:], strict=False)
         if token.type == tokenize.STRING
     }
     for token in tokens:

@@ -171,10 +171,10 @@ def optimize(model: OlmoeForCausalLM, streams: dict[str, Tokens], start: int, re
 
 def rate(step: int, recipe: Recipe) -> float:
     """Return the learning rate of a step (0-based) as a share of the peak."""
-    warm = max(1, round(recipe.warmup * recipe.steps))
-    if step < warm:
-        return (step + 1) / warm
-    progress = (step - warm) / max(1, recipe.steps - warm)
+    warmup_steps = max(1, round(recipe.warmup * recipe.steps))
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, recipe.steps - warmup_steps)
     return 0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2
 
 

@@ -65,11 +65,13 @@ def top_k(config: Any) -> int:
     found = next((value for value in known if value is not None), None)
     if found is None:
         raise MoewhError(
-            f"the configuration of model type {text.model_type} does not say how many experts a token gets."
+            f"the configuration of model type {text.model_type} does not state the number of experts per token."
         )
     counts = found if isinstance(found, (list, tuple)) else [found]
     if not counts or any(type(count) is not int for count in counts):
-        raise MoewhError(f"the configuration gives a token {found!r} experts, which is not a whole number. Correct it.")
+        raise MoewhError(
+            f"the configuration states {found!r} experts per token, which is not a whole number. Correct it."
+        )
     return int(max(counts))
 
 
@@ -87,7 +89,7 @@ def decoder_layers(text: Any) -> int:
     stated = next((value for name in names if (value := getattr(text, name, None)) is not None), None)
     if stated is None:
         raise MoewhError(
-            f"the configuration of model type {text.model_type} does not say how many decoder layers it has."
+            f"the configuration of model type {text.model_type} does not state its number of decoder layers."
         )
     return int(stated)
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from moewh.ingest.families.rule import Call, FamilyAdapter, MoELayer, Record, are_alone
+from moewh.ingest.families.rule import Call, FamilyAdapter, MoELayer, Record, is_measuring
 
 
 class Doge(FamilyAdapter):
@@ -21,7 +21,7 @@ class Doge(FamilyAdapter):
 
     block_is_container = True
     shared_experts = 1
-    one_context_a_batch = True
+    one_context_per_batch = True
 
     def find(self, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         """Yield the blocks themselves."""
@@ -41,7 +41,7 @@ class Doge(FamilyAdapter):
             seen["logits"] = logits.reshape(2, len(seen["hidden"]), -1)
 
         def embedded(_: nn.Module, args: tuple[Any, ...]) -> None:
-            if are_alone():
+            if is_measuring():
                 return
             ids_TK = args[0]
             first, second = seen.pop("logits")

@@ -25,7 +25,7 @@ class JetMoe(FamilyAdapter):
         """Yield the MLPs: the block holds its experts' matrices itself."""
         return ((path, module) for path, module in model.named_modules() if path.endswith(".mlp"))
 
-    def not_the_routing(self, moe: MoELayer) -> list[str]:
+    def unrouted_experts(self, moe: MoELayer) -> list[str]:
         """Return the path of the layer's other experts, those of its attention."""
         return [f"{moe.path.removesuffix('.mlp')}.self_attention.experts"]
 

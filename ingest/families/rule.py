@@ -43,22 +43,22 @@ class Call(NamedTuple):
 
 Record = Callable[["MoELayer", Call], None]
 
-_ALONE: ContextVar[bool] = ContextVar("experts are run alone", default=False)
+_MEASURING: ContextVar[bool] = ContextVar("experts are run for measurement", default=False)
 
 
 @contextmanager
-def experts_alone() -> Iterator[None]:
+def measuring_experts() -> Iterator[None]:
     """Mark that experts are run for measurement within a pass of the model, so that hooks ignore these calls."""
-    token = _ALONE.set(True)
+    token = _MEASURING.set(True)
     try:
         yield
     finally:
-        _ALONE.reset(token)
+        _MEASURING.reset(token)
 
 
-def are_alone() -> bool:
-    """Return whether experts are being run for measurement: see `experts_alone`."""
-    return _ALONE.get()
+def is_measuring() -> bool:
+    """Return whether experts are being run for measurement: see `measuring_experts`."""
+    return _MEASURING.get()
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class FamilyAdapter:
     """True where the block holds the experts' matrices itself, without a container."""
     shared_experts = 0
     """Number of shared experts, where no module is named after them."""
-    one_context_a_batch = False
+    one_context_per_batch = False
     """True where a token's routing depends on the rest of its batch, so that prompts must not share one."""
     returns_probabilities = False
     """True where the router returns probabilities instead of logits."""
@@ -164,7 +164,7 @@ class FamilyAdapter:
             if routed_call(module):
                 yield path, module
 
-    def not_the_routing(self, moe: MoELayer) -> list[str]:
+    def unrouted_experts(self, moe: MoELayer) -> list[str]:
         """Return paths of modules in an MoE layer that look like experts but are not part of its routing."""
         del moe
         return []
@@ -273,7 +273,7 @@ class _Parameters:
     def bind(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments by name, in order. Raises TypeError for a call that does not fit the forward.
 
-        This runs at every call of every layer, where `Signature.bind` alone would cost a step of generation percents.
+        This runs at every call of every layer, where `Signature.bind` would slow a generation step by several percent.
         """
         if not kwargs and len(args) == len(self._names):
             return dict(zip(self._names, args, strict=True))

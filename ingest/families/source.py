@@ -20,7 +20,7 @@ _FUNCTIONS = {
     **{"sigmoid": "sigmoid", "logsigmoid": "sigmoid"},
     "sparsemixer": "sparsemixer",
 }
-"""Names of calls, and the function from logits to weights that each stands for."""
+"""Names of calls, and the function from logits to weights that each computes."""
 _TABLE = "ACT2FN"
 """transformers' names for its table of functions."""
 
@@ -38,7 +38,7 @@ def scoring_function(*modules: nn.Module | None) -> str | None:
 def _called(kind: type) -> frozenset[str]:
     """Return the scoring functions that a class calls, else those of its nearest base class that calls any.
 
-    Cached: finding a class in its module's source takes as long as building a small model, and all layers ask.
+    Cached: finding a class in its module's source takes as long as building a small model, and every layer needs it.
     """
     for base in kind.__mro__:
         if base is nn.Module or base.__module__.startswith("torch."):

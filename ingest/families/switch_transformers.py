@@ -18,7 +18,7 @@ class SwitchTransformers(FamilyAdapter):
     Capacity is counted over the padded sequence, so prompts are run one by one.
     """
 
-    one_context_a_batch = True
+    one_context_per_batch = True
     renormalized = False
     fixed_top_k = 1
 

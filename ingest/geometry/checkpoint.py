@@ -7,6 +7,7 @@ are fused, some are transposed, MXFP4 and FP8 are dequantised): its conversion r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -22,13 +23,10 @@ from moewh.ingest.model.architecture import DEQUANTIZED, dequantizer, empty_mode
 from moewh.ingest.model.layers import find_moe_layers
 from moewh.ingest.model.loaded import check_sources
 from moewh.ingest.model.loading import Source, explaining
-from moewh.ingest.model.stored import conversion, parameter_sources, stored_tensors, weight_files
+from moewh.ingest.model.stored import DTYPES, StoredTensor, conversion, parameter_sources, stored_tensors, weight_files
 from moewh.warehouse.errors import MoewhError
 
 NO_SAFETENSORS = "{title} has no safetensors weights, and `moewh geometry` reads no others. Convert the model first."
-Place = tuple[str, str]
-"""A stored tensor: its key and its file."""
-_FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 class Checkpoint:
@@ -46,9 +44,7 @@ class Checkpoint:
                 raise MoewhError(NO_SAFETENSORS.format(title=source.title))
             self.model = self._empty(config, files, trust_remote_code)
             self._sources = parameter_sources(self.model, stored_tensors(files).values(), self._quantizer)
-        self._stored = {
-            name: [(part.tensor.key, part.tensor.file) for part in parts] for name, parts in self._sources.parts.items()
-        }
+        self._stored = {name: [part.tensor for part in parts] for name, parts in self._sources.parts.items()}
         self.moe_layers = find_moe_layers(self.model, self.model.config).moe_layers
 
     def _empty(self, config: Any, files: list[str], trust_remote_code: bool) -> Any:
@@ -77,25 +73,20 @@ class Checkpoint:
 
     def bytes_of(self, moe: MoELayer) -> int:
         """Return the bytes that a layer's router and experts take in the files."""
-        total = 0
-        for name in _parameters(self.model, moe):
-            for key, file in self._stored.get(name, []):
-                with safe_open(file, framework="pt") as opened:
-                    part = opened.get_slice(key)
-                    total += torch.Size(part.get_shape()).numel() * _bits(part.get_dtype()) // 8
-        return total
+        tensors = [tensor for name in _parameters(self.model, moe) for tensor in self._stored.get(name, [])]
+        return sum(math.prod(tensor.shape) * _bits(tensor.dtype) // 8 for tensor in tensors)
 
-    def _load(self, stored: dict[str, list[Place]]) -> dict[str, str]:
+    def _load(self, stored: dict[str, list[StoredTensor]]) -> dict[str, str]:
         """Convert the tensors of some parameters; return the failures by parameter name."""
         with ExitStack() as opened:
             files = {
                 file: opened.enter_context(safe_open(file, framework="pt"))
-                for file in {file for located in stored.values() for _, file in located}
+                for file in {tensor.file for tensors in stored.values() for tensor in tensors}
             }
             slices: dict[str, Any] = {}
-            for name, located in stored.items():
-                slices |= {key: files[file].get_slice(key) for key, file in located}
-                _take_dtype(self.model, name, slices[located[0][0]].get_dtype())
+            for name, tensors in stored.items():
+                slices |= {tensor.key: files[tensor.file].get_slice(tensor.key) for tensor in tensors}
+                _take_dtype(self.model, name, tensors[0].dtype)
             mapping = conversion(self.model, self._quantizer)
             config = LoadStateDictConfig(weight_mapping=mapping, hf_quantizer=self._quantizer)
             info, _ = convert_and_load_state_dict_in_model(self.model, slices, config)
@@ -111,10 +102,10 @@ def _parameters(model: nn.Module, moe: MoELayer) -> list[str]:
 
 def _take_dtype(model: nn.Module, name: str, stored: str) -> None:
     """Give an empty parameter the stored dtype, so that nothing is rounded; 8-bit floats become 32-bit."""
-    dtype = _FLOATS.get(stored) or (torch.float32 if stored.startswith("F8") else None)
+    dtype = torch.float32 if stored.startswith("F8") else DTYPES.get(stored)
     path, _, last = name.rpartition(".")
     module = model.get_submodule(path)
-    if dtype is not None and (parameter := module._parameters.get(last)) is not None:
+    if dtype is not None and dtype.is_floating_point and (parameter := module._parameters.get(last)) is not None:
         module._parameters[last] = nn.Parameter(torch.empty_like(parameter, dtype=dtype), requires_grad=False)
 
 

@@ -23,7 +23,7 @@ from moewh.ingest.families.rule import MoELayer
 from moewh.ingest.geometry.checkpoint import NO_SAFETENSORS, Checkpoint
 from moewh.ingest.geometry.matrices import layer_weights
 from moewh.ingest.geometry.subspaces import Columns, LayerGeometry, layer_geometry
-from moewh.ingest.model.architecture import check_place, check_versions, read_config
+from moewh.ingest.model.architecture import check_location, check_versions, read_config
 from moewh.ingest.model.layers import refuse_by_name
 from moewh.ingest.model.loading import (
     Source,
@@ -90,7 +90,7 @@ def measure(
     transformers_logging.set_verbosity_error()
     hub_logging.set_verbosity_error()
     device = _device(options.device)
-    check_place(options.model)
+    check_location(options.model)
     source = find_source(options.model, options.revision)
     config, commit_hash = _read(source, options.trust_remote_code)
     run = _find_run(layout, options, _identity(source, config, commit_hash))

@@ -66,7 +66,7 @@ def read_config(location: str, **arguments: Any) -> Any:
     return getattr(config, "thinker_config", None) or config
 
 
-def check_place(model: str) -> None:
+def check_location(model: str) -> None:
     """Raise MoewhError for a path that is not a model: a file of weights, or a folder without a configuration.
 
     A hub id passes, and so does a configuration file, because `inspect` needs nothing else.

@@ -86,7 +86,7 @@ def unwrapped_model(model: Any) -> Any:
     """
     if type(model).__name__ == "OptimizedModule" or getattr(model, "_compiled_call_impl", None) is not None:
         raise MoewhError(
-            "the model is compiled (torch.compile), and a compiled graph cannot be observed. Give it as it was."
+            "the model is compiled (torch.compile), and a compiled graph cannot be observed. Give the uncompiled model."
         )
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module

@@ -85,7 +85,7 @@ def check_top_k(moe_layers: list[MoELayer], chosen: int) -> None:
     for moe in moe_layers:
         if not 1 <= chosen <= moe.num_experts:
             raise MoewhError(
-                f"{moe.path}: the configuration gives a token {chosen} of {moe.num_experts} experts. Correct it, or "
+                f"{moe.path}: the configuration states {chosen} of {moe.num_experts} experts per token. Correct it, or "
                 "fetch it again."
             )
 
@@ -137,7 +137,7 @@ def _unobserved(model: nn.Module, located: MoELayers) -> Iterator[tuple[str, nn.
     Experts that every token passes through are not routed, and a wrapper of a found container (LoRA) does not count.
     """
     known = [moe.path for moe in located.moe_layers] + [path for path, _ in located.others]
-    known += [path for moe in located.moe_layers for path in moe.family.not_the_routing(moe)]
+    known += [path for moe in located.moe_layers for path in moe.family.unrouted_experts(moe)]
     for called, module in model.named_modules():
         path = re.sub(f"{_WRAPPER}(?=\\.|$)", "", called)
         seen = _REPLACED in path.split(".") or any(

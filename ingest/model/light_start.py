@@ -100,11 +100,11 @@ def _import_model_code(*, other_code: bool) -> None:
     import torch
 
     if not other_code:
-        _leave_out_unused()
+        _hide_unused_packages()
     from transformers.utils.import_utils import is_torch_distributed_available
 
     if _COMPILER not in sys.modules and (spec := importlib.util.find_spec(_COMPILER)) is not None:
-        _put_off_compiler(spec)
+        _defer_compiler(spec)
     available = torch.distributed.is_available
     torch.distributed.is_available = lambda: False
     try:
@@ -113,10 +113,10 @@ def _import_model_code(*, other_code: bool) -> None:
         torch.distributed.is_available = available
     importlib.import_module(_MODEL_CODE)
     for package in (torch.distributed, torch.fx.experimental, torch.utils):
-        _import_when_asked(package)
+        _import_on_access(package)
 
 
-def _leave_out_unused() -> None:
+def _hide_unused_packages() -> None:
     """Make transformers treat the unused packages as not installed.
 
     They may take as long to import as torch does, and a torchvision built for another version of torch cannot be
@@ -134,7 +134,7 @@ def _leave_out_unused() -> None:
             del sys.modules[name]
 
 
-def _import_when_asked(package: ModuleType) -> None:
+def _import_on_access(package: ModuleType) -> None:
     """Import a submodule on first access, for code such as peft that expects `torch.distributed.tensor` imported."""
     before = vars(package).get("__getattr__")
 
@@ -149,7 +149,7 @@ def _import_when_asked(package: ModuleType) -> None:
     vars(package)["__getattr__"] = find
 
 
-def _put_off_compiler(spec: ModuleSpec) -> None:
+def _defer_compiler(spec: ModuleSpec) -> None:
     """Replace the compiler with a lazy module, and import without it the one submodule that building masks needs."""
     compiler = sys.modules[_COMPILER] = _LazyCompiler(spec)
     compiler.__path__ = list(spec.submodule_search_locations or ())
@@ -162,8 +162,8 @@ def _put_off_compiler(spec: ModuleSpec) -> None:
 def no_collection() -> Iterator[None]:
     """Disable garbage collection while importing: it would find nothing and take an eighth of the time.
 
-    Python never looks at the imported objects again, also not as the process ends, which would take a core-second. If
-    DuckDB is among them, it does: DuckDB reports whatever is not freed then.
+    Python never examines the imported objects again, not even at exit, which would take a second of CPU time. Only with
+    DuckDB among them does it do so at exit, because DuckDB reports objects that are not freed.
     """
     gc.disable()
     try:

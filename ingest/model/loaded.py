@@ -1,6 +1,6 @@
 """Check the weights: everything that the recorded forward pass uses must come from the model's files.
 
-transformers fills a parameter that the files lack with random numbers, and goes on. Here the files' headers are
+transformers fills a parameter that the files lack with random numbers, and continues. Here the files' headers are
 checked against the model before any data is loaded: missing and unexpected tensors, the numbers of each layer's
 experts, shapes and dtypes. Every difference is refused, by name.
 """
@@ -22,7 +22,7 @@ from transformers.modeling_utils import LoadStateDictConfig
 
 from moewh.ingest.families.configuration import text_config
 from moewh.ingest.model.layers import OTHER_MODALITY, MoELayers
-from moewh.ingest.model.stored import DTYPES, Part, Sources, StoredTensor, conversion, few, parameter_sources
+from moewh.ingest.model.stored import DTYPES, Part, Sources, StoredTensor, conversion, first_names, parameter_sources
 from moewh.warehouse.errors import MoewhError
 
 _HEAD = re.compile(r"^(?:lm_head|embed_out|score|classifier|v_head)\b")
@@ -44,20 +44,20 @@ class Faults:
         """Raise MoewhError if there is a fault."""
         if self.missing:
             alike = sorted(self.unexpected, key=lambda name: -_likeness(self.missing[0], name))
-            instead = f" The files have {few(alike)} instead." if alike else ""
+            instead = f" The files have {first_names(alike)} instead." if alike else ""
             raise MoewhError(
-                f"{title}: its files lack weights that the forward pass uses: {few(self.missing)}.{instead} "
+                f"{title}: its files lack weights that the forward pass uses: {first_names(self.missing)}.{instead} "
                 "Complete the files, or give the configuration that belongs to them."
             )
         if self.others:
             raise MoewhError(
-                f"{title}: its files do not fit its configuration: {few(self.others, '; ')}. "
+                f"{title}: its files do not fit its configuration: {first_names(self.others, '; ')}. "
                 "Give the configuration that belongs to these weights, or fetch the files again."
             )
         if self.unexpected:
             raise MoewhError(
-                f"{title}: its files hold weights that its configuration has no place for: {few(self.unexpected)}. "
-                "Give the configuration that belongs to these weights."
+                f"{title}: its files hold weights that its configuration has no place for: "
+                f"{first_names(self.unexpected)}. Give the configuration that belongs to these weights."
             )
 
 
@@ -81,7 +81,7 @@ def check_stored(
     lacking = _not_stored(model, sources, known)
     faults = _source_faults(model, known, sources, quantizer)
     faults.missing += [_as_stored(name, sources) for name in known if name in lacking and name in used]
-    faults.unexpected += _without_place(model, found, sources, known, quantizer)
+    faults.unexpected += _without_parameter(model, found, sources, known, quantizer)
     faults.others += _lacking_scales(stored)
     if not faults.missing and not faults.others and quantizer is None:
         faults.others += _shape_faults(model, known, sources)
@@ -249,7 +249,7 @@ def _expert_numbers(keys: list[str]) -> tuple[str, dict[int, str], str]:
     )
 
 
-def _without_place(
+def _without_parameter(
     model: Any, found: MoELayers, sources: Sources, known: dict[str, torch.Tensor], quantizer: Any
 ) -> list[str]:
     """Return the keys in the text stack that the model has no parameter for and that transformers does not ignore."""
@@ -259,10 +259,10 @@ def _without_place(
     modules = {path for path, _ in model.named_modules()} if quantizer is not None else set()
     keys = []
     for name, parts in sources.parts.items():
-        minded = name in info.unexpected_keys and name.startswith(stack) and name.rpartition(".")[0] not in modules
+        reported = name in info.unexpected_keys and name.startswith(stack) and name.rpartition(".")[0] not in modules
         rest = name.removeprefix(stack)
         of_others = OTHER_MODALITY.search(f"{rest}.") or _HEAD.search(rest) or _further_layer(model, rest)
-        if minded and not of_others:
+        if reported and not of_others:
             keys += [part.tensor.key for part in parts]
     return keys
 

@@ -27,8 +27,8 @@ from moewh.ingest import demo
 from moewh.ingest.families.configuration import text_config
 from moewh.ingest.families.rule import MoELayer
 from moewh.ingest.model.architecture import (
+    check_location,
     check_parallel,
-    check_place,
     check_versions,
     dequantizer,
     empty_model,
@@ -41,8 +41,8 @@ from moewh.ingest.model.expected import max_positions
 from moewh.ingest.model.generation_tokens import StatedTokens, read_generation_tokens
 from moewh.ingest.model.layers import MoELayers, find_moe_layers, refuse_by_name
 from moewh.ingest.model.loaded import check_loaded, check_stored, unloaded_modules
-from moewh.ingest.model.peft_adapter import BASE_ALONE, PeftAdapter, find_adapter
-from moewh.ingest.model.repository import Repository, hub_commit
+from moewh.ingest.model.peft_adapter import BASE_MODEL_ONLY, PeftAdapter, find_adapter
+from moewh.ingest.model.repository import Repository, hub_commit, looks_like_path
 from moewh.ingest.model.stored import stored_tensors, weight_files
 from moewh.ingest.model.tokenizer import TokenizerSource, load_tokenizer
 from moewh.ingest.options import DEMO, IngestOptions
@@ -141,7 +141,7 @@ def load_model(options: IngestOptions, process: Process | None = None) -> Loaded
     check_versions()
     device = choose_device(options.device, process or Process())
     _quiet()
-    check_place(options.model)
+    check_location(options.model)
     source = find_source(options.model, options.revision, options.series)
     with explaining(source.title):
         # A branch may move while its files are fetched, so all of them come from its current commit.
@@ -156,7 +156,7 @@ def load_model(options: IngestOptions, process: Process | None = None) -> Loaded
         refuse_by_name(config, expert_outputs=options.expert_outputs)
         absent = check_files(source.title, base, config, options)
         tokenizer = load_tokenizer(_tokenizer_source(options, source.title, tokenizer_files), options.chat_template)
-        more = {**device_arguments(device), **({} if adapter is None else BASE_ALONE)}
+        more = {**device_arguments(device), **({} if adapter is None else BASE_MODEL_ONLY)}
         model, info = _from_files(base, config, options, more)
         generation_tokens = read_generation_tokens(base, tokenizer, config) if options.generate else None
     if options.generate and not model.can_generate():
@@ -405,7 +405,7 @@ def load_failure(title: str, error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if lack := lacking(error):
         return f"cannot load the model {title}: {lack}"
-    if title.startswith((".", "/", "~")) and not Path(title).exists():
+    if looks_like_path(title) and not Path(title).exists():
         return f"there is no folder {title}. Check the path given to --model."
     if "trust_remote_code" in text:
         return f"{title} needs code of its own. Read that code, then give --trust-remote-code."

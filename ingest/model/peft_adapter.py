@@ -27,7 +27,7 @@ from transformers.utils.peft_utils import (
     find_adapter_config_file,
 )
 
-from moewh.ingest.model.repository import Repository, hub_commit
+from moewh.ingest.model.repository import Repository, hub_commit, looks_like_path
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.manifest import file_sha256
 
@@ -47,7 +47,7 @@ _UNSUPPORTED_SETTINGS = {
     "megatron_config": "is for Megatron's layers",
 }
 _NOT_SHAPING = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping", "task_type")
-BASE_ALONE: dict[str, Any] = {"adapter_kwargs": {"subfolder": "no-adapter"}}
+BASE_MODEL_ONLY: dict[str, Any] = {"adapter_kwargs": {"subfolder": "no-adapter"}}
 """Makes transformers' from_pretrained look for an adapter where there is none, so that it loads the plain base."""
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 
@@ -192,7 +192,7 @@ def _find_base(files: Repository, title: str, settings: dict[str, Any]) -> Repos
         )
     if Path(named).is_dir():
         base = Repository(str(Path(named).resolve()), None)
-    elif named.startswith((".", "/", "~")) or named.count("/") > 1:
+    elif looks_like_path(named) or named.count("/") > 1:
         raise MoewhError(
             f"{title}: its base model {named} is not there. Put it there, or correct base_model_name_or_path in "
             f"{ADAPTER_CONFIG_NAME}."

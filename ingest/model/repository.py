@@ -32,6 +32,11 @@ class Repository:
         return Path(path) if path else None
 
 
+def looks_like_path(name: str) -> bool:
+    """Return whether a name is a path rather than a hub id, whether or not it exists."""
+    return name.startswith((".", "/", "~"))
+
+
 def hub_commit(location: str, revision: str) -> str | None:
     """Return the commit of a hub id's revision, read from its files' path in the hub's cache.
 

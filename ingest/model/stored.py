@@ -47,7 +47,7 @@ class Part:
 
     tensor: StoredTensor
     pattern: str | None
-    """Source pattern of the converter that takes it; None for a tensor used as it is."""
+    """Source pattern of the converter that takes it; None for a tensor used unchanged."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ class Sources:
         return names
 
 
-def few(names: list[str], separator: str = ", ") -> str:
-    """List up to three names, and count the rest."""
+def first_names(names: list[str], separator: str = ", ") -> str:
+    """Return up to three names, and how many more there are, as text."""
     return separator.join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
@@ -96,7 +96,7 @@ def weight_files(location: str, config: Any, revision: str | None, *, pickled: b
             shards, _ = get_checkpoint_shard_files(location, found, revision=revision)
             absent = [Path(shard).name for shard in shards if not Path(shard).is_file()]
             if absent:
-                raise MoewhError(f"{found} lists {few(absent)}, which are not there. Fetch the missing files.")
+                raise MoewhError(f"{found} lists {first_names(absent)}, which are not there. Fetch the missing files.")
             return list(shards)
     return []
 
@@ -129,7 +129,7 @@ def stored_tensors(files: Iterable[str]) -> dict[str, StoredTensor]:
                     "checkpoint only."
                 )
             tensors[tensor.key] = tensor
-    _hold_against_index(tensors)
+    _check_against_index(tensors)
     return tensors
 
 
@@ -163,7 +163,7 @@ def _headers(file: str) -> list[StoredTensor]:
         ]
     try:
         with safe_open(file, framework="pt") as opened:
-            slices = [(key, opened.get_slice(key)) for key in opened.keys()]  # noqa: SIM118 - it is no dict
+            slices = [(key, opened.get_slice(key)) for key in opened.keys()]  # noqa: SIM118 - not a dict
             return [StoredTensor(key, file, tuple(part.get_shape()), part.get_dtype()) for key, part in slices]
     except (SafetensorError, OSError) as error:
         raise MoewhError(
@@ -171,7 +171,7 @@ def _headers(file: str) -> list[StoredTensor]:
         ) from error
 
 
-def _hold_against_index(tensors: dict[str, StoredTensor]) -> None:
+def _check_against_index(tensors: dict[str, StoredTensor]) -> None:
     """Raise MoewhError for a tensor in a different file from the one in the index beside it."""
     files = {file: Path(file) for file in {tensor.file for tensor in tensors.values()}}  # few, of many tensors
     names = {path.name for path in files.values()}

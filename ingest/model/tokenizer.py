@@ -13,6 +13,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TokenizersBackend
 from transformers.utils.hub import cached_file
 
+from moewh.ingest.model.repository import looks_like_path
 from moewh.warehouse.errors import MoewhError, UsageError
 
 _WHOLE = "tokenizer.json"
@@ -50,7 +51,7 @@ def load_tokenizer(source: TokenizerSource, chat_template: str | None = None) ->
     template = read_template(Path(chat_template)) if chat_template is not None else None
     if source.named and Path(source.location).is_file():
         raise UsageError(f"--tokenizer {source.title} is a file. Name the folder that holds the tokenizer's files.")
-    if source.named and source.title.startswith((".", "/", "~")) and not Path(source.location).exists():
+    if source.named and looks_like_path(source.title) and not Path(source.location).exists():
         raise UsageError(f"there is no folder {source.title}. Check the path given to --tokenizer.")
     arguments = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
     try:

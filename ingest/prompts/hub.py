@@ -90,8 +90,8 @@ def asking(name: str, call: Callable[[], Any]) -> Any:
         raise
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        said = next((line for line in lines if not line.startswith("(Request ID")), type(error).__name__)
-        raise MoewhError(f"{name}: {said.rstrip('.')}. Check the name, the network and your access.") from error
+        reason = next((line for line in lines if not line.startswith("(Request ID")), type(error).__name__)
+        raise MoewhError(f"{name}: {reason.rstrip('.')}. Check the name, the network and your access.") from error
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from moewh.ingest.prompts.canonical import (
 )
 from moewh.ingest.prompts.plain import bad_utf8
 from moewh.ingest.prompts.records import (
-    BESIDE,
+    TOKENIZER_COLUMNS,
     Convention,
     RecordColumns,
     conventions,
@@ -48,7 +48,7 @@ def read_json(path: Path, file: PromptFile, kind: str, relation: Relation) -> It
         raise file.error(_bad_json(path, kind) or "record 1 is not a JSON object.")
     read = conventions(file.text_column)
     columns = (name for item in read for name in (*item.columns, *item.left_out))
-    names = {*columns, file.domain_column, "source", *BESIDE}
+    names = {*columns, file.domain_column, "source", *TOKENIZER_COLUMNS}
     spellings = {name: _spellings(name) for name in sorted(names)}
     connection = database()
     try:
@@ -81,7 +81,7 @@ def _with_values(
     """Yield the records, and the JSON values of the columns that matter, as Arrow columns named as in `spellings`."""
     bound = Bound()
     paths = {column: path for of_name in spellings.values() for column, path in of_name.items()}
-    values = ", ".join(f'v[{place}] as "c{place}"' for place in range(1, len(paths) + 1))
+    values = ", ".join(f'v[{index}] as "c{index}"' for index in range(1, len(paths) + 1))
     sql = f"""
         select json, {values}
         from (select json, json_extract(json, [{", ".join(map(bound, paths.values()))}]) as v
@@ -103,7 +103,7 @@ def _converted(
     bound = Bound()
     _, *columns = batch.schema.names
     there = ["json", *(name for name in columns if batch.column(name).null_count < batch.num_rows)]
-    sql_of = {name: f"c{place}" for place, name in enumerate(there)}
+    sql_of = {name: f"c{index}" for index, name in enumerate(there)}
     found = {name: [sql_of[column] for column in of_name if column in sql_of] for name, of_name in spellings.items()}
 
     def value(name: str) -> str:
@@ -128,7 +128,9 @@ def _converted(
                {label(file.domain_column)} as domain, {label("source")} as source
         from (select *, {sql_of["json"]} as json from given)
     """
-    columns = RecordColumns(value, text, metadata, "json_keys(json)", [name for name in BESIDE if found[name]])
+    columns = RecordColumns(
+        value, text, metadata, "json_keys(json)", [name for name in TOKENIZER_COLUMNS if found[name]]
+    )
     query = prompts_sql(records, present(read, lambda name: bool(found[name])), columns)
     connection.register("given", pa.Table.from_batches([batch.select(there).rename_columns(list(sql_of.values()))]))
     _check_keys(connection, f"given.{sql_of['json']}", read, file)

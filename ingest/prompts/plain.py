@@ -31,7 +31,7 @@ _BINARY = {
     b"\x93NUMPY": "a NumPy array",
     b"SQLite format 3\0": "an SQLite database",
 }
-"""First bytes of files that are no text, whatever their names are."""
+"""First bytes of files that are not text, whatever their names."""
 _CHUNK = 1 << 20
 
 

@@ -54,7 +54,7 @@ CONVENTIONS = (
 _LIST_FORMS = {convention.head: convention.form for convention in CONVENTIONS if convention.form != "text"}
 _FOR_TEMPLATE = ("tools", "documents")
 _MASK = "attention_mask"
-BESIDE = (*_FOR_TEMPLATE, _MASK)
+TOKENIZER_COLUMNS = (*_FOR_TEMPLATE, _MASK)
 """Columns that go to the tokenizer with messages and ids, and also stay in metadata."""
 
 
@@ -115,8 +115,8 @@ class RecordColumns:
     """JSON of all columns except those that a convention uses."""
     keys: str
     """Names of a record's columns, for messages."""
-    beside: Collection[str]
-    """The columns of BESIDE that any record has."""
+    for_tokenizer: Collection[str]
+    """The columns of TOKENIZER_COLUMNS that any record has."""
 
 
 def prompts_sql(records: str, read: Mapping[int, Convention], columns: RecordColumns) -> str:
@@ -156,8 +156,8 @@ def prompts_sql(records: str, read: Mapping[int, Convention], columns: RecordCol
         select problem, json_type(head) as head_kind, choice, filled, labelled, form,
                case when problem is not null then {columns.keys} end as keys,
                case form when 'text' then {by_choice(lambda item: _text(item, columns.text))}
-                         when 'messages' then {by_choice(lambda item: _messages(item, value, columns.beside))}
-                         when 'input_ids' then {_input_ids(value, columns.beside)} end as text,
+                         when 'messages' then {by_choice(lambda item: _messages(item, value, columns.for_tokenizer))}
+                         when 'input_ids' then {_input_ids(value, columns.for_tokenizer)} end as text,
                domain, source,
                {by_choice(columns.metadata)} as metadata
         from checked
@@ -183,11 +183,11 @@ def problem_of(row: dict[str, Any], read: Sequence[Convention]) -> str:
         kind = str(row["head_kind"]).lower()
         wanted = "is not a string" if convention.form == "text" else f"are not a list of {convention.form}"
         return f"has {'a ' if convention.form == 'text' else ''}{convention.head!r} that {wanted} ({kind})"
-    return _shortened(row["problem"], convention)
+    return _partial_prompt(row["problem"], convention)
 
 
-def _shortened(problem: str, convention: Convention) -> str:
-    """Describe a record of which only a part, or not as what it is, would become the prompt."""
+def _partial_prompt(problem: str, convention: Convention) -> str:
+    """Describe a record that would become a prompt only in part, or a chat that would become one as plain text."""
     if problem == _CHAT:
         return (
             f"has chat messages in {convention.head!r}, written as text. Call the column messages and write them as "
@@ -286,12 +286,12 @@ def _messages(convention: Convention, value: Callable[[str], str], there: Collec
     names = [name for name in _FOR_TEMPLATE if name in there]
     if not names:
         return messages
-    beside = " || ".join(
+    members = " || ".join(
         f"""case when json_type({value(name)}) <> 'NULL' then ',"{name}":' || {value(name)}::varchar else '' end"""
         for name in names
     )
-    any_beside = " or ".join(f"json_type({value(name)}) <> 'NULL'" for name in names)
-    return f"""case when {any_beside} then '{{"messages":' || {messages} || {beside} || '}}' else {messages} end"""
+    any_present = " or ".join(f"json_type({value(name)}) <> 'NULL'" for name in names)
+    return f"""case when {any_present} then '{{"messages":' || {messages} || {members} || '}}' else {messages} end"""
 
 
 def _input_ids(value: Callable[[str], str], there: Collection[str]) -> str:

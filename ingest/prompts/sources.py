@@ -109,14 +109,14 @@ def _find_local(name: str, options: IngestOptions, found: Found) -> None:
         if path.is_file():
             found.inputs.append(_local_file(path, name, path.name, _format(name, options.prompts_format)))
         elif path.is_dir():
-            _add_some(name, path, _files_below(path), options, found)
+            _add_prompt_files(name, path, _files_below(path), options, found)
         elif path.exists():
             raise UsageError(f"{name} is not a regular file. Pipe it in: moewh ingest --prompts - < {name}")
         elif glob.has_magic(name):
             root = Path(*_before_wildcard(path.parts))
             matches = sorted(Path(match) for match in glob.glob(name, recursive=True))  # noqa: PTH207 - absolute patterns
             files = [file for match in matches for file in (_files_below(match) if match.is_dir() else [match])]
-            _add_some(name, root, sorted(set(files)), options, found)
+            _add_prompt_files(name, root, sorted(set(files)), options, found)
         else:
             raise UsageError(f"there is no prompts file {name}. Check the path given to --prompts.")
     except OSError as error:
@@ -146,9 +146,9 @@ def _as_saved(good: list[Path], states: list[Path]) -> list[Path]:
             continue  # a file of that name that `datasets` did not write
         if missing := [path for path in saved if path not in good]:
             raise UsageError(f"{state} names {missing[0].name}, which is not there. Get the whole data set again.")
-        place = min(map(good.index, saved), default=0)
+        index = min(map(good.index, saved), default=0)
         good = [path for path in good if path.parent != state.parent or path.suffix != ".arrow"]
-        good[place:place] = saved
+        good[index:index] = saved
     return good
 
 
@@ -156,7 +156,7 @@ def _is_hidden(parts: tuple[str, ...]) -> bool:
     return any(part.startswith(".") for part in parts)
 
 
-def _add_some(name: str, root: Path, files: list[Path], options: IngestOptions, found: Found) -> None:
+def _add_prompt_files(name: str, root: Path, files: list[Path], options: IngestOptions, found: Found) -> None:
     """Add those files that are prompts. Raises UsageError if there are none."""
     good = [path for path in files if path.is_file() and _is_prompts(path.name, options.prompts_format)]
     good = _as_saved(good, [path for path in files if path.name == _STATE])

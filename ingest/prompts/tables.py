@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from moewh.ingest.prompts.canonical import Bound, PromptFile, canonical, database, first_line, nested_null, run
 from moewh.ingest.prompts.records import (
-    BESIDE,
+    TOKENIZER_COLUMNS,
     Convention,
     RecordColumns,
     conventions,
@@ -38,7 +38,7 @@ def read_tables(
         return
     read = _table_conventions(first.schema, file)
     yield from canonical(
-        _relabelled(chain([first], tables), read, file, empty_is_null=empty_is_null), read, file, "row"
+        _converted_tables(chain([first], tables), read, file, empty_is_null=empty_is_null), read, file, "row"
     )
 
 
@@ -75,7 +75,7 @@ def _root(name: str, names: list[str]) -> str | None:
     return keys[0] if keys and keys[0] in names else None
 
 
-def _relabelled(
+def _converted_tables(
     tables: Iterable[pa.Table], read: tuple[Convention, ...], file: PromptFile, *, empty_is_null: bool
 ) -> Iterator[pa.RecordBatch]:
     """Yield the tables that `prompts_sql` gives. Columns that DuckDB cannot read are converted to JSON first."""
@@ -84,12 +84,12 @@ def _relabelled(
         for table in tables:
             given = _with_plain_columns(table, read, file)
             try:
-                batches = _relabel(connection, given, frozenset(), read, file, empty_is_null=empty_is_null)
+                batches = _converted(connection, given, frozenset(), read, file, empty_is_null=empty_is_null)
             except duckdb.Error:
                 connection.close()
                 connection = database()  # some errors leave the old one unusable
                 given, as_json = spelled(given)
-                batches = _relabel(connection, given, as_json, read, file, empty_is_null=empty_is_null)
+                batches = _converted(connection, given, as_json, read, file, empty_is_null=empty_is_null)
             yield from batches
     except duckdb.Error as error:
         raise file.error(f"holds data that DuckDB cannot read: {first_line(error)}") from None
@@ -109,7 +109,69 @@ def _with_plain_columns(table: pa.Table, read: tuple[Convention, ...], file: Pro
     return table
 
 
-def _relabel(
+class _TableColumns:
+    """SQL expressions for the columns of one table, renamed by index: to DuckDB, `Text` and `text` are one name."""
+
+    def __init__(
+        self,
+        table: pa.Table,
+        as_json: frozenset[int],
+        read: tuple[Convention, ...],
+        file: PromptFile,
+        bound: Bound,
+        *,
+        empty_is_null: bool,
+    ) -> None:
+        self._file, self._bound, self._empty_is_null = file, bound, empty_is_null
+        self._schema, self._names = table.schema, table.column_names
+        self._sql = {
+            name: f"c{index}" + ("::json" if index in as_json else "") for index, name in enumerate(self._names)
+        }
+        texts = {name for item in read if item.form == "text" for name in item.columns if name in self._names}
+        self._strings = {name for name in texts if pa.types.is_large_string(table.schema.field(name).type)}
+
+    def has(self, name: str) -> bool:
+        """Return whether the table has a column of this name, or one that it is nested in."""
+        return _root(name, self._names) is not None
+
+    def value(self, name: str) -> str:
+        """Return the JSON of a column: see `RecordColumns`."""
+        root = _root(name, self._names)
+        if root is None:
+            return "null::json"
+        if root != name:
+            path = "$." + ".".join(f'"{key}"' for key in (nested_path(name) or [])[1:])
+            return f"json_extract(to_json({self._sql[root]}), {self._bound(path)})"
+        if name in self._strings:  # only its presence matters here; `text` gives its value
+            return f"case when {self.text(name)} is not null then '\"\"'::json else 'null'::json end"
+        return f"coalesce(to_json({_filled(self._sql[name], self._empty_is_null)}), 'null'::json)"
+
+    def text(self, name: str) -> str:
+        """Return a column's text."""
+        return _filled(self._sql[name], self._empty_is_null) if name in self._strings else f"{self.value(name)} ->> '$'"
+
+    def label(self, name: str) -> str:
+        """Return a label's text; a label that is NaN is missing."""
+        plain = name in self._sql and not self._sql[name].endswith("json")
+        if plain and pa.types.is_floating(self._schema.field(name).type):
+            return f"case when isfinite({self._sql[name]}) then {self._sql[name]}::varchar end"
+        return _filled(f"{self._sql[name]}::varchar", self._empty_is_null) if plain else f"{self.value(name)} ->> '$'"
+
+    def metadata(self, convention: Convention) -> str:
+        """Return the JSON of all columns except those that a convention uses."""
+        used = (*convention.columns, self._file.domain_column, "source")
+        rest = ", ".join(f"{self._bound(name)}, {self._sql[name]}" for name in self._names if name not in used)
+        nested = [name for name in used if _root(name, self._names) not in (None, name)]
+        patches = [
+            f"case when {self.value(name)} is not null "
+            f"then {self._bound(nested_null(nested_path(name) or []))} else '{{}}' end"
+            for name in nested
+        ]
+        packed = f"json_object({rest})" if rest else "null"
+        return f"json_merge_patch({', '.join([packed, *patches])})::varchar" if patches else f"{packed}::varchar"
+
+
+def _converted(
     connection: duckdb.DuckDBPyConnection,
     table: pa.Table,
     as_json: frozenset[int],
@@ -118,59 +180,24 @@ def _relabel(
     *,
     empty_is_null: bool,
 ) -> list[pa.RecordBatch]:
-    """Run `prompts_sql` on a table, with columns renamed by index: DuckDB does not tell `Text` from `text`."""
+    """Run `prompts_sql` on a table; the columns in `as_json`, by index, hold JSON text."""
     bound = Bound()
     names = table.column_names
-    columns = {name: f"c{index}" + ("::json" if index in as_json else "") for index, name in enumerate(names)}
-    texts = {name for item in read if item.form == "text" for name in item.columns if name in names}
-    strings = {name for name in texts if pa.types.is_large_string(table.schema.field(name).type)}
-
-    def value(name: str) -> str:
-        root = _root(name, names)
-        if root is None:
-            return "null::json"
-        if root != name:
-            path = "$." + ".".join(f'"{key}"' for key in (nested_path(name) or [])[1:])
-            return f"json_extract(to_json({columns[root]}), {bound(path)})"
-        if name in strings:  # only its presence matters here; `text` gives its value
-            return f"case when {text(name)} is not null then '\"\"'::json else 'null'::json end"
-        return f"coalesce(to_json({_filled(columns[name], empty_is_null)}), 'null'::json)"
-
-    def text(name: str) -> str:
-        return _filled(columns[name], empty_is_null) if name in strings else f"{value(name)} ->> '$'"
-
-    def label(name: str) -> str:
-        plain = name in columns and not columns[name].endswith("json")
-        if plain and pa.types.is_floating(table.schema.field(name).type):  # a label that is NaN is missing
-            return f"case when isfinite({columns[name]}) then {columns[name]}::varchar end"
-        return _filled(f"{columns[name]}::varchar", empty_is_null) if plain else f"{value(name)} ->> '$'"
-
-    def metadata(convention: Convention) -> str:
-        used = (*convention.columns, file.domain_column, "source")
-        rest = ", ".join(f"{bound(name)}, {columns[name]}" for name in names if name not in used)
-        nested = [name for name in used if _root(name, names) not in (None, name)]
-        patches = [
-            f"case when {value(name)} is not null then {bound(nested_null(nested_path(name) or []))} else '{{}}' end"
-            for name in nested
-        ]
-        packed = f"json_object({rest})" if rest else "null"
-        return f"json_merge_patch({', '.join([packed, *patches])})::varchar" if patches else f"{packed}::varchar"
-
-    def has(name: str) -> bool:
-        return _root(name, names) is not None
-
-    followed, beside = present(read, has), list(filter(has, BESIDE))
+    columns = _TableColumns(table, as_json, read, file, bound, empty_is_null=empty_is_null)
+    followed, for_tokenizer = present(read, columns.has), list(filter(columns.has, TOKENIZER_COLUMNS))
     used = (name for item in followed.values() for name in (*item.columns, *item.left_out))
-    needed = sorted({*used, *beside})
+    needed = sorted({*used, *for_tokenizer})
     v = {name: f"v{index}" for index, name in enumerate(needed)}
     records = f"""
-        select *, 'OBJECT' as record_kind, {value(file.domain_column)} is not null as labelled,
-               {label(file.domain_column)} as domain, {label("source")} as source,
-               {", ".join(f"{value(name)} as {v[name]}" for name in needed)}
+        select *, 'OBJECT' as record_kind, {columns.value(file.domain_column)} is not null as labelled,
+               {columns.label(file.domain_column)} as domain, {columns.label("source")} as source,
+               {", ".join(f"{columns.value(name)} as {v[name]}" for name in needed)}
         from given
     """
     keys = f"[{', '.join(map(bound, names))}]"
-    query = prompts_sql(records, followed, RecordColumns(v.__getitem__, text, metadata, keys, beside))
+    query = prompts_sql(
+        records, followed, RecordColumns(v.__getitem__, columns.text, columns.metadata, keys, for_tokenizer)
+    )
     connection.register("given", table.rename_columns([f"c{index}" for index in range(len(names))]))
     return run(connection, query, bound.values)
 

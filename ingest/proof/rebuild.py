@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from moewh.ingest.families.rule import Call, MoELayer, are_alone
+from moewh.ingest.families.rule import Call, MoELayer, is_measuring
 from moewh.warehouse.errors import MoewhError
 
 CHECKED_TOKENS = 4
@@ -96,7 +96,7 @@ def _of_visit(moe: MoELayer, hook: Callable[..., None]) -> Callable[..., None]:
     calls = count()
 
     def of_visit(*call: Any) -> None:
-        if not are_alone() and (moe.visits == 1 or next(calls) == moe.visit):
+        if not is_measuring() and (moe.visits == 1 or next(calls) == moe.visit):
             hook(*call)
 
     return of_visit

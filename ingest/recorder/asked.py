@@ -27,8 +27,8 @@ def prompt_paths(prompts: Any) -> tuple[str, ...]:
     if prompts is None:
         return ()
     frames = ("to_records", "to_dicts", "to_pylist", "to_dict")
-    listless = any(hasattr(prompts, name) for name in frames) and not hasattr(prompts, "to_list")
-    if isinstance(prompts, Mapping | bytes) or listless or not isinstance(prompts, Iterable):
+    is_frame = any(hasattr(prompts, name) for name in frames) and not hasattr(prompts, "to_list")
+    if isinstance(prompts, Mapping | bytes) or is_frame or not isinstance(prompts, Iterable):
         raise UsageError(
             f"prompts are a {type(prompts).__name__}. Give a path, or a list of records: dicts or texts "
             "(of a data frame, its to_dict('records') or to_dicts())."
@@ -75,7 +75,7 @@ def text(name: str, value: Any) -> str | None:
 
 
 def described(series: Any, train_step: Any, train_tokens: Any) -> dict[str, Any]:
-    """Return what a user says of a recorded run. Raises UsageError for values of other types."""
+    """Return what a user states about a recorded run. Raises UsageError for values of other types."""
     numbers = {"train_step": train_step, "train_tokens": train_tokens}
     return {
         "series": text("series", series),
@@ -136,7 +136,7 @@ def with_tokenizer(options: IngestOptions, tokenizer: Any) -> IngestOptions:
     return replace(options, tokenizer=os.fspath(tokenizer))
 
 
-def refuse_of_files(options: dict[str, Any]) -> None:
+def refuse_file_options(options: dict[str, Any]) -> None:
     """Raise UsageError for options that control how files are loaded, because the model is in memory."""
     if wrong := [name for name in _OF_FILES if name in options]:
         raise UsageError(f"{wrong[0]} is for a model loaded from files, and this one is in memory. Leave it out.")

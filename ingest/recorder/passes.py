@@ -29,7 +29,7 @@ _CACHES = ("cache", "past_key_values")
 _PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "seq_idx")
 """Arguments that give the starts of sequences that share a row."""
 _REORDERING = ("reorder_cache", "batch_select_indices", "batch_repeat_interleave")
-"""Methods of a cache that make its rows continue others'."""
+"""Methods of a cache that reorder its rows."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class _Growing:
     block: Block
     length: int
     broken: bool = False
-    """Why it cannot be continued: a pass failed midway, or rows were reordered."""
+    """True if it cannot be continued: a pass failed midway, or rows were reordered."""
     rows: int = field(default=0)
     """B, the sequences side by side."""
 
@@ -116,14 +116,14 @@ class PassObserver:
         if _in_backward():
             return  # a recomputed checkpoint, whose pass was recorded already
         if torch.compiler.is_compiling():
-            raise MoewhError("the model is being compiled, and a compiled graph cannot be observed. Run it as it is.")
+            raise MoewhError("the model is being compiled, and a compiled graph cannot be observed. Run it uncompiled.")
         if threading.get_ident() != self._thread:
             raise MoewhError("another thread runs the model. Record in the thread that makes the passes.")
         self._forget_failed()
         given = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
         ids_BS = self._token_ids(given)
         cache = next((given[name] for name in _CACHES if given.get(name) is not None), None)
-        growing = self._go_on(cache, len(ids_BS))
+        growing = self._continued_block(cache, len(ids_BS))
         past = 0 if growing is None else growing.length
         mask_BS = _mask(given.get("attention_mask"), tuple(ids_BS.shape), past)
         positions = given.get("position_ids") if mask_BS is None and past == 0 else None
@@ -183,7 +183,7 @@ class PassObserver:
             )
         return ids
 
-    def _go_on(self, cache: Any, rows: int) -> _Growing | None:
+    def _continued_block(self, cache: Any, rows: int) -> _Growing | None:
         """Return the block that this pass continues; None for new sequences. Raises MoewhError if undecidable."""
         held = _length(cache)
         known = self._growing.get(id(cache)) if cache is not None else None
@@ -202,7 +202,7 @@ class PassObserver:
         if known.broken or known.rows != rows or (held is not None and held != known.length):
             raise MoewhError(
                 f"the cache holds {held} positions of {rows} sequences, and {known.length} of {known.rows} were "
-                "recorded: it was cut or put together anew (assisted decoding). Only plain decoding is recorded."
+                "recorded: it was shortened or rebuilt (assisted decoding). Only plain decoding is recorded."
             )
         return known
 
@@ -261,7 +261,7 @@ def _length(cache: Any) -> int | None:
         return 0
     if not hasattr(cache, "get_seq_length"):
         raise MoewhError(
-            f"the cache is a {type(cache).__name__}, which does not tell how much it holds. Use one of transformers "
+            f"the cache is a {type(cache).__name__}, which does not report its length. Use one of transformers "
             "(DynamicCache)."
         )
     try:

@@ -18,7 +18,7 @@ import torch
 
 from moewh.ingest.capture.forward import run_verified_batch
 from moewh.ingest.capture.vectors import WantedVectors
-from moewh.ingest.identity import describe_run, of_memory
+from moewh.ingest.identity import describe_run, in_memory_identity
 from moewh.ingest.model.in_memory import RECORDED, borrowed, model_in_memory, unwrapped_model
 from moewh.ingest.model.loading import LoadedModel, config_sha256
 from moewh.ingest.prompts.batches import Batch
@@ -152,7 +152,7 @@ class Recorder:
             "max_length": None,
             "segment_rows": self._segment_rows,
             "recorded_at": datetime.now(UTC).isoformat(),
-            **of_memory(loaded),
+            **in_memory_identity(loaded),
         }
         name = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in loaded.source.name)
         digest = Identity(shaping, "").sha256[:8]
@@ -196,7 +196,7 @@ class Recorder:
             if made.first and self._pad_token_id is not None:
                 mask_BS = ~np.logical_and.accumulate(ids_BS[:, ::-1] == self._pad_token_id, axis=1)[:, ::-1]
         if made.positions_BS is not None:
-            _require_one_sequence_a_row(made.positions_BS)
+            _require_one_sequence_per_row(made.positions_BS)
         return Part(ids_BS, mask_BS, made.generated, routing)
 
 
@@ -208,11 +208,11 @@ def _probe(loaded: LoadedModel) -> Batch:
     return Batch(np.array([known]), np.ones((1, len(known)), np.int64), np.arange(len(known)))
 
 
-def _require_one_sequence_a_row(positions: torch.Tensor) -> None:
+def _require_one_sequence_per_row(positions: torch.Tensor) -> None:
     """Raise MoewhError if positions restart within a row, which the model treats as separate sequences."""
     if positions.dim() == 2 and bool((positions.diff(dim=-1) != 1).any()):
         raise MoewhError(
-            "position_ids begin again within a row: sequences are packed, without an attention_mask, and moewh cannot "
+            "position_ids restart within a row: sequences are packed, without an attention_mask, and moewh cannot "
             "tell them apart. Give each a row, with an attention_mask."
         )
 

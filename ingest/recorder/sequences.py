@@ -1,6 +1,6 @@
-"""Sequences as they are recorded, side by side in blocks; and what a segment is made of: blocks in, arrays out.
+"""Sequences while they are recorded, side by side in blocks; then a segment: blocks in, arrays out.
 
-A block is B sequences that the model saw together. It grows to the right with each pass that goes on from a cache,
+A block is B sequences that the model saw together. It grows to the right with each pass that continues a cache,
 padding included, until it is closed; then its passes are joined, once. Shapes: B sequences, S positions, T tokens
 without padding, K experts per token.
 """
@@ -31,7 +31,7 @@ Decode = Callable[[list[list[int]]], Sequence[str]]
 
 @dataclass(frozen=True)
 class Labels:
-    """What a user says of a sequence."""
+    """What a user states about a sequence."""
 
     domain: str | None = None
     source: str | None = None
@@ -54,7 +54,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class EndTokens:
-    """What ends a sequence in `generate`: the others of its batch go on, and it is fed padding."""
+    """Tokens that end a sequence in `generate`, and those that it is then fed while the rest of its batch continues."""
 
     ends: frozenset[int] = frozenset()
     pads: frozenset[int] = frozenset()
@@ -69,7 +69,7 @@ class Part:
     mask_BS: Bools
     """False for padding."""
     generated: bool
-    """The model itself said these tokens."""
+    """The model itself generated these tokens."""
     routing: dict[int, LayerRouting]
     """By layer, [B*S, K]."""
 
@@ -81,7 +81,7 @@ class Block:
     labels: Labels
     parts: list[Part] = field(default_factory=list)
     closed: bool = False
-    """No pass goes on from here."""
+    """True once no pass can continue it."""
     text: str | None = None
     """Text of its only sequence, where it was given; else the ids are decoded."""
 
@@ -100,12 +100,12 @@ class Joined:
 
     @property
     def rows(self) -> int:
-        """Routing rows at most."""
+        """An upper bound of its routing rows."""
         return sum(layer.expert_ids_TK.size for layer in self.routing.values())
 
 
 def join(block: Block, tokens: EndTokens) -> Joined:
-    """Put a block's passes together, which nothing follows. Raises MoewhError for a mask with a gap."""
+    """Concatenate the passes of a closed block. Raises MoewhError for a mask with a gap."""
     ids_BS = np.concatenate([part.ids_BS for part in block.parts], 1)
     mask_BS = np.concatenate([part.mask_BS for part in block.parts], 1)
     generated_S = np.concatenate([np.full(part.ids_BS.shape[1], part.generated) for part in block.parts])
@@ -125,7 +125,7 @@ def join(block: Block, tokens: EndTokens) -> Joined:
 
 
 def require_whole(mask_BS: Bools) -> None:
-    """Raise MoewhError for a mask with a gap between tokens: what lies in it is neither seen nor absent."""
+    """Raise MoewhError for a mask with a gap between tokens."""
     starts_BS = mask_BS[:, 1:] & ~mask_BS[:, :-1]
     if len(mask_BS) and (starts_BS.sum(1) + mask_BS[:, 0]).max(initial=0) > 1:
         raise MoewhError(
@@ -148,9 +148,9 @@ def _side_by_side(parts: list[LayerRouting], B: int) -> LayerRouting:
 
 
 def _after_end(ids_BS: npt.NDArray[np.int32], generated_S: Bools, tokens: EndTokens) -> tuple[Bools, Bools]:
-    """Tell what `generate` feeds a sequence that is over while others go on: its end token, and the padding after it.
+    """Find what `generate` feeds a finished sequence while others continue: return masks of the padding and the end.
 
-    Such padding is no token; the end has no rows, as it has none where the batch stops with it.
+    That padding is not a token. The end token has no rows, as in a batch that stops with it.
     """
     ends_BS, pads_BS = (np.isin(ids_BS, list(chosen)) & generated_S for chosen in (tokens.ends, tokens.pads))
     ended_BS = np.zeros_like(ends_BS)
@@ -166,7 +166,7 @@ def assemble(
 ) -> tuple[TokenisedSegment, RoutingBuffer]:
     """Return the segment of some blocks, whose sequences become prompts from `first_prompt` on, and their routing.
 
-    Without `decode`, texts are those that the blocks bring. Raises MoewhError for a sequence that is too long.
+    Without `decode`, only blocks with a given text have texts. Raises MoewhError for a sequence that is too long.
     """
     length_P = np.concatenate([block.length_B for block in blocks])
     if length_P.max(initial=0) > 1 << POSITION_BITS:
@@ -180,11 +180,9 @@ def assemble(
         routing.add(np.arange(row, row + len(block.ids_T)), block.routing)
         row += len(block.ids_T)
     owner = [block for block in blocks for _ in block.length_B]
-    sequences = [ids_T[start : start + length].tolist() for start, length in zip(start_P, length_P, strict=True)]
-    said = [generated_T[start : start + length] for start, length in zip(start_P, length_P, strict=True)]
-    prompts = [
-        ids_T[start : start + length][~own].tolist() for start, length, own in zip(start_P, length_P, said, strict=True)
-    ]
+    spans = [slice(start, start + length) for start, length in zip(start_P, length_P, strict=True)]
+    sequences = [ids_T[span].tolist() for span in spans]
+    prompts = [ids_T[span][~generated_T[span]].tolist() for span in spans]
     texts: list[str | None] = [block.text for block in owner]
     if decode is not None:
         unread = [index for index, text in enumerate(texts) if text is None and NO_ENTRY not in prompts[index]]

@@ -19,7 +19,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from moewh.ingest.model.in_memory import borrowed, model_in_memory
 from moewh.ingest.options import IngestOptions
 from moewh.ingest.prompts.in_memory import in_memory
-from moewh.ingest.recorder.asked import ingest_options, prompt_paths, refuse_of_files
+from moewh.ingest.recorder.asked import ingest_options, prompt_paths, refuse_file_options
 from moewh.ingest.run import Progress, ingest
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import check_run_id
@@ -53,7 +53,7 @@ class TrainerCallback(transformers.TrainerCallback):
             raise UsageError(f"every is {every}. Give the number of steps between two runs, 1 or more.")
         paths = prompt_paths(prompts)
         self._records = list(prompts) if not paths and isinstance(prompts, Iterable) else None
-        refuse_of_files(options)
+        refuse_file_options(options)
         self._options = ingest_options("model", paths, run_id, options, in_files=prompts is None)
         self._every, self._tokenizer = every, tokenizer
         self._layout = writable(warehouse)

@@ -126,10 +126,10 @@ class Writer:
             Part(
                 ids_T[None, first:end],
                 np.ones((1, end - first), np.bool_),
-                said,
+                by_model,
                 {layer: part.take(np.arange(first, end)) for layer, part in routing.items()},
             )
-            for first, end, said in pieces
+            for first, end, by_model in pieces
             if end > first
         ]
         self._run.add(Block(labels, parts, closed=True, text=text))

@@ -54,7 +54,7 @@ def raw_array(data: bytes, dtype: str, shape: tuple[int, ...], where: str) -> Ar
 
 
 class NpzArrays:
-    """The arrays of an `.npz` file by name, each read when it is asked for: together they may exceed memory."""
+    """The arrays of an `.npz` file by name, each read on access: together they may exceed memory."""
 
     def __init__(self, archive: zipfile.ZipFile, file: TraceFile) -> None:
         self._archive, self._file = archive, file
@@ -172,7 +172,7 @@ def _array(value: Any, where: str, most_values: int) -> Array:
         raise MoewhError(f"{where}: its lists are not of one length.") from None
 
 
-def beside(file: TraceFile, name: str) -> Path:
+def sibling(file: TraceFile, name: str) -> Path:
     """Return the path of another file in the same folder. Raises the file's error if it does not exist."""
     path = file.path.parent / name
     if not path.is_file():

@@ -17,14 +17,14 @@ SPACE = b" \t\r\n"
 LONGEST = 1 << 30
 """Bytes of one item, one line, or what surrounds a document's lists."""
 _PIECE = 1 << 20
-"""Bytes that are looked through at once."""
+"""Bytes searched at once."""
 _DEEPEST = 900
-"""Containers within each other: about what Python's parser takes."""
+"""Levels of nesting: about as many as Python's parser takes."""
 _PLAIN = rb'[^\[\]{}"]*+'
 _MARKS = re.compile(
     rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|\[%b(?:\[%b\]%b)*+\]|["\[\]{}]' % (_PLAIN, _PLAIN, _PLAIN), re.DOTALL
 )
-"""A whole text; a whole list of numbers, or of lists of them; or a single mark, of what does not end within a piece."""
+"""A whole text; a whole list of numbers, or of lists of them; otherwise a single quotation mark or bracket."""
 _WITHIN_TEXT = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
 _KEY = re.compile(rb'"([^"\\]*)"\s*:\s*\Z')
 _OPENING = {ord("]"): ord("["), ord("}"): ord("{")}
@@ -32,20 +32,20 @@ _OPENING = {ord("]"): ord("["), ord("}"): ord("{")}
 
 @dataclass(frozen=True)
 class Outline:
-    """An object without some of its lists, which are read by themselves."""
+    """An object without some of its lists, which are read separately."""
 
     text: bytes
-    """With null for these lists."""
+    """The object as JSON, with null in place of these lists."""
     lists: dict[str, int]
     """Field → where its list begins."""
     end: int
-    """Offset behind the object."""
+    """Offset just after the object."""
 
 
 def outline(file: TraceFile, stream: IO[bytes], start: int, names: Collection[str]) -> Outline:
     """Return the object that begins at an offset; its lists called `names` are left out if they hold objects.
 
-    Raises the file's error for brackets that do not match, and for a list that is there twice.
+    Raises the file's error for brackets that do not match, and for a list that occurs twice.
     """
     text, lists, kept, offset = bytearray(), dict[str, int](), start, start
     name: str | None = None
@@ -71,7 +71,7 @@ def outline(file: TraceFile, stream: IO[bytes], start: int, names: Collection[st
 def item_texts(file: TraceFile, stream: IO[bytes], start: int) -> Iterator[bytes]:
     """Yield the text of each item of the list that begins at an offset; all items must be containers.
 
-    Afterwards the stream stands behind the list.
+    Afterwards the stream is just after the list.
     """
     with file.path.open("rb") as reading:
         number, behind = 0, start + 1
@@ -93,7 +93,7 @@ def item_texts(file: TraceFile, stream: IO[bytes], start: int) -> Iterator[bytes
 def _brackets(file: TraceFile, stream: IO[bytes], start: int) -> Iterator[tuple[int, int, int]]:
     """Yield (offset, bracket, depth after it) for the container that begins at an offset, to its end.
 
-    Lists of numbers, and lists of these, may be left out.
+    Lists of numbers, and lists of such lists, may be left out.
     """
     opened = bytearray()
     stream.seek(start)
@@ -102,16 +102,16 @@ def _brackets(file: TraceFile, stream: IO[bytes], start: int) -> Iterator[tuple[
         piece = held + fresh
         at, held = 0, b""
         if in_text:
-            at, held, in_text = _leave_text(piece, 0)
+            at, held, in_text = _end_of_text(piece, 0)
         while not in_text and (mark := _MARKS.search(piece, at)):
             begin, at = mark.span()
             byte = piece[begin]
             if byte == ord('"'):
                 if at - begin == 1:
-                    at, held, in_text = _leave_text(piece, at)
+                    at, held, in_text = _end_of_text(piece, at)
             elif at - begin == 1 or not opened:
                 at = begin + 1
-                _turn(file, opened, byte, offset + begin)
+                _take_bracket(file, opened, byte, offset + begin)
                 yield offset + begin, byte, len(opened)
                 if not opened:
                     return
@@ -119,18 +119,21 @@ def _brackets(file: TraceFile, stream: IO[bytes], start: int) -> Iterator[tuple[
     raise file.error("its document is not JSON: it ends before its last bracket. The file may be cut off.")
 
 
-def _leave_text(piece: bytes, at: int) -> tuple[int, bytes, bool]:
-    """Return where the text that goes on at `at` ends, what the next piece needs of this one, and if it is still on."""
+def _end_of_text(piece: bytes, at: int) -> tuple[int, bytes, bool]:
+    """Find the end of a text that contains offset `at`.
+
+    Returns the offset after it, the bytes to put before the next piece, and whether the text continues there.
+    """
     within = _WITHIN_TEXT.match(piece, at)
-    assert within is not None  # it matches nothing, too
+    assert within is not None  # it also matches the empty string
     end = within.end()
     if piece[end : end + 1] == b'"':
         return end + 1, b"", False
     return len(piece), piece[end:], True  # a backslash whose next byte is in the next piece, or nothing
 
 
-def _turn(file: TraceFile, opened: bytearray, byte: int, offset: int) -> None:
-    """Take the next bracket. Raises the file's error if it closes nothing, or if too many are open."""
+def _take_bracket(file: TraceFile, opened: bytearray, byte: int, offset: int) -> None:
+    """Push or pop a bracket. Raises the file's error if it closes nothing, or if too many are open."""
     if byte not in _OPENING:
         opened.append(byte)
         if len(opened) > _DEEPEST:

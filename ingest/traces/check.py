@@ -114,14 +114,14 @@ def _tokens(sequence: Sequence, model: TraceModel, segment_rows: int) -> int:
 
 
 def _require_labels(sequence: Sequence) -> None:
-    """Raise MoewhError for labels that cannot be stored as text, or metadata that are not JSON to others."""
+    """Raise MoewhError for labels that cannot be stored as text, or metadata that is not strict JSON."""
     try:
-        told = json.dumps(sequence.metadata, allow_nan=False, ensure_ascii=False)
+        metadata = json.dumps(sequence.metadata, allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError):
         raise MoewhError(f"{sequence.where}: its metadata hold what JSON does not have, such as NaN.") from None
     except RecursionError:
         raise MoewhError(f"{sequence.where}: its metadata are nested too deeply.") from None
-    labels = {"text": sequence.text, "domain": sequence.domain, "source": sequence.source, "metadata": told}
+    labels = {"text": sequence.text, "domain": sequence.domain, "source": sequence.source, "metadata": metadata}
     for name, label in labels.items():
         try:
             (label or "").encode()

@@ -1,7 +1,7 @@
-"""JSON documents out of files: one object, a list of them, or one a line, each with where it stands.
+"""JSON documents out of files: one object, a list of them, or one per line, each with its position.
 
-Memory holds one object: of a list, the item that is being read; of a single object, what surrounds the lists that a
-format reads item by item.
+Memory holds one object at a time: the current item of a list, or a single object without the lists that a format reads
+item by item.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def read_documents(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (file and position, object) for every object of a `.json` or `.jsonl` file.
 
-    The fields called `arrays` come as arrays where they can. Of a file that is one object, its fields called `lists`
-    are iterators if they hold objects, to be used up before the next step. Raises the file's error, with the position,
-    for what is not a JSON object.
+    The fields named in `arrays` are arrays where possible. If the file is one object, its fields named in `lists` are
+    iterators if they hold objects; exhaust them before the next step. Raises the file's error, with the position, for
+    what is not a JSON object.
     """
     try:
         with file.path.open("rb") as stream:
@@ -43,7 +43,7 @@ def read_documents(
 
 
 def answer_of(document: dict[str, Any], where: str, file: TraceFile) -> dict[str, Any]:
-    """Return the answer of a line of OpenAI's batch output, {custom_id, response: {body}, error}; any other as it is.
+    """Return the answer in a line of OpenAI's batch output, {custom_id, response: {body}, error}; others unchanged.
 
     Raises the file's error for a request that failed.
     """
@@ -124,7 +124,7 @@ def _is_last(stream: IO[bytes], offset: int) -> bool:
 
 
 def _record(data: bytes, file: TraceFile, what: str, names: Sequence[str]) -> dict[str, Any]:
-    """Parse an object, whose fields called `names` come as arrays where they can."""
+    """Parse an object; its fields called `names` become arrays where possible."""
     text, arrays = take_arrays(data, names) if names else (data, {})
     record = _object(_load(text, file, what), file, what)
     if any(record.get(name, "") is not None for name in arrays):  # the text quotes the field somewhere else

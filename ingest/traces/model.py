@@ -11,7 +11,7 @@ from transformers.utils import logging as transformers_logging
 from moewh.ingest import demo
 from moewh.ingest.families.configuration import text_config
 from moewh.ingest.families.rule import MoELayer
-from moewh.ingest.model.architecture import check_place, check_versions, empty_model, read_config
+from moewh.ingest.model.architecture import check_location, check_versions, empty_model, read_config
 from moewh.ingest.model.expected import num_layers, top_k
 from moewh.ingest.model.layers import find_moe_layers
 from moewh.ingest.model.loading import config_sha256, explaining
@@ -28,7 +28,7 @@ def read_model(model: str, revision: str | None = None, trust_remote_code: bool 
     """
     check_versions()
     transformers_logging.set_verbosity_error()
-    check_place(model)
+    check_location(model)
     location = str(demo.checkpoint_path(revision)) if model == DEMO else model
     with explaining(model):
         hub = {} if Path(location).exists() else {"revision": revision}

@@ -76,7 +76,7 @@ def check(
         require_rows(ask, warehouse)
         for query, values in checks:
             with contextlib.suppress(UsageError):  # of one check, which is reported when its turn comes
-                ask.meant(query, values)
+                ask.checked_values(query, values)
         worst = report(_results(warehouse, ask, checks, rollups=not paths), form, stream)
     if worst:
         raise SystemExit(worst)

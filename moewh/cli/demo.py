@@ -43,8 +43,8 @@ def demo(warehouse: Layout) -> None:
 def _findings(warehouse: Layout, runs: list[str]) -> list[str]:
     """Describe what the runs show, part by part.
 
-    The connection is no variable of `demo`: frames that were open while torch was imported live until the process ends
-    (`no_collection`), and DuckDB would report the connection as leaked.
+    The connection is not a variable of `demo`: frames that were open while torch was imported live until the process
+    ends (`no_collection`), and DuckDB would report the connection as leaked.
     """
     from moewh.warehouse.views.opening import open_warehouse
 
@@ -92,7 +92,7 @@ def _model(connection: duckdb.DuckDBPyConnection, run_id: str) -> str:
     shown = ", ".join(f"{domain} {fact['loss']:.2f} ({fact['bigram_loss']:.2f})" for domain, fact in learned)
     return (
         f"{run_id}: {layers} layers, {experts} experts, top-{top_k}; {tokens:,} tokens ingested.\n"
-        f"Held-out loss in nats per token, beside each domain's own bigram model: {shown}."
+        f"Held-out loss in nats per token (in parentheses: a bigram model of the domain): {shown}."
     )
 
 
@@ -105,19 +105,19 @@ def _domains(connection: duckdb.DuckDBPyConnection, run_id: str) -> str:
         if row["domain"] in seen:
             continue
         seen.add(row["domain"])
-        place: dict[str, Value] = {
+        values: dict[str, Value] = {
             "run": run_id,
             "layer": row["layer"],
             "expert": row["expert"],
             "min_tokens": _MIN_TOKENS,
         }
-        tokens = [repr(token["token"]) for token in _rows(connection, "expert_top_tokens", place)[:_TOP_TOKENS]]
+        tokens = [repr(token["token"]) for token in _rows(connection, "expert_top_tokens", values)[:_TOP_TOKENS]]
         lines.append(
             f"  {row['domain']:<6} layer {row['layer']}, expert {row['expert']:>2}: lift {row['lift']:.1f}, "
             f"{row['share']:.0%} of its tokens (overall {row['overall_share']:.0%}); top tokens {' '.join(tokens)}"
         )
     chances = ", ".join(f"{domain} {lift:.1f}" for domain, lift in sorted(by_chance.items()))
-    lines.append(f"  By chance (prompts' labels shuffled), 1 in 100 best lifts exceeds: {chances}.")
+    lines.append(f"  By chance (99th percentile of the best lift with shuffled labels): {chances}.")
     return "\n".join(lines)
 
 
@@ -136,10 +136,10 @@ def lifts_by_chance(connection: duckdb.DuckDBPyConnection, run_id: str, quantile
         {"run": run_id},
     ).fetchall()
     labels = {prompt: domain for prompt, domain, *_ in chosen}
-    prompts, places = list(labels), sorted({(layer, expert) for _, _, layer, expert, _ in chosen})
-    counts_PX = np.zeros((len(prompts), len(places)))
+    prompts, experts = list(labels), sorted({(layer, expert) for _, _, layer, expert, _ in chosen})
+    counts_PX = np.zeros((len(prompts), len(experts)))
     for prompt, _, layer, expert, tokens in chosen:
-        counts_PX[prompts.index(prompt), places.index((layer, expert))] = tokens
+        counts_PX[prompts.index(prompt), experts.index((layer, expert))] = tokens
     tokens_P = counts_PX.sum(1)  # in units of the layers times top-k: every token has all of them
     choices = _choices_per_token(connection, run_id)
     domains, label_P = np.unique(list(labels.values()), return_inverse=True)
@@ -216,14 +216,14 @@ def _strongest_transitions(connection: duckdb.DuckDBPyConnection, run_id: str) -
 def _next_steps(warehouse: Layout, run_id: str) -> str:
     """Return commands that work as printed: they give the demo's last run, and the warehouse if not the default."""
     default = Path(os.environ.get("MOEWH_WAREHOUSE") or "wh").absolute()
-    place = "" if warehouse.root == default else f" --warehouse {shlex.quote(str(warehouse.root))}"
+    option = "" if warehouse.root == default else f" --warehouse {shlex.quote(str(warehouse.root))}"
     return "\n".join(
         [
             "Try next:",
-            f"  moewh show --prompt 3 --layer 1 --run {run_id}{place}",
-            f"  moewh query domain_experts -p run={run_id}{place}",
-            f"  moewh query -c \"from co_routing where run_id = '{run_id}' order by lift desc limit 10\"{place}",
-            f"  moewh shell{place}",
+            f"  moewh show --prompt 3 --layer 1 --run {run_id}{option}",
+            f"  moewh query domain_experts -p run={run_id}{option}",
+            f"  moewh query -c \"from co_routing where run_id = '{run_id}' order by lift desc limit 10\"{option}",
+            f"  moewh shell{option}",
         ]
     )
 

@@ -13,7 +13,7 @@ from moewh.warehouse.remote.published import Readable
 
 
 class _Command(click.Command):
-    """A command whose help lists the formats, in the words of their files."""
+    """A command whose help lists the formats, each with the first line of its file's docstring."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click gives it
         """Write what each format is."""

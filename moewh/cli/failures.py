@@ -35,7 +35,7 @@ def explain(error: Exception) -> tuple[str, int] | None:
         case FileNotFoundError() if error.filename is None and not _has_folder():
             explained = ("the current directory no longer exists. Change to another.", 1)
         case UnicodeEncodeError() if "surrogates" in error.reason:
-            explained = (f"{error.object[:60]!a} is not text in UTF-8. Use a UTF-8 locale (LC_ALL=C.UTF-8).", 2)
+            explained = (f"{error.object[:60]!a} is not UTF-8 text. Use a UTF-8 locale (LC_ALL=C.UTF-8).", 2)
         case ImportError() | AttributeError() if unusable := _unusable_package(error):
             explained = (unusable, 1)
         case _ if lack := lacking(error):

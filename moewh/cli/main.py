@@ -1,4 +1,4 @@
-"""The `moewh` command: the group of all commands, each in the file of its name, which is loaded when it is asked for.
+"""The `moewh` command: the group of all commands, each in the file of its name, which is loaded on first use.
 
 Every failure is one line on stderr that states what is wrong and what to do, with exit code 1 when the work failed and
 2 when the command was used wrongly. Nothing heavy is imported before a command needs it.
@@ -53,7 +53,7 @@ class MoewhGroup(click.Group):
         """Run the command and exit with its code; without `standalone_mode`, as click does."""
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, False, **extra)
-        unheard = sys.stdout is None
+        no_stdout = sys.stdout is None
         _open_closed_streams()
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")
@@ -66,7 +66,7 @@ class MoewhGroup(click.Group):
             if (explained := explain(error)) is None:
                 raise
             message, code = explained
-            if unheard:
+            if no_stdout:
                 _discard_output()
             click.echo(f"moewh: {one_line(message)}", err=True)
         sys.exit(code if isinstance(code, int) else 0)
@@ -85,11 +85,12 @@ class MoewhGroup(click.Group):
 def _open_closed_streams() -> None:
     """Give closed standard streams (`>&-`) a descriptor that holds nothing and takes nothing.
 
-    Without one, Python has None for them, and the next file that is opened gets their number: others print into it.
+    Without one, Python has None for them, and the next file that is opened gets their number: other output would go
+    into it.
     """
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
-            # writing an answer fails, as to the closed stream; a message cannot be read either way
+            # writing an answer fails, as it would on the closed stream; messages are lost either way
             descriptor = os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)
             setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w", closefd=False))
 

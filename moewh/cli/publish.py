@@ -36,7 +36,7 @@ def publish(
     anyone who has the model can recover a text by trying tokens.
     """
     from moewh.publish.find import target_at
-    from moewh.publish.publish import Asked
+    from moewh.publish.publish import PublishOptions
     from moewh.publish.publish import publish as send
 
     if license is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", license):
@@ -44,7 +44,7 @@ def publish(
     if license is None and target.startswith("hf://"):
         raise UsageError("a data set on the Hub needs a licence. Add --license ID, such as --license cc-by-4.0.")
     found = target_at(target, url)
-    done = send(warehouse, found, Asked(runs, without_text, license), lambda line: click.echo(line, err=True))
+    done = send(warehouse, found, PublishOptions(runs, without_text, license), lambda line: click.echo(line, err=True))
     if done.left_out:
         click.echo(f"left out because not complete: {', '.join(done.left_out)}", err=True)
     count = f"{len(done.published)} run{'s'[: len(done.published) != 1]}"

@@ -19,7 +19,7 @@ def refresh(warehouse: Layout) -> None:
     from moewh.warehouse.sealing.seal import require_linked
     from moewh.warehouse.views.publishing import publish
 
-    if warehouse.root.is_dir() and not warehouse.looks_like_one():
+    if warehouse.root.is_dir() and not warehouse.may_be_warehouse():
         raise UsageError(f"{warehouse.root} is not a warehouse. Name another with --warehouse.")
     warehouse.create()
     require_linked(warehouse)

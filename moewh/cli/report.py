@@ -39,17 +39,17 @@ def report(
     and layer in the page. It holds the text of those prompts: `--prompts 0` leaves them out.
     """
     from moewh.api import Warehouse
-    from moewh.report.contents import Asked, collect
+    from moewh.report.contents import ReportOptions, collect
     from moewh.report.page import render
     from moewh.warehouse.answer.again import until_settled
     from moewh.warehouse.answer.output import replaced, written_path
 
     written_path(output)
-    asked = Asked(runs, domain, prompts)
+    options = ReportOptions(runs, domain, prompts)
 
     def contents() -> dict[str, object]:
         with Warehouse(warehouse.root) as opened:
-            return collect(opened, asked)
+            return collect(opened, options)
 
     page = render(until_settled(warehouse, contents)).encode()
     with replaced(output) as path:

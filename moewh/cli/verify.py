@@ -109,7 +109,7 @@ def _text(planned: Plan | PublishedPlan, seconds: float, reported: list[Reported
     lines += [f"moved to {folder}" for folder in sorted(folders)]
     commands = {fault.restore for fault in reported if fault.restore}
     if commands and not repair:
-        lines.append("`moewh verify --repair` takes bad folders out; then this writes them again:")
+        lines.append("`moewh verify --repair` moves bad folders to quarantine/; then this writes them again:")
     elif commands:
         lines.append("this writes them again:")
     lines += [f"  {command}" for command in sorted(commands)]

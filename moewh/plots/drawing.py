@@ -38,7 +38,7 @@ _VIRIDIS = ("#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#
 """Viridis without its yellow end."""
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star")
-SEQUENTIAL = [[place / 9, colour] for place, colour in enumerate(_CIVIDIS)]
+SEQUENTIAL = [[index / 9, colour] for index, colour in enumerate(_CIVIDIS)]
 MOST_LIFT = 4
 MOST_TICKS = 10
 """Up to this many checkpoints, the axis shows each one's step."""
@@ -74,7 +74,7 @@ class Axis:
     """One axis of a heat map: its title, and the names of its positions."""
 
     title: str
-    places: Sequence[Any] = field(default=())
+    labels: Sequence[Any] = field(default=())
 
 
 def label(text: str | None) -> str:
@@ -103,11 +103,11 @@ def heat_map(
 ) -> Figure:
     """Return a heat map of z [y, x]; hovering also shows the `more` planes of that shape. NaN is an empty cell."""
     lines = [f"{y.title} %{{y}}, {x.title} %{{x}}", f"{z.name}: %{{z:{z.format}}}"]
-    lines += [f"{plane.name}: %{{customdata[{place}]:{plane.format}}}" for place, plane in enumerate(more)]
+    lines += [f"{plane.name}: %{{customdata[{index}]:{plane.format}}}" for index, plane in enumerate(more)]
     trace: Figure = {
         "type": "heatmap",
-        "x": [str(place) for place in x.places],
-        "y": [str(place) for place in y.places],
+        "x": [str(label) for label in x.labels],
+        "y": [str(label) for label in y.labels],
         "z": z.values,
         "hovertemplate": "<br>".join(lines) + "<extra></extra>",
         "colorbar": {"title": {"text": z.name, "side": "right"}, "thickness": 14},
@@ -117,7 +117,7 @@ def heat_map(
     }
     if more:
         trace["customdata"] = np.stack([plane.values for plane in more], axis=-1)
-    shape = layout(x.title, y.title, height=min(max(300, 110 + 22 * len(y.places)), 640))
+    shape = layout(x.title, y.title, height=min(max(300, 110 + 22 * len(y.labels)), 640))
     shape["xaxis"] |= {"type": "category", "showgrid": False}
     shape["yaxis"] |= {"type": "category", "showgrid": False, "autorange": "reversed"}
     return {"data": [trace], "layout": shape}
@@ -125,18 +125,18 @@ def heat_map(
 
 def curves(x: Axis, y: str, drawn: Sequence[Curve], *, tozero: bool = True) -> Figure:
     """Return curves over the positions of x as categories, because layers need not be consecutive."""
-    places = [str(place) for place in x.places]
+    labels = [str(label) for label in x.labels]
     own, chance = [[curve for curve in drawn if curve.chance is side] for side in (False, True)]
     styles = [*((curve, _style(curve, n)) for n, curve in enumerate(own))]
     styles += [(curve, _chance_style(n)) for n, curve in enumerate(chance)]
     data = [
         {"type": "scatter", "mode": "lines+markers", "name": curve.name, "y": curve.y}
-        | {"x": places if curve.x is None else curve.x, **style}
+        | {"x": labels if curve.x is None else curve.x, **style}
         for curve, style in styles
     ]
     shape = layout(x.title, y, height=380, hovermode="closest", showlegend=len(data) > 1)
     shape["legend"] = {"orientation": "h", "y": -0.25}
-    shape["xaxis"] |= {"type": "category"} if x.places else {}
+    shape["xaxis"] |= {"type": "category"} if x.labels else {}
     shape["yaxis"] |= {"rangemode": "tozero"} if tozero else {}
     return {"data": data, "layout": shape}
 
@@ -146,9 +146,9 @@ def training_curves(rows: Rows, measure: str, chance: str | None = None) -> Figu
     layers = np.unique(rows["layer"]).tolist()
     steps = rows["train_step"]
     drawn = []
-    for place, layer in enumerate(layers):
+    for index, layer in enumerate(layers):
         at = rows["layer"] == layer
-        shade = place / max(len(layers) - 1, 1)
+        shade = index / max(len(layers) - 1, 1)
         drawn.append(Curve(f"layer {layer}", rows[measure][at], shade=shade, x=steps[at]))
     ends = np.array([steps.min(), steps.max()])
     for value in np.unique(rows[chance]).tolist() if chance else []:
@@ -164,24 +164,24 @@ def training_curves(rows: Rows, measure: str, chance: str | None = None) -> Figu
 def bars(names: Sequence[str], values: npt.NDArray[np.float64], title: str) -> Figure:
     """Return horizontal bars, the first on top; `names` are labels."""
     # Equal names would share one bar, so positions are numbers, labelled with the names.
-    places = list(range(len(names)))
-    trace = {"type": "bar", "orientation": "h", "x": values, "y": places, "marker": {"color": COLOURS[0]}}
+    positions = list(range(len(names)))
+    trace = {"type": "bar", "orientation": "h", "x": values, "y": positions, "marker": {"color": COLOURS[0]}}
     shape = layout(title, "", height=110 + 26 * len(names), hovermode="closest")
-    shape["yaxis"] |= {"tickvals": places, "ticktext": list(names), "autorange": "reversed"}
+    shape["yaxis"] |= {"tickvals": positions, "ticktext": list(names), "autorange": "reversed"}
     return {"data": [trace], "layout": shape}
 
 
-def _style(curve: Curve, place: int) -> dict[str, Any]:
+def _style(curve: Curve, index: int) -> dict[str, Any]:
     """Return colour, dash and marker: any two curves differ in two of them."""
     if curve.shade is not None:
         colour = _VIRIDIS[round(curve.shade * (len(_VIRIDIS) - 1))]
     else:
-        colour = COLOURS[place % len(COLOURS)]
-    symbol = _SYMBOLS[place % len(_SYMBOLS)]
-    line = {"color": colour, "width": 2, "dash": _DASHES[place // len(_SYMBOLS) % len(_DASHES)]}
+        colour = COLOURS[index % len(COLOURS)]
+    symbol = _SYMBOLS[index % len(_SYMBOLS)]
+    line = {"color": colour, "width": 2, "dash": _DASHES[index // len(_SYMBOLS) % len(_DASHES)]}
     return {"line": line, "marker": {"color": colour, "symbol": symbol, "size": 7}}
 
 
-def _chance_style(place: int) -> dict[str, Any]:
-    dash = ("dash", "dot", "dashdot", "longdash")[place % 4]
+def _chance_style(index: int) -> dict[str, Any]:
+    dash = ("dash", "dot", "dashdot", "longdash")[index % 4]
     return {"mode": "lines", "line": {"color": CHANCE, "width": 1.5, "dash": dash}}

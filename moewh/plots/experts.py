@@ -17,10 +17,10 @@ def expert_map(rows: Rows, measure: str, formats: Mapping[str, str], *, around_o
     """
     layers = np.unique(rows["layer"]).tolist()
     experts = int(rows["expert"].max()) + 1
-    places = np.searchsorted(layers, rows["layer"]), rows["expert"]
+    cells = np.searchsorted(layers, rows["layer"]), rows["expert"]
     planes = []
     for name in sorted(formats, key=lambda name: name != measure):
         spread_LE = np.full((len(layers), experts), np.nan)
-        spread_LE[places] = rows[name]
+        spread_LE[cells] = rows[name]
         planes.append(Plane(name, spread_LE, formats[name]))
     return heat_map(Axis("expert", range(experts)), Axis("layer", layers), *planes, around_one=around_one)

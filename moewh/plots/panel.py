@@ -56,7 +56,7 @@ class Panel:
     """Parameters of the saved query; `sql` may use them as $name."""
     empty: str = "No rows."
     """Why a selection may have no drawing."""
-    asked: str | None = None
+    saved_query: str | None = None
     """The saved query that prints the same numbers, if `query` is a view that it reads."""
     pairs: bool = False
     """True for a figure of `moewh.plots.pairs`, which can be drawn from counts alone."""
@@ -82,7 +82,7 @@ class Panel:
 
     def command(self, at: Mapping[str, Value | None]) -> str:
         """Return the command that prints the numbers of a selection."""
-        named = self.asked or self.query
+        named = self.saved_query or self.query
         if named not in view_names():
             taken = kinds_of(find_query(named))
             known = {KINDS.get(name, name): value for name, value in at.items() if value is not None}

@@ -38,7 +38,7 @@ function describeToken(prompt, route, number) {
   const where = `position ${prompt.positions[number]}, ${prompt.kinds[number]}`;
   if (!experts) return `${where}: no expert at this layer`;
   const weights = route.weights && route.weights[number];
-  const named = experts.map((expert, place) => `expert ${expert}` + (weights ? ` (${weights[place]})` : ""));
+  const named = experts.map((expert, index) => `expert ${expert}` + (weights ? ` (${weights[index]})` : ""));
   if (!route.ranked) return `${where}: ${named.join(", ")}, in no known order`;
   const others = named.length > 1 ? `; then ${named.slice(1).join(", ")}` : "";
   return `${where}: ${named[0]}${others}`;

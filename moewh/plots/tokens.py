@@ -47,8 +47,10 @@ _LAYERS = "select layer, num_experts, top_k from layers where run_id = $run orde
 _RUN = "select model, tokens from runs where run_id = $run"
 _NEWEST = "select run_id from runs where tokens > 0 order by created_at desc, run_id desc limit 1"
 
-_MANY = 1 << (63 - schema.POSITION_BITS)
-"""More than the prompts of any run, because a token_id contains the prompt_id."""
+_PROMPT_ID_LIMIT = 1 << (63 - schema.POSITION_BITS)
+"""Every prompt_id is less than this, because a token_id contains the prompt_id."""
+TOKEN_COLUMNS = ("texts", "positions", "kinds")
+"""A prompt's columns in `prompts_data` with one value per token, besides its routes."""
 _ASSETS = Path(__file__).parent
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -149,7 +151,7 @@ def known_layer(data: dict[str, Any], layer: int | None) -> int:
 
 
 def prompts_data(wh: Warehouse, run_id: str, prompt_ids: Sequence[int]) -> dict[str, Any]:
-    """Return the tokens and the routing of some prompts of a run, in the order asked for, as plain JSON data::
+    """Return the tokens and the routing of some prompts of a run, in the requested order, as plain JSON data::
 
         {"run": "demo", "model": "olmoe", "notes": ["…"],
          "layers": [{"layer": 0, "experts": 16, "top_k": 4}, …],
@@ -163,12 +165,7 @@ def prompts_data(wh: Warehouse, run_id: str, prompt_ids: Sequence[int]) -> dict[
     where weights are unknown. `notes` lists in words what the run does not record.
     Raises MoewhError for a run or prompt that does not exist, and for a run without tokens.
     """
-    wanted = list(dict.fromkeys(int(prompt_id) for prompt_id in prompt_ids))
-    if not wanted:
-        raise UsageError("no prompt is named. Give at least one prompt_id.")
-    for prompt_id in wanted:
-        if not 0 <= prompt_id < _MANY:
-            raise UsageError(f"there is no prompt {prompt_id}: a prompt_id is a whole number from 0.")
+    wanted = _distinct_ids(prompt_ids)
     ids = ", ".join(map(str, wanted))
     ((model, count),) = wh.sql(_RUN, run=run_id).fetchall()
     if not count:
@@ -179,16 +176,16 @@ def prompts_data(wh: Warehouse, run_id: str, prompt_ids: Sequence[int]) -> dict[
             "prompt": prompt,
             "domain": None if domain is None else visible(domain),
             "status": status,
-            **{name: [] for name in ("texts", "positions", "kinds")},
+            **{name: [] for name in TOKEN_COLUMNS},
             "routes": {},
         }
         for prompt, domain, status in found
     }
-    told = wh.sql(_TOKENS.format(ids=ids), run=run_id).fetchall()
-    places = _add_tokens(prompts, told)
+    token_rows = wh.sql(_TOKENS.format(ids=ids), run=run_id).fetchall()
+    offsets = _add_tokens(prompts, token_rows)
     layers = wh.sql(_LAYERS, run=run_id).fetchall()
     _add_routes(
-        prompts, places, [layer for layer, *_ in layers], wh.sql(_ROUTES.format(ids=ids), run=run_id).fetchall()
+        prompts, offsets, [layer for layer, *_ in layers], wh.sql(_ROUTES.format(ids=ids), run=run_id).fetchall()
     )
     data: dict[str, Any] = {
         "run": run_id,
@@ -196,23 +193,34 @@ def prompts_data(wh: Warehouse, run_id: str, prompt_ids: Sequence[int]) -> dict[
         "layers": [{"layer": layer, "experts": experts, "top_k": top_k} for layer, experts, top_k in layers],
         "prompts": [prompts[prompt_id] for prompt_id in wanted],
     }
-    return {**data, "notes": _notes(data["prompts"], texts=all(row[-1] is not None for row in told))}
+    return {**data, "notes": _notes(data["prompts"], texts=all(row[-1] is not None for row in token_rows))}
+
+
+def _distinct_ids(prompt_ids: Sequence[int]) -> list[int]:
+    """Return each prompt_id once, in order. Raises UsageError without any, and for one that no prompt can have."""
+    wanted = list(dict.fromkeys(int(prompt_id) for prompt_id in prompt_ids))
+    if not wanted:
+        raise UsageError("no prompt is named. Give at least one prompt_id.")
+    for prompt_id in wanted:
+        if not 0 <= prompt_id < _PROMPT_ID_LIMIT:
+            raise UsageError(f"there is no prompt {prompt_id}: a prompt_id is a whole number from 0.")
+    return wanted
 
 
 def _add_tokens(prompts: dict[int, dict[str, Any]], rows: list[tuple[Any, ...]]) -> dict[int, int]:
-    """Add each token to its prompt; return its index there by token_id."""
-    places = {}
+    """Add each token to its prompt; return its offset there by token_id."""
+    offsets = {}
     for prompt_id, token_id, position, kind, vocab_id, text in rows:
         prompt = prompts[prompt_id]
-        places[token_id] = len(prompt["texts"])
+        offsets[token_id] = len(prompt["texts"])
         prompt["texts"].append(token_text(text, vocab_id))
         prompt["positions"].append(position)
         prompt["kinds"].append(kind)
-    return places
+    return offsets
 
 
 def _add_routes(
-    prompts: dict[int, dict[str, Any]], places: dict[int, int], layers: list[int], rows: list[tuple[Any, ...]]
+    prompts: dict[int, dict[str, Any]], offsets: dict[int, int], layers: list[int], rows: list[tuple[Any, ...]]
 ) -> None:
     """Add to each prompt the experts and weights of its tokens, by layer."""
     for prompt in prompts.values():
@@ -222,8 +230,8 @@ def _add_routes(
         }
     for prompt_id, layer, token_id, experts, weights, ranked in rows:
         route = prompts[prompt_id]["routes"][str(layer)]
-        route["experts"][places[token_id]] = experts
-        route["weights"][places[token_id]] = _rounded(weights)
+        route["experts"][offsets[token_id]] = experts
+        route["weights"][offsets[token_id]] = _rounded(weights)
         route["ranked"] = route["ranked"] and ranked
     for prompt in prompts.values():
         for route in prompt["routes"].values():

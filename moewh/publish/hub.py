@@ -53,7 +53,7 @@ class HubTarget:
                 for name, listed in piece.files.items()
                 if not _same(piece, name, listed, there.get(f"{piece.path}/{name}"))
             }
-            if files or _beside(piece, there):
+            if files or _extra_files(piece, there):
                 found.append(replace(piece, files=files))
         return found
 
@@ -64,7 +64,7 @@ class HubTarget:
         there = self._there() if pieces else {}
         operations: list[CommitOperationAdd | CommitOperationDelete] = []
         for piece in pieces:
-            operations += [CommitOperationDelete(path) for path in _beside(piece, there)]
+            operations += [CommitOperationDelete(path) for path in _extra_files(piece, there)]
             operations += [CommitOperationAdd(f"{piece.path}/{name}", _given(piece.data(name))) for name in piece.files]
         for start in range(0, len(operations), _FILES):
             self._commit(operations[start : start + _FILES], "Send files of runs")
@@ -124,7 +124,7 @@ def _same(piece: Piece, name: str, listed: Listed, there: Any) -> bool:
     return bool(there.blob_id == sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest())
 
 
-def _beside(piece: Piece, there: dict[str, Any]) -> list[str]:
+def _extra_files(piece: Piece, there: dict[str, Any]) -> list[str]:
     """Return the files in a piece's folder on the Hub that are not part of the piece."""
     own = {PUBLISHED_MARK, *(path.name for path in piece.folder.iterdir())}
     return [path for path in there if path.rpartition("/")[0] == piece.path and path.rpartition("/")[2] not in own]

@@ -32,7 +32,7 @@ from moewh.warehouse.views.publishing import build
 
 
 @dataclass(frozen=True)
-class Asked:
+class PublishOptions:
     """What to publish, and how."""
 
     runs: tuple[str, ...] = ()
@@ -56,16 +56,18 @@ class Summary:
     """Whether readers see anything new."""
 
 
-def publish(layout: Layout, target: Target, asked: Asked, told: Callable[[str], None] = lambda _: None) -> Summary:
-    """Send runs to a target and return what was done; `told` is called with a line per run.
+def publish(
+    layout: Layout, target: Target, options: PublishOptions, report: Callable[[str], None] = lambda _: None
+) -> Summary:
+    """Send runs to a target and return what was done; `report` is called with a line per run.
 
     Raises MoewhError for a run that is unknown, incomplete or damaged, and when a target refuses.
     """
     layout.require()
-    for run_id in asked.runs:
+    for run_id in options.runs:
         check_known(layout, run_id)
-    complete, others = complete_runs(layout, list(asked.runs) or run_ids(layout))
-    if asked.runs and others:
+    complete, others = complete_runs(layout, list(options.runs) or run_ids(layout))
+    if options.runs and others:
         raise MoewhError(f"run {others[0]} is not complete. Run its ingest again, or leave it out.")
     if not complete:
         raise MoewhError(f"{layout.root} has no complete run. There is nothing to publish.")
@@ -77,18 +79,22 @@ def publish(layout: Layout, target: Target, asked: Asked, told: Callable[[str], 
     before = listing_at(target)
     empty, files = zero_rows(layout), dict[str, Listed]()
     if before is None:
-        _show(target, Listing(_sent(target, empty, summary), __version__, target.place.root), asked.license)
+        _write_root_files(
+            target, Listing(_send_missing(target, empty, summary), __version__, target.place.root), options.license
+        )
     for run_id in complete:
-        with _pieces(layout, run_pieces(layout, planned, run_id), run_id, asked) as pieces:
+        with _pieces(layout, run_pieces(layout, planned, run_id), run_id, options) as pieces:
             sent = summary.sent_files
-            of_run = _send_run(target, run_id, pieces, asked.license, summary)
+            of_run = _send_run(target, run_id, pieces, options.license, summary)
             size = sum(listed.bytes for listed in of_run.values())
-            told(f"run {run_id}: {len(of_run):,} files, {size / 1e6:,.1f} MB, {summary.sent_files - sent:,} sent")
+            report(f"run {run_id}: {len(of_run):,} files, {size / 1e6:,.1f} MB, {summary.sent_files - sent:,} sent")
             files |= of_run
     now = listing_at(target)
-    listing = _with(now, files | _sent(target, empty, summary), target, complete if asked.without_text else [])
+    listing = _merged_listing(
+        now, files | _send_missing(target, empty, summary), target, complete if options.without_text else []
+    )
     if listing != now or _lacks(target, (DATABASE, CARD)):
-        _show(target, listing, asked.license)
+        _write_root_files(target, listing, options.license)
         summary.changed = True
     if before is not None and (stale := sorted(before.files.keys() - listing.files.keys())):
         target.remove(stale)
@@ -105,17 +111,17 @@ def listing_at(target: Target) -> Listing | None:
         raise MoewhError(f"{target.place.root}/{LISTING} {error}. Publish to another place.") from error
 
 
-def _with(now: Listing | None, files: dict[str, Listed], target: Target, without_text: list[str]) -> Listing:
+def _merged_listing(now: Listing | None, files: dict[str, Listed], target: Target, without_text: list[str]) -> Listing:
     """Return a listing of the runs in `files` and of all other runs that are published now."""
     others = (now or Listing({}, __version__, target.place.root)).without({run_of(path) for path in files})
-    held = tuple(sorted([*others.without_text, *without_text]))
-    return Listing({**others.files, **files}, __version__, target.place.root, without_text=held)
+    all_without_text = tuple(sorted([*others.without_text, *without_text]))
+    return Listing({**others.files, **files}, __version__, target.place.root, without_text=all_without_text)
 
 
 @contextmanager
-def _pieces(layout: Layout, pieces: list[Piece], run_id: str, asked: Asked) -> Iterator[list[Piece]]:
+def _pieces(layout: Layout, pieces: list[Piece], run_id: str, options: PublishOptions) -> Iterator[list[Piece]]:
     """Yield the pieces of a run, or of a copy without text, which is removed at the end."""
-    if not asked.without_text:
+    if not options.without_text:
         yield pieces
         return
     with layout.staged(f"publish.{run_id}") as folder:
@@ -131,13 +137,13 @@ def _send_run(
     if now is not None and run_id in now.run_ids:
         there = {path: listed for path, listed in now.files.items() if run_of(path) == run_id}
         if there != files:
-            _show(target, now.without({run_id}), license)
+            _write_root_files(target, now.without({run_id}), license)
             summary.changed = True
-    _sent(target, pieces, summary)
+    _send_missing(target, pieces, summary)
     return files
 
 
-def _sent(target: Target, pieces: list[Piece], summary: Summary) -> dict[str, Listed]:
+def _send_missing(target: Target, pieces: list[Piece], summary: Summary) -> dict[str, Listed]:
     """Send the pieces that a target lacks; return the files of all."""
     missing = target.missing(pieces)
     target.send(missing)
@@ -155,7 +161,7 @@ def _lacks(target: Target, names: tuple[str, ...]) -> bool:
     return False
 
 
-def _show(target: Target, listing: Listing, license: str | None) -> None:
+def _write_root_files(target: Target, listing: Listing, license: str | None) -> None:
     """Rewrite the views, the card and the listing, the listing last."""
     place = target.place
     with TemporaryDirectory(prefix="moewh-") as scratch:

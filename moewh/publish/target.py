@@ -16,13 +16,11 @@ from typing import Protocol
 
 from moewh.publish.pieces import Piece
 from moewh.warehouse.errors import MoewhError, UsageError
-from moewh.warehouse.files.layout import DATABASE, FOLDERS, LISTING, Layout, commit, make_folder, sync
+from moewh.warehouse.files.layout import PUBLISHED_NAMES, Layout, commit, make_folder, sync
 from moewh.warehouse.files.manifest import MANIFEST
 from moewh.warehouse.remote.place import Folder, Place, Remote, reason
 
 CARD = "README.md"
-_OURS = {*(pattern.partition("/")[0] for pattern in FOLDERS.values()), DATABASE, LISTING, CARD, ".staging"}
-"""The top-level names of a published warehouse; a local one also has `unsealed/`."""
 _REQUESTS = 8
 """Files sent concurrently."""
 
@@ -52,7 +50,7 @@ class Target(Protocol):
 
 def require_ours(names: Iterable[str], root: str) -> None:
     """Raise UsageError for a place with files that no published warehouse has."""
-    if others := sorted(set(names) - _OURS):
+    if others := sorted(set(names) - PUBLISHED_NAMES - {CARD}):
         raise UsageError(f"{root} holds {others[0]}, so it is not a published warehouse. Publish to another place.")
 
 
@@ -87,10 +85,10 @@ class FolderTarget:
                     (folder / "new").mkdir()
                     for name in piece.files:
                         _copy(piece.data(name), folder / "new" / name)
-                    place = self.root / piece.path
-                    if place.is_dir():
-                        place.rename(folder / "old")
-                    commit(folder / "new", place)
+                    target = self.root / piece.path
+                    if target.is_dir():
+                        target.rename(folder / "old")
+                    commit(folder / "new", target)
 
     def finish(self, files: dict[str, bytes]) -> None:
         """Write each file beside its target and rename it."""
@@ -109,10 +107,10 @@ class FolderTarget:
             for path in paths:
                 (self.root / path).unlink(missing_ok=True)
             for folder in sorted({self.root / path for path in paths}, reverse=True):
-                for parent in folder.relative_to(self.root).parents:
-                    place = self.root / parent
-                    if place != self.root and place.is_dir() and not any(place.iterdir()):
-                        place.rmdir()
+                for relative in folder.relative_to(self.root).parents:
+                    parent = self.root / relative
+                    if parent != self.root and parent.is_dir() and not any(parent.iterdir()):
+                        parent.rmdir()
 
     def _holds(self, piece: Piece) -> bool:
         here = self.root / piece.path
@@ -197,7 +195,8 @@ def writing(root: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise MoewhError(
-            f"cannot publish to {root}: {reason(error)} What was published before is as it was; run the same again."
+            f"cannot publish to {root}: {reason(error)} What was published before is unchanged; run the same command "
+            "again."
         ) from error
 
 

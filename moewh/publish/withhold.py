@@ -73,7 +73,7 @@ def _write_nulls(source: Path, target: Path, table: schema.Table, columns: tuple
         for group in range(file.num_row_groups):
             rows = file.read_row_group(group)
             for name in columns:
-                place = rows.schema.get_field_index(name)
-                field = rows.schema.field(place)
-                rows = rows.set_column(place, field, pa.nulls(len(rows), field.type))
+                index = rows.schema.get_field_index(name)
+                field = rows.schema.field(index)
+                rows = rows.set_column(index, field, pa.nulls(len(rows), field.type))
             writer.write_table(rows, row_group_size=max(len(rows), 1))

@@ -15,7 +15,7 @@ from moewh.plots.figures.top_tokens import PANEL as TOP_TOKENS
 from moewh.plots.panel import DOMAIN, REFERENCE, RUN, Panel
 from moewh.plots.rows import Rows
 from moewh.plots.texts import visible
-from moewh.plots.tokens import prompts_data
+from moewh.plots.tokens import TOKEN_COLUMNS, prompts_data
 from moewh.report.drawings import drawing, selectors, token_table
 from moewh.warehouse import __version__
 from moewh.warehouse.answer.existence import require_existing
@@ -76,7 +76,7 @@ limit $most"""
 
 
 @dataclass(frozen=True)
-class Asked:
+class ReportOptions:
     """What a report should hold."""
 
     runs: Sequence[str] = ()
@@ -87,9 +87,9 @@ class Asked:
     """Prompts in the token view; None: a few, to keep the page small."""
 
 
-def collect(warehouse: Warehouse, asked: Asked) -> dict[str, Any]:
+def collect(warehouse: Warehouse, options: ReportOptions) -> dict[str, Any]:
     """Return a report's contents. Raises MoewhError without any run, and for a run or domain that does not exist."""
-    return _Contents(warehouse, asked).collect()
+    return _Contents(warehouse, options).collect()
 
 
 @dataclass
@@ -97,7 +97,7 @@ class _Contents:
     """Collects a report's contents."""
 
     warehouse: Warehouse
-    asked: Asked
+    options: ReportOptions
     runs: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -119,22 +119,22 @@ class _Contents:
 
     def _find_runs(self) -> None:
         look = self.connection.execute
-        named_runs: Sequence[str | None] = self.asked.runs or [None]
+        named_runs: Sequence[str | None] = self.options.runs or [None]
         for run_id in named_runs:
-            named = {"run": run_id, "domain": self.asked.domain}
+            named = {"run": run_id, "domain": self.options.domain}
             given = {name: value for name, value in named.items() if value is not None}
             require_existing(lambda sql, values: look(sql, dict(values)).fetchall(), {k: k for k in given}, given)
         cursor = look(_RUNS)
         names = [column[0] for column in cursor.description or ()]
         rows = [{name: _shown(value) for name, value in zip(names, row, strict=True)} for row in cursor.fetchall()]
-        self.runs = [row for row in rows if not self.asked.runs or row[RUN] in self.asked.runs]
+        self.runs = [row for row in rows if not self.options.runs or row[RUN] in self.options.runs]
         if not self.runs:
             raise MoewhError(f"there are no runs in {self.warehouse.path}. `moewh ingest` makes one.")
         layers, domains = look(_LAYERS).fetchall(), look(_DOMAINS).fetchall()
         for run in self.runs:
             run["layers"] = [{"layer": n, "experts": e, "top_k": k} for run_id, n, e, k in layers if run_id == run[RUN]]
             found = [domain for run_id, domain in domains if run_id == run[RUN]]
-            run["domains"] = [name for name in found if self.asked.domain in (None, name)]
+            run["domains"] = [name for name in found if self.options.domain in (None, name)]
 
     def _rows(self) -> int:
         """Return the number of routing rows of the runs."""
@@ -152,35 +152,35 @@ class _Contents:
         if panel is TOP_TOKENS:
             most = max(run["tokens"] or 0 for run in self.runs)
             panel = replace(panel, values={"min_tokens": max(MIN_TOKENS, most // TOKENS_PER_COUNT)})
-        told: dict[str, Any] = {"name": name, "title": panel.title, "about": panel.about, "empty": panel.empty}
-        told |= {"by": selectors(panel), "measures": list(panel.measures)}
+        contents: dict[str, Any] = {"name": name, "title": panel.title, "about": panel.about, "empty": panel.empty}
+        contents |= {"by": selectors(panel), "measures": list(panel.measures)}
         if large and not panel.sample:
             left_out = f"Left out: it reads every routing row, {self._rows():,} here. Use `moewh query {panel.query}`."
-            return told | {"drawings": [], "empty": left_out}
+            return contents | {"drawings": [], "empty": left_out}
         if large:
-            told["about"] += (
+            contents["about"] += (
                 f" Over the first {panel.values['prompts']:,} prompts of each run, because there are too many for all."
             )
         found = list(self._drawings(panel))
         if name == "top_tokens":
-            return told | {"table": token_table(found), "values": panel.values, "drawings": []}
+            return contents | {"table": token_table(found), "values": panel.values, "drawings": []}
         shapes: dict[str, Any] = {}
-        return told | {"drawings": [drawing(panel, at, rows, shapes) for at, rows in found], "shapes": shapes}
+        return contents | {"drawings": [drawing(panel, at, rows, shapes) for at, rows in found], "shapes": shapes}
 
     def _prompts(self) -> dict[str, Any]:
         """Return some prompts of each run with tokens, in the form of `prompts_data`."""
         room = PROMPT_ROWS // len(self.runs)
-        most = FEW_PROMPTS if self.asked.prompts is None else self.asked.prompts
-        told = {}
+        most = FEW_PROMPTS if self.options.prompts is None else self.options.prompts
+        by_run = {}
         for run in self.runs:
-            values = {"run": run[RUN], "domain": self.asked.domain, "most": most}
+            values = {"run": run[RUN], "domain": self.options.domain, "most": most}
             found = self.connection.execute(_PROMPTS, values).fetchall()
-            if self.asked.prompts is None:
+            if self.options.prompts is None:
                 found = _within(found, room // max(1, sum(layer["top_k"] or 0 for layer in run["layers"])))
             if found and run["tokens"]:
                 shown = prompts_data(self.warehouse, run[RUN], [prompt_id for prompt_id, _ in found])
-                told[run[RUN]] = _cut(shown) if self.asked.prompts is None else shown
-        return told
+                by_run[run[RUN]] = _cut(shown) if self.options.prompts is None else shown
+        return by_run
 
     def _drawings(self, panel: Panel) -> Iterator[tuple[dict[str, Any], Rows]]:
         """Yield the selections that the report shows."""
@@ -188,7 +188,7 @@ class _Contents:
         for at, rows in panel.drawings(self.connection, {}):
             if ids.isdisjoint(rows[RUN].tolist() if REFERENCE in at else [at[RUN]]):
                 continue
-            if DOMAIN in at and self.asked.domain not in (None, at[DOMAIN]):
+            if DOMAIN in at and self.options.domain not in (None, at[DOMAIN]):
                 continue
             yield at, rows
 
@@ -201,7 +201,7 @@ def panels() -> list[tuple[str, Panel]]:
     """Return every figure that this warehouse's queries can provide, in page order."""
     from moewh.plots import FIGURES as FILES
 
-    order = {name: place for place, name in enumerate(FIGURES)}
+    order = {name: index for index, name in enumerate(FIGURES)}
     named = sorted(FILES, key=lambda name: order.get(name, len(order)))
     found = ((name, import_module(f"moewh.plots.figures.{name}").PANEL) for name in named)
     known = {*view_names(), *saved_names()}
@@ -218,17 +218,17 @@ def _within(prompts: Sequence[tuple[int, int]], tokens: int) -> list[tuple[int, 
     return kept
 
 
-def _cut(told: dict[str, Any]) -> dict[str, Any]:
+def _cut(data: dict[str, Any]) -> dict[str, Any]:
     """Return prompts with only their first tokens, and a note about the rest."""
-    if all(len(prompt["texts"]) <= FIRST_TOKENS for prompt in told["prompts"]):
-        return told
+    if all(len(prompt["texts"]) <= FIRST_TOKENS for prompt in data["prompts"]):
+        return data
     prompts = []
-    for prompt in told["prompts"]:
-        cut = {name: prompt[name][:FIRST_TOKENS] for name in ("texts", "positions", "kinds")}
+    for prompt in data["prompts"]:
+        cut = {name: prompt[name][:FIRST_TOKENS] for name in TOKEN_COLUMNS}
         routes = {
             layer: {name: part[:FIRST_TOKENS] if isinstance(part, list) else part for name, part in route.items()}
             for layer, route in prompt["routes"].items()
         }
         prompts.append({**prompt, **cut, "routes": routes})
     note = f"Long prompts show only {FIRST_TOKENS} tokens; `moewh report --prompts N` shows all tokens of N prompts."
-    return {**told, "prompts": prompts, "notes": [*told["notes"], note]}
+    return {**data, "prompts": prompts, "notes": [*data["notes"], note]}

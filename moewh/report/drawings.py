@@ -29,12 +29,12 @@ def drawing(panel: Panel, at: dict[str, Any], rows: Rows, shapes: dict[str, Any]
     A figure of pairs has only the counts: the page derives all measures from them, in the figure that `shapes` holds.
     """
     runs = rows[RUN].tolist() if REFERENCE in at else [at[RUN]]
-    told = {"runs": list(dict.fromkeys(runs)), "command": panel.command(at)}
-    told |= {name: at[name] for name in (DOMAIN, LAYER) if name in at}
+    common = {"runs": list(dict.fromkeys(runs)), "command": panel.command(at)}
+    common |= {name: at[name] for name in (DOMAIN, LAYER) if name in at}
     if not panel.pairs:
         planes: dict[str, Any] = {}
         figures = {measure: _sharing(panel.draw(rows, measure), planes) for measure in panel.measures}
-        return {**told, "figures": encoded(figures), **({"planes": planes} if planes else {})}
+        return {**common, "figures": encoded(figures), **({"planes": planes} if planes else {})}
     drawn = panel.draw(rows, "tokens")
     trace = drawn["data"][0]
     counts = packed(np.nan_to_num(trace["z"]))
@@ -44,7 +44,7 @@ def drawing(panel: Panel, at: dict[str, Any], rows: Rows, shapes: dict[str, Any]
             for name in ("z", "customdata", "meta"):
                 del figure["data"][0][name]
         shapes[counts["shape"]] = encoded(figures)
-    return told | {"counts": counts, **{name: trace["meta"][name] for name in ("divisors", "diagonal")}}
+    return common | {"counts": counts, **{name: trace["meta"][name] for name in ("divisors", "diagonal")}}
 
 
 def _sharing(figure: Figure, planes: dict[str, Any]) -> Figure:

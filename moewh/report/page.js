@@ -30,14 +30,14 @@ function make(tag, name, text) {
 
 /** One of our texts, with parts between backticks as code. */
 function withCode(text) {
-  return text.split("`").map((part, place) => (place % 2 ? make("code", "", part) : part));
+  return text.split("`").map((part, index) => (index % 2 ? make("code", "", part) : part));
 }
 
 /** The bytes of base64. A loop: Uint8Array.from with a function takes ten times as long. */
 function bytesOf(text) {
   const letters = atob(text);
   const bytes = new Uint8Array(letters.length);
-  for (let place = 0; place < letters.length; place += 1) bytes[place] = letters.charCodeAt(place);
+  for (let index = 0; index < letters.length; index += 1) bytes[index] = letters.charCodeAt(index);
   return bytes;
 }
 
@@ -111,21 +111,21 @@ function numbersTable(figure) {
   const [first] = figure.data;
   const heat = first.type === "heatmap";
   const columns = heat ? first.x : figure.data.map((trace) => trace.name);
-  const places = heat ? first.y : [...new Set(figure.data.flatMap((trace) => Array.from(trace.x)))];
-  const at = (place, column) => {
-    if (heat) return first.z[place][column];
+  const labels = heat ? first.y : [...new Set(figure.data.flatMap((trace) => Array.from(trace.x)))];
+  const at = (row, column) => {
+    if (heat) return first.z[row][column];
     const trace = figure.data[column];
-    const index = Array.from(trace.x).indexOf(places[place]);
+    const index = Array.from(trace.x).indexOf(labels[row]);
     return index < 0 ? null : trace.y[index];
   };
   const most = Math.max(1, Math.floor(MOST_CELLS / columns.length));
   const corner = `${unescaped(figure.layout.yaxis.title.text)} \\ ${unescaped(figure.layout.xaxis.title.text)}`;
   const head = heat ? [corner, ...columns] : [unescaped(figure.layout.xaxis.title.text), ...columns.map(unescaped)];
-  const rows = Array.from({ length: Math.min(most, places.length) }, (_, place) => [
-    String(places[place]),
-    ...columns.map((_, column) => at(place, column)),
+  const rows = Array.from({ length: Math.min(most, labels.length) }, (_, row) => [
+    String(labels[row]),
+    ...columns.map((_, column) => at(row, column)),
   ]);
-  return table(head, rows, places.length > most ? `${most} of ${places.length} rows; the query gives all.` : "");
+  return table(head, rows, labels.length > most ? `${most} of ${labels.length} rows; the query gives all.` : "");
 }
 
 const unescaped = (text) => String(text).replace(/&lt;/g, "<").replace(/&gt;/g, ">").replace(/&amp;/g, "&");
@@ -134,8 +134,8 @@ const unescaped = (text) => String(text).replace(/&lt;/g, "<").replace(/&gt;/g, 
 function table(head, rows, note = "") {
   const made = make("table");
   const line = made.createTHead().insertRow();
-  for (const [place, name] of head.entries()) {
-    const cell = make("th", place && rows.every((row) => typeof row[place] === "number") ? "" : "text", name);
+  for (const [index, name] of head.entries()) {
+    const cell = make("th", index && rows.every((row) => typeof row[index] === "number") ? "" : "text", name);
     cell.scope = "col";
     line.append(cell);
   }
@@ -166,7 +166,7 @@ function cellOf(value) {
 function choice(title, options, change) {
   const field = make("label", "", `${title} `);
   const select = make("select");
-  select.append(...options.map((option, place) => new Option(option, place)));
+  select.append(...options.map((option, index) => new Option(option, index)));
   select.addEventListener("change", () => change(Number(select.value)));
   field.append(select);
   return field;
@@ -199,8 +199,8 @@ class Section {
   setUp() {
     if (this.panel.measures.length > 1)
       this.local.append(
-        choice("Measure", this.panel.measures, (place) => {
-          this.measure = this.panel.measures[place];
+        choice("Measure", this.panel.measures, (index) => {
+          this.measure = this.panel.measures[index];
           this.update();
         }),
       );
@@ -274,17 +274,17 @@ class TokenSection extends Section {
       this.expert = 0;
       const names = Array.from({ length: experts }, (_, expert) => expert);
       this.local.replaceChildren(
-        choice("Expert", names, (place) => {
-          this.expert = place;
+        choice("Expert", names, (index) => {
+          this.expert = index;
           this.update();
         }),
       );
     }
     const { run, expert, layer: layers, text, tokens, share_of_token: share, lift } = this.columns;
-    const place = this.panel.table.runs.indexOf(selected.run);
+    const index = this.panel.table.runs.indexOf(selected.run);
     const rows = [];
     for (let row = 0; row < run.length; row += 1)
-      if (run[row] === place && layers[row] === layerShown() && expert[row] === this.expert)
+      if (run[row] === index && layers[row] === layerShown() && expert[row] === this.expert)
         rows.push([this.panel.table.texts[text[row]], lift[row], share[row], tokens[row]]);
     const asked = { run: selected.run, layer: layerShown(), expert: this.expert, ...this.panel.values };
     const given = Object.entries(asked).map(([name, value]) => `-p ${name}=${value}`);
@@ -303,18 +303,18 @@ class PromptSection extends Section {
   draw() {
     if (!this.stale) return;
     this.stale = false;
-    const told = data.prompts[selected.run];
-    if (this.shown !== told) {
-      this.shown = told;
+    const shown = data.prompts[selected.run];
+    if (this.shown !== shown) {
+      this.shown = shown;
       this.prompt = 0;
-      const names = told ? told.prompts.map(({ prompt, domain }) => `${prompt}, ${domain === null ? NO_DOMAIN : domain}`) : [];
-      const change = (place) => {
-        this.prompt = place;
+      const names = shown ? shown.prompts.map(({ prompt, domain }) => `${prompt}, ${domain === null ? NO_DOMAIN : domain}`) : [];
+      const change = (index) => {
+        this.prompt = index;
         this.update();
       };
       this.local.replaceChildren(...(names.length > 1 ? [choice("Prompt", names, change)] : []));
     }
-    const one = told && { ...told, prompts: [told.prompts[this.prompt]] };
+    const one = shown && { ...shown, prompts: [shown.prompts[this.prompt]] };
     const command = one && `moewh show --run ${selected.run} --prompt ${one.prompts[0].prompt} --layer ${layerShown()}`;
     this.say(one ? "" : this.panel.empty, command || "");
     if (one) renderTokens(this.plot, one, layerShown());
@@ -328,13 +328,13 @@ function sectionOf(panel) {
 
 function showRuns() {
   const names = ["model", "revision", "series", "train_step", "status", "origin", "dtype", "created"];
-  const told = (run) => [
+  const runRow = (run) => [
     run.run_id, ...names.map((name) => run[name]), run.prompts, run.tokens, run.layers.length,
     [...new Set(run.layers.map(({ experts }) => experts))].join(", "),
     [...new Set(run.layers.map(({ top_k }) => top_k))].join(", "),
   ];
   const head = ["run", ...names, "prompts", "tokens", "MoE layers", "experts", "top-k"];
-  byId("runs-table").replaceWith(table(head, data.runs.map(told)));
+  byId("runs-table").replaceWith(table(head, data.runs.map(runRow)));
   byId("version").textContent = data.version;
   byId("summary").textContent = `${data.runs.length} ${data.runs.length === 1 ? "run" : "runs"} of Mixture-of-Experts routing.`;
 }
@@ -344,7 +344,7 @@ function offerSelection() {
   const { domains, layers } = runShown();
   if (!domains.includes(selected.domain)) [selected.domain] = domains;
   byId("domain").replaceChildren(
-    ...domains.map((name, place) => new Option(shownDomain(name), place, false, name === selected.domain)),
+    ...domains.map((name, index) => new Option(shownDomain(name), index, false, name === selected.domain)),
   );
   byId("domain").disabled = domains.length < 2;
   selected.layer = Math.min(selected.layer, Math.max(0, layers.length - 1));
@@ -411,7 +411,7 @@ async function loadPlotly() {
 
 async function start() {
   showRuns();
-  byId("run").append(...data.runs.map(({ run_id }, place) => new Option(run_id, place)));
+  byId("run").append(...data.runs.map(({ run_id }, index) => new Option(run_id, index)));
   byId("run").value = data.runs.length - 1;
   offerSelection();
   await loadPlotly();

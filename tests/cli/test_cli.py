@@ -284,7 +284,7 @@ WRONG_USE: list[tuple[list[str], str]] = [
     (["query", "-c", "select 1", "-o", "/", "--format", "csv"], "is a directory"),
     (["query", "-c", "select 1", "-o", "/"], "/ is a directory. Name a file with -o."),
     (["query", "-c", "select 1", "-o", ""], "is a directory. Name a file with -o."),
-    (["query", "-c", "select '\udcff'"], "-c is not text in UTF-8. Write it so, in a UTF-8 locale"),
+    (["query", "-c", "select '\udcff'"], "-c is not UTF-8 text. Write it in UTF-8, and use a UTF-8 locale"),
     (["query", "-c", "select 1", "--memory-limit", "-1GB"], "--memory-limit -1GB is not a size"),
     (["runs", "--warehouse", ""], "the warehouse is ''. Give a path or a URL"),
     (["query", "--nope"], "No such option '--nope'. Try `moewh query --help`."),

@@ -131,8 +131,8 @@ def test_a_token_gets_some_of_the_experts(chosen: int, tiny: Path, prompts: Path
     model = with_config(tiny, tmp_path / "model", num_experts_per_tok=chosen)
     ingested, inspected, _ = (moewh(*command) for command in commands(model, prompts))
     assert is_one_line(ingested)
-    assert f"gives a token {chosen} of 8 experts" in ingested.stderr
-    assert f"gives a token {chosen} of 8 experts" in inspected.stdout
+    assert f"states {chosen} of 8 experts per token" in ingested.stderr
+    assert f"states {chosen} of 8 experts per token" in inspected.stdout
 
 
 @pytest.mark.parametrize("text", ["{oops", "[]", "3", "null", '"mixtral"', "{}", '{"model_type": 5}', "", "\x00"])

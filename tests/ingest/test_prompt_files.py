@@ -531,7 +531,7 @@ def test_an_empty_system_prompt_leaves_nothing_out(nothing: Any, tmp_path: Path)
 
 
 OTHER_DATA: list[tuple[str, Any, str]] = [
-    ("p.txt", b"one\rtwo\rthree\r", "its lines end in a carriage return alone"),
+    ("p.txt", b"one\rtwo\rthree\r", "its lines end in a lone carriage return"),
     ("p.txt", JSONL, "looks like jsonl, not one prompt per line. Give --prompts-format jsonl"),
     ("p.txt", b"\xef\xbb\xbf" + delimited(","), "looks like csv"),
     ("p.txt", delimited("\t"), "looks like tsv"),

@@ -431,7 +431,7 @@ def _nothing(model: Any) -> None:
     [
         (_beams, r"put in another order \(beam search\)"),
         (_embeddings, "called without input_ids"),
-        (_positions, "position_ids begin again within a row: sequences are packed"),
+        (_positions, "position_ids restart within a row: sequences are packed"),
         (_lengths, r"sequences are packed into one row \(cu_seq_lens_q\)"),
         (_whole_mask, r"attention_mask is of shape \[1, 1, 2, 2\], not \[1 sequences, 2 positions\]"),
         (_packed_mask, "attention_mask holds values other than 0 and 1"),
@@ -440,7 +440,7 @@ def _nothing(model: Any) -> None:
         (_static_cache, "attention_mask is .*a static cache"),
         (_cut_cache, "the cache holds 2 positions of 1 sequences, and 3 of 1 were recorded"),
         (_copied_cache, "the cache holds 3 positions that were not recorded"),
-        (_foreign_cache, "the cache is a tuple, which does not tell how much it holds"),
+        (_foreign_cache, "the cache is a tuple, which does not report its length"),
         (_layer, r"model\.layers\.0\.mlp\.experts was called outside of a forward pass of OlmoeModel"),
         (_assisted, "assisted decoding"),
         (_ingest_within, r"passes are being recorded \(moewh.record\)"),

@@ -279,7 +279,7 @@ def test_a_run_that_gives_no_tokens_at_all_is_refused_before_anything_is_written
     folder = dropping(model, tmp_path / "tiny")
     for more in ((), ("--segment-rows", "500"), ("--generate", "2")):
         says = line_of(run(tmp_path / "wh", folder, path, *more))
-        assert "none of the 300 prompts that are not empty gives a token (first: prompt 1)" in says
+        assert "none of the 300 non-empty prompts gives any token (first: prompt 1)" in says
         assert not (tmp_path / "wh").exists()
     path.write_text(path.read_text() + '{"text": "last"}\n')
     assert run(tmp_path / "wh", folder, path, "--segment-rows", "500").exit_code == 0

@@ -102,7 +102,7 @@ def test_without_the_closed_directories_files_are_read(
     name: str, layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not gets_out(name, layout)
-    monkeypatch.setattr(jail, "_close", lambda *_: None)
+    monkeypatch.setattr(jail, "_lock", lambda *_: None)
     assert gets_out(name, layout)
 
 

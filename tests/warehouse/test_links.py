@@ -259,7 +259,7 @@ def test_ingest_refuses_at_the_start_what_a_rename_cannot_reach(
         monkeypatch.setattr("moewh.ingest.run.load_model", lambda *_: pytest.fail("a model was loaded"))
         result = moewh(layout, *INGEST)
         assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1), result.output
-        assert "is on another disk than" in result.stderr
+        assert "is on a different disk from" in result.stderr
         assert str(layout.root / name) in result.stderr or name == ".staging"
         assert sorted(layout.root.rglob("*")) == before
 
@@ -303,7 +303,7 @@ def test_a_new_warehouse_with_a_link_to_another_disk(tmp_path: Path) -> None:
         (tmp_path / "wh" / "segments").symlink_to(folder)
         for command in (INGEST, ("refresh",)):
             result = moewh(Layout(tmp_path / "wh"), *command)
-            assert (result.exit_code, "is on another disk than" in result.stderr) == (1, True), result.output
+            assert (result.exit_code, "is on a different disk from" in result.stderr) == (1, True), result.output
         assert list(Path(folder).iterdir()) == []
 
 
@@ -319,7 +319,7 @@ def test_a_bind_mount_is_found(sound: Layout, monkeypatch: pytest.MonkeyPatch) -
 
     layout.require_one_disk()
     monkeypatch.setattr(Path, "rename", as_across)
-    with pytest.raises(MoewhError, match="is on another disk than"):
+    with pytest.raises(MoewhError, match="is on a different disk from"):
         layout.require_one_disk()
 
 
@@ -331,7 +331,7 @@ def test_deleting_a_linked_run(name: str, sound: Layout, elsewhere: Path) -> Non
     files = sorted(target.rglob("*"))
     result = moewh(layout, "runs", "--delete", "one", "--yes")
     if "/" not in name and target.stat().st_dev != layout.root.stat().st_dev:
-        assert (result.exit_code, "another disk" in result.stderr) == (1, True)
+        assert (result.exit_code, "a different disk" in result.stderr) == (1, True)
         assert sorted(target.rglob("*")) == files
         return
     assert result.exit_code == 0, result.output
@@ -351,6 +351,6 @@ def test_repair_across_disks_moves_nothing(sound: Layout, tmp_path: Path) -> Non
         for segment in (layout.segment("one", 1), layout.segment("two", 0)):
             (segment / "tokens.parquet").write_bytes(b"damaged")
         result = moewh(layout, "verify", "--repair")
-        assert (result.exit_code, "is on another disk than" in result.stderr) == (1, True), result.output
+        assert (result.exit_code, "is on a different disk from" in result.stderr) == (1, True), result.output
         assert layout.segment("two", 0).is_dir()
         assert not (layout.root / "quarantine").exists()

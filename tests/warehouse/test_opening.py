@@ -11,9 +11,10 @@ import duckdb
 import pytest
 
 from moewh.warehouse.files.layout import Layout, glob_literal
-from moewh.warehouse.views import kept, publishing
+from moewh.warehouse.views import cache as view_cache
+from moewh.warehouse.views import publishing
 from moewh.warehouse.views.base import create_views, sql_string
-from moewh.warehouse.views.kept import written_to
+from moewh.warehouse.views.cache import written_to
 from moewh.warehouse.views.opening import open_warehouse
 from moewh.warehouse.views.publishing import build
 from tests.support.damage import sound_warehouse
@@ -31,7 +32,7 @@ def layouts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Layout, Layout]:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user's cache that nothing was kept in yet."""
+    """A user's cache that is still empty."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "moewh"
 
@@ -95,8 +96,8 @@ def test_published_views_are_those_that_were_bound(
     assert all(comment for *_, comment in published_views(tmp_path / "one"))
     file.write_bytes(file.read_bytes()[:5_000])
     build(layouts[1], tmp_path / "damaged")
-    monkeypatch.setattr(kept, "kept_views", lambda _: None)
-    monkeypatch.setattr(publishing, "kept_views", lambda _: None)
+    monkeypatch.setattr(view_cache, "cached_views", lambda _: None)
+    monkeypatch.setattr(publishing, "cached_views", lambda _: None)
     build(layouts[1], tmp_path / "anew")
     path = sql_string(glob_literal(layouts[1].root))
     expected = published_views(tmp_path / "anew")

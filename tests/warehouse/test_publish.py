@@ -19,7 +19,7 @@ from moewh.publish import find
 from moewh.publish import target as targets
 from moewh.publish.card import split_names
 from moewh.publish.hub import HubTarget
-from moewh.publish.publish import Asked, publish
+from moewh.publish.publish import PublishOptions, publish
 from moewh.publish.target import FolderTarget, StoreTarget, Target
 from moewh.publish.withhold import ABSENT, EMPTY, WITHHELD
 from moewh.warehouse.answer import again
@@ -112,7 +112,7 @@ def test_stopped_anywhere_it_goes_on(
     target: Target, source: Layout, rows: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped before, within and after each run's files; a reader sees whole runs, never fewer than before."""
-    publish(source, target, Asked(("007",), license="mit"))
+    publish(source, target, PublishOptions(("007",), license="mit"))
     before = seen(reader(target))
     assert before == {"007": rows["007"]}
     primitive = {FolderTarget: "_copy", InMemory: "_put", HubTarget: "_commit"}[type(target)]
@@ -131,7 +131,7 @@ def test_stopped_anywhere_it_goes_on(
     for attempt in range(100):
         calls, budget = 0, step * attempt
         try:
-            publish(source, target, Asked(license="mit"))
+            publish(source, target, PublishOptions(license="mit"))
         except Stopped:
             now = seen(reader(target))
             assert now.items() >= before.items()
@@ -144,12 +144,12 @@ def test_stopped_anywhere_it_goes_on(
 
 
 def test_only_what_is_missing_is_sent(target: Target, source: Layout, rows: dict[str, int]) -> None:
-    first = publish(source, target, Asked(("007", "step-30"), license="mit"))
+    first = publish(source, target, PublishOptions(("007", "step-30"), license="mit"))
     assert first.sent_files > 60
     assert first.changed
-    again = publish(source, target, Asked(("007",), license="mit"))
+    again = publish(source, target, PublishOptions(("007",), license="mit"))
     assert (again.sent_files, again.changed) == (0, False)
-    more = publish(source, target, Asked(license="mit"))
+    more = publish(source, target, PublishOptions(license="mit"))
     listing = Published(target.place).listing
     assert more.sent_files == sum("/run_id=step-20/" in path for path in listing.files)
     assert seen(reader(target)) == rows
@@ -157,7 +157,7 @@ def test_only_what_is_missing_is_sent(target: Target, source: Layout, rows: dict
 
 def test_another_run_of_that_name_replaces_it(target: Target, source: Layout, tmp_path: Path) -> None:
     """It is withdrawn first, so nobody reads half of each; extra files of the old one are removed."""
-    publish(source, target, Asked(license="mit"))
+    publish(source, target, PublishOptions(license="mit"))
     shutil.copytree(source.root, tmp_path / "other", symlinks=True)
     other = Layout(tmp_path / "other")
     delete_run(other, "007")
@@ -165,7 +165,7 @@ def test_another_run_of_that_name_replaces_it(target: Target, source: Layout, tm
         (other.root / level / "run_id=step-30").rename(other.root / level / "run_id=007")
     states: list[dict[str, int]] = []
     assert any("geometry/run_id=007" in path for path in Published(target.place).listing.files)
-    publish(other, target, Asked(("007",), license="mit"), lambda _: states.append(seen(reader(target))))
+    publish(other, target, PublishOptions(("007",), license="mit"), lambda _: states.append(seen(reader(target))))
     assert [list(state) for state in states] == [["step-20", "step-30"]]
     now = seen(reader(target))
     assert now["007"] == now["step-30"]
@@ -174,11 +174,11 @@ def test_another_run_of_that_name_replaces_it(target: Target, source: Layout, tm
 
 def test_a_file_that_was_lost_there_is_sent_again(source: Layout) -> None:
     store = InMemory()
-    publish(source, store, Asked(("007",)))
+    publish(source, store, PublishOptions(("007",)))
     for path in ("segments/run_id=007/segment=1/tokens.parquet", "sealed/run_id=007/manifest.json"):
         store.place.fs.rm_file(f"{store.place.root}/{path}")
     assert len(check_any(plan_any(reader(store)))) == 2
-    assert publish(source, store, Asked(("007",))).sent_files > 0
+    assert publish(source, store, PublishOptions(("007",))).sent_files > 0
     assert check_any(plan_any(reader(store))) == []
 
 
@@ -186,7 +186,7 @@ def test_a_query_that_met_a_replaced_run_is_asked_again(source: Layout, monkeypa
     """Only if it uses a run that was replaced meanwhile; with views made earlier, as in a check, not endlessly."""
     monkeypatch.setattr(again, "_PAUSE", 0)
     store = InMemory()
-    publish(source, store, Asked(("007",)))
+    publish(source, store, PublishOptions(("007",)))
     met = reader(store)
     asked: list[tuple[str, ...]] = []
 
@@ -194,7 +194,7 @@ def test_a_query_that_met_a_replaced_run_is_asked_again(source: Layout, monkeypa
         if opened:
             open_warehouse(met).close()
         if len(asked) == 0:
-            publish(source, store, Asked(runs, without_text))
+            publish(source, store, PublishOptions(runs, without_text))
         asked.append(runs)
         return len(asked)
 
@@ -272,12 +272,12 @@ def test_a_target_that_refuses_is_one_line(source: Layout) -> None:
 def test_a_plain_shell_sees_whole_runs_meanwhile(source: Layout, rows: dict[str, int], tmp_path: Path) -> None:
     """Each time a file is put at the root, and before each run: the attached file answers for whole runs."""
     place, states = tmp_path / "out", []
-    publish(source, FolderTarget(place), Asked(("007",)))
+    publish(source, FolderTarget(place), PublishOptions(("007",)))
 
     def look(_: str) -> None:
         states.append(dict(shell_rows(place / "warehouse.duckdb", WHOLE.format("wh."))))
 
-    publish(source, FolderTarget(place), Asked(), look)
+    publish(source, FolderTarget(place), PublishOptions(), look)
     look("")
     assert states == [{"007": rows["007"]}] * 3 + [rows]
 
@@ -337,7 +337,7 @@ def test_a_served_folder_names_its_url(source: Layout, tmp_path: Path) -> None:
 
 def test_without_text_nothing_gives_the_text_back(source: Layout, tmp_path: Path) -> None:
     place = tmp_path / "out"
-    publish(source, FolderTarget(place), Asked(("007", "step-20"), without_text=True))
+    publish(source, FolderTarget(place), PublishOptions(("007", "step-20"), without_text=True))
     for table in schema.TABLES:
         for file in place.rglob(f"run_id=[!~]*/**/{table.file}"):
             held = pq.read_table(file, partitioning=None)
@@ -361,13 +361,13 @@ def test_without_text_nothing_gives_the_text_back(source: Layout, tmp_path: Path
 def test_text_that_was_published_is_taken_back(source: Layout, tmp_path: Path) -> None:
     """Then published again: either way, the same command sends nothing the second time."""
     place = FolderTarget(tmp_path / "out")
-    publish(source, place, Asked(("007",)))
-    withheld = Asked(("007",), without_text=True)
+    publish(source, place, PublishOptions(("007",)))
+    withheld = PublishOptions(("007",), without_text=True)
     assert publish(source, place, withheld).changed
     again = publish(source, place, withheld)
     assert (again.sent_files, again.changed) == (0, False)
     assert parse_listing((place.root / LISTING).read_bytes()).without_text == ("007",)
-    publish(source, place, Asked(("007",)))
+    publish(source, place, PublishOptions(("007",)))
     assert parse_listing((place.root / LISTING).read_bytes()).without_text == ()
     assert not list(source.staging.glob("publish*"))
 

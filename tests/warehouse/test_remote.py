@@ -173,7 +173,7 @@ def test_each_layer_of_the_jail_holds_alone(places: dict[str, str], monkeypatch:
 
     def reads(*taken: str) -> bool:
         if "directories" in taken:
-            monkeypatch.setattr(jail, "_close", lambda *_: None)
+            monkeypatch.setattr(jail, "_lock", lambda *_: None)
         with open_jailed(readable(places["s3"]), Limits()) as connection:
             if "listing" in taken:
                 monkeypatch.setattr(listed.ListedFiles, "_below", lambda _, path: path)

@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 
 from moewh.cli.main import main
-from moewh.publish.publish import Asked, publish
+from moewh.publish.publish import PublishOptions, publish
 from moewh.publish.target import FolderTarget
 from moewh.warehouse.answer import query as queries
 from moewh.warehouse.answer.engine import Engine
@@ -394,7 +394,7 @@ def test_spark_cluster_of_two_workers_equals_duckdb(layout: Layout) -> None:
 def test_spark_reads_a_published_folder(tmp_path: Path, session: SparkSession) -> None:
     """By its path; a URL is refused."""
     source = publishable(tmp_path / "wh")
-    publish(source, FolderTarget(tmp_path / "out"), Asked())
+    publish(source, FolderTarget(tmp_path / "out"), PublishOptions())
     there = spark.on_this_machine(readable(str(tmp_path / "out")))
     for name in ("runs", "routes", "co_routing", "expert_token_affinity"):
         query = queries.find_query(name)

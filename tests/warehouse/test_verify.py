@@ -470,7 +470,7 @@ def test_a_run_that_lost_its_files_takes_no_segments_of_another(ingested: Path, 
     arguments = [*restore_line(layout), "--max-length", "20"]
     shutil.rmtree(layout.run("a-run"))
     result = CliRunner().invoke(main, arguments)
-    assert (result.exit_code, "has lost its own files, and its segments are not of the run" in result.stderr) == (
+    assert (result.exit_code, "has lost its own files, and its segments belong to another run" in result.stderr) == (
         1,
         True,
     )

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from moewh.ingest.write.run_files import write_run
-from moewh.publish.publish import Asked, publish
+from moewh.publish.publish import PublishOptions, publish
 from moewh.publish.target import FolderTarget
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
@@ -60,7 +60,7 @@ def six(request: pytest.FixtureRequest, tmp_path: Path) -> Readable:
     layout = warehouse(tmp_path / "wh", RUNS)
     if request.param == "written":
         return layout
-    publish(layout, FolderTarget(tmp_path / "published"), Asked(license="mit"))
+    publish(layout, FolderTarget(tmp_path / "published"), PublishOptions(license="mit"))
     return readable(tmp_path / "published")
 
 

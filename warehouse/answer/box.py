@@ -51,7 +51,7 @@ def write_whole(columns: Sequence[Column], rows: Iterable[Row], stream: TextIO) 
             marshal.dump(batch, spool)
             count += len(batch)
         spool.seek(0)
-        for line in _drawn(heads, _rights(columns), widths, _loaded(spool, count)):
+        for line in _drawn(heads, _right_aligned(columns), widths, _loaded(spool, count)):
             stream.write(f"{line}\n")
     if not count or count >= 10:
         stream.write(f"  {_count(count, 'row')}; {_count(len(columns), 'column')}\n")
@@ -62,7 +62,7 @@ def write_cut(columns: Sequence[Column], rows: Sequence[Row], room: int, stream:
 
     `rows` holds all rows, or the first LIMIT + 1 if there are more.
     """
-    head, tail, said = _cut_rows(len(rows))
+    head, tail, notes = _cut_rows(len(rows))
     heads = _heads(columns)
     body = [[_cell(value) for value in row] for row in (*rows[:head], *rows[len(rows) - tail :])]
     full = [max(map(width_of, texts)) for texts in zip(*zip(*heads, strict=True), *body, strict=True)]
@@ -70,23 +70,23 @@ def write_cut(columns: Sequence[Column], rows: Sequence[Row], room: int, stream:
     heads = [(_shortened(heads[index][0], widest), _shortened(heads[index][1], widest)) for index in kept]
     body = [[_shortened(cells[index], widest) for index in kept] for cells in body]
     widths = [min(full[index], widest) for index in kept]
-    rights = [_rights(columns)[index] for index in kept]
+    right_aligned = [_right_aligned(columns)[index] for index in kept]
     if len(kept) < len(columns):
-        said.append(f"{len(kept)} of {len(columns)} columns")
+        notes.append(f"{len(kept)} of {len(columns)} columns")
         gap = (len(kept) + 1) // 2  # position of the left-out columns
         for row in body:
             row.insert(gap, "…")
         heads.insert(gap, ("…", "…"))
         widths.insert(gap, 1)
-        rights.insert(gap, False)
+        right_aligned.insert(gap, False)
     if any(full[index] > widest for index in kept):
-        said.append(f"cells cut to {widest} characters")
+        notes.append(f"cells cut to {widest} characters")
     if head < len(rows):
         body[head:head] = [["·"] * len(widths)] * 3
-    for line in _drawn(heads, rights, widths, body):
+    for line in _drawn(heads, right_aligned, widths, body):
         stream.write(f"{line}\n")
-    if said:
-        stream.write(f"  {'; '.join(said)}. Use a pipe or -o FILE for all.\n")
+    if notes:
+        stream.write(f"  {'; '.join(notes)}. Use a pipe or -o FILE for all.\n")
     elif not rows:
         stream.write("  0 rows\n")
 
@@ -126,12 +126,15 @@ def _heads(columns: Sequence[Column]) -> list[tuple[str, str]]:
     return [(_cell(column.name), _cell(_type_name(column.type))) for column in columns]
 
 
-def _rights(columns: Sequence[Column]) -> list[bool]:
+def _right_aligned(columns: Sequence[Column]) -> list[bool]:
     return [column.type.id in NUMBERS for column in columns]
 
 
 def _drawn(
-    heads: Sequence[tuple[str, str]], rights: Sequence[bool], widths: Sequence[int], rows: Iterable[Sequence[str]]
+    heads: Sequence[tuple[str, str]],
+    right_aligned: Sequence[bool],
+    widths: Sequence[int],
+    rows: Iterable[Sequence[str]],
 ) -> Iterator[str]:
     """Yield the lines of a box."""
     bars = ["─" * (width + 2) for width in widths]
@@ -143,7 +146,7 @@ def _drawn(
         if first:
             yield f"├{'┼'.join(bars)}┤"
             first = False
-        yield f"│{'│'.join(f' {_padded(*cell)} ' for cell in zip(row, widths, rights, strict=True))}│"
+        yield f"│{'│'.join(f' {_padded(*cell)} ' for cell in zip(row, widths, right_aligned, strict=True))}│"
     yield f"└{'┴'.join(bars)}┘"
 
 
@@ -178,13 +181,13 @@ def width_of(text: str) -> int:
     """Return how many terminal columns a text takes."""
     if text.isascii():
         return len(text)
-    return sum(_places(mark) for mark in text)
+    return sum(_character_width(character) for character in text)
 
 
-def _places(mark: str) -> int:
-    if unicodedata.category(mark) in ("Mn", "Me", "Cf"):
+def _character_width(character: str) -> int:
+    if unicodedata.category(character) in ("Mn", "Me", "Cf"):
         return 0
-    return 2 if unicodedata.east_asian_width(mark) in "WF" else 1
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 def _count(number: int, noun: str) -> str:

@@ -15,7 +15,7 @@ from moewh.warehouse.answer.query import Query, find_query, saved_names, single_
 from moewh.warehouse.errors import UsageError
 from moewh.warehouse.files import schema
 from moewh.warehouse.views.base import canned_views, derived_statements
-from moewh.warehouse.views.kept import copy_views
+from moewh.warehouse.views.cache import copy_views
 
 if TYPE_CHECKING:
     import duckdb

@@ -34,10 +34,10 @@ class Engine:
     """Results of the look-ups, by SQL, shared by all queries."""
 
     def __call__(self, query: Query, values: Mapping[str, Value]) -> Answer | None:
-        """Answer a query. Raises as `meant` and the engine do."""
-        return self.run(query, self.meant(query, values))
+        """Answer a query. Raises as `checked_values` and the engine do."""
+        return self.run(query, self.checked_values(query, values))
 
-    def meant(self, query: Query, values: Mapping[str, Value]) -> Mapping[str, Value]:
+    def checked_values(self, query: Query, values: Mapping[str, Value]) -> Mapping[str, Value]:
         """Return a query's values in the types of its parameters, after looking up the names in them.
 
         Raises UsageError for parameters that the query does not have and for a value that is not of its parameter's

@@ -68,7 +68,7 @@ def require_existing(look: Look, kinds: Mapping[str, str], values: Mapping[str, 
     if not asked:
         return
     if _RUNS_ROWS.isdisjoint(asked.values()):
-        with suppress(MoewhError):  # whose names are then listed from RUNS, in an order that users know
+        with suppress(MoewhError):  # then the names are listed from RUNS, in the order that users know
             _require_among({run_id: (None, None) for run_id, *_ in look(LAYERS, {})}, look, asked, values)
             return
     _require_among({run_id: (series, key) for run_id, series, key in look(RUNS, {})}, look, asked, values)
@@ -119,7 +119,7 @@ def _require_same_tokens(asked: Mapping[str, str], values: Mapping[str, Value], 
                     name for name, key in keys.items() if key is not None and key == keys[run_id] and name != run_id
                 ]
                 raise MoewhError(
-                    f"runs {run_id} and {other} do not have the same tokens (their tokens_key differs), so that they "
+                    f"runs {run_id} and {other} do not have the same tokens (their tokens_key differs), so they "
                     f"cannot be compared. Runs with the tokens of {run_id}: {_listed(same)}."
                 )
 

@@ -89,7 +89,7 @@ def export_names() -> list[str]:
 
 
 def describe_export(name: str) -> str:
-    """Return the first line of what a format's file says of itself."""
+    """Return the first line of the docstring of a format's file."""
     source = (_FORMATS / f"{name.replace('-', '_')}.py").read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import Layout
-from moewh.warehouse.stopping import told_to_stop
+from moewh.warehouse.stopping import stop_requested
 from moewh.warehouse.views.base import sql_string
 from moewh.warehouse.views.opening import open_warehouse
 
@@ -72,12 +72,12 @@ def open_jailed(warehouse: Readable, limits: Limits, output: Path | None = None)
         connection.execute(f"set temp_directory = {sql_string(str(scratch))}; set enable_progress_bar = false")
         _limit_memory(connection, limits)
         if not limits.unsafe:
-            _close(connection, [*warehouse.folders(), str(scratch)], output)
+            _lock(connection, [*warehouse.folders(), str(scratch)], output)
         with _interruptible(connection, limits):
             yield connection
 
 
-def _close(connection: duckdb.DuckDBPyConnection, folders: list[str], output: Path | None) -> None:
+def _lock(connection: duckdb.DuckDBPyConnection, folders: list[str], output: Path | None) -> None:
     """Restrict the connection to the allowed files and lock its settings."""
     roots = ", ".join(map(sql_string, folders))
     files = sql_string(str(output)) if output is not None else ""
@@ -139,9 +139,9 @@ def _unclear_files(node: Any) -> Iterator[str]:
             name = str(node["function"]["function_name"]).lower()
             if name == "glob" or name.startswith(("read_", "parquet_")):
                 given = [argument for argument in _arguments(node["function"]) if argument["class"] != "COMPARISON"]
-                if not all(_is_literal(argument) for argument in given) or _climbs(given):
+                if not all(_is_literal(argument) for argument in given) or _has_parent_reference(given):
                     yield f"{name}()"
-        elif node.get("type") == "BASE_TABLE" and _climbs(_full_names(node)):
+        elif node.get("type") == "BASE_TABLE" and _has_parent_reference(_full_names(node)):
             yield "FROM"
         yield from _unclear_files(list(node.values()))
 
@@ -167,12 +167,12 @@ def _is_literal(expression: dict[str, Any]) -> bool:
     return bool(expression["class"] == "CONSTANT")
 
 
-def _climbs(node: Any) -> bool:
+def _has_parent_reference(node: Any) -> bool:
     """Return whether any string in this part of the tree is a path that contains `..`."""
     if isinstance(node, dict):
         node = list(node.values())
     if isinstance(node, list):
-        return any(_climbs(child) for child in node)
+        return any(_has_parent_reference(child) for child in node)
     return isinstance(node, str) and re.search(r"(^|[/\\:])\.\.($|[/\\])", node) is not None
 
 
@@ -221,14 +221,14 @@ def _interruptible(connection: duckdb.DuckDBPyConnection, limits: Limits) -> Ite
     While DuckDB waits for its own threads it checks no signals, and Python's handlers wait for DuckDB. Only Python's C
     handler runs; it writes a byte to the wake-up descriptor, and a thread waits for that byte.
     """
-    wake, waker = os.pipe()
-    os.set_blocking(waker, False)
+    wake_reader, wake_writer = os.pipe()
+    os.set_blocking(wake_writer, False)
     done, late = threading.Event(), threading.Event()
 
     def watch() -> None:
         began = time.monotonic()
         # A signal may have arrived earlier, when no exception could be raised for it.
-        while not select.select([wake], [], [], 0.2)[0] and not told_to_stop():
+        while not select.select([wake_reader], [], [], 0.2)[0] and not stop_requested():
             if limits.timeout is not None and time.monotonic() - began > limits.timeout:
                 late.set()
                 break
@@ -236,7 +236,7 @@ def _interruptible(connection: duckdb.DuckDBPyConnection, limits: Limits) -> Ite
             connection.interrupt()
 
     main = threading.current_thread() is threading.main_thread()
-    before = signal.set_wakeup_fd(waker, warn_on_full_buffer=False) if main else -1
+    before = signal.set_wakeup_fd(wake_writer, warn_on_full_buffer=False) if main else -1
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
@@ -247,12 +247,12 @@ def _interruptible(connection: duckdb.DuckDBPyConnection, limits: Limits) -> Ite
         raise
     finally:
         done.set()
-        os.write(waker, b"\0")
+        os.write(wake_writer, b"\0")
         watcher.join()
         if main:
             signal.set_wakeup_fd(before)
-        os.close(wake)
-        os.close(waker)
+        os.close(wake_reader)
+        os.close(wake_writer)
 
 
 @contextmanager

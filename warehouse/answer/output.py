@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TextIO, cast
 
 from moewh.warehouse.answer import texts
 from moewh.warehouse.errors import UsageError, require_utf8
-from moewh.warehouse.files.layout import FOLDERS, LISTING, SCHEMA_RUN, sync
+from moewh.warehouse.files.layout import OWN_NAMES, SCHEMA_RUN, Layout, sync
 from moewh.warehouse.views.base import sql_string
 
 if TYPE_CHECKING:
@@ -38,10 +38,6 @@ _SUFFIXES = {
     ".md": "markdown",
     ".txt": "table",
 }
-_OWN = {*(pattern.split("/")[0] for pattern in FOLDERS.values()), "unsealed", "quarantine", ".staging"} | {
-    *("warehouse.duckdb", LISTING)
-}
-"""What moewh itself keeps in a warehouse."""
 _MARKDOWN = re.compile(r"[\\|`*~]|<(?=[A-Za-z/!?])|&(?=#?\w+;)|\](?=[(\[])|(?<![^\W_])_|_(?![^\W_])")
 """Characters that Markdown would not show as text."""
 _LINE_END = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
@@ -123,9 +119,9 @@ def _resolved(output: Path) -> Path:
 def _require_outside(output: Path) -> None:
     """Raise UsageError for a path among the files of a warehouse, which an answer must not replace."""
     for folder in output.parents:
-        if (folder / "runs" / f"run_id={SCHEMA_RUN}").is_dir():
+        if Layout(folder).run(SCHEMA_RUN).is_dir():
             first = output.relative_to(folder).parts[0]
-            if first in _OWN:
+            if first in OWN_NAMES:
                 raise UsageError(f"{output} is among the files of the warehouse {folder}. Name a file elsewhere.")
 
 

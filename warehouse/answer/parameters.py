@@ -77,14 +77,14 @@ def kinds_of(query: Query) -> dict[str, str]:
     if query.shipped:
         return declared
     staged = {name: kind for view in query.staging for name, kind in _declared(view.header).items()}
-    return {**staged, **shown_kinds(query), **declared}
+    return {**staged, **compared_kinds(query), **declared}
 
 
 def _declared(header: str) -> dict[str, str]:
     return dict(re.findall(_DECLARED, header.partition("Parameters")[2]))
 
 
-def shown_kinds(query: Query) -> dict[str, str]:
+def compared_kinds(query: Query) -> dict[str, str]:
     """Return the kind of each parameter whose every use is a comparison with one of COLUMNS by `=`.
 
     Tests for null are ignored.
@@ -168,7 +168,7 @@ def numeric_parameters(query: Query, names: AbstractSet[str]) -> AbstractSet[str
         if planned["error"]:
             if not plan("1")["error"]:
                 numeric.add(name)
-        elif (met := set(_meets(planned))) and all(_NUMERIC.fullmatch(type_) for type_ in met):
+        elif (types := set(_cast_types(planned))) and all(_NUMERIC.fullmatch(type_) for type_ in types):
             numeric.add(name)
     return numeric
 
@@ -193,11 +193,11 @@ def _with_literal(query: Query, name: str, literal: str) -> str:
     return re.sub(pattern, replaced, query.code)
 
 
-def _meets(node: Any, parent: str = "", cast: str = "VARCHAR") -> Iterator[str]:
+def _cast_types(node: Any, parent: str = "", cast: str = "VARCHAR") -> Iterator[str]:
     """Yield the type that each occurrence of the marked text is cast to in a serialised plan."""
     if isinstance(node, list):
         for child in node:
-            yield from _meets(child, parent, cast)
+            yield from _cast_types(child, parent, cast)
     elif isinstance(node, dict):
         value = node.get("value")
         if isinstance(value, dict) and value.get("value") == _MARK:
@@ -207,4 +207,4 @@ def _meets(node: Any, parent: str = "", cast: str = "VARCHAR") -> Iterator[str]:
         kind = str(node.get("type"))
         inner = node["return_type"]["id"] if kind == "OPERATOR_CAST" else "VARCHAR"
         for child in node.values():
-            yield from _meets(child, kind if isinstance(node.get("expression_class"), str) else parent, inner)
+            yield from _cast_types(child, kind if isinstance(node.get("expression_class"), str) else parent, inner)

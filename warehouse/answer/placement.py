@@ -40,8 +40,8 @@ def placement_text(value: str) -> str:
             raise UsageError(f"{path} cannot be read as a placement: {str(error).splitlines()[0]}") from None
     for number, row in enumerate(rows):
         if not all(type(item) is int and 0 <= item < 1 << 20 for item in row):
-            told = ", ".join(f"{name} = {item}" for name, item in zip(_COLUMNS, row, strict=True))
-            raise UsageError(f"{path}, row {number}: {told}. Give whole numbers from 0.")
+            shown = ", ".join(f"{name} = {item}" for name, item in zip(_COLUMNS, row, strict=True))
+            raise UsageError(f"{path}, row {number}: {shown}. Give whole numbers from 0.")
     if not rows:
         raise UsageError(f"{path} has no rows.")
     return ",".join(f"{layer}:{expert}:{gpu}" for layer, expert, gpu in sorted(set(rows)))

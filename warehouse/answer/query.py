@@ -50,7 +50,9 @@ class Query:
     def __post_init__(self) -> None:
         """Raise UsageError for SQL that is not Unicode, as Python reads it in a locale without UTF-8."""
         if not self.shipped and self.sql.encode(errors="replace").decode() != self.sql:
-            raise UsageError(f"{self.source} is not text in UTF-8. Write it so, in a UTF-8 locale (LC_ALL=C.UTF-8).")
+            raise UsageError(
+                f"{self.source} is not UTF-8 text. Write it in UTF-8, and use a UTF-8 locale (LC_ALL=C.UTF-8)."
+            )
 
     @cached_property
     def code(self) -> str:

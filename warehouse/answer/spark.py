@@ -18,7 +18,7 @@ from moewh.warehouse.answer.query import Answer, Query, Value, check_names
 from moewh.warehouse.cpus import usable_cpus
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import ANY_RUN, FOLDERS, PATH_VALUES, SCHEMA_RUN, Layout
+from moewh.warehouse.files.layout import ANY_RUN, FOLDERS, PATH_VALUES, RUN_FOLDER, SCHEMA_RUN, Layout
 from moewh.warehouse.remote.place import Folder
 from moewh.warehouse.views.base import ASK_AGAIN, LACKS, NEITHER, SEALED_LACKS, derived_views, table_select
 
@@ -53,7 +53,7 @@ def open_spark(master: str | None) -> Iterator[SparkSession]:
     Raises MoewhError if pyspark, sqlglot or Java is missing.
     """
     try:
-        import sqlglot  # noqa: F401 - said here, before Java is started
+        import sqlglot  # noqa: F401 - fails here, before Java is started
         from pyspark.sql import SparkSession
     except ImportError as error:
         raise MoewhError(f"--engine spark needs {error.name}. Install moewh with its extra: moewh[spark].") from error
@@ -245,13 +245,11 @@ def _every_file(session: SparkSession, layout: Layout, table: schema.Table) -> D
 
 def _states(layout: Layout) -> tuple[list[str], list[str]]:
     """Return the runs that are sealed, and those whose segments are counted one by one."""
-    sealed, linked = (
-        sorted(folder.name.removeprefix("run_id=") for folder in example.parent.glob("run_id=*"))
-        for example in (layout.sealed("x"), layout.unsealed("x"))
+    sealed, linked, known = (
+        sorted(folder.name.removeprefix(RUN_FOLDER) for folder in example.parent.glob(f"{RUN_FOLDER}*"))
+        for example in (layout.sealed("x"), layout.unsealed("x"), layout.run("x"))
     )
-    if lost := sorted(
-        {path.name.removeprefix("run_id=") for path in layout.run("x").parent.glob("run_id=*")} - {*sealed, *linked}
-    ):
+    if lost := sorted(set(known) - {*sealed, *linked}):
         raise MoewhError(f"run {lost[0]} {NEITHER}")
     return sealed, [run_id for run_id in linked if run_id not in sealed or run_id == SCHEMA_RUN]
 
@@ -265,7 +263,7 @@ def _files(session: SparkSession, layout: Layout, table: schema.Table, runs: lis
     texts += [f"`{column.name}` string" for column in table.path_columns]
     read = session.read.schema(", ".join(texts)).option("basePath", str(base))
     files = read.parquet(
-        *(f"{_escaped(base)}/{pattern.replace(ANY_RUN, f'run_id={run_id}')}/{table.file}" for run_id in runs)
+        *(f"{_escaped(base)}/{pattern.replace(ANY_RUN, f'{RUN_FOLDER}{run_id}')}/{table.file}" for run_id in runs)
     )
     for column in table.path_columns:
         files = files.where(files[column.name].rlike(f"^({PATH_VALUES[column.name]})$"))

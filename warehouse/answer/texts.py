@@ -93,7 +93,7 @@ def text_rows(answer: Answer) -> tuple[list[Column], Iterator[Row]]:
     return columns, (_finished(row, columns) for row in rows) if any(map(_is_nested, columns)) else rows
 
 
-def told_rows(answer: Answer) -> Iterator[tuple[dict[str, str], dict[str, Any]]]:
+def text_and_json_rows(answer: Answer) -> Iterator[tuple[dict[str, str], dict[str, Any]]]:
     """Yield each row as two dicts by column: its texts, with NULL as `NULL`, and its values as JSON types."""
     answer = as_select(answer)
     if not _has_rows(answer):  # as nearly always: then the columns need not be known

@@ -75,6 +75,8 @@ MARK = "mark-*"
 It lets a query notice that a run was unsealed and sealed again while its files were listed.
 """
 
+RUN_FOLDER = "run_id="
+"""Prefix of the name of a run's folders, before its run_id."""
 SEGMENT_FOLDER = "segment="
 """Prefix of a segment folder's name, before its number."""
 
@@ -97,6 +99,14 @@ DATABASE = "warehouse.duckdb"
 """Name of the file that a plain DuckDB shell opens."""
 LISTING = "published.json"
 """Name of the file that makes a folder a published warehouse (see `moewh.warehouse.files.listing`)."""
+STAGING = ".staging"
+"""Name of the folder for work in flight and caches."""
+QUARANTINE = "quarantine"
+"""Name of the folder for damaged segments that were taken out."""
+PUBLISHED_NAMES = frozenset({*(pattern.partition("/")[0] for pattern in FOLDERS.values()), DATABASE, LISTING, STAGING})
+"""The top-level names of a published warehouse, except its card."""
+OWN_NAMES = PUBLISHED_NAMES | {UNSEALED.partition("/")[0], QUARANTINE}
+"""The top-level names of everything that moewh itself keeps in a warehouse."""
 _IN_FLIGHT = ".part"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -125,7 +135,7 @@ class Layout:
     @property
     def staging(self) -> Path:
         """Work in flight and caches."""
-        return self.root / ".staging"
+        return self.root / STAGING
 
     @property
     def empty(self) -> Path:
@@ -134,11 +144,11 @@ class Layout:
 
     def run(self, run_id: str) -> Path:
         """Folder of a run's own files."""
-        return self.root / "runs" / f"run_id={run_id}"
+        return self.root / "runs" / f"{RUN_FOLDER}{run_id}"
 
     def segments(self, run_id: str) -> Path:
         """Folder of a run's segments."""
-        return self.root / "segments" / f"run_id={run_id}"
+        return self.root / "segments" / f"{RUN_FOLDER}{run_id}"
 
     def segment(self, run_id: str, number: int) -> Path:
         """Folder of one committed segment."""
@@ -146,25 +156,25 @@ class Layout:
 
     def geometry(self, run_id: str) -> Path:
         """Folder of the measures of the weights of a run's model."""
-        return self.root / "geometry" / f"run_id={run_id}"
+        return self.root / "geometry" / f"{RUN_FOLDER}{run_id}"
 
     def sealed(self, run_id: str) -> Path:
         """Folder of a sealed run's merged counts."""
-        return self.root / "sealed" / f"run_id={run_id}"
+        return self.root / "sealed" / f"{RUN_FOLDER}{run_id}"
 
     def unsealed(self, run_id: str) -> Path:
         """Folder through which the counts of a run that is not sealed are read."""
-        return self.root / "unsealed" / f"run_id={run_id}"
+        return self.root / "unsealed" / f"{RUN_FOLDER}{run_id}"
 
     def template_times(self, run_id: str) -> Path:
         """Folder that keeps the time that the chat template of a run sees; it exists before the run does."""
-        return self.staging / "template_time" / f"run_id={run_id}"
+        return self.staging / "template_time" / f"{RUN_FOLDER}{run_id}"
 
     def exists(self) -> bool:
         """Return whether there is a warehouse here; the geometry folder may be missing, as in older warehouses."""
         return self.segment(SCHEMA_RUN, 0).is_dir() and self.run(SCHEMA_RUN).is_dir()
 
-    def looks_like_one(self) -> bool:
+    def may_be_warehouse(self) -> bool:
         """Return whether this folder is empty or holds a warehouse, even a damaged one."""
         names = {path.name for path in self.root.iterdir()}
         return not names or bool(names & {"runs", "segments"})
@@ -200,11 +210,9 @@ class Layout:
         with self.writing():
             self.staging.mkdir(parents=True, exist_ok=True)
             for layout in (Layout(self.empty), self):
-                self._add_empty_tables("run", layout.run(SCHEMA_RUN))
-                self._add_empty_tables("segment", layout.segment(SCHEMA_RUN, 0))
-                self._add_empty_tables("geometry", layout.geometry(SCHEMA_RUN))
-                self._add_empty_tables("sealed", layout.sealed(SCHEMA_RUN))
-                self._add_empty_way(layout)
+                for level, folder in layout.zero_row_folders().items():
+                    self._add_empty_tables(level, folder)
+                self._add_unsealed_zero_rows(layout)
 
     def link_unsealed(self, run_id: str) -> None:
         """Make a run's segments readable through `unsealed/`, unless they already are.
@@ -220,26 +228,29 @@ class Layout:
             (folder / UNSEALED_LINK).symlink_to(Path("..", "..", "segments", self.segments(run_id).name))
             commit(folder, self.unsealed(run_id))
 
-    def has_empty_way(self) -> bool:
+    def has_unsealed_zero_rows(self) -> bool:
         """Return whether `unsealed/` has its zero-row files, identical to those among the segments."""
         source = self.segment(SCHEMA_RUN, 0)
         there = self.unsealed(SCHEMA_RUN) / UNSEALED_LINK / f"{SEGMENT_FOLDER}0"
         tables = [table for table in schema.MERGED if self.has_table(table)]
         return all(_same_bytes(source / table.file, there / table.file) for table in tables)
 
-    def has_table(self, table: schema.Table) -> bool:
-        """Return whether there are zero-row files of a table; a warehouse older than the table has none."""
-        folders: dict[schema.Level, Path] = {
+    def zero_row_folders(self) -> dict[schema.Level, Path]:
+        """Return the folder of each level's zero-row files, in the order in which they are written."""
+        return {
             "run": self.run(SCHEMA_RUN),
             "segment": self.segment(SCHEMA_RUN, 0),
             "geometry": self.geometry(SCHEMA_RUN),
             "sealed": self.sealed(SCHEMA_RUN),
         }
-        return (folders[table.level] / table.file).is_file()
 
-    def _add_empty_way(self, layout: Layout) -> None:
+    def has_table(self, table: schema.Table) -> bool:
+        """Return whether there are zero-row files of a table; a warehouse older than the table has none."""
+        return (self.zero_row_folders()[table.level] / table.file).is_file()
+
+    def _add_unsealed_zero_rows(self, layout: Layout) -> None:
         """Write the zero-row files of a layout's `unsealed/`: files, not a link, so that every copy has them."""
-        if layout.has_empty_way():
+        if layout.has_unsealed_zero_rows():
             return
         target = layout.unsealed(SCHEMA_RUN)
         self.require_one_disk()
@@ -330,7 +341,8 @@ class Layout:
         except OSError as error:
             raise MoewhError(
                 f"cannot write the warehouse at {self.root}: {error.strerror or error}. What was committed before "
-                "is safe. Make room there, or choose a writable directory with --warehouse; then run the same again."
+                "is safe. Make room there, or choose a writable directory with --warehouse; then run the same command "
+                "again."
             ) from error
 
     def _add_empty_tables(self, level: schema.Level, target: Path) -> None:
@@ -453,9 +465,9 @@ def require_renames(source: Path, folders: Iterable[Path]) -> None:
     for folder in folders:
         if source.is_dir() and folder.is_dir() and not _one_disk(source, folder):
             raise MoewhError(
-                f"{folder} is on another disk than {source}, and moewh commits by a rename, which cannot cross disks. "
-                "Keep the whole warehouse on one disk (its root may be a link) while it is written to; runs that are "
-                "complete may move."
+                f"{folder} is on a different disk from {source}, and moewh commits by a rename, which cannot cross "
+                "disks. Keep the whole warehouse on one disk (its root may be a link) while it is written to; complete "
+                "runs may move."
             )
 
 

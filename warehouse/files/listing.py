@@ -14,20 +14,20 @@ from functools import cached_property
 
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import FOLDERS, PATH_VALUES, SCHEMA_RUN, SEGMENT_FOLDER
+from moewh.warehouse.files.layout import FOLDERS, PATH_VALUES, RUN_FOLDER, SCHEMA_RUN, SEGMENT_FOLDER
 
 PUBLISHED_MARK = "mark-published"
 """The mark's name in every published folder that has one: a random name would make equal folders differ."""
 
 _SHA256 = r"[0-9a-f]{64}"
-_RUN = f"run_id=({PATH_VALUES['run_id']})"
-_PLACES = "|".join(
+_RUN = f"{RUN_FOLDER}({PATH_VALUES['run_id']})"
+_FOLDERS = "|".join(
     (
         f"(?:runs|geometry|sealed)/{_RUN}",
         f"segments/{_RUN}/{SEGMENT_FOLDER}(?:{PATH_VALUES['segment']})",
     )
 )
-_PATH = rf"(?:{_PLACES})/(?:[a-z_]+\.parquet|manifest\.json|{PUBLISHED_MARK})"
+_PATH = rf"(?:{_FOLDERS})/(?:[a-z_]+\.parquet|manifest\.json|{PUBLISHED_MARK})"
 
 
 class ListingError(MoewhError):
@@ -59,8 +59,7 @@ class Listing:
     @cached_property
     def run_ids(self) -> tuple[str, ...]:
         """The runs, in order."""
-        found = {path.split("/")[1].removeprefix("run_id=") for path in self.files}
-        return tuple(sorted(found - {SCHEMA_RUN}))
+        return tuple(sorted({run_of(path) for path in self.files} - {SCHEMA_RUN}))
 
     @property
     def zero_rows(self) -> list[str]:
@@ -86,7 +85,7 @@ class Listing:
 
 def run_of(path: str) -> str:
     """Return the run that a listed path belongs to."""
-    return path.split("/")[1].removeprefix("run_id=")
+    return path.split("/")[1].removeprefix(RUN_FOLDER)
 
 
 def listing_text(listing: Listing) -> bytes:

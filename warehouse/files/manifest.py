@@ -64,8 +64,8 @@ def write_manifest(folder: Path, identity: str | None, segment: int | None) -> i
             check_pages(path, metadata)
         except PageError as error:
             raise MoewhError(
-                f"{path.name}: {error} right after it was written. It is not committed. Run the same again; if it "
-                "happens again, test this machine's memory and disk."
+                f"{path.name}: {error} right after it was written. It is not committed. Run the same command again; if "
+                "it happens again, test this machine's memory and disk."
             ) from error
         files[path.name] = Entry(metadata.num_rows, path.stat().st_size, file_sha256(path))
     (folder / MANIFEST).write_bytes(manifest_text(Manifest(identity, segment, files, schema.SCHEMA_VERSION)))

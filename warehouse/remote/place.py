@@ -69,19 +69,19 @@ class Remote:
     def read(self, path: str) -> bytes:
         """Return a whole file in its current state."""
         self.fs.invalidate_cache()
-        return self._told(path, self.fs.cat_file)
+        return self._fetch(path, self.fs.cat_file)
 
     def read_range(self, path: str, start: int, end: int, size: int) -> bytes:
         """Return a part of a file, in one request."""
         known = {} if self.fs.async_impl else {"size": max(size, end), "cache_type": "none"}
-        data = self._told(path, lambda url: self.fs.cat_file(url, start=start, end=end, **known))
+        data = self._fetch(path, lambda url: self.fs.cat_file(url, start=start, end=end, **known))
         return data[start:end] if len(data) == size else data  # from a server that sends whole files only
 
-    def _told(self, path: str, work: Callable[[str], Any]) -> bytes:
+    def _fetch(self, path: str, read: Callable[[str], Any]) -> bytes:
         """Call the file system for one file, and turn its errors, which differ between libraries, into MoewhError."""
         url = f"{self.root}/{path}"
         try:
-            data: bytes = work(url)
+            data: bytes = read(url)
         except FileNotFoundError:
             raise
         except Exception as error:

@@ -15,6 +15,7 @@ import time
 
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import (
+    RUN_FOLDER,
     SCHEMA_RUN,
     SEGMENT_FOLDER,
     Layout,
@@ -80,8 +81,8 @@ def segment_numbers(layout: Layout, run_id: str) -> list[int]:
 
 def require_linked(layout: Layout) -> None:
     """Link every run that is not sealed in `unsealed/` again, for instance after a copy that lost links."""
-    for run in sorted((layout.root / "runs").glob("run_id=*")):
-        run_id = run.name.removeprefix("run_id=")
+    for run in sorted((layout.root / "runs").glob(f"{RUN_FOLDER}*")):
+        run_id = run.name.removeprefix(RUN_FOLDER)
         if run_id == SCHEMA_RUN or not layout.sealed(run_id).is_dir():
             layout.link_unsealed(run_id)
 

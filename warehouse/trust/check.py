@@ -13,14 +13,14 @@ from pathlib import Path
 from moewh.warehouse.answer import query as queries
 from moewh.warehouse.answer.engine import Ask
 from moewh.warehouse.answer.query import Query, Value
-from moewh.warehouse.answer.texts import told_rows
+from moewh.warehouse.answer.texts import text_and_json_rows
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.remote.published import Readable
 from moewh.warehouse.trust.reports import Fault
 from moewh.warehouse.views.base import QUERIES
 
 ROLLUPS = "rollups"
-HELD = "select count(distinct run_id), coalesce(sum(routing_rows), 0) from segments"
+RUNS_AND_ROWS = "select count(distinct run_id), coalesce(sum(routing_rows), 0) from segments"
 
 
 def assigned(checks: list[Query], values: Mapping[str, Value]) -> list[tuple[Query, dict[str, Value]]]:
@@ -35,10 +35,10 @@ def assigned(checks: list[Query], values: Mapping[str, Value]) -> list[tuple[Que
 
 def require_rows(ask: Ask, warehouse: Readable) -> None:
     """Raise MoewhError for a warehouse without routing rows, which would pass every check."""
-    answer = ask(Query("check", HELD, shipped=True), {})
-    segments, rows = answer.execute().fetchall()[0] if answer is not None else (0, 0)
+    answer = ask(Query("check", RUNS_AND_ROWS, shipped=True), {})
+    runs, rows = answer.execute().fetchall()[0] if answer is not None else (0, 0)
     if not rows:
-        what = "no routing rows" if segments else "no runs with rows"
+        what = "no routing rows" if runs else "no runs with rows"
         raise MoewhError(f"{warehouse.root} has {what}: nothing was checked. Ingest a run first.")
 
 
@@ -63,7 +63,7 @@ def rows_of(ask: Ask, query: Query, values: Mapping[str, Value]) -> Iterator[Fau
     answer = ask(query, values)
     if answer is None:
         return
-    for texts, values_by_name in told_rows(answer):
+    for texts, values_by_name in text_and_json_rows(answer):
         yield Fault(", ".join(f"{name} = {text}" for name, text in texts.items()), values_by_name)
 
 

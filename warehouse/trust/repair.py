@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import SCHEMA_RUN, Layout, make_folder, require_renames, sync
+from moewh.warehouse.files.layout import QUARANTINE, RUN_FOLDER, SCHEMA_RUN, Layout, make_folder, require_renames, sync
 from moewh.warehouse.sealing.seal import require_linked, seal, unseal
-from moewh.warehouse.trust.verify import RUN_FOLDER
 from moewh.warehouse.views.publishing import publish
 
 _OF_CODE = {"in_memory", "recorded_at"}
@@ -37,8 +36,8 @@ def quarantine(layout: Layout, folders: Iterable[Path]) -> dict[Path, Path]:
             if not folder.exists():
                 continue
             if (run_id := run_of(layout, folder)) is not None:
-                _uncover(layout, run_id, folder)
-            target = _free_path(layout.root / "quarantine" / folder.relative_to(layout.root))
+                _expose_segments(layout, run_id, folder)
+            target = _free_path(layout.root / QUARANTINE / folder.relative_to(layout.root))
             make_folder(target.parent)
             folder.rename(target)
             sync(target.parent)
@@ -53,7 +52,7 @@ def quarantine(layout: Layout, folders: Iterable[Path]) -> dict[Path, Path]:
     return moved
 
 
-def _uncover(layout: Layout, run_id: str, folder: Path) -> None:
+def _expose_segments(layout: Layout, run_id: str, folder: Path) -> None:
     """Let views read a run's segments one by one before one of them, or its sealed counts, is moved away."""
     if folder.is_relative_to(layout.segments(run_id)):
         unseal(layout, run_id)
@@ -91,7 +90,7 @@ def geometry_rank(layout: Layout, run_id: str) -> int | None:
 
     from moewh.warehouse.files.tables import read_rows
 
-    for root in (layout, Layout(layout.root / "quarantine")):
+    for root in (layout, Layout(layout.root / QUARANTINE)):
         path = root.geometry(run_id) / schema.EXPERT_GEOMETRY.file
         try:
             ranks = read_rows(path, ["subspace_rank"]).column(0)
@@ -164,7 +163,7 @@ def _run_row(layout: Layout, run_id: str) -> dict[str, Any] | None:
 
     from moewh.warehouse.files.tables import read_rows
 
-    for root in (layout, Layout(layout.root / "quarantine")):
+    for root in (layout, Layout(layout.root / QUARANTINE)):
         try:
             row: dict[str, Any] = read_rows(root.run(run_id) / schema.RUNS.file).to_pylist()[0]
             json.loads(row["options"])

@@ -25,6 +25,7 @@ from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import (
     FOLDERS,
     MARK,
+    RUN_FOLDER,
     SCHEMA_RUN,
     SEGMENT_FOLDER,
     UNSEALED,
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
     from moewh.warehouse.remote.published import Readable
 
-RUN_FOLDER = "run_id="
 _COUNTED = {"prompts": schema.PROMPTS, "tokens": schema.TOKENS, "routing_rows": schema.ROUTING}
 """Columns of segment.parquet, and the tables whose rows they count."""
 
@@ -207,9 +207,9 @@ def _list_unsealed(layout: Layout, found: Plan) -> None:
     linked = set()
     for run in _entries(top):
         run_id = run.name.removeprefix(RUN_FOLDER)
-        way = run / UNSEALED_LINK
-        found_way = way.is_symlink() or (run_id == SCHEMA_RUN and layout.has_empty_way())
-        if run.name == run_id or not _is_legal(run_id) or len(list(run.glob(MARK))) != 1 or not found_way:
+        link = run / UNSEALED_LINK
+        is_linked = link.is_symlink() or (run_id == SCHEMA_RUN and layout.has_unsealed_zero_rows())
+        if run.name == run_id or not _is_legal(run_id) or len(list(run.glob(MARK))) != 1 or not is_linked:
             found.faults.append(Fault(run, "", "does not link to a run's segments; `moewh refresh` recreates it"))
         else:
             linked.add(run_id)
@@ -258,19 +258,19 @@ def _take_manifest(folder: Folder, faults: list[Fault]) -> None:
     marks = {path.name for path in folder.path.glob(MARK)} if folder.level == "sealed" else set()
     if folder.level == "sealed" and len(marks) != 1:
         faults.append(Fault(folder.path, "", f"has {len(marks)} marks, not 1"))
-    promised = folder.manifest.files
+    listed = folder.manifest.files
     tables = {table.file: table for table in _tables(folder.level)}
     needed = {
         name
         for name, table in tables.items()
         if table.since <= folder.manifest.schema
-        and (not table.opt_in or folder.run_id == SCHEMA_RUN or table.counted in promised)
+        and (not table.opt_in or folder.run_id == SCHEMA_RUN or table.counted in listed)
     }
-    faults += [Fault(folder.path, name, "is missing") for name in sorted((promised.keys() | needed) - there)]
-    known = {MANIFEST} | marks | (promised.keys() & tables.keys())
+    faults += [Fault(folder.path, name, "is missing") for name in sorted((listed.keys() | needed) - there)]
+    known = {MANIFEST} | marks | (listed.keys() & tables.keys())
     unknown = {path.name for path in folder.path.iterdir()} - known
     faults += [Fault(folder.path, name, "is not a file of this folder") for name in sorted(unknown)]
-    folder.files = {name: entry for name, entry in promised.items() if name in there & tables.keys()}
+    folder.files = {name: entry for name, entry in listed.items() if name in there & tables.keys()}
 
 
 # ------------------------------------------------------------------------------------------ files
@@ -393,15 +393,15 @@ def _check_sealed(folder: Folder, segments: list[Folder]) -> Iterator[Fault]:
     """
     from moewh.warehouse.files.tables import read_rows
 
-    held = read_rows(folder.path / schema.SEGMENTS.file).to_pylist()
-    numbers = {row["segment"] for row in held}
-    beside = folder.path.parents[1] / "segments" / folder.path.name
-    if gone := sorted(number for number in numbers if not (beside / f"{SEGMENT_FOLDER}{number}").is_dir()):
+    merged = read_rows(folder.path / schema.SEGMENTS.file).to_pylist()
+    numbers = {row["segment"] for row in merged}
+    run_segments = folder.path.parents[1] / "segments" / folder.path.name
+    if gone := sorted(number for number in numbers if not (run_segments / f"{SEGMENT_FOLDER}{number}").is_dir()):
         yield Fault(folder.path, schema.SEGMENTS.file, f"has segment {gone[0]}, which does not exist")
-    if strangers := sorted({one.number for one in segments if one.number is not None} - numbers):
-        yield Fault(folder.path, schema.SEGMENTS.file, f"lacks segment {strangers[0]}, which exists")
+    if missing := sorted({one.number for one in segments if one.number is not None} - numbers):
+        yield Fault(folder.path, schema.SEGMENTS.file, f"lacks segment {missing[0]}, which exists")
     for one in segments:
-        there = [row for row in held if row["segment"] == one.number]
+        there = [row for row in merged if row["segment"] == one.number]
         if there and {**one.row, "segment": one.number} != there[0]:
             yield Fault(folder.path, schema.SEGMENTS.file, f"differs from the file of segment {one.number}")
     if {one.number for one in segments} != numbers:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.base import create_views, derived_statements, view_statements
-from moewh.warehouse.views.kept import ROOT, copy_views, read_at
+from moewh.warehouse.views.cache import ROOT, copy_views, read_at
 
 if TYPE_CHECKING:
     import duckdb

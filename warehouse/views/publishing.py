@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from moewh.warehouse.files.layout import Layout, sync
 from moewh.warehouse.views.base import create_views, derived_statements, view_statements
-from moewh.warehouse.views.kept import ROOT, copy_views, forget, kept_views, read_at, written_to
+from moewh.warehouse.views.cache import ROOT, cached_views, copy_views, forget, read_at, written_to
 
 if TYPE_CHECKING:
     from moewh.warehouse.remote.published import Readable
@@ -49,7 +49,7 @@ def _copied(layout: Layout, file: Path) -> bool:
     import duckdb
 
     layout.linked_folders()
-    if (kept := kept_views(list(view_statements(layout, comments=True, guarded=True, root=ROOT)))) is None:
+    if (kept := cached_views(list(view_statements(layout, comments=True, guarded=True, root=ROOT)))) is None:
         return False
     shutil.copyfile(kept, file)
     try:

@@ -60,10 +60,10 @@ def _tables(path: Path, file: PromptFile, delimiter: str) -> Iterator[pa.Table]:
 
 
 def _misquoted(path: Path, delimiter: str) -> str | None:
-    """Describe a quoted field that never ends, or that goes on after its closing quote; None without one.
+    """Describe a quoted field that never ends, or that continues after its closing quote; None without one.
 
-    Arrow ends the first with the file, and drops the quotes of the second, so that its text is another. Only a file
-    with quotes is read by Python's reader, which reports both.
+    Arrow ends the first at the end of the file and drops the quotes of the second, which changes its text. Python's
+    reader reports both; it reads only files with quotes.
     """
     with path.open("rb") as handle:
         if not any(b'"' in block for block in iter(lambda: handle.read(BLOCK_BYTES), b"")):

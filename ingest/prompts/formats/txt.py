@@ -55,7 +55,7 @@ def _tables(path: Path, file: PromptFile) -> Iterator[pa.Table]:
             if not block:
                 return
             if "\r" in block[0].rstrip("\r\n") and not block[0].endswith("\n"):
-                raise file.error("its lines end in a carriage return alone. Convert the line ends to \\n.")
+                raise file.error("its lines end in a lone carriage return. Convert the line ends to \\n.")
             yield pa.table({name: [line.removesuffix("\n").removesuffix("\r") for line in block]})
 
 

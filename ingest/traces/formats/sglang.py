@@ -39,10 +39,10 @@ def _generated(where: str, answer: dict[str, Any], file: TraceFile, model: Trace
 
 
 def _chat(where: str, answer: dict[str, Any], file: TraceFile, model: TraceModel) -> Sequence:
-    beside, usage, choices = answer.get("sgl_ext"), answer.get("usage"), answer.get("choices")
-    if not isinstance(beside, dict) or not isinstance(usage, dict) or not isinstance(choices, list):
+    extension, usage, choices = answer.get("sgl_ext"), answer.get("usage"), answer.get("choices")
+    if not isinstance(extension, dict) or not isinstance(usage, dict) or not isinstance(choices, list):
         raise file.error(f"{where}: has neither meta_info nor sgl_ext, usage and choices: it is not SGLang's answer.")
-    rows_RLK = _routing(beside.get("routed_experts"), where, file, model)
+    rows_RLK = _routing(extension.get("routed_experts"), where, file, model)
     if len(choices) > 1:  # usage counts all of them together
         metadata = {"choices": len(choices)}
         return Sequence(where, rows_RLK, source=file.path.name, metadata=metadata, served=served_by(answer))
@@ -69,11 +69,11 @@ def _routing(value: Any, where: str, file: TraceFile, model: TraceModel) -> Arra
 
 def _lengths(holder: dict[str, Any], where: str) -> tuple[int, int]:
     """Return how many tokens the prompt and the answer have."""
-    told = [holder.get(name) for name in ("prompt_tokens", "completion_tokens")]
+    counts = [holder.get(name) for name in ("prompt_tokens", "completion_tokens")]
     most = 1 << POSITION_BITS  # before anything of this size is made
-    known = [number for number in told if type(number) is int and 0 <= number <= most]
-    if len(known) < len(told):
-        raise MoewhError(f"{where}: has {told[0]!r} prompt_tokens and {told[1]!r} completion_tokens.")
+    known = [number for number in counts if type(number) is int and 0 <= number <= most]
+    if len(known) < len(counts):
+        raise MoewhError(f"{where}: has {counts[0]!r} prompt_tokens and {counts[1]!r} completion_tokens.")
     return known[0], known[1]
 
 
@@ -90,8 +90,8 @@ def _vocab_ids(answer: dict[str, Any], meta: dict[str, Any], lengths: tuple[int,
     ids_T = np.full(prompt + generated, NO_ENTRY, np.int64)
     ids_T[prompt:] = output_ids
     if isinstance(given, list) and len(given) == prompt:
-        told = [item[1] if isinstance(item, list) and len(item) > 1 else None for item in given]
-        ids_T[:prompt] = as_ids(told, where)
+        prompt_ids = [item[1] if isinstance(item, list) and len(item) > 1 else None for item in given]
+        ids_T[:prompt] = as_ids(prompt_ids, where)
     return ids_T
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from moewh.ingest.traces.arrays import beside
+from moewh.ingest.traces.arrays import sibling
 from moewh.ingest.traces.trace import Counts, Format, TraceFile, TraceModel
 
 _RANK = re.compile(r"rank\d+\.safetensors")
@@ -33,13 +33,13 @@ def _read(files: list[TraceFile], model: TraceModel) -> Iterator[Counts]:
 def _require_model(file: TraceFile, model: TraceModel) -> None:
     """Raise the file's error if its meta_info.json belongs to another model."""
     try:
-        meta = json.loads(beside(file, "meta_info.json").read_bytes())
-        said = (meta["num_experts"], meta["num_experts_per_token"])
+        meta = json.loads(sibling(file, "meta_info.json").read_bytes())
+        stated = (meta["num_experts"], meta["num_experts_per_token"])
     except (ValueError, TypeError, LookupError, RecursionError):
-        raise file.error("its meta_info.json does not say num_experts and num_experts_per_token.") from None
-    if said != (int(model.experts_L.max()), model.top_k):
+        raise file.error("its meta_info.json does not state num_experts and num_experts_per_token.") from None
+    if stated != (int(model.experts_L.max()), model.top_k):
         raise file.error(
-            f"is of a model with {said[0]} experts, {said[1]} per token; {model.name} has {model.experts_L.max()}, "
+            f"is of a model with {stated[0]} experts, {stated[1]} per token; {model.name} has {model.experts_L.max()}, "
             f"{model.top_k} per token. Check --model."
         )
 

@@ -20,7 +20,7 @@ def _read(file: TraceFile, _: TraceModel) -> Iterator[Sequence]:
     names = ("input_ids", "attention_mask", "routed_experts")
     if not isinstance(batch, dict) or any(name not in batch for name in names):
         raise file.error(f"is not a dictionary with {', '.join(names)}.")
-    # a batch may hold more than a segment does; each of its sequences is held against that
+    # a batch may hold more than a segment; the limit applies to each of its sequences
     ids_BS, mask_BS, routed_BSLK = (
         as_array(batch[name], f"{file.name}, {name}", 1 << 40, dimensions)
         for name, dimensions in zip(names, (2, 2, 4), strict=True)

@@ -1,10 +1,10 @@
 """vLLM: answers of its server with `routed_experts`, or offline outputs saved as `.npz`.
 
-Server answers (`.json`, or one a line in `.jsonl`) hold the routing of each choice as a base64 `.npy` of shape
+Server answers (`.json`, or one per line in `.jsonl`) hold the routing of each choice as a base64 `.npy` of shape
 [R, L, K]; ask for `return_token_ids` to have the tokens too. Before 0.26 the prompt's part was a field of its own. The
 last sampled token has no row, and `routed_experts_prompt_start` leaves out the first ones. An `.npz` holds, for each
 output N, `N/routed_experts`, and `N/prompt_token_ids` and `N/token_ids` where they are known. Logical ids, no weights;
-the order within a row says nothing.
+the order within a row means nothing.
 """
 
 from __future__ import annotations

@@ -27,19 +27,19 @@ PANEL = Panel(
     about="The tokens of the vocabulary that the expert is chosen for most, relative to chance. Rare ones, whose lift "
     "is high by chance, are left out. share_of_token: how often the token goes to the expert.",
     query="expert_token_affinity",
-    asked="expert_top_tokens",
+    saved_query="expert_top_tokens",
     values={"min_tokens": MIN_TOKENS},
     by=("run_id", "layer", "expert"),
     draw=_draw,
-    order=("place",),
+    order=("token_rank",),
     measures=("lift", "share_of_token", "tokens"),
     sql=f"""
         select *, row_number() over (
             partition by run_id, layer, expert order by lift desc, tokens desc, vocab_id
-        ) as place
+        ) as token_rank
         from {ANSWER}
         where tokens >= $min_tokens
-        qualify place <= {MOST}""",
+        qualify token_rank <= {MOST}""",
     empty="No token was routed to this expert often enough, or the run's tokens are unknown.",
 )
 

@@ -29,9 +29,9 @@ _WEIGHTS = """
         join layers on layers.run_id = $run and layers.layer = counted.layer
     )
     select layer, domain, expert, weight,
-        row_number() over (partition by layer, domain order by weight desc, expert) - 1 as place
+        row_number() over (partition by layer, domain order by weight desc, expert) - 1 as topk_rank
     from shares
-    order by layer, domain, place"""
+    order by layer, domain, topk_rank"""
 
 
 def _write(run: ExportedRun, path: Path) -> None:

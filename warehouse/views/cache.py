@@ -1,4 +1,4 @@
-"""Views that were bound before: files of views in the user's cache, to be copied instead of bound again.
+"""The cache of bound views: files in the user's cache folder, to be copied instead of bound again.
 
 DuckDB takes more than a tenth of a second to bind all views, and another to add their comments, but a few milliseconds
 to copy them. So they are bound once, for any warehouse, and kept in `$XDG_CACHE_HOME/moewh`, or `~/.cache/moewh`. They
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     import duckdb
 
 ROOT = "moewh_root()"
-"""SQL for the path of a warehouse in views that are kept."""
+"""SQL for the path of a warehouse in cached views."""
 STORAGE_VERSION = "v1.0.0"
 """The oldest storage format that supports comments; any DuckDB since 1.1 reads these views."""
 
 
-def kept_views(statements: list[str]) -> Path | None:
+def cached_views(statements: list[str]) -> Path | None:
     """Return a file of the views that statements create, from the cache or added to it; None without a usable cache."""
     import duckdb
 
@@ -52,7 +52,7 @@ def copy_views(connection: duckdb.DuckDBPyConnection, statements: list[str], dat
     """Copy the views that statements create into a connection's database; return whether the cache has them."""
     import duckdb
 
-    if (file := kept_views(statements)) is None:
+    if (file := cached_views(statements)) is None:
         return False
     try:
         connection.execute(f"attach {sql_string(str(file))} as moewh_views (read_only)")
