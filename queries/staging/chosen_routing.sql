@@ -24,9 +24,9 @@ listed_prompts as (
 ),
 chosen_entries as (
     select
-        run_id,
+        vocabulary_key,
         vocab_id
-    from vocabulary
+    from vocabulary_texts
     where token = getvariable('token')::varchar
 )
 select
@@ -39,7 +39,7 @@ select
     routing.weight as weight
 from routing
 left join chosen_entries
-    on chosen_entries.run_id = routing.run_id
+    on chosen_entries.vocabulary_key = routing.vocabulary_key
     and chosen_entries.vocab_id = routing.vocab_id
 where routing.kind <> 'special'
     and (getvariable('run') is null or routing.run_id = getvariable('run')::varchar)

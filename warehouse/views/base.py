@@ -370,8 +370,7 @@ def _files(table: schema.Table, layout: Layout, root: str, folders: str | None =
         return _no_rows(table)
     folders = folders or FOLDERS[table.level]
     path = f"{folders}/{table.file}"
-    files = _zero_rows_first(root, path) if table is schema.VOCABULARY else _below(root, path)
-    return _rows(table, files, folders, f" where {_no_stray(root, path)}")
+    return _rows(table, _below(root, path), folders, f" where {_no_stray(root, path)}")
 
 
 def _no_stray(root: str, path: str) -> str:
