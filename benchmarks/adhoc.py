@@ -15,8 +15,8 @@ import polars as pl
 from benchmarks.simulated import ROWS_PER_TOKEN
 from benchmarks.timing import interleaved, row, rule, shown
 from moewh.warehouse.files.layout import Layout
-from moewh.warehouse.views.base import sql_string
 from moewh.warehouse.views.opening import open_warehouse
+from moewh.warehouse.views.sql import sql_string
 
 QUESTIONS: dict[str, tuple[str, Callable[[pl.LazyFrame], pl.LazyFrame]]] = {
     "five rows": ("from {table} limit 5", lambda wide: wide.head(5)),

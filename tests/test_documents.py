@@ -13,7 +13,7 @@ from moewh.report.contents import panels
 from moewh.warehouse.answer.catalog import describe_views
 from moewh.warehouse.answer.export import export_names
 from moewh.warehouse.answer.output import FORMATS
-from moewh.warehouse.views.base import canned_names
+from moewh.warehouse.views.shipped import canned_names
 from tests.support.escapes import ESCAPES
 from tests.support.forked_program import forked_moewh
 from tools.documents import (

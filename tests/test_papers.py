@@ -9,7 +9,7 @@ import pytest
 
 from moewh.warehouse.answer.catalog import answer_columns, describe_views
 from moewh.warehouse.answer.query import find_query, saved_names
-from moewh.warehouse.views.base import canned_names
+from moewh.warehouse.views.shipped import canned_names
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "papers.md").read_text(encoding="utf-8")
 ROWS = [line for line in PAGE.splitlines() if line.startswith("| ") and not line.startswith("| paper")]

@@ -20,7 +20,7 @@ from moewh.warehouse.answer.catalog import ViewColumn, answer_columns, describe_
 from moewh.warehouse.answer.query import find_query, saved_names
 from moewh.warehouse.files.schema import TABLES, TOTALS
 from moewh.warehouse.trust.check import shipped_checks
-from moewh.warehouse.views.base import canned_names
+from moewh.warehouse.views.shipped import canned_names
 from tools import families_page
 
 REPOSITORY = Path(__file__).resolve().parent.parent

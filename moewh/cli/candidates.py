@@ -65,7 +65,7 @@ def complete_layers(context: click.Context, _parameter: click.Parameter, incompl
 
 def complete_queries(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> Items:
     """Complete the names that `moewh query` takes, each with its description; files if no name fits."""
-    from moewh.warehouse.views.base import canned_names
+    from moewh.warehouse.views.shipped import canned_names
 
     names = (*canned_names(), *queries.saved_names())
     return [CompletionItem(name, help=_answers(name)) for name in names if name.startswith(incomplete)]
@@ -73,7 +73,7 @@ def complete_queries(_context: click.Context, _parameter: click.Parameter, incom
 
 def _answers(name: str) -> str:
     """Return the first line of a view's or saved query's file, which describes its result."""
-    from moewh.warehouse.views.base import QUERIES
+    from moewh.warehouse.views.shipped import QUERIES
 
     folder = "saved" if name in queries.saved_names() else "views"
     with (QUERIES / folder / f"{name}.sql").open(encoding="utf-8") as file:
@@ -82,7 +82,7 @@ def _answers(name: str) -> str:
 
 def complete_views(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> Items:
     """Complete the name of a view."""
-    from moewh.warehouse.views.base import view_names
+    from moewh.warehouse.views.shipped import view_names
 
     return _beginning(view_names(), incomplete)
 

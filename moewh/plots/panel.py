@@ -17,7 +17,8 @@ from moewh.warehouse.answer.existence import require_existing
 from moewh.warehouse.answer.parameters import kinds_of
 from moewh.warehouse.answer.query import Value, find_query
 from moewh.warehouse.errors import MoewhError, UsageError
-from moewh.warehouse.views.base import sql_string, view_names
+from moewh.warehouse.views.shipped import view_names
+from moewh.warehouse.views.sql import sql_string
 
 if TYPE_CHECKING:
     import duckdb

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moewh.warehouse.answer.query import Value, find_query, prepare
-from moewh.warehouse.views.base import view_names
+from moewh.warehouse.views.shipped import view_names
 
 if TYPE_CHECKING:
     import duckdb

@@ -21,7 +21,7 @@ from moewh.warehouse import __version__
 from moewh.warehouse.answer.existence import require_existing
 from moewh.warehouse.answer.query import saved_names
 from moewh.warehouse.errors import MoewhError
-from moewh.warehouse.views.base import view_names
+from moewh.warehouse.views.shipped import view_names
 
 if TYPE_CHECKING:
     import duckdb

@@ -25,8 +25,8 @@ from moewh.warehouse.answer.catalog import describe_views
 from moewh.warehouse.answer.query import Query, find_query, saved_names
 from moewh.warehouse.errors import UsageError
 from moewh.warehouse.files.layout import Layout
-from moewh.warehouse.views.base import canned_names, view_names
 from moewh.warehouse.views.opening import open_warehouse
+from moewh.warehouse.views.shipped import canned_names, view_names
 from tests.support.opened import viewed
 from tests.support.synthetic import random_warehouse
 

@@ -17,7 +17,7 @@ from moewh.cli.completion import COMPLETE_VAR, Bash, Fish, Zsh
 from moewh.cli.main import main
 from moewh.warehouse.answer.output import FORMATS
 from moewh.warehouse.answer.query import saved_names
-from moewh.warehouse.views.base import canned_names, view_names
+from moewh.warehouse.views.shipped import canned_names, view_names
 from tests.support.synthetic import Run, random_warehouse
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent

@@ -19,7 +19,7 @@ from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.sealing import seal as sealing
 from moewh.warehouse.sealing.seal import seal, unseal
-from moewh.warehouse.views import base
+from moewh.warehouse.views import merged
 from moewh.warehouse.views.opening import open_warehouse
 from tests.support.damage import faults_of, flip
 from tests.support.faults import Plan
@@ -150,8 +150,9 @@ def test_readers_while_runs_are_sealed_and_unsealed(
     shutil.copytree(trial.undisturbed.root, layout.root, symlinks=True)
     expected = counts(layout)["expert_counts"]
     monkeypatch.setattr(sealing, "PAUSE", PAUSE)
-    real = base._merged_select
-    monkeypatch.setattr(base, "_merged_select", lambda *given: real(*given).replace(guard or "\0", "", 1))
+    real = merged.merged_select
+    unguarded = "moewh.warehouse.views.base.merged_select"
+    monkeypatch.setattr(unguarded, lambda *given: real(*given).replace(guard or "\0", "", 1))
     stop, wrong, right = threading.Event(), list[str](), list[str]()
 
     def read() -> None:
@@ -160,7 +161,7 @@ def test_readers_while_runs_are_sealed_and_unsealed(
                 try:
                     rows = dict(connection.execute(SUM).fetchall())
                 except duckdb.Error as error:
-                    if not any(said in str(error) for said in (base.ASK_AGAIN, "No such file", " lacks ")):
+                    if not any(said in str(error) for said in (merged.ASK_AGAIN, "No such file", " lacks ")):
                         wrong.append(str(error))
                 else:
                     (right if rows == expected else wrong).append(str(rows))

@@ -30,8 +30,8 @@ from moewh.warehouse.files.manifest import read_manifest, write_manifest
 from moewh.warehouse.sealing.seal import unseal
 from moewh.warehouse.trust import verify
 from moewh.warehouse.trust.rollups import compare
-from moewh.warehouse.views.base import QUERIES
 from moewh.warehouse.views.opening import open_warehouse
+from moewh.warehouse.views.shipped import QUERIES
 from tests.support import expert_arithmetic
 from tests.support.damage import faults_of, set_manifest_right
 from tests.support.families import FAMILIES, build, configuration, present

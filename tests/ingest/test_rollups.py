@@ -29,8 +29,8 @@ from moewh.warehouse.sealing import merge
 from moewh.warehouse.sealing.seal import seal
 from moewh.warehouse.trust import rollups
 from moewh.warehouse.trust.rollups import compare
-from moewh.warehouse.views.base import QUERIES, staging_read_by
 from moewh.warehouse.views.opening import open_warehouse
+from moewh.warehouse.views.shipped import QUERIES, staging_read_by
 from tests.support.models import byte_tokenizer
 from tests.support.synthetic import Run, Token, random_run, random_warehouse, word, write_run
 

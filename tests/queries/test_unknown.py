@@ -22,7 +22,7 @@ from moewh.warehouse.answer.catalog import describe_views
 from moewh.warehouse.answer.query import Value, find_query, saved_names
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.trust.verify import check, plan
-from moewh.warehouse.views.base import canned_names
+from moewh.warehouse.views.shipped import canned_names
 from tests.support.opened import engine_of, viewed
 from tests.support.saved_queries import values_of
 from tests.support.synthetic import (
@@ -197,6 +197,6 @@ def test_ranks_and_weights_sees_faults_without_ranks(damage: str) -> None:
 
 
 def find_check(name: str) -> str:
-    from moewh.warehouse.views.base import QUERIES
+    from moewh.warehouse.views.shipped import QUERIES
 
     return (QUERIES / "checks" / f"{name}.sql").read_text()

@@ -16,8 +16,8 @@ from moewh.warehouse.answer.catalog import empty_warehouse as tables_without_row
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.sealing.seal import seal
-from moewh.warehouse.views.base import QUERIES, View, canned_names, staging_views, view_names
 from moewh.warehouse.views.opening import open_warehouse
+from moewh.warehouse.views.shipped import QUERIES, View, canned_names, staging_views, view_names
 from tests.support.brute_force import BRUTE_FORCE, Rows, assert_same_rows, brute_expert_load, brute_router_saturation
 from tests.support.opened import opened, viewed
 from tests.support.synthetic import Prompt, Run, Token, empty_warehouse, random_run, random_warehouse, word, write_run

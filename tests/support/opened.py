@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from moewh.warehouse.answer import query as queries
 from moewh.warehouse.answer.engine import Engine
 from moewh.warehouse.files.layout import Layout, glob_literal
-from moewh.warehouse.views.base import sql_string
 from moewh.warehouse.views.opening import open_warehouse
+from moewh.warehouse.views.sql import sql_string
 
 if TYPE_CHECKING:
     import duckdb

@@ -21,7 +21,7 @@ from moewh.warehouse.answer.query import Query
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.trust.check import shipped_checks
-from moewh.warehouse.views.base import QUERIES
+from moewh.warehouse.views.shipped import QUERIES
 from tests.support.damage import fresh_copy
 from tests.support.synthetic import Prompt, Run, Token, empty_warehouse, random_warehouse, write_run
 

@@ -16,7 +16,7 @@ from moewh.warehouse.answer import jail, output, query
 from moewh.warehouse.answer.engine import open_engine
 from moewh.warehouse.answer.jail import Limits, open_jailed
 from moewh.warehouse.files.layout import Layout
-from moewh.warehouse.views.base import view_names
+from moewh.warehouse.views.shipped import view_names
 from tests.support.escapes import ESCAPES, SECRET
 from tests.support.saved_queries import values_of
 from tests.support.synthetic import random_warehouse

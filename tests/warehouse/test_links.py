@@ -27,7 +27,7 @@ from moewh.warehouse.answer.query import Query
 from moewh.warehouse.answer.shell import find_duckdb
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.layout import Layout
-from moewh.warehouse.views.base import canned_names
+from moewh.warehouse.views.shipped import canned_names
 from tests.support.damage import faults_of, fresh_copy, sound_warehouse
 from tests.support.kept_file import publish_for_reading
 

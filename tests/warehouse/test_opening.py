@@ -13,10 +13,11 @@ import pytest
 from moewh.warehouse.files.layout import Layout, glob_literal
 from moewh.warehouse.views import cache as view_cache
 from moewh.warehouse.views import publishing
-from moewh.warehouse.views.base import create_views, sql_string
 from moewh.warehouse.views.cache import written_to
 from moewh.warehouse.views.opening import open_warehouse
 from moewh.warehouse.views.publishing import build
+from moewh.warehouse.views.sql import sql_string
+from moewh.warehouse.views.statements import create_views
 from tests.support.damage import sound_warehouse
 from tests.support.synthetic import random_warehouse
 

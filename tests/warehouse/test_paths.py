@@ -36,10 +36,10 @@ from moewh.warehouse.files.layout import (
     glob_literal,
 )
 from moewh.warehouse.files.layout import FOLDERS as LEVELS
-from moewh.warehouse.views import base
-from moewh.warehouse.views.base import canned_names
 from moewh.warehouse.views.opening import open_warehouse
 from moewh.warehouse.views.publishing import publish
+from moewh.warehouse.views.shipped import canned_names
+from moewh.warehouse.views.sql import no_stray, sql_string
 from tests.support.damage import sound_warehouse
 from tests.support.synthetic import random_run, write_run
 
@@ -297,7 +297,7 @@ def test_patterns_leave_out_what_the_expressions_do(root: str, folders: str) -> 
         for segment in segments
     }
     inside = f"{glob_literal(root)}/{folders}/*"
-    legal = base._no_stray(base.sql_string(root), f"{folders}/x.parquet")
+    legal = no_stray(sql_string(root), f"{folders}/x.parquet")
     sql = f"select filename from (select unnest(?) as filename) where filename glob ? and {legal}"
     kept = {name for (name,) in duckdb.execute(sql, [list(files), inside]).fetchall()}
     assert kept == {name for name, legal in files.items() if legal}

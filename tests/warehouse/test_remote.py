@@ -23,8 +23,8 @@ from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import LISTING, Layout
 from moewh.warehouse.remote import listed
 from moewh.warehouse.remote.published import readable
-from moewh.warehouse.views.base import canned_names
 from moewh.warehouse.views.opening import open_warehouse
+from moewh.warehouse.views.shipped import canned_names
 from tests.support.escapes import SECRET
 from tests.support.hub import Store
 from tests.support.published import RUNS, on_the_hub, publishable, s3, shell_rows, web

@@ -19,9 +19,10 @@ import pytest
 
 from moewh.warehouse.answer.shell import find_duckdb
 from moewh.warehouse.files.layout import Layout
-from moewh.warehouse.views.base import QUERIES, canned_names, sql_string, view_names
 from moewh.warehouse.views.opening import open_warehouse
 from moewh.warehouse.views.publishing import publish
+from moewh.warehouse.views.shipped import QUERIES, canned_names, view_names
+from moewh.warehouse.views.sql import sql_string
 from tests.support.forked_program import forked_moewh
 from tests.support.kept_place import Kept
 from tests.support.opened import viewed

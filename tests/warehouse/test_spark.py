@@ -32,7 +32,7 @@ from moewh.warehouse.remote.place import Folder, Remote
 from moewh.warehouse.remote.published import Published, readable
 from moewh.warehouse.trust.check import shipped_checks
 from moewh.warehouse.trust.rollups import compare, definition
-from moewh.warehouse.views.base import QUERIES, view_names
+from moewh.warehouse.views.shipped import QUERIES, view_names
 from tests.support.published import publishable
 from tests.support.saved_queries import values_of
 from tests.support.synthetic import Prompt, Run, Token, random_run, random_warehouse, write_run

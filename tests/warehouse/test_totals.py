@@ -16,8 +16,8 @@ from moewh.warehouse.files.layout import SCHEMA_RUN, Layout
 from moewh.warehouse.sealing.seal import seal, unseal
 from moewh.warehouse.trust.rollups import compare
 from moewh.warehouse.trust.verify import check_rollups
-from moewh.warehouse.views.base import staging_query
 from moewh.warehouse.views.opening import open_warehouse
+from moewh.warehouse.views.shipped import staging_query
 from tests.support.brute_force import BRUTE_FORCE, assert_same_rows
 from tests.support.opened import viewed
 from tests.support.synthetic import Run, empty_warehouse, random_run, random_warehouse, without_ranks, write_run

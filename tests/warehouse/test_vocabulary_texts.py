@@ -16,8 +16,8 @@ from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.remote.published import Readable, readable
 from moewh.warehouse.sealing.seal import seal
-from moewh.warehouse.views.base import staging_query
 from moewh.warehouse.views.opening import open_warehouse
+from moewh.warehouse.views.shipped import staging_query
 from tests.support.synthetic import Prompt, Run, Token, empty_warehouse, record_of, write_segment
 
 VOCABULARIES: dict[str, list[str | None] | None] = {

@@ -1,7 +1,7 @@
 """Retrying: a query that ran while a run was being sealed, unsealed or deleted is run again.
 
-The views detect most such changes (see `moewh.warehouse.views.base`), and DuckDB detects that a file it listed is gone.
-Comparing the folders before and after the query detects the rest.
+The views detect most such changes (see `moewh.warehouse.views.merged`), and DuckDB detects that a file it listed is
+gone. Comparing the folders before and after the query detects the rest.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.layout import Layout
-from moewh.warehouse.views.base import ASK_AGAIN
+from moewh.warehouse.views.merged import ASK_AGAIN
 
 if TYPE_CHECKING:
     from moewh.warehouse.remote.published import Readable

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from moewh.warehouse.answer.query import Query, find_query, saved_names, single_statement, unknown
 from moewh.warehouse.errors import UsageError
 from moewh.warehouse.files import schema
-from moewh.warehouse.views.base import canned_views, derived_statements
 from moewh.warehouse.views.cache import copy_views
+from moewh.warehouse.views.shipped import canned_views
+from moewh.warehouse.views.statements import derived_statements
 
 if TYPE_CHECKING:
     import duckdb

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.stopping import stop_requested
-from moewh.warehouse.views.base import sql_string
 from moewh.warehouse.views.opening import open_warehouse
+from moewh.warehouse.views.sql import sql_string
 
 if TYPE_CHECKING:
     import duckdb

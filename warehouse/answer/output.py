@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, TextIO, cast
 from moewh.warehouse.answer import texts
 from moewh.warehouse.errors import UsageError, require_utf8
 from moewh.warehouse.files.layout import OWN_NAMES, SCHEMA_RUN, Layout, sync
-from moewh.warehouse.views.base import sql_string
+from moewh.warehouse.views.sql import sql_string
 
 if TYPE_CHECKING:
     from moewh.warehouse.answer.again import HeldBack

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 
 from moewh.warehouse.errors import UsageError
 from moewh.warehouse.files import schema
-from moewh.warehouse.views.base import QUERIES, canned_views, staging_read_by, view_names
+from moewh.warehouse.views.shipped import QUERIES, canned_views, staging_read_by, view_names
 
 if TYPE_CHECKING:
     import duckdb
 
-    from moewh.warehouse.views.base import View
+    from moewh.warehouse.views.shipped import View
 
 Value = int | float | bool | str
 

@@ -16,7 +16,7 @@ from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import DATABASE, Layout
 from moewh.warehouse.remote.place import Remote
 from moewh.warehouse.remote.published import Published, Readable
-from moewh.warehouse.views.base import bound_to, view_statements, zero_rows_of
+from moewh.warehouse.views.statements import bound_to, view_statements, zero_rows_of
 
 _LONGEST = 25_000
 """Characters of one command, of at most four bytes each."""

@@ -20,7 +20,9 @@ from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import ANY_RUN, FOLDERS, PATH_VALUES, RUN_FOLDER, SCHEMA_RUN, Layout
 from moewh.warehouse.remote.place import Folder
-from moewh.warehouse.views.base import ASK_AGAIN, LACKS, NEITHER, SEALED_LACKS, derived_views, table_select
+from moewh.warehouse.views.base import table_select
+from moewh.warehouse.views.merged import ASK_AGAIN, LACKS, NEITHER, SEALED_LACKS
+from moewh.warehouse.views.shipped import derived_views
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

@@ -6,7 +6,7 @@ rows of `segments` and one per table of totals, in key order, committed by one r
 restores the link, and `moewh verify` compares the merged counts with them.
 
 Any operation that removes or restores a segment of a sealed run unseals it first. A process killed between any two
-steps leaves a run that is either sealed or not (see `moewh.warehouse.views.base`).
+steps leaves a run that is either sealed or not (see `moewh.warehouse.views.merged`).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from moewh.warehouse.answer.texts import text_and_json_rows
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.remote.published import Readable
 from moewh.warehouse.trust.reports import Fault
-from moewh.warehouse.views.base import QUERIES
+from moewh.warehouse.views.shipped import QUERIES
 
 ROLLUPS = "rollups"
 RUNS_AND_ROWS = "select count(distinct run_id), coalesce(sum(routing_rows), 0) from segments"

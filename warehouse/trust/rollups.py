@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from moewh.warehouse.answer.query import Query, Value
 from moewh.warehouse.files import schema
-from moewh.warehouse.views.base import QUERIES, sql_string, staging_query
+from moewh.warehouse.views.shipped import QUERIES, staging_query
+from moewh.warehouse.views.sql import sql_string
 
 if TYPE_CHECKING:
     from moewh.warehouse.answer.engine import Ask

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.layout import Layout, glob_literal
-from moewh.warehouse.views.base import sql_string
+from moewh.warehouse.views.sql import sql_string
 
 if TYPE_CHECKING:
     import duckdb

@@ -8,8 +8,8 @@ from tempfile import gettempdir
 from typing import TYPE_CHECKING
 
 from moewh.warehouse.files.layout import Layout
-from moewh.warehouse.views.base import create_views, derived_statements, view_statements
 from moewh.warehouse.views.cache import ROOT, copy_views, read_at
+from moewh.warehouse.views.statements import create_views, derived_statements, view_statements
 
 if TYPE_CHECKING:
     import duckdb

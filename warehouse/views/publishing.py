@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moewh.warehouse.files.layout import Layout, sync
-from moewh.warehouse.views.base import create_views, derived_statements, view_statements
 from moewh.warehouse.views.cache import ROOT, cached_views, copy_views, forget, read_at, written_to
+from moewh.warehouse.views.statements import create_views, derived_statements, view_statements
 
 if TYPE_CHECKING:
     from moewh.warehouse.remote.published import Readable
