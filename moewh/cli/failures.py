@@ -84,8 +84,10 @@ def _stored_columns() -> set[str]:
 
 
 def one_line(message: str) -> str:
-    """Join a message's lines; spaces within a line stay, since they may belong to a token."""
-    return " ".join(line for line in map(str.strip, message.splitlines()) if line)
+    """Join a message's lines, with control characters escaped; spaces stay, since they may belong to a token."""
+    from moewh.warehouse.answer.box import escaped
+
+    return escaped(" ".join(line for line in map(str.strip, message.splitlines()) if line))
 
 
 def _os_error(error: OSError) -> str:

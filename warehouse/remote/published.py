@@ -91,7 +91,7 @@ Readable = Layout | Published
 def readable(place: str | os.PathLike[str]) -> Readable:
     """Return the warehouse at a path or URL, without checking that it exists. Raises UsageError for what is neither."""
     text = os.fspath(place) if isinstance(place, os.PathLike) else place
-    if not isinstance(text, str) or not text:
+    if not isinstance(text, str) or not text or "\0" in text:
         raise UsageError(f"the warehouse is {text!r}. Give a path or a URL, or . for this folder.")
     if is_url(text):
         return Published(remote(text))
