@@ -64,7 +64,7 @@ def publish(layout: Layout, target: Target, asked: Asked, told: Callable[[str], 
     layout.require()
     for run_id in asked.runs:
         check_known(layout, run_id)
-    complete, others = complete_runs(layout, list(asked.runs) or run_ids(layout))
+    complete, others = complete_runs(layout, list(dict.fromkeys(asked.runs)) or run_ids(layout))
     if asked.runs and others:
         raise MoewhError(f"run {others[0]} is not complete. Run its ingest again, or leave it out.")
     if not complete:

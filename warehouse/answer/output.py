@@ -103,7 +103,7 @@ def written_path(output: Path) -> Path:
     if output.exists() and not output.is_file():
         return output
     output = _resolved(output)
-    _require_outside(output)
+    require_outside(output)
     if not output.parent.is_dir():
         raise UsageError(f"there is no directory {output.parent}.")
     return output.with_name(f".{output.name}.{os.getpid()}")
@@ -127,13 +127,13 @@ def _resolved(output: Path) -> Path:
         raise UsageError(f"{output} is a link that leads back to itself. Name another file with -o.") from None
 
 
-def _require_outside(output: Path) -> None:
-    """Raise UsageError for a path among the files of a warehouse, which an answer must not replace."""
+def require_outside(output: Path) -> None:
+    """Raise UsageError for a path among the files of a warehouse, where nothing else may be written."""
     for folder in output.parents:
         if (folder / "runs" / f"run_id={SCHEMA_RUN}").is_dir():
             first = output.relative_to(folder).parts[0]
             if first in _OWN:
-                raise UsageError(f"{output} is among the files of the warehouse {folder}. Name a file elsewhere.")
+                raise UsageError(f"{output} is among the files of the warehouse {folder}. Choose another place.")
 
 
 @contextlib.contextmanager
