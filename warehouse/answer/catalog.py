@@ -81,7 +81,6 @@ def answer_columns(query: Query) -> tuple[ViewColumn, ...]:
     The SQL is not trusted: it is checked as in the jail and cannot reach a file. Raises UsageError as the jail does.
     """
     from moewh.warehouse.answer.jail import jailed_statement
-    from moewh.warehouse.answer.parameters import of_each_type
     from moewh.warehouse.answer.pivot import make_type, name_pivots
 
     with empty_warehouse() as connection:
@@ -91,7 +90,7 @@ def answer_columns(query: Query) -> tuple[ViewColumn, ...]:
         statement = jailed_statement(connection, query.source, pivots.sql)
         for name in pivots.types:  # their columns come from the rows, and there are none here
             make_type(connection, name, [])
-        described = connection.execute(f"describe {statement}", of_each_type(query, bound)).fetchall()
+        described = connection.execute(f"describe {statement}", dict.fromkeys(bound)).fetchall()
     return tuple(ViewColumn(name, type_, "") for name, type_, *_ in described)
 
 

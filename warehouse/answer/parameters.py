@@ -117,14 +117,6 @@ def typed(query: Query, kinds: Mapping[str, str], values: Mapping[str, Value]) -
     return made
 
 
-def of_each_type(query: Query, names: Iterable[str]) -> dict[str, Value]:
-    """Return a value of each parameter's type, with which a query can be bound."""
-    kinds = kinds_of(query)
-    numbers = numeric_parameters(query, {name for name in names if name not in kinds})
-    types = {name: KINDS[kinds[name]].type if name in kinds else "INTEGER" if name in numbers else "" for name in names}
-    return {name: {"INTEGER": 0, "DOUBLE": 0.0}.get(type_, "") for name, type_ in types.items()}
-
-
 def id_list(text: str) -> list[int]:
     """Return the numbers that a value of kind `prompt ids` or `token ids` lists."""
     return [int(part) for part in text.split(",")]
