@@ -253,9 +253,13 @@ class _Digests:
 
 def _identify(options: ImportOptions, files: list[TraceFile], model: TraceModel, tokens: _Tokens) -> Identity:
     """Return the identity of the run: the trace's bytes, the configuration, and the labels of its rows."""
+    digests = [file_sha256(file.path) for file in files]
+    for number, digest in enumerate(digests):
+        if (first := digests.index(digest)) < number:
+            raise files[number].error(f"is a copy of {files[first].name}, whose rows would count twice. Leave it out.")
     shaping = {
         "import": options.format,
-        "files": [[file.path.name, file_sha256(file.path)] for file in files],
+        "files": [[file.path.name, digest] for file, digest in zip(files, digests, strict=True)],
         "model": model.title,
         "config_sha256": model.config_sha256,
         "tokenizer_sha256": tokens.sha256,

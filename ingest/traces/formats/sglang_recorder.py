@@ -4,11 +4,12 @@ A record is one forward pass: `topk_ids_of_layer` [L, T, 8] with physical ids, -
 holds the map from physical to logical ids. A prefill pass is cut into its sequences by `extend_seq_lens`; nothing links
 the tokens of a decoding pass to their requests, so each is a separate context. Positions are those within the pass. The
 order within a row means nothing. Under tensor parallelism without data-parallel attention, every process records the
-same tokens: import one file only.
+same tokens: import one file only (two are refused).
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from moewh.ingest.routing import NO_ROUTE
 from moewh.ingest.traces.arrays import as_array, load_torch
 from moewh.ingest.traces.check import as_ids
-from moewh.ingest.traces.trace import Array, Sequence, TraceFile, TraceModel, each
+from moewh.ingest.traces.trace import Array, Format, Sequence, TraceFile, TraceModel
 
 _SLOTS = 8
 """Most experts per token in the recorder."""
@@ -90,4 +91,18 @@ def _logical(ids_LTK: Array, logical_LP: Array | None, where: str, file: TraceFi
     return np.where(ids_LTK >= 0, mapped.reshape(ids_LTK.shape), NO_ROUTE)
 
 
-FORMAT = each(_read)
+def _read_all(files: list[TraceFile], model: TraceModel) -> Iterator[Sequence]:
+    """Read the files one by one. Raises the file's error for one with the same tokens and experts as another."""
+    read: dict[bytes, str] = {}
+    for file in files:
+        digest, recorded = hashlib.sha256(), False
+        for sequence in _read(file, model):
+            for array in (sequence.vocab_ids_T, sequence.expert_ids_RLK):
+                digest.update(np.asarray(array, np.int64).tobytes())
+            recorded = True
+            yield sequence
+        if recorded and (first := read.setdefault(digest.digest(), file.name)) is not file.name:
+            raise file.error(f"holds the tokens of {first} again, as ranks of tensor parallelism do. Name one of them.")
+
+
+FORMAT = Format(_read_all)
