@@ -121,6 +121,40 @@ def ranks_of_one_pass(folder: Path) -> list[Path]:
     return paths
 
 
+def lines_of_one_pass(folder: Path) -> list[Path]:
+    """The lines of two processes that route the same tokens."""
+    (path,) = WRITERS["megatron"][1](folder, traced())
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    return [
+        *lines(folder / "rank0.jsonl", found),
+        *lines(folder / "rank1.jsonl", [{**line, "rank": 1} for line in found]),
+    ]
+
+
+def slime(change: Callable[[dict[str, Any]], Any]) -> Make:
+    """Rollouts of slime, the first of which is changed."""
+
+    def make(folder: Path) -> list[Path]:
+        (path,) = WRITERS["slime"][1](folder, traced())
+        rollouts = torch.load(path, weights_only=False)
+        change(rollouts["samples"][0])
+        return saved(rollouts)(folder)
+
+    return make
+
+
+def verl(change: Callable[[dict[str, Any]], Any]) -> Make:
+    """A batch of verl, with other tensors."""
+
+    def make(folder: Path) -> list[Path]:
+        (path,) = WRITERS["verl"][1](folder, traced())
+        batch = torch.load(path)
+        change(batch)
+        return saved(batch)(folder)
+
+    return make
+
+
 def outputs(change: Callable[[dict[str, Any]], Any]) -> Make:
     """Outputs of vLLM as `.npz`, with other arrays."""
 
@@ -286,6 +320,22 @@ CASES: dict[str, tuple[str, Make, str]] = {
     "UTF-16 lines": ("plain", raw('{"expert_ids": []}\n{}\n'.encode("utf-16")), "t.jsonl: is UTF-16"),
     "a copy": ("plain", copied, "t.jsonl: is a copy of "),
     "the same ranks": ("sglang-recorder", ranks_of_one_pass, "rank1.pt: holds the tokens of "),
+    "the same lines of two ranks": ("megatron", lines_of_one_pass, "rank1.jsonl: holds the tokens of "),
+    "lengths of no tokens": (
+        "sglang-recorder",
+        recorder(lambda d: d["records"][0].update(extend_seq_lens=torch.tensor([0, 31]))),
+        "record 0: its extend_seq_lens are [0, ",
+    ),
+    "answer of no length": (
+        "slime",
+        slime(lambda sample: sample.update(response_length=2.0)),
+        "sample 0 has a response_length of 2.0, which is not a whole number",
+    ),
+    "prompts of another batch": (
+        "verl",
+        verl(lambda batch: batch.update(prompts=batch["prompts"] + 1)),
+        "its prompts are not the beginning of its input_ids",
+    ),
     "no choice": ("vllm", raw(b'{"choices": []}\n{}\n'), "line 1 has no choice. Leave it out."),
     "half of the token ids": (
         "vllm",
@@ -431,7 +481,7 @@ CASES: dict[str, tuple[str, Make, str]] = {
     "lengths that do not add up": (
         "sglang-recorder",
         recorder(lambda d: d["records"][0].update(extend_seq_lens=[1])),
-        "its extend_seq_lens sum to 1, for",
+        "its extend_seq_lens are [1], for",
     ),
     # ---- others
     "a layer is missing": ("megatron", megatron({}), "step 0, pass 0: has the layers 1, but tiny-v3 has experts in"),

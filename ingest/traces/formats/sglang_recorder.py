@@ -9,7 +9,6 @@ same tokens: import one file only (two are refused).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +17,7 @@ import numpy as np
 from moewh.ingest.routing import NO_ROUTE
 from moewh.ingest.traces.arrays import as_array, load_torch
 from moewh.ingest.traces.check import as_ids
-from moewh.ingest.traces.trace import Array, Format, Sequence, TraceFile, TraceModel
+from moewh.ingest.traces.trace import Array, Sequence, TraceFile, TraceModel, each_rank
 
 _SLOTS = 8
 """Most experts per token in the recorder."""
@@ -51,14 +50,17 @@ def _pass(
     ids_LTK = ids_LTK[:, : len(vocab_ids_T), : model.top_k]
     ids_RLK = np.ascontiguousarray(_logical(ids_LTK, logical_LP, where, file).transpose(1, 0, 2))
     about = {"forward_pass_id": record.get("forward_pass_id"), "rank": record.get("rank")}
-    lengths = record.get("extend_seq_lens")
+    if not len(ids_RLK):
+        return  # a process without tokens takes part in every pass of the others
+    given = record.get("extend_seq_lens")
+    lengths = [] if given is None else as_ids(given, where, "extend_seq_lens").tolist()
     if not lengths:
         metadata = {**about, "pass": "decode"}
         own = np.arange(len(ids_RLK), dtype=np.int32)
         yield Sequence(where, ids_RLK, vocab_ids_T=vocab_ids_T, context_T=own, source=file.path.name, metadata=metadata)
         return
-    if int(as_ids(lengths, where, "extend_seq_lens").sum()) != len(ids_RLK) or min(lengths) < 1:
-        raise file.error(f"{where}: its extend_seq_lens sum to {sum(lengths)}, for {len(ids_RLK)} tokens.")
+    if sum(lengths) != len(ids_RLK) or min(lengths) < 1:
+        raise file.error(f"{where}: its extend_seq_lens are {lengths}, for {len(ids_RLK)} tokens.")
     positions = as_ids(record.get("positions"), where, "positions")
     start = 0
     for index, length in enumerate(lengths):
@@ -91,18 +93,4 @@ def _logical(ids_LTK: Array, logical_LP: Array | None, where: str, file: TraceFi
     return np.where(ids_LTK >= 0, mapped.reshape(ids_LTK.shape), NO_ROUTE)
 
 
-def _read_all(files: list[TraceFile], model: TraceModel) -> Iterator[Sequence]:
-    """Read the files one by one. Raises the file's error for one with the same tokens and experts as another."""
-    read: dict[bytes, str] = {}
-    for file in files:
-        digest, recorded = hashlib.sha256(), False
-        for sequence in _read(file, model):
-            for array in (sequence.vocab_ids_T, sequence.expert_ids_RLK):
-                digest.update(np.asarray(array, np.int64).tobytes())
-            recorded = True
-            yield sequence
-        if recorded and (first := read.setdefault(digest.digest(), file.name)) is not file.name:
-            raise file.error(f"holds the tokens of {first} again, as ranks of tensor parallelism do. Name one of them.")
-
-
-FORMAT = Format(_read_all)
+FORMAT = each_rank(_read)
