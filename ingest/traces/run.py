@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from moewh.ingest.identity import is_complete, require_same
+from moewh.ingest.model.architecture import require_named
 from moewh.ingest.model.tokenizer import TokenizerSource, load_tokenizer
 from moewh.ingest.prompts.canonical import CANONICAL
 from moewh.ingest.prompts.digest import PromptDigest
@@ -109,6 +110,7 @@ class _Tokens:
     def of(cls, options: ImportOptions, model: TraceModel) -> _Tokens:
         if options.tokenizer is None:
             return cls(None, None, Labels(options.domain))
+        require_named(options.tokenizer)
         revision = None if Path(options.tokenizer).exists() else "main"
         source = TokenizerSource(options.tokenizer, options.tokenizer, revision, options.trust_remote_code, named=True)
         tokenizer = load_tokenizer(source)

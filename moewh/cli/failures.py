@@ -17,6 +17,8 @@ _OURS = r"MoewhError: (.+)"
 """DuckDB's form, with a traceback, of an exception raised while a query reads a remote file."""
 _OTHER_COLUMNS = r'Failed to read file "(.+)/[^/"]+": schema mismatch in glob: column "(\w+)"'
 """DuckDB's message for a file whose columns differ from those that the view expects."""
+_STORED = r"/(segments|sealed|runs|geometry)/run_id=[^'\"]+\.parquet"
+"""A file of a warehouse, in a message."""
 
 
 def explain(error: Exception) -> tuple[str, int] | None:
@@ -116,6 +118,8 @@ def _duckdb_error(text: str) -> str:
         )
     if "disabled by configuration" in message or "has been locked" in message:
         message += ". A query may read the warehouse only; --unsafe lifts that."
+    elif re.search(_STORED, message):
+        message += ". `moewh verify` says which files are damaged."
     if "No files found that match the pattern" in message:
         message += ". Run `moewh refresh` to write the files that are missing."
     return message

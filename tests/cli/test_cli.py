@@ -363,6 +363,20 @@ def test_bug_of_ours_is_not_explained_away() -> None:
     assert explain(KeyError("x")) is None
 
 
+def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path) -> None:
+    damaged = random_warehouse(tmp_path / "wh")[0]
+    for path in damaged.root.glob("segments/run_id=mixed/segment=*/routing.parquet"):
+        path.write_bytes(path.read_bytes()[:-9])
+    for words in (
+        ["query", "routes"],
+        ["show", "--prompt", "0", "--run", "mixed"],
+        ["report", "-o", str(tmp_path / "r")],
+    ):
+        said = one_line(moewh(damaged, *words), 1)
+        assert "run_id=mixed" in said and said.endswith("`moewh verify` says which files are damaged.")
+    assert not (tmp_path / "r").exists()
+
+
 def test_full_disk_is_one_line(layout: Layout) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
@@ -389,7 +403,9 @@ WRITING = [
 def test_every_command_that_writes_a_file_is_tested() -> None:
     context = click.Context(main)
     commands = {name: main.get_command(context, name) for name in COMMANDS}
-    taken = {name for name, one in commands.items() if one and any("-o" in given.opts for given in one.params)}
+    taken = {
+        name for name, one in commands.items() if one and any("-o" in given.opts for given in one.get_params(context))
+    }
     assert {words[0] for words in WRITING} == taken
 
 

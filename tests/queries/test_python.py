@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,7 @@ WHOLE = [None, "1", 1.0, 1.5, True, -1, [0], float("nan")]
 
 @pytest.mark.parametrize("number", WHOLE, ids=repr)
 def test_a_layer_expert_or_prompt_is_a_whole_number(number: Any, warehouse: Warehouse) -> None:
-    calls = {
+    calls: dict[str, list[Callable[[], object]]] = {
         "layer": [
             lambda: moewh.plots.co_routing(warehouse, number),
             lambda: moewh.plots.top_tokens(warehouse, number, 2),
@@ -119,15 +119,15 @@ def test_a_layer_expert_or_prompt_is_a_whole_number(number: Any, warehouse: Ware
     }
     if number is not None:
         calls["layer"].append(lambda: moewh.plots.tokens(warehouse, 0, number))
-    for name, refused in calls.items():
-        for call in refused:
+    for name, several in calls.items():
+        for refused in several:
             with pytest.raises(UsageError, match=f"{name} is {re.escape(repr(number))}. Give a whole number"):
-                call()
+                refused()
 
 
 def test_figures_take_numpys_numbers_and_refuse_what_is_no_warehouse(warehouse: Warehouse) -> None:
     assert moewh.plots.co_routing(warehouse, np.int64(3), run="mixed").data
-    assert moewh.plots.tokens(warehouse, np.array([0, 1]), np.int8(3), run="mixed").layer == 3
+    assert moewh.plots.tokens(warehouse, np.array([0, 1]), 3, run="mixed").layer == 3
     for draw in (moewh.plots.load, lambda wh: moewh.plots.tokens(wh, 0)):
         with pytest.raises(UsageError, match=re.escape("moewh.open(PATH)")):
             draw(warehouse.path)
