@@ -374,7 +374,7 @@ def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path) -> None:
     ):
         said = one_line(moewh(damaged, *words), 1)
         assert "run_id=mixed" in said and said.endswith("`moewh verify` says which files are damaged.")
-    assert not Path(page).exists()
+    assert not (tmp_path / "r").exists()
 
 
 def test_full_disk_is_one_line(layout: Layout) -> None:
