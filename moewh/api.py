@@ -68,16 +68,25 @@ class Warehouse:
         return f"Warehouse({str(self.path)!r})"
 
     def sql(self, sql: str, /, **parameters: Any) -> duckdb.DuckDBPyRelation:
-        """Return the result of one SQL statement; `parameters` are bound as $name and readable with getvariable."""
+        """Return the result of one SQL statement; `parameters` are bound as $name and readable with getvariable.
+
+        A relation whose SQL reads variables has a connection of its own, where they keep their values.
+        """
+        if not isinstance(sql, str):
+            raise UsageError(f"sql is {sql!r}, which is not text. Give one SQL statement; `query` reads a .sql file.")
         return self._ask(Query("sql", sql), parameters)
 
-    def query(self, name: str, /, **parameters: Any) -> duckdb.DuckDBPyRelation:
-        """Return the result of a canned view or saved query.
+    def query(self, name: str | os.PathLike[str], /, **parameters: Any) -> duckdb.DuckDBPyRelation:
+        """Return the result of a canned view, a saved query or a `.sql` file.
 
         Raises UsageError for an unknown name or parameter, MoewhError for a run or layer that does not exist.
         """
-        listed = {name: _ids(value) for name, value in parameters.items()}
-        return self._ask(find_query(name), listed)
+        if not isinstance(name, str | os.PathLike):
+            raise UsageError(f"the query is {name!r}. Give the name of a view or saved query, or a .sql file.")
+        query = find_query(os.fspath(name))
+        if absent := next((name for name, value in parameters.items() if value is None), None):
+            raise UsageError(f"{absent} is None. Give a value, or leave it out.")
+        return self._ask(query, {name: _ids(value) for name, value in parameters.items()})
 
     def runs(self) -> duckdb.DuckDBPyRelation:
         """Return one row per run, oldest first."""
@@ -89,21 +98,30 @@ class Warehouse:
 
     def _ask(self, query: Query, given: dict[str, Any]) -> duckdb.DuckDBPyRelation:
         parameters = {name: _plain(value) for name, value in given.items()}
-        engine = Engine(lambda asked, values: prepare(self.connection, asked, values))
+        engine = Engine(lambda asked, values: prepare(self._connection_for(asked), asked, values))
         answer = engine(query, parameters)
         assert answer is not None  # None only for an unsafe statement
         return answer.relation()
 
+    def _connection_for(self, query: Query) -> duckdb.DuckDBPyConnection:
+        """Return the connection, or a new one to the same views for a query that reads variables.
+
+        A relation is computed whenever it is read, so the next query must not change its variables.
+        """
+        return self.connection.cursor() if query.variables else self.connection
+
 
 def _plain(value: Any) -> Any:
-    """Return numpy's scalars as numbers, and its arrays as lists."""
+    """Return numpy's scalars as numbers and its arrays as lists, within lists too."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
     return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _ids(value: Any) -> Any:
     """Return a list of whole numbers as a query takes it: 3,17."""
     value = _plain(value)
-    if isinstance(value, list | tuple | range) and value and all(type(item) is int for item in value):
+    if isinstance(value, list | range) and value and all(type(item) is int for item in value):
         return ",".join(map(str, value))
     return value
 

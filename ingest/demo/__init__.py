@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from moewh.warehouse.errors import UsageError
+
 FOLDER: Path = Path(__file__).resolve().parent
 PROMPTS: Path = FOLDER / "prompts.jsonl"
 MODEL: Path = FOLDER / "model"
@@ -24,13 +26,13 @@ def checkpoints() -> list[str]:
 def checkpoint_path(revision: str | None = None) -> Path:
     """Return the Hugging Face folder of one checkpoint; None means the final one.
 
-    Raises LookupError, with the known revisions, if there is no such checkpoint.
+    Raises UsageError, with the known revisions, if there is no such checkpoint.
     """
     known = checkpoints()
     name = revision if revision is not None else (known[-1] if known else "")
     if name not in known:
         listed = ", ".join(known) or "none: run python -m moewh.ingest.demo.train"
-        raise LookupError(f"the demo model has no revision {name!r}; known: {listed}")
+        raise UsageError(f"the demo model has no revision {name!r}. Known: {listed}.")
     return MODEL / name
 
 

@@ -25,7 +25,7 @@ from transformers.quantizers.auto import get_hf_quantizer
 from transformers.utils import CONFIG_NAME
 from transformers.utils.quantization_config import FineGrainedFP8Config, Mxfp4Config
 
-from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.errors import MoewhError, UsageError
 
 OLDEST_TRANSFORMERS = (5, 19)
 _ADAPTER_CONFIG_NAME = "adapter_config.json"
@@ -66,11 +66,20 @@ def read_config(location: str, **arguments: Any) -> Any:
     return getattr(config, "thinker_config", None) or config
 
 
+def require_named(name: str) -> None:
+    """Raise UsageError for an empty name of a model or tokenizer, which would mean the current folder."""
+    if not name:
+        raise UsageError(
+            "a name given for a model or tokenizer is empty. Is a variable unset? Give a hub id, or . for this folder."
+        )
+
+
 def check_location(model: str) -> None:
     """Raise MoewhError for a path that is not a model: a file of weights, or a folder without a configuration.
 
     A hub id passes, and so does a configuration file, because `inspect` needs nothing else.
     """
+    require_named(model)
     path = Path(model)
     if path.is_file() and path.suffix != ".json":
         kind = "a GGUF file, which moewh does not read" if path.suffix == ".gguf" else "a file"

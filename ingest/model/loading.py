@@ -36,6 +36,7 @@ from moewh.ingest.model.architecture import (
     model_class,
     quantization_method,
     read_config,
+    require_named,
 )
 from moewh.ingest.model.expected import max_positions
 from moewh.ingest.model.generation_tokens import StatedTokens, read_generation_tokens
@@ -358,11 +359,9 @@ def training_progress(checkpoint: str | None) -> tuple[int | None, int | None]:
 
 def find_source(model: str, revision: str | None, series: str | None = None) -> Source:
     """Return where a model comes from: the demo, a folder, or else the hub. Raises UsageError."""
+    require_named(model)
     if model == DEMO:
-        try:
-            folder = demo.checkpoint_path(revision)
-        except LookupError as error:
-            raise UsageError(str(error.args[0])) from None
+        folder = demo.checkpoint_path(revision)
         return Source(str(folder), None, DEMO, DEMO, folder.name, series or DEMO)
     path = Path(model)
     if path.is_dir():

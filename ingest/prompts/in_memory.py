@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, time
 from decimal import Decimal
+from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any
 from uuid import UUID
@@ -28,7 +29,7 @@ def in_memory(records: Iterable[Any]) -> Found:
     def batches(scratch: Path, options: IngestOptions) -> Iterator[pa.RecordBatch]:
         path = scratch / "records.jsonl"
         with path.open("w", encoding="utf-8", errors="surrogatepass") as file:
-            for number, record in enumerate(records, 1):
+            for number, record in enumerate(islice(records, options.limit), 1):  # a stream may be endless
                 file.write(_line(number, record) + "\n")
         yield from read_prompts(prompt_file(path, "jsonl", RECORDS, RECORDS, options), scratch)
 
@@ -51,7 +52,7 @@ def _line(number: int, record: Any) -> str:
 
 def _is_nan(value: Any) -> bool:
     """Return whether a value is what pandas has for a missing one."""
-    return isinstance(value, float) and math.isnan(value)
+    return (isinstance(value, float) and math.isnan(value)) or (isinstance(value, date) and str(value) == "NaT")
 
 
 def plain_value(value: Any) -> Any:

@@ -99,13 +99,15 @@ class PassObserver:
         ]
         for moe in self._loaded.moe_layers:
             self._handles += moe.family.attach(moe, self._record)
-        self._loaded.model.get_compiled_call = _refuse_compiling
+        for name, refuse in _REFUSED.items():
+            setattr(self._loaded.model, name, refuse)
 
     def detach(self) -> None:
         """Remove every hook."""
         for handle in self._handles:
             handle.remove()
-        vars(self._loaded.model).pop("get_compiled_call", None)
+        for name in _REFUSED:
+            vars(self._loaded.model).pop(name, None)
         growing, self._growing = list(self._growing.values()), {}
         for one in growing:
             if (cache := one.cache()) is not None:
@@ -288,6 +290,17 @@ def _refuse_compiling(*_: Any, **__: Any) -> Any:
         "`generate` would compile the model (a static cache), and a compiled graph cannot be observed. Use a dynamic "
         "cache, or disable_compile=True."
     )
+
+
+def _refuse_assisting(*_: Any, **__: Any) -> Any:
+    raise MoewhError(
+        "`generate` would use assisted decoding, whose passes hold guesses, and only plain decoding is recorded. Leave "
+        "out assistant_model, prompt_lookup_num_tokens and the like."
+    )
+
+
+_REFUSED = {"get_compiled_call": _refuse_compiling, "_get_candidate_generator": _refuse_assisting}
+"""Methods that `generate` calls on the model for what cannot be recorded, and what is called instead."""
 
 
 def _refuse_reordering(*_: Any, **__: Any) -> Any:

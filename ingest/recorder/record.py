@@ -73,9 +73,12 @@ class Recorder:
         self._labels = Labels()
         self._futures: list[Future[None]] = []
         self._stack = ExitStack()
+        self._ended = False
 
     def label(self, *, domain: str | None = None, source: str | None = None, **metadata: Any) -> None:
-        """Label the sequences that begin from here on; labels left out are NULL."""
+        """Label the sequences that begin from here on; labels left out are NULL. Raises UsageError after the block."""
+        if self._ended:
+            raise UsageError("the recording has ended, so there is nothing to label. Call label within the block.")
         self._labels = Labels.of(domain, source, metadata)
 
     @property
@@ -119,6 +122,7 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._ended = True
         with self._stack:
             self._observer.detach()
             if kind is None:

@@ -215,10 +215,20 @@ def _declared(
     return from_model(model, revision, trust_remote_code)
 
 
+def _on_host(given: Array) -> Array:
+    """Return a tensor in a form that numpy knows, with the same values; anything else as it is."""
+    if not hasattr(given, "detach"):
+        return given
+    tensor = given.detach()
+    return tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
+
+
 def _array(name: str, what: str, given: Array, kinds: str) -> npt.NDArray[Any]:
     """Convert to an array of numbers of the given kinds. Raises UsageError for anything else."""
+    if np.ma.is_masked(given):
+        raise UsageError(f"{name}: {what} are masked in part. Give whole arrays; -1 in expert_ids means no route.")
     try:
-        array = np.asarray(given)
+        array = np.asarray(_on_host(given))
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"{name}: {what} are not an array: {' '.join(str(error).split())[:200]}") from None
     if array.dtype.kind not in kinds and array.size:

@@ -14,6 +14,7 @@ from typing import IO, Any
 from moewh.ingest.traces.brackets import LONGEST, SPACE, item_texts, outline
 from moewh.ingest.traces.numbers import take_arrays
 from moewh.ingest.traces.trace import TraceFile
+from moewh.warehouse.errors import MoewhError
 
 
 def read_documents(
@@ -106,7 +107,13 @@ def _lines(file: TraceFile, stream: IO[bytes], arrays: Sequence[str]) -> Iterato
 def _whole(file: TraceFile, stream: IO[bytes]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the objects of a file that begins with no bracket: of another encoding, or not JSON at all."""
     stream.seek(0)
-    value = _load(stream.read(LONGEST + 1), file, "document")
+    data = stream.read(LONGEST + 1)
+    try:
+        value = _load(data, file, "document")
+    except MoewhError:
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise file.error("is UTF-16, as PowerShell writes it, and not one document. Save it as UTF-8.") from None
+        raise
     if isinstance(value, list):
         for number, item in enumerate(value):
             yield f"{file.name}, item {number}", _object(item, file, f"item {number}")

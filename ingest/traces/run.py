@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from moewh.ingest.identity import is_complete, require_same
+from moewh.ingest.model.architecture import require_named
 from moewh.ingest.model.tokenizer import TokenizerSource, load_tokenizer
 from moewh.ingest.prompts.canonical import CANONICAL
 from moewh.ingest.prompts.digest import PromptDigest
@@ -109,6 +110,7 @@ class _Tokens:
     def of(cls, options: ImportOptions, model: TraceModel) -> _Tokens:
         if options.tokenizer is None:
             return cls(None, None, Labels(options.domain))
+        require_named(options.tokenizer)
         revision = None if Path(options.tokenizer).exists() else "main"
         source = TokenizerSource(options.tokenizer, options.tokenizer, revision, options.trust_remote_code, named=True)
         tokenizer = load_tokenizer(source)
@@ -253,9 +255,13 @@ class _Digests:
 
 def _identify(options: ImportOptions, files: list[TraceFile], model: TraceModel, tokens: _Tokens) -> Identity:
     """Return the identity of the run: the trace's bytes, the configuration, and the labels of its rows."""
+    digests = [file_sha256(file.path) for file in files]
+    for number, digest in enumerate(digests):
+        if (first := digests.index(digest)) < number:
+            raise files[number].error(f"is a copy of {files[first].name}, whose rows would count twice. Leave it out.")
     shaping = {
         "import": options.format,
-        "files": [[file.path.name, file_sha256(file.path)] for file in files],
+        "files": [[file.path.name, digest] for file, digest in zip(files, digests, strict=True)],
         "model": model.title,
         "config_sha256": model.config_sha256,
         "tokenizer_sha256": tokens.sha256,

@@ -7,6 +7,7 @@ them with routing, L layers (all hidden layers, or only the MoE layers), K exper
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -143,6 +144,27 @@ def each(read: Callable[[TraceFile, TraceModel], Iterator[Sequence]]) -> Format:
     def read_all(files: list[TraceFile], model: TraceModel) -> Iterator[Sequence]:
         for file in files:
             yield from read(file, model)
+
+    return Format(read_all)
+
+
+def each_rank(read: Callable[[TraceFile, TraceModel], Iterator[Sequence]]) -> Format:
+    """Return the format whose files come from the processes of one program, which may record the same tokens.
+
+    It raises the file's error for a file with the same tokens and experts as another.
+    """
+
+    def read_all(files: list[TraceFile], model: TraceModel) -> Iterator[Sequence]:
+        digests: dict[bytes, str] = {}
+        for file in files:
+            digest, recorded = hashlib.sha256(), False
+            for sequence in read(file, model):
+                for array in (sequence.vocab_ids_T, sequence.expert_ids_RLK):
+                    digest.update(b"" if array is None else array.astype(np.int64).tobytes())
+                recorded = True
+                yield sequence
+            if recorded and (first := digests.setdefault(digest.digest(), file.name)) is not file.name:
+                raise file.error(f"holds the tokens of {first} again: both ranks had the same input. Leave one out.")
 
     return Format(read_all)
 

@@ -19,7 +19,6 @@ from moewh.warehouse.answer import query as queries
 from moewh.warehouse.answer.engine import Ask, open_engine
 from moewh.warehouse.answer.query import Query, Value
 from moewh.warehouse.errors import MoewhError, UsageError
-from moewh.warehouse.files.layout import sync
 from moewh.warehouse.remote.published import Readable
 from moewh.warehouse.trust.check import (
     ROLLUPS,
@@ -125,18 +124,10 @@ def _found(name: str, faults: Iterator[Fault]) -> Result:
 @contextlib.contextmanager
 def _written(output: Path | None) -> Iterator[TextIO]:
     """Yield a stream to write to: stdout, or a file that gets its name once it is complete. Raises UsageError."""
-    from moewh.warehouse.answer.output import written_path
+    from moewh.warehouse.answer.output import replaced
 
     if output is None:
         yield sys.stdout
         return
-    partial = written_path(output)
-    try:
-        with partial.open("w", encoding="utf-8", newline="") as stream:
-            yield stream
-        if partial != output:
-            sync(partial)
-            partial.replace(output.resolve())
-    finally:
-        if partial != output:
-            partial.unlink(missing_ok=True)
+    with replaced(output) as path, path.open("w", encoding="utf-8", newline="") as stream:
+        yield stream

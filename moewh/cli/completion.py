@@ -15,8 +15,8 @@ from click import shell_completion as shells
 from click.shell_completion import CompletionItem
 
 from moewh.cli.candidates import ASSIGNMENT, Items
-from moewh.cli.options import warehouse_option
-from moewh.warehouse.files.layout import Layout
+from moewh.cli.options import readable_option
+from moewh.warehouse.remote.published import Readable
 
 COMPLETE_VAR = "_MOEWH_COMPLETE"
 """The environment variable with which a shell's script requests completions."""
@@ -66,8 +66,8 @@ fi
 @click.command(short_help="Print a script that sets up shell completion.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
-@warehouse_option
-def completion(context: click.Context, shell: str, warehouse: Layout) -> None:  # noqa: ARG001 - words name theirs
+@readable_option
+def completion(context: click.Context, shell: str, warehouse: Readable) -> None:  # noqa: ARG001 - words name theirs
     """Print a script that lets SHELL complete commands, queries, views, runs and parameters.
 
     bash: eval "$(moewh completion bash)" in ~/.bashrc. zsh: the same with zsh, after compinit, in ~/.zshrc.

@@ -17,6 +17,8 @@ _OURS = r"MoewhError: (.+)"
 """DuckDB's form, with a traceback, of an exception raised while a query reads a remote file."""
 _OTHER_COLUMNS = r'Failed to read file "(.+)/[^/"]+": schema mismatch in glob: column "(\w+)"'
 """DuckDB's message for a file whose columns differ from those that the view expects."""
+_STORED = r"/(segments|sealed|runs|geometry)/run_id=[^'\"]+\.parquet"
+"""A file of a warehouse, in a message."""
 
 
 def explain(error: Exception) -> tuple[str, int] | None:
@@ -84,8 +86,10 @@ def _stored_columns() -> set[str]:
 
 
 def one_line(message: str) -> str:
-    """Join a message's lines; spaces within a line stay, since they may belong to a token."""
-    return " ".join(line for line in map(str.strip, message.splitlines()) if line)
+    """Join a message's lines, with control characters escaped; spaces stay, since they may belong to a token."""
+    from moewh.warehouse.answer.box import escaped
+
+    return escaped(" ".join(line for line in map(str.strip, message.splitlines()) if line))
 
 
 def _os_error(error: OSError) -> str:
@@ -114,6 +118,8 @@ def _duckdb_error(text: str) -> str:
         )
     if "disabled by configuration" in message or "has been locked" in message:
         message += ". A query may read the warehouse only; --unsafe lifts that."
+    elif re.search(_STORED, message):
+        message += ". `moewh verify` says which files are damaged."
     if "No files found that match the pattern" in message:
         message += ". Run `moewh refresh` to write the files that are missing."
     return message

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from moewh.cli.options import warehouse_option
-from moewh.warehouse.files.layout import Layout
+from moewh.cli.options import readable_option
+from moewh.warehouse.remote.published import Readable
 
 if TYPE_CHECKING:
     from moewh.ingest.inspect import Inspection, LayerShape
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 @click.option(
     "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="Output format."
 )
-@warehouse_option
+@readable_option
 def inspect(
     *,
     model: str,
     revision: str | None,
     trust_remote_code: bool,
     form: str,
-    warehouse: Layout,  # noqa: ARG001 - every command takes it
+    warehouse: Readable,  # noqa: ARG001 - every command takes it
 ) -> None:
     """Show where MODEL routes tokens to experts, and whether moewh can record it.
 

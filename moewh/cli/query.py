@@ -64,6 +64,8 @@ def query(
     from moewh.warehouse.answer.jail import Limits
 
     if name is None and sql is None:
+        if parameters or form or output or described or verified:
+            raise UsageError("give the NAME of a query, or SQL with -c. Without either, only the names are listed.")
         from moewh.warehouse.answer import catalog
 
         click.echo(catalog.list_queries())

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from moewh.cli.options import readable_option
+from moewh.warehouse.answer.box import escaped
 from moewh.warehouse.files.layout import SCHEMA_RUN, Layout
 from moewh.warehouse.files.listing import run_of
 from moewh.warehouse.remote.published import Readable, only_written
@@ -104,7 +105,7 @@ def _json(planned: Plan | PublishedPlan, seconds: float, reported: list[Reported
 
 def _text(planned: Plan | PublishedPlan, seconds: float, reported: list[Reported], *, repair: bool) -> str:
     """Return a line per fault, then what was moved, how to restore it, and a summary."""
-    lines = [f"{fault.path}: {fault.why}" for fault in reported]
+    lines = [escaped(f"{fault.path}: {fault.why}") for fault in reported]
     folders = {fault.quarantined for fault in reported if fault.quarantined}
     lines += [f"moved to {folder}" for folder in sorted(folders)]
     commands = {fault.restore for fault in reported if fault.restore}

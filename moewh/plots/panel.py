@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from moewh.plots.drawing import Figure
+from moewh.plots.given import opened, selection
 from moewh.plots.rows import ANSWER, Rows, ask, groups
 from moewh.warehouse.answer.existence import require_existing
 from moewh.warehouse.answer.parameters import kinds_of
@@ -95,14 +96,16 @@ class Panel:
     def figure(self, warehouse: Warehouse, measure: str | None, **at: Value | None) -> PlotlyFigure:
         """Return a selection as a Plotly figure; without a run, the newest is used.
 
-        Raises UsageError for an unknown measure or without Plotly, MoewhError for a value not in the warehouse.
+        Raises UsageError for an unknown measure, a value of another type, or without Plotly; MoewhError for a value not
+        in the warehouse.
         """
         graph = plotly()
         chosen = measure or self.measures[0]
         if chosen not in self.measures:
             raise UsageError(f"there is no measure {chosen!r}. Known: {', '.join(self.measures)}.")
-        connection = warehouse.connection
-        at = {RUN: newest_run(connection), **{name: value for name, value in at.items() if name != RUN or value}}
+        connection = opened(warehouse).connection
+        chosen_run = {} if at.get(RUN) is not None else {RUN: newest_run(connection)}
+        at = {**selection(at), **chosen_run}
         named = {KINDS[name]: value for name, value in at.items() if value is not None}
         require_existing(
             lambda sql, values: connection.execute(sql, dict(values)).fetchall(), {k: k for k in named}, named

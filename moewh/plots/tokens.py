@@ -13,6 +13,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moewh.ingest.recorder.asked import whole
+from moewh.plots.given import opened, whole_ids
 from moewh.plots.texts import UNKNOWN, script_json, token_text, visible
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files import schema
@@ -125,8 +127,9 @@ def tokens(
     `layer` defaults to the first MoE layer, `run` to the newest run with tokens. Raises MoewhError for a run, prompt or
     layer that does not exist, with those that do, and for a run without tokens.
     """
-    ids = list(prompt_id) if isinstance(prompt_id, Iterable) else [prompt_id]
-    data = prompts_data(wh, newest_run(wh) if run is None else run, ids)
+    ids = whole_ids(prompt_id)
+    layer = None if layer is None else whole("layer", layer)
+    data = prompts_data(opened(wh), newest_run(wh) if run is None else run, ids)
     return TokenView(data, known_layer(data, layer))
 
 

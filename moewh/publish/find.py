@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from moewh.publish.hub import HubTarget
 from moewh.publish.target import FolderTarget, StoreTarget, Target
+from moewh.warehouse.answer.output import require_outside
 from moewh.warehouse.errors import UsageError, require_utf8
-from moewh.warehouse.remote.place import is_url, plain_url, remote
+from moewh.warehouse.remote.place import is_url, local_folder, plain_url, remote
 
 
 def target_at(text: str, url: str | None = None) -> Target:
@@ -16,7 +15,9 @@ def target_at(text: str, url: str | None = None) -> Target:
     Raises UsageError for an unsupported path or URL.
     """
     if not is_url(text):
-        return FolderTarget(Path(require_utf8(text)).absolute(), None if url is None else plain_url(url))
+        folder = local_folder(require_utf8(text), "target")
+        require_outside(folder.resolve())
+        return FolderTarget(folder, None if url is None else _served(url))
     if url is not None:
         raise UsageError("--url is for a folder: a warehouse published at a URL is read there. Leave it out.")
     scheme = text.partition("://")[0]
@@ -28,3 +29,10 @@ def target_at(text: str, url: str | None = None) -> Target:
     target = HubTarget(place)
     assert target.repo  # raises for a URL with more than a data set
     return target
+
+
+def _served(url: str) -> str:
+    """Return the URL of a folder for readers. Raises UsageError for one with a password, which they would see."""
+    if "@" in (plain := plain_url(url)).split("/")[2]:
+        raise UsageError("--url holds a user or password, which the published files would show. Leave it out.")
+    return plain

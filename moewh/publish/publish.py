@@ -66,7 +66,7 @@ def publish(
     layout.require()
     for run_id in options.runs:
         check_known(layout, run_id)
-    complete, others = complete_runs(layout, list(options.runs) or run_ids(layout))
+    complete, others = complete_runs(layout, list(dict.fromkeys(options.runs)) or run_ids(layout))
     if options.runs and others:
         raise MoewhError(f"run {others[0]} is not complete. Run its ingest again, or leave it out.")
     if not complete:

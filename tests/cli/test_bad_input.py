@@ -7,13 +7,15 @@ import os
 import shutil
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
-from moewh.cli.main import main
+from moewh.cli.main import COMMANDS, main
 from moewh.warehouse.files.layout import Layout
 from tests.support.models import save_model
 from tests.support.opened import viewed
+from tests.support.synthetic import empty_warehouse
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,50 @@ def one_line(result: Result, code: int) -> str:
     assert rest == []
     assert line.startswith("moewh: ")
     return line
+
+
+OF_A_MODEL = {
+    "ingest": ["--prompts", "demo"],
+    "inspect": [],
+    "geometry": [],
+    "import": ["plain", "{trace}"],
+}
+"""Every command that is given a model, and its other arguments."""
+
+
+def test_every_command_of_a_model_is_tested() -> None:
+    context = click.Context(main)
+    commands = {name: main.get_command(context, name) for name in COMMANDS}
+    given = {
+        name
+        for name, one in commands.items()
+        if one and any("--model" in each.opts or each.name == "model" for each in one.get_params(context))
+    }
+    assert set(OF_A_MODEL) == given
+
+
+@pytest.mark.parametrize("command", OF_A_MODEL)
+def test_a_model_without_a_name_or_of_no_revision(
+    command: str, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty name would mean the folder that the command runs in."""
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text('{"expert_ids": [[[0]]]}\n')
+    words = [command, *(word.format(trace=trace) for word in OF_A_MODEL[command]), "--warehouse", str(tmp_path / "wh")]
+    monkeypatch.chdir(models / "tiny")
+    if command == "geometry":
+        empty_warehouse(tmp_path / "wh")
+    before = sorted(tmp_path.rglob("*"))
+
+    def said(*model: str) -> str:
+        named = list(model) if command == "inspect" else ["--model", *model]
+        return one_line(CliRunner().invoke(main, [*words, *named]), 2)
+
+    assert "is empty. Is a variable unset?" in said("")
+    assert "the demo model has no revision 'x'. Known: step-000040, " in said("demo", "--revision", "x")
+    if command in ("ingest", "import"):
+        assert "is empty. Is a variable unset?" in said("demo", "--tokenizer", "")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize(

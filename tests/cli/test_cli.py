@@ -22,6 +22,7 @@ from moewh.cli.main import COMMANDS, main
 from moewh.warehouse import __version__
 from moewh.warehouse.answer import query as queries
 from moewh.warehouse.answer.catalog import describe_views
+from moewh.warehouse.answer.export import export_names
 from moewh.warehouse.answer.query import Query, find_query, saved_names
 from moewh.warehouse.errors import UsageError
 from moewh.warehouse.files.layout import Layout
@@ -362,6 +363,20 @@ def test_bug_of_ours_is_not_explained_away() -> None:
     assert explain(KeyError("x")) is None
 
 
+def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path) -> None:
+    damaged = random_warehouse(tmp_path / "wh")[0]
+    for path in damaged.root.glob("segments/run_id=mixed/segment=*/routing.parquet"):
+        path.write_bytes(path.read_bytes()[:-9])
+    for words in (
+        ["query", "routes"],
+        ["show", "--prompt", "0", "--run", "mixed"],
+        ["report", "-o", str(tmp_path / "r")],
+    ):
+        said = one_line(moewh(damaged, *words), 1)
+        assert "run_id=mixed" in said and said.endswith("`moewh verify` says which files are damaged.")
+    assert not (tmp_path / "r").exists()
+
+
 def test_full_disk_is_one_line(layout: Layout) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
@@ -375,13 +390,45 @@ def test_full_disk_is_one_line(layout: Layout) -> None:
     assert (done.returncode, done.stderr) == (1, "moewh: No space left on device.\n")
 
 
+WRITING = [
+    ["query", "-c", "select 1", "--format", "csv"],
+    ["runs", "--format", "csv"],
+    ["check"],
+    ["report"],
+    *(["export", name, "--run", "007"] for name in export_names()),
+]
+"""Every command that takes -o."""
+
+
+def test_every_command_that_writes_a_file_is_tested() -> None:
+    context = click.Context(main)
+    commands = {name: main.get_command(context, name) for name in COMMANDS}
+    taken = {
+        name for name, one in commands.items() if one and any("-o" in given.opts for given in one.get_params(context))
+    }
+    assert {words[0] for words in WRITING} == taken
+
+
+@pytest.mark.parametrize("words", WRITING, ids=lambda words: " ".join(words[:2]))
+def test_what_is_no_file_is_not_written_to(words: list[str], layout: Layout, tmp_path: Path) -> None:
+    """A pipe or device is written to and never replaced; a folder and `-` are refused."""
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["cat", str(tmp_path / "pipe")], stdout=subprocess.DEVNULL) as reader:
+        moewh(layout, *words, "-o", str(tmp_path / "pipe"))  # not every format can be written to a pipe
+        assert (tmp_path / "pipe").is_fifo()
+        reader.kill()
+    for path in (tmp_path, tmp_path / "none" / "file", Path("-")):
+        assert one_line(moewh(layout, *words, "-o", str(path)), 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
 def test_an_answer_never_replaces_a_file_of_the_warehouse(layout: Layout, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(layout.root)
     before = {path: path.stat().st_mtime_ns for path in layout.root.rglob("*") if path.is_file()}
     routing = next(iter(layout.root.glob("segments/run_id=[!~]*/segment=0/routing.parquet")))
     for path in (routing, layout.root / "runs" / "x.csv", layout.database, tmp_path / "link" / "sealed" / "x.csv"):
-        for command in (["query", "-c", "select 1"], ["runs"]):
-            said = one_line(moewh(layout, *command, "--format", "csv", "-o", str(path)), 2)
+        for command in WRITING:
+            said = one_line(moewh(layout, *command, "-o", str(path)), 2)
             assert "is among the files of the warehouse" in said
     assert {path: path.stat().st_mtime_ns for path in layout.root.rglob("*") if path.is_file()} == before
     assert moewh(layout, "runs", "-o", str(layout.root / "mine.csv")).exit_code == 0
@@ -473,6 +520,29 @@ def test_query_describes_a_users_own(tmp_path: Path) -> None:
     wrong = moewh(layout, "query", "-c", "select nothing from routing", "--describe")
     assert wrong.exit_code == 1
     assert "nothing" in wrong.stderr
+
+
+def test_a_file_of_windows_and_comments_anywhere(layout: Layout, tmp_path: Path) -> None:
+    """A byte order mark and CRLF hide no header; a comment names no parameter, and a text is no comment."""
+    file = tmp_path / "MINE.SQL"
+    sql = (
+        "-- mine: a question.\r\n-- Parameters:\r\n--   at (layer): where.\r\n"
+        "select $at as asked, '-- ' || getvariable('word') as \"/*\", $$--$$ as dash -- not getvariable('a') or $b\r\n"
+        "/* not getvariable('c')\r\n   or $d */ where E'\\'--' <> '' -- nor ' $e"
+    )
+    file.write_bytes(b"\xef\xbb\xbf" + sql.encode())
+    assert moewh(layout, "query", str(file), "--describe").stdout.startswith("mine: a question.\nParameters:")
+    given = ("-p", "at=3", "-p", "word=w", "--format", "csv")
+    assert answer(layout, str(file), *given) == "asked,/*,dash\n3,-- w,--\n"
+    assert "at is a whole number" in one_line(moewh(layout, "query", str(file), "-p", "at=x", "-p", "word=w"), 2)
+    for name in "abcde":
+        assert "Its parameters: at, word." in one_line(moewh(layout, "query", str(file), "-p", f"{name}=1"), 2)
+
+
+def test_options_of_no_query_are_refused(layout: Layout) -> None:
+    for words in (["-p", "run=x"], ["-o", "x.csv"], ["--format", "csv"], ["--describe"], ["--verify"]):
+        assert "give the NAME of a query" in one_line(moewh(layout, "query", *words), 2)
+    assert "Give it with -c" in one_line(moewh(layout, "query", "select 1"), 2)
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +285,21 @@ def test_an_argument_of_another_type_is_refused(options: dict[str, Any], message
         moewh.ingest("demo", **{name: value for name, value in arguments.items() if name != "model"})
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "wh").exists()
+
+
+def test_a_stream_is_read_as_far_as_the_limit(tmp_path: Path) -> None:
+    """Such as a dataset that is streamed: it may be too large to read, or endless. A time that is missing is null."""
+    taken = []
+
+    def stream() -> Iterator[dict[str, Any]]:
+        for number in itertools.count():
+            taken.append(number)
+            yield {"text": f"text {number}", "at": pd.NaT}
+
+    moewh.ingest(tiny_model("olmoe"), stream(), tmp_path, "r", tokenizer=byte_tokenizer(), limit=3)
+    rows = moewh.open(tmp_path).sql("select text, metadata from prompts order by prompt_id").fetchall()
+    assert rows == [(f"text {number}", '{"at":null}') for number in range(3)]
+    assert taken == [0, 1, 2]
 
 
 def test_numbers_and_records_of_other_libraries_are_what_they_say(tmp_path: Path) -> None:

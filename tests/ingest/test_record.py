@@ -418,6 +418,11 @@ def _assisted(model: Any) -> None:
     model.generate(**batch(("abcabcabcabc",)), max_new_tokens=6, prompt_lookup_num_tokens=3)
 
 
+def _assisted_with_every_guess_right(model: Any) -> None:
+    """Nothing is cut from the cache, so its passes look like turns of a chat."""
+    model.generate(**batch(("abc",)), assistant_model=model, max_new_tokens=6, do_sample=False)
+
+
 def _ingest_within(model: Any) -> None:
     moewh.ingest(model, TEXTS, "never", tokenizer=byte_tokenizer())
 
@@ -443,6 +448,7 @@ def _nothing(model: Any) -> None:
         (_foreign_cache, "the cache is a tuple, which does not report its length"),
         (_layer, r"model\.layers\.0\.mlp\.experts was called outside of a forward pass of OlmoeModel"),
         (_assisted, "assisted decoding"),
+        (_assisted_with_every_guess_right, "assisted decoding"),
         (_ingest_within, r"passes are being recorded \(moewh.record\)"),
         (_nothing, "no forward pass of the model was seen"),
     ],
@@ -453,7 +459,7 @@ def test_what_cannot_be_distinguished_is_refused(use: Callable[[Any], None], mes
         use(model)
     assert "\n" not in str(refused.value)
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
-    assert "get_compiled_call" not in vars(model)
+    assert not {"get_compiled_call", "_get_candidate_generator"} & vars(model).keys()
     assert set(moewh.open(tmp_path).sql("select status from runs").fetchall()) <= {("running",)}
 
 
@@ -498,6 +504,13 @@ def test_experts_whose_output_a_hook_changes_are_refused(tmp_path: Path) -> None
 def test_an_option_of_another_type_is_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=message):
         record(model_of("olmoe"), tmp_path / "wh", "run", **options)
+
+
+def test_a_label_after_the_block_is_refused(tmp_path: Path) -> None:
+    with torch.no_grad(), record(model_of("olmoe"), tmp_path, "run") as recorder:
+        model_of("olmoe")(**batch(("ab",)))
+    with pytest.raises(UsageError, match="Call label within the block"):
+        recorder.label(domain="late")
 
 
 def test_the_run_id_before_the_block(tmp_path: Path) -> None:

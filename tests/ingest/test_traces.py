@@ -231,6 +231,18 @@ def test_decoding_pass_has_a_context_per_token(model: Path, tmp_path: Path) -> N
     require_sound(layout)
 
 
+def test_pass_without_tokens_is_none(model: Path, tmp_path: Path) -> None:
+    """A process without work takes part in the passes of the others; its lengths may be a tensor."""
+    trace, dump = traced(), recorder_dump(traced())
+    record = dump["records"][0]
+    idle = {"input_ids": [], "positions": [], "topk_ids_of_layer": record["topk_ids_of_layer"][:, :0]}
+    record["extend_seq_lens"] = torch.tensor(record["extend_seq_lens"])
+    dump["records"] = [{**record, **idle, "extend_seq_lens": None}, record, {**record, **idle, "extend_seq_lens": []}]
+    torch.save(dump, tmp_path / "dump.pt")
+    layout = imported("sglang-recorder", [tmp_path / "dump.pt"], model, tmp_path / "wh")
+    assert rows_of(layout) == expected(trace)
+
+
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists a process's mapped files")
 def test_tensors_are_mapped_from_the_file(tmp_path: Path) -> None:
     """A dump of any size takes only the memory of the records being read."""

@@ -103,6 +103,72 @@ def packed(pack: Callable[[bytes], bytes]) -> Make:
     return make
 
 
+def copied(folder: Path) -> list[Path]:
+    """A good trace, and a copy of it under another name."""
+    (path,) = plain()(folder)
+    (folder / "a copy.jsonl").write_bytes(path.read_bytes())
+    return [folder / "a copy.jsonl", path]
+
+
+def ranks_of_one_pass(folder: Path) -> list[Path]:
+    """The dumps of two processes that hold parts of the same experts: they differ in their rank alone."""
+    paths = []
+    for rank in range(2):
+        dump = recorder_dump(traced())
+        dump["records"][0]["rank"] = rank
+        paths.append(folder / f"rank{rank}.pt")
+        torch.save(dump, paths[-1])
+    return paths
+
+
+def lines_of_one_pass(folder: Path) -> list[Path]:
+    """The lines of two processes that route the same tokens."""
+    (path,) = WRITERS["megatron"][1](folder, traced())
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    return [
+        *lines(folder / "rank0.jsonl", found),
+        *lines(folder / "rank1.jsonl", [{**line, "rank": 1} for line in found]),
+    ]
+
+
+def slime(change: Callable[[dict[str, Any]], Any]) -> Make:
+    """Rollouts of slime, the first of which is changed."""
+
+    def make(folder: Path) -> list[Path]:
+        (path,) = WRITERS["slime"][1](folder, traced())
+        rollouts = torch.load(path, weights_only=False)
+        change(rollouts["samples"][0])
+        return saved(rollouts)(folder)
+
+    return make
+
+
+def verl(change: Callable[[dict[str, Any]], Any]) -> Make:
+    """A batch of verl, with other tensors."""
+
+    def make(folder: Path) -> list[Path]:
+        (path,) = WRITERS["verl"][1](folder, traced())
+        batch = torch.load(path)
+        change(batch)
+        return saved(batch)(folder)
+
+    return make
+
+
+def outputs(change: Callable[[dict[str, Any]], Any]) -> Make:
+    """Outputs of vLLM as `.npz`, with other arrays."""
+
+    def make(folder: Path) -> list[Path]:
+        (path,) = WRITERS["vllm, npz"][1](folder, traced())
+        with np.load(path) as found:
+            arrays = dict(found)
+        change(arrays)
+        np.savez(path, **arrays)
+        return [path]
+
+    return make
+
+
 def damaged_npz(folder: Path) -> list[Path]:
     """Compressed arrays, of which the packed bytes of one are no longer such."""
     (path,) = WRITERS["vllm, npz"][1](folder, traced())
@@ -251,6 +317,46 @@ CASES: dict[str, tuple[str, Make, str]] = {
     "unknown field": ("plain", plain(experts=[1]), "line 2 has a field 'experts'. Known: expert_ids, "),
     "wrong type": ("plain", plain(domain=3), "line 2: its domain is 3, not str"),
     # ---- vLLM
+    "UTF-16 lines": ("plain", raw('{"expert_ids": []}\n{}\n'.encode("utf-16")), "t.jsonl: is UTF-16"),
+    "a copy": ("plain", copied, "t.jsonl: is a copy of "),
+    "the same ranks": ("sglang-recorder", ranks_of_one_pass, "rank1.pt: holds the tokens of "),
+    "the same lines of two ranks": ("megatron", lines_of_one_pass, "rank1.jsonl: holds the tokens of "),
+    "lengths of no tokens": (
+        "sglang-recorder",
+        recorder(lambda d: d["records"][0].update(extend_seq_lens=torch.tensor([0, 31]))),
+        "record 0: its extend_seq_lens are [0, ",
+    ),
+    "answer of no length": (
+        "slime",
+        slime(lambda sample: sample.update(response_length=2.0)),
+        "sample 0 has a response_length of 2.0, which is not a whole number",
+    ),
+    "prompts of another batch": (
+        "verl",
+        verl(lambda batch: batch.update(prompts=batch["prompts"] + 1)),
+        "its prompts are not the beginning of its input_ids",
+    ),
+    "no choice": ("vllm", raw(b'{"choices": []}\n{}\n'), "line 1 has no choice. Leave it out."),
+    "half of the token ids": (
+        "vllm",
+        vllm(lambda c: c.pop("prompt_token_ids")),
+        "line 2, choice 0 has token_ids and no prompt_token_ids",
+    ),
+    "half of an output's ids": (
+        "vllm",
+        outputs(lambda arrays: arrays.pop("1/token_ids")),
+        "outputs.npz, output 1 has 1/prompt_token_ids and no 1/token_ids",
+    ),
+    "an array of another name": (
+        "vllm",
+        outputs(lambda arrays: arrays.update({"0/prompt_ids": arrays.pop("0/prompt_token_ids")})),
+        "outputs.npz: has an array '0/prompt_ids'. Known: N/routed_experts, ",
+    ),
+    "an output without routing": (
+        "vllm",
+        outputs(lambda arrays: arrays.update({"9/token_ids": np.array([1])})),
+        "outputs.npz: has an array '9/token_ids'.",
+    ),
     "no choices": ("vllm", raw(b'{"error": "overloaded"}'), "has no list of choices"),
     "not captured": ("vllm", vllm(lambda c: c.update(routed_experts=None)), "line 2, choice 0 has no routed_experts"),
     "cut base64": (
@@ -375,7 +481,7 @@ CASES: dict[str, tuple[str, Make, str]] = {
     "lengths that do not add up": (
         "sglang-recorder",
         recorder(lambda d: d["records"][0].update(extend_seq_lens=[1])),
-        "its extend_seq_lens sum to 1, for",
+        "its extend_seq_lens are [1], for",
     ),
     # ---- others
     "a layer is missing": ("megatron", megatron({}), "step 0, pass 0: has the layers 1, but tiny-v3 has experts in"),

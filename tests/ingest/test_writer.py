@@ -71,6 +71,17 @@ def test_rows_are_those_given(segment_rows: int, tmp_path: Path) -> None:
     assert warehouse.sql("select status, segments_planned from runs").fetchall() == [("complete", None)]
 
 
+def test_tensors_are_taken_with_their_values(tmp_path: Path) -> None:
+    """Also those of bfloat16 and of a graph, which numpy does not take."""
+    import torch
+
+    token_ids, expert_ids, weights = sequences(1)[0]
+    half = torch.tensor(weights, dtype=torch.bfloat16, requires_grad=True)
+    with moewh.Writer(tmp_path, "mine", "a-model", **SHAPE) as writer:
+        writer.write(torch.tensor(token_ids), torch.tensor(expert_ids), half)
+    assert rows(tmp_path) == expected_rows([(token_ids, expert_ids, half.detach().float().numpy())])
+
+
 def test_each_sequence_is_joined_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a step costs does not grow with the sequences before it, and their passes are not kept."""
     joined: list[Block] = []
@@ -195,6 +206,11 @@ _WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "twice": ({"expert_ids": np.full((2, 3, 2), 5)}, r"token 0 has an expert twice: \[5, 5\]"),
     "weights' shape": ({"weights": np.ones((2, 3, 1), np.float32)}, r"weights are \[2, 3, 1\]"),
     "weights' type": ({"weights": np.ones((2, 3, 2), int)}, "weights are of type int64. Give floating-point"),
+    "masked experts": (
+        {"expert_ids": np.ma.masked_array(np.tile([1, 2], (2, 3, 1)), np.arange(12).reshape(2, 3, 2) > 9)},
+        "expert_ids are masked in part",
+    ),
+    "masked ids": ({"token_ids": np.ma.masked_array([1, 2], [False, True])}, "token_ids are masked in part"),
     "nan": ({"weights": np.full((2, 3, 2), np.nan)}, "which are not finite"),
     "token count": ({"token_ids": [1, 2, 3]}, r"token_ids are \[3\], and expert_ids have 2 tokens"),
     "token id": ({"token_ids": [1, -7]}, "-7 among its token_ids is not a token id"),

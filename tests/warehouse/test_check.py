@@ -221,13 +221,24 @@ def test_every_check_is_seen_to_fail() -> None:
 def test_check_runs_the_users_own(layout: Layout, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "good.sql").write_text("select 1 as x where false")
-    (tmp_path / "mine" / "bad.sql").write_text("select range as n from range(25)")
+    (tmp_path / "mine" / "bad.SQL").write_text("select range as n from range(25)")
     result = check(layout, str(tmp_path / "mine"))
     assert result.exit_code == 1
-    lines = result.stdout.splitlines()
+    lines = result.stdout.replace("bad.SQL", "bad").splitlines()
     assert lines[0] == "bad: n = 0"
     assert lines[20:] == ["bad: and 5 more", "bad: 25 faults", "good: ok"]
     assert check(layout, str(tmp_path / "mine" / "good.sql")).exit_code == 0
+
+
+@pytest.mark.parametrize("mark", ["\x1b[2J", "\n", "\r", "\u2028", "\u202e", "\x9b"])
+def test_no_value_of_a_fault_reaches_the_terminal_as_it_is(mark: str, layout: Layout, tmp_path: Path) -> None:
+    """It could clear the screen, or pass for the line of another check."""
+    (tmp_path / "odd.sql").write_text(f"select 'a{mark}other: ok' as value")
+    (tmp_path / "wrong.sql").write_text(f"select error('a{mark}b')")
+    result = check(layout, str(tmp_path))
+    assert result.exit_code == 2
+    assert mark not in result.stdout.replace("\n", "", 2) and mark not in result.stderr.removesuffix("\n")
+    assert [line.partition(": ")[0] for line in result.stdout.split("\n")] == ["odd", "odd", ""]
 
 
 def test_a_check_that_cannot_run_is_named_and_the_others_run(layout: Layout, tmp_path: Path) -> None:

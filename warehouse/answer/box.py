@@ -174,7 +174,12 @@ def _shortened(text: str, width: int) -> str:
 
 
 def _cell(value: str | None) -> str:
-    return "NULL" if value is None else value.translate(_ESCAPES)
+    return "NULL" if value is None else escaped(value)
+
+
+def escaped(text: str) -> str:
+    """Return a text on one line that no terminal interprets: control characters as escapes such as `\\e`."""
+    return text.translate(_ESCAPES)
 
 
 def width_of(text: str) -> int:

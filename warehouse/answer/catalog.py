@@ -87,11 +87,11 @@ def answer_columns(query: Query) -> tuple[ViewColumn, ...]:
     with empty_warehouse() as connection:
         connection.execute("set enable_external_access = false; set lock_configuration = true")
         pivots = name_pivots(connection, query.source, query.sql)
-        single_statement(connection, replace(query, sql=pivots.sql))
+        bound = single_statement(connection, replace(query, sql=pivots.sql)).named_parameters
         statement = jailed_statement(connection, query.source, pivots.sql)
         for name in pivots.types:  # their columns come from the rows, and there are none here
             make_type(connection, name, [])
-        described = connection.execute(f"describe {statement}").fetchall()
+        described = connection.execute(f"describe {statement}", dict.fromkeys(bound)).fetchall()
     return tuple(ViewColumn(name, type_, "") for name, type_, *_ in described)
 
 

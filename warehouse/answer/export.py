@@ -7,14 +7,16 @@ A file is written beside its target and renamed, so that a partial file is never
 from __future__ import annotations
 
 import ast
-import os
-from collections.abc import Callable
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moewh.warehouse.answer.existence import require_existing
+from moewh.warehouse.answer.output import replaced, written_path
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.remote.published import Readable
 from moewh.warehouse.views.opening import open_warehouse
@@ -98,19 +100,18 @@ def export_run(name: str, warehouse: Readable, run_id: str | None, domain: str |
     """Write a run in a format to `target`, replacing an existing file; return the run's id.
 
     Without `run_id`, exports the warehouse's only run. Raises UsageError if there are several, or if `target` is a
-    folder; MoewhError if there is no such run or domain.
+    folder or cannot be written; MoewhError if there is no such run or domain.
     """
     found: Export = import_module(f"moewh.warehouse.answer.exports.{name.replace('-', '_')}").EXPORT
     if target.is_dir():
         raise UsageError(f"{target} is an existing folder. Choose another -o.")
+    written_path(target)
+    if found.folder and target.exists():
+        raise UsageError(f"{target} is a file, and {name} is a folder of files. Choose another -o.")
     with open_warehouse(warehouse) as connection:
         run = _find_run(connection, run_id, domain)
-        part = target.with_name(f".{target.name}.{os.getpid()}.part")
-        try:
+        with _new_folder(target) if found.folder else replaced(target) as part:
             found.write(run, part)
-            part.replace(target)
-        finally:
-            _remove(part)
     return run.run_id
 
 
@@ -129,11 +130,12 @@ def _find_run(connection: duckdb.DuckDBPyConnection, run_id: str | None, domain:
     return ExportedRun(connection, run_id, domain, *found)
 
 
-def _remove(part: Path) -> None:
-    """Remove what a failed export left behind."""
-    if part.is_dir():
-        for file in part.iterdir():
-            file.unlink()
-        part.rmdir()
-    else:
-        part.unlink(missing_ok=True)
+@contextlib.contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """Yield a path to make a folder at; on success it is renamed to `target`, on failure it is removed."""
+    part = written_path(target)
+    try:
+        yield part
+        part.replace(target.resolve())
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

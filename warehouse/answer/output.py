@@ -45,8 +45,8 @@ _LINE_END = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 
 def choose_format(name: str | None, output: Path | None) -> str:
     """Return the requested format, else that of the file's suffix, else `table`. Raises UsageError."""
-    if output is not None and Path(require_utf8(str(output))).is_dir():
-        raise UsageError(f"{output} is a directory. Name a file with -o.")
+    if output is not None:
+        _require_file(output)
     chosen = name or (_SUFFIXES.get(output.suffix.lower()) if output else "table")
     if chosen is None:
         raise UsageError(f"cannot tell the format of {output} from its name. Add --format {'|'.join(FORMATS)}.")
@@ -93,17 +93,24 @@ def _copy_parquet(answer: Answer, path: Path) -> None:
 def written_path(output: Path) -> Path:
     """Return the path that `write` writes to: beside `output`, or `output` itself if it is a pipe or device.
 
-    Raises UsageError for a directory and for a file whose directory does not exist.
+    Raises UsageError for what is no file, and for a file whose directory does not exist.
     """
-    if output.is_dir():
-        raise UsageError(f"{output} is a directory. Name a file with -o.")
+    _require_file(output)
     if output.exists() and not output.is_file():
         return output
     output = _resolved(output)
-    _require_outside(output)
+    require_outside(output)
     if not output.parent.is_dir():
         raise UsageError(f"there is no directory {output.parent}.")
     return output.with_name(f".{output.name}.{os.getpid()}")
+
+
+def _require_file(output: Path) -> None:
+    """Raise UsageError for a directory, and for `-`, with which other programs mean stdout."""
+    if Path(require_utf8(str(output))).is_dir():
+        raise UsageError(f"{output} is a directory. Name a file with -o.")
+    if str(output) == "-":
+        raise UsageError("- is not a file. Name one with -o; rows are printed without -o.")
 
 
 def _resolved(output: Path) -> Path:
@@ -116,13 +123,13 @@ def _resolved(output: Path) -> Path:
         raise UsageError(f"{output} is a link that leads back to itself. Name another file with -o.") from None
 
 
-def _require_outside(output: Path) -> None:
-    """Raise UsageError for a path among the files of a warehouse, which an answer must not replace."""
+def require_outside(output: Path) -> None:
+    """Raise UsageError for a path among the files of a warehouse, where nothing else may be written."""
     for folder in output.parents:
         if Layout(folder).run(SCHEMA_RUN).is_dir():
             first = output.relative_to(folder).parts[0]
             if first in OWN_NAMES:
-                raise UsageError(f"{output} is among the files of the warehouse {folder}. Name a file elsewhere.")
+                raise UsageError(f"{output} is among the files of the warehouse {folder}. Choose another place.")
 
 
 @contextlib.contextmanager

@@ -31,7 +31,10 @@ Value = int | float | bool | str
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 _VARIABLE = r"getvariable\s*\(\s*'(\w+)'\s*\)"
 _OPTIONAL = rf"coalesce\s*\(\s*{_VARIABLE}|{_VARIABLE}\s+is\s+(?:not\s+)?null"
-_COMMENT = r"(?m)^\s*--.*$"
+_TEXT_OR_COMMENT = (
+    r"(?s)([eE]'(?:\\.|''|[^'\\])*'|'[^']*'|\"[^\"]*\"|\$(\w*)\$.*?\$\2\$)"  # a text, in which -- is no comment
+    r"|--[^\r\n]*|/\*.*?\*/"
+)
 
 _SEGMENT_TABLES = (table.name for table in schema.TABLES if table.level == "segment")
 _ROW_LEVEL = frozenset({"routes", "router_confidence", *_SEGMENT_TABLES})
@@ -56,8 +59,8 @@ class Query:
 
     @cached_property
     def code(self) -> str:
-        """The SQL without its comment lines, which also mention variables."""
-        return re.sub(_COMMENT, "", self.sql)
+        """The SQL without its comments, which also mention variables."""
+        return re.sub(_TEXT_OR_COMMENT, lambda found: found[1] or " ", self.sql)
 
     @cached_property
     def staging(self) -> tuple[View, ...]:
@@ -116,14 +119,16 @@ def saved_names() -> tuple[str, ...]:
 def find_query(name: str) -> Query:
     """Return the view, the saved query or the `.sql` file of that name.
 
-    A name with a slash or ending in `.sql` is a file. Raises UsageError if there is none.
+    A name with a slash or ending in `.sql`, in any case, is a file. Raises UsageError if there is none.
     """
-    if "/" in name or name.endswith(".sql"):
+    if "/" in name or name.lower().endswith(".sql"):
         return read_file(Path(name))
     if name in view_names():
         return Query(name, f"from {name}" if name in _ROW_LEVEL else f"from {name} order by all", shipped=True)
     if name in saved_names():
         return read_file(QUERIES / "saved" / f"{name}.sql", shipped=True)
+    if re.search(r"\s", name.strip()):
+        raise UsageError(f"{name!r} is SQL, not a query's name. Give it with -c, or in Python to `sql`.")
     raise UsageError(unknown("query", name, [*(view.name for view in canned_views()), *saved_names()]))
 
 
@@ -241,7 +246,7 @@ def check_names(query: Query, values: Mapping[str, Value], bound: AbstractSet[st
 def read_file(path: Path, *, shipped: bool = False) -> Query:
     """Return the query in a `.sql` file. Raises UsageError if it cannot be read."""
     try:
-        return Query(path.name, path.read_text(encoding="utf-8"), shipped)
+        return Query(path.name, path.read_text(encoding="utf-8-sig"), shipped)
     except FileNotFoundError as error:
         raise UsageError(f"there is no SQL file {path}.") from error
     except UnicodeDecodeError as error:

@@ -89,6 +89,15 @@ class Remote:
         return data
 
 
+def local_folder(text: object, what: str) -> Path:
+    """Return the absolute path of a folder that a user names. Raises UsageError for what names none."""
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise UsageError(f"the {what} is {text!r}. Give a path or a URL, or . for this folder.")
+    if text == "~" or text.startswith("~/"):
+        raise UsageError(f"the shell did not replace the ~ of {text}. Write the whole path, or ./~ for that name.")
+    return Path(text).absolute()
+
+
 def is_url(text: str) -> bool:
     """Return whether a text is a URL."""
     return _URL.match(text) is not None

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import LISTING, Layout, glob_literal
-from moewh.warehouse.remote.place import Folder, Place, Remote, is_url, remote
+from moewh.warehouse.remote.place import Folder, Place, Remote, is_url, local_folder, remote
 
 if TYPE_CHECKING:
     import duckdb
@@ -91,11 +90,9 @@ Readable = Layout | Published
 def readable(place: str | os.PathLike[str]) -> Readable:
     """Return the warehouse at a path or URL, without checking that it exists. Raises UsageError for what is neither."""
     text = os.fspath(place) if isinstance(place, os.PathLike) else place
-    if not isinstance(text, str) or not text:
-        raise UsageError(f"the warehouse is {text!r}. Give a path or a URL, or . for this folder.")
-    if is_url(text):
+    if isinstance(text, str) and is_url(text):
         return Published(remote(text))
-    root = Path(text).absolute()
+    root = local_folder(text, "warehouse")
     return Published(Folder(root)) if (root / LISTING).is_file() else Layout(root)
 
 

@@ -51,7 +51,7 @@ def find_checks(paths: tuple[Path, ...], *, shipped: bool = False) -> list[Query
     """Return the checks in files and folders. Raises UsageError for a folder without any."""
     checks = []
     for path in paths:
-        files = sorted(path.glob("*.sql")) if path.is_dir() else [path]
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() == ".sql") if path.is_dir() else [path]
         if not files:
             raise UsageError(f"{path} holds no .sql files.")
         checks += [queries.read_file(file, shipped=shipped) for file in files]

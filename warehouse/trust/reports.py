@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TextIO
 from xml.etree import ElementTree
 
+from moewh.warehouse.answer.box import escaped
+
 FORMATS = ("text", "json", "junit")
 SHOWN = 20
 """Faults per check that text and JUnit show; all are counted."""
@@ -75,7 +77,7 @@ def _write_text(results: Iterable[Result], stream: TextIO) -> None:
     """Write each check's faults and summary as soon as it is done; checks that could not run appear on stderr only."""
     for result in results:
         if result.status != "error":
-            stream.writelines(f"{result.name}: {line}\n" for line in [*result.lines, result.summary])
+            stream.writelines(f"{escaped(f'{result.name}: {line}')}\n" for line in [*result.lines, result.summary])
             stream.flush()
 
 

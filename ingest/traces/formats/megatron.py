@@ -15,7 +15,7 @@ import numpy as np
 
 from moewh.ingest.traces.arrays import as_array
 from moewh.ingest.traces.documents import read_documents
-from moewh.ingest.traces.trace import Array, Sequence, TraceFile, TraceModel, each
+from moewh.ingest.traces.trace import Array, Sequence, TraceFile, TraceModel, each_rank
 
 _Pass = dict[int, Array]
 """Layer, as numbered in the trace → [T, K]."""
@@ -71,4 +71,4 @@ def _whole(line: dict[str, Any], name: str, where: str, file: TraceFile) -> int:
     return value
 
 
-FORMAT = each(_read)
+FORMAT = each_rank(_read)

@@ -4,7 +4,7 @@ A record is one forward pass: `topk_ids_of_layer` [L, T, 8] with physical ids, -
 holds the map from physical to logical ids. A prefill pass is cut into its sequences by `extend_seq_lens`; nothing links
 the tokens of a decoding pass to their requests, so each is a separate context. Positions are those within the pass. The
 order within a row means nothing. Under tensor parallelism without data-parallel attention, every process records the
-same tokens: import one file only.
+same tokens: import one file only (two are refused).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from moewh.ingest.routing import NO_ROUTE
 from moewh.ingest.traces.arrays import as_array, load_torch
 from moewh.ingest.traces.check import as_ids
-from moewh.ingest.traces.trace import Array, Sequence, TraceFile, TraceModel, each
+from moewh.ingest.traces.trace import Array, Sequence, TraceFile, TraceModel, each_rank
 
 _SLOTS = 8
 """Most experts per token in the recorder."""
@@ -50,14 +50,17 @@ def _pass(
     ids_LTK = ids_LTK[:, : len(vocab_ids_T), : model.top_k]
     ids_RLK = np.ascontiguousarray(_logical(ids_LTK, logical_LP, where, file).transpose(1, 0, 2))
     about = {"forward_pass_id": record.get("forward_pass_id"), "rank": record.get("rank")}
-    lengths = record.get("extend_seq_lens")
+    if not len(ids_RLK):
+        return  # a process without tokens takes part in every pass of the others
+    given = record.get("extend_seq_lens")
+    lengths = [] if given is None else as_ids(given, where, "extend_seq_lens").tolist()
     if not lengths:
         metadata = {**about, "pass": "decode"}
         own = np.arange(len(ids_RLK), dtype=np.int32)
         yield Sequence(where, ids_RLK, vocab_ids_T=vocab_ids_T, context_T=own, source=file.path.name, metadata=metadata)
         return
-    if int(as_ids(lengths, where, "extend_seq_lens").sum()) != len(ids_RLK) or min(lengths) < 1:
-        raise file.error(f"{where}: its extend_seq_lens sum to {sum(lengths)}, for {len(ids_RLK)} tokens.")
+    if sum(lengths) != len(ids_RLK) or min(lengths) < 1:
+        raise file.error(f"{where}: its extend_seq_lens are {lengths}, for {len(ids_RLK)} tokens.")
     positions = as_ids(record.get("positions"), where, "positions")
     start = 0
     for index, length in enumerate(lengths):
@@ -90,4 +93,4 @@ def _logical(ids_LTK: Array, logical_LP: Array | None, where: str, file: TraceFi
     return np.where(ids_LTK >= 0, mapped.reshape(ids_LTK.shape), NO_ROUTE)
 
 
-FORMAT = each(_read)
+FORMAT = each_rank(_read)

@@ -6,6 +6,7 @@ weights; the order within a row means nothing.
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterator
 
 from moewh.ingest.traces.arrays import as_array, load_torch
@@ -26,12 +27,14 @@ def _read(file: TraceFile, _: TraceModel) -> Iterator[Sequence]:
         if len(rows_RLK) != len(ids_T) - 1:
             raise file.error(f"sample {number} has routing for {len(rows_RLK)} tokens, but {len(ids_T)} tokens.")
         response = sample.get("response_length")
+        if response is not None and not isinstance(response, numbers.Integral):
+            raise file.error(f"sample {number} has a response_length of {response!r}, which is not a whole number.")
         metadata = {"rollout_id": saved.get("rollout_id"), "index": sample.get("index")}
         yield Sequence(
             where,
             rows_RLK,
             vocab_ids_T=ids_T,
-            generated_from=len(ids_T) - response if type(response) is int else None,
+            generated_from=None if response is None else len(ids_T) - int(response),
             source=file.path.name,
             metadata={key: value for key, value in metadata.items() if type(value) in (int, str)},
         )

@@ -36,7 +36,10 @@ def _read(file: TraceFile, _: TraceModel) -> Iterator[Sequence]:
         )
     prompt_width = None
     if "prompts" in batch:
-        prompt_width = as_array(batch["prompts"], f"{file.name}, prompts", 1 << 40, 2).shape[1]
+        prompts_BP = as_array(batch["prompts"], f"{file.name}, prompts", 1 << 40, 2)
+        prompt_width = prompts_BP.shape[1]
+        if not np.array_equal(prompts_BP, ids_BS[:, :prompt_width]):
+            raise file.error("its prompts are not the beginning of its input_ids: they are of another batch.")
     for number, mask_S in enumerate(mask_BS):
         where = f"{file.name}, sequence {number}"
         real = np.flatnonzero(mask_S)

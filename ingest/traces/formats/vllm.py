@@ -20,6 +20,9 @@ from moewh.ingest.traces.check import as_ids
 from moewh.ingest.traces.documents import answer_of, read_documents
 from moewh.ingest.traces.trace import Array, Sequence, TraceFile, TraceModel, each, served_by, start_of
 
+_PARTS = ("routed_experts", "prompt_token_ids", "token_ids")
+"""The arrays of each output in an `.npz`."""
+
 
 def _read(file: TraceFile, _: TraceModel) -> Iterator[Sequence]:
     if file.path.suffix.lower() == ".npz":
@@ -30,10 +33,13 @@ def _read(file: TraceFile, _: TraceModel) -> Iterator[Sequence]:
         choices = answer.get("choices")
         if not isinstance(choices, list | Iterator):
             raise file.error(f"{where} has no list of choices.")
+        number = -1
         for number, choice in enumerate(choices):
             if not isinstance(choice, dict):
                 raise file.error(f"{where}, choice {number}: is not a JSON object.")
             yield _choice(f"{where}, choice {number}", answer, choice, file)
+        if number < 0:
+            raise file.error(f"{where} has no choice. Leave it out.")
 
 
 def _choice(where: str, answer: dict[str, Any], choice: dict[str, Any], file: TraceFile) -> Sequence:
@@ -42,12 +48,20 @@ def _choice(where: str, answer: dict[str, Any], choice: dict[str, Any], file: Tr
     if before is not None:
         rows_RLK = _joined(_routing(before, where, file), rows_RLK, where, file)
     prompt_ids = choice.get("prompt_token_ids", answer.get("prompt_token_ids"))
-    if prompt_ids is not None and choice.get("token_ids") is None:
-        raise file.error(f"{where} has prompt_token_ids and no token_ids. Ask for return_token_ids.")
+    given = {"prompt_token_ids": prompt_ids, "token_ids": choice.get("token_ids")}
+    _require_both(given, where, file)
     ids = None if prompt_ids is None else (as_ids(prompt_ids, where), as_ids(choice["token_ids"], where))
     about = {"finish_reason": choice.get("finish_reason"), "id": answer.get("id")}
     metadata = {key: value for key, value in about.items() if value is not None}
     return replace(_sequence(where, rows_RLK, ids, file, metadata), served=served_by(answer))
+
+
+def _require_both(given: dict[str, Any], where: str, file: TraceFile) -> None:
+    """Raise the file's error if only one part of the token ids is known: the other would be left out silently."""
+    known = [name for name, ids in given.items() if ids is not None]
+    if len(known) == 1:
+        (missing,) = given.keys() - known
+        raise file.error(f"{where} has {known[0]} and no {missing}. Ask for return_token_ids, and save both.")
 
 
 def _routing(value: Any, where: str, file: TraceFile) -> Array:
@@ -71,10 +85,15 @@ def _outputs(file: TraceFile) -> Iterator[Sequence]:
         numbers = {name.partition("/")[0] for name in arrays if name.endswith("/routed_experts")}
         if not numbers:
             raise file.error("has no array called N/routed_experts.")
+        for name in arrays:
+            number, _, part = name.partition("/")
+            if number not in numbers or part not in _PARTS:
+                raise file.error(f"has an array {name!r}. Known: {', '.join(f'N/{part}' for part in _PARTS)}.")
         for number in sorted(numbers, key=lambda name: (len(name), name)):
             names = (f"{number}/prompt_token_ids", f"{number}/token_ids")
             where = f"{file.name}, output {number}"
-            known = all(name in arrays for name in names)
+            _require_both({name: True if name in arrays else None for name in names}, where, file)
+            known = names[0] in arrays
             ids = (as_ids(arrays[names[0]], where), as_ids(arrays[names[1]], where)) if known else None
             rows_RLK = as_array(arrays[f"{number}/routed_experts"], where, file.most_values, 3)
             yield _sequence(where, rows_RLK, ids, file, None)

@@ -1,0 +1,136 @@
+"""`moewh.open` in Python: relations that are read later, and arguments of every type."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import moewh
+from moewh.api import Warehouse
+from moewh.warehouse.errors import MoewhError, UsageError
+from tests.support.saved_queries import values_of
+from tests.support.synthetic import random_warehouse
+
+RUNS = ("step-1", "step-30")
+ASKED = ("domain_experts", "co_routing_where", "expert_top_tokens", "load_matrix", "expert_contexts")
+
+
+@pytest.fixture(scope="module")
+def warehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warehouse]:
+    with moewh.open(random_warehouse(tmp_path_factory.mktemp("python") / "wh")[0].root) as opened:
+        yield opened
+
+
+def rounded(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Rows without the last bits of their numbers, which depend on the order of addition."""
+    return [tuple(round(cell, 9) if isinstance(cell, float) else cell for cell in row) for row in rows]
+
+
+def test_a_relation_keeps_the_parameters_of_its_query(warehouse: Warehouse) -> None:
+    """Relations are computed when they are read: queries of two runs, all asked before the first is read."""
+    at_once: dict[tuple[str, str], list[Any]] = {}
+    later = {}
+    for run in RUNS:
+        for name in ASKED:
+            given = values_of(name) | {"run": run}
+            at_once[name, run] = rounded(warehouse.query(name, **given).fetchall())
+            later[name, run] = warehouse.query(name, **given)
+        sql = "select getvariable('text'), $text, count(*) from chosen_routing"
+        at_once["sql", run] = warehouse.sql(sql, text=run, run=run).fetchall()
+        later["sql", run] = warehouse.sql(sql, text=run, run=run)
+    assert [name for name in (*ASKED, "sql") if at_once[name, RUNS[0]] == at_once[name, RUNS[1]]] == []
+    assert {asked: rounded(relation.fetchall()) for asked, relation in later.items()} == at_once
+
+
+def test_closing_closes_every_relation(tmp_path: Path) -> None:
+    with moewh.open(random_warehouse(tmp_path / "wh")[0].root) as opened:
+        relations = [opened.query("expert_load"), opened.query("domain_experts", run="007")]
+    for relation in relations:
+        with pytest.raises(Exception, match="closed"):
+            relation.fetchall()
+
+
+def test_numbers_of_numpy_and_paths_are_taken(warehouse: Warehouse, tmp_path: Path) -> None:
+    """Also within lists, as indexing an array gives them."""
+    plain = warehouse.query("co_routing_where", run="mixed", layer=3, prompt_ids=[0, 2]).fetchall()
+    ids = list(np.array([0, 2]))
+    assert warehouse.query("co_routing_where", run="mixed", layer=np.int16(3), prompt_ids=ids).fetchall() == plain
+    counted = "select count(*) from routes where list_contains($layers, layer)"
+    assert warehouse.sql(counted, layers=tuple(np.array([0, 3]))).fetchall() == (
+        warehouse.sql(counted, layers=[0, 3]).fetchall()
+    )
+    (tmp_path / "mine.sql").write_text("select $layer as asked")
+    assert warehouse.query(tmp_path / "mine.sql", layer=3).fetchall() == [(3,)]
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "parameters", "said"),
+    [
+        ("sql", None, {}, "sql is None, which is not text"),
+        ("sql", b"select 1", {}, "sql is b'select 1'"),
+        ("sql", Path("mine.sql"), {}, "`query` reads a .sql file"),
+        ("query", None, {}, "the query is None"),
+        ("query", 3, {}, "the query is 3"),
+        ("query", "select 1", {}, "is SQL, not a query's name"),
+        ("query", "domain_experts", {"run": None}, "run is None. Give a value, or leave it out."),
+    ],
+)
+def test_arguments_of_other_types_are_refused(
+    method: str, given: Any, parameters: dict[str, Any], said: str, warehouse: Warehouse
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(said)):
+        getattr(warehouse, method)(given, **parameters)
+
+
+@pytest.mark.parametrize("place", [None, 3, b"wh", "", "a\0b", ["wh"]])
+def test_what_names_no_warehouse_is_refused(place: Any) -> None:
+    for take in (moewh.open, lambda place: moewh.Writer(place, "r", "toy", layers=[0], num_experts=2, top_k=1)):
+        with pytest.raises(UsageError, match="Give a path or a URL"):
+            take(place)
+
+
+def test_a_tilde_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--warehouse=~/wh` reaches the command as it is, and would make a folder of that name."""
+    monkeypatch.chdir(tmp_path)
+    for place in ("~", "~/wh"):
+        with pytest.raises(UsageError, match="the shell did not replace the ~"):
+            moewh.Writer(place, "r", "toy", layers=[0], num_experts=2, top_k=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+WHOLE = [None, "1", 1.0, 1.5, True, -1, [0], float("nan")]
+"""What is no layer, expert or prompt_id, although Python could turn most of it into one."""
+
+
+@pytest.mark.parametrize("number", WHOLE, ids=repr)
+def test_a_layer_expert_or_prompt_is_a_whole_number(number: Any, warehouse: Warehouse) -> None:
+    calls: dict[str, list[Callable[[], object]]] = {
+        "layer": [
+            lambda: moewh.plots.co_routing(warehouse, number),
+            lambda: moewh.plots.top_tokens(warehouse, number, 2),
+        ],
+        "expert": [lambda: moewh.plots.top_tokens(warehouse, 3, number)],
+        "prompt_id": [] if isinstance(number, list) else [lambda: moewh.plots.tokens(warehouse, number)],
+    }
+    if number is not None:
+        calls["layer"].append(lambda: moewh.plots.tokens(warehouse, 0, number))
+    for name, several in calls.items():
+        for refused in several:
+            with pytest.raises(UsageError, match=f"{name} is {re.escape(repr(number))}. Give a whole number"):
+                refused()
+
+
+def test_figures_take_numpys_numbers_and_refuse_what_is_no_warehouse(warehouse: Warehouse) -> None:
+    assert moewh.plots.co_routing(warehouse, np.int64(3), run="mixed").data
+    assert moewh.plots.tokens(warehouse, np.array([0, 1]), 3, run="mixed").layer == 3
+    for draw in (moewh.plots.load, lambda wh: moewh.plots.tokens(wh, 0)):
+        with pytest.raises(UsageError, match=re.escape("moewh.open(PATH)")):
+            draw(warehouse.path)
+    for run in ("", "none"):
+        with pytest.raises(MoewhError, match=f"there is no run '{run}'"):
+            moewh.plots.load(warehouse, run=run)
