@@ -39,12 +39,15 @@ def publish(
     from moewh.publish.publish import PublishOptions
     from moewh.publish.publish import publish as send
 
-    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
+    if license is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", license):
         raise UsageError(f"--license {license!r} is no licence's id. Write it as the Hub does, such as cc-by-4.0.")
     if license is None and target.startswith("hf://"):
         raise UsageError("a data set on the Hub needs a licence. Add --license ID, such as --license cc-by-4.0.")
     found = target_at(target, url)
-    done = send(warehouse, found, PublishOptions(runs, without_text, license), lambda line: click.echo(line, err=True))
+    options = PublishOptions(
+        runs, without_text, license and license.lower()
+    )  # the Hub's ids are SPDX's in small letters
+    done = send(warehouse, found, options, lambda line: click.echo(line, err=True))
     if done.left_out:
         click.echo(f"left out because not complete: {', '.join(done.left_out)}", err=True)
     count = f"{len(done.published)} run{'s'[: len(done.published) != 1]}"
