@@ -25,7 +25,7 @@ from moewh.ingest import demo
 from moewh.ingest.prompts.canonical import CANONICAL
 from moewh.ingest.prompts.tokenise import TokenRules, tokenise
 from moewh.ingest.routing import RoutingBuffer, TokenTexts
-from moewh.ingest.write.rollups import RollupCounter, one_thread_a_product
+from moewh.ingest.write.rollups import RollupCounter, one_blas_thread
 from moewh.ingest.write.segment import write_routing
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.manifest import file_sha256
@@ -46,7 +46,7 @@ def costs(tokens: int, domains: int = 1, token_share: float = 0.5) -> dict[str, 
     for layer in range(LAYERS):
         buffer.add(np.arange(tokens), {layer: router(layer, segment.vocab_id_T)})
     texts = TokenTexts(vocabulary())
-    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(1) as worker, one_thread_a_product():
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(1) as worker, one_blas_thread():
         folder = Path(scratch)
         ranked = list(buffer.layers(worker))
 

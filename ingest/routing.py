@@ -89,8 +89,8 @@ class TokenisedSegment:
         known_T = self.vocab_id_T != NO_ENTRY
         if known_T.all():
             return texts(self.vocab_id_T).cast(pa.string())
-        places_T = pa.array(np.cumsum(known_T) - 1, mask=~known_T)
-        return texts(self.vocab_id_T[known_T]).cast(pa.string()).take(places_T)
+        index_T = pa.array(np.cumsum(known_T) - 1, mask=~known_T)
+        return texts(self.vocab_id_T[known_T]).cast(pa.string()).take(index_T)
 
     @property
     def token_id_T(self) -> npt.NDArray[np.int64]:

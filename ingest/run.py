@@ -184,9 +184,9 @@ class _Run:
             write_run(self.layout, replace(record, vocabulary=self.vocabulary))
         publish(self.layout)
         self.progress.started(self.plan.identity, len(self.plan.missing))
-        self._tell_costs()
+        self._report_costs()
 
-    def _tell_costs(self) -> None:
+    def _report_costs(self) -> None:
         """Report what the opt-in tables cost, before the first segment."""
         wanted, loaded = self.plan.wanted, self.loaded
         if not wanted.tables:

@@ -1,6 +1,6 @@
 """An open-ended run: blocks of sequences in, in order of appearance; segments of about equal size out.
 
-Nobody knows beforehand how many there will be. A segment is cut once the blocks in front have enough rows and another
+Nobody knows beforehand how many there will be. A segment is cut once the first blocks have enough rows and another
 follows; the one that is written when the run is closed says that it is the last.
 """
 
@@ -23,7 +23,7 @@ from moewh.warehouse.views.publishing import publish
 
 
 def require_new(layout: Layout, run_id: str) -> None:
-    """Raise MoewhError if the warehouse has this run already: what was recorded cannot be gone on with."""
+    """Raise MoewhError if the warehouse has this run already: a recorded run cannot be resumed."""
     if layout.run(run_id).is_dir() or layout.segments(run_id).is_dir():
         raise MoewhError(
             f"run {run_id!r} exists already. Choose another run_id, or delete it with `moewh runs --delete {run_id}`."
@@ -50,7 +50,7 @@ class OpenRun:
         self._blocks: deque[Block] = deque()
         """Those that may still grow, and all that follow the first of them."""
         self._ready: list[Joined] = []
-        """Closed ones in front of these, for the next segment."""
+        """The closed blocks before these, for the next segment."""
         self._ready_rows = 0
         self._writing: deque[Future[Committed]] = deque()
         self._segments = self._prompts = 0
@@ -66,7 +66,7 @@ class OpenRun:
         self._prepared = True
 
     def add(self, block: Block) -> None:
-        """Take a block behind those before it; it may still grow. The run begins with the first."""
+        """Append a block, which may still grow. The run begins with the first."""
         if not self._begun:
             if not self._prepared:
                 self.prepare()
@@ -75,7 +75,7 @@ class OpenRun:
         self._blocks.append(block)
 
     def commit_full(self) -> None:
-        """Have a segment written if the closed blocks in front fill one, and another follows them."""
+        """Have a segment written if the first closed blocks fill one and another block follows."""
         while self._blocks:
             if self._ready_rows >= self._segment_rows:
                 self._commit(last=False)

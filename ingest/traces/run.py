@@ -180,7 +180,7 @@ class _Import:
             for layer, tokens_E in check_counts(counts, self.model).items():
                 buffer.counts[layer] = buffer.counts.get(layer, 0) + tokens_E
             label = {"form": "text", "domain": self.options.domain, "source": counts.source}
-            rows.append({**label, **_said({"counts_alone": True, **(counts.metadata or {})})})
+            rows.append({**label, **_metadata_json({"counts_alone": True, **(counts.metadata or {})})})
         prompts = pa.Table.from_pylist(rows, CANONICAL)
         digest = PromptDigest()
         for batch in prompts.to_batches():
@@ -274,7 +274,7 @@ def _identify(options: ImportOptions, files: list[TraceFile], model: TraceModel,
     return Identity(shaping, check_run_id(run_id))
 
 
-def _said(metadata: dict[str, Any]) -> dict[str, str]:
+def _metadata_json(metadata: dict[str, Any]) -> dict[str, str]:
     return {"metadata": json.dumps(metadata, sort_keys=True)}
 
 

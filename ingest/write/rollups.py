@@ -98,8 +98,8 @@ class _Chosen:
     def of(cls, layer: int, ids_TK: Ints, routed_T: npt.NDArray[np.bool_], *, ordered: bool) -> _Chosen:
         expert_E = np.arange(int(ids_TK.max(initial=-1)) + 1)
         if len(expert_E) > _DENSE:
-            expert_E, place_N = np.unique(ids_TK, return_inverse=True)
-            ids_TK = place_N.reshape(ids_TK.shape)
+            expert_E, index_N = np.unique(ids_TK, return_inverse=True)
+            ids_TK = index_N.reshape(ids_TK.shape)
         return cls(layer, expert_E, ids_TK, routed_T, ordered)
 
     @property
@@ -336,7 +336,7 @@ _ONE_THREAD = _OneThread()
 
 
 @contextmanager
-def one_thread_a_product() -> Iterator[None]:
+def one_blas_thread() -> Iterator[None]:
     """Make numpy's matrix products (not torch's) single-threaded, in all threads of the process, within the block.
 
     With such small products, more threads would only wait for each other and take cores from the forward pass. Blocks

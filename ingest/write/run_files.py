@@ -26,14 +26,14 @@ def write_run(layout: Layout, record: RunRecord) -> None:
     Raises MoewhError if writing to disk fails.
     """
     identity = record.identity
-    said = {"identity": identity.sha256, "options": identity.json, "tokens_key": identity.tokens_key}
+    derived = {"identity": identity.sha256, "options": identity.json, "tokens_key": identity.tokens_key}
     begun = {"created_at": datetime.now(UTC).replace(tzinfo=None), "moewh_version": __version__}
     with layout.writing(), layout.staged(f"run.{record.run_id}") as folder:
         if not layout.sealed(record.run_id).is_dir():
             layout.link_unsealed(record.run_id)
         write_table(folder, schema.VOCABULARY, _vocabulary(record))
         key = {"vocabulary_key": schema.vocabulary_key(file_sha256(folder / schema.VOCABULARY.file))}
-        write_table(folder, schema.RUNS, _columns(schema.RUNS, [{**begun, **said, **key, **record.run}]))
+        write_table(folder, schema.RUNS, _columns(schema.RUNS, [{**begun, **derived, **key, **record.run}]))
         write_table(folder, schema.LAYERS, _columns(schema.LAYERS, record.layers))
         write_table(folder, schema.EXPERTS, _columns(schema.EXPERTS, record.experts))
         write_manifest(folder, identity.sha256, None)

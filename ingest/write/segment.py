@@ -20,7 +20,7 @@ from moewh.ingest.prompts.digest import PromptDigest
 from moewh.ingest.record import Identity
 from moewh.ingest.routing import KINDS, Ranked, RoutingBuffer, Texts, TokenisedSegment, VectorBuffer
 from moewh.ingest.write.expert_outputs import write_expert_outputs
-from moewh.ingest.write.rollups import RollupCounter, one_thread_a_product
+from moewh.ingest.write.rollups import RollupCounter, one_blas_thread
 from moewh.ingest.write.run_files import vocabulary_key
 from moewh.warehouse.cpus import usable_cpus
 from moewh.warehouse.files import schema
@@ -95,7 +95,7 @@ def write_routing(
     rows = 0
     counting: deque[Future[None]] = deque()
     with (
-        one_thread_a_product(),
+        one_blas_thread(),
         ThreadPoolExecutor(_THREADS) as workers,
         pq.ParquetWriter(path, arrow, **_routing_options()) as writer,
     ):

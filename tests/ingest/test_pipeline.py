@@ -26,7 +26,7 @@ from moewh.ingest.prompts.vocabulary import vocabulary_texts
 from moewh.ingest.record import Identity
 from moewh.ingest.run import Progress, Summary, ingest
 from moewh.ingest.workers import WRITERS, in_background
-from moewh.ingest.write.rollups import one_thread_a_product
+from moewh.ingest.write.rollups import one_blas_thread
 from moewh.ingest.write.segment import Committed, write_segment
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import Layout
@@ -285,7 +285,7 @@ def test_the_limit_of_products_to_one_thread_goes_with_the_last_writer() -> None
         return {library["num_threads"] for library in blas.info()}
 
     with blas.limit(limits=2):
-        before, first, second = threads(), one_thread_a_product(), one_thread_a_product()
+        before, first, second = threads(), one_blas_thread(), one_blas_thread()
         first.__enter__()
         second.__enter__()
         first.__exit__(None, None, None)

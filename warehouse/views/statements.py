@@ -77,7 +77,7 @@ def view_statements(
 
 def derived_statements(*, comments: bool) -> Iterator[str]:
     """Yield the statements that create the staging and canned views, over views that only have the columns."""
-    yield from (_columns_alone(table) for table in schema.TABLES)
+    yield from (_columns_only(table) for table in schema.TABLES)
     yield from _statements(derived_views(), comments=comments)
 
 
@@ -95,7 +95,7 @@ def _statements(views: Iterable[View], *, comments: bool) -> Iterator[str]:
             yield from view.comments
 
 
-def _columns_alone(table: schema.Table) -> str:
+def _columns_only(table: schema.Table) -> str:
     """Return the statement that creates a stored table's view without rows and without opening any file."""
     columns = ", ".join(f"null::{column.type} as {column.name}" for column in columns_in_order(table))
     return f"create or replace view {table.name} as select {columns} where false"
