@@ -100,8 +100,6 @@ def run_ingest(options: IngestOptions, warehouse: Layout) -> Summary:
         start_light(other_code=options.trust_remote_code)
         from moewh.cli.progress import Reporter
         from moewh.ingest.processes import this_process
-        from moewh.ingest.run import Progress
-        from moewh.ingest.run import ingest as run
 
         def batch_done(tokens: int) -> None:
             check()
@@ -109,6 +107,9 @@ def run_ingest(options: IngestOptions, warehouse: Layout) -> Summary:
 
         process = this_process()
         with Reporter(process.rank, process.world) as reporter:
+            from moewh.ingest.run import Progress  # takes seconds, for torch and transformers
+            from moewh.ingest.run import ingest as run
+
             progress = Progress(reporter.started, batch_done, reporter.segment_done, reporter.warn, reporter.note)
             return run(options, warehouse, progress, process)
 

@@ -11,7 +11,6 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -42,7 +41,8 @@ class Reporter:
             console=self._console,
             disable=not self._draws,
         )
-        self._task: TaskID | None = None
+        self._task = self._bar.add_task("loading the model", total=None, speed="")
+        self._loading = True
         self._tokens = 0
         self._began = time.monotonic()
 
@@ -53,24 +53,25 @@ class Reporter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._loading:
+            self._bar.remove_task(self._task)  # nothing to do, or refused
         self._bar.stop()
 
     def started(self, identity: Identity, segments: int) -> None:
         """Show how much there is to do."""
         self._began = time.monotonic()
-        self._task = self._bar.add_task(identity.run_id, total=segments, speed="")
+        self._loading = False
+        self._bar.update(self._task, description=identity.run_id, total=segments)
         self._line(f"run {identity.run_id}: {segments} segment{'s'[: segments != 1]} to write")
 
     def batch_done(self, tokens: int) -> None:
         """Count a batch's tokens."""
         self._tokens += tokens
-        if self._task is not None:
-            self._bar.update(self._task, speed=self._speed())
+        self._bar.update(self._task, speed=self._speed())
 
     def segment_done(self, number: int, planned: int) -> None:
         """Count a committed segment."""
-        if self._task is not None:
-            self._bar.advance(self._task)
+        self._bar.advance(self._task)
         self._line(f"segment {number + 1} of {planned} committed; {self._speed()}")
 
     def note(self, message: str) -> None:
