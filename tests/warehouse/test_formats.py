@@ -605,4 +605,5 @@ def test_check_reports_rows_of_every_type(
         (report,) = json.loads(result.stdout)
         assert report["rows"] == json.loads(written[sql, "json"].read_text(encoding="utf-8"))
     elif form == "text":
-        assert all(f"{name} = {cell}" in result.stdout for name, cell in rows[0].items() if cell and name != "hostile")
+        cells = {name: cell.replace("\n", r"\n") for name, cell in rows[0].items() if cell and name != "hostile"}
+        assert all(f"{name} = {cell}" in result.stdout for name, cell in cells.items())
