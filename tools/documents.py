@@ -127,8 +127,8 @@ def views_page() -> str:
         "",
         "`moewh query NAME -p parameter=value`; in a plain shell, `set variable parameter = value;`, then the file.",
         "",
-        "The word in parentheses after a parameter is its kind. It decides the type of the value, and whether the value",
-        "must exist in the warehouse. Declare the parameters of your own file in its header in the same way. The kinds:",
+        "The word in parentheses after a parameter is its kind. It decides the type of the value, and whether it must",
+        "exist in the warehouse. The header of your own file declares its parameters in the same way. The kinds:",
         f"{', '.join(f'`{kind}`' for kind in KINDS)}.",
     ]
     for name in saved_names():
