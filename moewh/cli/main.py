@@ -48,7 +48,7 @@ class MoewhGroup(click.Group):
         """Return the command that the arguments name. Raises UsageError for an unknown one, with the nearest name."""
         import difflib
 
-        near = difflib.get_close_matches(args[0], COMMANDS, 1)
+        near = difflib.get_close_matches(args[0], COMMANDS, 1, cutoff=0.7)
         if near and args[0] not in COMMANDS and not ctx.resilient_parsing:
             ctx.fail(f"No such command {args[0]!r}. Did you mean {near[0]}?")
         return super().resolve_command(ctx, args)

@@ -292,6 +292,8 @@ WRONG_USE: list[tuple[list[str], str]] = [
     (["query", "--nope"], "No such option '--nope'. Try `moewh query --help`."),
     (["views", "route"], "there is no view 'route'. Did you mean routes?"),
     (["nope"], "No such command 'nope'. Try `moewh --help`."),
+    (["list"], "No such command 'list'. Try `moewh --help`."),
+    (["query", "routes", "limit", "3"], "Got unexpected extra arguments (limit 3). Try `moewh query --help`."),
     (["qeury"], "No such command 'qeury'. Did you mean query? Try `moewh --help`."),
     (["query", "expert_top_tokens"], "needs the parameters expert, layer. Add -p expert=VALUE -p layer=VALUE."),
     (["refresh", "--warehouse", str(REPOSITORY / "queries")], "is not a warehouse"),
