@@ -13,7 +13,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
@@ -50,6 +50,7 @@ from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.sealing.seal import seal, unseal
 from moewh.warehouse.views.publishing import publish
 
+_NOT_WHOLE = ("truncated", "chunked", "skipped", "empty")
 _BATCHES_AHEAD = 16
 """Batches whose routing may be in flight from the device at once."""
 
@@ -63,6 +64,8 @@ class Summary:
     """Segments of the whole run."""
     written: list[Committed] = field(default_factory=list)
     """Segments this command committed."""
+    not_whole: Counter[str] = field(default_factory=Counter)
+    """Their prompts that were not run as a whole, by `prompts.status`; those that failed are reported when they do."""
     seconds: float = 0.0
     waiting: float = 0.0
     """Seconds the forward passes waited for copying, assembling and writing."""
@@ -193,7 +196,8 @@ class _Run:
             return
         chosen = top_k(loaded.config)
         size = wanted.bytes_per_token(loaded.moe_layers, loaded.text_config.hidden_size, chosen)
-        names = " and ".join(table.name for table in wanted.tables)
+        *others, last = (table.name for table in wanted.tables)
+        names = f"{', '.join(others)} and {last}" if others else last
         self.progress.note(f"{names} take about {size:,} bytes per token before compression")
         if wanted.expert_outputs:
             more = arithmetic_share(loaded.model, loaded.moe_layers, chosen)
@@ -214,6 +218,7 @@ class _Run:
                 else:
                     segment, routing = self._generate(current, self.plan.sampling)
                     collected = []
+                self.summary.not_whole.update(status for status in segment.status_P if status in _NOT_WHOLE)
                 self._committed(writing, at_once - 1)
                 writing.append(writer.submit(self._write, number, segment, routing, collected, texts))
             self._committed(writing, 0)

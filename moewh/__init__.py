@@ -44,6 +44,11 @@ class _CallablePackage(ModuleType):
 sys.modules["moewh.ingest"].__class__ = _CallablePackage
 
 
+def __dir__() -> list[str]:
+    """Return the names of the module, also those not loaded yet, for completion in notebooks and shells."""
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     """Load a public name from the module that defines it."""
     if name == "plots":

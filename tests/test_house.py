@@ -204,3 +204,10 @@ def test_command_beside_files_of_our_rooms_names(hostile: Path) -> None:
     done = run_in(hostile, "from moewh.cli.main import main; main()", "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert "ingest" in done.stdout
+
+
+def test_the_public_names_are_listed_before_they_are_loaded() -> None:
+    """As completion in a notebook lists them."""
+    code = "import moewh, sys; print(set(moewh.__all__) <= set(dir(moewh)), 'moewh.api' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True False\n"

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from moewh.ingest import demo
 from moewh.warehouse.answer.catalog import ViewColumn, answer_columns, describe_table, describe_views
+from moewh.warehouse.answer.parameters import KINDS
 from moewh.warehouse.answer.query import find_query, saved_names
 from moewh.warehouse.files.schema import TABLES, TOTALS
 from moewh.warehouse.trust.check import shipped_checks
@@ -125,6 +126,10 @@ def views_page() -> str:
         "# Saved queries",
         "",
         "`moewh query NAME -p parameter=value`; in a plain shell, `set variable parameter = value;`, then the file.",
+        "",
+        "The word in parentheses after a parameter is its kind. It decides the type of the value, and whether it must",
+        "exist in the warehouse. The header of your own file declares its parameters in the same way. The kinds:",
+        f"{', '.join(f'`{kind}`' for kind in KINDS)}.",
     ]
     for name in saved_names():
         query = find_query(name)

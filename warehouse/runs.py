@@ -17,21 +17,22 @@ if TYPE_CHECKING:
 LIST_SQL = """
 select
     run_id,
-    model,
-    revision,
-    train_step,
     status,
     segments || '/' || coalesce(
         segments_planned::varchar,
         case when status = 'complete' then segments::varchar end,
         '?'
     ) as segments,
+    model,
+    revision,
+    created_at,
+    train_step,
     prompts,
-    tokens,
-    created_at
+    tokens
 from runs
 order by created_at, run_id
 """
+"""A narrow terminal leaves out the columns in the middle."""
 
 
 def list_runs(connection: duckdb.DuckDBPyConnection) -> Answer:

@@ -56,9 +56,9 @@ def model_in_memory(
     """
     check_versions()
     inner = unwrapped_model(model)
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        given = "none was given" if tokenizer is None else f"this is a {type(tokenizer).__name__}"
-        raise UsageError(f"a model in memory needs its tokenizer, and {given}. Give tokenizer=AutoTokenizer….")
+    if tokenizer is None:
+        raise UsageError("a model in memory needs its tokenizer, and none was given. Give tokenizer=AutoTokenizer….")
+    require_tokenizer(tokenizer)
     if generates and not inner.can_generate():
         raise MoewhError(f"{type(inner).__name__} has no LM head to generate with. Leave generate out.")
     check_parallel(inner)
@@ -79,6 +79,14 @@ def model_in_memory(
     )
 
 
+def require_tokenizer(tokenizer: Any) -> None:
+    """Raise UsageError for anything but a loaded tokenizer, such as its name."""
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise UsageError(
+            f"the tokenizer is a {type(tokenizer).__name__}. Give a loaded one: AutoTokenizer.from_pretrained(…)."
+        )
+
+
 def unwrapped_model(model: Any) -> Any:
     """Return the transformers model inside the wrappers of data parallelism and peft.
 
@@ -96,7 +104,10 @@ def unwrapped_model(model: Any) -> Any:
             raise MoewhError(f"the model has an adapter of type {', '.join(wrong)}, which is not recorded.")
         model = model.get_base_model()
     if not isinstance(model, PreTrainedModel):
-        raise UsageError(f"the model is a {type(model).__name__}. Give a hub id, a folder or a model of transformers.")
+        raise UsageError(
+            f"the model is a {type(model).__name__}. Give a loaded model of transformers; only moewh.ingest also takes "
+            "a hub id or a folder."
+        )
     for path, module in model.named_modules():
         if getattr(module, "_compiled_call_impl", None) is not None or type(module).__name__ == "OptimizedModule":
             raise MoewhError(

@@ -61,6 +61,8 @@ def whole(name: str, value: Any, least: int = 0, most: int = 2**63 - 1) -> int:
         number = None if isinstance(value, bool) else index(value)
     except TypeError:
         number = None
+    if number is None and least < 0:
+        raise UsageError(f"{name} is {value!r}. Give a whole number.")
     if number is None or not least <= number <= most:
         limit = f"at most {most:,}" if number is not None and number > most else f"at least {least:,}"
         raise UsageError(f"{name} is {value!r}. Give a whole number of {limit}.")

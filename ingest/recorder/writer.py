@@ -75,9 +75,11 @@ class Writer:
         shaping: dict[str, Any] = {**self._declared.shaping, "segment_rows": segment_rows, "recorded_at": _now()}
         vocabulary, decode = None, None
         if tokenizer is not None:
+            from moewh.ingest.model.in_memory import require_tokenizer
             from moewh.ingest.prompts.tokenise import tokenizer_sha256
             from moewh.ingest.prompts.vocabulary import vocabulary_texts
 
+            require_tokenizer(tokenizer)
             shaping["tokenizer_sha256"] = tokenizer_sha256(tokenizer)
             vocabulary, decode = vocabulary_texts(tokenizer), decoder(tokenizer)
         given = described(series, train_step, train_tokens)

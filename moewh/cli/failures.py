@@ -29,7 +29,8 @@ def explain(error: Exception) -> tuple[str, int] | None:
             explained = (str(error), error.exit_code)
         case click.UsageError():
             command = error.ctx.command_path if error.ctx else "moewh"
-            explained = (f"{error.format_message()} Try `{command} --help`.", 2)
+            message = error.format_message()
+            explained = (f"{message}{'' if message.endswith(('.', '?', '?)')) else '.'} Try `{command} --help`.", 2)
         case click.ClickException():
             explained = (error.format_message(), error.exit_code)
         case click.Abort():

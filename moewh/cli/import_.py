@@ -82,7 +82,7 @@ def summary_line(imported: Imported) -> str:
     prompts, tokens, rows = (
         sum(getattr(part, name) for part in imported.written) for name in ("prompts", "tokens", "routing_rows")
     )
-    line = f"run {imported.run_id}: {prompts:,} prompts, {tokens:,} tokens, {rows:,} routing rows"
+    line = f"run {imported.run_id}: {prompts:,} prompt{'s'[: prompts != 1]}, {tokens:,} tokens, {rows:,} routing rows"
     if imported.missing:
         line += f"; {imported.missing / (imported.missing + imported.routes):.1%} of the trace was not captured"
     return line

@@ -123,8 +123,10 @@ def summary_line(summary: Summary) -> str:
     prompts = sum(part.prompts for part in summary.written)
     size = sum(part.bytes for part in summary.written)
     seconds = max(summary.seconds, 1e-9)
+    counted = ", ".join(f"{number:,} {status}" for status, number in sorted(summary.not_whole.items()))
     return (
-        f"run {summary.run_id}: {prompts:,} prompts, {tokens:,} tokens, {rows:,} routing rows, "
+        f"run {summary.run_id}: {prompts:,} prompt{'s'[: prompts != 1]}{f' ({counted})' if counted else ''}, "
+        f"{tokens:,} tokens, {rows:,} routing rows, "
         f"{size / max(tokens, 1):,.0f} bytes per token, {tokens / seconds:,.0f} tokens/s, "
         f"{summary.waiting / seconds:.1%} of the time waiting for the writer, "
         f"{summary.peak_memory / 2**30:.1f} GiB at most"

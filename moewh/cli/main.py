@@ -42,6 +42,17 @@ class MoewhGroup(click.Group):
         command: click.Command = getattr(import_module(f"moewh.cli.{name}"), name)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that the arguments name. Raises UsageError for an unknown one, with the nearest name."""
+        import difflib
+
+        near = difflib.get_close_matches(args[0], COMMANDS, 1, cutoff=0.7)
+        if near and args[0] not in COMMANDS and not ctx.resilient_parsing:
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {near[0]}?")
+        return super().resolve_command(ctx, args)
+
     def main(
         self,
         args: Sequence[str] | None = None,

@@ -159,6 +159,20 @@ def test_error_on_overflow_leaves_nothing(models: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "wh").exists()
 
 
+@pytest.mark.parametrize(
+    ("texts", "counted"),
+    [(["x", "x" * 500, "x" * 500, ""], "4 prompts (1 empty, 2 truncated), "), (["x"], "1 prompt, ")],
+)
+def test_prompts_not_run_as_a_whole_are_counted(texts: list[str], counted: str, models: Path, tmp_path: Path) -> None:
+    """Of every segment that the command writes."""
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    result = run(tmp_path / "wh", models / "tiny", path, "--run-id", "cut", "--segment-rows", "700")
+    assert f"run cut: {counted}" in result.stderr
+    (segments,) = viewed(Layout(tmp_path / "wh")).execute("select count(distinct segment) from prompts").fetchall()
+    assert (segments[0] > 1) == (len(texts) > 1)
+
+
 def test_run_id_of_another_model_is_refused_and_untouched(models: Path, prompts: Path, tmp_path: Path) -> None:
     warehouse = tmp_path / "wh"
     assert run(warehouse, models / "tiny", prompts, "--run-id", "mine").exit_code == 0

@@ -268,7 +268,8 @@ WRONG_USE: list[tuple[list[str], str]] = [
     (["query", "nothing_like_it"], "there is no query 'nothing_like_it'. Known: co_routing"),
     (["query", "missing.sql"], "there is no SQL file missing.sql"),
     (["query", "routes", "-c", "select 1"], "not both"),
-    (["query", "routes", "-p", "run=x"], "routes does not use the parameter 'run'. It takes no parameters."),
+    (["query", "routes", "-p", "run=x"], 'A view takes none: select its rows in SQL, "from routes where …".'),
+    (["query", "-c", "select 1", "-p", "run=x"], "-c does not use the parameter 'run'. It takes no parameters."),
     (["query", "-c", "select $a", "-p", "b=1", "-p", "a=1"], "does not use the parameter 'b'. Its parameters: a."),
     (["query", "-c", "select $a + $b", "-p", "a=1"], "needs the parameter b. Add -p b=VALUE."),
     (["query", "-c", "select getvariable('a')"], "needs the parameter a. Add -p a=VALUE."),
@@ -290,7 +291,11 @@ WRONG_USE: list[tuple[list[str], str]] = [
     (["runs", "--warehouse", ""], "the warehouse is ''. Give a path or a URL"),
     (["query", "--nope"], "No such option '--nope'. Try `moewh query --help`."),
     (["views", "route"], "there is no view 'route'. Did you mean routes?"),
-    (["nope"], "No such command 'nope'."),
+    (["nope"], "No such command 'nope'. Try `moewh --help`."),
+    (["list"], "No such command 'list'. Try `moewh --help`."),
+    (["query", "routes", "limit", "3"], "Got unexpected extra arguments (limit 3). Try `moewh query --help`."),
+    (["qeury"], "No such command 'qeury'. Did you mean query? Try `moewh --help`."),
+    (["query", "expert_top_tokens"], "needs the parameters expert, layer. Add -p expert=VALUE -p layer=VALUE."),
     (["refresh", "--warehouse", str(REPOSITORY / "queries")], "is not a warehouse"),
 ]
 

@@ -506,6 +506,15 @@ def test_an_option_of_another_type_is_refused(options: dict[str, Any], message: 
         record(model_of("olmoe"), tmp_path / "wh", "run", **options)
 
 
+def test_a_name_is_not_a_loaded_model_or_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="the model is a str"), record("gpt2", tmp_path / "wh", "r"):
+        pass
+    recorder = moewh.record(model_of("olmoe"), "gpt2", tmp_path / "wh", "r")
+    with pytest.raises(UsageError, match="the tokenizer is a str"), recorder:
+        pass
+    assert not (tmp_path / "wh").exists()
+
+
 def test_a_label_after_the_block_is_refused(tmp_path: Path) -> None:
     with torch.no_grad(), record(model_of("olmoe"), tmp_path, "run") as recorder:
         model_of("olmoe")(**batch(("ab",)))

@@ -265,6 +265,7 @@ def test_a_run_that_exists_or_has_nothing_is_refused(tmp_path: Path) -> None:
         ({"layers": [1, 1], "num_experts": 4, "top_k": 2}, r"layers are \[1, 1\]"),
         ({"layers": [1], "num_experts": 4, "top_k": 5}, "top_k is 5 of 4 experts"),
         ({"model": 7}, "model is a int"),
+        ({**SHAPE, "tokenizer": "gpt2"}, "the tokenizer is a str. Give a loaded one"),
         ({**SHAPE, "layers": 3}, "layers is 3. Give a list"),
         ({**SHAPE, "layers": "134"}, "layers is '134'. Give a list"),
         ({**SHAPE, "layers": [3, 1]}, "in the order of the layers. Give both ascending"),

@@ -119,7 +119,7 @@ def test_placement_from_a_file(suffix: str, layout: Layout, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, r"placement is a \.parquet, \.json or \.jsonl file with layer, expert, gpu"),
+        (None, r"there is no file .*placement\.json\."),
         ("[]", "cannot be read as a placement|has no rows"),
         ('[{"layer": 0, "expert": 1}]', "cannot be read as a placement"),
         ('[{"layer": 0, "expert": 1, "gpu": null}]', "row 0: layer = 0, expert = 1, gpu = None. Give whole numbers"),
@@ -135,3 +135,8 @@ def test_bad_placement_is_reported(content: str | None, said: str, layout: Layou
     with pytest.raises(UsageError, match=said) as error:
         answer(layout, "placement_quality", {"placement": str(path)})
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_placement_is_a_file_or_a_text(layout: Layout) -> None:
+    with pytest.raises(UsageError, match=r"placement is a \.parquet, \.json or \.jsonl file with layer, expert, gpu"):
+        answer(layout, "placement_quality", {"placement": "placement.csv"})

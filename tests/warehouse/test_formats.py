@@ -548,7 +548,7 @@ def test_runs_in_every_format(form: str, layout: Layout, tmp_path: Path) -> None
     file = tmp_path / "x"
     result = moewh(layout, "runs", "--format", form, "-o", str(file))
     assert (result.exit_code, result.stdout) == (0, "")
-    names = ["run_id", "model", "revision", "train_step", "status", "segments", "prompts", "tokens", "created_at"]
+    names = ["run_id", "status", "segments", "model", "revision", "created_at", "train_step", "prompts", "tokens"]
     if form == "parquet":
         read = pq.read_table(file).to_pylist()
     elif form == "csv":
@@ -564,6 +564,11 @@ def test_runs_in_every_format(form: str, layout: Layout, tmp_path: Path) -> None
     assert list(read[0]) == names
     assert len(read) == 6
     assert {row["run_id"] for row in read} == {"007", "mixed", "step-1", "step-20", "step-30", "wide.v-1"}
+
+
+def test_runs_on_a_narrow_terminal(layout: Layout) -> None:
+    heads = on_a_terminal(["runs"], layout).splitlines()[1]
+    assert {"run_id", "status", "segments", "tokens"} <= set(heads.replace("│", " ").split())
 
 
 def test_runs_of_an_empty_warehouse(tmp_path: Path) -> None:

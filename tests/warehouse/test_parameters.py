@@ -192,6 +192,12 @@ def test_a_header_of_ones_own_declares_types(layout: Layout, tmp_path: Path) -> 
     assert [row["run_id"] for row in answer(layout, str(file), "-p", "like=step%", "-p", "at=3")][:1] == ["step-1"]
     assert "at is a whole number" in moewh(layout, "query", str(file), "-p", "like=x", "-p", "at=x").stderr
     assert "no MoE layer 9" in moewh(layout, "query", str(file), "-p", "like=x", "-p", "at=9").stderr
+    file.write_text(file.read_text().replace("(layer)", "(integer)"))
+    result = moewh(layout, "query", str(file), "-p", "like=x", "-p", "at=9")
+    assert "mine.sql declares at (integer), which is no kind. Kinds: run, " in result.stderr
+    assert result.exit_code == 2
+    file.write_text(file.read_text().replace("  at (integer)", "  in short (see below)"))
+    assert answer(layout, str(file), "-p", "like=x", "-p", "at=9") == []
 
 
 # ------------------------------------------------------------------------------------------ types of shipped queries

@@ -44,12 +44,13 @@ class Engine:
         type; MoewhError for a value that names something missing from the warehouse.
         """
         from moewh.warehouse.answer.existence import require_existing
-        from moewh.warehouse.answer.parameters import kinds_of, typed
+        from moewh.warehouse.answer.parameters import check_declared, kinds_of, typed
 
         if not values:
             return values
         if (bound := queries.bound_names(query)) is not None:
             queries.check_names(query, values, bound)
+        check_declared(query, values.keys())
         kinds = kinds_of(query)
         made = typed(query, kinds, values)
         require_existing(self._look, kinds, made)

@@ -84,6 +84,13 @@ def _declared(header: str) -> dict[str, str]:
     return dict(re.findall(_DECLARED, header.partition("Parameters")[2]))
 
 
+def check_declared(query: Query, names: AbstractSet[str]) -> None:
+    """Raise UsageError if a user's header declares one of its parameters with a kind that does not exist."""
+    for name, kind in re.findall(r"(?m)^(\w+) \(([^)]*)\): ", query.header.partition("Parameters")[2]):
+        if name in names and kind not in KINDS:
+            raise UsageError(f"{query.source} declares {name} ({kind}), which is no kind. Kinds: {', '.join(KINDS)}.")
+
+
 def compared_kinds(query: Query) -> dict[str, str]:
     """Return the kind of each parameter whose every use is a comparison with one of COLUMNS by `=`.
 

@@ -24,7 +24,10 @@ def placement_text(value: str) -> str:
     if _TEXT.fullmatch(value):
         return value
     path = Path(value)
-    if path.suffix not in (".parquet", ".json", ".jsonl") or not path.is_file():
+    known = path.suffix in (".parquet", ".json", ".jsonl")
+    if known and not path.is_file():
+        raise UsageError(f"-p placement={value}: there is no file {value}.")
+    if not known:
         raise UsageError(
             f"-p placement={value}: placement is a .parquet, .json or .jsonl file with {', '.join(_COLUMNS)}, "
             "or a text such as 0:0:0,0:1:3 (layer:expert:gpu)."

@@ -236,11 +236,17 @@ def check_names(query: Query, values: Mapping[str, Value], bound: AbstractSet[st
     known = query.variables | bound
     for name in values:
         if name not in known:
-            wants = f"Its parameters: {', '.join(sorted(known))}." if known else "It takes no parameters."
+            wants = f"Its parameters: {', '.join(sorted(known))}." if known else _no_parameters(query.source)
             raise UsageError(f"{query.source} does not use the parameter {name!r}. {wants}")
     if missing := sorted((query.required | bound) - values.keys()):
         gives = " ".join(f"-p {name}=VALUE" for name in missing)
-        raise UsageError(f"{query.source} needs the parameter {', '.join(missing)}. Add {gives}.")
+        names = f"parameter{'s'[: len(missing) != 1]} {', '.join(missing)}"
+        raise UsageError(f"{query.source} needs the {names}. Add {gives}.")
+
+
+def _no_parameters(source: str) -> str:
+    view = source in view_names()
+    return f'A view takes none: select its rows in SQL, "from {source} where …".' if view else "It takes no parameters."
 
 
 def read_file(path: Path, *, shipped: bool = False) -> Query:
