@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import moewh.ingest  # noqa: F401 - it becomes callable below
 from moewh.warehouse import __version__
+from moewh.warehouse.errors import MoewhError
 
 if TYPE_CHECKING:
     from moewh import plots
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from moewh.ingest.recorder.trainer import TrainerCallback
     from moewh.ingest.recorder.writer import Writer
 
-__all__ = ["TrainerCallback", "Warehouse", "Writer", "__version__", "ingest", "open", "plots", "record"]
+__all__ = ["MoewhError", "TrainerCallback", "Warehouse", "Writer", "__version__", "ingest", "open", "plots", "record"]
 
 _HOMES = {
     "TrainerCallback": "moewh.ingest.recorder.trainer",

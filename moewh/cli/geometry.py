@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 @click.option("--model", required=True, metavar="ID_OR_PATH", help="The run's own model: Hub id, folder or demo.")
 @click.option("--revision", metavar="NAME", help="Branch, tag or commit of a Hub id; checkpoint of the demo.")
 @click.option(
+    "--run",
     "--run-id",
+    "run_id",
     metavar="ID",
     shell_complete=complete_runs,
     help="The run to measure.  [default: the only run of this model]",

@@ -8,6 +8,7 @@ import re
 import shlex
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,16 @@ def test_row_of_zeros_is_no_route(case: str, model: Path, tmp_path: Path) -> Non
     assert rows_of(layout) == kept
     assert ask(layout, "select distinct layer from routing order by 1") == [(layer,) for layer in MOE]
     assert check(plan(layout)) == []
+
+
+def test_a_last_row_that_was_captured_is_kept(model: Path, tmp_path: Path) -> None:
+    """verl leaves zeros for the last token of a sequence; whoever ran it has a row to keep."""
+    trace = traced()
+    last_1LK = np.broadcast_to(np.arange(1, TOP_K + 1), (1, len(MOE), TOP_K))
+    trace[::2] = [replace(one, experts_RLK=np.concatenate([one.experts_RLK, last_1LK])) for one in trace[::2]]
+    form, write = WRITERS["verl"]
+    layout = imported(form, write(tmp_path, trace), model, tmp_path / "wh")
+    assert rows_of(layout) == expected(trace)
 
 
 def test_row_of_zero_is_a_route_with_one_expert_per_token(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 `input_ids` and `attention_mask` [B, S], `routed_experts` [B, S, L, K] (all hidden layers, or the MoE layers), and
 `prompts` [B, P], where the first P positions are the prompt's. The mask excludes padding on either side; the last token
-of a sequence has no row: its zeros are those of an empty buffer. No weights; the order within a row means nothing.
+of a sequence has no row: zeros there are those of an empty buffer. No weights; the order within a row means nothing.
 """
 
 from __future__ import annotations
@@ -47,11 +47,12 @@ def _read(file: TraceFile, _: TraceModel) -> Iterator[Sequence]:
             continue
         if len(real) != real[-1] - real[0] + 1:
             raise file.error(f"sequence {number} has padding between its tokens.")
-        if len(real) == 1:
+        routed = real if routed_BSLK[number, real[-1]].any() else real[:-1]
+        if not len(routed):
             raise file.error(f"sequence {number} has one token, and the last has no routing.")
         yield Sequence(
             where,
-            routed_BSLK[number, real[:-1]],
+            routed_BSLK[number, routed],
             vocab_ids_T=ids_BS[number, real],
             generated_from=None if prompt_width is None else max(0, prompt_width - int(real[0])),
             source=file.path.name,
