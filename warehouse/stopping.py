@@ -1,4 +1,4 @@
-"""Stopping: Ctrl-C and SIGTERM raise one exception, so that everything is cleaned up on the way out."""
+"""Stopping: Ctrl-C, SIGTERM and a closed terminal (SIGHUP) raise one exception, so that everything is cleaned up."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import FrameType
 
 from moewh.warehouse.errors import MoewhError
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _caught: list[list[int]] = []
 """The signals received within each open `stoppable`, outermost first."""
 

@@ -348,17 +348,17 @@ def test_an_answer_not_given_is_one_line_and_1() -> None:
     assert explain(click.Abort()) == ("stopped before it was done.", 1)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 @pytest.mark.parametrize("sql", ["select count(*) from range(10000000000000)", "from range(10000000000000)"])
 def test_a_stopped_query_is_one_line(number: signal.Signals, code: int, sql: str, layout: Layout) -> None:
-    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
+    ignored = signal.signal(number, signal.default_int_handler)  # a background shell ignores SIGINT, nohup SIGHUP
     timer = threading.Timer(0.5, os.kill, (os.getpid(), number))
     timer.start()
     try:
         result = moewh(layout, "query", "-c", sql, "-o", os.devnull, "--format", "csv", "--timeout", "90")
     finally:
         timer.join()
-        signal.signal(signal.SIGINT, ignored)
+        signal.signal(number, ignored)
     assert (result.exit_code, result.stderr.strip()) == (code, "moewh: stopped before it was done.")
     assert [path.name for path in layout.staging.iterdir()] == ["empty"]
 
