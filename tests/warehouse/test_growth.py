@@ -167,6 +167,18 @@ def test_an_older_moewh_writes_nothing(layout: Layout) -> None:
         layout.create()
 
 
+@pytest.mark.parametrize("sql", ["from routes limit 1", "select token from routes where run_id = 'one' and layer = 1"])
+@pytest.mark.parametrize("changed", [{"schema": NEXT}, {"format": FORMAT + 1}, {"format": FORMAT - 1}])
+def test_rows_with_text_are_refused_too(changed: dict[str, Any], sql: str, layout: Layout) -> None:
+    """What people type first reads no table of runs but for the text."""
+    assert in_shell(layout, sql).returncode == 0
+    in_version(layout, changed)
+    done = in_shell(layout, sql)
+    assert done.returncode == 1
+    version = changed.get("format", FORMAT)
+    assert f"{'older' if version < FORMAT else 'newer'} moewh (format {version}" in done.stderr
+
+
 def test_the_published_file_refuses_what_became_newer(layout: Layout) -> None:
     assert in_shell(layout, "select count(*) from runs").returncode == 0
     in_version(layout, {"schema": NEXT})

@@ -57,7 +57,7 @@ def base_views(warehouse: Readable, *, guarded: bool = False, root: str | None =
     totals = [table for table in schema.TOTALS if warehouse.has_table(table)]
     return [
         *(_base_view(table, warehouse, guarded, root) for table in tables),
-        _texts_view(warehouse, root),
+        _texts_view(warehouse, guarded, root),
         *(_totals_view(table, warehouse, root) for table in totals),
     ]
 
@@ -75,7 +75,7 @@ def _base_view(table: schema.Table, warehouse: Readable, guarded: bool, root: st
     else:
         body = _select(table, warehouse, root)
         if guarded and table.level == "run":
-            body += _unless_newer(table, root)
+            body += _unless_newer([column.type for column in columns_in_order(table)], root)
     return View(table.name, f"create or replace view {table.name} as\n{body}", comments, table.description)
 
 
@@ -86,9 +86,9 @@ def _totals_view(table: schema.Table, warehouse: Readable, root: str) -> View:
     return _instead_of(table.name, merged_select(table, warehouse, root))
 
 
-def _texts_view(warehouse: Readable, root: str) -> View:
+def _texts_view(warehouse: Readable, guarded: bool, root: str) -> View:
     """Return the view of the texts of vocabularies, which reads one file of those that are the same."""
-    files = _published_texts(warehouse, root) if isinstance(warehouse, Published) else _texts(root)
+    files = _published_texts(warehouse, root) if isinstance(warehouse, Published) else _texts(guarded, root)
     keys = "vocabulary_key,\n    vocab_id"
     body = f"select\n    {keys},\n    min(token) as token\n{files}\ngroup by\n    {keys}"
     return _instead_of("vocabulary_texts", body)
@@ -100,20 +100,21 @@ def _instead_of(name: str, body: str) -> View:
     return View(name, f"create or replace view {name} as\n{body}", staging.comments, staging.header)
 
 
-def _texts(root: str) -> str:
+def _texts(guarded: bool, root: str) -> str:
     """Return the FROM clause of `vocabulary_texts`: for each vocabulary, the file of the first run that has it.
 
     In a join, DuckDB lets the smaller table choose files of the larger, and looks rows of the larger up in the smaller.
     Two tables whose zero-row files come first are equally small, and the order here decides.
     """
     runs, vocabularies = (f"{FOLDERS['run']}/{table.file}" for table in (schema.RUNS, schema.VOCABULARY))
+    guard = _unless_newer(["VARCHAR", "VARCHAR"], root) if guarded else ""
     return f"""from {with_filename(schema.VOCABULARY, zero_rows_first(root, vocabularies))} as entries
 join (
     select vocabulary_key, min(file) as file
     from (
         select vocabulary_key, regexp_replace(filename, '[^/]*$', '{schema.VOCABULARY.file}') as file
         from {with_filename(schema.RUNS, zero_rows_first(root, runs))}
-        where {no_stray(root, runs)}
+        where {no_stray(root, runs)}{guard}
     ) as wanted
     semi join glob({below(root, vocabularies)}) as there using (file)
     group by vocabulary_key
@@ -165,13 +166,13 @@ def columns_in_order(table: schema.Table) -> tuple[schema.Column, ...]:
     return (*table.path_columns, *table.stored, *(column for column in table.columns if column.derived))
 
 
-def _unless_newer(table: schema.Table, root: str) -> str:
+def _unless_newer(types: list[str], root: str) -> str:
     """Return SQL that adds no rows, and fails the query if the warehouse has another format or a newer schema.
 
     The manifest of the zero-row files gives the version of the warehouse (see `Layout.require`). The error is inside a
     CASE, which no filter can bypass.
     """
-    columns = ",\n    ".join(f"failure::{column.type}" for column in columns_in_order(table))
+    columns = ",\n    ".join(f"failure::{type_}" for type_ in types)
     manifest = below(root, f"segments/run_id={SCHEMA_RUN}/segment=0/manifest.json")
     form, version = (
         f"try_cast(regexp_extract(content, '\"{name}\": ([0-9]+)', 1) as integer)" for name in ("format", "schema")
