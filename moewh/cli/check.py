@@ -96,7 +96,7 @@ def _result(warehouse: Readable, name: str, find: Callable[[], Iterator[Fault]])
     """Run one check to its end and report a failure on stderr. Re-raises errors that are not the check's fault."""
     import duckdb
 
-    from moewh.warehouse.answer.again import until_settled
+    from moewh.warehouse.answer.retry import until_settled
 
     began = time.monotonic()
     try:

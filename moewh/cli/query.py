@@ -60,7 +60,7 @@ def query(
     """
     from moewh.warehouse.answer import output as out
     from moewh.warehouse.answer import query as queries
-    from moewh.warehouse.answer.again import HeldBack, until_settled
+    from moewh.warehouse.answer.retry import HeldBack, until_settled
     from moewh.warehouse.answer.jail import Limits
 
     if name is None and sql is None:

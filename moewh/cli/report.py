@@ -41,7 +41,7 @@ def report(
     from moewh.api import Warehouse
     from moewh.report.contents import ReportOptions, collect
     from moewh.report.page import render
-    from moewh.warehouse.answer.again import until_settled
+    from moewh.warehouse.answer.retry import until_settled
     from moewh.warehouse.answer.output import replaced, written_path
 
     written_path(output)

@@ -28,7 +28,7 @@ def runs(delete: tuple[str, ...], yes: bool, form: str | None, output: Path | No
     """List the runs of the warehouse, complete or not; with --delete, remove some."""
     from moewh.warehouse import runs as library
     from moewh.warehouse.answer import output as out
-    from moewh.warehouse.answer.again import HeldBack, until_settled
+    from moewh.warehouse.answer.retry import HeldBack, until_settled
     from moewh.warehouse.views.opening import open_warehouse
 
     if delete and (form or output):

@@ -52,7 +52,7 @@ def show(prompt_id: int, layer: int | None, run_id: str | None, warehouse: Reada
 
     from moewh.api import Warehouse
     from moewh.plots.tokens import known_layer, newest_run, prompts_data
-    from moewh.warehouse.answer.again import until_settled
+    from moewh.warehouse.answer.retry import until_settled
 
     def found() -> tuple[dict[str, Any], int]:
         with Warehouse(warehouse.root) as opened:

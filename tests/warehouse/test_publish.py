@@ -23,7 +23,7 @@ from moewh.publish.publish import PublishOptions, publish
 from moewh.publish.target import FolderTarget, StoreTarget, Target
 from moewh.publish.withhold import ABSENT, EMPTY, WITHHELD
 from moewh.warehouse.answer import again
-from moewh.warehouse.answer.again import until_settled
+from moewh.warehouse.answer.retry import until_settled
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import LISTING, Layout

@@ -41,7 +41,7 @@ def merged_select(table: schema.Table, layout: Layout, root: str) -> str:
     A run in both places is being sealed, or was when a process was killed: the sealed set is used. DuckDB lists the
     files of a query roughly in the order in which it names them. So the first listings (the runs, the sealed ones, the
     unsealed ones) are compared with the last: if they have changed, or if a run is in neither place, the query fails.
-    moewh itself also compares the folders before and after (`moewh.warehouse.answer.again`), whatever the order.
+    moewh itself also compares the folders before and after (`moewh.warehouse.answer.retry`), whatever the order.
     The rows of a sealed set have no segment, except those of `segments`.
     """
     columns = (*table.path_columns, *table.columns)
