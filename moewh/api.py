@@ -153,7 +153,7 @@ def ingest(
     """
     from moewh.ingest.processes import this_process
     from moewh.ingest.prompts.in_memory import in_memory
-    from moewh.ingest.recorder.asked import ingest_options, prompt_paths, refuse_file_options, with_tokenizer
+    from moewh.ingest.recorder.arguments import ingest_options, prompt_paths, refuse_file_options, with_tokenizer
     from moewh.ingest.run import Progress
     from moewh.ingest.run import ingest as run
 
@@ -205,7 +205,7 @@ def record(
 
     Raises UsageError for an unknown option.
     """
-    from moewh.ingest.recorder.asked import require_recordable
+    from moewh.ingest.recorder.arguments import require_recordable
     from moewh.ingest.recorder.record import Recorder
 
     require_recordable(options)

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Set
 from dataclasses import dataclass
 from typing import Any
 
-from moewh.ingest.recorder.asked import text, whole
+from moewh.ingest.recorder.arguments import checked_text, whole
 from moewh.warehouse.errors import MoewhError, UsageError
 
 
@@ -41,7 +41,7 @@ def from_numbers(model: str | None, layers: Collection[int], num_experts: int, t
     if given != numbers and not isinstance(layers, Set):
         raise UsageError(f"layers are {given}, and expert_ids are in the order of the layers. Give both ascending.")
     num_experts, top_k = whole("num_experts", num_experts, 1, 2**31 - 1), whole("top_k", top_k)
-    model = text("model", os.fspath(model) if isinstance(model, os.PathLike) else model)
+    model = checked_text("model", os.fspath(model) if isinstance(model, os.PathLike) else model)
     if not numbers or numbers[0] < 0 or len(set(numbers)) < len(numbers):
         raise UsageError(f"layers are {numbers}. Give the index of each MoE layer once.")
     if not 1 <= top_k <= num_experts:

@@ -26,7 +26,7 @@ from moewh.ingest.prompts.stream import Plan
 from moewh.ingest.prompts.tokenise import tokenizer_sha256
 from moewh.ingest.prompts.vocabulary import vocabulary_texts
 from moewh.ingest.record import Identity, RunRecord
-from moewh.ingest.recorder.asked import described, whole
+from moewh.ingest.recorder.arguments import described, whole
 from moewh.ingest.recorder.open_run import OpenRun, require_new
 from moewh.ingest.recorder.passes import Pass, PassObserver
 from moewh.ingest.recorder.sequences import Block, EndTokens, Labels, Part, require_whole

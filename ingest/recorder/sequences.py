@@ -19,7 +19,7 @@ import pyarrow as pa
 from moewh.ingest.prompts.canonical import CANONICAL
 from moewh.ingest.prompts.in_memory import plain_value
 from moewh.ingest.prompts.records import INPUT_IDS
-from moewh.ingest.recorder.asked import text
+from moewh.ingest.recorder.arguments import checked_text
 from moewh.ingest.routing import NO_ENTRY, NO_ROUTE, LayerRouting, RoutingBuffer, TokenisedSegment
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.schema import POSITION_BITS
@@ -41,7 +41,7 @@ class Labels:
     @classmethod
     def of(cls, domain: Any, source: Any, metadata: Any) -> Labels:
         """Check labels. Raises UsageError for what is not text, or not JSON."""
-        labels = text("domain", domain), text("source", source)
+        labels = checked_text("domain", domain), checked_text("source", source)
         if metadata is not None and not isinstance(metadata, Mapping):
             raise UsageError(f"metadata are a {type(metadata).__name__}. Give a dict.")
         try:

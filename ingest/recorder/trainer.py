@@ -19,7 +19,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from moewh.ingest.model.in_memory import borrowed, model_in_memory
 from moewh.ingest.options import IngestOptions
 from moewh.ingest.prompts.in_memory import in_memory
-from moewh.ingest.recorder.asked import ingest_options, prompt_paths, refuse_file_options
+from moewh.ingest.recorder.arguments import ingest_options, prompt_paths, refuse_file_options
 from moewh.ingest.run import Progress, ingest
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import check_run_id

@@ -16,8 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moewh.ingest.record import Identity, RunRecord
-from moewh.ingest.recorder.asked import described, whole
-from moewh.ingest.recorder.asked import text as checked_text
+from moewh.ingest.recorder.arguments import checked_text, described, whole
 from moewh.ingest.recorder.declared import Declared, from_model, from_numbers
 from moewh.ingest.recorder.open_run import OpenRun, require_new
 from moewh.ingest.recorder.sequences import Block, Labels, Part

@@ -60,8 +60,8 @@ def query(
     """
     from moewh.warehouse.answer import output as out
     from moewh.warehouse.answer import query as queries
-    from moewh.warehouse.answer.retry import HeldBack, until_settled
     from moewh.warehouse.answer.jail import Limits
+    from moewh.warehouse.answer.retry import HeldBack, until_settled
 
     if name is None and sql is None:
         if parameters or form or output or described or verified:

@@ -41,8 +41,8 @@ def report(
     from moewh.api import Warehouse
     from moewh.report.contents import ReportOptions, collect
     from moewh.report.page import render
-    from moewh.warehouse.answer.retry import until_settled
     from moewh.warehouse.answer.output import replaced, written_path
+    from moewh.warehouse.answer.retry import until_settled
 
     written_path(output)
     options = ReportOptions(runs, domain, prompts)

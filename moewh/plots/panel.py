@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from moewh.plots.arguments import opened, selection
 from moewh.plots.drawing import Figure
-from moewh.plots.given import opened, selection
 from moewh.plots.rows import ANSWER, Rows, ask, groups
 from moewh.warehouse.answer.existence import require_existing
 from moewh.warehouse.answer.parameters import kinds_of

@@ -13,8 +13,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moewh.ingest.recorder.asked import whole
-from moewh.plots.given import opened, whole_ids
+from moewh.ingest.recorder.arguments import whole
+from moewh.plots.arguments import opened, whole_ids
 from moewh.plots.texts import UNKNOWN, script_json, token_text, visible
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files import schema

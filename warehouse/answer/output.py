@@ -25,8 +25,8 @@ from moewh.warehouse.files.layout import OWN_NAMES, SCHEMA_RUN, Layout, sync
 from moewh.warehouse.views.sql import sql_string
 
 if TYPE_CHECKING:
-    from moewh.warehouse.answer.retry import HeldBack
     from moewh.warehouse.answer.query import Answer
+    from moewh.warehouse.answer.retry import HeldBack
 
 FORMATS = ("table", "csv", "json", "jsonl", "parquet", "markdown")
 _SUFFIXES = {

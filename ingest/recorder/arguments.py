@@ -1,6 +1,7 @@
-"""Convert the arguments of a Python call to the options and inputs of a run.
+"""Check the arguments of the Python API, and convert them to the options and inputs of a run.
 
-In: the arguments of `moewh.ingest` and `moewh.TrainerCallback`. Out: `IngestOptions`, and the paths of prompts.
+In: the arguments of `moewh.ingest`, `moewh.record`, `moewh.Writer` and `moewh.TrainerCallback`. Out: `IngestOptions`,
+the paths of prompts, and values of the right types; or a UsageError that names the argument.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def whole(name: str, value: Any, least: int = 0, most: int = 2**63 - 1) -> int:
     return number
 
 
-def text(name: str, value: Any) -> str | None:
+def checked_text(name: str, value: Any) -> str | None:
     """Return a text, or None. Raises UsageError for anything else, and for what is not Unicode."""
     if value is None or (isinstance(value, str) and value.encode(errors="replace").decode() == value):
         return None if value is None else str(value)
@@ -80,7 +81,7 @@ def described(series: Any, train_step: Any, train_tokens: Any) -> dict[str, Any]
     """Return what a user states about a recorded run. Raises UsageError for values of other types."""
     numbers = {"train_step": train_step, "train_tokens": train_tokens}
     return {
-        "series": text("series", series),
+        "series": checked_text("series", series),
         **{name: None if value is None else whole(name, value) for name, value in numbers.items()},
     }
 
@@ -105,9 +106,9 @@ def _of_type(name: str, value: Any, hint: Any) -> Any:
     if get_origin(kinds[0]) is tuple:
         if not isinstance(value, list | tuple):
             raise UsageError(f"{name} is {value!r}. Give a list of texts.")
-        return tuple(text(name, item) for item in value)
+        return tuple(checked_text(name, item) for item in value)
     if str in kinds:
-        return text(name, os.fspath(value) if isinstance(value, os.PathLike) else value)
+        return checked_text(name, os.fspath(value) if isinstance(value, os.PathLike) else value)
     return _number(name, value, kinds)
 
 

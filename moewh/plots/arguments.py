@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from moewh.ingest.recorder.asked import text, whole
+from moewh.ingest.recorder.arguments import checked_text, whole
 from moewh.warehouse.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def selection(at: Mapping[str, Any]) -> dict[str, Value | None]:
 
     Raises UsageError for values of other types, such as a layer that is 1.5 or None.
     """
-    return {name: whole(name, value) if name in _NUMBERS else text(name, value) for name, value in at.items()}
+    return {name: whole(name, value) if name in _NUMBERS else checked_text(name, value) for name, value in at.items()}
 
 
 def whole_ids(given: Any) -> list[int]:
