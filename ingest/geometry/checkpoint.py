@@ -21,9 +21,9 @@ from transformers.modeling_utils import LoadStateDictConfig
 from moewh.ingest.families.rule import MoELayer
 from moewh.ingest.model.architecture import DEQUANTIZED, dequantizer, empty_model, quantization_method
 from moewh.ingest.model.layers import find_moe_layers
-from moewh.ingest.model.loaded import check_sources
 from moewh.ingest.model.loading import Source, explaining
 from moewh.ingest.model.stored import DTYPES, StoredTensor, conversion, parameter_sources, stored_tensors, weight_files
+from moewh.ingest.model.weights import check_sources
 from moewh.warehouse.errors import MoewhError
 
 NO_SAFETENSORS = "{title} has no safetensors weights, and `moewh geometry` reads no others. Convert the model first."

@@ -41,11 +41,11 @@ from moewh.ingest.model.architecture import (
 from moewh.ingest.model.expected import max_positions
 from moewh.ingest.model.generation_tokens import StatedTokens, read_generation_tokens
 from moewh.ingest.model.layers import MoELayers, find_moe_layers, refuse_by_name
-from moewh.ingest.model.loaded import check_loaded, check_stored, unloaded_modules
 from moewh.ingest.model.peft_adapter import BASE_MODEL_ONLY, PeftAdapter, find_adapter
 from moewh.ingest.model.repository import Repository, hub_commit, looks_like_path
 from moewh.ingest.model.stored import stored_tensors, weight_files
 from moewh.ingest.model.tokenizer import TokenizerSource, load_tokenizer
+from moewh.ingest.model.weights import check_loaded, check_stored, unloaded_modules
 from moewh.ingest.options import DEMO, IngestOptions
 from moewh.ingest.processes import Process
 from moewh.warehouse.errors import MoewhError, UsageError, lacking, require_utf8
