@@ -30,9 +30,9 @@ with atheris.instrument_imports(
         "moewh.ingest.prompts.canonical",
         "moewh.ingest.prompts.json_records",
         "moewh.ingest.prompts.tables",
-        "moewh.ingest.prompts.plain",
+        "moewh.ingest.prompts.plain_bytes",
         "moewh.ingest.prompts.records",
-        "moewh.ingest.prompts.spelling",
+        "moewh.ingest.prompts.arrow_columns",
         "moewh.warehouse.files.manifest",
         "moewh.warehouse.files.pages",
     ]

@@ -16,8 +16,8 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from moewh.ingest.prompts.arrow_columns import strict_json
 from moewh.ingest.prompts.records import Convention, problem_of
-from moewh.ingest.prompts.spelling import strict_json
 from moewh.warehouse.errors import MoewhError
 
 CANONICAL = pa.schema([(name, pa.string()) for name in ("text", "form", "domain", "source", "metadata")])

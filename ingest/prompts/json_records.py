@@ -24,7 +24,7 @@ from moewh.ingest.prompts.canonical import (
     nested_null,
     run,
 )
-from moewh.ingest.prompts.plain import bad_utf8
+from moewh.ingest.prompts.plain_bytes import bad_utf8
 from moewh.ingest.prompts.records import (
     TOKENIZER_COLUMNS,
     Convention,

@@ -17,7 +17,7 @@ import pyarrow as pa
 from moewh.ingest.options import PROMPT_FORMATS
 from moewh.ingest.prompts import formats
 from moewh.ingest.prompts.canonical import Format, PromptFile
-from moewh.ingest.prompts.plain import plain_file
+from moewh.ingest.prompts.plain_bytes import plain_file
 
 FORMATS: dict[str, Format] = {name: import_module(f"{formats.__name__}.{name}").FORMAT for name in PROMPT_FORMATS}
 """Every format by its name."""

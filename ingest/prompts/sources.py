@@ -21,7 +21,7 @@ from moewh.ingest import demo
 from moewh.ingest.options import DEMO, STDIN, IngestOptions
 from moewh.ingest.prompts.canonical import BATCH_ROWS, PromptFile
 from moewh.ingest.prompts.hub import HUB, Dataset, HubName, open_dataset, pin
-from moewh.ingest.prompts.plain import COMPRESSIONS
+from moewh.ingest.prompts.plain_bytes import COMPRESSIONS
 from moewh.ingest.prompts.readers import SUFFIXES, read_prompts
 from moewh.ingest.prompts.tables import read_tables
 from moewh.warehouse.errors import UsageError, require_utf8

@@ -11,6 +11,7 @@ from itertools import chain
 import duckdb
 import pyarrow as pa
 
+from moewh.ingest.prompts.arrow_columns import as_json_text, as_text, holds, unwrapped
 from moewh.ingest.prompts.canonical import Bound, PromptFile, canonical, database, first_line, nested_null, run
 from moewh.ingest.prompts.records import (
     TOKENIZER_COLUMNS,
@@ -22,7 +23,6 @@ from moewh.ingest.prompts.records import (
     present,
     prompts_sql,
 )
-from moewh.ingest.prompts.spelling import as_text, holds, spelled, unwrapped
 
 
 def read_tables(
@@ -88,7 +88,7 @@ def _converted_tables(
             except duckdb.Error:
                 connection.close()
                 connection = database()  # some errors leave the old one unusable
-                given, as_json = spelled(given)
+                given, as_json = as_json_text(given)
                 batches = _converted(connection, given, as_json, read, file, empty_is_null=empty_is_null)
             yield from batches
     except duckdb.Error as error:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from moewh.ingest.prompts.canonical import BLOCK_BYTES, LONGEST_LINE, Format, PromptFile, first_line
-from moewh.ingest.prompts.plain import bad_utf8
+from moewh.ingest.prompts.plain_bytes import bad_utf8
 from moewh.ingest.prompts.records import conventions
 from moewh.ingest.prompts.tables import read_tables
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from moewh.ingest.prompts.canonical import BLOCK_BYTES, Format, PromptFile
 from moewh.ingest.prompts.formats.csv import DELIMITERS
-from moewh.ingest.prompts.plain import bad_utf8
+from moewh.ingest.prompts.plain_bytes import bad_utf8
 from moewh.ingest.prompts.records import conventions
 from moewh.ingest.prompts.tables import read_tables
 

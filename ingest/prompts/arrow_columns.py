@@ -1,4 +1,4 @@
-"""Convert Arrow columns that DuckDB cannot read, or not as JSON, value by value."""
+"""Convert Arrow columns to ones that DuckDB reads correctly, where necessary value by value, as JSON text."""
 
 from __future__ import annotations
 
@@ -108,16 +108,16 @@ def _unwrapped(array: pa.Array) -> pa.Array:
         children = [_unwrapped(child) for child in array.flatten()]
         plain = pa.StructArray.from_arrays(children, [field.name for field in kind], mask=array.is_null())
     else:  # maps and unions are converted value by value
-        texts = [_spelling(value) for value in array]
+        texts = [_json_text(value) for value in array]
         plain = pa.ExtensionArray.from_storage(pa.json_(), pa.array(texts, pa.string()))
     return plain
 
 
-def spelled(table: pa.Table) -> tuple[pa.Table, frozenset[int]]:
+def as_json_text(table: pa.Table) -> tuple[pa.Table, frozenset[int]]:
     """Return a table whose columns DuckDB can read, and the indices of those that are now JSON text."""
     indices = [index for index in range(table.num_columns) if not _is_read(table.column(index))]
     for index in indices:
-        texts = [_spelling(value) for value in table.column(index)]
+        texts = [_json_text(value) for value in table.column(index)]
         table = table.set_column(index, table.column_names[index], pa.array(texts, pa.string()))
     return table, frozenset(indices)
 
@@ -132,7 +132,7 @@ def _is_read(column: pa.ChunkedArray) -> bool:
         return True
 
 
-def _spelling(value: pa.Scalar) -> str:
+def _json_text(value: pa.Scalar) -> str:
     return json.dumps(_plain(value), separators=(",", ":"), ensure_ascii=False)
 
 
