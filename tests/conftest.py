@@ -71,9 +71,9 @@ def nothing_is_waited_for(request: pytest.FixtureRequest) -> Iterator[None]:
     fork server seal without waiting where nobody reads. New warehouses are
     copies of one empty one, and so is `warehouse.duckdb` where no test reads it.
     """
-    from tests.support.kept_empty import copy_one_empty_warehouse
-    from tests.support.kept_file import copy_one_file
-    from tests.support.kept_reader import share_one_database
+    from tests.support.database_file import copy_one_file
+    from tests.support.empty_warehouse import copy_one_empty_warehouse
+    from tests.support.shared_database import share_one_database
 
     with pytest.MonkeyPatch.context() as patch:
         if request.path.name not in WAITING:
@@ -90,8 +90,8 @@ def nothing_is_waited_for(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """What forks commands, started when a test first asks for it."""
+    from tests.support.database_file import made
     from tests.support.faults import Server
-    from tests.support.kept_file import made
 
     with Server(made()) as running:
         yield running

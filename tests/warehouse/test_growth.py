@@ -27,7 +27,7 @@ from moewh.warehouse.trust import verify
 from moewh.warehouse.views.opening import open_warehouse
 from moewh.warehouse.views.publishing import publish
 from tests.support.damage import sound_warehouse
-from tests.support.kept_place import Kept
+from tests.support.restored_warehouse import RestoredWarehouse
 
 pytestmark = pytest.mark.published_file
 GROWN = {schema.RUNS: 7, schema.PROMPTS: 8, schema.ROUTING: 9}
@@ -43,13 +43,13 @@ NEWER = f"was written by a newer moewh (schema {NEXT}; this one reads {NEXT - 1}
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
-    return Kept(tmp_path_factory.mktemp("kept"), sound_warehouse)
+def restored(tmp_path_factory: pytest.TempPathFactory) -> RestoredWarehouse:
+    return RestoredWarehouse(tmp_path_factory.mktemp("restored"), sound_warehouse)
 
 
 @pytest.fixture
-def layout(kept: Kept) -> Layout:
-    return kept.again()
+def layout(restored: RestoredWarehouse) -> Layout:
+    return restored.restore()
 
 
 @pytest.fixture

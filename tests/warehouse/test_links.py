@@ -29,7 +29,7 @@ from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.shipped import canned_names
 from tests.support.damage import faults_of, fresh_copy, sound_warehouse
-from tests.support.kept_file import publish_for_reading
+from tests.support.database_file import publish_for_reading
 
 DISKS = (Path("/dev/shm"), Path("/var/tmp"))
 LINKED = ["", "segments", "runs", "geometry", "segments/run_id=one", "runs/run_id=one", "segments/run_id=one/segment=1"]

@@ -24,8 +24,8 @@ from moewh.warehouse.views.publishing import publish
 from moewh.warehouse.views.shipped import QUERIES, canned_names, view_names
 from moewh.warehouse.views.sql import sql_string
 from tests.support.forked_program import forked_moewh
-from tests.support.kept_place import Kept
 from tests.support.opened import viewed
+from tests.support.restored_warehouse import RestoredWarehouse
 from tests.support.saved_queries import values_of
 from tests.support.synthetic import (
     Prompt,
@@ -58,13 +58,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Layout:
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
-    return Kept(tmp_path_factory.mktemp("kept"), lambda root: random_warehouse(root)[0])
+def restored(tmp_path_factory: pytest.TempPathFactory) -> RestoredWarehouse:
+    return RestoredWarehouse(tmp_path_factory.mktemp("restored"), lambda root: random_warehouse(root)[0])
 
 
 @pytest.fixture
-def layout(kept: Kept) -> Layout:
-    return kept.again()
+def layout(restored: RestoredWarehouse) -> Layout:
+    return restored.restore()
 
 
 def shell(program: str, *arguments: str, cwd: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""One DuckDB for all that reads prompts: an ingest starts two, which takes a tenth of a small one."""
+"""One DuckDB for all readers of prompts: an ingest starts two, which takes a tenth of a small ingest."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ _READERS = (json_records, tables)
 
 
 def share_one_database(patch: pytest.MonkeyPatch) -> None:
-    """Give each reader of prompts a session of its own in one database, in place of a database of its own."""
+    """Give each reader of prompts a session of one shared database instead of its own database."""
     for module in _READERS:
-        assert module.database is canonical.database, "another test's"
+        assert module.database is canonical.database, "already patched"
         patch.setattr(module, "database", _session)
 
 
 @cache
 def _database() -> duckdb.DuckDBPyConnection:
-    atexit.register(_database.cache_clear)  # DuckDB reports what is not freed in the end
+    atexit.register(_database.cache_clear)  # DuckDB reports objects that are not freed at exit
     return canonical.database()
 
 
 def _session() -> duckdb.DuckDBPyConnection:
     try:
         return _session_of(_database())
-    except duckdb.Error:  # some errors leave a database of no use
+    except duckdb.Error:  # some errors make a database unusable
         _database.cache_clear()
         return _session_of(_database())
 

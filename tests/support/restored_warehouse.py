@@ -1,4 +1,4 @@
-"""A warehouse put back as it was made, at the same path: its published file names that path, and takes long to make."""
+"""A warehouse restored before each test, at the same path: `warehouse.duckdb` names the path and is slow to build."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.publishing import publish
 
 
-class Kept:
-    """A published warehouse, for tests that change it one after another."""
+class RestoredWarehouse:
+    """A warehouse with its `warehouse.duckdb`, for tests that change it one after another."""
 
     def __init__(self, folder: Path, make: Callable[[Path], Layout]) -> None:
-        """Make it in `folder / "at"`, which tests may use, and publish it."""
-        self.layout, self._copy = Layout(folder / "at" / "wh"), folder / "kept"
+        """Build it at `folder / "at" / "wh"` with `make`; tests may also use `folder / "at"`."""
+        self.layout, self._copy = Layout(folder / "at" / "wh"), folder / "original"
         publish(make(self.layout.root))
         shutil.copytree(self.layout.root, self._copy, symlinks=True)
 
-    def again(self) -> Layout:
-        """Return it as it was made, with nothing beside it."""
+    def restore(self) -> Layout:
+        """Return the warehouse as it was built, and remove everything beside it."""
         shutil.rmtree(self.layout.root.parent)
         shutil.copytree(self._copy, self.layout.root, symlinks=True)
         return self.layout

@@ -1,7 +1,7 @@
-"""An empty warehouse without the work: most tests begin with one, and it takes a tenth of a small ingest to make.
+"""Empty warehouses as copies of one: most tests begin with one, and building it takes a tenth of a small ingest.
 
-Where nothing is yet, `Layout.create` writes the files of one that was made before, byte by byte. Anywhere else, and
-where a test changes the schema, it does what it always does.
+In an empty folder, `Layout.create` writes the files of a warehouse that was built earlier, byte by byte. In any other
+folder, and in tests that change the schema, it works as usual.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from moewh.warehouse.files.layout import Layout
 
 _CREATE = Layout.create
 _BEFORE = (".", ".staging")
-"""What may be there before: an ingest spools its prompts first."""
+"""Folders that may exist already: an ingest spools its prompts first."""
 
 
 def copy_one_empty_warehouse(patch: pytest.MonkeyPatch) -> None:
-    """Have new warehouses be copies."""
+    """Make `Layout.create` copy one empty warehouse."""
     patch.setattr(Layout, "create", _create)
 
 
@@ -48,7 +48,7 @@ _OURS = _schema()
 
 @functools.cache
 def _made() -> dict[str, bytes | None]:
-    """Every folder (None) and file of an empty warehouse by its path, each after what it lies in."""
+    """Return the folders (None) and files (bytes) of an empty warehouse by path, each after its parent."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         _CREATE(Layout(root))

@@ -1,7 +1,7 @@
-"""`warehouse.duckdb` without the work: making its views and their comments takes a third of a small ingest.
+"""`warehouse.duckdb` as copies of one file: building its views and comments takes a third of a small ingest.
 
-Whatever publishes then puts a copy of one file in place, whose views read a warehouse that is gone. So a test that
-reads the file fails, unless its module is marked `published_file`: there each file is made as users have it.
+The views in the copies read a warehouse that no longer exists. So a test that reads the file fails, unless its module
+is marked `published_file`: there, each file is built as for users.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _BUILD = publishing.build
 
 
 def copy_one_file(patch: pytest.MonkeyPatch) -> None:
-    """Have `publish` write what it always does, under its locks and with its renames, but with a copy's bytes.
+    """Make `publish` put a copy in place, with its usual locks and renames.
 
-    The file of a published warehouse is made: `moewh publish` may be loaded meanwhile.
+    The file of a published warehouse is still built: its views list the published files.
     """
 
     def copy(warehouse: Readable, file: Path) -> None:
@@ -36,7 +36,7 @@ def copy_one_file(patch: pytest.MonkeyPatch) -> None:
 
 
 def publish_for_reading(layout: Layout) -> None:
-    """Write the file as users have it, in a module that is not marked."""
+    """Build the file as for users, in a module without the mark."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(publishing, "build", _BUILD)
         publishing.publish(layout)
@@ -49,7 +49,7 @@ def _scratch() -> tempfile.TemporaryDirectory[str]:
 
 @functools.cache
 def made() -> Path:
-    """Return a file with every view and comment, made once a session."""
+    """Return a file with every view and comment, built once per session."""
     file = Path(_scratch().name) / "warehouse.duckdb"
     with tempfile.TemporaryDirectory() as folder:
         layout = Layout(Path(folder) / "wh")
