@@ -29,7 +29,7 @@ from moewh.warehouse.trust.check import (
     rows_of,
     shipped_checks,
 )
-from moewh.warehouse.trust.reports import FORMATS, KEPT, Fault, Result, report
+from moewh.warehouse.trust.reports import FORMATS, KEPT, FaultRow, Result, report
 
 
 @click.command(short_help="Run queries whose rows are faults; exit with 1 if there are any.")
@@ -92,7 +92,7 @@ def _results(
         yield _result(warehouse, ROLLUPS, partial(rollup_faults, ask, run_id))
 
 
-def _result(warehouse: Readable, name: str, find: Callable[[], Iterator[Fault]]) -> Result:
+def _result(warehouse: Readable, name: str, find: Callable[[], Iterator[FaultRow]]) -> Result:
     """Run one check to its end and report a failure on stderr. Re-raises errors that are not the check's fault."""
     import duckdb
 
@@ -111,7 +111,7 @@ def _result(warehouse: Readable, name: str, find: Callable[[], Iterator[Fault]])
     return result
 
 
-def _found(name: str, faults: Iterator[Fault]) -> Result:
+def _found(name: str, faults: Iterator[FaultRow]) -> Result:
     result = Result(name)
     for fault in faults:
         result.faults += 1

@@ -16,7 +16,7 @@ from moewh.warehouse.answer.query import Query, Value
 from moewh.warehouse.answer.texts import text_and_json_rows
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.remote.published import Readable
-from moewh.warehouse.trust.reports import Fault
+from moewh.warehouse.trust.reports import FaultRow
 from moewh.warehouse.views.shipped import QUERIES
 
 ROLLUPS = "rollups"
@@ -58,21 +58,20 @@ def find_checks(paths: tuple[Path, ...], *, shipped: bool = False) -> list[Query
     return checks
 
 
-def rows_of(ask: Ask, query: Query, values: Mapping[str, Value]) -> Iterator[Fault]:
+def rows_of(ask: Ask, query: Query, values: Mapping[str, Value]) -> Iterator[FaultRow]:
     """Yield a check's rows as faults, each as text (`column = value, …`) and by column."""
     answer = ask(query, values)
     if answer is None:
         return
     for texts, values_by_name in text_and_json_rows(answer):
-        yield Fault(", ".join(f"{name} = {text}" for name, text in texts.items()), values_by_name)
+        yield FaultRow(", ".join(f"{name} = {text}" for name, text in texts.items()), values_by_name)
 
 
-def rollup_faults(ask: Ask, run_id: Value | None) -> Iterator[Fault]:
+def rollup_faults(ask: Ask, run_id: Value | None) -> Iterator[FaultRow]:
     """Yield every rollup row, of one run or all runs, that differs from the result of its SQL."""
     from moewh.warehouse.trust.rollups import compare
 
-    for fault in compare(ask, run_id):
-        segment = "" if fault.segment is None else f", segment {fault.segment}"
-        where = f"run {fault.run_id}{segment}, {fault.table}: {fault.key}"
-        text = f"{where}: stored {fault.stored or 'no row'}, the rows give {fault.expected or 'no row'}"
-        yield Fault(text, asdict(fault))
+    for difference in compare(ask, run_id):
+        segment = "" if difference.segment is None else f", segment {difference.segment}"
+        text = f"run {difference.run_id}{segment}, {difference.table}: {difference.text}"
+        yield FaultRow(text, asdict(difference))

@@ -25,7 +25,7 @@ _NOT_IN_XML = re.compile(r"[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 @dataclass(frozen=True)
-class Fault:
+class FaultRow:
     """One row of a check, as a line of text and by column."""
 
     text: str
@@ -39,7 +39,7 @@ class Result:
     name: str
     status: Literal["ok", "faults", "error"] = "ok"
     faults: int = 0
-    kept: list[Fault] = field(default_factory=list)
+    kept: list[FaultRow] = field(default_factory=list)
     seconds: float = 0.0
     message: str = ""
     """Why the check could not run."""

@@ -25,7 +25,7 @@ TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
-class Fault:
+class RollupDifference:
     """One row of a rollup that differs from the counts of the segment's rows."""
 
     table: str
@@ -38,6 +38,11 @@ class Fault:
     """The counts in the file; None if it lacks the row."""
     expected: str | None
     """The counts from the SQL; None if it returns no such row."""
+
+    @property
+    def text(self) -> str:
+        """The row's key, and its counts on both sides."""
+        return f"{self.key}: stored {self.stored or 'no row'}, the rows give {self.expected or 'no row'}"
 
 
 _SEGMENTS = """
@@ -68,7 +73,7 @@ def definition(table: schema.Table) -> str:
     return (QUERIES / "rollups" / f"{table.name}.sql").read_text(encoding="utf-8")
 
 
-def compare(ask: Ask, only: Value | None = None) -> Iterator[Fault]:
+def compare(ask: Ask, only: Value | None = None) -> Iterator[RollupDifference]:
     """Yield every row in which a stored rollup, or a sealed run's totals, differ from their definition, on any engine.
 
     Small runs are compared together, large ones segment by segment, and a sealed run, whose counts are merged, as a
@@ -82,9 +87,9 @@ def compare(ask: Ask, only: Value | None = None) -> Iterator[Fault]:
             loads = table is schema.EXPERT_COUNTS
             if runs := tuple(run_id for run_id in unit.runs if run_id in with_tokens or not loads):
                 rows = _rows(ask, _difference(table, replace(unit, runs=runs)))
-                yield from (Fault(table.name, *row) for row in rows)
+                yield from (RollupDifference(table.name, *row) for row in rows)
         for table in schema.TOTALS if unit.sealed else ():
-            yield from (Fault(table.name, *row) for row in _rows(ask, _difference(table, unit)))
+            yield from (RollupDifference(table.name, *row) for row in _rows(ask, _difference(table, unit)))
 
 
 def _units(segments: list[tuple[Any, ...]]) -> Iterator[_Unit]:

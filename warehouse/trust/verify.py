@@ -173,13 +173,11 @@ def check_rollups(warehouse: Readable) -> list[Fault]:
     files = {table.name: table.file for table in (*schema.ROLLUPS, *schema.TOTALS)}
     found: dict[tuple[Path, str], Fault] = {}
     with open_warehouse(warehouse) as connection:
-        for fault in compare(partial(prepare, connection)):
-            folder = (
-                layout.sealed(fault.run_id) if fault.segment is None else layout.segment(fault.run_id, fault.segment)
-            )
-            key = (folder, files[fault.table])
-            why = f"{fault.key}: stored {fault.stored or 'no row'}, the rows give {fault.expected or 'no row'}"
-            found.setdefault(key, Fault(*key, why))
+        for difference in compare(partial(prepare, connection)):
+            run_id, segment = difference.run_id, difference.segment
+            folder = layout.sealed(run_id) if segment is None else layout.segment(run_id, segment)
+            key = (folder, files[difference.table])
+            found.setdefault(key, Fault(*key, difference.text))
     return list(found.values())
 
 
