@@ -22,7 +22,7 @@ from moewh.ingest.prompts.template_time import KEY as TEMPLATE_TIME
 from moewh.ingest.prompts.template_time import as_seen
 from moewh.ingest.prompts.tokenise import TokenRules, tokenizer_sha256
 from moewh.ingest.proof.measure import LayerFacts
-from moewh.ingest.record import Identity, RunRecord
+from moewh.ingest.record import Identity, RunRecord, default_run_id
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout, check_run_id
@@ -61,9 +61,7 @@ def identify(loaded: LoadedModel, options: IngestOptions, rules: TokenRules, pla
     if plan.pinned:
         shaping["datasets"] = list(plan.pinned)
     shaping |= in_memory_identity(loaded)
-    digest = Identity(shaping, "").sha256[:8]
-    base = "".join(char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in loaded.source.name)
-    run_id = options.run_id or f"{base.lstrip('._-')[:54] or 'model'}-{digest}"
+    run_id = options.run_id or default_run_id(loaded.source.name, shaping)
     if rules.chats.now is not None:
         shaping[TEMPLATE_TIME] = as_seen(rules.chats.now, loaded.tokenizer)
     return Identity(shaping, check_run_id(run_id))
@@ -100,8 +98,8 @@ def require_same(layout: Layout, identity: Identity) -> bool:
     )
 
 
-def is_complete(layout: Layout, run_id: str) -> bool:
-    """Return whether a run has all the segments that its own row plans; False if that row is missing."""
+def has_planned_segments(layout: Layout, run_id: str) -> bool:
+    """Return whether a run has as many segments as its own row plans; False if that row is missing."""
     path = layout.run(run_id) / schema.RUNS.file
     if not path.is_file():
         return False

@@ -14,7 +14,7 @@ from pkgutil import iter_modules
 from typing import Any, Literal, TypeVar
 
 from moewh.warehouse.errors import UsageError
-from moewh.warehouse.files.layout import check_run_id
+from moewh.warehouse.files.layout import check_run_id, run_id_characters
 
 Overflow = Literal["truncate", "chunk", "skip", "error"]
 PROMPT_FORMATS = tuple(found.name for found in iter_modules([str(Path(__file__).parent / "prompts" / "formats")]))
@@ -456,7 +456,7 @@ def each_checkpoint(
 
 
 def _checkpoint_name(model: str, revision: str | None, *, several_models: bool) -> str:
-    """Return a name that distinguishes a checkpoint from the others of one command, in characters a run_id allows."""
+    """Return a name that distinguishes a checkpoint from the others of one command, in the characters of a run id."""
     base = Path(model).name
     name = revision if revision and not several_models else f"{base}-{revision}" if revision else base
-    return "".join(char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in name)
+    return run_id_characters(name)

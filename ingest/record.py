@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from moewh.ingest.options import IngestOptions, option_of
+from moewh.warehouse.files.layout import run_id_characters
 
 _OF_TOKENS = ("prompts_sha256", "tokenizer_sha256", "max_length", "on_overflow", "special_tokens")
 _OF_TOKENS_IF_GIVEN = (*(one.name for one in fields(IngestOptions) if option_of(one).of_tokens), "template_time")
@@ -45,6 +46,12 @@ class Identity:
         if self.shaping.get("generate"):  # then the tokens depend on the model
             deciding.append(self.sha256)
         return hashlib.sha256(json.dumps(deciding).encode()).hexdigest()
+
+
+def default_run_id(model: str, shaping: dict[str, Any]) -> str:
+    """Return the id of a run that was not given one: its model's base name, and a digest of what shapes its rows."""
+    base = run_id_characters(model).lstrip("._-")[:54] or "model"
+    return f"{base}-{Identity(shaping, '').sha256[:8]}"
 
 
 @dataclass(frozen=True)

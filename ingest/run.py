@@ -28,7 +28,7 @@ from moewh.ingest.capture.expert_outputs import arithmetic_share
 from moewh.ingest.capture.forward import Batches, BatchRunner, Proof, Rows
 from moewh.ingest.capture.generation import GeneratedBatch, generated_size, plan_equal_batches, with_generated
 from moewh.ingest.capture.hooks import PendingRouting
-from moewh.ingest.identity import describe_run, is_complete
+from moewh.ingest.identity import describe_run, has_planned_segments
 from moewh.ingest.model.expected import top_k
 from moewh.ingest.model.loading import LoadedModel, load_model
 from moewh.ingest.options import STDIN, IngestOptions, Sampling
@@ -106,7 +106,9 @@ def ingest(
     if process.world > 1 and STDIN in options.prompts:
         raise UsageError("several processes cannot share standard input. Write the prompts to a file first.")
     chat_arguments(options.chat_arguments)  # refused before anything is loaded
-    layout.require_one_disk(options.run_id if options.run_id and not is_complete(layout, options.run_id) else None)
+    layout.require_one_disk(
+        options.run_id if options.run_id and not has_planned_segments(layout, options.run_id) else None
+    )
     with PromptStream(options, layout, records) as prompts:
         if prompts.skipped:
             progress.note(_skipped(prompts.skipped))

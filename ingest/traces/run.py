@@ -18,14 +18,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from moewh.ingest.identity import is_complete, require_same
+from moewh.ingest.identity import has_planned_segments, require_same
 from moewh.ingest.model.architecture import require_named
 from moewh.ingest.model.tokenizer import TokenizerSource, load_tokenizer
 from moewh.ingest.prompts.canonical import CANONICAL
 from moewh.ingest.prompts.digest import PromptDigest
 from moewh.ingest.prompts.tokenise import tokenizer_sha256
 from moewh.ingest.prompts.vocabulary import vocabulary_texts
-from moewh.ingest.record import Identity, RunRecord
+from moewh.ingest.record import Identity, RunRecord, default_run_id
 from moewh.ingest.routing import NO_ENTRY, NO_ROUTE, RoutingBuffer, TokenisedSegment, TokenTexts
 from moewh.ingest.traces.check import Checked, check_counts, check_sequence
 from moewh.ingest.traces.files import trace_paths
@@ -88,9 +88,11 @@ def import_trace(
     files = [TraceFile(path, str(path), most_values) for path in paths]
     tokens = _Tokens.of(options, model)
     identity = _identify(options, files, model, tokens)
-    layout.require_one_disk(options.run_id if options.run_id and not is_complete(layout, options.run_id) else None)
+    layout.require_one_disk(
+        options.run_id if options.run_id and not has_planned_segments(layout, options.run_id) else None
+    )
     began = require_same(layout, identity)
-    if began and is_complete(layout, identity.run_id):
+    if began and has_planned_segments(layout, identity.run_id):
         seal(layout, identity.run_id)  # a kill may have happened just before
         return Imported(identity.run_id, len(list(layout.segments(identity.run_id).glob("segment=*"))))
     work = _Import(options, layout, files, model, tokens, identity, began, segment_done)
@@ -268,10 +270,7 @@ def _identify(options: ImportOptions, files: list[TraceFile], model: TraceModel,
         "domain": options.domain,
         "segment_rows": options.segment_rows,
     }
-    digest = Identity(shaping, "").sha256[:8]
-    base = "".join(char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in model.name)
-    run_id = options.run_id or f"{base.lstrip('._-')[:54] or 'model'}-{digest}"
-    return Identity(shaping, check_run_id(run_id))
+    return Identity(shaping, check_run_id(options.run_id or default_run_id(model.name, shaping)))
 
 
 def _metadata_json(metadata: dict[str, Any]) -> dict[str, str]:

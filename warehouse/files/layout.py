@@ -121,6 +121,11 @@ def check_run_id(run_id: str) -> str:
     return run_id
 
 
+def run_id_characters(name: str) -> str:
+    """Return a name with a hyphen in place of each character that a run id must not have."""
+    return "".join(char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in name)
+
+
 @dataclass(frozen=True)
 class Layout:
     """The paths of one warehouse, and the operations on them that create, stage, link and sweep folders."""
