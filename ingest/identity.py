@@ -25,7 +25,7 @@ from moewh.ingest.proof.measure import LayerFacts
 from moewh.ingest.record import Identity, RunRecord, default_run_id
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import Layout, check_run_id
+from moewh.warehouse.files.layout import SEGMENT_FOLDER, Layout, check_run_id
 from moewh.warehouse.files.manifest import MANIFEST, read_manifest
 from moewh.warehouse.files.tables import read_rows
 
@@ -104,12 +104,12 @@ def has_planned_segments(layout: Layout, run_id: str) -> bool:
     if not path.is_file():
         return False
     (planned,) = read_rows(path, ["segments_planned"]).column(0).to_pylist()
-    return planned is not None and len(list(layout.segments(run_id).glob("segment=*"))) >= int(planned)
+    return planned is not None and len(list(layout.segments(run_id).glob(f"{SEGMENT_FOLDER}*"))) >= int(planned)
 
 
 def _require_same_segments(layout: Layout, identity: Identity) -> None:
     """Raise MoewhError if a run has lost its own files and its segments belong to another run."""
-    for path in layout.segments(identity.run_id).glob(f"segment=*/{MANIFEST}"):
+    for path in layout.segments(identity.run_id).glob(f"{SEGMENT_FOLDER}*/{MANIFEST}"):
         if read_manifest(path.parent).identity != identity.sha256:
             raise MoewhError(
                 f"run {identity.run_id!r} has lost its own files, and its segments belong to another run. "

@@ -35,7 +35,7 @@ from moewh.ingest.traces.trace import Format, Sequence, TraceFile, TraceModel, f
 from moewh.ingest.write.run_files import write_run
 from moewh.ingest.write.segment import Committed, write_segment
 from moewh.warehouse.errors import MoewhError
-from moewh.warehouse.files.layout import Layout, check_run_id
+from moewh.warehouse.files.layout import SEGMENT_FOLDER, Layout, check_run_id
 from moewh.warehouse.files.manifest import file_sha256
 from moewh.warehouse.sealing.seal import seal, unseal
 from moewh.warehouse.views.publishing import publish
@@ -94,7 +94,7 @@ def import_trace(
     began = require_same(layout, identity)
     if began and has_planned_segments(layout, identity.run_id):
         seal(layout, identity.run_id)  # a kill may have happened just before
-        return Imported(identity.run_id, len(list(layout.segments(identity.run_id).glob("segment=*"))))
+        return Imported(identity.run_id, len(list(layout.segments(identity.run_id).glob(f"{SEGMENT_FOLDER}*"))))
     work = _Import(options, layout, files, model, tokens, identity, began, segment_done)
     return work.counts(found) if found.read_counts is not None else work.sequences(found)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import ANY_RUN, DATABASE, FOLDERS, SCHEMA_RUN
+from moewh.warehouse.files.layout import ANY_RUN, DATABASE, FOLDERS, RUN_FOLDER, SCHEMA_RUN
 from moewh.warehouse.files.listing import run_of
 from moewh.warehouse.remote.published import Published
 from moewh.warehouse.views.opening import open_warehouse
@@ -131,7 +131,7 @@ def _front(published: Published, splits: dict[str, str], license: str | None) ->
         yield "  data_files:"
         for run_id in runs:
             yield f"  - split: {json.dumps(splits[run_id])}"
-            folder = FOLDERS[stored.level].replace(ANY_RUN, f"run_id={run_id}")
+            folder = FOLDERS[stored.level].replace(ANY_RUN, f"{RUN_FOLDER}{run_id}")
             yield f"    path: {json.dumps(f'{folder}/{table.file}')}"
 
 

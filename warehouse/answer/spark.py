@@ -18,7 +18,7 @@ from moewh.warehouse.answer.query import Answer, Query, Value, check_names
 from moewh.warehouse.cpus import usable_cpus
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import ANY_RUN, FOLDERS, PATH_VALUES, RUN_FOLDER, SCHEMA_RUN, Layout
+from moewh.warehouse.files.layout import ANY_RUN, FOLDERS, PATH_VALUES, RUN_FOLDER, SCHEMA_RUN, SEGMENT_FOLDER, Layout
 from moewh.warehouse.remote.place import Folder
 from moewh.warehouse.views.base import table_select
 from moewh.warehouse.views.merged import ASK_AGAIN, LACKS, NEITHER, SEALED_LACKS
@@ -230,7 +230,7 @@ def _merged_files(session: SparkSession, layout: Layout, table: schema.Table) ->
     for column in (column for column in table.path_columns if column.name not in files.columns):
         files = files.withColumn(column.name, lit(None).cast(_TYPES[column.type]))
     # Spark raises an error for a pattern that matches nothing.
-    counted = [run_id for run_id in open_runs if any(layout.segments(run_id).glob(f"segment=*/{table.file}"))]
+    counted = [run_id for run_id in open_runs if any(layout.segments(run_id).glob(f"{SEGMENT_FOLDER}*/{table.file}"))]
     if counted:
         files = files.unionByName(_files(session, layout, table, counted))
     if _states(layout) != (sealed, open_runs):
@@ -240,7 +240,7 @@ def _merged_files(session: SparkSession, layout: Layout, table: schema.Table) ->
 
 def _every_file(session: SparkSession, layout: Layout, table: schema.Table) -> DataFrame:
     """Return the rows of a table's files, of all runs; no rows in a warehouse older than the table."""
-    if (table.level == "geometry" or table.since > 1) and not layout.has_table(table):
+    if table.may_lack_files and not layout.has_table(table):
         return session.createDataFrame([], _columns(table))
     return _files(session, layout, table, ["*"])
 
@@ -279,7 +279,7 @@ def _columns(table: schema.Table) -> str:
 
 def _require_in_every_segment(layout: Layout, runs: list[str], table: schema.Table) -> None:
     """Raise MoewhError for a segment that lacks a rollup's file, as the views do in DuckDB."""
-    for segment in (folder for run_id in runs for folder in sorted(layout.segments(run_id).glob("segment=*"))):
+    for segment in (folder for run_id in runs for folder in sorted(layout.segments(run_id).glob(f"{SEGMENT_FOLDER}*"))):
         needed = segment / (table.counted or schema.SEGMENTS.file)
         if needed.is_file() and not (segment / table.file).is_file():
             raise MoewhError(f"segment {segment}{LACKS.format(file=table.file)}")

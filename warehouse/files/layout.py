@@ -69,6 +69,8 @@ Views read the counts of segments only through these links, so that no query lis
 UNSEALED_LINK = "segments"
 THROUGH_UNSEALED = f"/unsealed/run_id=([^/]*)/{UNSEALED_LINK}/"
 """The part of a path to a segment through its run's link, as a regular expression with the run as its group."""
+OWN_SEGMENTS = r"/segments/run_id=\1/"
+"""Replaces THROUGH_UNSEALED in a path, in Python and in SQL, to give the path of the segment itself."""
 MARK = "mark-*"
 """An empty file in every sealed or unsealed folder, with a new name each time the folder is made.
 
@@ -536,7 +538,7 @@ def sync(path: Path) -> None:
 
 def own_paths(text: str) -> str:
     """Return a message with paths through `unsealed/` replaced by the paths of the files themselves."""
-    return re.sub(THROUGH_UNSEALED, r"/segments/run_id=\1/", text)
+    return re.sub(THROUGH_UNSEALED, OWN_SEGMENTS, text)
 
 
 def glob_literal(path: Path | str) -> str:

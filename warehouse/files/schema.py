@@ -76,6 +76,11 @@ class Table:
         return (RUN_ID, SEGMENT) if self.level == "segment" else (RUN_ID,)
 
     @property
+    def may_lack_files(self) -> bool:
+        """Whether a warehouse may have no file of this table, not even one without rows, because it is older."""
+        return self.level == "geometry" or self.since > 1
+
+    @property
     def newer(self) -> tuple[Column, ...]:
         """The stored columns that older files lack."""
         return tuple(column for column in self.stored if column.since > 1)
@@ -649,8 +654,8 @@ SEALED: tuple[Table, ...] = (*(sealed(table) for table in MERGED), *TOTALS)
 """The tables of a sealed run."""
 
 
-def merged(column: Column) -> str:
-    """Return the SQL function that merges a rollup's column over several segments: sum, max or min.
+def merge_function(column: Column) -> str:
+    """Return the name of the SQL function that merges a rollup's column over several segments: sum, max or min.
 
     The text of a vocabulary entry is the same in all segments, so min returns it.
     """
@@ -659,9 +664,9 @@ def merged(column: Column) -> str:
 
 def split_columns(table: Table) -> tuple[list[str], dict[str, str]]:
     """Return a rollup's key columns, and its other columns with their types."""
-    text_or_number = {column.name: column.type for column in table.columns}
-    values = {name: type_ for name, type_ in text_or_number.items() if type_ in ("BIGINT", "DOUBLE") or name == "token"}
-    return [name for name in text_or_number if name not in values], values
+    types = {column.name: column.type for column in table.columns}
+    values = {name: type_ for name, type_ in types.items() if type_ in ("BIGINT", "DOUBLE") or name == "token"}
+    return [name for name in types if name not in values], values
 
 
 SCHEMA_VERSION = max(since for table in TABLES for since in (table.since, *(column.since for column in table.columns)))

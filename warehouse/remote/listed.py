@@ -16,7 +16,7 @@ from typing import Any
 from fsspec import AbstractFileSystem
 
 from moewh.warehouse.errors import MoewhError
-from moewh.warehouse.files.layout import SCHEMA_RUN
+from moewh.warehouse.files.layout import RUN_FOLDER, SCHEMA_RUN, SEGMENT_FOLDER
 from moewh.warehouse.files.listing import Listing
 from moewh.warehouse.remote.place import Place, Remote
 
@@ -121,8 +121,8 @@ class ListedFiles(AbstractFileSystem):  # type: ignore[misc] # fsspec has no typ
     def _below(self, path: str) -> str:
         """Return a URL's path below the root. Raises FileNotFoundError for a path that is not listed."""
         if path.startswith(f"{self.zero_rows}/"):
-            below = re.sub(r"run_id=[^/]*", f"run_id={SCHEMA_RUN}", path.removeprefix(f"{self.zero_rows}/"))
-            below = re.sub(r"segment=[^/]*", "segment=0", below)
+            below = re.sub(f"{RUN_FOLDER}[^/]*", f"{RUN_FOLDER}{SCHEMA_RUN}", path.removeprefix(f"{self.zero_rows}/"))
+            below = re.sub(f"{SEGMENT_FOLDER}[^/]*", f"{SEGMENT_FOLDER}0", below)
         else:
             below = path.removeprefix(f"{self._root}/")
         if below not in self._listing.files:

@@ -102,7 +102,7 @@ def _of_one_kind(rows: pa.Table) -> Iterator[pa.Table]:
 def _merge(column: schema.Column) -> str:
     """Return SQL that merges a column; doubles add in segment order, which gives the same sum on every machine."""
     order = " order by len(filename), filename" if column.type == "DOUBLE" else ""
-    return f"{schema.merged(column)}({column.name}{order})::{column.type}"
+    return f"{schema.merge_function(column)}({column.name}{order})::{column.type}"
 
 
 def _batches(

@@ -156,7 +156,7 @@ def _expected(table: schema.Table, unit: _Unit) -> str:
     keys, counts = schema.split_columns(table)
     listed = ", ".join(["run_id", *keys])
     sums = ", ".join(
-        f"{schema.merged(column)}({column.name})::{column.type} as {column.name}"
+        f"{schema.merge_function(column)}({column.name})::{column.type} as {column.name}"
         for column in table.columns
         if column.name in counts
     )

@@ -7,7 +7,7 @@ the texts of vocabularies.
 from __future__ import annotations
 
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import FOLDERS, SCHEMA_RUN, Layout, glob_literal
+from moewh.warehouse.files.layout import FOLDERS, RUN_FOLDER, SCHEMA_RUN, SEGMENT_FOLDER, Layout, glob_literal
 from moewh.warehouse.remote.published import Published, Readable
 from moewh.warehouse.views.merged import columns_of_sealed, merged_select
 from moewh.warehouse.views.shipped import View, staging_views
@@ -173,7 +173,7 @@ def _unless_newer(types: list[str], root: str) -> str:
     CASE, which no filter can bypass.
     """
     columns = ",\n    ".join(f"failure::{type_}" for type_ in types)
-    manifest = below(root, f"segments/run_id={SCHEMA_RUN}/segment=0/manifest.json")
+    manifest = below(root, f"segments/{RUN_FOLDER}{SCHEMA_RUN}/{SEGMENT_FOLDER}0/manifest.json")
     form, version = (
         f"try_cast(regexp_extract(content, '\"{name}\": ([0-9]+)', 1) as integer)" for name in ("format", "schema")
     )

@@ -11,7 +11,9 @@ from moewh.warehouse.files.layout import (
     ANY_SEGMENT,
     FOLDERS,
     MARK,
+    OWN_SEGMENTS,
     PATH_VALUES,
+    SEGMENT_FOLDER,
     THROUGH_UNSEALED,
     UNSEALED,
     UNSEALED_LINK,
@@ -125,7 +127,8 @@ def _must_hold(table: schema.Table, root: str) -> str:
     """Return SQL for the sealed runs that must have a merged table: all, or those whose first segment has its rows."""
     if table.counted is None:
         return "sealed_before"
-    counted = runs_of(root, f"{FOLDERS['segment'].replace(ANY_SEGMENT, 'segment=0')}/{table.counted}", "segment=0/")
+    first = f"{SEGMENT_FOLDER}0"
+    counted = runs_of(root, f"{FOLDERS['segment'].replace(ANY_SEGMENT, first)}/{table.counted}", f"{first}/")
     return f"sealed_before semi join ({counted}) as counted using (run_id)"
 
 
@@ -138,7 +141,7 @@ def _unless_missing(table: schema.Table, rollup: schema.Table, root: str) -> str
     """
     columns = ",\n    ".join(f"failure::{column.type}" for column in (*table.path_columns, *table.columns))
     folder, counted = (f"regexp_replace({alias}.file, '/[^/]*$', '')" for alias in ("segment", "counts"))
-    named = f"regexp_replace({folder}, '{THROUGH_UNSEALED}', '/segments/run_id=\\1/')"
+    named = f"regexp_replace({folder}, '{THROUGH_UNSEALED}', '{OWN_SEGMENTS}')"
     run_id = f"regexp_extract(segment.file, '/run_id=({PATH_VALUES['run_id']})/', 1)"
     segments, rollups = (
         below(root, f"{UNSEALED}/{UNSEALED_LINK}/{ANY_SEGMENT}/{file}")

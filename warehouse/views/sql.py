@@ -9,6 +9,7 @@ from moewh.warehouse.files.layout import (
     ANY_SEGMENT,
     FOLDERS,
     PATH_VALUES,
+    RUN_FOLDER,
     SCHEMA_RUN,
     STRAYS,
     Layout,
@@ -36,7 +37,7 @@ def zero_rows_first(root: str, path: str) -> str:
 
 def _of_zero_rows(folders: str) -> str:
     """Return those of the folders that a pattern matches which hold the zero-row files."""
-    return folders.replace(ANY_RUN, f"run_id={SCHEMA_RUN}")
+    return folders.replace(ANY_RUN, f"{RUN_FOLDER}{SCHEMA_RUN}")
 
 
 def rows_of_table(table: schema.Table, layout: Layout, root: str, folders: str | None = None) -> str:
@@ -45,7 +46,7 @@ def rows_of_table(table: schema.Table, layout: Layout, root: str, folders: str |
     `folders` is a pattern of folders to use instead of those of the table's level. A folder that is not a run's or a
     segment's, such as a copy called `segment=0.old`, is left out; `moewh verify` reports it.
     """
-    if (table.level == "geometry" or table.since > 1) and not layout.has_table(table):
+    if table.may_lack_files and not layout.has_table(table):
         return no_rows(table)
     folders = folders or FOLDERS[table.level]
     path = f"{folders}/{table.file}"
@@ -105,7 +106,7 @@ def no_stray(root: str, path: str) -> str:
 
 
 def _are_legal(path: str, *, one_by_one: bool = False) -> str:
-    """Return SQL for whether the names of all folders of `filename` are legal: `_no_stray` in one of two ways."""
+    """Return SQL for whether the names of all folders of `filename` are legal: `no_stray` in one of its two ways."""
     tests = []
     for pattern, name in ((each, name) for each, names in STRAYS.items() if each in path for name in names):
         text, stray, schema_run = "filename", f"*/{path.replace(pattern, name)}", f"*/{_of_zero_rows(path)}"
