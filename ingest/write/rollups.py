@@ -36,8 +36,6 @@ _BLOCK = 4_096
 """Tokens per one-hot product: few enough for the cache, and for float32 to count exactly."""
 _PRODUCT_WORK = 64
 """One-hot products are faster while E * E' is at most this many times K * K'; above it, counting each pair is."""
-
-
 _DENSE = 4_096
 """Up to this many experts, each has a row and a column while pairs are counted."""
 
@@ -197,7 +195,7 @@ class RollupCounter:
         self._keep(
             schema.EXPERT_COUNTS,
             (group, chosen.layer),
-            **self._label(group),
+            **self.groups.label(group),
             layer=chosen.layer,
             expert=chosen.expert_E[expert],
             tokens=tokens_E[expert],
@@ -209,7 +207,7 @@ class RollupCounter:
         pairs_EE, transitions_EE = count_pairs(previous, chosen, group_slice)
         expert_a, expert_b = np.nonzero(pairs_EE)
         tokens = pairs_EE[expert_a, expert_b]
-        label = self._label(group)
+        label = self.groups.label(group)
         found = {"expert_a": chosen.expert_E[expert_a], "expert_b": chosen.expert_E[expert_b], "tokens": tokens}
         self._keep(schema.PAIR_COUNTS, (group, chosen.layer), **label, layer=chosen.layer, **found)
         if previous is None:
@@ -235,7 +233,7 @@ class RollupCounter:
         routed_T = chosen.routed_T[group_slice] & (vocabulary.entry_T >= 0)
         entry_T = vocabulary.entry_T[routed_T]
         V = len(vocabulary.id_V)
-        flat, tokens = _count((chosen.ids_TK[group_slice][routed_T] * V + entry_T[:, None]).ravel())
+        flat, tokens = _distinct((chosen.ids_TK[group_slice][routed_T] * V + entry_T[:, None]).ravel())
         expert, entry = np.divmod(flat, V)
         self._keep(
             schema.AFFINITY_COUNTS,
@@ -246,7 +244,7 @@ class RollupCounter:
             vocab_id=vocabulary.id_V[entry],
             tokens=tokens.astype(np.int32),
         )
-        entry, tokens = _count(entry_T)
+        entry, tokens = _distinct(entry_T)
         self._keep(
             schema.VOCAB_COUNTS,
             (kind, chosen.layer),
@@ -277,9 +275,6 @@ class RollupCounter:
                 first_choice_pairs=first_D[[index]] if ranked.ordered else None,
                 any_choice_pairs=any_D[[index]],
             )
-
-    def _label(self, group: int) -> dict[str, str | None]:
-        return self.groups.label(group)
 
 
 # ------------------------------------------------------------------------------------------ counting
@@ -404,7 +399,7 @@ def _share_any(ids_TK: npt.NDArray[np.int32], pair: Ints) -> npt.NDArray[np.bool
     return shared
 
 
-def _count(values: Ints) -> tuple[Ints, Ints]:
+def _distinct(values: Ints) -> tuple[Ints, Ints]:
     """Return the distinct values in order and their counts; by sorting where the values are few and far apart."""
     if values.max(initial=0) > 8 * len(values):
         return np.unique(values, return_counts=True)

@@ -1,5 +1,6 @@
-"""The run's own files: from a `RunRecord` to run.parquet, layers.parquet, experts.parquet and vocabulary.parquet,
-committed together.
+"""The run's own files, committed together.
+
+In: a `RunRecord`. Out: run.parquet, layers.parquet, experts.parquet and vocabulary.parquet.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from moewh.ingest.record import RunRecord
 from moewh.warehouse import __version__
@@ -17,7 +17,7 @@ from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout, commit
 from moewh.warehouse.files.manifest import file_sha256, write_manifest
 from moewh.warehouse.files.schema import Table
-from moewh.warehouse.files.tables import write_table
+from moewh.warehouse.files.tables import read_rows, write_table
 
 
 def write_run(layout: Layout, record: RunRecord) -> None:
@@ -42,7 +42,7 @@ def write_run(layout: Layout, record: RunRecord) -> None:
 
 def vocabulary_key(layout: Layout, run_id: str) -> str:
     """Return the key of a run's vocabulary, which its routing rows repeat, from the run's own files."""
-    rows = pq.read_table(layout.run(run_id) / schema.RUNS.file, columns=["vocabulary_key"], partitioning=None)
+    rows = read_rows(layout.run(run_id) / schema.RUNS.file, ["vocabulary_key"])
     return str(rows["vocabulary_key"][0])
 
 
