@@ -286,12 +286,12 @@ class _Run:
         return RoutingBuffer(tokens, VectorBuffer(tokens, tables, self.layout.staging) if tables else None)
 
     def _too_large(self, work: _Work) -> Callable[[int], None]:
-        def tell(context: int) -> None:
+        def report(context: int) -> None:
             prompt = int(work.segment.prompt_T[work.segment.start_C[context]])
             work.failed.add(prompt)
             self.progress.warn(f"prompt {prompt} does not fit in the device's memory even alone; it is marked failed.")
 
-        return tell
+        return report
 
     def _write(
         self,

@@ -98,7 +98,7 @@ class BatchRunner:
 
         def padded(part: Rows) -> int:
             assert segment is not None
-            return len(part) * int(segment.length_C[part].max())
+            return _padded_tokens(segment, part)
 
         return self._first(batches, padded, launch, too_large) or Proof(self._verified(PROBE)[1], None)
 
@@ -115,7 +115,7 @@ class BatchRunner:
             return batch.rows_T, run_batch(self._loaded, batch, self._wanted)
 
         def padded(part: Rows) -> int:
-            return len(part) * int(segment.length_C[part].max())
+            return _padded_tokens(segment, part)
 
         while (done := self._first(batches, padded, launch, too_large)) is not None:
             yield done
@@ -159,6 +159,11 @@ class BatchRunner:
     def _verified(self, batch: Batch) -> tuple[PendingRouting, dict[int, LayerFacts]]:
         with contextlib.nullcontext() if self._loaded.adapter is None else self._loaded.adapter.running():
             return run_verified_batch(self._loaded, batch, self._wanted)
+
+
+def _padded_tokens(segment: TokenisedSegment, contexts: Rows) -> int:
+    """Return the tokens of a batch of these contexts, padding included."""
+    return len(contexts) * int(segment.length_C[contexts].max())
 
 
 def _on_device(loaded: LoadedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

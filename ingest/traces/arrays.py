@@ -90,8 +90,7 @@ def _read_npy(stream: IO[bytes], size: int, where: str, most_values: int) -> Arr
     values = math.prod(shape)
     if dtype.hasobject or dtype.kind not in "iufU":
         raise MoewhError(f"{where}: holds {dtype}, not numbers.")
-    if values > most_values:
-        raise MoewhError(f"{where}: has {values:,} numbers, and a segment takes {most_values:,}. Raise --segment-rows.")
+    _require_room(values, where, most_values)
     needed = values * dtype.itemsize
     data = stream.read(needed + 1) if needed <= size else b""
     if len(data) != needed:
@@ -149,20 +148,14 @@ def as_array(value: Any, where: str, most_values: int, dimensions: int) -> Array
 
 def _array(value: Any, where: str, most_values: int) -> Array:
     if hasattr(value, "detach"):
-        if value.numel() > most_values:  # before copying: a small tensor may expand to a large one
-            raise MoewhError(
-                f"{where}: has {value.numel():,} numbers, and a segment takes {most_values:,}. Raise --segment-rows."
-            )
+        _require_room(value.numel(), where, most_values)  # before copying: a small tensor may expand to a large one
         try:
             value = value.detach().float().numpy() if value.is_floating_point() else value.detach().numpy()
         except (TypeError, RuntimeError) as error:
             reason = " ".join(str(error).split()).rstrip(". ")
             raise MoewhError(f"{where}: is a tensor that does not hold plain numbers: {reason}.") from None
     if isinstance(value, np.ndarray):
-        if value.size > most_values:
-            raise MoewhError(
-                f"{where}: has {value.size:,} numbers, and a segment takes {most_values:,}. Raise --segment-rows."
-            )
+        _require_room(value.size, where, most_values)
         return value
     if not isinstance(value, list):
         raise MoewhError(f"{where}: is {type(value).__name__}, not a list of numbers.")
@@ -170,6 +163,14 @@ def _array(value: Any, where: str, most_values: int) -> Array:
         return np.array(value)
     except (ValueError, OverflowError):
         raise MoewhError(f"{where}: its lists are not of one length.") from None
+
+
+def _require_room(numbers: int, where: str, most_values: int) -> None:
+    """Raise MoewhError for more numbers than a segment takes."""
+    if numbers > most_values:
+        raise MoewhError(
+            f"{where}: has {numbers:,} numbers, and a segment takes {most_values:,}. Raise --segment-rows."
+        )
 
 
 def sibling(file: TraceFile, name: str) -> Path:
