@@ -23,12 +23,12 @@ from transformers import (
 )
 from transformers.quantizers.auto import get_hf_quantizer
 from transformers.utils import CONFIG_NAME
+from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 from transformers.utils.quantization_config import FineGrainedFP8Config, Mxfp4Config
 
 from moewh.warehouse.errors import MoewhError, UsageError
 
 OLDEST_TRANSFORMERS = (5, 19)
-_ADAPTER_CONFIG_NAME = "adapter_config.json"
 _MOST = {"experts": 1 << 20, "layers": 1 << 15}
 _COUNT = re.compile(r"(?:^|_)(?:(?P<experts>experts?)|(?P<layers>layers?|depth|blocks))(?:_num)?$")
 """The configuration fields that hold these counts."""
@@ -87,7 +87,7 @@ def check_location(model: str) -> None:
             f"cannot load the model {path}: it is {kind}. Give the folder that holds {CONFIG_NAME} and the weights as "
             "safetensors."
         )
-    if not path.is_dir() or any((path / name).is_file() for name in (CONFIG_NAME, _ADAPTER_CONFIG_NAME)):
+    if not path.is_dir() or any((path / name).is_file() for name in (CONFIG_NAME, ADAPTER_CONFIG_NAME)):
         return
     checkpoints = sorted(found.parent.name for found in path.glob(f"*/{CONFIG_NAME}"))
     if checkpoints:

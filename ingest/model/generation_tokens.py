@@ -67,17 +67,25 @@ def read_generation_tokens(files: Repository, tokenizer: PreTrainedTokenizerBase
 def _tokens(
     files: Repository, name: str, settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase, config: Any
 ) -> GenerationTokens:
-    ends = settings.get("eos_token_id")
-    ends = tokenizer.eos_token_id if ends is None else ends
-    ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
+    ends = stated_ends(settings.get("eos_token_id"), tokenizer)
     start = next((settings[name] for name in _START_NAMES if settings.get(name) is not None), None)
     if not config.is_encoder_decoder:
         start = None
     for setting, ids in (("eos_token_id", ends), ("decoder_start_token_id", [0 if start is None else start])):
         if not all(type(token) is int for token in ids):
             raise MoewhError(f"{files.location}: {setting} in {name} is not a token id: {ids}. {_REMEDY}")
-    # A negative id means none.
-    return GenerationTokens(tuple(dict.fromkeys(token for token in ends if token >= 0)), start)
+    return GenerationTokens(distinct_ends(ends), start)
+
+
+def stated_ends(stated: Any, tokenizer: PreTrainedTokenizerBase) -> list[Any]:
+    """Return stated end tokens, one or several, as a list; if none is stated, the tokenizer's."""
+    ends = tokenizer.eos_token_id if stated is None else stated
+    return [] if ends is None else ends if isinstance(ends, list) else [ends]
+
+
+def distinct_ends(ends: list[int]) -> tuple[int, ...]:
+    """Return end tokens once each, in order. A negative id means none."""
+    return tuple(dict.fromkeys(int(token) for token in ends if token >= 0))
 
 
 def _read(files: Repository, name: str) -> dict[str, Any] | None:

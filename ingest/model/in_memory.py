@@ -22,7 +22,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from moewh.ingest.model.architecture import check_parallel, check_versions
-from moewh.ingest.model.generation_tokens import GenerationTokens, StatedTokens
+from moewh.ingest.model.generation_tokens import GenerationTokens, StatedTokens, distinct_ends, stated_ends
 from moewh.ingest.model.layers import find_moe_layers
 from moewh.ingest.model.loading import LoadedModel, Source
 from moewh.ingest.model.patches import patches
@@ -175,11 +175,9 @@ def _generation_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> Stated
     def stated(name: str) -> Any:
         return next((value for holder in holders if (value := getattr(holder, name, None)) is not None), None)
 
-    ends = stated("eos_token_id")
-    ends = tokenizer.eos_token_id if ends is None else ends
-    ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
+    ends = stated_ends(stated("eos_token_id"), tokenizer)
     start = stated("decoder_start_token_id") if model.config.is_encoder_decoder else None
-    used = GenerationTokens(tuple(dict.fromkeys(int(end) for end in ends if end >= 0)), start)
+    used = GenerationTokens(distinct_ends(ends), start)
     return StatedTokens(used, GenerationTokens((), None))
 
 
