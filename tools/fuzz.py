@@ -42,13 +42,13 @@ with atheris.instrument_imports(
 
     from moewh.ingest.prompts.canonical import CANONICAL, PromptFile
     from moewh.ingest.prompts.readers import read_prompts
-    from moewh.warehouse.files import manifest, pages
+    from moewh.warehouse.files import manifest, pages, schema
 
 FORMATS = ("jsonl", "csv", "txt", "parquet", "json", "tsv", "arrow")
 WORDS = (
     *(
-        '"format": 1',
-        '"schema": 1',
+        f'"format": {schema.FORMAT_VERSION}',
+        f'"schema": {schema.SCHEMA_VERSION}',
         '"identity": ',
         '"segment": ',
         '"files": {',
@@ -105,7 +105,7 @@ def manifests(data: bytes) -> None:
 def page_headers(data: bytes) -> None:
     """Iterate over the pages of a column."""
     try:
-        pages._check_chunk(data)
+        pages.check_chunk(data)
     except pages.PageError:
         return
 

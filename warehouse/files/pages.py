@@ -36,13 +36,13 @@ def check_pages(path: Path, metadata: pq.FileMetaData) -> None:
                 first = min(filter(None, (column.dictionary_page_offset, column.data_page_offset)))
                 file.seek(first)
                 try:
-                    _check_chunk(file.read(column.total_compressed_size))
+                    check_chunk(file.read(column.total_compressed_size))
                 except PageError as error:
                     raise PageError(f"row group {group}, column {column.path_in_schema}: {error}") from None
 
 
-def _check_chunk(chunk: bytes) -> None:
-    """Check the pages of one column in one row group."""
+def check_chunk(chunk: bytes) -> None:
+    """Check the pages of one column in one row group. Raises PageError."""
     offset = page = 0
     view = memoryview(chunk)
     while offset < len(chunk):
