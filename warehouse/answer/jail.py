@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from moewh.warehouse.remote.published import Readable
 
-_READERS = frozenset(
+_READ_ONLY = frozenset(
     """
     duckdb_columns duckdb_constraints duckdb_databases duckdb_dependencies duckdb_functions duckdb_indexes
     duckdb_keywords duckdb_memory duckdb_optimizers duckdb_schemas duckdb_sequences duckdb_settings duckdb_tables
@@ -108,7 +108,7 @@ def jailed_statement(connection: duckdb.DuckDBPyConnection, source: str, sql: st
             f"{source} is not a query that moewh can check. Use one SELECT (or FROM, WITH, VALUES, DESCRIBE, SHOW, "
             "SUMMARIZE, PIVOT), or --unsafe to run any statement."
         )
-    if unknown := sorted(_table_functions(tree) - _READERS):
+    if unknown := sorted(_table_functions(tree) - _READ_ONLY):
         raise UsageError(
             f"{source} calls {unknown[0]}(), which may do more than read the warehouse. Use --unsafe to run it."
         )

@@ -23,7 +23,7 @@ from moewh.warehouse.trust import verify
 from moewh.warehouse.trust.verify import Fault, Plan
 
 _BLOCK = 1 << 22
-_READERS = 8
+_REQUESTS = 8
 """Files that are read at the same time: most of the time is spent waiting for responses."""
 
 
@@ -71,7 +71,7 @@ def check_any(
         return verify.check(planned, jobs, done)
     published = planned.published
     work = sorted(published.listing.files.items(), key=lambda item: -item[1].bytes)
-    workers = ThreadPoolExecutor(jobs or _READERS)
+    workers = ThreadPoolExecutor(jobs or _REQUESTS)
     faults = []
     try:
         found = workers.map(lambda item: _file_fault(published, *item), work)
