@@ -26,7 +26,7 @@ from moewh.ingest.model.peft_adapter import PeftAdapter, find_adapter
 from moewh.ingest.model.repository import Repository
 from moewh.ingest.options import DEMO
 from moewh.ingest.proof.measure import shared_experts
-from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.errors import MoewhError, short_message
 
 _BYTES_PER_ROW = {"bfloat16": 2.0, "float16": 2.5, "float32": 4.0}
 """Measured on stored routing, index and weight together. Most of it is the weight's mantissa."""
@@ -154,9 +154,8 @@ def build_empty(model: str, revision: str | None, trust_remote_code: bool) -> tu
     except MoewhError:
         raise
     except Exception as error:
-        text = " ".join(str(error).split())
         raise MoewhError(
-            f"transformers cannot build {model} from its configuration: {text[:300]} "
+            f"transformers cannot build {model} from its configuration: {short_message(error)}. "
             "Something is missing or wrong there; complete it, or name the model it belongs to."
         ) from error
 

@@ -37,6 +37,19 @@ def lacking(error: BaseException) -> str | None:
     return next((line for parts, line in _LACKING.items() if any(part in text for part in parts)), None)
 
 
+def short_message(error: BaseException) -> str:
+    """Return a library's message on one line, cut to 300 characters, without a final period.
+
+    Without a message, returns the name of the error's class.
+    """
+    return " ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of a library's message; without a message, the name of the error's class."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).strip()
+
+
 def require_utf8(path: str) -> str:
     """Return a path. Raises UsageError if its name is not UTF-8: DuckDB and safetensors cannot open it."""
     if path.encode(errors="replace").decode() != path:

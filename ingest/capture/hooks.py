@@ -23,7 +23,7 @@ from moewh.ingest.capture.vectors import WantedVectors, attach_vectors
 from moewh.ingest.families.rule import Call, MoELayer, is_measuring
 from moewh.ingest.model.layers import MoELayers
 from moewh.ingest.routing import NO_ROUTE, LayerRouting, VectorKey
-from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.errors import MoewhError, short_message
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.schema import Table
 
@@ -282,7 +282,7 @@ def failures_named(model: Any) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        reason = f"{type(error).__name__}: {short_message(error)}"
         raise MoewhError(
             f"{type(model).__name__} fails in its own forward pass, in transformers {transformers.__version__} with "
             f"torch {torch.__version__}: {reason}. Try another version of transformers, or another --dtype or --device."

@@ -24,7 +24,7 @@ from moewh.ingest.model.layers import find_moe_layers
 from moewh.ingest.model.loading import Source, explaining
 from moewh.ingest.model.stored import DTYPES, StoredTensor, conversion, parameter_sources, stored_tensors, weight_files
 from moewh.ingest.model.weights import check_sources
-from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.errors import MoewhError, short_message
 
 NO_SAFETENSORS = "{title} has no safetensors weights, and `moewh geometry` reads no others. Convert the model first."
 
@@ -90,7 +90,7 @@ class Checkpoint:
             mapping = conversion(self.model, self._quantizer)
             config = LoadStateDictConfig(weight_mapping=mapping, hf_quantizer=self._quantizer)
             info, _ = convert_and_load_state_dict_in_model(self.model, slices, config)
-        return {name: " ".join(str(error).split())[:200] for name, error in info.conversion_errors.items()}
+        return {name: short_message(error) for name, error in info.conversion_errors.items()}
 
 
 def _parameters(model: nn.Module, moe: MoELayer) -> list[str]:

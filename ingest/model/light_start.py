@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Any
 
 from moewh.warehouse.cpus import usable_cpus
-from moewh.warehouse.errors import MoewhError, UsageError, lacking
+from moewh.warehouse.errors import MoewhError, UsageError, lacking, short_message
 
 _COMPILER = "torch._dynamo"
 _MASKS = f"{_COMPILER}._trace_wrapped_higher_order_op"
@@ -78,7 +78,7 @@ def explaining_imports() -> Iterator[None]:
         cause: BaseException = error
         while (before := cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)) is not None:
             cause = before
-        reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:300].removesuffix(".")
+        reason = f"{type(cause).__name__}: {short_message(cause)}"
         raise MoewhError(f"torch and transformers cannot be imported: {reason}. {_remedy(cause)}") from error
 
 

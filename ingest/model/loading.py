@@ -48,7 +48,7 @@ from moewh.ingest.model.tokenizer import TokenizerSource, load_tokenizer
 from moewh.ingest.model.weights import check_loaded, check_stored, unloaded_modules
 from moewh.ingest.options import DEMO, IngestOptions
 from moewh.ingest.processes import Process
-from moewh.warehouse.errors import MoewhError, UsageError, lacking, require_utf8
+from moewh.warehouse.errors import MoewhError, UsageError, first_line, lacking, require_utf8
 from moewh.warehouse.files.manifest import file_sha256
 from moewh.warehouse.files.schema import POSITION_BITS
 
@@ -292,7 +292,7 @@ def choose_device(name: str | None, process: Process) -> torch.device | None:
             device = torch.device("cuda", process.local % max(torch.cuda.device_count(), 1))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"--device {name} cannot be used: {first_line(error)}") from error
     return device
 
 

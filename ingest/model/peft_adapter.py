@@ -28,7 +28,7 @@ from transformers.utils.peft_utils import (
 )
 
 from moewh.ingest.model.repository import Repository, hub_commit, looks_like_path
-from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.errors import MoewhError, short_message
 from moewh.warehouse.files.manifest import file_sha256
 
 _FAILURES = (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, EOFError)
@@ -216,4 +216,4 @@ def _peft_version() -> tuple[int, ...]:
 
 
 def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300].rstrip('.')}"
+    return f"{type(error).__name__}: {short_message(error)}"

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, TokenizersBacke
 from transformers.utils.hub import cached_file
 
 from moewh.ingest.model.repository import looks_like_path
-from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.errors import MoewhError, UsageError, short_message
 
 _WHOLE = "tokenizer.json"
 _STAND_INS = ("tokenizer.model", "tekken.json", "tiktoken.model")
@@ -94,11 +94,11 @@ def _no_files(source: TokenizerSource, wanted: Iterable[str]) -> str:
 
 
 def _load_failure(source: TokenizerSource, error: Exception) -> str:
-    text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    text = f"{type(error).__name__}: {short_message(error)}"
     if "trust_remote_code" in text:
         return f"{source.title} needs code of its own. Read that code, then give --trust-remote-code."
     advice = "Check --tokenizer." if source.named else "Check its files, or name another with --tokenizer ID_OR_PATH."
-    return f"cannot load the tokenizer of {source.title}: {text.rstrip('.')}. {advice}"
+    return f"cannot load the tokenizer of {source.title}: {text}. {advice}"
 
 
 def read_template(path: Path) -> str:

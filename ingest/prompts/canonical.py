@@ -129,8 +129,3 @@ def run(connection: duckdb.DuckDBPyConnection, sql: str, values: dict[str, str])
     connection.execute(f"create or replace temp table converted as {sql}", values)
     batches: list[pa.RecordBatch] = connection.sql("from converted").to_arrow_table().to_batches()
     return batches
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of a library's error message."""
-    return str(error).strip().splitlines()[0]

@@ -19,7 +19,7 @@ from jinja2 import TemplateError, meta, nodes
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
-from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.errors import MoewhError, UsageError, short_message
 
 CLOCK = "strftime_now"
 """The function with which a template reads the time."""
@@ -127,8 +127,7 @@ class ChatRenderer:
                     )
                 )
         except Exception as error:  # a template is a program, which may raise anything; the prompt is refused
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise _UnusableChatError(f"the chat template refuses its messages: {reason}") from error
+            raise _UnusableChatError(f"the chat template refuses its messages: {short_message(error)}.") from error
         given = [chat.messages, chat.tools, chat.documents]
         strings = list(_strings(given))
         for part in _containers(given):

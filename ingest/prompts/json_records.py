@@ -20,7 +20,6 @@ from moewh.ingest.prompts.canonical import (
     PromptFile,
     canonical,
     database,
-    first_line,
     nested_null,
     run,
 )
@@ -35,7 +34,7 @@ from moewh.ingest.prompts.records import (
     present,
     prompts_sql,
 )
-from moewh.warehouse.errors import lacking
+from moewh.warehouse.errors import first_line, lacking
 from moewh.warehouse.files.layout import glob_literal
 
 Relation = Callable[[duckdb.DuckDBPyConnection, Bound], str]

@@ -12,7 +12,7 @@ import duckdb
 import pyarrow as pa
 
 from moewh.ingest.prompts.arrow_columns import as_json_text, as_text, holds, unwrapped
-from moewh.ingest.prompts.canonical import Bound, PromptFile, canonical, database, first_line, nested_null, run
+from moewh.ingest.prompts.canonical import Bound, PromptFile, canonical, database, nested_null, run
 from moewh.ingest.prompts.records import (
     TOKENIZER_COLUMNS,
     Convention,
@@ -23,6 +23,7 @@ from moewh.ingest.prompts.records import (
     present,
     prompts_sql,
 )
+from moewh.warehouse.errors import first_line
 
 
 def read_tables(

@@ -20,7 +20,7 @@ from moewh.ingest.options import Overflow
 from moewh.ingest.prompts.chats import ChatRenderer, ChatRules
 from moewh.ingest.prompts.records import INPUT_IDS, MESSAGES
 from moewh.ingest.routing import TokenisedSegment
-from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.errors import MoewhError, short_message
 from moewh.warehouse.files.schema import POSITION_BITS
 
 _TEXTS_AT_ONCE = 1_024
@@ -122,11 +122,10 @@ class _Tokenizer:
             masks = [[]] * len(ids) if masks is None else [_plain(mask) for mask in masks]
             return [pair for pair, _ in zip(zip(ids, masks, strict=True), prompts, strict=True)]
         except Exception as error:  # a tokenizer may be arbitrary code
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
             last = f" to {prompts[-1].name.removeprefix('prompt ')}" if len(prompts) > 1 else ""
             raise MoewhError(
-                f"{prompts[0].name}{last}: the tokenizer ({type(self._tokenizer).__name__}) fails: {reason}. "
-                "Check its files, or name another with --tokenizer."
+                f"{prompts[0].name}{last}: the tokenizer ({type(self._tokenizer).__name__}) fails: "
+                f"{short_message(error)}. Check its files, or name another with --tokenizer."
             ) from error
 
     def warn_of_doubled(self, prompts: list[_Prompt], encoded: list[tuple[list[int], list[int]]]) -> None:

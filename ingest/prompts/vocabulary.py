@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase, TokenizersBackend
 
-from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.errors import MoewhError, short_message
 
 _SPACE = "\u2581"
 """SentencePiece's mark for a leading space, which it drops when it decodes a single piece."""
@@ -55,9 +55,8 @@ def _decode(tokenizer: PreTrainedTokenizerBase, vocab_id: int, known: int) -> tu
     except Exception as error:  # a tokenizer may be anyone's code
         if vocab_id >= known:
             return None, None
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise MoewhError(
-            f"the tokenizer ({type(tokenizer).__name__}) cannot decode its token {vocab_id}: {reason}. "
+            f"the tokenizer ({type(tokenizer).__name__}) cannot decode its token {vocab_id}: {short_message(error)}. "
             "Check its files, or name another with --tokenizer."
         ) from error
 

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from moewh.ingest.families.rule import Call, MoELayer, is_measuring
-from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.errors import MoewhError, short_message
 
 CHECKED_TOKENS = 4
 """Tokens whose output is rebuilt."""
@@ -138,7 +138,7 @@ def verify_layers(moe_layers: Sequence[MoELayer], seen: dict[int, Observation]) 
         except (LookupError, RuntimeError, TypeError, ValueError) as failed:
             raise MoewhError(
                 f"{moe.path} ({type(moe.experts).__name__}): its experts cannot be run one by one to check what was "
-                f"captured ({' '.join(str(failed).split())[:200]}). It is not recorded."
+                f"captured ({short_message(failed)}). It is not recorded."
             ) from failed
         tolerance = TOLERANCE.get(call.hidden_TH.dtype, TOLERANCE[torch.bfloat16])
         if not error <= tolerance:

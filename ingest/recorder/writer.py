@@ -22,7 +22,7 @@ from moewh.ingest.recorder.open_run import OpenRun, require_new
 from moewh.ingest.recorder.sequences import Block, Labels, Part
 from moewh.ingest.routing import NO_ENTRY, NO_ROUTE, LayerRouting
 from moewh.ingest.workers import InBetween
-from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.errors import MoewhError, UsageError, short_message
 from moewh.warehouse.files.layout import check_run_id
 from moewh.warehouse.remote.published import writable
 
@@ -231,7 +231,7 @@ def _array(name: str, what: str, given: Array, kinds: str) -> npt.NDArray[Any]:
     try:
         array = np.asarray(_on_host(given))
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UsageError(f"{name}: {what} are not an array: {' '.join(str(error).split())[:200]}") from None
+        raise UsageError(f"{name}: {what} are not an array: {short_message(error)}.") from None
     if array.dtype.kind not in kinds and array.size:
         wanted = "floating-point numbers" if kinds == "f" else "whole numbers"
         raise UsageError(f"{name}: {what} are of type {array.dtype}. Give {wanted}.")

@@ -21,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 
 from moewh.ingest.traces.trace import Array, TraceFile
-from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.errors import MoewhError, first_line, short_message
 
 IN_PIECES: dict[str, Any] = {"pre_buffer": False, "buffer_size": 1 << 20}
 """How Parquet is opened, so that memory holds no whole row group: a file may be one."""
@@ -86,7 +86,7 @@ def _read_npy(stream: IO[bytes], size: int, where: str, most_values: int) -> Arr
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read_header(stream, max_header_size=_HEADER)
     except ValueError as error:
-        raise MoewhError(f"{where}: is not a .npy array: {' '.join(str(error).split())[:200]}.") from None
+        raise MoewhError(f"{where}: is not a .npy array: {short_message(error)}.") from None
     values = math.prod(shape)
     if dtype.hasobject or dtype.kind not in "iufU":
         raise MoewhError(f"{where}: holds {dtype}, not numbers.")
@@ -122,8 +122,7 @@ def load_torch(file: TraceFile) -> Any:
             return torch.load(file.path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a pickle may fail in any way
         named = re.search(r"GLOBAL (\S+)", str(error))
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        reason = first[:200].rstrip(". ") if named is None else f"it names {named[1]}, which would be run"
+        reason = first_line(error)[:200].rstrip(". ") if named is None else f"it names {named[1]}, which would be run"
         raise file.error(f"cannot be read with weights alone: {reason}.") from None
 
 
@@ -152,8 +151,9 @@ def _array(value: Any, where: str, most_values: int) -> Array:
         try:
             value = value.detach().float().numpy() if value.is_floating_point() else value.detach().numpy()
         except (TypeError, RuntimeError) as error:
-            reason = " ".join(str(error).split()).rstrip(". ")
-            raise MoewhError(f"{where}: is a tensor that does not hold plain numbers: {reason}.") from None
+            raise MoewhError(
+                f"{where}: is a tensor that does not hold plain numbers: {short_message(error)}."
+            ) from None
     if isinstance(value, np.ndarray):
         _require_room(value.size, where, most_values)
         return value

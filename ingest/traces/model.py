@@ -18,7 +18,7 @@ from moewh.ingest.model.loading import config_sha256, explaining
 from moewh.ingest.options import DEMO
 from moewh.ingest.proof.measure import shared_experts
 from moewh.ingest.traces.trace import TraceModel
-from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.errors import MoewhError, short_message
 
 
 def read_model(model: str, revision: str | None = None, trust_remote_code: bool = False) -> TraceModel:
@@ -85,8 +85,9 @@ def _moe_layers(model: str, config: Any, trust_remote_code: bool) -> list[MoELay
     except MoewhError:
         raise
     except Exception as error:
-        text = " ".join(str(error).split())[:300]
-        raise MoewhError(f"transformers cannot build {model} from its configuration: {text} Complete it.") from error
+        raise MoewhError(
+            f"transformers cannot build {model} from its configuration: {short_message(error)}. Complete it."
+        ) from error
 
 
 def _name(model: str) -> str:

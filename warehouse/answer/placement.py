@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from moewh.warehouse.errors import UsageError, require_utf8
+from moewh.warehouse.errors import UsageError, first_line, require_utf8
 
 _TEXT = re.compile(r"[0-9]{1,6}:[0-9]{1,7}:[0-9]{1,7}(,[0-9]{1,6}:[0-9]{1,7}:[0-9]{1,7})*")
 _COLUMNS = ("layer", "expert", "gpu")
@@ -40,7 +40,7 @@ def placement_text(value: str) -> str:
             relation = connection.execute(f"select {', '.join(_COLUMNS)} from {reader}(?)", [require_utf8(value)])
             rows = relation.fetchall()
         except duckdb.Error as error:
-            raise UsageError(f"{path} cannot be read as a placement: {str(error).splitlines()[0]}") from None
+            raise UsageError(f"{path} cannot be read as a placement: {first_line(error)}") from None
     for number, row in enumerate(rows):
         if not all(type(item) is int and 0 <= item < 1 << 20 for item in row):
             shown = ", ".join(f"{name} = {item}" for name, item in zip(_COLUMNS, row, strict=True))

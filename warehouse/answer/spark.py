@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from moewh.warehouse.answer.query import Answer, Query, Value, check_names
 from moewh.warehouse.cpus import usable_cpus
-from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.errors import MoewhError, UsageError, first_line
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import ANY_RUN, FOLDERS, PATH_VALUES, RUN_FOLDER, SCHEMA_RUN, SEGMENT_FOLDER, Layout
 from moewh.warehouse.remote.place import Folder
@@ -173,7 +173,7 @@ def _parse(source: str, sql: str) -> exp.Expr:
     try:
         trees = [tree for tree in sqlglot.parse(sql, read="duckdb") if tree is not None]
     except sqlglot.errors.ParseError as error:
-        raise UsageError(f"{source}: sqlglot cannot read this SQL: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"{source}: sqlglot cannot read this SQL: {first_line(error)}") from error
     if len(trees) != 1:
         raise UsageError(f"{source} holds {len(trees)} SQL statements. Give exactly one.")
     if not isinstance(trees[0], exp.Query):
@@ -299,9 +299,4 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except (PySparkException, Py4JError) as error:
-        raise SparkError(f"Spark: {_first_line(error)}") from error
-
-
-def _first_line(error: Any) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0].strip() if lines else type(error).__name__
+        raise SparkError(f"Spark: {first_line(error)}") from error

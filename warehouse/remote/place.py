@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.errors import MoewhError, UsageError, short_message
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,10 +134,9 @@ def file_system(scheme: str) -> Any:
 
 def reason(error: BaseException) -> str:
     """Return why a request failed, in one line: the library's message, or the name of its exception."""
-    text = " ".join(str(error).split()).removesuffix(".")
-    kind = type(error).__name__
+    text, kind = short_message(error), type(error).__name__
     if isinstance(error, PermissionError):
-        return f"access is denied ({text or kind}). Check your credentials."
+        return f"access is denied ({text}). Check your credentials."
     if kind in ("NoCredentialsError", "PartialCredentialsError"):
         return f"{text}. Set AWS_PROFILE or AWS_ACCESS_KEY_ID; for a public bucket, FSSPEC_S3_ANON=true."
-    return f"{text or kind}."
+    return f"{text}."

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from moewh.ingest.prompts.canonical import BATCH_ROWS, Format, PromptFile, first_line
+from moewh.ingest.prompts.canonical import BATCH_ROWS, Format, PromptFile
 from moewh.ingest.prompts.tables import read_tables
+from moewh.warehouse.errors import first_line
 
 
 def _read(path: Path, file: PromptFile) -> Iterator[pa.RecordBatch]:

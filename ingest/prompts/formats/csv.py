@@ -9,10 +9,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
-from moewh.ingest.prompts.canonical import BLOCK_BYTES, LONGEST_LINE, Format, PromptFile, first_line
+from moewh.ingest.prompts.canonical import BLOCK_BYTES, LONGEST_LINE, Format, PromptFile
 from moewh.ingest.prompts.plain_bytes import bad_utf8
 from moewh.ingest.prompts.records import conventions
 from moewh.ingest.prompts.tables import read_tables
+from moewh.warehouse.errors import first_line
 
 DELIMITERS = ",\t;|"
 """Candidate delimiters; the first that gives the header a prompt column is used."""

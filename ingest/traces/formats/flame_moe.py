@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from moewh.ingest.traces.arrays import IN_PIECES
 from moewh.ingest.traces.trace import Array, Format, Sequence, TraceFile, TraceModel
+from moewh.warehouse.errors import short_message
 
 PIECE = 1 << 14
 """Tokens per prompt."""
@@ -57,7 +58,7 @@ class _Rows:
                     raise file.error(f"has no column {sorted(missing)[0]}.")
                 yield from parquet.iter_batches(batch_size=PIECE, columns=self._columns)
             except (pa.ArrowException, OSError) as error:
-                raise file.error(f"cannot be read as Parquet: {' '.join(str(error).split())[:200]}.") from error
+                raise file.error(f"cannot be read as Parquet: {short_message(error)}.") from error
 
 
 def _read(files: list[TraceFile], model: TraceModel) -> Iterator[Sequence]:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from moewh.ingest.traces.arrays import IN_PIECES, as_array
 from moewh.ingest.traces.documents import read_documents
 from moewh.ingest.traces.trace import Array, Sequence, TraceFile, TraceModel, each
+from moewh.warehouse.errors import short_message
 
 _TYPES: dict[str, type] = {
     "ordered": bool,
@@ -65,7 +66,7 @@ def _parquet(file: TraceFile) -> Iterator[tuple[str, dict[str, Any], dict[str, A
                     yield where, record, arrays
                     number += 1
     except (pa.ArrowException, OSError) as error:
-        raise file.error(f"cannot be read as Parquet: {' '.join(str(error).split())[:200]}.") from error
+        raise file.error(f"cannot be read as Parquet: {short_message(error)}.") from error
 
 
 def _nested(value: pa.Scalar, where: str, file: TraceFile) -> Array:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from moewh.ingest.traces.arrays import sibling
 from moewh.ingest.traces.trace import Counts, Format, TraceFile, TraceModel
+from moewh.warehouse.errors import short_message
 
 _RANK = re.compile(r"rank\d+\.safetensors")
 _KEY = re.compile(r"(\d+)_(\d{1,5})")
@@ -60,7 +61,7 @@ def _counts(file: TraceFile, model: TraceModel) -> Counts:
                 counts_LE[int(key[2])] += tokens_E.astype(np.int64)
                 iterations.add(int(key[1]))
     except (SafetensorError, OSError) as error:
-        raise file.error(f"cannot be read as safetensors: {' '.join(str(error).split())[:200]}.") from error
+        raise file.error(f"cannot be read as safetensors: {short_message(error)}.") from error
     return Counts(file.name, counts_LE, file.path.name, {"iterations": len(iterations)})
 
 
