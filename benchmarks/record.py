@@ -73,7 +73,7 @@ class Sides:
 
 
 def made_models(shape: dict[str, Any], device: torch.device) -> tuple[Any, Any]:
-    """Two models of the same random weights."""
+    """Return two models with the same random weights."""
     config = OlmoeConfig(**shape, pad_token_id=0, eos_token_id=None)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     models: list[Any] = []
@@ -158,7 +158,7 @@ def main() -> None:
 
 
 def cells(sides: Sides) -> str:
-    """A row of the table."""
+    """Return the cells of a row of the table."""
     bare, recorded = (statistics.median(chain(*side)) * 1e3 for side in (sides.bare, sides.recorded))
     lower, middle, upper = statistics.quantiles(sides.passes, n=4)
     runs = sides.runs

@@ -1,4 +1,4 @@
-"""Debian's Chromium for tests of pages; they are skipped, saying why, where it or playwright is missing."""
+"""Debian's Chromium for tests of pages. Without it or playwright, the tests are skipped with the reason."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 @contextmanager
 def browser_page() -> Iterator[Any]:
-    """Yield a page whose attribute `problems` lists its errors, console messages and what it asked of the network."""
+    """Yield a page whose attribute `problems` lists its errors, console messages and network requests."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     chromium = shutil.which("chromium")
     if chromium is None:

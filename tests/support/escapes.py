@@ -1,4 +1,4 @@
-"""SQL that tries to get out of the jail of `moewh query`, by what it tries."""
+"""SQL that tries to escape from the jail of `moewh query`, by the means that it uses."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def forked_moewh(folder: Path, *, models: bool) -> Iterator[Path]:
     """Yield the program, in a folder of its own; with `models`, torch is imported beforehand too."""
     repository = Path(__file__).resolve().parent.parent.parent
     with ExitStack() as stack:
-        # a folder of its own, as the path of a socket has room for a hundred characters
+        # in a folder with a short path: that of a socket has at most about a hundred characters
         address = f"{stack.enter_context(TemporaryDirectory())}/s"
         program = folder / "bin" / "moewh"
         program.parent.mkdir(parents=True)
@@ -73,7 +73,7 @@ def main() -> None:
         start_light(other_code=False)  # as the command does
     for module in ("moewh.cli.main", *_READING, *(_RUNNING_MODELS if "models" in sys.argv else ())):
         import_module(module)
-    gc.freeze()  # or each process would copy what its own collections walk through
+    gc.freeze()  # otherwise each process would copy the memory that its garbage collections visit
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(sys.argv[1])
         listening.listen()
@@ -83,7 +83,7 @@ def main() -> None:
             if os.fork() == 0:
                 _answer(client)
             client.close()
-            os.waitpid(-1, os.WNOHANG)  # one that has answered before
+            os.waitpid(-1, os.WNOHANG)  # reaps a process that has finished
 
 
 def _answer(client: socket.socket) -> NoReturn:
@@ -115,7 +115,7 @@ def _run(arguments: list[str], folder: str, environment: dict[str, str], streams
         code = ended.code or 0
     except BaseException:
         traceback.print_exc()
-    with suppress(OSError):  # whoever read it is gone
+    with suppress(OSError):  # its reader has gone
         sys.stdout.flush()
     os._exit(code if isinstance(code, int) else 1)
 

@@ -1,6 +1,6 @@
-"""Connections for many questions: making the views of a warehouse takes longer than most answers.
+"""Shared connections: creating the views of a warehouse takes longer than most queries.
 
-`viewed` is for tests that look at what was written; those of the views themselves open the warehouse as users do.
+`viewed` is for tests that read what was written; tests of the views themselves open the warehouse as users do.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 @lru_cache(maxsize=4)
 def opened(root: Path) -> duckdb.DuckDBPyConnection:
-    """Return the views over a warehouse, made when it was first asked for; they read the files as they are now."""
+    """Return a cached connection with the views over a warehouse; they read its current files."""
     return open_warehouse(Layout(root))
 
 
 @cache
 def _views() -> duckdb.DuckDBPyConnection:
-    """Every view, made once over a warehouse that is gone by now."""
-    atexit.register(_views.cache_clear)  # DuckDB reports what is not freed in the end
+    """Return a connection with every view, created once, over a warehouse that no longer exists."""
+    atexit.register(_views.cache_clear)  # DuckDB reports objects that are not freed at exit
     with tempfile.TemporaryDirectory() as folder:
         layout = Layout(Path(folder) / "wh")
         layout.create()
@@ -38,13 +38,13 @@ def _views() -> duckdb.DuckDBPyConnection:
 
 
 def viewed(layout: Layout) -> duckdb.DuckDBPyConnection:
-    """Return the views over a warehouse, as a moved one's are read: by the variable `moewh_root`."""
+    """Return the views over a warehouse, read as in a moved one: through the variable `moewh_root`."""
     cursor = _views().cursor()
     cursor.execute(f"set variable moewh_root = {sql_string(glob_literal(layout.require().root))}")
     return cursor
 
 
 def engine_of(layout: Layout) -> Engine:
-    """Return what answers queries as the command does, with values as they were typed."""
+    """Return an engine that answers queries as the command does, from values as typed."""
     connection = opened(layout.root)
     return Engine(lambda query, values: queries.prepare(connection, query, values))

@@ -1,4 +1,4 @@
-"""Tokens where they stand in a run, and the comparison of a query's rows with those expected."""
+"""The tokens of a run with their positions, and the comparison of a query's rows with the expected ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Rows = list[tuple[Any, ...]]
 
 @dataclass(frozen=True)
 class Place:
-    """A token where it stands."""
+    """A token, and where it is in the run."""
 
     token_id: int
     prompt_id: int
@@ -27,7 +27,7 @@ class Place:
 
 
 def places(run: Run) -> Iterator[Place]:
-    """Every token of the run that the matrices count."""
+    """Yield every token of a run that the matrices count."""
     prompts = [prompt for segment in run.segments for prompt in segment]
     for prompt_id, prompt in enumerate(prompts):
         for position, token in enumerate(prompt.tokens):
@@ -37,12 +37,12 @@ def places(run: Run) -> Iterator[Place]:
 
 
 def routed(run: Run, layer: int) -> list[Place]:
-    """Those of them that have rows at a layer."""
+    """Return those of `places` that have rows at a layer."""
     return [place for place in places(run) if place.token.experts(layer)]
 
 
 def assert_rows(got: Rows, expected: Rows) -> None:
-    """The same rows in the same order; floats to 1e-12."""
+    """Assert the same rows in the same order; floats to 1e-12."""
     assert len(got) == len(expected), (got[:5], expected[:5])
     for row, wanted in zip(got, expected, strict=True):
         assert len(row) == len(wanted)
@@ -52,7 +52,7 @@ def assert_rows(got: Rows, expected: Rows) -> None:
 
 
 def assert_rows_in_any_order(got: Rows, expected: Rows, tolerance: float = 1e-9) -> None:
-    """The same rows, told apart by what is no float; floats to `tolerance`."""
+    """Assert the same rows in any order, matched by all columns but floats; floats to `tolerance`."""
 
     def key(row: tuple[Any, ...]) -> str:
         return repr([value for value in row if not isinstance(value, float)])

@@ -1,4 +1,4 @@
-"""Prompts for a run, and what a run left in its warehouse."""
+"""Prompts for a run, and digests of the files that a run wrote."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def write_prompts(path: Path, count: int) -> Path:
 
 
 def contents(warehouse: Path, *, with_run: bool = False) -> dict[str, str]:
-    """sha256 of every committed file.
+    """Return the sha256 of every committed file by path.
 
-    Left out are a run's own row, and so its manifest, which has a clock in it, and the mark of a sealed set.
+    Left out are the run's own row, which holds the time, with its manifest, and the marks of sealed sets.
     """
     return {
         str(path.relative_to(warehouse)): hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Saved queries answered as the command answers them, and parameters for which each has rows."""
+"""Answers of saved queries as the command gives them, and parameters with which each query has rows."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ GIVEN: dict[str, dict[str, Value]] = {
     "risk_difference": {"domain": "code", "other_prompt_ids": "1,2,4"},
     "specialization_changes": {"run": "step-30", "other_run": "step-1", "min_lift": 1.05},
 }
-"""Parameters of saved queries that show more than the values of EXISTING would."""
+"""Parameters of saved queries that test more than the values of EXISTING would."""
 
 
 def values_of(name: str) -> dict[str, Value]:
-    """Parameters for which a saved query has rows: those that it requires, from EXISTING, and those GIVEN."""
+    """Return parameters with which a saved query has rows: the required ones from EXISTING, and those in GIVEN."""
     query = find_query(name)
     kinds = kinds_of(query)
     return {parameter: EXISTING[kinds[parameter]] for parameter in query.required} | GIVEN.get(name, {})

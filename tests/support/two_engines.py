@@ -44,9 +44,9 @@ def assert_same(layout: Layout, session: SparkSession, query: Query, values: dic
 
 
 def keep_views(patch: pytest.MonkeyPatch, root: Path) -> None:
-    """Have a session make each view of one warehouse that does not change once, not for every query.
+    """Create the views of one warehouse, which does not change, once per session instead of once per query.
 
-    A view whose variables have other values is made anew, as are all of any other warehouse.
+    A view is created again if its variables have other values; so are all views of any other warehouse.
     """
     create = spark._create_view
     made: dict[str, tuple[Path, str]] = {}
@@ -62,7 +62,7 @@ def keep_views(patch: pytest.MonkeyPatch, root: Path) -> None:
 
 @cache
 def _variables(name: str) -> frozenset[str]:
-    """The variables that a view reads, and those of the views that it reads."""
+    """Return the variables that a view reads, directly or through other views."""
     from sqlglot import exp
 
     trees = [spark._definitions()[view] for view in (*spark._needed(spark._definitions()[name]), name)]
