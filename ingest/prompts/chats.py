@@ -145,11 +145,11 @@ class ChatRenderer:
         functions = _compile_jinja_template(template).environment.globals
         clock = functions[CLOCK]
 
-        def tell(format: str) -> str:
+        def strftime_now(format: str) -> str:
             self.saw_clock = True
             return str(clock(format) if self._rules.now is None else self._rules.now.strftime(format))
 
-        functions[CLOCK] = tell
+        functions[CLOCK] = strftime_now
         try:
             yield
         finally:
