@@ -22,7 +22,7 @@ from moewh.publish.hub import HubTarget
 from moewh.publish.publish import PublishOptions, publish
 from moewh.publish.target import FolderTarget, StoreTarget, Target
 from moewh.publish.withhold import ABSENT, EMPTY, WITHHELD
-from moewh.warehouse.answer import again
+from moewh.warehouse.answer import retry
 from moewh.warehouse.answer.retry import until_settled
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files import schema
@@ -184,7 +184,7 @@ def test_a_file_that_was_lost_there_is_sent_again(source: Layout) -> None:
 
 def test_a_query_that_met_a_replaced_run_is_asked_again(source: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only if it uses a run that was replaced meanwhile; with views made earlier, as in a check, not endlessly."""
-    monkeypatch.setattr(again, "_PAUSE", 0)
+    monkeypatch.setattr(retry, "_PAUSE", 0)
     store = InMemory()
     publish(source, store, PublishOptions(("007",)))
     met = reader(store)
