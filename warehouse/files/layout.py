@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files import schema
+from moewh.warehouse.files.folders import own_entries
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -176,7 +177,7 @@ class Layout:
 
     def may_be_warehouse(self) -> bool:
         """Return whether this folder is empty or holds a warehouse, even a damaged one."""
-        names = {path.name for path in self.root.iterdir()}
+        names = {path.name for path in own_entries(self.root)}
         return not names or bool(names & {"runs", "segments"})
 
     def require(self) -> Layout:
@@ -288,7 +289,7 @@ class Layout:
                 raise MoewhError(
                     f"{link} is a link to {target}, which is not a folder. Mount that disk, or remove the link."
                 )
-            if any(target.iterdir()) and not any(target.glob(needed)):
+            if own_entries(target) and not any(target.glob(needed)):
                 raise MoewhError(f"{link} is a link to {target}, which has no {needed}. Remove the link.")
             found.append(target)
         return found
@@ -303,8 +304,10 @@ class Layout:
 
     def require_links(self) -> None:
         """Raise MoewhError for a copy of the warehouse that holds a run's segments where there must be a link."""
-        for run in _scan(self.unsealed(SCHEMA_RUN).parent):
-            if run.name != self.unsealed(SCHEMA_RUN).name and not (Path(run.path) / UNSEALED_LINK).is_symlink():
+        zero_rows = self.unsealed(SCHEMA_RUN)
+        for run in _scan(zero_rows.parent):
+            linked = run.name == zero_rows.name or (Path(run.path) / UNSEALED_LINK).is_symlink()
+            if not linked and run.name.startswith(RUN_FOLDER):
                 raise MoewhError(
                     f"{run.path} does not link to the run's segments; the warehouse was copied by following links. "
                     "Run `moewh refresh`."
