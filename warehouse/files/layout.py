@@ -108,6 +108,8 @@ PUBLISHED_NAMES = frozenset({*(pattern.partition("/")[0] for pattern in FOLDERS.
 """The top-level names of a published warehouse, except its card."""
 OWN_NAMES = PUBLISHED_NAMES | {UNSEALED.partition("/")[0], QUARANTINE}
 """The top-level names of everything that moewh itself keeps in a warehouse."""
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+"""What file systems without symbolic links answer, such as exFAT and some network disks."""
 _IN_FLIGHT = ".part"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -219,15 +221,27 @@ class Layout:
         """Make a run's segments readable through `unsealed/`, unless they already are.
 
         A copy of a warehouse may hold the linked files instead of the link: such a folder is replaced by a link.
+        Raises MoewhError if the disk cannot be written or has no symbolic links.
         """
         if (self.unsealed(run_id) / UNSEALED_LINK).is_symlink():
             return
-        self.unlink_unsealed(run_id)
-        make_folder(self.segments(run_id))
-        with self.staged(f"unsealed.{run_id}") as folder:
+        with self.writing(), self.staged(f"unsealed.{run_id}") as folder:
             add_mark(folder)
-            (folder / UNSEALED_LINK).symlink_to(Path("..", "..", "segments", self.segments(run_id).name))
+            self._link(folder / UNSEALED_LINK, Path("..", "..", "segments", self.segments(run_id).name))
+            self.unlink_unsealed(run_id)
+            make_folder(self.segments(run_id))
             commit(folder, self.unsealed(run_id))
+
+    def _link(self, link: Path, target: Path) -> None:
+        try:
+            link.symlink_to(target)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            raise MoewhError(
+                f"the disk of {self.root} has no symbolic links, which a warehouse needs. Choose a directory on "
+                "another disk with --warehouse."
+            ) from error
 
     def has_unsealed_zero_rows(self) -> bool:
         """Return whether `unsealed/` has its zero-row files, identical to those among the segments."""
