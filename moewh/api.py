@@ -6,9 +6,9 @@ The functions are thin: `moewh.warehouse` and `moewh.ingest` do the work, and th
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from collections.abc import Iterable
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -34,27 +34,39 @@ _ingested_in: set[int] = set()
 
 
 class Warehouse:
-    """A warehouse, read through an in-memory DuckDB that has all its views."""
+    """A warehouse, read through an in-memory DuckDB that has all its views.
+
+    Threads may share it. A forked process opens it again, and a pickled one is opened again where it is loaded.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Open the warehouse at a path, or a published one at a URL. Raises MoewhError if there is none."""
         self._warehouse = readable(path).require()
+        self._connections: dict[tuple[int, int], duckdb.DuckDBPyConnection] = {}
+        """By process and thread; those of the process that this one was forked from are kept, as closing them hangs."""
 
     @property
     def path(self) -> Path | str:
         """The warehouse's directory; for a published one, its path or URL as text."""
         return self._warehouse.root
 
-    @cached_property
+    @property
     def connection(self) -> duckdb.DuckDBPyConnection:
-        """The DuckDB connection, with a view for every table and canned view."""
-        return open_warehouse(self._warehouse)
+        """This thread's DuckDB connection, with a view for every table and canned view.
+
+        DuckDB's connections serve one thread at a time, and none of a forked process.
+        """
+        own = os.getpid(), threading.get_ident()
+        if own not in self._connections:
+            opened = self._opened()
+            self._connections[own] = opened[0].cursor() if opened else open_warehouse(self._warehouse)
+        return self._connections[own]
 
     def close(self) -> None:
-        """Close the connection, if there is one; its relations can no longer be read."""
-        if "connection" in vars(self):
-            self.connection.close()
-            del self.connection
+        """Close the connections, if there are any; their relations can no longer be read."""
+        for connection in self._opened():
+            connection.close()
+        self._connections = {own: left for own, left in self._connections.items() if own[0] != os.getpid()}
 
     def __enter__(self) -> Warehouse:
         return self
@@ -63,6 +75,9 @@ class Warehouse:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> tuple[type[Warehouse], tuple[Path | str]]:
+        return type(self), (self.path,)
 
     def __repr__(self) -> str:
         return f"Warehouse({str(self.path)!r})"
@@ -102,6 +117,10 @@ class Warehouse:
         answer = engine(query, parameters)
         assert answer is not None  # None only for an unsafe statement
         return answer.relation()
+
+    def _opened(self) -> list[duckdb.DuckDBPyConnection]:
+        """Return the connections of this process, the first one first."""
+        return [connection for (process, _), connection in [*self._connections.items()] if process == os.getpid()]
 
     def _connection_for(self, query: Query) -> duckdb.DuckDBPyConnection:
         """Return the connection, or a new one to the same views for a query that reads variables.

@@ -44,7 +44,7 @@ def report(
     from moewh.warehouse.answer.again import until_settled
     from moewh.warehouse.answer.output import replaced, written_path
 
-    written_path(output)
+    written_path(output, (".html", ".htm"))
     options = ReportOptions(runs, domain, prompts)
 
     def contents() -> dict[str, object]:

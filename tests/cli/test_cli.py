@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -425,6 +426,21 @@ def test_what_is_no_file_is_not_written_to(words: list[str], layout: Layout, tmp
     for path in (tmp_path, tmp_path / "none" / "file", Path("-")):
         assert one_line(moewh(layout, *words, "-o", str(path)), 2)
     assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
+@pytest.mark.parametrize("words", WRITING, ids=lambda words: " ".join(words[:2]))
+def test_a_file_is_not_written_under_the_suffix_of_another_format(
+    words: list[str], layout: Layout, tmp_path: Path
+) -> None:
+    """A folder may have any name, and so may the file of a format that --format names."""
+    plain = [word for word in words if word not in ("--format", "csv")]
+    for name in ("x.pdf", "x.png", "x.pt", "x.html.gz", "x.xlsx"):
+        if "tensorrt-llm" in words:
+            assert moewh(layout, *plain, "-o", str(tmp_path / name)).exit_code == 0
+        else:
+            said = one_line(moewh(layout, *plain, "-o", str(tmp_path / name)), 2)
+            assert re.search(r"ends in \.\w+ with -o|Add --format", said)
+            assert not (tmp_path / name).exists()
 
 
 def test_an_answer_never_replaces_a_file_of_the_warehouse(layout: Layout, tmp_path: Path) -> None:

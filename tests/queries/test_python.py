@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import pickle
 import re
+import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +57,50 @@ def test_closing_closes_every_relation(tmp_path: Path) -> None:
     for relation in relations:
         with pytest.raises(Exception, match="closed"):
             relation.fetchall()
+
+
+QUESTIONS: list[Callable[[Warehouse], list[Any]]] = [
+    lambda wh: wh.query("co_routing").fetchall(),
+    lambda wh: wh.runs().fetchall(),
+    lambda wh: wh.query("expert_top_tokens", layer=3, expert=0, run="mixed", min_tokens=1).fetchall(),
+    lambda wh: wh.sql("select count(*) from routes where layer = $layer", layer="3").fetchall(),
+    lambda wh: wh.sql("select $text, getvariable('n') + 1", text="12", n="1").fetchall(),
+]
+"""What takes each way to an answer: relations of the shared connection, look-ups, and types that are inferred."""
+
+
+def test_threads_may_share_a_warehouse(warehouse: Warehouse) -> None:
+    """Also while no thread has asked anything yet."""
+    wanted = [rounded(ask(warehouse)) for ask in QUESTIONS]
+    with moewh.open(warehouse.path) as shared, ThreadPoolExecutor(8) as pool:
+        for _ in range(3):
+            answers = pool.map(lambda ask: rounded(ask(shared)), QUESTIONS * 8)
+            assert list(answers) == wanted * 8
+
+
+def test_a_forked_process_may_go_on_with_a_warehouse(warehouse: Warehouse) -> None:
+    """DuckDB's threads do not survive a fork; a query that needs them would wait forever."""
+    wanted = [rounded(ask(warehouse)) for ask in QUESTIONS]
+    fork = multiprocessing.get_context("fork")
+    answered = fork.Queue()
+    child = fork.Process(target=lambda: answered.put([rounded(ask(warehouse)) for ask in QUESTIONS]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.12 on, of a fork while there are threads
+        child.start()
+    try:
+        assert answered.get(timeout=60) == wanted
+    finally:
+        child.kill()
+        child.join()
+    assert [rounded(ask(warehouse)) for ask in QUESTIONS] == wanted
+
+
+def test_a_used_warehouse_can_be_pickled(warehouse: Warehouse) -> None:
+    """As `multiprocessing` and `datasets` do."""
+    assert warehouse.connection
+    with pickle.loads(pickle.dumps(warehouse)) as again:
+        assert again.path == warehouse.path
+        assert rounded(QUESTIONS[0](again)) == rounded(QUESTIONS[0](warehouse))
 
 
 def test_numbers_of_numpy_and_paths_are_taken(warehouse: Warehouse, tmp_path: Path) -> None:

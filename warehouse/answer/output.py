@@ -90,10 +90,11 @@ def _copy_parquet(answer: Answer, path: Path) -> None:
     )
 
 
-def written_path(output: Path) -> Path:
+def written_path(output: Path, suffixes: tuple[str, ...] = ()) -> Path:
     """Return the path that `write` writes to: beside `output`, or `output` itself if it is a pipe or device.
 
-    Raises UsageError for what is no file, and for a file whose directory does not exist.
+    `suffixes` are those of the one format that is written, if there is only one. Raises UsageError for what is no file,
+    for a file whose directory does not exist, and for one with the suffix of another format.
     """
     _require_file(output)
     if output.exists() and not output.is_file():
@@ -102,6 +103,10 @@ def written_path(output: Path) -> Path:
     require_outside(output)
     if not output.parent.is_dir():
         raise UsageError(f"there is no directory {output.parent}.")
+    if suffixes and output.suffix and output.suffix.lower() not in suffixes:
+        raise UsageError(
+            f"{output} would hold {suffixes[0]}, not {output.suffix}. Name a file that ends in {suffixes[0]} with -o."
+        )
     return output.with_name(f".{output.name}.{os.getpid()}")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
@@ -168,7 +169,11 @@ def numeric_parameters(query: Query, names: AbstractSet[str]) -> AbstractSet[str
 
         def plan(literal: str, name: str = name) -> Any:
             sql = _with_literal(query, name, literal)
-            rows = _planner().execute("select json_serialize_plan($sql, optimize := false)", {"sql": sql})
+            rows = (
+                _planner(os.getpid())
+                .cursor()
+                .execute("select json_serialize_plan($sql, optimize := false)", {"sql": sql})
+            )
             return json.loads(rows.fetchall()[0][0])
 
         planned = plan(f"'{_MARK}'")
@@ -181,8 +186,8 @@ def numeric_parameters(query: Query, names: AbstractSet[str]) -> AbstractSet[str
 
 
 @cache
-def _planner() -> duckdb.DuckDBPyConnection:
-    """Return a cached connection that only plans SQL over empty tables."""
+def _planner(_process: int) -> duckdb.DuckDBPyConnection:
+    """Return this process's connection that only plans SQL over empty tables; each thread needs a cursor of it."""
     from moewh.warehouse.answer.catalog import empty_warehouse
 
     connection = empty_warehouse()
