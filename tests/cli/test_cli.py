@@ -24,13 +24,14 @@ from moewh.warehouse import __version__
 from moewh.warehouse.answer import query as queries
 from moewh.warehouse.answer.catalog import describe_views
 from moewh.warehouse.answer.export import export_names
+from moewh.warehouse.answer.output import FORMATS
 from moewh.warehouse.answer.query import Query, find_query, saved_names
 from moewh.warehouse.errors import UsageError
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.opening import open_warehouse
 from moewh.warehouse.views.shipped import canned_names, view_names
 from tests.support.opened import viewed
-from tests.support.synthetic import random_warehouse
+from tests.support.synthetic import empty_warehouse, random_warehouse
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 ODD = """
@@ -253,6 +254,18 @@ def test_parameters_of_sql(sql: str, variables: AbstractSet[str], required: Abst
 
 
 # ------------------------------------------------------------------------------------------ errors
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_shipped_query_without_rows_says_so(form: str, tmp_path: Path) -> None:
+    """On stderr; a user's own SQL does not, nor does an answer with rows."""
+    layout = empty_warehouse(tmp_path / "wh")
+    for words in (["domain_experts"], ["expert_load"], ["-c", "from expert_load"]):
+        for written in (["-o", str(tmp_path / "x")], *([[]] if form != "parquet" else [])):
+            result = moewh(layout, "query", *words, "--format", form, *written)
+            assert (result.exit_code, result.stderr.count("\n")) == (0, 0 if "-c" in words else 1)
+            assert result.stderr.startswith("" if "-c" in words else f"moewh: {words[0]} has no rows")
+    assert moewh(random_warehouse(tmp_path / "full")[0], "query", "expert_load", "--format", "csv").stderr == ""
 
 
 def one_line(result: Result, code: int) -> str:

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cache
@@ -123,6 +123,18 @@ def typed(query: Query, kinds: Mapping[str, str], values: Mapping[str, Value]) -
         else:
             made[name] = _number(value) if name in numbers and isinstance(value, str) else value
     return made
+
+
+def about_no_rows(query: Query, given: Collection[str]) -> str:
+    """Return a line about a shipped query's answer without rows: the thresholds left at their defaults, if any."""
+    name = query.source.removesuffix(".sql")
+    thresholds = re.findall(r"(?m)^(min_\w+) \([^)]*\): default ([\d.]*\d)", query.header)
+    if left := [f"{threshold}={value}" for threshold, value in thresholds if threshold not in given]:
+        return (
+            f"{name} has no rows with the default {' and '.join(left)}. Give less with -p; "
+            f"`moewh query {name} --describe` says more."
+        )
+    return f"{name} has no rows. `moewh query {name} --describe` says what it counts."
 
 
 def id_list(text: str) -> list[int]:
