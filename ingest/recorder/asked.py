@@ -28,6 +28,8 @@ def prompt_paths(prompts: Any) -> tuple[str, ...]:
         return ()
     frames = ("to_records", "to_dicts", "to_pylist", "to_dict")
     is_frame = any(hasattr(prompts, name) for name in frames) and not hasattr(prompts, "to_list")
+    if hasattr(prompts, "read"):
+        raise UsageError("prompts are an open file, whose lines would be the texts. Give its path, or a list of texts.")
     if isinstance(prompts, Mapping | bytes) or is_frame or not isinstance(prompts, Iterable):
         raise UsageError(
             f"prompts are a {type(prompts).__name__}. Give a path, or a list of records: dicts or texts "
@@ -95,13 +97,15 @@ def _is_file(prompt: Any) -> bool:
 def _of_type(name: str, value: Any, hint: Any) -> Any:
     """Return an option's value in its field's type. Raises UsageError for one that is not of it."""
     kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    if value is None and type(None) in kinds:
+    if value is None:
+        if type(None) not in kinds:
+            raise UsageError(f"{name} is None. Give a value, or leave it out.")
         return None
     if name == "hidden_states" and not isinstance(value, str):
         listed = value if isinstance(value, list | tuple | range) else [value]
         return ",".join(str(whole(name, layer)) for layer in listed)
     if get_origin(kinds[0]) is Literal:
-        return value  # its choices are checked with the others
+        return value  # `IngestOptions` checks choices
     if get_origin(kinds[0]) is tuple:
         if not isinstance(value, list | tuple):
             raise UsageError(f"{name} is {value!r}. Give a list of texts.")

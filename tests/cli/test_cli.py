@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
+import moewh as moewh_python
 from moewh.cli.failures import explain
 from moewh.cli.main import COMMANDS, main
 from moewh.warehouse import __version__
@@ -454,6 +455,22 @@ def test_a_file_is_not_written_under_the_suffix_of_another_format(
             said = one_line(moewh(layout, *plain, "-o", str(tmp_path / name)), 2)
             assert re.search(r"ends in \.\w+ with -o|Add --format", said)
             assert not (tmp_path / name).exists()
+
+
+INSIDE = ("warehouse.duckdb", "segments", "runs/run_id=007", "quarantine/x")
+
+
+@pytest.mark.parametrize("inside", INSIDE)
+def test_a_path_among_the_files_of_a_warehouse_is_no_warehouse(inside: str, layout: Layout) -> None:
+    """Nothing is begun there, and readers learn which folder to name."""
+    path = str(layout.root / inside)
+    model = ["--model", "demo", "--run-id", "x"]
+    for words in (["runs"], ["query", "expert_load"], ["ingest", *model, "--prompts", "demo"], ["seal"], ["refresh"]):
+        said = one_line(CliRunner().invoke(main, [*words, "--warehouse", path]), 1 if words[0] in ("runs", "query") else 2)
+        assert f"{path} is among the files of the warehouse {layout.root}. Name " in said
+    with pytest.raises(UsageError, match="is among the files of"):
+        moewh_python.Writer(path, "x", layers=[0], num_experts=2, top_k=1)
+    assert not (layout.root / "quarantine").exists()
 
 
 def test_an_answer_never_replaces_a_file_of_the_warehouse(layout: Layout, tmp_path: Path) -> None:

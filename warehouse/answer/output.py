@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TextIO, cast
 
 from moewh.warehouse.answer import texts
 from moewh.warehouse.errors import UsageError, require_utf8
-from moewh.warehouse.files.layout import OWN_NAMES, SCHEMA_RUN, Layout, sync
+from moewh.warehouse.files.layout import Layout, sync
 from moewh.warehouse.views.sql import sql_string
 
 if TYPE_CHECKING:
@@ -133,11 +133,8 @@ def _resolved(output: Path) -> Path:
 
 def require_outside(output: Path) -> None:
     """Raise UsageError for a path among the files of a warehouse, where nothing else may be written."""
-    for folder in output.parents:
-        if Layout(folder).run(SCHEMA_RUN).is_dir():
-            first = output.relative_to(folder).parts[0]
-            if first in OWN_NAMES:
-                raise UsageError(f"{output} is among the files of the warehouse {folder}. Choose another place.")
+    if (outer := Layout(output).inside_of()) is not None:
+        raise UsageError(f"{output} is among the files of the warehouse {outer}. Choose another place.")
 
 
 @contextlib.contextmanager
