@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from moewh.warehouse.answer.engine import Engine
 from moewh.warehouse.answer.query import Query, find_query, prepare
-from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.errors import MoewhError, UsageError, brief
 from moewh.warehouse.remote.published import readable, writable
 from moewh.warehouse.runs import LIST_SQL
 from moewh.warehouse.trust.published import check_any, plan_any
@@ -88,7 +88,9 @@ class Warehouse:
         A relation whose SQL reads variables has a connection of its own, where they keep their values.
         """
         if not isinstance(sql, str):
-            raise UsageError(f"sql is {sql!r}, which is not text. Give one SQL statement; `query` reads a .sql file.")
+            raise UsageError(
+                f"sql is {brief(sql)}, which is not text. Give one SQL statement; `query` reads a .sql file."
+            )
         return self._ask(Query("sql", sql), parameters)
 
     def query(self, name: str | os.PathLike[str], /, **parameters: Any) -> duckdb.DuckDBPyRelation:
@@ -97,7 +99,7 @@ class Warehouse:
         Raises UsageError for an unknown name or parameter, MoewhError for a run or layer that does not exist.
         """
         if not isinstance(name, str | os.PathLike):
-            raise UsageError(f"the query is {name!r}. Give the name of a view or saved query, or a .sql file.")
+            raise UsageError(f"the query is {brief(name)}. Give the name of a view or saved query, or a .sql file.")
         query = find_query(os.fspath(name))
         if absent := next((name for name, value in parameters.items() if value is None), None):
             raise UsageError(f"{absent} is None. Give a value, or leave it out.")
@@ -131,9 +133,11 @@ class Warehouse:
 
 
 def _plain(value: Any) -> Any:
-    """Return numpy's scalars as numbers and its arrays as lists, within lists too."""
+    """Return numpy's scalars as numbers and its arrays as lists, within lists too; and texts as such, also enums."""
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, str):
+        return str.__str__(value)
     return value.tolist() if hasattr(value, "tolist") else value
 
 

@@ -37,6 +37,13 @@ def lacking(error: BaseException) -> str | None:
     return next((line for parts, line in _LACKING.items() if any(part in text for part in parts)), None)
 
 
+def brief(value: object) -> str:
+    """Return a value as a message shows it: on one line, and not much longer than one."""
+    text = repr(value)
+    text = " ".join(text.split()) if "\n" in text else text
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
 def require_utf8(path: str) -> str:
     """Return a path. Raises UsageError if its name is not UTF-8: DuckDB and safetensors cannot open it."""
     if path.encode(errors="replace").decode() != path:

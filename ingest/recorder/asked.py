@@ -14,7 +14,7 @@ from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from moewh.ingest.options import RECORDS, IngestOptions
-from moewh.warehouse.errors import UsageError
+from moewh.warehouse.errors import UsageError, brief
 
 _OF_FILES = ("revision", "device", "dtype", "trust_remote_code", "allow_pickle", "chat_template")
 """Options that control how files are loaded."""
@@ -64,10 +64,10 @@ def whole(name: str, value: Any, least: int = 0, most: int = 2**63 - 1) -> int:
     except TypeError:
         number = None
     if number is None and least < 0:
-        raise UsageError(f"{name} is {value!r}. Give a whole number.")
+        raise UsageError(f"{name} is {brief(value)}. Give a whole number.")
     if number is None or not least <= number <= most:
         limit = f"at most {most:,}" if number is not None and number > most else f"at least {least:,}"
-        raise UsageError(f"{name} is {value!r}. Give a whole number of {limit}.")
+        raise UsageError(f"{name} is {brief(value)}. Give a whole number of {limit}.")
     return number
 
 
@@ -75,7 +75,7 @@ def text(name: str, value: Any) -> str | None:
     """Return a text, or None. Raises UsageError for anything else, and for what is not Unicode."""
     if value is None or (isinstance(value, str) and value.encode(errors="replace").decode() == value):
         return None if value is None else str(value)
-    raise UsageError(f"{name} is {value!r}, which is not text. Give a string or None.")
+    raise UsageError(f"{name} is {brief(value)}, which is not text. Give a string or None.")
 
 
 def described(series: Any, train_step: Any, train_tokens: Any) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def _of_type(name: str, value: Any, hint: Any) -> Any:
         return value  # `IngestOptions` checks choices
     if get_origin(kinds[0]) is tuple:
         if not isinstance(value, list | tuple):
-            raise UsageError(f"{name} is {value!r}. Give a list of texts.")
+            raise UsageError(f"{name} is {brief(value)}. Give a list of texts.")
         return tuple(text(name, item) for item in value)
     if str in kinds:
         return text(name, os.fspath(value) if isinstance(value, os.PathLike) else value)
@@ -118,12 +118,12 @@ def _of_type(name: str, value: Any, hint: Any) -> Any:
 def _number(name: str, value: Any, kinds: tuple[Any, ...]) -> bool | int | float:
     if bool in kinds:
         if type(value).__name__ not in ("bool", "bool_"):  # numpy has a bool of its own
-            raise UsageError(f"{name} is {value!r}. Give True or False.")
+            raise UsageError(f"{name} is {brief(value)}. Give True or False.")
         return bool(value)
     if int in kinds:
         return whole(name, value, -(2**63))
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise UsageError(f"{name} is {value!r}. Give a number.")
+        raise UsageError(f"{name} is {brief(value)}. Give a number.")
     return float(value)
 
 

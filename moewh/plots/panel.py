@@ -100,7 +100,7 @@ class Panel:
         in the warehouse.
         """
         graph = plotly()
-        chosen = measure or self.measures[0]
+        chosen = self.measures[0] if measure is None else measure
         if chosen not in self.measures:
             raise UsageError(f"there is no measure {chosen!r}. Known: {', '.join(self.measures)}.")
         connection = opened(warehouse).connection

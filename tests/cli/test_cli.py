@@ -466,7 +466,9 @@ def test_a_path_among_the_files_of_a_warehouse_is_no_warehouse(inside: str, layo
     path = str(layout.root / inside)
     model = ["--model", "demo", "--run-id", "x"]
     for words in (["runs"], ["query", "expert_load"], ["ingest", *model, "--prompts", "demo"], ["seal"], ["refresh"]):
-        said = one_line(CliRunner().invoke(main, [*words, "--warehouse", path]), 1 if words[0] in ("runs", "query") else 2)
+        said = one_line(
+            CliRunner().invoke(main, [*words, "--warehouse", path]), 1 if words[0] in ("runs", "query") else 2
+        )
         assert f"{path} is among the files of the warehouse {layout.root}. Name " in said
     with pytest.raises(UsageError, match="is among the files of"):
         moewh_python.Writer(path, "x", layers=[0], num_experts=2, top_k=1)

@@ -171,7 +171,11 @@ def test_no_option_takes_what_it_has_no_meaning_for(name: str, tmp_path: Path) -
     """Python passes what the command line refuses: None, an empty text, and a choice that does not exist."""
     one = next(one for one in fields(IngestOptions) if one.name == name)
     hint = get_type_hints(IngestOptions)[name]
-    given: dict[str, Any] = {"model": "m", "prompts": ("p",), **({"dataset": "d"} if name in ("config", "split") else {})}
+    given: dict[str, Any] = {
+        "model": "m",
+        "prompts": ("p",),
+        **({"dataset": "d"} if name in ("config", "split") else {}),
+    }
     if "str" in str(hint) and "tuple" not in str(hint) and name not in ("model", "tokenizer"):
         with pytest.raises(UsageError, match=r"is empty|is not allowed|Give one ASCII|Use "):
             IngestOptions(**{**given, name: ""})

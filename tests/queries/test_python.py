@@ -8,10 +8,12 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import moewh
@@ -103,6 +105,12 @@ def test_a_used_warehouse_can_be_pickled(warehouse: Warehouse) -> None:
         assert rounded(QUESTIONS[0](again)) == rounded(QUESTIONS[0](warehouse))
 
 
+class Name(str, Enum):  # noqa: UP042 - as users write it
+    """A text that Python prints as `Name.RUN`."""
+
+    RUN = "mixed"
+
+
 def test_numbers_of_numpy_and_paths_are_taken(warehouse: Warehouse, tmp_path: Path) -> None:
     """Also within lists, as indexing an array gives them."""
     plain = warehouse.query("co_routing_where", run="mixed", layer=3, prompt_ids=[0, 2]).fetchall()
@@ -111,6 +119,9 @@ def test_numbers_of_numpy_and_paths_are_taken(warehouse: Warehouse, tmp_path: Pa
     counted = "select count(*) from routes where list_contains($layers, layer)"
     assert warehouse.sql(counted, layers=tuple(np.array([0, 3]))).fetchall() == (
         warehouse.sql(counted, layers=[0, 3]).fetchall()
+    )
+    assert warehouse.query("coverage_curve", run=Name.RUN).fetchall() == (
+        warehouse.query("coverage_curve", run="mixed").fetchall()
     )
     (tmp_path / "mine.sql").write_text("select $layer as asked")
     assert warehouse.query(tmp_path / "mine.sql", layer=3).fetchall() == [(3,)]
@@ -126,6 +137,12 @@ def test_numbers_of_numpy_and_paths_are_taken(warehouse: Warehouse, tmp_path: Pa
         ("query", 3, {}, "the query is 3"),
         ("query", "select 1", {}, "is SQL, not a query's name"),
         ("query", "domain_experts", {"run": None}, "run is None. Give a value, or leave it out."),
+        ("query", "domain_experts", {"run": ["007"]}, "run is ['007']. Give a text."),
+        ("query", "domain_experts", {"run": b"007"}, "run is b'007'. Give a text."),
+        ("query", "domain_experts", {"run": pd.DataFrame({"run_id": ["007"]})}, "run is run_id 0 007. Give a text."),
+        ("query", "co_routing_where", {"prompt_ids": ["0", "1"]}, "['0', '1']. Give a list of whole numbers"),
+        ("query", "co_routing_where", {"prompt_ids": []}, "prompt_ids is []. Give a list of whole numbers"),
+        ("query", "placement_quality", {"placement": {"a": 1}}, "Give the name of a Parquet or JSON file"),
     ],
 )
 def test_arguments_of_other_types_are_refused(

@@ -14,12 +14,13 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from moewh.warehouse.answer.placement import placement_text
 from moewh.warehouse.answer.query import Query, Value
-from moewh.warehouse.errors import UsageError
+from moewh.warehouse.errors import UsageError, brief
 
 if TYPE_CHECKING:
     import duckdb
@@ -49,7 +50,7 @@ KINDS = {
     "text": Kind("VARCHAR"),
     "prompt ids": Kind("VARCHAR", "a list of whole numbers such as 3,17,256", ids=True),
     "token ids": Kind("VARCHAR", "a list of whole numbers such as 3,17,256", ids=True),
-    "placement": Kind("VARCHAR", placement=True),
+    "placement": Kind("VARCHAR", "the name of a Parquet or JSON file", placement=True),
     "layer": Kind("INTEGER", "a whole number", -_INT32, _INT32),
     "expert": Kind("INTEGER", "a whole number", -_INT32, _INT32),
     "count": Kind("INTEGER", f"a whole number from 0 to {_INT32}", 0, _INT32),
@@ -143,6 +144,8 @@ def id_list(text: str) -> list[int]:
 
 
 def _of_kind(name: str, kind: Kind, value: Value) -> Value:
+    if not isinstance(value, str | int | float | Decimal | os.PathLike):
+        raise UsageError(f"{name} is {brief(value)}. Give {kind.wants}.")
     text = str(value)
     if kind.type == "VARCHAR":
         fits = not kind.ids or re.fullmatch(_IDS, text) is not None
