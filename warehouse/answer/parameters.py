@@ -94,7 +94,7 @@ def check_declared(query: Query, names: AbstractSet[str]) -> None:
 
 
 def compared_kinds(query: Query) -> dict[str, str]:
-    """Return the kind of each parameter whose every use is a comparison with one of COLUMNS by `=`.
+    """Return the kind of each parameter whose every use is a comparison with one of COLUMNS by `=` or `in (…)`.
 
     Tests for null are ignored.
     """
@@ -103,6 +103,7 @@ def compared_kinds(query: Query) -> dict[str, str]:
         value = _reference(name)
         for column, kind in COLUMNS.items():
             equal = rf"\b{column}\s*=\s*{value}|{value}\s*=\s*(?:\w+\.)?{column}\b"
+            equal += rf"|\b{column}\s+in\s*\((?:(?:[^()]|\('\w+'\))*,)?\s*{value}\s*(?=[,)])"
             without = re.sub(rf"(?i){value}\s+is\s+(?:not\s+)?null", "", query.code)
             others = re.sub(rf"(?i){equal}", "", without)
             if others != without and not re.search(rf"(?i){value}", others):
