@@ -6,7 +6,6 @@ The functions are thin: `moewh.warehouse` and `moewh.ingest` do the work, and th
 from __future__ import annotations
 
 import os
-import threading
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -42,8 +41,8 @@ class Warehouse:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Open the warehouse at a path, or a published one at a URL. Raises MoewhError if there is none."""
         self._warehouse = readable(path).require()
-        self._connections: dict[tuple[int, int], duckdb.DuckDBPyConnection] = {}
-        """By process and thread; those of the process that this one was forked from are kept, as closing them hangs."""
+        self._connections: dict[int, duckdb.DuckDBPyConnection] = {}
+        """By process; that of a process that this one was forked from is kept, because closing it would hang."""
 
     @property
     def path(self) -> Path | str:
@@ -52,21 +51,16 @@ class Warehouse:
 
     @property
     def connection(self) -> duckdb.DuckDBPyConnection:
-        """This thread's DuckDB connection, with a view for every table and canned view.
-
-        DuckDB's connections serve one thread at a time, and none of a forked process.
-        """
-        own = os.getpid(), threading.get_ident()
-        if own not in self._connections:
-            opened = self._opened()
-            self._connections[own] = opened[0].cursor() if opened else open_warehouse(self._warehouse)
-        return self._connections[own]
+        """The DuckDB connection, with a view for every table and canned view; in a forked process, a new one."""
+        process = os.getpid()
+        if process not in self._connections:
+            self._connections.setdefault(process, open_warehouse(self._warehouse))  # another thread may be first
+        return self._connections[process]
 
     def close(self) -> None:
-        """Close the connections, if there are any; their relations can no longer be read."""
-        for connection in self._opened():
+        """Close the connection, if there is one; its relations can no longer be read."""
+        if (connection := self._connections.pop(os.getpid(), None)) is not None:
             connection.close()
-        self._connections = {own: left for own, left in self._connections.items() if own[0] != os.getpid()}
 
     def __enter__(self) -> Warehouse:
         return self
@@ -85,7 +79,8 @@ class Warehouse:
     def sql(self, sql: str, /, **parameters: Any) -> duckdb.DuckDBPyRelation:
         """Return the result of one SQL statement; `parameters` are bound as $name and readable with getvariable.
 
-        A relation whose SQL reads variables has a connection of its own, where they keep their values.
+        Every relation has a connection of its own: it keeps its parameters, and other queries, also of other threads,
+        do not end what is still being read.
         """
         if not isinstance(sql, str):
             raise UsageError(
@@ -107,7 +102,7 @@ class Warehouse:
 
     def runs(self) -> duckdb.DuckDBPyRelation:
         """Return one row per run, oldest first."""
-        return self.connection.sql(LIST_SQL)
+        return self.connection.cursor().sql(LIST_SQL)
 
     def verify(self) -> list[Fault]:
         """Compare every file with its manifest and return the faults; empty if everything is as committed."""
@@ -115,21 +110,10 @@ class Warehouse:
 
     def _ask(self, query: Query, given: dict[str, Any]) -> duckdb.DuckDBPyRelation:
         parameters = {name: _plain(value) for name, value in given.items()}
-        engine = Engine(lambda asked, values: prepare(self._connection_for(asked), asked, values))
+        engine = Engine(lambda asked, values: prepare(self.connection.cursor(), asked, values))
         answer = engine(query, parameters)
         assert answer is not None  # None only for an unsafe statement
         return answer.relation()
-
-    def _opened(self) -> list[duckdb.DuckDBPyConnection]:
-        """Return the connections of this process, the first one first."""
-        return [connection for (process, _), connection in [*self._connections.items()] if process == os.getpid()]
-
-    def _connection_for(self, query: Query) -> duckdb.DuckDBPyConnection:
-        """Return the connection, or a new one to the same views for a query that reads variables.
-
-        A relation is computed whenever it is read, so the next query must not change its variables.
-        """
-        return self.connection.cursor() if query.variables else self.connection
 
 
 def _plain(value: Any) -> Any:

@@ -64,11 +64,22 @@ def test_closing_closes_every_relation(tmp_path: Path) -> None:
 QUESTIONS: list[Callable[[Warehouse], list[Any]]] = [
     lambda wh: wh.query("co_routing").fetchall(),
     lambda wh: wh.runs().fetchall(),
-    lambda wh: wh.query("expert_top_tokens", layer=3, expert=0, run="mixed", min_tokens=1).fetchall(),
+    lambda wh: wh.query("expert_top_tokens", layer=3, expert=4, min_tokens=1).fetchall(),
     lambda wh: wh.sql("select count(*) from routes where layer = $layer", layer="3").fetchall(),
     lambda wh: wh.sql("select $text, getvariable('n') + 1", text="12", n="1").fetchall(),
 ]
-"""What takes each way to an answer: relations of the shared connection, look-ups, and types that are inferred."""
+"""What takes each way to an answer: views, look-ups, variables, and types that are inferred."""
+
+
+def test_a_relation_is_read_in_batches_while_others_are_asked(warehouse: Warehouse) -> None:
+    """DuckDB ends or refuses a result that is read while its connection runs another query."""
+    wanted = len(warehouse.query("routes").fetchall())
+    read = 0
+    for batch in warehouse.query("routes").to_arrow_reader(100):
+        read += batch.num_rows
+        assert QUESTIONS[read // 100 % len(QUESTIONS)](warehouse)
+        assert moewh.plots.load(warehouse, run="mixed")
+    assert read == wanted > 1_000
 
 
 def test_threads_may_share_a_warehouse(warehouse: Warehouse) -> None:
