@@ -71,6 +71,13 @@ def whole(name: str, value: Any, least: int = 0, most: int = 2**63 - 1) -> int:
     return number
 
 
+def flag(name: str, value: Any) -> bool:
+    """Return True or False. Raises UsageError for anything else, such as a text."""
+    if type(value).__name__ not in ("bool", "bool_"):  # numpy has a bool of its own
+        raise UsageError(f"{name} is {brief(value)}. Give True or False.")
+    return bool(value)
+
+
 def text(name: str, value: Any) -> str | None:
     """Return a text, or None. Raises UsageError for anything else, and for what is not Unicode."""
     if value is None or (isinstance(value, str) and value.encode(errors="replace").decode() == value):
@@ -80,6 +87,8 @@ def text(name: str, value: Any) -> str | None:
 
 def described(series: Any, train_step: Any, train_tokens: Any) -> dict[str, Any]:
     """Return what a user states about a recorded run. Raises UsageError for values of other types."""
+    if series == "":
+        raise UsageError("series is empty. Give a name, or None.")
     numbers = {"train_step": train_step, "train_tokens": train_tokens}
     return {
         "series": text("series", series),
@@ -117,9 +126,7 @@ def _of_type(name: str, value: Any, hint: Any) -> Any:
 
 def _number(name: str, value: Any, kinds: tuple[Any, ...]) -> bool | int | float:
     if bool in kinds:
-        if type(value).__name__ not in ("bool", "bool_"):  # numpy has a bool of its own
-            raise UsageError(f"{name} is {brief(value)}. Give True or False.")
-        return bool(value)
+        return flag(name, value)
     if int in kinds:
         return whole(name, value, -(2**63))
     if isinstance(value, bool) or not isinstance(value, Real):
