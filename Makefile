@@ -56,10 +56,11 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.report
 	$(BIN)/python -m benchmarks.start
 
-# The long fault tests and ten minutes of fuzzing: about forty minutes.
+# The long fault tests, ten minutes of fuzzing, and older releases of DuckDB: about fifty minutes.
 soak: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[soak]'
 	$(BIN)/python -m tools.soak --results benchmarks/results/soak.md
+	$(BIN)/python -m tools.old_shells
 
 # Rewrites the README's outputs and the generated pages.
 docs: $(VENV)/.installed

@@ -39,6 +39,7 @@ from moewh.ingest.model.repository import Repository
 from moewh.ingest.processes import Process
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files import schema
+from moewh.warehouse.files.folders import own_entries
 from moewh.warehouse.files.layout import Layout, commit, sync
 from moewh.warehouse.files.manifest import write_manifest
 from moewh.warehouse.files.tables import parquet_options, read_rows
@@ -196,7 +197,7 @@ def _identity(source: Source, config: Any, commit_hash: str | None) -> dict[str,
         revision = commit_hash or source.checkpoint
         return {"model": source.title, "revision": revision, "weights_sha256": None}
     folder = Path(source.location)
-    if not any(folder.glob("*.safetensors")):
+    if not own_entries(folder, "*.safetensors"):
         raise MoewhError(NO_SAFETENSORS.format(title=source.title))
     identity = {"weights_sha256": weights_fingerprint(folder)}
     if getattr(config, "quantization_config", None) is None:  # loading changes this part of a configuration

@@ -49,6 +49,7 @@ from moewh.ingest.model.tokenizer import TokenizerSource, load_tokenizer
 from moewh.ingest.options import DEMO, IngestOptions
 from moewh.ingest.processes import Process
 from moewh.warehouse.errors import MoewhError, UsageError, lacking, require_utf8
+from moewh.warehouse.files.folders import own_entries
 from moewh.warehouse.files.manifest import file_sha256
 from moewh.warehouse.files.schema import POSITION_BITS
 
@@ -239,7 +240,7 @@ def check_files(title: str, files: Repository, config: Any, options: IngestOptio
     method = quantization_method(config)
     paths = weight_files(files.location, config, files.revision, pickled=options.allow_pickle)
     folder = Path(files.location)
-    if not paths and folder.is_dir() and not any(folder.glob("*.bin*")):
+    if not paths and folder.is_dir() and not own_entries(folder, "*.bin*"):
         raise MoewhError(f"{title} has no safetensors weights beside its {CONFIG_NAME}. Fetch them too.")
     if not paths or (method is not None and dequantizer(config) is None):
         return None
@@ -316,9 +317,9 @@ def weights_fingerprint(folder: Path) -> str:
     large model as for a small one.
     """
     digest = hashlib.sha256()
-    paths = sorted(folder.glob("*.safetensors"))
+    paths = own_entries(folder, "*.safetensors")
     if not paths:
-        for path in sorted(folder.glob("*.bin")):
+        for path in own_entries(folder, "*.bin"):
             digest.update(f"{path.name}\0{file_sha256(path)}\0".encode())
     for path in paths:
         size = path.stat().st_size

@@ -29,6 +29,7 @@ from transformers.utils.peft_utils import (
 
 from moewh.ingest.model.repository import Repository, hub_commit, looks_like_path
 from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.files.folders import own_entries
 from moewh.warehouse.files.manifest import file_sha256
 
 _FAILURES = (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, EOFError)
@@ -181,7 +182,9 @@ def _find_base(files: Repository, title: str, settings: dict[str, Any]) -> Repos
     """Return the model beside a local adapter, else the one that its settings name."""
     folder = Path(files.location)
     if (folder / CONFIG_NAME).is_file() and any(
-        not path.name.startswith("adapter_") for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern)
+        not path.name.startswith("adapter_")
+        for pattern in ("*.safetensors", "*.bin")
+        for path in own_entries(folder, pattern)
     ):
         return files
     named = settings.get("base_model_name_or_path")

@@ -25,6 +25,7 @@ from moewh.ingest.prompts.plain import COMPRESSIONS
 from moewh.ingest.prompts.readers import SUFFIXES, read_prompts
 from moewh.ingest.prompts.tables import read_tables
 from moewh.warehouse.errors import UsageError, require_utf8
+from moewh.warehouse.files.folders import is_left_by_others
 
 _DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 """Files that the `datasets` library stores beside the data."""
@@ -154,7 +155,7 @@ def _as_saved(good: list[Path], states: list[Path]) -> list[Path]:
 
 
 def _is_hidden(parts: tuple[str, ...]) -> bool:
-    return any(part.startswith(".") for part in parts)
+    return any(map(is_left_by_others, parts))
 
 
 def _add_prompt_files(name: str, root: Path, files: list[Path], options: IngestOptions, found: Found) -> None:

@@ -299,8 +299,19 @@ def _refuse_assisting(*_: Any, **__: Any) -> Any:
     )
 
 
-_REFUSED = {"get_compiled_call": _refuse_compiling, "_get_candidate_generator": _refuse_assisting}
-"""Methods that `generate` calls on the model for what cannot be recorded, and what is called instead."""
+def _refuse_copying(*_: Any, **__: Any) -> Any:
+    raise MoewhError(
+        "the model's passes are being recorded, and a copy of it would hold the recording's hooks. Copy or pickle it "
+        "before or after the block; save_pretrained and state_dict work within it."
+    )
+
+
+_REFUSED = {
+    "get_compiled_call": _refuse_compiling,
+    "_get_candidate_generator": _refuse_assisting,
+    **dict.fromkeys(("__deepcopy__", "__reduce_ex__"), _refuse_copying),
+}
+"""Methods of the model that `generate`, copy and pickle call for what is refused, and what is called instead."""
 
 
 def _refuse_reordering(*_: Any, **__: Any) -> Any:

@@ -141,6 +141,7 @@ class Recorder:
         record = describe_run(loaded, identity, facts, Plan(0, "", ()))
         open_ended = dict.fromkeys(("prompts_sha256", "segments_planned", "tokens_key", "max_length"))
         vocabulary = vocabulary_texts(loaded.tokenizer, loaded.vocabulary_rows)
+        self._entries = len(vocabulary)
         return replace(record, run={**record.run, **open_ended, "origin": "recorded"}, vocabulary=vocabulary)
 
     def _identify(self, loaded: LoadedModel) -> Identity:
@@ -187,6 +188,11 @@ class Recorder:
     def _part(self, made: Pass) -> Part:
         routing = made.routing.wait()  # the ids were copied before the routing
         ids_BS = made.ids_BS.numpy().astype(np.int32)
+        if ids_BS.max(initial=-1) >= self._entries:
+            raise MoewhError(
+                f"token id {ids_BS.max()} is outside the vocabulary of the recording ({self._entries:,} entries). "
+                "Resize the embeddings or add tokens before the block."
+            )
         if made.mask_BS is not None:
             if bool(((made.mask_BS != 0) & (made.mask_BS != 1)).any()):
                 raise MoewhError(

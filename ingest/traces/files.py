@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.files.folders import own_entries
 
 _PACKED = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd", "bzip2": b"BZh", "xz": b"\xfd7zXZ\0"}
 """First bytes of compressed files, by the program that writes them."""
@@ -42,7 +43,7 @@ def trace_paths(names: Sequence[str]) -> list[Path]:
 
 def _inside(folder: Path) -> list[Path]:
     """Return the files of a folder. Raises UsageError for one that holds folders, which would be left out."""
-    entries = sorted(entry for entry in folder.iterdir() if entry.name[0] != ".")
+    entries = own_entries(folder)
     if inner := next((entry for entry in entries if entry.is_dir()), None):
         raise UsageError(f"{folder} holds the folder {inner.name}. Name each folder of the trace.")
     return [entry for entry in entries if entry.is_file()]

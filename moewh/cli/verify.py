@@ -38,7 +38,7 @@ class Reported:
 
 
 @click.command(short_help="Compare every file with what was committed; exit with 1 if any is bad.")
-@click.option("--repair", is_flag=True, help="Move bad folders to quarantine/, so that ingest can rewrite them.")
+@click.option("--repair", is_flag=True, help="Move what is bad to quarantine/, so that ingest can rewrite it.")
 @click.option("--rollups", is_flag=True, help="Also recount every rollup from the rows (slower).")
 @click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Files to read at once.  [default: one per core]")
 @click.option(
@@ -50,6 +50,7 @@ def verify(*, warehouse: Readable, repair: bool, rollups: bool, jobs: int | None
 
     In a published warehouse, every file is compared with published.json: presence, size and sha256.
     Each bad file is listed with the reason. The exit code is 1 if anything was bad, even if --repair moved it.
+    Hidden files, which file managers and network disks leave, are no faults.
     Leftovers of dead processes in .staging/ are removed.
     """
     from moewh.warehouse.trust import repair as repairing
@@ -73,7 +74,7 @@ def verify(*, warehouse: Readable, repair: bool, rollups: bool, jobs: int | None
     if form == "json":
         click.echo(_json(planned, seconds, reported))
     else:
-        click.echo(_text(planned, seconds, reported, repair=repair))
+        click.echo(_text(planned, seconds, reported, to_repair=isinstance(warehouse, Layout) and not repair))
     if faults:
         raise SystemExit(1)
 
@@ -103,16 +104,17 @@ def _json(planned: Plan | PublishedPlan, seconds: float, reported: list[Reported
     )
 
 
-def _text(planned: Plan | PublishedPlan, seconds: float, reported: list[Reported], *, repair: bool) -> str:
-    """Return a line per fault, then what was moved, how to restore it, and a summary."""
+def _text(planned: Plan | PublishedPlan, seconds: float, reported: list[Reported], *, to_repair: bool) -> str:
+    """Return a line per fault, then what was moved, how to restore it, and a summary; `to_repair`: if it can be."""
     lines = [escaped(f"{fault.path}: {fault.why}") for fault in reported]
     folders = {fault.quarantined for fault in reported if fault.quarantined}
     lines += [f"moved to {folder}" for folder in sorted(folders)]
     commands = {fault.restore for fault in reported if fault.restore}
-    if commands and not repair:
-        lines.append("`moewh verify --repair` moves bad folders to quarantine/; then this writes them again:")
+    if reported and to_repair:
+        rewritten = "; then this writes it again:" if commands else "."
+        lines.append(f"`moewh verify --repair` moves what is bad to quarantine/{rewritten}")
     elif commands:
-        lines.append("this writes them again:")
+        lines.append("this writes it again:")
     lines += [f"  {command}" for command in sorted(commands)]
     size = planned.bytes / 1e9
     found = f"{len(reported):,} fault{'s'[: len(reported) != 1]}" if reported else "all as committed"

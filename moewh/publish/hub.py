@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 _FILES = 100
 """Most files per commit."""
-_OF_THE_HUB = ".gitattributes"
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class HubTarget:
     def missing(self, pieces: list[Piece]) -> list[Piece]:
         """Return the pieces that are not there with the same content, by the hashes that the Hub lists."""
         there = self._there()
-        require_ours({path.split("/")[0] for path in there} - {_OF_THE_HUB}, self.place.root)
+        require_ours({path.split("/")[0] for path in there}, self.place.root)
         found = []
         for piece in pieces:
             files = {

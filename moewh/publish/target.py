@@ -16,6 +16,7 @@ from typing import Protocol
 
 from moewh.publish.pieces import Piece
 from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.files.folders import is_left_by_others, own_entries
 from moewh.warehouse.files.layout import PUBLISHED_NAMES, Layout, commit, make_folder, sync
 from moewh.warehouse.files.manifest import MANIFEST
 from moewh.warehouse.remote.place import Folder, Place, Remote, reason
@@ -50,8 +51,9 @@ class Target(Protocol):
 
 def require_ours(names: Iterable[str], root: str) -> None:
     """Raise UsageError for a place with files that no published warehouse has."""
-    if others := sorted(set(names) - PUBLISHED_NAMES - {CARD}):
-        raise UsageError(f"{root} holds {others[0]}, so it is not a published warehouse. Publish to another place.")
+    others = {name for name in names if not is_left_by_others(name)} - PUBLISHED_NAMES - {CARD}
+    if others:
+        raise UsageError(f"{root} holds {min(others)}, so it is not a published warehouse. Publish to another place.")
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class FolderTarget:
         here = self.root / piece.path
         if not here.is_dir():
             return False
-        sizes = {path.name: path.stat().st_size for path in here.iterdir()}
+        sizes = {path.name: path.stat().st_size for path in own_entries(here)}
         wanted = {name: listed.bytes for name, listed in piece.files.items()}
         return sizes == wanted and (here / MANIFEST).read_bytes() == (piece.folder / MANIFEST).read_bytes()
 

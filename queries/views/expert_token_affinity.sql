@@ -20,17 +20,7 @@ with merged_runs as (
     having min(kind) = max(kind)
 ),
 pair_tokens as (
-    select
-        affinity_counts.run_id as run_id,
-        affinity_counts.layer as layer,
-        affinity_counts.expert as expert,
-        affinity_counts.vocab_id as vocab_id,
-        affinity_counts.tokens as tokens
-    from affinity_counts
-    where affinity_counts.kind <> 'special'
-        and affinity_counts.segment is null
-        and affinity_counts.run_id in (select merged_runs.run_id from merged_runs)
-    union all
+    -- this branch first: with the other one first, DuckDB 1.1 to 1.3 never ends if all rows are selected
     select
         affinity_counts.run_id as run_id,
         affinity_counts.layer as layer,
@@ -45,6 +35,17 @@ pair_tokens as (
         affinity_counts.layer,
         affinity_counts.expert,
         affinity_counts.vocab_id
+    union all
+    select
+        affinity_counts.run_id as run_id,
+        affinity_counts.layer as layer,
+        affinity_counts.expert as expert,
+        affinity_counts.vocab_id as vocab_id,
+        affinity_counts.tokens as tokens
+    from affinity_counts
+    where affinity_counts.kind <> 'special'
+        and affinity_counts.segment is null
+        and affinity_counts.run_id in (select merged_runs.run_id from merged_runs)
 ),
 entry_tokens as (
     select

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import gc
+import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 import moewh
 from moewh.ingest.record import Identity
@@ -37,7 +40,7 @@ def ids_of(text: str) -> list[int]:
 
 @functools.cache
 def model_of(name: str) -> Any:
-    """One of the families that the issue names; tests leave it as it is."""
+    """A small model of a family; tests leave it as it is."""
     return build(next(family for family in FAMILIES if family.name == name))
 
 
@@ -400,8 +403,6 @@ def _cut_cache(model: Any) -> None:
 
 
 def _copied_cache(model: Any) -> None:
-    import copy
-
     cache = copy.deepcopy(model(input_ids=torch.tensor([[1, 2, 3]])).past_key_values)
     model(input_ids=torch.tensor([[4]]), past_key_values=cache)
 
@@ -427,6 +428,23 @@ def _ingest_within(model: Any) -> None:
     moewh.ingest(model, TEXTS, "never", tokenizer=byte_tokenizer())
 
 
+def _resized(model: Any) -> None:
+    model.resize_token_embeddings(model.config.vocab_size + 8, mean_resizing=False)
+    model(input_ids=torch.tensor([[1, model.config.vocab_size - 1]]))
+
+
+def _copied(model: Any) -> None:
+    copy.deepcopy(model)
+
+
+def _averaged(model: Any) -> None:
+    AveragedModel(model)
+
+
+def _pickled(model: Any) -> None:
+    torch.save(model, io.BytesIO())
+
+
 def _nothing(model: Any) -> None:
     del model
 
@@ -450,16 +468,20 @@ def _nothing(model: Any) -> None:
         (_assisted, "assisted decoding"),
         (_assisted_with_every_guess_right, "assisted decoding"),
         (_ingest_within, r"passes are being recorded \(moewh.record\)"),
+        (_resized, r"token id \d+ is outside the vocabulary of the recording \(\d+ entries\)"),
+        (_copied, "Copy or pickle it before or after the block"),
+        (_averaged, "Copy or pickle it before or after the block"),
+        (_pickled, "Copy or pickle it before or after the block"),
         (_nothing, "no forward pass of the model was seen"),
     ],
 )
 def test_what_cannot_be_distinguished_is_refused(use: Callable[[Any], None], message: str, tmp_path: Path) -> None:
-    model = model_of("olmoe")
+    model = copy.deepcopy(model_of("olmoe"))
     with pytest.raises(MoewhError, match=message) as refused, torch.no_grad(), record(model, tmp_path, "run"):
         use(model)
     assert "\n" not in str(refused.value)
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
-    assert not {"get_compiled_call", "_get_candidate_generator"} & vars(model).keys()
+    assert not {"get_compiled_call", "_get_candidate_generator", "__deepcopy__"} & vars(model).keys()
     assert set(moewh.open(tmp_path).sql("select status from runs").fetchall()) <= {("running",)}
 
 

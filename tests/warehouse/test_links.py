@@ -6,6 +6,7 @@ cannot reach.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -26,7 +27,7 @@ from moewh.warehouse.answer.jail import Limits
 from moewh.warehouse.answer.query import Query
 from moewh.warehouse.answer.shell import find_duckdb
 from moewh.warehouse.errors import MoewhError
-from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.files.layout import SCHEMA_RUN, Layout
 from moewh.warehouse.views.shipped import canned_names
 from tests.support.damage import faults_of, fresh_copy, sound_warehouse
 from tests.support.kept_file import publish_for_reading
@@ -354,3 +355,38 @@ def test_repair_across_disks_moves_nothing(sound: Layout, tmp_path: Path) -> Non
         assert (result.exit_code, "is on a different disk from" in result.stderr) == (1, True), result.output
         assert layout.segment("two", 0).is_dir()
         assert not (layout.root / "quarantine").exists()
+
+
+@pytest.mark.parametrize("code", ["EPERM", "ENOTSUP"])
+@pytest.mark.parametrize("command", ["ingest", "refresh"])
+def test_a_disk_without_symbolic_links(
+    command: str, code: str, sound: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be written there is refused, and what was copied there, without its links, stays."""
+    layout = Layout(tmp_path / "wh")
+    if command == "refresh":
+        shutil.copytree(sound.root, layout.root, symlinks=True)
+        for run in ("one", "two"):
+            (layout.unsealed(run) / "segments").unlink()
+    before = set(layout.root.rglob("*"))
+
+    def refuse(*_: Any) -> None:
+        raise OSError(getattr(errno, code), "Operation not permitted")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    result = moewh(layout, *(INGEST if command == "ingest" else [command]))
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (
+        1,
+        f"moewh: the disk of {layout.root} has no symbolic links, which a warehouse needs. Choose a directory on "
+        "another disk with --warehouse.",
+    )
+    assert before <= set(layout.root.rglob("*"))
+
+
+def test_refresh_leaves_the_zero_row_files(sound: Layout, tmp_path: Path) -> None:
+    """They are files and not links, so that a copy without links answers for its sealed runs."""
+    layout = Layout(tmp_path / "wh")
+    shutil.copytree(sound.root, layout.root, symlinks=True)
+    assert moewh(layout, "refresh").exit_code == 0
+    assert not (layout.unsealed(SCHEMA_RUN) / "segments").is_symlink()
+    assert (layout.unsealed("one") / "segments").is_symlink()

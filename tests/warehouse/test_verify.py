@@ -377,6 +377,35 @@ def test_repair_moves_only_what_is_bad(layout: Layout) -> None:
     assert sorted(names) == ["segment=1", "segment=1.2"]
 
 
+FOLDERS = ["runs/run_id=one", "segments/run_id=one/segment=0", "sealed/run_id=one", "geometry/run_id=one"]
+
+
+@pytest.fixture
+def sealed(layout: Layout) -> Layout:
+    """The warehouse with one run sealed, as `FOLDERS` has it."""
+    assert moewh(layout, "seal", "one").exit_code == 0
+    return layout
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "folder/file", "layers (1).parquet", "vocabulary2.parquet"])
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_stray_in_a_sound_folder_is_moved_alone(folder: str, name: str, sealed: Layout) -> None:
+    path = sealed.root / folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    stray = f"{folder}/{Path(name).parts[0]}"
+    found = moewh(sealed, "verify").stdout
+    assert (
+        f"{stray}: is not a file of this folder\n`moewh verify --repair` moves what is bad to quarantine/.\n" in found
+    )
+    assert moewh(sealed, "verify", "--repair").exit_code == 1
+    assert (sealed.root / "quarantine" / stray).exists()
+    result = moewh(sealed, "verify")
+    assert result.exit_code == 0, result.stdout
+    assert sealed.sealed("one").is_dir()
+    assert sealed.segment("one", 0).is_dir()
+
+
 @pytest.mark.parametrize("before", ["open", "flock"])
 def test_a_sweep_between_the_making_of_a_folder_and_its_lock_does_no_harm(
     before: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

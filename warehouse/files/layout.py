@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files import schema
+from moewh.warehouse.files.folders import own_entries
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -107,6 +108,8 @@ PUBLISHED_NAMES = frozenset({*(pattern.partition("/")[0] for pattern in FOLDERS.
 """The top-level names of a published warehouse, except its card."""
 OWN_NAMES = PUBLISHED_NAMES | {UNSEALED.partition("/")[0], QUARANTINE}
 """The top-level names of everything that moewh itself keeps in a warehouse."""
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+"""What file systems without symbolic links answer, such as exFAT and some network disks."""
 _IN_FLIGHT = ".part"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -187,7 +190,7 @@ class Layout:
 
     def may_be_warehouse(self) -> bool:
         """Return whether this folder is empty or holds a warehouse, even a damaged one."""
-        names = {path.name for path in self.root.iterdir()}
+        names = {path.name for path in own_entries(self.root)}
         return not names or bool(names & {"runs", "segments"})
 
     def require(self) -> Layout:
@@ -231,15 +234,27 @@ class Layout:
         """Make a run's segments readable through `unsealed/`, unless they already are.
 
         A copy of a warehouse may hold the linked files instead of the link: such a folder is replaced by a link.
+        Raises MoewhError if the disk cannot be written or has no symbolic links.
         """
         if (self.unsealed(run_id) / UNSEALED_LINK).is_symlink():
             return
-        self.unlink_unsealed(run_id)
-        make_folder(self.segments(run_id))
-        with self.staged(f"unsealed.{run_id}") as folder:
+        with self.writing(), self.staged(f"unsealed.{run_id}") as folder:
             add_mark(folder)
-            (folder / UNSEALED_LINK).symlink_to(Path("..", "..", "segments", self.segments(run_id).name))
+            self._link(folder / UNSEALED_LINK, Path("..", "..", "segments", self.segments(run_id).name))
+            self.unlink_unsealed(run_id)
+            make_folder(self.segments(run_id))
             commit(folder, self.unsealed(run_id))
+
+    def _link(self, link: Path, target: Path) -> None:
+        try:
+            link.symlink_to(target)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            raise MoewhError(
+                f"the disk of {self.root} has no symbolic links, which a warehouse needs. Choose a directory on "
+                "another disk with --warehouse."
+            ) from error
 
     def has_unsealed_zero_rows(self) -> bool:
         """Return whether `unsealed/` has its zero-row files, identical to those among the segments."""
@@ -301,7 +316,7 @@ class Layout:
                 raise MoewhError(
                     f"{link} is a link to {target}, which is not a folder. Mount that disk, or remove the link."
                 )
-            if any(target.iterdir()) and not any(target.glob(needed)):
+            if own_entries(target) and not any(target.glob(needed)):
                 raise MoewhError(f"{link} is a link to {target}, which has no {needed}. Remove the link.")
             found.append(target)
         return found
@@ -316,8 +331,10 @@ class Layout:
 
     def require_links(self) -> None:
         """Raise MoewhError for a copy of the warehouse that holds a run's segments where there must be a link."""
-        for run in _scan(self.unsealed(SCHEMA_RUN).parent):
-            if run.name != self.unsealed(SCHEMA_RUN).name and not (Path(run.path) / UNSEALED_LINK).is_symlink():
+        zero_rows = self.unsealed(SCHEMA_RUN)
+        for run in _scan(zero_rows.parent):
+            linked = run.name == zero_rows.name or (Path(run.path) / UNSEALED_LINK).is_symlink()
+            if not linked and run.name.startswith(RUN_FOLDER):
                 raise MoewhError(
                     f"{run.path} does not link to the run's segments; the warehouse was copied by following links. "
                     "Run `moewh refresh`."

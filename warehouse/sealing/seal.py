@@ -83,7 +83,7 @@ def require_linked(layout: Layout) -> None:
     """Link every run that is not sealed in `unsealed/` again, for instance after a copy that lost links."""
     for run in sorted((layout.root / "runs").glob(f"{RUN_FOLDER}*")):
         run_id = run.name.removeprefix(RUN_FOLDER)
-        if run_id == SCHEMA_RUN or not layout.sealed(run_id).is_dir():
+        if run_id != SCHEMA_RUN and not layout.sealed(run_id).is_dir():
             layout.link_unsealed(run_id)
 
 

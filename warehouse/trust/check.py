@@ -15,6 +15,7 @@ from moewh.warehouse.answer.engine import Ask
 from moewh.warehouse.answer.query import Query, Value
 from moewh.warehouse.answer.texts import text_and_json_rows
 from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.files.folders import own_entries
 from moewh.warehouse.remote.published import Readable
 from moewh.warehouse.trust.reports import Fault
 from moewh.warehouse.views.shipped import QUERIES
@@ -51,7 +52,7 @@ def find_checks(paths: tuple[Path, ...], *, shipped: bool = False) -> list[Query
     """Return the checks in files and folders. Raises UsageError for a folder without any."""
     checks = []
     for path in paths:
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() == ".sql") if path.is_dir() else [path]
+        files = [file for file in own_entries(path) if file.suffix.lower() == ".sql"] if path.is_dir() else [path]
         if not files:
             raise UsageError(f"{path} holds no .sql files.")
         checks += [queries.read_file(file, shipped=shipped) for file in files]

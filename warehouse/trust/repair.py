@@ -1,4 +1,4 @@
-"""Repair: bad folders are moved to `quarantine/`, and the command that writes them again is reported.
+"""Repair: what is bad is moved to `quarantine/`, and the command that writes it again is reported.
 
 Nothing is deleted. The zero-row files, which depend on no data, are rewritten at once.
 """
@@ -23,7 +23,7 @@ OptionWords = Callable[[dict[str, Any]], list[str]]
 
 
 def quarantine(layout: Layout, folders: Iterable[Path]) -> dict[Path, Path]:
-    """Move bad folders to where no view reads them, each by one rename; return the new path of each.
+    """Move bad folders, and strays, to where no view reads them, each by one rename; return the new path of each.
 
     A run that loses a segment is unsealed first; one that loses its sealed counts is sealed again from its segments.
     `warehouse.duckdb` is rewritten. Raises MoewhError if the disk cannot be written.
@@ -54,16 +54,16 @@ def quarantine(layout: Layout, folders: Iterable[Path]) -> dict[Path, Path]:
 
 def _expose_segments(layout: Layout, run_id: str, folder: Path) -> None:
     """Let views read a run's segments one by one before one of them, or its sealed counts, is moved away."""
-    if folder.is_relative_to(layout.segments(run_id)):
+    if layout.segments(run_id) in (folder, folder.parent):
         unseal(layout, run_id)
     elif folder == layout.sealed(run_id):
         layout.link_unsealed(run_id)
 
 
 def remedy(layout: Layout, folder: Path, option_words: OptionWords) -> str | None:
-    """Return the command that writes a bad folder again; None for a folder that belongs to no run."""
+    """Return the command that writes a bad folder again; None for one of no run, and for a stray."""
     run_id = run_of(layout, folder)
-    if run_id is None:
+    if run_id is None or _is_stray(layout, run_id, folder):
         return None
     if folder == layout.unsealed(run_id):
         return f"moewh refresh --warehouse {shlex.quote(str(layout.root))}"
@@ -71,6 +71,12 @@ def remedy(layout: Layout, folder: Path, option_words: OptionWords) -> str | Non
         return f"moewh seal {run_id} --warehouse {shlex.quote(str(layout.root))}"
     measured = folder.is_relative_to(layout.geometry(run_id))
     return geometry_command(layout, run_id) if measured else restore_command(layout, run_id, option_words)
+
+
+def _is_stray(layout: Layout, run_id: str, path: Path) -> bool:
+    """Return whether a path lies in a committed folder of a run, which is sound without it."""
+    committed = (layout.run(run_id), layout.sealed(run_id), layout.geometry(run_id))
+    return path.parent in committed or path.parent.parent == layout.segments(run_id)
 
 
 def geometry_command(layout: Layout, run_id: str) -> str:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from moewh.warehouse.cpus import usable_cpus
 from moewh.warehouse.errors import UsageError
 from moewh.warehouse.files import schema
+from moewh.warehouse.files.folders import own_entries
 from moewh.warehouse.files.layout import (
     FOLDERS,
     MARK,
@@ -191,7 +192,7 @@ def _list_level(layout: Layout, level: schema.Level, found: Plan) -> None:
     top = layout.root / FOLDERS[level].partition("/")[0]
     if lost := _lost_link(top):
         found.faults.append(Fault(top, "", lost))
-    for run in _entries(top):
+    for run in own_entries(top):
         run_id = run.name.removeprefix(RUN_FOLDER)
         if not run.is_dir() or run.name == run_id or not _is_legal(run_id):
             found.faults.append(Fault(run, "", _lost_link(run) or "is not the folder of a run"))
@@ -205,7 +206,7 @@ def _list_unsealed(layout: Layout, found: Plan) -> None:
     """Find runs whose counts no view reads, and entries of `unsealed/` that do not link to a run's segments."""
     top = layout.root / UNSEALED.partition("/")[0]
     linked = set()
-    for run in _entries(top):
+    for run in own_entries(top):
         run_id = run.name.removeprefix(RUN_FOLDER)
         link = run / UNSEALED_LINK
         is_linked = link.is_symlink() or (run_id == SCHEMA_RUN and layout.has_unsealed_zero_rows())
@@ -220,7 +221,7 @@ def _list_unsealed(layout: Layout, found: Plan) -> None:
 
 
 def _list_segments(run: Path, run_id: str, found: Plan) -> None:
-    for path in _entries(run):
+    for path in own_entries(run):
         number = path.name.removeprefix(SEGMENT_FOLDER)
         if path.is_dir() and number.isascii() and number.isdigit() and path.name == f"{SEGMENT_FOLDER}{int(number)}":
             found.folders.append(Folder(path, "segment", run_id, int(number)))
@@ -231,10 +232,6 @@ def _list_segments(run: Path, run_id: str, found: Plan) -> None:
 def _lost_link(path: Path) -> str | None:
     """Return the fault of a link whose target is not a folder; None for anything else."""
     return f"is a link to {path.resolve()}, which is not a folder" if path.is_symlink() and not path.is_dir() else None
-
-
-def _entries(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 def _is_legal(run_id: str) -> bool:
@@ -268,8 +265,10 @@ def _take_manifest(folder: Folder, faults: list[Fault]) -> None:
     }
     faults += [Fault(folder.path, name, "is missing") for name in sorted((listed.keys() | needed) - there)]
     known = {MANIFEST} | marks | (listed.keys() & tables.keys())
-    unknown = {path.name for path in folder.path.iterdir()} - known
-    faults += [Fault(folder.path, name, "is not a file of this folder") for name in sorted(unknown)]
+    for path in own_entries(folder.path):
+        if path.name not in known:  # one that the manifest lists is the folder's fault
+            folder_of_fault, name = (folder.path, path.name) if path.name in listed else (path, "")
+            faults.append(Fault(folder_of_fault, name, "is not a file of this folder"))
     folder.files = {name: entry for name, entry in listed.items() if name in there & tables.keys()}
 
 
