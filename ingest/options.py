@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from moewh.warehouse.errors import UsageError
 from moewh.warehouse.files.layout import check_run_id, run_id_characters
@@ -29,6 +29,8 @@ RECORDS = "records"
 """The name of in-memory records, as a prompts file and as their source."""
 DEMO = "demo"
 """The name of the embedded model and of the embedded prompts."""
+_NAMES = ("model", "tokenizer")
+"""Fields that are checked where they are loaded."""
 _OPTION = "option"
 """Key of an `Option` in its field's metadata."""
 
@@ -363,9 +365,14 @@ class IngestOptions:
             raise UsageError("--config and --split choose from a --dataset. Name one.")
         if self.delimiter is not None and (len(self.delimiter.encode()) != 1 or self.delimiter in '"\r\n'):
             raise UsageError(f"--delimiter is {self.delimiter!r}. Give one ASCII character, such as ';' or a tab.")
+        hints = get_type_hints(type(self))
         for one in fields(self):
-            _check_number(option_of(one), getattr(self, one.name))
-            _check_choice(option_of(one), getattr(self, one.name))
+            value = getattr(self, one.name)
+            _check_number(option_of(one), value)
+            if value is not None and (choices := choices_of(hints[one.name], option_of(one))) and value not in choices:
+                raise UsageError(f"{option_of(one).flag} is {value!r}. Use {', '.join(choices)}.")
+            if value == "" and one.name not in _NAMES:
+                raise UsageError(f"{option_of(one).flag} is empty. Is a variable unset? Give a value, or leave it out.")
         if self.generate and self.on_overflow == "chunk":
             raise UsageError("--generate needs a prompt in one piece. Choose another --on-overflow than chunk.")
 
@@ -389,10 +396,9 @@ def _check_number(declared: Option, value: float | None) -> None:
     raise UsageError(f"{declared.flag} is {value}. Give a {number} number of at least {declared.least}.")
 
 
-def _check_choice(declared: Option, value: Any) -> None:
-    """Raise UsageError for a value that is not one of the option's choices."""
-    if declared.choices and value is not None and value not in declared.choices:
-        raise UsageError(f"{declared.flag} is {value}. Use {', '.join(declared.choices)}.")
+def choices_of(hint: Any, declared: Option) -> tuple[str, ...]:
+    """Return the values that an option of a type allows; empty for no restriction."""
+    return get_args(hint) if get_origin(hint) is Literal else declared.choices
 
 
 def shaping_options(options: IngestOptions, resolved: Mapping[str, Any]) -> dict[str, Any]:

@@ -178,8 +178,9 @@ class RoutingBuffer:
                 weights_TK = None if part.weights_TK is None else np.full(shape, np.nan, np.float32)
                 self._layers[layer] = LayerRouting(np.full(shape, NO_ROUTE, np.int32), weights_TK, part.ordered)
             whole = self._layers[layer]
+            assert (whole.weights_TK is None) == (part.weights_TK is None), "weights of some tokens only would be lost"
             whole.expert_ids_TK[rows_T] = part.expert_ids_TK
-            if whole.weights_TK is not None and part.weights_TK is not None:
+            if whole.weights_TK is not None and part.weights_TK is not None:  # both or neither
                 whole.weights_TK[rows_T] = part.weights_TK
                 invalid_TK = (part.expert_ids_TK != NO_ROUTE) & ~np.isfinite(part.weights_TK)
                 if invalid_TK.any():

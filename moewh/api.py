@@ -8,14 +8,13 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from moewh.warehouse.answer.engine import Engine
 from moewh.warehouse.answer.query import Query, find_query, prepare
-from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.errors import MoewhError, UsageError, brief
 from moewh.warehouse.remote.published import readable, writable
 from moewh.warehouse.runs import LIST_SQL
 from moewh.warehouse.trust.published import check_any, plan_any
@@ -34,27 +33,34 @@ _ingested_in: set[int] = set()
 
 
 class Warehouse:
-    """A warehouse, read through an in-memory DuckDB that has all its views."""
+    """A warehouse, read through an in-memory DuckDB that has all its views.
+
+    Threads may share it. A forked process opens it again, and a pickled one is opened again where it is loaded.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Open the warehouse at a path, or a published one at a URL. Raises MoewhError if there is none."""
         self._warehouse = readable(path).require()
+        self._connections: dict[int, duckdb.DuckDBPyConnection] = {}
+        """By process; that of a process that this one was forked from is kept, because closing it would hang."""
 
     @property
     def path(self) -> Path | str:
         """The warehouse's directory; for a published one, its path or URL as text."""
         return self._warehouse.root
 
-    @cached_property
+    @property
     def connection(self) -> duckdb.DuckDBPyConnection:
-        """The DuckDB connection, with a view for every table and canned view."""
-        return open_warehouse(self._warehouse)
+        """The DuckDB connection, with a view for every table and canned view; in a forked process, a new one."""
+        process = os.getpid()
+        if process not in self._connections:
+            self._connections.setdefault(process, open_warehouse(self._warehouse))  # another thread may be first
+        return self._connections[process]
 
     def close(self) -> None:
         """Close the connection, if there is one; its relations can no longer be read."""
-        if "connection" in vars(self):
-            self.connection.close()
-            del self.connection
+        if (connection := self._connections.pop(os.getpid(), None)) is not None:
+            connection.close()
 
     def __enter__(self) -> Warehouse:
         return self
@@ -64,16 +70,22 @@ class Warehouse:
     ) -> None:
         self.close()
 
+    def __reduce__(self) -> tuple[type[Warehouse], tuple[Path | str]]:
+        return type(self), (self.path,)
+
     def __repr__(self) -> str:
         return f"Warehouse({str(self.path)!r})"
 
     def sql(self, sql: str, /, **parameters: Any) -> duckdb.DuckDBPyRelation:
         """Return the result of one SQL statement; `parameters` are bound as $name and readable with getvariable.
 
-        A relation whose SQL reads variables has a connection of its own, where they keep their values.
+        Every relation has a connection of its own: it keeps its parameters, and other queries, also of other threads,
+        do not end what is still being read.
         """
         if not isinstance(sql, str):
-            raise UsageError(f"sql is {sql!r}, which is not text. Give one SQL statement; `query` reads a .sql file.")
+            raise UsageError(
+                f"sql is {brief(sql)}, which is not text. Give one SQL statement; `query` reads a .sql file."
+            )
         return self._ask(Query("sql", sql), parameters)
 
     def query(self, name: str | os.PathLike[str], /, **parameters: Any) -> duckdb.DuckDBPyRelation:
@@ -82,7 +94,7 @@ class Warehouse:
         Raises UsageError for an unknown name or parameter, MoewhError for a run or layer that does not exist.
         """
         if not isinstance(name, str | os.PathLike):
-            raise UsageError(f"the query is {name!r}. Give the name of a view or saved query, or a .sql file.")
+            raise UsageError(f"the query is {brief(name)}. Give the name of a view or saved query, or a .sql file.")
         query = find_query(os.fspath(name))
         if absent := next((name for name, value in parameters.items() if value is None), None):
             raise UsageError(f"{absent} is None. Give a value, or leave it out.")
@@ -90,7 +102,7 @@ class Warehouse:
 
     def runs(self) -> duckdb.DuckDBPyRelation:
         """Return one row per run, oldest first."""
-        return self.connection.sql(LIST_SQL)
+        return self.connection.cursor().sql(LIST_SQL)
 
     def verify(self) -> list[Fault]:
         """Compare every file with its manifest and return the faults; empty if everything is as committed."""
@@ -98,23 +110,18 @@ class Warehouse:
 
     def _ask(self, query: Query, given: dict[str, Any]) -> duckdb.DuckDBPyRelation:
         parameters = {name: _plain(value) for name, value in given.items()}
-        engine = Engine(lambda asked, values: prepare(self._connection_for(asked), asked, values))
+        engine = Engine(lambda asked, values: prepare(self.connection.cursor(), asked, values))
         answer = engine(query, parameters)
         assert answer is not None  # None only for an unsafe statement
         return answer.relation()
 
-    def _connection_for(self, query: Query) -> duckdb.DuckDBPyConnection:
-        """Return the connection, or a new one to the same views for a query that reads variables.
-
-        A relation is computed whenever it is read, so the next query must not change its variables.
-        """
-        return self.connection.cursor() if query.variables else self.connection
-
 
 def _plain(value: Any) -> Any:
-    """Return numpy's scalars as numbers and its arrays as lists, within lists too."""
+    """Return numpy's scalars as numbers and its arrays as lists, within lists too; and texts as such, also enums."""
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, str):
+        return str.__str__(value)
     return value.tolist() if hasattr(value, "tolist") else value
 
 

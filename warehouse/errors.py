@@ -50,6 +50,13 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__).strip()
 
 
+def brief(value: object) -> str:
+    """Return a value as a message shows it: on one line, and not much longer than one."""
+    text = repr(value)
+    text = " ".join(text.split()) if "\n" in text else text
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
 def require_utf8(path: str) -> str:
     """Return a path. Raises UsageError if its name is not UTF-8: DuckDB and safetensors cannot open it."""
     if path.encode(errors="replace").decode() != path:

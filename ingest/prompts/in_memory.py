@@ -41,7 +41,8 @@ def _line(number: int, record: Any) -> str:
     if isinstance(record, str):
         record = {"text": record}
     if not isinstance(record, Mapping):
-        raise MoewhError(f"record {number} of the prompts is a {type(record).__name__}. Give dicts or strings.")
+        forms = ", such as {'messages': …} or {'input_ids': …}" if isinstance(record, Iterable) else ""
+        raise MoewhError(f"record {number} of the prompts is a {type(record).__name__}. Give strings or dicts{forms}.")
     try:
         return json.dumps(
             {name: None if _is_nan(value) else value for name, value in record.items()}, default=plain_value

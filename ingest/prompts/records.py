@@ -175,7 +175,9 @@ def problem_of(row: dict[str, Any], read: Sequence[Convention]) -> str:
             if item.head in (row["keys"] or []):
                 return f"has {item.head!r} that are not a list of {item.form}"
         others = "" if read[0].named else ", nor messages or input_ids, nor another column that --help names"
-        return f"has no {read[0].head!r}{others}; it has {keys}. Name the column with --text-column"
+        message = {"role", "content"} <= {*(row["keys"] or [])}
+        hint = "A chat is one record, {'messages': […]}" if message else "Name the column with --text-column"
+        return f"has no {read[0].head!r}{others}; it has {keys}. {hint}"
     if row["problem"] == "several":
         return f"has both {found[0]!r} and {found[1]!r}. Choose one with --text-column"
     convention = read[row["choice"]]

@@ -15,7 +15,7 @@ from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from moewh.ingest.options import RECORDS, IngestOptions
-from moewh.warehouse.errors import UsageError
+from moewh.warehouse.errors import UsageError, brief
 
 _OF_FILES = ("revision", "device", "dtype", "trust_remote_code", "allow_pickle", "chat_template")
 """Options that control how files are loaded."""
@@ -29,6 +29,8 @@ def prompt_paths(prompts: Any) -> tuple[str, ...]:
         return ()
     frames = ("to_records", "to_dicts", "to_pylist", "to_dict")
     is_frame = any(hasattr(prompts, name) for name in frames) and not hasattr(prompts, "to_list")
+    if hasattr(prompts, "read"):
+        raise UsageError("prompts are an open file, whose lines would be the texts. Give its path, or a list of texts.")
     if isinstance(prompts, Mapping | bytes) or is_frame or not isinstance(prompts, Iterable):
         raise UsageError(
             f"prompts are a {type(prompts).__name__}. Give a path, or a list of records: dicts or texts "
@@ -63,22 +65,31 @@ def whole(name: str, value: Any, least: int = 0, most: int = 2**63 - 1) -> int:
     except TypeError:
         number = None
     if number is None and least < 0:
-        raise UsageError(f"{name} is {value!r}. Give a whole number.")
+        raise UsageError(f"{name} is {brief(value)}. Give a whole number.")
     if number is None or not least <= number <= most:
         limit = f"at most {most:,}" if number is not None and number > most else f"at least {least:,}"
-        raise UsageError(f"{name} is {value!r}. Give a whole number of {limit}.")
+        raise UsageError(f"{name} is {brief(value)}. Give a whole number of {limit}.")
     return number
+
+
+def flag(name: str, value: Any) -> bool:
+    """Return True or False. Raises UsageError for anything else, such as a text."""
+    if type(value).__name__ not in ("bool", "bool_"):  # numpy has a bool of its own
+        raise UsageError(f"{name} is {brief(value)}. Give True or False.")
+    return bool(value)
 
 
 def checked_text(name: str, value: Any) -> str | None:
     """Return a text, or None. Raises UsageError for anything else, and for what is not Unicode."""
     if value is None or (isinstance(value, str) and value.encode(errors="replace").decode() == value):
         return None if value is None else str(value)
-    raise UsageError(f"{name} is {value!r}, which is not text. Give a string or None.")
+    raise UsageError(f"{name} is {brief(value)}, which is not text. Give a string or None.")
 
 
 def described(series: Any, train_step: Any, train_tokens: Any) -> dict[str, Any]:
     """Return what a user states about a recorded run. Raises UsageError for values of other types."""
+    if series == "":
+        raise UsageError("series is empty. Give a name, or None.")
     numbers = {"train_step": train_step, "train_tokens": train_tokens}
     return {
         "series": checked_text("series", series),
@@ -96,16 +107,18 @@ def _is_file(prompt: Any) -> bool:
 def _of_type(name: str, value: Any, hint: Any) -> Any:
     """Return an option's value in its field's type. Raises UsageError for one that is not of it."""
     kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    if value is None and type(None) in kinds:
+    if value is None:
+        if type(None) not in kinds:
+            raise UsageError(f"{name} is None. Give a value, or leave it out.")
         return None
     if name == "hidden_states" and not isinstance(value, str):
         listed = value if isinstance(value, list | tuple | range) else [value]
         return ",".join(str(whole(name, layer)) for layer in listed)
     if get_origin(kinds[0]) is Literal:
-        return value  # its choices are checked with the others
+        return value  # `IngestOptions` checks choices
     if get_origin(kinds[0]) is tuple:
         if not isinstance(value, list | tuple):
-            raise UsageError(f"{name} is {value!r}. Give a list of texts.")
+            raise UsageError(f"{name} is {brief(value)}. Give a list of texts.")
         return tuple(checked_text(name, item) for item in value)
     if str in kinds:
         return checked_text(name, os.fspath(value) if isinstance(value, os.PathLike) else value)
@@ -114,13 +127,11 @@ def _of_type(name: str, value: Any, hint: Any) -> Any:
 
 def _number(name: str, value: Any, kinds: tuple[Any, ...]) -> bool | int | float:
     if bool in kinds:
-        if type(value).__name__ not in ("bool", "bool_"):  # numpy has a bool of its own
-            raise UsageError(f"{name} is {value!r}. Give True or False.")
-        return bool(value)
+        return flag(name, value)
     if int in kinds:
         return whole(name, value, -(2**63))
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise UsageError(f"{name} is {value!r}. Give a number.")
+        raise UsageError(f"{name} is {brief(value)}. Give a number.")
     return float(value)
 
 

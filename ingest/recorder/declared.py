@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moewh.ingest.recorder.arguments import checked_text, whole
-from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.errors import MoewhError, UsageError, brief
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Declared:
 def from_numbers(model: str | None, layers: Collection[int], num_experts: int, top_k: int) -> Declared:
     """Return a model described by these numbers. Raises UsageError for impossible ones."""
     if not isinstance(layers, Iterable) or isinstance(layers, str | bytes):
-        raise UsageError(f"layers is {layers!r}. Give a list of the MoE layers' indices.")
+        raise UsageError(f"layers is {brief(layers)}. Give a list of the MoE layers' indices.")
     given = [whole("a layer", layer, -1, 2**31 - 1) for layer in layers]
     numbers = sorted(given)
     if given != numbers and not isinstance(layers, Set):

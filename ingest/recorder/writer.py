@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moewh.ingest.record import Identity, RunRecord
-from moewh.ingest.recorder.arguments import checked_text, described, whole
+from moewh.ingest.recorder.arguments import checked_text, described, flag, whole
 from moewh.ingest.recorder.declared import Declared, from_model, from_numbers
 from moewh.ingest.recorder.open_run import OpenRun, require_new
 from moewh.ingest.recorder.sequences import Block, Labels, Part
@@ -66,9 +66,16 @@ class Writer:
         self.layout = writable(warehouse)
         self.run_id = check_run_id(run_id)
         self._declared = _declared(
-            model, layers, num_experts, top_k, revision=revision, trust_remote_code=trust_remote_code
+            model,
+            layers,
+            num_experts,
+            top_k,
+            revision=revision,
+            trust_remote_code=flag("trust_remote_code", trust_remote_code),
         )
-        self._ordered, self._tokenizer = ordered, tokenizer
+        self._ordered, self._tokenizer = flag("ordered", ordered), tokenizer
+        self._weighted: bool | None = None
+        """Whether sequences have weights; None before the first one."""
         segment_rows = whole("segment_rows", segment_rows, 1)
         require_new(self.layout, run_id)
         shaping: dict[str, Any] = {**self._declared.shaping, "segment_rows": segment_rows, "recorded_at": _now()}
@@ -110,13 +117,18 @@ class Writer:
 
         `token_ids` [T], or None if unknown; `expert_ids` [T, L, K] (or [T, L] for K = 1), in layer order, with -1 in
         all K slots of a token that has no route there; `weights` of the same shape, or None. The model generated the
-        last `generated` tokens. Raises UsageError, without writing anything, for invalid arrays.
+        last `generated` tokens. Raises UsageError, without writing anything, for invalid arrays, and for weights where
+        other sequences have none.
         """
         if not self._open:
             raise UsageError("the writer is closed. Begin another run.")
         name = f"sequence {self._written}"
         labels, text = Labels.of(domain, source, metadata), checked_text("text", text)
         generated = whole("generated", generated)
+        weighted = weights is not None
+        if self._weighted not in (None, weighted):
+            here, before = ("has", "lack") if weighted else ("lacks", "have")
+            raise UsageError(f"{name} {here} weights, which those before it {before}. Write them as two runs.")
         routing = self._checked(name, expert_ids, weights)
         T = len(next(iter(routing.values())).expert_ids_TK)
         ids_T = _token_ids(name, token_ids, T, self._tokenizer)
@@ -134,6 +146,7 @@ class Writer:
             if end > first
         ]
         self._run.add(Block(labels, parts, closed=True, text=text))
+        self._weighted = weighted
         self._run.commit_full()
         self._written += 1
         return self._written - 1

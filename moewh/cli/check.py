@@ -29,7 +29,7 @@ from moewh.warehouse.trust.check import (
     rows_of,
     shipped_checks,
 )
-from moewh.warehouse.trust.reports import FORMATS, KEPT, FaultRow, Result, report
+from moewh.warehouse.trust.reports import FORMATS, KEPT, FaultRow, Result, choose_format, report
 
 
 @click.command(short_help="Run queries whose rows are faults; exit with 1 if there are any.")
@@ -42,7 +42,7 @@ from moewh.warehouse.trust.reports import FORMATS, KEPT, FaultRow, Result, repor
     shell_complete=complete_parameters(asked_checks),
     help="Set a parameter. Repeatable.",
 )
-@click.option("--format", "form", type=click.Choice(FORMATS), default="text", show_default=True, help="Report format.")
+@click.option("--format", "form", type=click.Choice(FORMATS), help="[default: FILE's suffix, else text]")
 @click.option("-o", "output", type=click.Path(path_type=Path), metavar="FILE", help="Write to FILE instead of stdout.")
 @engine_options
 @limit_options
@@ -51,7 +51,7 @@ def check(
     *,
     paths: tuple[Path, ...],
     parameters: tuple[str, ...],
-    form: str,
+    form: str | None,
     output: Path | None,
     warehouse: Readable,
     engine: str,
@@ -72,11 +72,12 @@ def check(
 
     checks = assigned(find_checks(paths) if paths else shipped_checks(), queries.parse_parameters(parameters))
     with _written(output) as stream, open_engine(engine, master, warehouse, Limits(**limits)) as ask:
+        chosen = choose_format(form, output)
         require_rows(ask, warehouse)
         for query, values in checks:
             with contextlib.suppress(UsageError):  # of one check, which is reported when its turn comes
                 ask.checked_values(query, values)
-        worst = report(_results(warehouse, ask, checks, rollups=not paths), form, stream)
+        worst = report(_results(warehouse, ask, checks, rollups=not paths), chosen, stream)
     if worst:
         raise SystemExit(worst)
 

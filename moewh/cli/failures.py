@@ -28,9 +28,7 @@ def explain(error: Exception) -> tuple[str, int] | None:
         case MoewhError():
             explained = (str(error), error.exit_code)
         case click.UsageError():
-            command = error.ctx.command_path if error.ctx else "moewh"
-            message = error.format_message()
-            explained = (f"{message}{'' if message.endswith(('.', '?', '?)')) else '.'} Try `{command} --help`.", 2)
+            explained = (_wrong_use(error), 2)
         case click.ClickException():
             explained = (error.format_message(), error.exit_code)
         case click.Abort():
@@ -52,6 +50,24 @@ def explain(error: Exception) -> tuple[str, int] | None:
         case _:
             return None
     return explained
+
+
+def _wrong_use(error: click.UsageError) -> str:
+    """Return the line for a command that was used wrongly, with its help.
+
+    For an option that does not exist, one that is spelled much alike, or how a query's parameters are given.
+    """
+    import difflib
+
+    message, hint = error.format_message(), f"Try `{error.ctx.command_path if error.ctx else 'moewh'} --help`."
+    if isinstance(error, click.NoSuchOption) and error.ctx is not None:
+        known = [name for parameter in error.ctx.command.params for name in parameter.opts]
+        message = f"No such option {error.option_name!r}."
+        if near := difflib.get_close_matches(error.option_name, known, 1, cutoff=0.75):
+            hint = f"Did you mean {near[0]}?"
+        elif "-p" in known:
+            hint = f"A query's parameter is given as -p {error.option_name.lstrip('-')}=VALUE."
+    return f"{message}{'' if message.endswith(('.', '?', '?)')) else '.'} {hint}"
 
 
 def _has_folder() -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import MISSING, Field, fields
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
 import click
 
@@ -40,7 +40,7 @@ def ingest_parameters() -> list[click.Option]:
 
 def _parameter(one: Field[Any], hint: Any) -> click.Option:
     """Return the click option of a field, whose type decides what it takes."""
-    from moewh.ingest.options import option_of
+    from moewh.ingest.options import choices_of, option_of
 
     declared, kind = option_of(one), _without_none(hint)
     shown: dict[str, Any] = {"help": declared.help, "metavar": declared.metavar}
@@ -53,7 +53,7 @@ def _parameter(one: Field[Any], hint: Any) -> click.Option:
     if get_origin(kind) is tuple:
         return click.Option(words, multiple=True, **shown)
     read = declared.read
-    choices = get_args(kind) if get_origin(kind) is Literal else declared.choices
+    choices = choices_of(kind, declared)
     return click.Option(
         words,
         type=click.Choice(choices) if choices else kind,

@@ -10,6 +10,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from keyword import iskeyword
 from typing import Any
@@ -19,12 +20,19 @@ import click
 from moewh.cli.completion import COMPLETE_VAR, register
 from moewh.cli.failures import explain, one_line
 from moewh.warehouse import __version__
+from moewh.warehouse.errors import UsageError
 from moewh.warehouse.stopping import stoppable
 
 COMMANDS = (
     *("check", "completion", "demo", "export", "geometry", "import", "ingest", "inspect", "publish", "query"),
     *("refresh", "report", "runs", "seal", "shell", "show", "verify", "views"),
 )
+
+
+_ONE = frozenset(
+    ("-c", "--domain", "--domain-column", "--layer", "--prompt", "--run", "--run-id", "--series", "--text-column")
+)
+"""Options of one value, given twice by those who mean both. Others may be repeated, and the last one counts."""
 
 
 class MoewhGroup(click.Group):
@@ -51,7 +59,10 @@ class MoewhGroup(click.Group):
         near = difflib.get_close_matches(args[0], COMMANDS, 1, cutoff=0.7)
         if near and args[0] not in COMMANDS and not ctx.resilient_parsing:
             ctx.fail(f"No such command {args[0]!r}. Did you mean {near[0]}?")
-        return super().resolve_command(ctx, args)
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None and not ctx.resilient_parsing:
+            _refuse_repeated(command, click.Context(command, ctx, name, **command.context_settings), rest)
+        return name, command, rest
 
     def main(
         self,
@@ -91,6 +102,16 @@ class MoewhGroup(click.Group):
             _discard_output()
             ctx.exit(0)
         return result
+
+
+def _refuse_repeated(command: click.Command, context: click.Context, words: list[str]) -> None:
+    """Raise UsageError for one of _ONE that is given twice: click would take the last and drop the others."""
+    with suppress(click.UsageError):  # which is raised again when the command is called
+        _, _, given = command.make_parser(context).parse_args(list(words))
+        for option in given:
+            name = next((name for name in option.opts if name in _ONE), None)
+            if name and not getattr(option, "multiple", False) and given.count(option) > 1:
+                raise UsageError(f"{name} is given twice. Give it once.")
 
 
 def _open_closed_streams() -> None:

@@ -87,10 +87,12 @@ def query(
         require_sound(warehouse)
     printed = HeldBack(sys.stdout)
 
-    def answer_it() -> None:
+    def answer_it() -> int | None:
         with open_engine(engine, master, warehouse, Limits(**limits), written) as ask:
             answer = ask(found, values)
-            if answer is not None:
-                out.write(answer, chosen, output, printed)
+            return None if answer is None else out.write(answer, chosen, output, printed)
 
-    until_settled(warehouse, answer_it, printed)
+    if until_settled(warehouse, answer_it, printed) == 0 and found.shipped:
+        from moewh.warehouse.answer.parameters import about_no_rows
+
+        click.echo(f"moewh: {about_no_rows(found, values)}", err=True)

@@ -44,7 +44,7 @@ def report(
     from moewh.warehouse.answer.output import replaced, written_path
     from moewh.warehouse.answer.retry import until_settled
 
-    written_path(output)
+    written_path(output, (".html", ".htm"))
     options = ReportOptions(runs, domain, prompts)
 
     def contents() -> dict[str, object]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from moewh.ingest.recorder.arguments import checked_text, whole
-from moewh.warehouse.errors import UsageError
+from moewh.warehouse.errors import UsageError, brief
 
 if TYPE_CHECKING:
     from moewh.api import Warehouse
@@ -20,7 +20,7 @@ def opened(warehouse: Any) -> Warehouse:
     from moewh.api import Warehouse
 
     if not isinstance(warehouse, Warehouse):
-        raise UsageError(f"the warehouse is {warehouse!r}. Give an opened one: moewh.open(PATH).")
+        raise UsageError(f"the warehouse is {brief(warehouse)}. Give an opened one: moewh.open(PATH).")
     return warehouse
 
 
@@ -29,7 +29,10 @@ def selection(at: Mapping[str, Any]) -> dict[str, Value | None]:
 
     Raises UsageError for values of other types, such as a layer that is 1.5 or None.
     """
-    return {name: whole(name, value) if name in _NUMBERS else checked_text(name, value) for name, value in at.items()}
+    return {
+        name: whole(name, value) if name in _NUMBERS else checked_text(name.removesuffix("_id"), value)
+        for name, value in at.items()
+    }
 
 
 def whole_ids(given: Any) -> list[int]:

@@ -100,10 +100,10 @@ class Panel:
         in the warehouse.
         """
         graph = plotly()
-        chosen = measure or self.measures[0]
+        chosen = self.measures[0] if measure is None else measure
         if chosen not in self.measures:
             raise UsageError(f"there is no measure {chosen!r}. Known: {', '.join(self.measures)}.")
-        connection = opened(warehouse).connection
+        connection = opened(warehouse).connection.cursor()
         chosen_run = {} if at.get(RUN) is not None else {RUN: newest_run(connection)}
         at = {**selection(at), **chosen_run}
         named = {KINDS[name]: value for name, value in at.items() if value is not None}

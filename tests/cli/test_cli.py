@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,19 +18,21 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
+import moewh as moewh_python
 from moewh.cli.failures import explain
 from moewh.cli.main import COMMANDS, main
 from moewh.warehouse import __version__
 from moewh.warehouse.answer import query as queries
 from moewh.warehouse.answer.catalog import describe_views
 from moewh.warehouse.answer.export import export_names
+from moewh.warehouse.answer.output import FORMATS
 from moewh.warehouse.answer.query import Query, find_query, saved_names
 from moewh.warehouse.errors import UsageError
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.opening import open_warehouse
 from moewh.warehouse.views.shipped import canned_names, view_names
 from tests.support.opened import viewed
-from tests.support.synthetic import random_warehouse
+from tests.support.synthetic import empty_warehouse, random_warehouse
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 ODD = """
@@ -254,6 +257,18 @@ def test_parameters_of_sql(sql: str, variables: AbstractSet[str], required: Abst
 # ------------------------------------------------------------------------------------------ errors
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_shipped_query_without_rows_says_so(form: str, tmp_path: Path) -> None:
+    """On stderr; a user's own SQL does not, nor does an answer with rows."""
+    layout = empty_warehouse(tmp_path / "wh")
+    for words in (["domain_experts"], ["expert_load"], ["-c", "from expert_load"]):
+        for written in (["-o", str(tmp_path / "x")], *([[]] if form != "parquet" else [])):
+            result = moewh(layout, "query", *words, "--format", form, *written)
+            assert (result.exit_code, result.stderr.count("\n")) == (0, 0 if "-c" in words else 1)
+            assert result.stderr.startswith("" if "-c" in words else f"moewh: {words[0]} has no rows")
+    assert moewh(random_warehouse(tmp_path / "full")[0], "query", "expert_load", "--format", "csv").stderr == ""
+
+
 def one_line(result: Result, code: int) -> str:
     """Check the exit code and that stderr is one `moewh:` line; return it without the prefix."""
     assert result.exit_code == code, result.stderr
@@ -289,7 +304,16 @@ WRONG_USE: list[tuple[list[str], str]] = [
     (["query", "-c", "select '\udcff'"], "-c is not UTF-8 text. Write it in UTF-8, and use a UTF-8 locale"),
     (["query", "-c", "select 1", "--memory-limit", "-1GB"], "--memory-limit -1GB is not a size"),
     (["runs", "--warehouse", ""], "the warehouse is ''. Give a path or a URL"),
-    (["query", "--nope"], "No such option '--nope'. Try `moewh query --help`."),
+    (["query", "expert_load", "--run", "x"], "No such option '--run'. A query's parameter is given as -p run=VALUE."),
+    (["query", "expert_load", "--formt", "csv"], "No such option '--formt'. Did you mean --format?"),
+    (["runs", "--run", "x"], "No such option '--run'. Try `moewh runs --help`."),
+    (["query", "EXPERT_LOAD"], "there is no query 'EXPERT_LOAD'. Did you mean expert_load?"),
+    (["query", "-c", "select 1", "-c", "select 2"], "-c is given twice. Give it once."),
+    (["report", "--domain", "code", "--domain", "prose"], "--domain is given twice. Give it once."),
+    (["export", "eplb", "--run", "a", "-o", "x.npy", "--run", "b"], "--run is given twice. Give it once."),
+    (["show", "--prompt", "1", "--prompt=2"], "--prompt is given twice. Give it once."),
+    (["ingest", "--model", "demo", "--prompts", "demo", "--domain", "a", "--domain", "b"], "--domain is given twice."),
+    (["query", "--nope"], "No such option '--nope'. A query's parameter is given as -p nope=VALUE."),
     (["views", "route"], "there is no view 'route'. Did you mean routes?"),
     (["nope"], "No such command 'nope'. Try `moewh --help`."),
     (["list"], "No such command 'list'. Try `moewh --help`."),
@@ -425,6 +449,39 @@ def test_what_is_no_file_is_not_written_to(words: list[str], layout: Layout, tmp
     for path in (tmp_path, tmp_path / "none" / "file", Path("-")):
         assert one_line(moewh(layout, *words, "-o", str(path)), 2)
     assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
+@pytest.mark.parametrize("words", WRITING, ids=lambda words: " ".join(words[:2]))
+def test_a_file_is_not_written_under_the_suffix_of_another_format(
+    words: list[str], layout: Layout, tmp_path: Path
+) -> None:
+    """A folder may have any name, and so may the file of a format that --format names."""
+    plain = [word for word in words if word not in ("--format", "csv")]
+    for name in ("x.pdf", "x.png", "x.pt", "x.html.gz", "x.xlsx"):
+        if "tensorrt-llm" in words:
+            assert moewh(layout, *plain, "-o", str(tmp_path / name)).exit_code == 0
+        else:
+            said = one_line(moewh(layout, *plain, "-o", str(tmp_path / name)), 2)
+            assert re.search(r"ends in \.\w+ with -o|Add --format", said)
+            assert not (tmp_path / name).exists()
+
+
+INSIDE = ("warehouse.duckdb", "segments", "runs/run_id=007", "quarantine/x")
+
+
+@pytest.mark.parametrize("inside", INSIDE)
+def test_a_path_among_the_files_of_a_warehouse_is_no_warehouse(inside: str, layout: Layout) -> None:
+    """Nothing is begun there, and readers learn which folder to name."""
+    path = str(layout.root / inside)
+    model = ["--model", "demo", "--run-id", "x"]
+    for words in (["runs"], ["query", "expert_load"], ["ingest", *model, "--prompts", "demo"], ["seal"], ["refresh"]):
+        said = one_line(
+            CliRunner().invoke(main, [*words, "--warehouse", path]), 1 if words[0] in ("runs", "query") else 2
+        )
+        assert f"{path} is among the files of the warehouse {layout.root}. Name " in said
+    with pytest.raises(UsageError, match="is among the files of"):
+        moewh_python.Writer(path, "x", layers=[0], num_experts=2, top_k=1)
+    assert not (layout.root / "quarantine").exists()
 
 
 def test_an_answer_never_replaces_a_file_of_the_warehouse(layout: Layout, tmp_path: Path) -> None:

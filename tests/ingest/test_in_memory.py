@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import json
 import random
@@ -228,6 +229,9 @@ def test_a_lora_model_is_recorded_with_its_adapter(tmp_path: Path) -> None:
     assert off != fingerprint(model.get_base_model())
 
 
+CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -238,6 +242,11 @@ def test_a_lora_model_is_recorded_with_its_adapter(tmp_path: Path) -> None:
         ({"model": nn.Linear(2, 2)}, "the model is a Linear"),
         ({"prompts": {"text": ["a"]}}, "prompts are a dict"),
         ({"prompts": [7]}, "record 1 of the prompts is a int"),
+        ({"prompts": [[5, 6]]}, r"record 1 of the prompts is a list. Give strings or dicts, such as .*'input_ids'"),
+        ({"prompts": CHAT}, r"record 1 has no 'text', .* A chat is one record, {'messages'"),
+        ({"prompts": [CHAT]}, "record 1 of the prompts is a list. Give strings or dicts, such as {'messages'"),
+        ({"prompts": "The cat sat."}, "there is no prompts file The cat sat.. .* in Python into a list"),
+        ({"prompts": io.StringIO('{"text": "a"}')}, "prompts are an open file"),
         ({"prompts": ["a", {"text": "b", "x": object()}]}, "record 2 of the prompts cannot be stored as JSON"),
         ({"prompts": []}, "there are no prompts in records"),
         ({"prompts": [{"txt": "a"}]}, "records: record 1 has no 'text'"),

@@ -7,17 +7,19 @@ import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_type_hints
 
 import click
 import pytest
 import torch
 
+import moewh
 from moewh.cli.ingest import ingest, ingest_parameters
 from moewh.ingest import identity
 from moewh.ingest.options import (
     IngestOptions,
     Option,
+    choices_of,
     command_words,
     each_checkpoint,
     option,
@@ -162,6 +164,27 @@ def test_text_that_looks_like_json_stays_text_in_the_words() -> None:
 def test_an_option_that_was_not_given_leaves_the_identity_as_it_is() -> None:
     assert "chat_arguments" not in shaping_options(IngestOptions("m", ("p",)), {})
     assert shaping_options(IngestOptions("m", ("p",), limit=3), {"max_length": 9})["max_length"] == 9
+
+
+@pytest.mark.parametrize("name", [one.name for one in fields(IngestOptions)])
+def test_no_option_takes_what_it_has_no_meaning_for(name: str, tmp_path: Path) -> None:
+    """Python passes what the command line refuses: None, an empty text, and a choice that does not exist."""
+    one = next(one for one in fields(IngestOptions) if one.name == name)
+    hint = get_type_hints(IngestOptions)[name]
+    given: dict[str, Any] = {
+        "model": "m",
+        "prompts": ("p",),
+        **({"dataset": "d"} if name in ("config", "split") else {}),
+    }
+    if "str" in str(hint) and "tuple" not in str(hint) and name not in ("model", "tokenizer"):
+        with pytest.raises(UsageError, match=r"is empty|is not allowed|Give one ASCII|Use "):
+            IngestOptions(**{**given, name: ""})
+    if choices_of(hint, option_of(one)):
+        with pytest.raises(UsageError, match=f"^{option_of(one).flag} is 'x'. Use "):
+            IngestOptions(**{**given, name: "x"})
+    if "None" not in str(hint) and name not in ("model", "prompts", "run_id"):
+        with pytest.raises(UsageError, match=f"^{name} is None. Give a value, or leave it out."):
+            moewh.ingest("m", ["a"], tmp_path, **{name: None})
 
 
 @pytest.mark.parametrize(("name", "value"), [("limit", 0), ("train_step", -1), ("temperature", float("nan"))])

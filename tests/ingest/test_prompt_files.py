@@ -434,7 +434,7 @@ def test_no_two_formats_share_a_suffix() -> None:
 
 
 def test_an_unknown_format_is_named() -> None:
-    with pytest.raises(UsageError, match=r"--prompts-format is yaml\. Use arrow, csv, "):
+    with pytest.raises(UsageError, match=r"--prompts-format is 'yaml'\. Use arrow, csv, "):
         IngestOptions("m", ("-",), prompts_format="yaml")
 
 

@@ -248,6 +248,20 @@ def test_what_cannot_be_right_is_refused_and_nothing_is_taken(case: str, tmp_pat
     assert len(rows(tmp_path / "wh")) == 2 * L * K
 
 
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("segment_rows", [1, 64_000_000])
+def test_weights_of_some_sequences_only_are_refused(weighted: bool, segment_rows: int, tmp_path: Path) -> None:
+    """A segment has weights or none: those of the others would be lost, or the routes of the others."""
+    ids, weights = np.tile([1, 2], (2, 3, 1)), np.full((2, 3, 2), 0.5, np.float32)
+    given = (weights, None) if weighted else (None, weights)
+    with moewh.Writer(tmp_path, "mine", "m", segment_rows=segment_rows, **SHAPE) as writer:
+        writer.write([1, 2], ids, given[0])
+        with pytest.raises(UsageError, match=r"^sequence 1 (lacks|has) weights, which .* Write them as two runs\.$"):
+            writer.write([1, 2], ids, given[1])
+        writer.write([3, 4], ids, given[0])
+    assert len(rows(tmp_path)) == 2 * 2 * L * K
+
+
 def test_a_run_that_exists_or_has_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MoewhError, match="'mine' has no sequence"), moewh.Writer(tmp_path, "mine", "m", **SHAPE):
         pass
@@ -266,6 +280,8 @@ def test_a_run_that_exists_or_has_nothing_is_refused(tmp_path: Path) -> None:
         ({"layers": [1], "num_experts": 4, "top_k": 5}, "top_k is 5 of 4 experts"),
         ({"model": 7}, "model is a int"),
         ({**SHAPE, "tokenizer": "gpt2"}, "the tokenizer is a str. Give a loaded one"),
+        ({**SHAPE, "ordered": "false"}, "ordered is 'false'. Give True or False"),
+        ({**SHAPE, "series": ""}, "series is empty. Give a name, or None"),
         ({**SHAPE, "layers": 3}, "layers is 3. Give a list"),
         ({**SHAPE, "layers": "134"}, "layers is '134'. Give a list"),
         ({**SHAPE, "layers": [3, 1]}, "in the order of the layers. Give both ascending"),

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import pickle
 import re
+import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import moewh
@@ -55,6 +61,67 @@ def test_closing_closes_every_relation(tmp_path: Path) -> None:
             relation.fetchall()
 
 
+QUESTIONS: list[Callable[[Warehouse], list[Any]]] = [
+    lambda wh: wh.query("co_routing").fetchall(),
+    lambda wh: wh.runs().fetchall(),
+    lambda wh: wh.query("expert_top_tokens", layer=3, expert=4, min_tokens=1).fetchall(),
+    lambda wh: wh.sql("select count(*) from routes where layer = $layer", layer="3").fetchall(),
+    lambda wh: wh.sql("select $text, getvariable('n') + 1", text="12", n="1").fetchall(),
+]
+"""What takes each way to an answer: views, look-ups, variables, and types that are inferred."""
+
+
+def test_a_relation_is_read_in_batches_while_others_are_asked(warehouse: Warehouse) -> None:
+    """DuckDB ends or refuses a result that is read while its connection runs another query."""
+    wanted = len(warehouse.query("routes").fetchall())
+    read = 0
+    for batch in warehouse.query("routes").to_arrow_reader(100):
+        read += batch.num_rows
+        assert QUESTIONS[read // 100 % len(QUESTIONS)](warehouse)
+        assert moewh.plots.load(warehouse, run="mixed")
+    assert read == wanted > 1_000
+
+
+def test_threads_may_share_a_warehouse(warehouse: Warehouse) -> None:
+    """Also while no thread has asked anything yet."""
+    wanted = [rounded(ask(warehouse)) for ask in QUESTIONS]
+    with moewh.open(warehouse.path) as shared, ThreadPoolExecutor(8) as pool:
+        for _ in range(3):
+            answers = pool.map(lambda ask: rounded(ask(shared)), QUESTIONS * 8)
+            assert list(answers) == wanted * 8
+
+
+def test_a_forked_process_may_go_on_with_a_warehouse(warehouse: Warehouse) -> None:
+    """DuckDB's threads do not survive a fork; a query that needs them would wait forever."""
+    wanted = [rounded(ask(warehouse)) for ask in QUESTIONS]
+    fork = multiprocessing.get_context("fork")
+    answered = fork.Queue()
+    child = fork.Process(target=lambda: answered.put([rounded(ask(warehouse)) for ask in QUESTIONS]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.12 on, of a fork while there are threads
+        child.start()
+    try:
+        assert answered.get(timeout=60) == wanted
+    finally:
+        child.kill()
+        child.join()
+    assert [rounded(ask(warehouse)) for ask in QUESTIONS] == wanted
+
+
+def test_a_used_warehouse_can_be_pickled(warehouse: Warehouse) -> None:
+    """As `multiprocessing` and `datasets` do."""
+    assert warehouse.connection
+    with pickle.loads(pickle.dumps(warehouse)) as again:
+        assert again.path == warehouse.path
+        assert rounded(QUESTIONS[0](again)) == rounded(QUESTIONS[0](warehouse))
+
+
+class Name(str, Enum):  # noqa: UP042 - as users write it
+    """A text that Python prints as `Name.RUN`."""
+
+    RUN = "mixed"
+
+
 def test_numbers_of_numpy_and_paths_are_taken(warehouse: Warehouse, tmp_path: Path) -> None:
     """Also within lists, as indexing an array gives them."""
     plain = warehouse.query("co_routing_where", run="mixed", layer=3, prompt_ids=[0, 2]).fetchall()
@@ -63,6 +130,9 @@ def test_numbers_of_numpy_and_paths_are_taken(warehouse: Warehouse, tmp_path: Pa
     counted = "select count(*) from routes where list_contains($layers, layer)"
     assert warehouse.sql(counted, layers=tuple(np.array([0, 3]))).fetchall() == (
         warehouse.sql(counted, layers=[0, 3]).fetchall()
+    )
+    assert warehouse.query("coverage_curve", run=Name.RUN).fetchall() == (
+        warehouse.query("coverage_curve", run="mixed").fetchall()
     )
     (tmp_path / "mine.sql").write_text("select $layer as asked")
     assert warehouse.query(tmp_path / "mine.sql", layer=3).fetchall() == [(3,)]
@@ -78,6 +148,12 @@ def test_numbers_of_numpy_and_paths_are_taken(warehouse: Warehouse, tmp_path: Pa
         ("query", 3, {}, "the query is 3"),
         ("query", "select 1", {}, "is SQL, not a query's name"),
         ("query", "domain_experts", {"run": None}, "run is None. Give a value, or leave it out."),
+        ("query", "domain_experts", {"run": ["007"]}, "run is ['007']. Give a text."),
+        ("query", "domain_experts", {"run": b"007"}, "run is b'007'. Give a text."),
+        ("query", "domain_experts", {"run": pd.DataFrame({"run_id": ["007"]})}, "run is run_id 0 007. Give a text."),
+        ("query", "co_routing_where", {"prompt_ids": ["0", "1"]}, "['0', '1']. Give a list of whole numbers"),
+        ("query", "co_routing_where", {"prompt_ids": []}, "prompt_ids is []. Give a list of whole numbers"),
+        ("query", "placement_quality", {"placement": {"a": 1}}, "Give the name of a Parquet or JSON file"),
     ],
 )
 def test_arguments_of_other_types_are_refused(

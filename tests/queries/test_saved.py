@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from moewh.warehouse.answer import query as queries
-from moewh.warehouse.answer.parameters import KINDS, kinds_of
+from moewh.warehouse.answer.parameters import KINDS, about_no_rows, kinds_of
 from moewh.warehouse.answer.query import Query, Value, saved_names
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.layout import Layout
@@ -50,6 +50,16 @@ def test_saved_query_explains_itself(name: str) -> None:
     assert kinds_of(query).keys() == query.variables
     optional = query.variables - query.required
     assert not optional or "default" in parameters or "optional" in parameters
+
+
+@pytest.mark.parametrize("name", saved_names())
+def test_a_threshold_that_was_not_given_explains_an_answer_without_rows(name: str) -> None:
+    query = queries.find_query(name)
+    thresholds = dict(re.findall(r">=? coalesce\(getvariable\('(\w+)'\), ([\d.]+)\)", query.code))
+    said = about_no_rows(query, {})
+    assert re.findall(r"(\w+)=([\d.]*\d)", said) == list(thresholds.items())
+    assert f"`moewh query {name} --describe`" in said
+    assert not re.search(r"\w=\d", about_no_rows(query, thresholds))
 
 
 @pytest.mark.parametrize("query", [*map(queries.find_query, saved_names()), *shipped_checks()], ids=lambda q: q.source)

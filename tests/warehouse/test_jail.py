@@ -253,3 +253,10 @@ def test_spill_is_private_and_removed(shared: Layout) -> None:
         ).fetchall()
         assert rows == [(2_000_000,)]
     assert list(shared.staging.glob("query.*")) == []
+
+
+@pytest.mark.parametrize("sql", ["begin", "checkpoint", "use memory", "load httpfs", "vacuum", "explain select 1"])
+def test_a_statement_that_is_no_query_is_named_as_such(sql: str, layout: Layout) -> None:
+    """In parentheses, some read like the name of a table."""
+    result = moewh(layout, "query", "-c", sql, "--format", "csv")
+    assert (result.exit_code, "-c is not a query that moewh can check" in result.output) == (2, True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -175,7 +176,7 @@ def test_numbers_in_own_sql_work(sql: str, text: str, expected: Any, layout: Lay
 
 @pytest.mark.parametrize("number", ["2.10", "2.5", "1.9"])
 def test_a_fraction_is_not_rounded_to_a_layer(number: str, layout: Layout) -> None:
-    for compared in ("layer in ($x, -1)", "layer + 0 = $x", "layer >= $x and layer <= $x"):
+    for compared in ("layer between $x and $x", "layer + 0 = $x", "layer >= $x and layer <= $x"):
         assert answer(layout, "-c", f"select * from experts where {compared}", "-p", f"x={number}") == []
 
 
@@ -301,6 +302,28 @@ def test_without_a_run_some_run_must_have_all_that_is_named(tmp_path: Path) -> N
             ask(tokens, {"layer": "0", "expert": "5"})
         with pytest.raises(MoewhError, match=r"no MoE layer 1 in run one\. MoE layers: 0\."):
             ask(tokens, {"layer": "1", "expert": "0", "run": "one"})
+
+
+@pytest.mark.parametrize(
+    ("sql", "values", "said"),
+    [
+        ("run_id in ($a)", {"a": "mixed,007"}, "there is no run 'mixed,007'"),
+        ("run_id in ($a, $b)", {"a": "mixed", "b": "none"}, "there is no run 'none'"),
+        ("r.run_id IN (getvariable('a'), $b)", {"a": "none", "b": "mixed"}, "there is no run 'none'"),
+        ("layer in ($a, $b)", {"a": "3", "b": "99"}, "there is no MoE layer 99"),
+        ("layer in (-1, $a)", {"a": "99"}, "there is no MoE layer 99"),
+        ("layer in ($a)", {"a": "0,3"}, "-p a=0,3: a is a whole number"),
+        ("domain in ($a)", {"a": "cod"}, "there is no domain 'cod'"),
+    ],
+)
+def test_what_does_not_exist_in_a_list_of_ones_own(sql: str, values: dict[str, Value], said: str, ask: Engine) -> None:
+    with pytest.raises(MoewhError, match=re.escape(said)):
+        ask(Query("-c", f"from routes as r where {sql}"), values)
+
+
+@pytest.mark.parametrize("sql", ["layer not in ($a, $b)", "layer in ($a, $b) or position in ($a, $b)"])
+def test_other_comparisons_look_nothing_up(sql: str, ask: Engine) -> None:
+    assert rows(ask, Query("-c", f"from routes where {sql}"), {"a": "98", "b": "99"}) != [] or " or " in sql
 
 
 def test_what_exists_and_does_not_match_is_an_empty_answer(ask: Engine) -> None:

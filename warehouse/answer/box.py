@@ -37,8 +37,8 @@ _ESCAPES = {
 } | {ord(mark): f"\\{letter}" for mark, letter in zip("\a\b\t\n\v\f\r\x1b\0", "abtnvfre0", strict=True)}
 
 
-def write_whole(columns: Sequence[Column], rows: Iterable[Row], stream: TextIO) -> None:
-    """Write every row and column, with no cell cut."""
+def write_whole(columns: Sequence[Column], rows: Iterable[Row], stream: TextIO) -> int:
+    """Write every row and column, with no cell cut. Returns the number of rows."""
     heads = _heads(columns)
     widths = [max(map(width_of, head)) for head in heads]
     with tempfile.SpooledTemporaryFile(_IN_MEMORY) as spool:
@@ -55,6 +55,7 @@ def write_whole(columns: Sequence[Column], rows: Iterable[Row], stream: TextIO) 
             stream.write(f"{line}\n")
     if not count or count >= 10:
         stream.write(f"  {_count(count, 'row')}; {_count(len(columns), 'column')}\n")
+    return count
 
 
 def write_cut(columns: Sequence[Column], rows: Sequence[Row], room: int, stream: TextIO) -> None:

@@ -81,8 +81,8 @@ class Export:
 
     write: Callable[[ExportedRun, Path], None]
     """Writes the run to a path that does not exist yet."""
-    folder: bool = False
-    """True if the format is a folder, not a file."""
+    suffix: str | None
+    """The suffix of the format's files; None if it is a folder, not a file."""
 
 
 def export_names() -> list[str]:
@@ -100,17 +100,17 @@ def export_run(name: str, warehouse: Readable, run_id: str | None, domain: str |
     """Write a run in a format to `target`, replacing an existing file; return the run's id.
 
     Without `run_id`, exports the warehouse's only run. Raises UsageError if there are several, or if `target` is a
-    folder or cannot be written; MoewhError if there is no such run or domain.
+    folder, has the suffix of another format or cannot be written; MoewhError if there is no such run or domain.
     """
     found: Export = import_module(f"moewh.warehouse.answer.exports.{name.replace('-', '_')}").EXPORT
     if target.is_dir():
         raise UsageError(f"{target} is an existing folder. Choose another -o.")
-    written_path(target)
-    if found.folder and target.exists():
+    written_path(target, (found.suffix,) if found.suffix else ())
+    if not found.suffix and target.exists():
         raise UsageError(f"{target} is a file, and {name} is a folder of files. Choose another -o.")
     with open_warehouse(warehouse) as connection:
         run = _find_run(connection, run_id, domain)
-        with _new_folder(target) if found.folder else replaced(target) as part:
+        with replaced(target) if found.suffix else _new_folder(target) as part:
             found.write(run, part)
     return run.run_id
 

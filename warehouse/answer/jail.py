@@ -101,9 +101,12 @@ def jailed_statement(connection: duckdb.DuckDBPyConnection, source: str, sql: st
     The returned SQL is exactly what was checked. Raises UsageError, naming `source`, for a statement that is not a
     query and for a table function that is not known to only read.
     """
+    import duckdb
+
     inside = as_subquery(sql)
     tree = json.loads(connection.execute("select json_serialize_sql($sql)", {"sql": inside}).fetchall()[0][0])
-    if tree["error"] or len(tree["statements"]) != 1:
+    kinds = {statement.type for statement in connection.extract_statements(sql)}  # "(begin)" would be a table
+    if tree["error"] or len(tree["statements"]) != 1 or kinds != {duckdb.StatementType.SELECT}:
         raise UsageError(
             f"{source} is not a query that moewh can check. Use one SELECT (or FROM, WITH, VALUES, DESCRIBE, SHOW, "
             "SUMMARIZE, PIVOT), or --unsafe to run any statement."

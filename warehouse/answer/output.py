@@ -14,14 +14,14 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
 
 from moewh.warehouse.answer import texts
 from moewh.warehouse.errors import UsageError, require_utf8
-from moewh.warehouse.files.layout import OWN_NAMES, SCHEMA_RUN, Layout, sync
+from moewh.warehouse.files.layout import Layout, sync
 from moewh.warehouse.views.sql import sql_string
 
 if TYPE_CHECKING:
@@ -55,45 +55,49 @@ def choose_format(name: str | None, output: Path | None) -> str:
     return chosen
 
 
-def write(answer: Answer, form: str, output: Path | None, printed: HeldBack | TextIO | None = None) -> None:
-    """Write a result in one of FORMATS to a file, or without one to `printed` (default: stdout). Raises OSError."""
+def write(answer: Answer, form: str, output: Path | None, printed: HeldBack | TextIO | None = None) -> int:
+    """Write a result in one of FORMATS to a file, or without one to `printed` (default: stdout).
+
+    Returns the number of rows; on a terminal, of those that were counted. Raises OSError.
+    """
     if output is None:
         stream = sys.stdout if printed is None else cast(TextIO, printed)
-        _TEXT_WRITERS[form](answer, stream)
+        rows = _TEXT_WRITERS[form](answer, stream)
         stream.flush()
-        return
+        return rows
     with replaced(output) as path:
         if form == "parquet":
-            _write_parquet(answer, path)
-        else:
-            with path.open("w", encoding="utf-8", newline="") as stream:
-                _TEXT_WRITERS[form](answer, stream)
+            return _write_parquet(answer, path)
+        with path.open("w", encoding="utf-8", newline="") as stream:
+            return _TEXT_WRITERS[form](answer, stream)
 
 
-def _write_parquet(answer: Answer, path: Path) -> None:
+def _write_parquet(answer: Answer, path: Path) -> int:
     """Write Parquet. It has no 128-bit integers: they become DECIMAL(38, 0), or text if one has more digits."""
     import duckdb
 
     answer = texts.as_select(answer)
     columns = texts.columns_of(answer)
     try:
-        _copy_parquet(texts.converted(answer, columns, texts.as_parquet("DECIMAL(38, 0)")), path)
+        return _copy_parquet(texts.converted(answer, columns, texts.as_parquet("DECIMAL(38, 0)")), path)
     except duckdb.ConversionException:
         if not any(texts.holds_large_integers(column.type) for column in columns):
             raise
-        _copy_parquet(texts.converted(answer, columns, texts.as_parquet("VARCHAR")), path)
+        return _copy_parquet(texts.converted(answer, columns, texts.as_parquet("VARCHAR")), path)
 
 
-def _copy_parquet(answer: Answer, path: Path) -> None:
-    answer.connection.execute(
+def _copy_parquet(answer: Answer, path: Path) -> int:
+    ((rows,),) = answer.connection.execute(
         f"copy ({answer.statement}) to {sql_string(str(path))} (format parquet, compression zstd)", dict(answer.values)
-    )
+    ).fetchall()
+    return int(rows)
 
 
-def written_path(output: Path) -> Path:
+def written_path(output: Path, suffixes: tuple[str, ...] = ()) -> Path:
     """Return the path that `write` writes to: beside `output`, or `output` itself if it is a pipe or device.
 
-    Raises UsageError for what is no file, and for a file whose directory does not exist.
+    `suffixes` are those of the one format that is written, if there is only one. Raises UsageError for what is no file,
+    for a file whose directory does not exist, and for one with the suffix of another format.
     """
     _require_file(output)
     if output.exists() and not output.is_file():
@@ -102,6 +106,10 @@ def written_path(output: Path) -> Path:
     require_outside(output)
     if not output.parent.is_dir():
         raise UsageError(f"there is no directory {output.parent}.")
+    if suffixes and output.suffix and output.suffix.lower() not in suffixes:
+        raise UsageError(
+            f"{output} would hold {suffixes[0]}, not {output.suffix}. Name a file that ends in {suffixes[0]} with -o."
+        )
     return output.with_name(f".{output.name}.{os.getpid()}")
 
 
@@ -125,11 +133,8 @@ def _resolved(output: Path) -> Path:
 
 def require_outside(output: Path) -> None:
     """Raise UsageError for a path among the files of a warehouse, where nothing else may be written."""
-    for folder in output.parents:
-        if Layout(folder).run(SCHEMA_RUN).is_dir():
-            first = output.relative_to(folder).parts[0]
-            if first in OWN_NAMES:
-                raise UsageError(f"{output} is among the files of the warehouse {folder}. Choose another place.")
+    if (outer := Layout(output).inside_of()) is not None:
+        raise UsageError(f"{output} is among the files of the warehouse {outer}. Choose another place.")
 
 
 @contextlib.contextmanager
@@ -151,7 +156,7 @@ def replaced(output: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def _write_table(answer: Answer, stream: TextIO) -> None:
+def _write_table(answer: Answer, stream: TextIO) -> int:
     """Write a box like DuckDB's: complete, except on a terminal, where a line reports what is left out."""
     from moewh.warehouse.answer import box
 
@@ -159,19 +164,19 @@ def _write_table(answer: Answer, stream: TextIO) -> None:
     columns = texts.columns_of(answer)
     shown = texts.converted(answer, columns, texts.as_shown)
     if not stream.isatty():
-        box.write_whole(columns, texts.rows_of(shown), stream)
-        return
+        return box.write_whole(columns, texts.rows_of(shown), stream)
     head = replace(shown, statement=f"select * from ({shown.statement}) limit {box.LIMIT + 1}")
     room = shutil.get_terminal_size((120, 40)).columns
-    box.write_cut(columns, list(texts.rows_of(head)), room, stream)
+    rows = list(texts.rows_of(head))
+    box.write_cut(columns, rows, room, stream)
+    return len(rows)
 
 
-def _write_csv(answer: Answer, stream: TextIO) -> None:
+def _write_csv(answer: Answer, stream: TextIO) -> int:
     """Write CSV: NULL is an empty field and an empty text is `""`, so that they differ; nested values are JSON."""
     columns, rows = texts.text_rows(answer)
     stream.write(",".join(_csv_field(column.name) for column in columns) + "\n")
-    for row in rows:
-        stream.write(",".join("" if cell is None else _csv_field(cell) for cell in row) + "\n")
+    return _write_lines((",".join("" if cell is None else _csv_field(cell) for cell in row) for row in rows), stream)
 
 
 def _csv_field(text: str) -> str:
@@ -180,18 +185,26 @@ def _csv_field(text: str) -> str:
     return '"' + text.replace('"', '""') + '"'
 
 
-def _write_json(answer: Answer, stream: TextIO) -> None:
+def _write_json(answer: Answer, stream: TextIO) -> int:
     """Write a JSON array with one object per line."""
-    separator = "["
-    for line in _json_lines(answer):
-        stream.write(f"{separator}\n{line}")
-        separator = ","
-    stream.write("[]\n" if separator == "[" else "\n]\n")
+    count = 0
+    for count, line in enumerate(_json_lines(answer), 1):
+        stream.write(f"{'[' if count == 1 else ','}\n{line}")
+    stream.write("\n]\n" if count else "[]\n")
+    return count
 
 
-def _write_jsonl(answer: Answer, stream: TextIO) -> None:
-    for line in _json_lines(answer):
+def _write_jsonl(answer: Answer, stream: TextIO) -> int:
+    return _write_lines(_json_lines(answer), stream)
+
+
+def _write_lines(lines: Iterable[str], stream: TextIO) -> int:
+    """Write one line per row; return how many."""
+    count = 0
+    for line in lines:
         stream.write(f"{line}\n")
+        count += 1
+    return count
 
 
 def _json_lines(answer: Answer) -> Iterator[str]:
@@ -204,13 +217,12 @@ def _json_lines(answer: Answer) -> Iterator[str]:
         yield texts.strict_json("{" + ", ".join(pairs) + "}")
 
 
-def _write_markdown(answer: Answer, stream: TextIO) -> None:
+def _write_markdown(answer: Answer, stream: TextIO) -> int:
     columns, rows = texts.text_rows(answer)
     heads = " | ".join(_markdown_cell(column.name) for column in columns)
     marks = " | ".join("---:" if column.type.id in texts.NUMBERS else "---" for column in columns)
     stream.write(f"| {heads} |\n| {marks} |\n")
-    for row in rows:
-        stream.write(f"| {' | '.join(_markdown_cell(cell or '') for cell in row)} |\n")
+    return _write_lines((f"| {' | '.join(_markdown_cell(cell or '') for cell in row)} |" for row in rows), stream)
 
 
 def _markdown_cell(text: str) -> str:
@@ -218,7 +230,7 @@ def _markdown_cell(text: str) -> str:
     return _LINE_END.sub("<br>", _MARKDOWN.sub(r"\\\g<0>", text))
 
 
-_TEXT_WRITERS: dict[str, Callable[[Answer, TextIO], None]] = {
+_TEXT_WRITERS: dict[str, Callable[[Answer, TextIO], int]] = {
     "table": _write_table,
     "csv": _write_csv,
     "json": _write_json,

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from moewh.warehouse.answer.placement import placement_text
 from moewh.warehouse.answer.query import Query, Value
-from moewh.warehouse.errors import UsageError
+from moewh.warehouse.errors import UsageError, brief
 
 if TYPE_CHECKING:
     import duckdb
@@ -48,7 +50,7 @@ KINDS = {
     "text": Kind("VARCHAR"),
     "prompt ids": Kind("VARCHAR", "a list of whole numbers such as 3,17,256", ids=True),
     "token ids": Kind("VARCHAR", "a list of whole numbers such as 3,17,256", ids=True),
-    "placement": Kind("VARCHAR", placement=True),
+    "placement": Kind("VARCHAR", "the name of a Parquet or JSON file", placement=True),
     "layer": Kind("INTEGER", "a whole number", -_INT32, _INT32),
     "expert": Kind("INTEGER", "a whole number", -_INT32, _INT32),
     "count": Kind("INTEGER", f"a whole number from 0 to {_INT32}", 0, _INT32),
@@ -92,7 +94,7 @@ def check_declared(query: Query, names: AbstractSet[str]) -> None:
 
 
 def compared_kinds(query: Query) -> dict[str, str]:
-    """Return the kind of each parameter whose every use is a comparison with one of COLUMNS by `=`.
+    """Return the kind of each parameter whose every use is a comparison with one of COLUMNS by `=` or `in (…)`.
 
     Tests for null are ignored.
     """
@@ -101,6 +103,7 @@ def compared_kinds(query: Query) -> dict[str, str]:
         value = _reference(name)
         for column, kind in COLUMNS.items():
             equal = rf"\b{column}\s*=\s*{value}|{value}\s*=\s*(?:\w+\.)?{column}\b"
+            equal += rf"|\b{column}\s+in\s*\((?:(?:[^()]|\('\w+'\))*,)?\s*{value}\s*(?=[,)])"
             without = re.sub(rf"(?i){value}\s+is\s+(?:not\s+)?null", "", query.code)
             others = re.sub(rf"(?i){equal}", "", without)
             if others != without and not re.search(rf"(?i){value}", others):
@@ -124,12 +127,26 @@ def typed(query: Query, kinds: Mapping[str, str], values: Mapping[str, Value]) -
     return made
 
 
+def about_no_rows(query: Query, given: Collection[str]) -> str:
+    """Return a line about a shipped query's answer without rows: the thresholds left at their defaults, if any."""
+    name = query.source.removesuffix(".sql")
+    thresholds = re.findall(r"(?m)^(min_\w+) \([^)]*\): default ([\d.]*\d)", query.header)
+    if left := [f"{threshold}={value}" for threshold, value in thresholds if threshold not in given]:
+        return (
+            f"{name} has no rows with the default {' and '.join(left)}. Give less with -p; "
+            f"`moewh query {name} --describe` says more."
+        )
+    return f"{name} has no rows. `moewh query {name} --describe` says what it counts."
+
+
 def id_list(text: str) -> list[int]:
     """Return the numbers that a value of kind `prompt ids` or `token ids` lists."""
     return [int(part) for part in text.split(",")]
 
 
 def _of_kind(name: str, kind: Kind, value: Value) -> Value:
+    if not isinstance(value, str | int | float | Decimal | os.PathLike):
+        raise UsageError(f"{name} is {brief(value)}. Give {kind.wants}.")
     text = str(value)
     if kind.type == "VARCHAR":
         fits = not kind.ids or re.fullmatch(_IDS, text) is not None
@@ -168,7 +185,11 @@ def numeric_parameters(query: Query, names: AbstractSet[str]) -> AbstractSet[str
 
         def plan(literal: str, name: str = name) -> Any:
             sql = _with_literal(query, name, literal)
-            rows = _planner().execute("select json_serialize_plan($sql, optimize := false)", {"sql": sql})
+            rows = (
+                _planner(os.getpid())
+                .cursor()
+                .execute("select json_serialize_plan($sql, optimize := false)", {"sql": sql})
+            )
             return json.loads(rows.fetchall()[0][0])
 
         planned = plan(f"'{_MARK}'")
@@ -181,8 +202,8 @@ def numeric_parameters(query: Query, names: AbstractSet[str]) -> AbstractSet[str
 
 
 @cache
-def _planner() -> duckdb.DuckDBPyConnection:
-    """Return a cached connection that only plans SQL over empty tables."""
+def _planner(_process: int) -> duckdb.DuckDBPyConnection:
+    """Return this process's connection that only plans SQL over empty tables; each thread needs a cursor of it."""
     from moewh.warehouse.answer.catalog import empty_warehouse
 
     connection = empty_warehouse()

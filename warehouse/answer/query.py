@@ -136,7 +136,7 @@ def unknown(kind: str, name: str, known: list[str]) -> str:
     """Return the message for a name that does not exist, with the nearest known name and all known names."""
     import difflib
 
-    nearest = difflib.get_close_matches(name, known, 1)
+    nearest = difflib.get_close_matches(name.lower(), known, 1)
     hint = f"Did you mean {nearest[0]}? " if nearest else ""
     return f"there is no {kind} {name!r}. {hint}Known: {', '.join(known) or 'none'}."
 

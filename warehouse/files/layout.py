@@ -184,6 +184,17 @@ class Layout:
         """Return whether there is a warehouse here; the geometry folder may be missing, as in older warehouses."""
         return self.segment(SCHEMA_RUN, 0).is_dir() and self.run(SCHEMA_RUN).is_dir()
 
+    def inside_of(self) -> Path | None:
+        """Return the warehouse among whose own files this path is; None if there is none."""
+        return next(
+            (
+                folder
+                for folder in self.root.parents
+                if Layout(folder).run(SCHEMA_RUN).is_dir() and self.root.relative_to(folder).parts[0] in OWN_NAMES
+            ),
+            None,
+        )
+
     def may_be_warehouse(self) -> bool:
         """Return whether this folder is empty or holds a warehouse, even a damaged one."""
         names = {path.name for path in own_entries(self.root)}
@@ -193,6 +204,8 @@ class Layout:
         """Return self if there is a warehouse here that this moewh can read; otherwise raise MoewhError."""
         if not self.exists():
             self.linked_folders()  # a link to an unmounted disk gives a better message
+            if (outer := self.inside_of()) is not None:
+                raise MoewhError(f"{self.root} is among the files of the warehouse {outer}. Name that folder.")
             raise MoewhError(
                 f"there is no warehouse at {self.root}. Run `moewh ingest` or `moewh demo` to make one, "
                 "or name another with --warehouse."

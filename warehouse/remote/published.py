@@ -104,6 +104,8 @@ def writable(place: str | os.PathLike[str]) -> Layout:
 def only_written(warehouse: Readable) -> Layout:
     """Return the warehouse if moewh can write it. Raises UsageError for a published one."""
     if isinstance(warehouse, Layout):
+        if (outer := Layout(warehouse.root.resolve()).inside_of()) is not None:
+            raise UsageError(f"{warehouse.root} is among the files of the warehouse {outer}. Name another folder.")
         return warehouse
     if isinstance(warehouse.place, Remote):
         raise UsageError(f"{warehouse.root} is not on this machine and is read-only. Name a folder instead.")

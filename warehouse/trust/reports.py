@@ -11,12 +11,15 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TextIO
 from xml.etree import ElementTree
 
 from moewh.warehouse.answer.box import escaped
+from moewh.warehouse.errors import UsageError
 
 FORMATS = ("text", "json", "junit")
+_SUFFIXES = {".json": "json", ".xml": "junit", ".txt": "text", ".log": "text", "": "text"}
 SHOWN = 20
 """Faults per check that text and JUnit show; all are counted."""
 KEPT = 1_000
@@ -56,6 +59,14 @@ class Result:
         """The faults to show, and the number of those left out."""
         more = [f"and {self.faults - SHOWN:,} more"] if self.faults > SHOWN else []
         return [fault.text for fault in self.kept[:SHOWN]] + more
+
+
+def choose_format(name: str | None, output: Path | None) -> str:
+    """Return the requested format, else that of the file's suffix; without one, `text`. Raises UsageError."""
+    chosen = name or _SUFFIXES.get("" if output is None else output.suffix.lower())
+    if chosen is None:
+        raise UsageError(f"cannot tell the format of {output} from its name. Add --format {'|'.join(FORMATS)}.")
+    return chosen
 
 
 def report(results: Iterable[Result], form: str, stream: TextIO) -> int:

@@ -44,4 +44,4 @@ def _write(run: ExportedRun, path: Path) -> None:
         table.writerows(rows)
 
 
-EXPORT = Export(_write)
+EXPORT = Export(_write, ".csv")

@@ -15,4 +15,4 @@ def _write(run: ExportedRun, path: Path) -> None:
         np.save(file, tokens_LE, allow_pickle=False)
 
 
-EXPORT = Export(_write)
+EXPORT = Export(_write, ".npy")

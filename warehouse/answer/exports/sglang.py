@@ -17,4 +17,4 @@ def _write(run: ExportedRun, path: Path) -> None:
     path.write_text(json.dumps({"logical_count": whole_LE.tolist()}) + "\n")
 
 
-EXPORT = Export(_write)
+EXPORT = Export(_write, ".json")

@@ -29,4 +29,4 @@ def _write(run: ExportedRun, path: Path) -> None:
     (path / "rank0.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + tokens_LE.astype("<i8").tobytes())
 
 
-EXPORT = Export(_write, folder=True)
+EXPORT = Export(_write, suffix=None)
