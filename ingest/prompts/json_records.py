@@ -29,6 +29,7 @@ from moewh.ingest.prompts.records import (
     Convention,
     RecordColumns,
     conventions,
+    json_text,
     misnamed,
     nested_path,
     present,
@@ -109,7 +110,7 @@ def _converted(
         return f"coalesce({', '.join(found[name])})" if found[name] else "null::json"
 
     def text(name: str) -> str:
-        return f"{value(name)} ->> '$'"
+        return json_text(value(name))
 
     def label(name: str) -> str:
         """A label that is NaN, as in pandas' records, is missing."""

@@ -236,12 +236,17 @@ def _head(convention: Convention, before: Sequence[Convention], value: Callable[
     return f"coalesce({listed}, {own})" if convention.named else listed
 
 
+def json_text(value: str) -> str:
+    """Return SQL for a JSON value as text; in DuckDB 1.5, the operator `->>` binds less tightly than `and`."""
+    return f"json_extract_string({value}, '$')"
+
+
 def _listed(value: str) -> str:
     """Return SQL for a list given as JSON or as JSON text; JSON null stays, and any other value becomes NULL."""
-    parsed = f"try_cast({value} ->> '$' as json)"
+    parsed = f"try_cast({json_text(value)} as json)"
     return (
         f"case when json_type({value}) in ('ARRAY', 'NULL') then {value} "
-        f"when json_type({value}) = 'VARCHAR' and json_type({parsed}) = 'ARRAY' then {parsed} -> '$' end"
+        f"when json_type({value}) = 'VARCHAR' and json_type({parsed}) = 'ARRAY' then json_extract({parsed}, '$') end"
     )
 
 

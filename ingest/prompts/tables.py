@@ -18,6 +18,7 @@ from moewh.ingest.prompts.records import (
     Convention,
     RecordColumns,
     conventions,
+    json_text,
     misnamed,
     nested_path,
     present,
@@ -149,14 +150,14 @@ class _TableColumns:
 
     def text(self, name: str) -> str:
         """Return a column's text."""
-        return _filled(self._sql[name], self._empty_is_null) if name in self._strings else f"{self.value(name)} ->> '$'"
+        return _filled(self._sql[name], self._empty_is_null) if name in self._strings else json_text(self.value(name))
 
     def label(self, name: str) -> str:
         """Return a label's text; a label that is NaN is missing."""
         plain = name in self._sql and not self._sql[name].endswith("json")
         if plain and pa.types.is_floating(self._schema.field(name).type):
             return f"case when isfinite({self._sql[name]}) then {self._sql[name]}::varchar end"
-        return _filled(f"{self._sql[name]}::varchar", self._empty_is_null) if plain else f"{self.value(name)} ->> '$'"
+        return _filled(f"{self._sql[name]}::varchar", self._empty_is_null) if plain else json_text(self.value(name))
 
     def metadata(self, convention: Convention) -> str:
         """Return the JSON of all columns except those that a convention uses."""

@@ -174,16 +174,17 @@ def _require_whole_rows(sequence: Sequence, ids_RLK: npt.NDArray[np.int32], mode
                 f"{_at(sequence, row, model.layers[index])}: has {model.top_k - missing[row, index]} of "
                 f"{model.top_k} experts. moewh stores a token's experts whole or not at all."
             )
-    found_RL = np.zeros(ids_RLK.shape[:2], np.int64)
-    one = np.uint64(1)
+    twice_RL = np.zeros(ids_RLK.shape[:2], np.bool_)
+    one, none = np.uint64(1), np.uint64(0)
     for word in range(int(model.experts_L.max() - 1) // _WORD + 1):
         bits_RL = np.zeros(ids_RLK.shape[:2], np.uint64)
         for slot in range(model.top_k):
             ids_RL = ids_RLK[:, :, slot]
             bit_RL = one << (ids_RL & (_WORD - 1)).astype(np.uint64)
-            bits_RL |= np.where(ids_RL >> 6 == word, bit_RL, np.uint64(0))
-        found_RL += np.bitwise_count(bits_RL)
-    twice = np.argwhere((found_RL != model.top_k) & (ids_RLK[:, :, 0] != NO_ROUTE))
+            bit_RL = np.where(ids_RL >> 6 == word, bit_RL, none)
+            twice_RL |= (bits_RL & bit_RL) != none
+            bits_RL |= bit_RL
+    twice = np.argwhere(twice_RL)
     if len(twice):
         row, index = twice[0]
         raise MoewhError(f"{_at(sequence, row, model.layers[index])}: names an expert twice. The file is damaged.")
