@@ -1,9 +1,14 @@
-# make demo · make notebook · make test · make lint · make bench · make soak: each first creates .venv with the pinned versions it needs.
+# make demo · make notebook · make test · make test-oldest-duckdb · make lint · make bench · make soak: each first creates
+# .venv with the pinned versions it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo notebook browser test lint bench soak docs clean
+OLDEST_DUCKDB := 1.5.6
+READS_WITH_DUCKDB := tests/queries $(addprefix tests/ingest/test_,prompt_files.py prompts.py arrow_types.py chats.py) \
+	$(addprefix tests/warehouse/test_,formats.py parameters.py check.py totals.py vocabulary_texts.py)
+
+.PHONY: demo notebook browser test test-oldest-duckdb lint bench soak docs clean
 
 # For the demo: moewh without extras.
 $(VENV)/.demo: pyproject.toml constraints.txt
@@ -34,6 +39,13 @@ $(VENV)/.notebook: $(VENV)/.demo
 # One process per core. PYTEST_ARGUMENTS="-n 0 tests/queries -k co_routing" runs a few tests in a single process.
 test: $(VENV)/.installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto --dist loadfile $(PYTEST_ARGUMENTS)
+
+# What reads or answers with DuckDB in Python, on the oldest series that moewh supports; the tests of the shell use it anyway.
+test-oldest-duckdb: $(VENV)/duckdb-$(OLDEST_DUCKDB)
+	HF_HUB_OFFLINE=1 PYTHONPATH=$(CURDIR)/$< $(BIN)/python -m pytest -q -n auto --dist loadfile $(READS_WITH_DUCKDB)
+
+$(VENV)/duckdb-$(OLDEST_DUCKDB): $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --no-deps --target $@ duckdb==$(OLDEST_DUCKDB)
 
 # Debian's chromium, for the tests of pages, which are skipped without it. Only root can install it.
 browser:
