@@ -14,8 +14,8 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import click
-import pyarrow.parquet as pq
 import duckdb
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
