@@ -133,7 +133,7 @@ def test_cost_is_reported_before_the_run(tmp_path: Path, prompts: Path) -> None:
     assert notes == [f"router_logits and hidden_states take about {size} bytes per token before compression"]
 
 
-@pytest.mark.parametrize("layers", ["7", "0,x", "", "0,,1", "-1"])
+@pytest.mark.parametrize("layers", ["7", "0,x", ",", "0,,1", "-1"])
 def test_layers_that_are_none_are_refused(layers: str, tmp_path: Path, prompts: Path) -> None:
     folder = save_model(tmp_path / "model")
     with pytest.raises(UsageError, match="They are 0,1,2"):
