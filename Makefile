@@ -5,8 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 OLDEST_DUCKDB := 1.5.6
-READS_WITH_DUCKDB := tests/queries $(addprefix tests/ingest/test_,prompt_files.py prompts.py arrow_types.py chats.py) \
-	$(addprefix tests/warehouse/test_,formats.py parameters.py check.py totals.py vocabulary_texts.py)
+READS_WITH_DUCKDB := tests/queries/test_saved.py $(addprefix tests/ingest/test_,prompt_files.py prompts.py arrow_types.py chats.py)
 
 .PHONY: demo notebook browser test test-oldest-duckdb lint bench soak docs clean
 
@@ -40,7 +39,7 @@ $(VENV)/.notebook: $(VENV)/.demo
 test: $(VENV)/.installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto --dist loadfile $(PYTEST_ARGUMENTS)
 
-# What reads or answers with DuckDB in Python, on the oldest series that moewh supports; the tests of the shell use it anyway.
+# What reads prompts and answers saved queries, on the oldest DuckDB series that moewh supports; tests of the shell use it anyway.
 test-oldest-duckdb: $(VENV)/duckdb-$(OLDEST_DUCKDB)
 	HF_HUB_OFFLINE=1 PYTHONPATH=$(CURDIR)/$< $(BIN)/python -m pytest -q -n auto --dist loadfile $(READS_WITH_DUCKDB)
 
