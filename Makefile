@@ -5,7 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 OLDEST_DUCKDB := 1.5.6
-READS_WITH_DUCKDB := tests/queries/test_saved.py $(addprefix tests/ingest/test_,prompt_files.py prompts.py arrow_types.py chats.py)
+READS_WITH_DUCKDB := tests/queries/test_saved.py \
+	$(addprefix tests/ingest/test_,prompt_files.py prompts.py arrow_types.py chats.py)
 
 .PHONY: demo notebook browser test test-oldest-duckdb lint bench soak docs clean
 
@@ -39,7 +40,7 @@ $(VENV)/.notebook: $(VENV)/.demo
 test: $(VENV)/.installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto --dist loadfile $(PYTEST_ARGUMENTS)
 
-# What reads prompts and answers saved queries, on the oldest DuckDB series that moewh supports; tests of the shell use it anyway.
+# The tests of prompts and saved queries on the oldest DuckDB series that moewh supports; those of the shell always use it.
 test-oldest-duckdb: $(VENV)/duckdb-$(OLDEST_DUCKDB)
 	HF_HUB_OFFLINE=1 PYTHONPATH=$(CURDIR)/$< $(BIN)/python -m pytest -q -n auto --dist loadfile $(READS_WITH_DUCKDB)
 

@@ -20,7 +20,7 @@ with merged_runs as (
     having min(kind) = max(kind)
 ),
 pair_tokens as (
-    -- this branch first: with the other one first, DuckDB 1.1 to 1.3 never ends if all rows are selected
+    -- this branch comes first because DuckDB 1.1 to 1.3 hangs on `select *` if the other one does
     select
         affinity_counts.run_id as run_id,
         affinity_counts.layer as layer,

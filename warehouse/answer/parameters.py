@@ -133,10 +133,10 @@ def about_no_rows(query: Query, given: Collection[str]) -> str:
     thresholds = re.findall(r"(?m)^(min_\w+) \([^)]*\): default ([\d.]*\d)", query.header)
     if left := [f"{threshold}={value}" for threshold, value in thresholds if threshold not in given]:
         return (
-            f"{name} has no rows with the default {' and '.join(left)}. Give less with -p; "
-            f"`moewh query {name} --describe` says more."
+            f"{name} has no rows with the default {' and '.join(left)}. Lower it with -p; "
+            f"`moewh query {name} --describe` explains it."
         )
-    return f"{name} has no rows. `moewh query {name} --describe` says what it counts."
+    return f"{name} has no rows. `moewh query {name} --describe` explains what it counts."
 
 
 def id_list(text: str) -> list[int]:

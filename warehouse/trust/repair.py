@@ -61,7 +61,7 @@ def _expose_segments(layout: Layout, run_id: str, folder: Path) -> None:
 
 
 def remedy(layout: Layout, folder: Path, option_words: OptionWords) -> str | None:
-    """Return the command that writes a bad folder again; None for one of no run, and for a stray."""
+    """Return the command that writes a bad folder again; None for a stray, and for a folder that belongs to no run."""
     run_id = run_of(layout, folder)
     if run_id is None or _is_stray(layout, run_id, folder):
         return None
