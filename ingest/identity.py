@@ -17,7 +17,7 @@ from moewh.ingest.families.rule import MoELayer, unwrapped
 from moewh.ingest.model.expected import num_layers
 from moewh.ingest.model.loading import LoadedModel, config_sha256
 from moewh.ingest.options import IngestOptions, shaping_options
-from moewh.ingest.prompts.stream import Plan
+from moewh.ingest.prompts.stream import PromptPlan
 from moewh.ingest.prompts.template_time import KEY as TEMPLATE_TIME
 from moewh.ingest.prompts.template_time import as_seen
 from moewh.ingest.prompts.tokenise import TokenRules, tokenizer_sha256
@@ -35,7 +35,7 @@ _CONTENTS = {
 """What a digest is of, for a reader who has only two of them to compare."""
 
 
-def identify(loaded: LoadedModel, options: IngestOptions, rules: TokenRules, plan: Plan) -> Identity:
+def identify(loaded: LoadedModel, options: IngestOptions, rules: TokenRules, plan: PromptPlan) -> Identity:
     """Return the identity of the run that these options describe, and its run_id.
 
     The run_id does not depend on the time that a chat template sees, because it is used to find the run that recorded
@@ -118,7 +118,7 @@ def _require_same_segments(layout: Layout, identity: Identity) -> None:
             )
 
 
-def describe_run(loaded: LoadedModel, identity: Identity, facts: dict[int, LayerFacts], plan: Plan) -> RunRecord:
+def describe_run(loaded: LoadedModel, identity: Identity, facts: dict[int, LayerFacts], plan: PromptPlan) -> RunRecord:
     """Return a run as plain data: its identity, and the facts measured on its model."""
     shaping = identity.shaping
     run = {

@@ -29,6 +29,8 @@ RECORDS = "records"
 """The name of in-memory records, as a prompts file and as their source."""
 DEMO = "demo"
 """The name of the embedded model and of the embedded prompts."""
+SEGMENT_ROWS = 64_000_000
+"""Routing rows per segment unless the user chooses otherwise, whoever writes the run."""
 _NAMES = ("model", "tokenizer")
 """Fields that are checked where they are loaded."""
 _OPTION = "option"
@@ -259,7 +261,7 @@ class IngestOptions:
         Option("--batch-tokens", metavar="N", show_default=True, least=1, help="Tokens per batch, padding included."),
     )
     segment_rows: int = option(
-        64_000_000,
+        SEGMENT_ROWS,
         Option(
             "--segment-rows",
             metavar="N",

@@ -26,7 +26,7 @@ from moewh.ingest.prompts.chats import (
     template_variables,
 )
 from moewh.ingest.prompts.records import MESSAGES
-from moewh.ingest.prompts.stream import Plan, PromptStream, SizeRule
+from moewh.ingest.prompts.stream import PromptPlan, PromptStream, SizeRule
 from moewh.ingest.prompts.template_time import fix_time, forget_time
 from moewh.ingest.prompts.tokenise import TokenRules, tokenise
 from moewh.ingest.record import Identity
@@ -42,7 +42,7 @@ class RunPlan:
     """Everything decided before a run's first batch."""
 
     identity: Identity
-    prompts: Plan
+    prompts: PromptPlan
     """How the prompts are split into segments."""
     rules: TokenRules
     size: SizeRule
@@ -89,7 +89,7 @@ def plan_run(
     return RunPlan(identity, split, rules, size, batch_tokens, options.sampling, wanted, recorded, missing)
 
 
-def missing_segments(layout: Layout, identity: Identity, prompts: Plan) -> list[int]:
+def missing_segments(layout: Layout, identity: Identity, prompts: PromptPlan) -> list[int]:
     """Return the missing segments of a run, over all processes."""
     return [number for number in range(prompts.segments) if not layout.segment(identity.run_id, number).is_dir()]
 
@@ -117,7 +117,7 @@ def release_time(plan: RunPlan, layout: Layout, process: Process) -> None:
 
 
 def _fixed_time(
-    layout: Layout, prompts: PromptStream, split: Plan, identity: Identity, renderer: ChatRenderer
+    layout: Layout, prompts: PromptStream, split: PromptPlan, identity: Identity, renderer: ChatRenderer
 ) -> datetime | None:
     """Decide the time that the chat template sees; None if it does not ask for the time."""
 
@@ -128,7 +128,7 @@ def _fixed_time(
     return fix_time(layout, identity.run_id, identity.sha256, asked, complete)
 
 
-def _template_asks_for_time(prompts: PromptStream, split: Plan, renderer: ChatRenderer) -> bool:
+def _template_asks_for_time(prompts: PromptStream, split: PromptPlan, renderer: ChatRenderer) -> bool:
     """Render chats until one makes the template ask for the time."""
     for first_prompt, table in _tables(prompts, split):
         parts = zip(table.column("form").to_pylist(), table.column("text").to_pylist(), strict=True)
@@ -140,7 +140,7 @@ def _template_asks_for_time(prompts: PromptStream, split: Plan, renderer: ChatRe
     return False
 
 
-def _tables(prompts: PromptStream, split: Plan) -> Iterator[tuple[int, Any]]:
+def _tables(prompts: PromptStream, split: PromptPlan) -> Iterator[tuple[int, Any]]:
     """Yield the run's prompts in small tables: (first prompt_id, canonical table)."""
     for number in range(split.segments):
         start, stop = split.bounds(number)
@@ -149,7 +149,7 @@ def _tables(prompts: PromptStream, split: Plan) -> Iterator[tuple[int, Any]]:
             yield start + offset, table.slice(offset, _PROMPTS_LOOKED_AT)
 
 
-def _chat_rules(options: IngestOptions, loaded: LoadedModel, plan: Plan) -> ChatRules:
+def _chat_rules(options: IngestOptions, loaded: LoadedModel, plan: PromptPlan) -> ChatRules:
     """Return how to render chats. Raises UsageError for chat options that have no effect."""
     arguments = chat_arguments(options.chat_arguments)
     given = "--chat-argument" if arguments else "--chat-template" if options.chat_template else None

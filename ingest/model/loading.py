@@ -161,17 +161,10 @@ def load_model(options: IngestOptions, process: Process | None = None) -> Loaded
         more = {**device_arguments(device), **({} if adapter is None else BASE_MODEL_ONLY)}
         model, info = _from_files(base, config, options, more)
         generation_tokens = read_generation_tokens(base, tokenizer, config) if options.generate else None
-    if options.generate and not model.can_generate():
-        raise MoewhError(
-            f"{source.title}: {type(model).__name__} has no LM head to generate with. Leave --generate out."
-        )
-    found = observed_moe_layers(model, options)
-    if absent is None:
-        check_loaded(source.title, model, found, info, head=bool(options.generate))
-    unloaded = unloaded_modules(model, found, absent or info["missing_keys"], head=bool(options.generate))
+    unloaded = _require_loaded(source.title, model, info, absent, options)
     if adapter is not None:
         model = adapter.apply(model)
-        found = observed_moe_layers(model, options)
+    found = observed_moe_layers(model, options)
     check_parallel(model)
     if device is not None:
         model.to(device)
@@ -217,6 +210,22 @@ def _from_files(files: Repository, config: Any, options: IngestOptions, more: di
         **loading_arguments(config),
     )
     return model, info
+
+
+def _require_loaded(
+    title: str, model: Any, info: Any, absent: list[str] | None, options: IngestOptions
+) -> list[tuple[str, torch.nn.Module]]:
+    """Refuse a model that lacks weights which a pass needs; return the modules without weights that no pass reaches.
+
+    `info` is transformers' loading report, `absent` what `check_files` returned.
+    """
+    head = bool(options.generate)
+    if head and not model.can_generate():
+        raise MoewhError(f"{title}: {type(model).__name__} has no LM head to generate with. Leave --generate out.")
+    found = observed_moe_layers(model, options)
+    if absent is None:
+        check_loaded(title, model, found, info, head=head)
+    return unloaded_modules(model, found, absent or info["missing_keys"], head=head)
 
 
 def _fingerprint(files: Repository, adapter: PeftAdapter | None) -> str | None:

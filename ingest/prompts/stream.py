@@ -42,7 +42,7 @@ class SizeRule:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PromptPlan:
     """The result of the planning pass: the digest of all prompts, and the first prompt of each segment."""
 
     prompts: int
@@ -106,7 +106,7 @@ class PromptStream:
         self._finished = True
         self._spool_is_needed = not complete and self._plan is not None
 
-    def plan(self, rule: SizeRule) -> Plan:
+    def plan(self, rule: SizeRule) -> PromptPlan:
         """Digest the prompts and cut them into segments. Raises MoewhError for unreadable input.
 
         One process does the work, and the others wait for its result.
@@ -121,15 +121,16 @@ class PromptStream:
                 found = self._cached_plan(rule) or self._make_plan(rule)
         return found
 
-    def _cached_plan(self, rule: SizeRule) -> Plan | None:
+    def _cached_plan(self, rule: SizeRule) -> PromptPlan | None:
         if self._plan is None or not self._plan.is_file():
             return None
         saved = json.loads(self._plan.read_text())
         if saved["rule"] != asdict(rule) or "chats" not in saved:
             return None
-        return Plan(saved["prompts"], saved["prompts_sha256"], tuple(saved["starts"]), saved["chats"], self._pinned)
+        starts = tuple(saved["starts"])
+        return PromptPlan(saved["prompts"], saved["prompts_sha256"], starts, saved["chats"], self._pinned)
 
-    def _make_plan(self, rule: SizeRule) -> Plan:
+    def _make_plan(self, rule: SizeRule) -> PromptPlan:
         digest = PromptDigest()
         sizes, chats = [], False
         for batch in self._open().iter_batches(BATCH_ROWS):
@@ -141,7 +142,7 @@ class PromptStream:
             names = ", ".join(given.name for given in self._inputs)
             raise MoewhError(f"there are no prompts in {names}. Give at least one.")
         starts = segment_starts(rows_P, rule.segment_rows)
-        plan = Plan(len(rows_P), digest.hexdigest(), starts, chats, self._pinned)
+        plan = PromptPlan(len(rows_P), digest.hexdigest(), starts, chats, self._pinned)
         if self._plan is not None:
             self._plan_is_new = True
             _write_text(self._layout, self._plan, json.dumps({"rule": asdict(rule), **asdict(plan)}))

@@ -21,8 +21,9 @@ from moewh.ingest.capture.vectors import WantedVectors
 from moewh.ingest.identity import describe_run, in_memory_identity
 from moewh.ingest.model.in_memory import RECORDED, borrowed, model_in_memory, unwrapped_model
 from moewh.ingest.model.loading import LoadedModel, config_sha256
+from moewh.ingest.options import SEGMENT_ROWS
 from moewh.ingest.prompts.batches import Batch
-from moewh.ingest.prompts.stream import Plan
+from moewh.ingest.prompts.stream import PromptPlan
 from moewh.ingest.prompts.tokenise import tokenizer_sha256
 from moewh.ingest.prompts.vocabulary import vocabulary_texts
 from moewh.ingest.record import Identity, RunRecord
@@ -58,7 +59,7 @@ class Recorder:
         series: str | None = None,
         train_step: int | None = None,
         train_tokens: int | None = None,
-        segment_rows: int = 64_000_000,
+        segment_rows: int = SEGMENT_ROWS,
     ) -> None:
         """Prepare a recording; nothing is checked before the block is entered.
 
@@ -138,7 +139,7 @@ class Recorder:
         """Prove the model on a fixed text, and describe the run."""
         _, facts = run_verified_batch(loaded, _probe(loaded), WantedVectors())
         identity = self._identify(loaded)
-        record = describe_run(loaded, identity, facts, Plan(0, "", ()))
+        record = describe_run(loaded, identity, facts, PromptPlan(0, "", ()))
         open_ended = dict.fromkeys(("prompts_sha256", "segments_planned", "tokens_key", "max_length"))
         vocabulary = vocabulary_texts(loaded.tokenizer, loaded.vocabulary_rows)
         self._entries = len(vocabulary)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from moewh.ingest.options import SEGMENT_ROWS
 from moewh.ingest.record import Identity, RunRecord
 from moewh.ingest.recorder.arguments import checked_text, described, flag, whole
 from moewh.ingest.recorder.declared import Declared, from_model, from_numbers
@@ -55,7 +56,7 @@ class Writer:
         train_tokens: int | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
-        segment_rows: int = 64_000_000,
+        segment_rows: int = SEGMENT_ROWS,
     ) -> None:
         """Begin a run.
 

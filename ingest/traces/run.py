@@ -21,6 +21,7 @@ import pyarrow as pa
 from moewh.ingest.identity import has_planned_segments, require_same
 from moewh.ingest.model.architecture import require_named
 from moewh.ingest.model.tokenizer import TokenizerSource, load_tokenizer
+from moewh.ingest.options import SEGMENT_ROWS
 from moewh.ingest.prompts.canonical import CANONICAL
 from moewh.ingest.prompts.digest import PromptDigest
 from moewh.ingest.prompts.tokenise import tokenizer_sha256
@@ -55,7 +56,7 @@ class ImportOptions:
     tokenizer: str | None = None
     run_id: str | None = None
     domain: str | None = None
-    segment_rows: int = 64_000_000
+    segment_rows: int = SEGMENT_ROWS
     trust_remote_code: bool = False
 
 

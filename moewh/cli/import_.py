@@ -8,6 +8,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from moewh.cli.options import warehouse_option
+from moewh.ingest.options import SEGMENT_ROWS
 from moewh.warehouse.files.layout import Layout, check_run_id
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class _FormatChoice(click.ParamType[str]):
 @click.option(
     "--segment-rows",
     type=click.IntRange(min=1),
-    default=64_000_000,
+    default=SEGMENT_ROWS,
     show_default=True,
     help="Routing rows per segment; memory grows with it.",
 )

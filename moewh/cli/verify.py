@@ -20,7 +20,7 @@ from moewh.warehouse.remote.published import Readable, only_written
 
 if TYPE_CHECKING:
     from moewh.warehouse.trust.published import PublishedPlan
-    from moewh.warehouse.trust.verify import Fault, Plan
+    from moewh.warehouse.trust.verify import CommittedPlan, Fault
 
 
 @dataclass(frozen=True)
@@ -97,14 +97,14 @@ def _reported(warehouse: Readable, fault: Fault, moved: dict[Path, Path]) -> Rep
     )
 
 
-def _json(planned: Plan | PublishedPlan, seconds: float, reported: list[Reported]) -> str:
+def _json(planned: CommittedPlan | PublishedPlan, seconds: float, reported: list[Reported]) -> str:
     counts = {"runs": planned.runs, "segments": planned.segments, "files": planned.files, "bytes": planned.bytes}
     return json.dumps(
         {**counts, "seconds": round(seconds, 3), "faults": [asdict(fault) for fault in reported]}, indent=1
     )
 
 
-def _text(planned: Plan | PublishedPlan, seconds: float, reported: list[Reported], *, to_repair: bool) -> str:
+def _text(planned: CommittedPlan | PublishedPlan, seconds: float, reported: list[Reported], *, to_repair: bool) -> str:
     """Return a line per fault, then what was moved, how to restore it, and a summary; `to_repair`: if it can be."""
     lines = [escaped(f"{fault.path}: {fault.why}") for fault in reported]
     folders = {fault.quarantined for fault in reported if fault.quarantined}

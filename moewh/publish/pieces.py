@@ -56,7 +56,7 @@ def zero_rows(layout: Layout) -> list[Piece]:
     return [piece_of(layout, folder) for folder in levels]
 
 
-def run_pieces(layout: Layout, planned: verify.Plan, run_id: str) -> list[Piece]:
+def run_pieces(layout: Layout, planned: verify.CommittedPlan, run_id: str) -> list[Piece]:
     """Return the pieces to publish of a sealed run. Raises MoewhError unless every file is as committed.
 
     `planned` lists the files that `moewh verify` would read.
@@ -81,9 +81,9 @@ def piece_of(layout: Layout, folder: Path) -> Piece:
     return Piece(folder.relative_to(layout.root).as_posix(), folder, {**marks, **files, MANIFEST: manifest})
 
 
-def _require_sound(layout: Layout, planned: verify.Plan, run_id: str) -> None:
+def _require_sound(layout: Layout, planned: verify.CommittedPlan, run_id: str) -> None:
     """Raise MoewhError for the first bad file of a run."""
-    of_run = verify.Plan(
+    of_run = verify.CommittedPlan(
         [folder for folder in planned.folders if folder.run_id == run_id],
         [fault for fault in planned.faults if run_of(layout, fault.folder) == run_id],
     )

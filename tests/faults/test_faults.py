@@ -23,7 +23,7 @@ from moewh.warehouse.files.layout import FOLDERS, Layout
 from moewh.warehouse.views.publishing import publish
 from tests.support.commit_order import check_order, kernel_commits, steps_of
 from tests.support.damage import faults_of
-from tests.support.faults import ERRORS, Plan, Server, segments_of
+from tests.support.faults import ERRORS, FaultPlan, Server, segments_of
 from tests.support.runs import contents
 from tests.support.trials import (
     STEPS,
@@ -239,7 +239,7 @@ def test_a_shell_may_hold_the_file(options: list[str], trial: Trial) -> None:
         assert ask(shell, "select count(*) from runs;") == "1"
         second = trial.job.arguments(layout.root, "--run-id", "second")
         for command in (second, ["refresh", *at], ["query", "expert_load", *at]):
-            outcome = trial.server.moewh(Plan(command, str(layout.root)))
+            outcome = trial.server.moewh(FaultPlan(command, str(layout.root)))
             assert outcome["code"] == 0, outcome["stderr"]
         assert ask(shell, "select count(*) from runs;") == "2", "the shell sees the new run through the views it has"
         assert shell.stdin is not None
@@ -296,6 +296,6 @@ def test_a_warehouse_at_an_odd_place(name: str, trial: Trial, tmp_path: Path) ->
     odd = replace(trial, root=tmp_path / name)
     assert odd.ingest()["code"] == 0
     for arguments in (["refresh"], ["query", "expert_load"], ["verify"]):
-        outcome = odd.server.moewh(Plan([*arguments, "--warehouse", str(odd.root)], str(odd.root)))
+        outcome = odd.server.moewh(FaultPlan([*arguments, "--warehouse", str(odd.root)], str(odd.root)))
         assert outcome["code"] == 0, outcome["stderr"]
     odd.check_complete()

@@ -22,7 +22,7 @@ from moewh.warehouse.sealing.seal import seal, unseal
 from moewh.warehouse.views import merged
 from moewh.warehouse.views.opening import open_warehouse
 from tests.support.damage import faults_of, flip
-from tests.support.faults import Plan
+from tests.support.faults import FaultPlan
 from tests.support.opened import viewed
 from tests.support.runs import contents
 from tests.support.trials import Trial
@@ -63,14 +63,14 @@ def counted_by_segment(layout: Layout, run_id: str) -> dict[str, int]:
     return totals
 
 
-def copies(trial: Trial, start: Layout, plan: Plan, every: int = 1) -> Iterator[None]:
+def copies(trial: Trial, start: Layout, plan: FaultPlan, every: int = 1) -> Iterator[None]:
     """Yield once per step of a command, with the warehouse as a kill at that step leaves it."""
     shutil.copytree(start.root, trial.root, symlinks=True)
     steps = trial.server.moewh(plan)["result"]
     for step in range(1, steps + 1, every):
         shutil.rmtree(trial.root)
         shutil.copytree(start.root, trial.root, symlinks=True)
-        outcome = trial.server.moewh(Plan(plan.arguments, plan.root, kill_at=step))
+        outcome = trial.server.moewh(FaultPlan(plan.arguments, plan.root, kill_at=step))
         assert outcome["code"] == -signal.SIGKILL, outcome
         yield
 
@@ -90,7 +90,7 @@ def test_sealing_killed_at_its_steps(trial: Trial, tmp_path: Path) -> None:
     unseal(start, "r")
     expected = counts(start)
     assert expected == counts(trial.undisturbed)
-    plan = Plan(["seal", "--warehouse", str(trial.root)], str(trial.root))
+    plan = FaultPlan(["seal", "--warehouse", str(trial.root)], str(trial.root))
     sealed = set()
     for _ in copies(trial, start, plan, every=5):
         layout = Layout(trial.root)
@@ -107,7 +107,7 @@ def test_taking_a_segment_out_killed_at_its_steps(trial: Trial, tmp_path: Path) 
     start = Layout(tmp_path / "start")
     shutil.copytree(trial.undisturbed.root, start.root, symlinks=True)
     flip(start.segment("r", 1) / schema.ROUTING.file, random.Random(0))
-    plan = Plan(["verify", "--repair", "--warehouse", str(trial.root)], str(trial.root))
+    plan = FaultPlan(["verify", "--repair", "--warehouse", str(trial.root)], str(trial.root))
     there = set()
     for _ in copies(trial, start, plan, every=9):
         layout = Layout(trial.root)
@@ -123,7 +123,7 @@ def test_taking_a_segment_out_killed_at_its_steps(trial: Trial, tmp_path: Path) 
 
 
 def test_deleting_killed_at_its_steps(trial: Trial, two_runs: Layout) -> None:
-    plan = Plan(["runs", "--delete", "r", "--yes", "--warehouse", str(trial.root)], str(trial.root))
+    plan = FaultPlan(["runs", "--delete", "r", "--yes", "--warehouse", str(trial.root)], str(trial.root))
     whole = counts(two_runs)
     seen = set()
     for _ in copies(trial, two_runs, plan, every=7):
@@ -214,7 +214,7 @@ def test_a_sealed_set_without_a_file_is_reported_and_rebuilt(table: schema.Table
         pytest.raises(duckdb.Error, match=f"run r is sealed and lacks {table.file}"),
     ):
         connection.execute(f"select count(*) from {table.name}").fetchall()
-    plan = Plan(["verify", "--repair", "--warehouse", str(layout.root)], str(layout.root))
+    plan = FaultPlan(["verify", "--repair", "--warehouse", str(layout.root)], str(layout.root))
     assert trial.server.moewh(plan)["code"] == 1
     assert counts(layout) == counts(trial.undisturbed)
     assert layout.sealed("r").is_dir()

@@ -28,7 +28,7 @@ from moewh.ingest.options import (
 )
 from moewh.ingest.prompts import sources, stream
 from moewh.ingest.prompts.chats import ChatRules, chat_arguments
-from moewh.ingest.prompts.stream import Plan
+from moewh.ingest.prompts.stream import PromptPlan
 from moewh.ingest.prompts.tokenise import TokenRules
 from moewh.ingest.record import Identity
 from moewh.warehouse.errors import UsageError
@@ -96,7 +96,7 @@ def identity_of(options: IngestOptions, monkeypatch: pytest.MonkeyPatch) -> Iden
     )
     chats = ChatRules(chat_arguments(options.chat_arguments), bool(options.generate))
     rules = TokenRules(options.max_length or 64, options.on_overflow, options.special_tokens, chats)
-    return identity.identify(loaded, options, rules, Plan(3, "p", (0,)))
+    return identity.identify(loaded, options, rules, PromptPlan(3, "p", (0,)))
 
 
 @pytest.mark.parametrize(("options", "sha256"), IDENTITIES, ids=lambda value: ",".join(value) or "none")

@@ -17,7 +17,7 @@ import pytest
 from moewh.ingest.options import IngestOptions
 from moewh.ingest.prompts.canonical import CANONICAL
 from moewh.ingest.prompts.digest import PromptDigest
-from moewh.ingest.prompts.stream import Plan, PromptStream, SizeRule, estimated_rows, segment_starts
+from moewh.ingest.prompts.stream import PromptPlan, PromptStream, SizeRule, estimated_rows, segment_starts
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import Layout
 
@@ -52,7 +52,7 @@ def as_jsonl(rows: list[dict[str, Any]]) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=place % 2 == 0) + "\n" for place, row in enumerate(rows)).encode()
 
 
-def read(folder: Path, *files: Path | str, **options: Any) -> tuple[Plan, list[dict[str, Any]]]:
+def read(folder: Path, *files: Path | str, **options: Any) -> tuple[PromptPlan, list[dict[str, Any]]]:
     """Plan and read all prompts of these files."""
     chosen = IngestOptions(model="m", prompts=tuple(str(file) for file in files), **options)
     with PromptStream(chosen, Layout(folder / "wh")) as prompts:

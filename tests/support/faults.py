@@ -1,7 +1,7 @@
 """A fork server for fault tests: moewh imported once, then a fresh process for every fault in a few milliseconds.
 
 `Server` starts `python -m tests.support.faults`, which forks a child for each request. A child runs the real `moewh`
-command, with a `Plan` of what goes wrong in it: killed or failed at the n-th step that touches the disk, on a
+command, with a `FaultPlan` of what goes wrong in it: killed or failed at the n-th step that touches the disk, on a
 small file system of its own, or with one line of our code mutated. Linux only, as `unshare` and `strace` are.
 """
 
@@ -45,7 +45,7 @@ ERRORS = ("ENOSPC", "EIO", "EDQUOT", "EACCES")
 
 
 @dataclass(frozen=True)
-class Plan:
+class FaultPlan:
     """What goes wrong in a child. Steps are counted from 1, within the warehouse alone."""
 
     arguments: list[str]
@@ -106,7 +106,7 @@ class Server:
         """Start a child and wait for it."""
         return self.wait(self.start(what, **arguments))
 
-    def moewh(self, plan: Plan) -> dict[str, Any]:
+    def moewh(self, plan: FaultPlan) -> dict[str, Any]:
         """Run a moewh command with its faults."""
         return self.run("moewh", **asdict(plan))
 
@@ -182,7 +182,7 @@ def _reap(folder: Path, pid: int) -> dict[str, Any]:
 
 def run_moewh(**plan: Any) -> tuple[int, Any]:
     """Run one command; return its exit code and the number of steps it took."""
-    chosen = Plan(**plan)
+    chosen = FaultPlan(**plan)
     steps = _count_steps(chosen)
     _mutate(chosen.mutation)
     if not chosen.read:
@@ -295,7 +295,7 @@ def _mount(folder: Path, options: str) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=True)
 
 
-def _count_steps(plan: Plan) -> list[int]:
+def _count_steps(plan: FaultPlan) -> list[int]:
     """Count every step within the warehouse; kill or fail the one that the plan names. Returns the count, live."""
     count = [0]
     root = str(plan.root)
@@ -442,9 +442,9 @@ class Job:
         sizes = ["--segment-rows", "200", "--max-length", str(MAX_LENGTH), "--device", "cpu"]
         return ["ingest", *files, *sizes, "--warehouse", str(root), *more]
 
-    def plan(self, root: Path, *more: str, **faults: Any) -> Plan:
+    def plan(self, root: Path, *more: str, **faults: Any) -> FaultPlan:
         """The same with faults."""
-        return Plan(self.arguments(root, *more), str(root), **faults)
+        return FaultPlan(self.arguments(root, *more), str(root), **faults)
 
 
 def segments_of(root: Path) -> set[Path]:

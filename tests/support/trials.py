@@ -23,7 +23,7 @@ from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.sealing.seal import unseal
 from moewh.warehouse.views.opening import open_warehouse
 from tests.support.damage import faults_of
-from tests.support.faults import Job, Plan, Server, segments_of
+from tests.support.faults import FaultPlan, Job, Server, segments_of
 from tests.support.runs import contents
 
 STEPS = 610
@@ -43,7 +43,7 @@ class Trial:
         """Run the ingest command to its end, or to the fault's."""
         return self.server.moewh(self.plan(**faults))
 
-    def plan(self, **faults: Any) -> Plan:
+    def plan(self, **faults: Any) -> FaultPlan:
         """The ingest command with its faults."""
         return self.job.plan(self.root, "--run-id", "r", **faults)
 

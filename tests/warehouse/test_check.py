@@ -376,8 +376,9 @@ def test_check_writes_text_to_a_file(layout: Layout, checked: Result, tmp_path: 
     assert (result.exit_code, result.stdout) == (0, "")
     assert (tmp_path / "report.txt").read_text() == checked.stdout
     assert check(layout, "-o", str(tmp_path)).exit_code == 2
+    one = str(_files()[0])
     for name, begins in {"r.json": "[", "r.XML": "<?xml", "r.log": "choices", "r": "choices"}.items():
-        check(layout, "-o", str(tmp_path / name))
+        check(layout, one, "-o", str(tmp_path / name))
         assert (tmp_path / name).read_text().startswith(begins)
 
 

@@ -20,7 +20,7 @@ from moewh.warehouse.files.listing import Listed, run_of
 from moewh.warehouse.files.manifest import MANIFEST, ManifestError, parse_manifest
 from moewh.warehouse.remote.published import Published, Readable
 from moewh.warehouse.trust import verify
-from moewh.warehouse.trust.verify import Fault, Plan
+from moewh.warehouse.trust.verify import CommittedPlan, Fault
 
 _BLOCK = 1 << 22
 _REQUESTS = 8
@@ -55,7 +55,7 @@ class PublishedPlan:
         return len(self.published.listing.run_ids)
 
 
-def plan_any(warehouse: Readable) -> Plan | PublishedPlan:
+def plan_any(warehouse: Readable) -> CommittedPlan | PublishedPlan:
     """Return the plan of a warehouse's verification. Raises MoewhError if there is no warehouse."""
     if isinstance(warehouse, Published):
         warehouse.read_again()
@@ -64,10 +64,10 @@ def plan_any(warehouse: Readable) -> Plan | PublishedPlan:
 
 
 def check_any(
-    planned: Plan | PublishedPlan, jobs: int | None = None, done: Callable[[int], None] = lambda _: None
+    planned: CommittedPlan | PublishedPlan, jobs: int | None = None, done: Callable[[int], None] = lambda _: None
 ) -> list[Fault]:
     """Read every file and return all faults, ordered by path; `done` is called with the number of bytes read."""
-    if isinstance(planned, Plan):
+    if isinstance(planned, CommittedPlan):
         return verify.check(planned, jobs, done)
     published = planned.published
     work = sorted(published.listing.files.items(), key=lambda item: -item[1].bytes)

@@ -96,7 +96,7 @@ class Folder:
 
 
 @dataclass
-class Plan:
+class CommittedPlan:
     """The folders to check, and the faults found while listing them."""
 
     folders: list[Folder] = field(default_factory=list)
@@ -123,9 +123,9 @@ class Plan:
         return sum(folder.level == "run" and folder.run_id != SCHEMA_RUN for folder in self.folders)
 
 
-def plan(layout: Layout) -> Plan:
+def plan(layout: Layout) -> CommittedPlan:
     """List every committed folder with its manifest. Raises MoewhError if there is no warehouse."""
-    found = Plan()
+    found = CommittedPlan()
     for part in (layout.require(), Layout(layout.empty)):
         for level in FOLDERS:
             _list_level(part, level, found)
@@ -138,7 +138,7 @@ def plan(layout: Layout) -> Plan:
     return found
 
 
-def check(planned: Plan, jobs: int | None = None, done: Callable[[int], None] = lambda _: None) -> list[Fault]:
+def check(planned: CommittedPlan, jobs: int | None = None, done: Callable[[int], None] = lambda _: None) -> list[Fault]:
     """Read every file and return all faults, ordered by path; `done` is called with the number of bytes read."""
     faults = list(planned.faults)
     work = [
@@ -185,7 +185,7 @@ def check_rollups(warehouse: Readable) -> list[Fault]:
 # ------------------------------------------------------------------------------------------ folders
 
 
-def _list_level(layout: Layout, level: schema.Level, found: Plan) -> None:
+def _list_level(layout: Layout, level: schema.Level, found: CommittedPlan) -> None:
     """Find the folders of one level; anything else among them is a fault."""
     top = layout.root / FOLDERS[level].partition("/")[0]
     if lost := _lost_link(top):
@@ -200,7 +200,7 @@ def _list_level(layout: Layout, level: schema.Level, found: Plan) -> None:
             found.folders.append(Folder(run, level, run_id, None))
 
 
-def _list_unsealed(layout: Layout, found: Plan) -> None:
+def _list_unsealed(layout: Layout, found: CommittedPlan) -> None:
     """Find runs whose counts no view reads, and entries of `unsealed/` that do not link to a run's segments."""
     top = layout.root / UNSEALED.partition("/")[0]
     linked = set()
@@ -218,7 +218,7 @@ def _list_unsealed(layout: Layout, found: Plan) -> None:
             found.faults.append(Fault(layout.unsealed(folder.run_id), "", "is missing; `moewh refresh` recreates it"))
 
 
-def _list_segments(run: Path, run_id: str, found: Plan) -> None:
+def _list_segments(run: Path, run_id: str, found: CommittedPlan) -> None:
     for path in own_entries(run):
         number = path.name.removeprefix(SEGMENT_FOLDER)
         if path.is_dir() and number.isascii() and number.isdigit() and path.name == f"{SEGMENT_FOLDER}{int(number)}":
