@@ -16,6 +16,7 @@ class UsageError(MoewhError):
     exit_code = 2
 
 
+NOT_POSIX = "moewh runs on Linux and macOS. On Windows, install it in WSL, the Windows Subsystem for Linux."
 _LACKING = {
     ("can't start new thread", "Failed to launch worker thread"): (
         "no more threads can be started. Raise the limit (`ulimit -u`), or stop other processes of this user."

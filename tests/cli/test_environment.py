@@ -30,7 +30,7 @@ from moewh.ingest.options import IngestOptions
 from moewh.ingest.prompts.json_records import read_json
 from moewh.ingest.prompts.sources import find_inputs, prompt_file
 from moewh.warehouse.answer.output import replaced
-from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.errors import NOT_POSIX, MoewhError, UsageError
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.remote.place import remote
 from tests.support.synthetic import Prompt, Run, Token, write_run
@@ -58,6 +58,40 @@ def test_missing_package(warehouse: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "duckdb", None)
     line = one_line(1, "query", "runs", "--warehouse", str(warehouse))
     assert line.startswith("moewh: the package duckdb is not installed")
+
+
+WITHOUT_LOCKS = """
+import sys
+
+class WithoutLocks:
+    def find_spec(self, name, path=None, target=None):
+        if name == "fcntl":
+            raise ModuleNotFoundError("No module named 'fcntl'", name=name)
+
+sys.meta_path.insert(0, WithoutLocks())
+"""
+"""Windows has no fcntl."""
+
+
+@pytest.mark.parametrize("command", [["--help"], ["runs"], ["ingest", "--model", "demo", "--prompts", "demo"]])
+@pytest.mark.parametrize(
+    "start", ["from moewh.cli.main import main; main()", "import runpy; runpy.run_module('moewh')"]
+)
+def test_windows_is_one_line(command: list[str], start: str, tmp_path: Path) -> None:
+    words = [sys.executable, "-c", WITHOUT_LOCKS + start, *command]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"moewh: {NOT_POSIX}\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "call", ["open('wh')", "ingest('demo', 'demo')", "Writer", "record", "TrainerCallback", "plots"]
+)
+def test_windows_is_named_in_python(call: str) -> None:
+    code = f"{WITHOUT_LOCKS}import moewh\ntry:\n    moewh.{call}\nexcept moewh.MoewhError as error:\n    print(error)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{NOT_POSIX}\n"
 
 
 def test_package_hidden_by_a_file_of_its_name(warehouse: Path, monkeypatch: pytest.MonkeyPatch) -> None:

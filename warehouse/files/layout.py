@@ -15,7 +15,6 @@ Layout::
 from __future__ import annotations
 
 import errno
-import fcntl
 import io
 import os
 import re
@@ -28,12 +27,17 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.errors import NOT_POSIX, MoewhError, UsageError
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.folders import own_entries
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+try:
+    import fcntl
+except ImportError as error:
+    raise MoewhError(NOT_POSIX) from error
 
 SCHEMA_RUN = "~schema"
 """The run_id of the zero-row files, with which every view can answer before the first ingest.
