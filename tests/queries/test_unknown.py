@@ -8,6 +8,7 @@ those that say it in other words. So a new view or saved query is tested by exis
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import replace
@@ -124,16 +125,24 @@ def in_kind(columns: list[str], row: tuple[Any, ...], kind: str) -> bool:
 
 
 def comparable(rows: list[dict[str, Any]], left_out: set[str]) -> list[tuple[Any, ...]]:
-    """Return rows without run names and unknowable values, with floats to 12 digits, sorted."""
+    """Return rows without run names and unknowable values, sorted; floats as `Close`, for sums in any order."""
     kept = [
-        tuple(
-            float(f"{value:.12g}") if isinstance(value, float) else value
-            for name, value in row.items()
-            if name not in left_out | RUN_COLUMNS
-        )
-        for row in rows
+        tuple(Close(value) if isinstance(value, float) else value for value in row)
+        for row in ([value for name, value in row.items() if name not in left_out | RUN_COLUMNS] for row in rows)
     ]
     return sorted(kept, key=repr)
+
+
+class Close(float):
+    """A float that equals another within 1e-11 of it, and is written with six digits."""
+
+    def __repr__(self) -> str:
+        return f"{self:.6g}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, float) and math.isclose(self, other, rel_tol=1e-11, abs_tol=1e-11)
+
+    __hash__ = float.__hash__
 
 
 NAMES = [*canned_names(), *saved_names()]

