@@ -5,7 +5,7 @@ from __future__ import annotations
 from moewh.publish.hub import HubTarget
 from moewh.publish.target import FolderTarget, StoreTarget, Target
 from moewh.warehouse.answer.output import require_outside
-from moewh.warehouse.errors import UsageError
+from moewh.warehouse.errors import UsageError, require_utf8
 from moewh.warehouse.remote.place import is_url, local_folder, plain_url, remote
 
 
@@ -15,7 +15,7 @@ def target_at(text: str, url: str | None = None) -> Target:
     Raises UsageError for an unsupported path or URL.
     """
     if not is_url(text):
-        folder = local_folder(text, "target")
+        folder = local_folder(require_utf8(text), "target")
         require_outside(folder.resolve())
         return FolderTarget(folder, None if url is None else _served(url))
     if url is not None:
