@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
+Tests = tuple[Callable[[pa.DataType], bool], ...]
 _NO_NUMBER = "NaN|Infinity"
 _VIEWS = (pa.types.is_list_view, pa.types.is_large_list_view)
+_BYTES = (pa.types.is_binary, pa.types.is_large_binary)
+_FIXED_BYTES = (pa.types.is_fixed_size_binary, pa.types.is_binary_view)
+"""Bytes that Arrow casts to strings only by way of plain ones."""
 _WRAPPED = (pa.ExtensionScalar, pa.DictionaryScalar, pa.RunEndEncodedScalar)
 
 
@@ -32,6 +37,36 @@ def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if pa.types.is_fixed_size_binary(column.type):
         column = column.cast(pa.binary())
     return column.cast(pa.large_string())
+
+
+def with_texts(column: pa.ChunkedArray, keys: Sequence[str] = ()) -> pa.ChunkedArray:
+    """Return a column whose UTF-8 bytes are strings, at any depth, or only within the field that `keys` lead to.
+
+    Raises pa.ArrowInvalid for other bytes.
+    """
+    for tests, by in ((_FIXED_BYTES, pa.binary()), (_BYTES, pa.string())):
+        kind = _replaced(column.type, tests, by, keys)
+        column = column if kind == column.type else column.cast(kind)
+    return column
+
+
+def _replaced(kind: pa.DataType, tests: Tests, by: pa.DataType, keys: Sequence[str] = ()) -> pa.DataType:
+    """Return a type in which `by` stands for each type that passes a test."""
+    if any(test(kind) for test in tests):
+        return by
+    if pa.types.is_struct(kind):
+        there = [
+            field if keys and field.name != keys[0] else field.with_type(_replaced(field.type, tests, by, keys[1:]))
+            for field in kind
+        ]
+        return pa.struct(there)
+    if pa.types.is_map(kind):
+        return pa.map_(_replaced(kind.key_type, tests, by), _replaced(kind.item_type, tests, by))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_replaced(kind.value_type, tests, by), kind.list_size)
+    if pa.types.is_large_list(kind):
+        return pa.large_list(_replaced(kind.value_type, tests, by))
+    return pa.list_(_replaced(kind.value_type, tests, by)) if pa.types.is_list(kind) else kind
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -11,7 +11,7 @@ from itertools import chain
 import duckdb
 import pyarrow as pa
 
-from moewh.ingest.prompts.arrow_columns import as_json_text, as_text, holds, unwrapped
+from moewh.ingest.prompts.arrow_columns import as_json_text, as_text, holds, unwrapped, with_texts
 from moewh.ingest.prompts.canonical import Bound, PromptFile, canonical, database, nested_null, run
 from moewh.ingest.prompts.records import (
     TOKENIZER_COLUMNS,
@@ -100,15 +100,30 @@ def _converted_tables(
 
 
 def _with_plain_columns(table: pa.Table, read: tuple[Convention, ...], file: PromptFile) -> pa.Table:
-    """Return a table whose text columns are plain strings, and whose others DuckDB reads correctly or not at all."""
+    """Return a table whose prompts and labels are strings, and whose others DuckDB reads correctly or not at all."""
+    names = table.column_names
     texts = {name for item in read for name in item.columns}
-    for index, name in enumerate(table.column_names):
+    for index, name in enumerate(names):
         try:
             column = as_text(table.column(index)) if name in texts else table.column(index)
         except pa.ArrowInvalid:
-            raise file.error(f"column {name!r} holds bytes that are not UTF-8.") from None
+            raise _no_utf8(name, file) from None
         table = table.set_column(index, name, unwrapped(column))
+    for name in (*texts, *TOKENIZER_COLUMNS, file.domain_column, "source"):
+        root = _root(name, names)
+        if root is None:
+            continue
+        keys = () if root == name else (nested_path(name) or [])[1:]
+        try:
+            table = table.set_column(names.index(root), root, with_texts(table.column(root), keys))
+        except pa.ArrowInvalid:
+            if name not in (file.domain_column, "source"):  # a label keeps its bytes as DuckDB writes them
+                raise _no_utf8(name, file) from None
     return table
+
+
+def _no_utf8(column: str, file: PromptFile) -> Exception:
+    return file.error(f"column {column!r} holds bytes that are not UTF-8.")
 
 
 class _TableColumns:

@@ -43,9 +43,6 @@ def readable_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _readable(_context: click.Context, _parameter: click.Parameter, value: str) -> Readable:
-    root = str(Path(value).absolute())
-    if "\\" in root or root.encode(errors="replace").decode() != root:
-        raise UsageError(f"{root!a} has a backslash or is not UTF-8: DuckDB cannot find files there. Choose another.")
     return readable(value)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 
 import click
 
 from moewh.cli.options import warehouse_option
 from moewh.warehouse.errors import UsageError
 from moewh.warehouse.files.layout import DATABASE, Layout
+from moewh.warehouse.views.sql import sql_string
 
 
 @click.command(short_help="Send runs to a folder, s3:// or the Hub for others to read.")
@@ -57,5 +59,5 @@ def publish(
     click.echo(
         f"Published {count} at {found.place.root} ({done.sent_files:,} files, {done.sent_bytes / 1e6:,.1f} MB sent)."
     )
-    click.echo(f"Read: moewh query expert_load --warehouse {found.place.root}")
-    click.echo(f"      ATTACH '{found.place.root}/{DATABASE}' (READ_ONLY);  -- in DuckDB")
+    click.echo(f"Read: moewh query expert_load --warehouse {shlex.quote(found.place.root)}")
+    click.echo(f"      ATTACH {sql_string(f'{found.place.root}/{DATABASE}')} (READ_ONLY);  -- in DuckDB")

@@ -217,12 +217,18 @@ MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
         pa.string(),
         pa.large_string(),
         pa.string_view(),
+        pa.binary(),
+        pa.large_binary(),
+        pa.binary_view(),
+        pa.binary(3),
         pa.dictionary(pa.int8(), pa.string()),
+        pa.dictionary(pa.int8(), pa.binary()),
     ],
 )
 @pytest.mark.parametrize("column", ["messages", "conversations", "prompt", "elsewhere"])
 def test_messages_of_every_kind_of_list(listed: Any, text: pa.DataType, column: str) -> None:
-    content = pa.array(["hi"]).dictionary_encode() if pa.types.is_dictionary(text) else pa.array(["hi"], text)
+    dictionary = pa.types.is_dictionary(text)
+    content = pa.array(["hé"], text.value_type).dictionary_encode() if dictionary else pa.array(["hé".encode()], text)
     messages = pa.StructArray.from_arrays([pa.array(["user"]), content], ["role", "content"])
     values = pa.array([None], listed(messages.type))
     if pa.types.is_fixed_size_list(values.type):
@@ -232,7 +238,26 @@ def test_messages_of_every_kind_of_list(listed: Any, text: pa.DataType, column: 
     else:
         values = type(values).from_arrays([0, 1], messages)
     (row,) = read(pa.table({column: values}), text_column="elsewhere" if column == "elsewhere" else None)
-    assert (row["form"], json.loads(row["text"])) == ("messages", CHAT)
+    assert (row["form"], json.loads(row["text"])) == ("messages", [{"role": "user", "content": "hé"}])
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view(), pa.binary(2)], ids=str)
+def test_texts_within_structs_and_labels_may_be_bytes(kind: pa.DataType) -> None:
+    """As Parquet files without the annotation of a string have them."""
+    text = pa.array([None, "é".encode()], kind)
+    beside = pa.array([b"\xff\xfe"] * 2, kind)
+    struct = pa.StructArray.from_arrays([text, beside], ["b", "image"])
+    labels = {"domain": text, "source": text}
+    _, row = read(pa.table({"a": struct, **labels}), text_column="a.b")
+    assert (row["text"], row["domain"], row["source"]) == ("é", "é", "é")
+    _, row = read(pa.table({"text": ["t", "t"], "a": struct}), domain_column="a.b")
+    assert row["domain"] == "é"
+    with pytest.raises(MoewhError, match=r"^input: column 'a\.image' holds bytes that are not UTF-8\.$"):
+        read(pa.table({"a": struct}), text_column="a.image")
+    message = pa.struct({"role": pa.string(), "content": kind})
+    messages = pa.array([[{"role": "user", "content": b"\xff\xfe"}]], pa.list_(message))
+    with pytest.raises(MoewhError, match=r"^input: column 'messages' holds bytes that are not UTF-8\.$"):
+        read(pa.table({"messages": messages}))
 
 
 @pytest.mark.parametrize("listed", LISTS)

@@ -532,6 +532,12 @@ def test_an_empty_system_prompt_leaves_nothing_out(nothing: Any, tmp_path: Path)
 
 OTHER_DATA: list[tuple[str, Any, str]] = [
     ("p.txt", b"one\rtwo\rthree\r", "its lines end in a lone carriage return"),
+    *(
+        ("p.txt", f"{text}\n".encode(encoding), "holds NUL bytes: it is not text, or UTF-16 or UTF-32 without a byte")
+        for text in ("Привет мир", "你好世界", "no")
+        for encoding in ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
+        if (text, encoding[:6]) != ("no", "utf-16-")
+    ),
     ("p.txt", JSONL, "looks like jsonl, not one prompt per line. Give --prompts-format jsonl"),
     ("p.txt", b"\xef\xbb\xbf" + delimited(","), "looks like csv"),
     ("p.txt", delimited("\t"), "looks like tsv"),

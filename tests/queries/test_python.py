@@ -170,6 +170,14 @@ def test_what_names_no_warehouse_is_refused(place: Any) -> None:
             take(place)
 
 
+@pytest.mark.parametrize("name", ["back\\slash", "a\udcff"])
+def test_a_folder_in_which_duckdb_finds_no_files_is_refused(name: str, tmp_path: Path) -> None:
+    for take in (moewh.open, lambda place: moewh.Writer(place, "r", "toy", layers=[0], num_experts=2, top_k=1)):
+        with pytest.raises(UsageError, match="DuckDB cannot find files there"):
+            take(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_tilde_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`--warehouse=~/wh` reaches the command as it is, and would make a folder of that name."""
     monkeypatch.chdir(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -247,6 +248,7 @@ def test_runs_that_are_not_complete_or_not_sound_are_named(source: Layout, tmp_p
         (["{wh}/segments/out"], "among the files of the warehouse"),
         (["{wh}/.staging/out"], "among the files of the warehouse"),
         ([""], "the target is ''"),
+        (["{tmp}/back\\slash"], "has a backslash or is not UTF-8: DuckDB cannot find files there"),
         (["~/out"], "the shell did not replace the ~"),
         (["{other}"], "holds notes.txt"),
     ],
@@ -258,6 +260,20 @@ def test_wrong_targets_are_one_line(arguments: list[str], says: str, source: Lay
     result = run("publish", *filled, "--warehouse", str(source.root))
     assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1), result.output
     assert says in result.stderr
+
+
+@pytest.mark.parametrize("name", ["sp ace", "quo'te", 'dou"ble', "$HOME", "glob*[a]", "run_id=7", "é;#%20"])
+def test_what_it_prints_reads_a_folder_of_any_name(name: str, source: Layout, tmp_path: Path) -> None:
+    result = run("publish", str(tmp_path / name), "--warehouse", str(source.root))
+    read, attach = result.stdout.splitlines()[-2:]
+    moewh, *arguments = shlex.split(read.removeprefix("Read: "))
+    assert (moewh, arguments[-1]) == ("moewh", str(tmp_path / name))
+    answer = run(*arguments, "--format", "jsonl")
+    assert answer.exit_code == 0, answer.stderr
+    with duckdb.connect() as connection:
+        connection.execute(attach.replace("(READ_ONLY)", "as published (READ_ONLY)"))
+        ((rows,),) = connection.execute("select count(*) from published.expert_load").fetchall()
+    assert rows == len(answer.stdout.splitlines()) > 0
 
 
 def test_a_target_that_refuses_is_one_line(source: Layout) -> None:

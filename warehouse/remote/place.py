@@ -90,12 +90,18 @@ class Remote:
 
 
 def local_folder(text: object, what: str) -> Path:
-    """Return the absolute path of a folder that a user names. Raises UsageError for what names none."""
+    """Return the absolute path of a folder that a user names. Raises UsageError for what names none.
+
+    Also for one whose files DuckDB cannot find.
+    """
     if not isinstance(text, str) or not text or "\0" in text:
         raise UsageError(f"the {what} is {text!r}. Give a path or a URL, or . for this folder.")
     if text == "~" or text.startswith("~/"):
         raise UsageError(f"the shell did not replace the ~ of {text}. Write the whole path, or ./~ for that name.")
-    return Path(text).absolute()
+    root = str(Path(text).absolute())
+    if "\\" in root or root.encode(errors="replace").decode() != root:
+        raise UsageError(f"{root!a} has a backslash or is not UTF-8: DuckDB cannot find files there. Choose another.")
+    return Path(root)
 
 
 def is_url(text: str) -> bool:

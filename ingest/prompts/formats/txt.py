@@ -56,6 +56,8 @@ def _tables(path: Path, file: PromptFile) -> Iterator[pa.Table]:
                 return
             if "\r" in block[0].rstrip("\r\n") and not block[0].endswith("\n"):
                 raise file.error("its lines end in a lone carriage return. Convert the line ends to \\n.")
+            if any("\0" in line for line in block):
+                raise file.error("holds NUL bytes: it is not text, or UTF-16 or UTF-32 without a byte order mark.")
             yield pa.table({name: [line.removesuffix("\n").removesuffix("\r") for line in block]})
 
 
