@@ -377,6 +377,18 @@ class IngestOptions:
                 raise UsageError(f"{option_of(one).flag} is empty. Is a variable unset? Give a value, or leave it out.")
         if self.generate and self.on_overflow == "chunk":
             raise UsageError("--generate needs a prompt in one piece. Choose another --on-overflow than chunk.")
+        if self.domain is not None and self.domain_column != type(self).domain_column:
+            raise UsageError("--domain-column has no effect: --domain labels every prompt. Leave one of them out.")
+
+    @property
+    def without_effect(self) -> str | None:
+        """What to say of options of generation that do nothing; they are not refused, so that older runs resume."""
+        if not self.generate:
+            given = [flag for flag, value in (("--temperature", self.temperature), ("--seed", self.seed)) if value]
+            return f"{' and '.join(given)} without --generate: nothing is generated." if given else None
+        if self.seed and not self.temperature:
+            return "--seed without --temperature: the most likely token is generated, whatever the seed."
+        return None
 
     @property
     def sampling(self) -> Sampling | None:

@@ -112,6 +112,8 @@ def ingest(
     with PromptStream(options, layout, records) as prompts:
         if prompts.skipped:
             progress.note(_skipped(prompts.skipped))
+        if options.without_effect is not None:
+            progress.warn(options.without_effect)
         loaded = load_model(options, process) if model is None else model
         plan = plan_run(options, layout, prompts, loaded, process)
         try:

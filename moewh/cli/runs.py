@@ -33,6 +33,8 @@ def runs(delete: tuple[str, ...], yes: bool, form: str | None, output: Path | No
 
     if delete and (form or output):
         raise UsageError("--format and -o are for the list of runs. Leave them out with --delete.")
+    if yes and not delete:
+        raise UsageError("--yes is for --delete RUN. Leave it out to list the runs.")
     warehouse.require()
     if not delete:
         chosen = out.choose_format(form, output)

@@ -307,6 +307,7 @@ WRONG_USE: list[tuple[list[str], str]] = [
     (["runs", "--warehouse", ""], "the warehouse is ''. Give a path or a URL"),
     (["query", "expert_load", "--run", "x"], "No such option '--run'. A query's parameter is given as -p run=VALUE."),
     (["query", "expert_load", "--formt", "csv"], "No such option '--formt'. Did you mean --format?"),
+    (["runs", "--yes"], "--yes is for --delete RUN"),
     (["runs", "--run", "x"], "No such option '--run'. Try `moewh runs --help`."),
     (["query", "EXPERT_LOAD"], "there is no query 'EXPERT_LOAD'. Did you mean expert_load?"),
     (["query", "-c", "select 1", "-c", "select 2"], "-c is given twice. Give it once."),

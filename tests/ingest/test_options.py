@@ -15,7 +15,7 @@ import torch
 
 import moewh
 from moewh.cli.ingest import ingest, ingest_parameters
-from moewh.ingest import identity
+from moewh.ingest import identity, run
 from moewh.ingest.options import (
     IngestOptions,
     Option,
@@ -31,7 +31,9 @@ from moewh.ingest.prompts.chats import ChatRules, chat_arguments
 from moewh.ingest.prompts.stream import PromptPlan
 from moewh.ingest.prompts.tokenise import TokenRules
 from moewh.ingest.record import Identity
+from moewh.ingest.run import Progress
 from moewh.warehouse.errors import UsageError
+from moewh.warehouse.files.layout import Layout
 
 NO_SHAPE: dict[str, Any] = {
     "batch_tokens": 5,
@@ -193,6 +195,38 @@ def test_a_number_out_of_range_is_refused_by_its_flag(name: str, value: float) -
     options: dict[str, Any] = {name: value}
     with pytest.raises(UsageError, match=f"^{flag} is {value}. Give a .* number of at least "):
         IngestOptions("m", ("p",), **options)
+
+
+def test_a_column_beside_the_domain_of_every_prompt_is_refused() -> None:
+    with pytest.raises(UsageError, match="--domain-column has no effect"):
+        IngestOptions("m", ("p",), domain="d", domain_column="kind")
+    IngestOptions("m", ("p",), domain="d")
+    IngestOptions("m", ("p",), domain_column="kind")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, None),
+        ({"generate": 2}, None),
+        ({"generate": 2, "temperature": 0.5, "seed": 3}, None),
+        ({"temperature": 0.5}, "--temperature without --generate"),
+        ({"seed": 3}, "--seed without --generate"),
+        ({"temperature": 0.5, "seed": 3}, "--temperature and --seed without --generate"),
+        ({"generate": 2, "seed": 3}, "--seed without --temperature"),
+    ],
+)
+def test_options_of_generation_that_do_nothing_are_named(options: dict[str, Any], said: str | None) -> None:
+    found = IngestOptions("m", ("p",), **options).without_effect
+    assert found is None if said is None else str(found).startswith(said)
+
+
+def test_an_option_that_does_nothing_gives_a_warning(tmp_path: Path) -> None:
+    warnings: list[str] = []
+    progress = Progress(warn=warnings.append)
+    options = IngestOptions("demo", ("demo",), limit=1, temperature=0.5)
+    run.ingest(options, Layout(tmp_path / "wh"), progress)
+    assert warnings == [options.without_effect]
 
 
 NO_TOKENS = {

@@ -122,8 +122,10 @@ RUNS = Table(
     "run.parquet",
     "One row per run: its model, options, environment and progress.",
     (
-        Column("model", "VARCHAR", "Hub id or local path of the model, as given."),
-        Column("revision", "VARCHAR", "Branch, tag, commit or checkpoint name as requested; NULL for the default."),
+        Column("model", "VARCHAR", "Hub id of the model, or the full path of its folder."),
+        Column(
+            "revision", "VARCHAR", "Branch, tag or commit as requested, NULL for the default; of a folder, its name."
+        ),
         Column("commit_hash", "VARCHAR", "Commit of the model repository, if the Hub gave it."),
         Column("series", "VARCHAR", "Checkpoints of one training run share a series."),
         Column("model_type", "VARCHAR", "The configuration's model_type, such as olmoe."),
