@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from moewh.warehouse.answer.query import Answer
 from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.files.folders import real_path
 from moewh.warehouse.files.layout import RUN_FOLDER, SCHEMA_RUN, SEGMENT_FOLDER, Layout, make_folder, sync
 from moewh.warehouse.sealing.seal import unseal
 from moewh.warehouse.views.publishing import publish
@@ -66,7 +67,7 @@ def delete_run(layout: Layout, run_id: str) -> list[Path]:
     layout.require_one_disk()
     folders = (layout.segments(run_id), layout.geometry(run_id), layout.run(run_id))
     links = (link for folder in folders for link in (folder, *folder.glob(f"{SEGMENT_FOLDER}*")) if link.is_symlink())
-    kept = [link.resolve() for link in links]
+    kept = [real_path(link) for link in links]
     unseal(layout, run_id)
     with layout.staged("deleted") as folder:
         for name, source in zip(("segments", "geometry", "run"), folders, strict=True):

@@ -6,6 +6,7 @@ from moewh.publish.hub import HubTarget
 from moewh.publish.target import FolderTarget, StoreTarget, Target
 from moewh.warehouse.answer.output import require_outside
 from moewh.warehouse.errors import UsageError, require_utf8
+from moewh.warehouse.files.folders import real_path
 from moewh.warehouse.remote.place import is_url, local_folder, plain_url, remote
 
 
@@ -16,7 +17,7 @@ def target_at(text: str, url: str | None = None) -> Target:
     """
     if not is_url(text):
         folder = local_folder(require_utf8(text), "target")
-        require_outside(folder.resolve())
+        require_outside(real_path(folder))
         return FolderTarget(folder, None if url is None else _served(url))
     if url is not None:
         raise UsageError("--url is for a folder: a warehouse published at a URL is read there. Leave it out.")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from moewh.warehouse.answer.existence import require_existing
 from moewh.warehouse.answer.output import replaced, written_path
 from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.files.folders import real_path
 from moewh.warehouse.remote.published import Readable
 from moewh.warehouse.views.opening import open_warehouse
 
@@ -136,6 +137,6 @@ def _new_folder(target: Path) -> Iterator[Path]:
     part = written_path(target)
     try:
         yield part
-        part.replace(target.resolve())
+        part.replace(real_path(target))
     finally:
         shutil.rmtree(part, ignore_errors=True)

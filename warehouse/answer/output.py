@@ -8,7 +8,6 @@ it is complete.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, TextIO, cast
 
 from moewh.warehouse.answer import texts
 from moewh.warehouse.errors import UsageError, require_utf8
+from moewh.warehouse.files.folders import real_path
 from moewh.warehouse.files.layout import Layout, sync
 from moewh.warehouse.views.sql import sql_string
 
@@ -123,12 +123,10 @@ def _require_file(output: Path) -> None:
 
 def _resolved(output: Path) -> Path:
     """Follow the links of a path. Raises UsageError if they lead in a circle."""
-    try:
-        return output.resolve()
-    except (RuntimeError, OSError) as error:  # the latter from Python 3.13 on
-        if isinstance(error, OSError) and error.errno != errno.ELOOP:
-            raise
-        raise UsageError(f"{output} is a link that leads back to itself. Name another file with -o.") from None
+    found = real_path(output)
+    if found.is_symlink():
+        raise UsageError(f"{output} is a link that leads back to itself. Name another file with -o.")
+    return found
 
 
 def require_outside(output: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -27,3 +28,11 @@ def own_entries(folder: Path, pattern: str = "*") -> list[Path]:
     return sorted(
         path for path in folder.iterdir() if fnmatchcase(path.name, pattern) and not is_left_by_others(path.name)
     )
+
+
+def real_path(path: Path) -> Path:
+    """Return an absolute path with its links followed; a link that leads back to itself stays in it.
+
+    `Path.resolve` raises RuntimeError for such a link before Python 3.13.
+    """
+    return Path(os.path.realpath(path))

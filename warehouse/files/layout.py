@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 from moewh.warehouse.errors import NOT_POSIX, MoewhError, UsageError
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.folders import own_entries
+from moewh.warehouse.files.folders import own_entries, real_path
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -322,7 +322,7 @@ class Layout:
         found = []
         self.require_links()
         for link, needed in self._links():
-            target = link.resolve()
+            target = real_path(link)
             if not target.is_dir():
                 raise MoewhError(
                     f"{link} is a link to {target}, which is not a folder. Mount that disk, or remove the link."

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.files.folders import real_path
 from moewh.warehouse.files.layout import LISTING, Layout, glob_literal
 from moewh.warehouse.remote.place import Folder, Place, Remote, is_url, local_folder, remote
 
@@ -104,7 +105,7 @@ def writable(place: str | os.PathLike[str]) -> Layout:
 def only_written(warehouse: Readable) -> Layout:
     """Return the warehouse if moewh can write it. Raises UsageError for a published one."""
     if isinstance(warehouse, Layout):
-        if (outer := Layout(warehouse.root.resolve()).inside_of()) is not None:
+        if (outer := Layout(real_path(warehouse.root)).inside_of()) is not None:
             raise UsageError(f"{warehouse.root} is among the files of the warehouse {outer}. Name another folder.")
         return warehouse
     if isinstance(warehouse.place, Remote):

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from moewh.warehouse.cpus import usable_cpus
 from moewh.warehouse.errors import UsageError
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.folders import own_entries
+from moewh.warehouse.files.folders import own_entries, real_path
 from moewh.warehouse.files.layout import (
     FOLDERS,
     MARK,
@@ -229,7 +229,7 @@ def _list_segments(run: Path, run_id: str, found: CommittedPlan) -> None:
 
 def _lost_link(path: Path) -> str | None:
     """Return the fault of a link whose target is not a folder; None for anything else."""
-    return f"is a link to {path.resolve()}, which is not a folder" if path.is_symlink() and not path.is_dir() else None
+    return f"is a link to {real_path(path)}, which is not a folder" if path.is_symlink() and not path.is_dir() else None
 
 
 def _is_legal(run_id: str) -> bool:
