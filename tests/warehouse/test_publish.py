@@ -250,6 +250,7 @@ def test_runs_that_are_not_complete_or_not_sound_are_named(source: Layout, tmp_p
         ([""], "the target is ''"),
         (["{tmp}/back\\slash"], "has a backslash or is not UTF-8: DuckDB cannot find files there"),
         (["~/out"], "the shell did not replace the ~"),
+        (["-"], "the target is -"),
         (["{other}"], "holds notes.txt"),
     ],
 )
