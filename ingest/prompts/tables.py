@@ -109,7 +109,8 @@ def _with_plain_columns(table: pa.Table, read: tuple[Convention, ...], file: Pro
         except pa.ArrowInvalid:
             raise _no_utf8(name, file) from None
         table = table.set_column(index, name, unwrapped(column))
-    for name in (*texts, *TOKENIZER_COLUMNS, file.domain_column, "source"):
+    labels = ("source",) if file.domain is not None else (file.domain_column, "source")
+    for name in (*texts, *TOKENIZER_COLUMNS, *labels):
         root = _root(name, names)
         if root is None:
             continue
@@ -117,8 +118,7 @@ def _with_plain_columns(table: pa.Table, read: tuple[Convention, ...], file: Pro
         try:
             table = table.set_column(names.index(root), root, with_texts(table.column(root), keys))
         except pa.ArrowInvalid:
-            if name not in (file.domain_column, "source"):  # a label keeps its bytes as DuckDB writes them
-                raise _no_utf8(name, file) from None
+            raise _no_utf8(name, file) from None
     return table
 
 

@@ -254,6 +254,11 @@ def test_texts_within_structs_and_labels_may_be_bytes(kind: pa.DataType) -> None
     assert row["domain"] == "é"
     with pytest.raises(MoewhError, match=r"^input: column 'a\.image' holds bytes that are not UTF-8\.$"):
         read(pa.table({"a": struct}), text_column="a.image")
+    for label in ("domain", "source"):  # one name for each label: not bytes in one batch and text in another
+        with pytest.raises(MoewhError, match=rf"^input: column '{label}' holds bytes that are not UTF-8\.$"):
+            read(pa.table({"text": ["t", "t"], label: beside}))
+    _, row = read(pa.table({"text": ["t", "t"], "domain": beside}), domain="mine")
+    assert row["domain"] == "mine"
     message = pa.struct({"role": pa.string(), "content": kind})
     messages = pa.array([[{"role": "user", "content": b"\xff\xfe"}]], pa.list_(message))
     with pytest.raises(MoewhError, match=r"^input: column 'messages' holds bytes that are not UTF-8\.$"):

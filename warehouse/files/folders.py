@@ -1,4 +1,4 @@
-"""What is in a folder, apart from what other programs leave there."""
+"""What is in a folder, apart from what other programs leave there, and where a link leads."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def local_folder(text: object, what: str) -> Path:
     if text == "~" or text.startswith("~/"):
         raise UsageError(f"the shell did not replace the ~ of {text}. Write the whole path, or ./~ for that name.")
     if text == "-":
-        raise UsageError(f"the {what} is -, which is no folder. Name one, or ./- for that name.")
+        raise UsageError(f"the {what} is -, which is not a folder. Name one, or ./- for that name.")
     root = str(Path(text).absolute())
     if "\\" in root or root.encode(errors="replace").decode() != root:
         raise UsageError(f"{root!a} has a backslash or is not UTF-8: DuckDB cannot find files there. Choose another.")
