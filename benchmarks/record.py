@@ -2,8 +2,9 @@
 
     python -m benchmarks.record [--device cpu|cuda] [--rounds N] [--batches N] [--new-tokens N]
 
-Two models with the same weights take turns, one of them recorded: batch by batch through the whole model (`calls`), and
-`generate` after `generate` (`generate`: greedy, with a cache). Two ratios of speed with recording over speed without:
+Two models with the same weights take turns, one of them recorded, in the next round the other: batch by batch through
+the whole model (`calls`), and `generate` after `generate` (`generate`: greedy, with a cache). Two ratios of speed with
+recording over speed without:
 
     passes  the passes alone, hooks and copies included: median of all batches, with its quartiles
     run     with all that follows until the run is committed and sealed: median of the rounds, least and greatest
@@ -101,7 +102,10 @@ def made_batches(count: int, device: torch.device) -> list[dict[str, torch.Tenso
 def compare(
     models: tuple[Any, Any], batches: list[dict[str, torch.Tensor]], use: Callable[[Any, Any], Any], rounds: int
 ) -> Sides:
-    """Run every batch through both sides in turn, `rounds` times, each in a separate run."""
+    """Run every batch through both sides in turn, `rounds` times, each in a separate run.
+
+    A model may be slower than its twin, for its place in memory, so the recorded one changes from round to round.
+    """
     sides = Sides()
     cuda = models[0].device.type == "cuda"
     clock = time.perf_counter if cuda else time.process_time
@@ -113,14 +117,15 @@ def compare(
             torch.cuda.synchronize()
         return clock() - began
 
-    for _ in range(rounds):
+    for turn in range(rounds):
+        pair = models if turn % 2 else models[::-1]
         seconds: tuple[list[float], list[float]] = ([], [])
         with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-            recorder = moewh.record(models[1], byte_tokenizer(), Path(folder), "run")
+            recorder = moewh.record(pair[1], byte_tokenizer(), Path(folder), "run")
             sides.entering.append(timed(recorder.__enter__))
             for number, batch in enumerate(batches):
                 for side in (0, 1) if number % 2 else (1, 0):
-                    seconds[side].append(timed(use, models[side], batch))
+                    seconds[side].append(timed(use, pair[side], batch))
             sides.leaving.append(timed(recorder.__exit__, None, None, None))
         sides.bare.append(seconds[0])
         sides.recorded.append(seconds[1])
@@ -131,7 +136,7 @@ def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--batches", type=int, default=8)
     parser.add_argument("--new-tokens", type=int, default=32)
     chosen = parser.parse_args()
