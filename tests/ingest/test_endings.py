@@ -12,8 +12,8 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 import moewh
 from moewh.warehouse.errors import MoewhError
-from tests.ingest.test_record import batch, expected, model_of, record, recorded, watched
 from tests.support.models import byte_tokenizer
+from tests.support.recorded import batch, expected, model_of, record, recorded, watched
 
 NEW, STEP = 7, 2
 """Tokens of the longest sequence; the one after which the first sequence ends."""

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from moewh.warehouse.files.layout import Layout
-from tests.ingest.test_traces_users import ONE, TRACE, require_refused, run_import
+from tests.support.imports import require_refused, run_import
 from tests.support.models import byte_tokenizer
 from tests.support.opened import viewed
 from tests.support.traces import (
@@ -29,8 +29,12 @@ from tests.support.traces import (
     lines,
     recorder_dump,
     rows_of,
+    traced,
     write_flame,
 )
+
+TRACE = traced()
+ONE = TRACE[0]
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +132,8 @@ def test_tensors_that_are_no_ids_are_refused(tokens: torch.Tensor, model: Path, 
 def test_an_empty_answer_is_no_floats(model: Path, tmp_path: Path) -> None:
     """numpy saves an empty list as floats."""
     parts = {"routed_experts": ONE.hidden_RLK, "prompt_token_ids": ONE.ids_T, "token_ids": []}
-    np.savez(tmp_path / "a.npz", **{f"0/{name}": np.array(part) for name, part in parts.items()})
+    arrays: dict[str, Any] = {f"0/{name}": np.array(part) for name, part in parts.items()}
+    np.savez(tmp_path / "a.npz", **arrays)
     assert run_import("vllm", [tmp_path / "a.npz"], model, tmp_path).exit_code == 0
     assert rows_of(Layout(tmp_path / "wh")) == expected([ONE])
 
