@@ -26,7 +26,7 @@ def vocabulary_texts(tokenizer: PreTrainedTokenizerBase, rows: int | None = None
     tokenizer gives for it, or NULL if it gives none. Raises MoewhError, with the id, for a token that the tokenizer
     cannot decode.
     """
-    known = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=-1))
+    known = known_entries(tokenizer)
     size = max(known, rows or 0)
     if _decodes_in_rust(tokenizer):
         texts: Sequence[str | None] = tokenizer.backend_tokenizer.decode_batch(
@@ -37,6 +37,11 @@ def vocabulary_texts(tokenizer: PreTrainedTokenizerBase, rows: int | None = None
         decoded = [_decode(tokenizer, vocab_id, known) for vocab_id in range(size)]
         texts, pieces = [text for text, _ in decoded], [piece for _, piece in decoded]
     return pa.array(map(_with_space, texts, pieces), pa.string())
+
+
+def known_entries(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the number of ids that a tokenizer has, which may be fewer than the rows of the model's embedding."""
+    return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=-1))
 
 
 def _decodes_in_rust(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from concurrent.futures import Executor, Future
 
 from moewh.ingest.record import RunRecord
-from moewh.ingest.recorder.sequences import Block, Decode, EndTokens, Joined, assemble, join
+from moewh.ingest.recorder.sequences import Block, Decode, Joined, assemble, join
 from moewh.ingest.routing import TokenTexts
 from moewh.ingest.workers import WRITERS, take_done
 from moewh.ingest.write.run_files import write_run
@@ -42,11 +42,10 @@ class OpenRun:
         *,
         decode: Decode | None,
         special_ids: Collection[int] = (),
-        end_tokens: EndTokens = EndTokens(),  # noqa: B008 - it is frozen
     ) -> None:
         self.layout, self.record = layout, record
         self._segment_rows, self._writer, self._texts = segment_rows, writer, TokenTexts(record.vocabulary)
-        self._decode, self._special_ids, self._end_tokens = decode, special_ids, end_tokens
+        self._decode, self._special_ids = decode, special_ids
         self._blocks: deque[Block] = deque()
         """Those that may still grow, and all that follow the first of them."""
         self._ready: list[Joined] = []
@@ -81,7 +80,7 @@ class OpenRun:
                 self._commit(last=False)
             if not self._blocks[0].closed:
                 return
-            joined = join(self._blocks.popleft(), self._end_tokens)
+            joined = join(self._blocks.popleft())
             self._ready.append(joined)
             self._ready_rows += joined.rows
 
@@ -93,6 +92,11 @@ class OpenRun:
         for block in self._blocks:
             block.closed = True
         self.commit_full()
+        if whole and self._begun and not self._prompts and not any(len(joined.ids_T) for joined in self._ready):
+            raise MoewhError(
+                f"run {self.record.run_id!r}: attention_mask masks every position of its passes, so it has no tokens. "
+                "Give 1 for each token."
+            )
         if self._ready:
             self._commit(last=whole)
         take_done(self._writing, 0)

@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from moewh.ingest.capture.hooks import Capture, PendingRouting, text_base, to_host
 from moewh.ingest.families.rule import Call, MoELayer
 from moewh.ingest.model.loading import LoadedModel
+from moewh.ingest.recorder.endings import GenerateObserver
 from moewh.ingest.recorder.sequences import Block, Labels
 from moewh.warehouse.errors import MoewhError
 
@@ -44,6 +45,8 @@ class Pass:
     mask_BS: torch.Tensor | None
     positions_BS: torch.Tensor | None
     """Position ids, where they may show that sequences share a row."""
+    after_end_BS: torch.Tensor | None
+    """How far a token lies behind the end of its sequence in `generate`; None where none has ended."""
     routing: PendingRouting
 
 
@@ -83,6 +86,7 @@ class PassObserver:
     ) -> None:
         self._loaded, self._labels, self._done = loaded, labels, done
         self._stack = text_base(loaded.model)
+        self._generate = GenerateObserver(loaded.model)
         self._parameters = list(inspect.signature(type(self._stack).forward).parameters)[1:]
         self._growing: dict[int, _Growing] = {}
         self._left: deque[Block] = deque()
@@ -99,6 +103,7 @@ class PassObserver:
         ]
         for moe in self._loaded.moe_layers:
             self._handles += moe.family.attach(moe, self._record)
+        self._generate.attach()
         for name, refuse in _REFUSED.items():
             setattr(self._loaded.model, name, refuse)
 
@@ -106,6 +111,7 @@ class PassObserver:
         """Remove every hook."""
         for handle in self._handles:
             handle.remove()
+        self._generate.detach()
         for name in _REFUSED:
             vars(self._loaded.model).pop(name, None)
         growing, self._growing = list(self._growing.values()), {}
@@ -131,16 +137,19 @@ class PassObserver:
         positions = given.get("position_ids") if mask_BS is None and past == 0 else None
         block = Block(self._labels()) if growing is None else growing.block
         first, generated = growing is None, growing is not None and ids_BS.shape[1] == 1
+        endings = self._generate.endings
+        after_end = None if endings is None else endings.after_end(ids_BS, continues=growing is not None)
         copies = [
-            None if tensor is None else to_host(tensor.detach().clone()) for tensor in (ids_BS, mask_BS, positions)
+            None if tensor is None else to_host(tensor.detach().clone())
+            for tensor in (ids_BS, mask_BS, positions, after_end)
         ]
         assert copies[0] is not None
-        ids, mask, given_positions = copies[0], *copies[1:]
+        ids, mask, given_positions, behind = copies[0], *copies[1:]
         self._running = _Running(
             block,
             cache,
             past + ids_BS.shape[1],
-            lambda routing: Pass(block, first, generated, ids, mask, given_positions, routing),
+            lambda routing: Pass(block, first, generated, ids, mask, given_positions, behind, routing),
             Capture(self._loaded.moe_layers, np.ones(tuple(ids_BS.shape), np.int64)),
         )
 

@@ -30,7 +30,7 @@ from moewh.ingest.record import Identity, RunRecord
 from moewh.ingest.recorder.arguments import described, whole
 from moewh.ingest.recorder.open_run import OpenRun, require_new
 from moewh.ingest.recorder.passes import Pass, PassObserver
-from moewh.ingest.recorder.sequences import Block, EndTokens, Labels, Part, require_whole
+from moewh.ingest.recorder.sequences import Block, Labels, Part, require_whole
 from moewh.ingest.recorder.writer import decoder
 from moewh.ingest.workers import in_background, start_workers
 from moewh.warehouse.errors import MoewhError, UsageError
@@ -110,7 +110,6 @@ class Recorder:
                 writer,
                 decode=decoder(loaded.tokenizer),
                 special_ids=loaded.tokenizer.all_special_ids,
-                end_tokens=_end_tokens(loaded),
             )
             self._run.prepare()
             self._observer = PassObserver(loaded, lambda: self._labels, self._done)
@@ -208,7 +207,8 @@ class Recorder:
                 mask_BS = ~np.logical_and.accumulate(ids_BS[:, ::-1] == self._pad_token_id, axis=1)[:, ::-1]
         if made.positions_BS is not None:
             _require_one_sequence_per_row(made.positions_BS)
-        return Part(ids_BS, mask_BS, made.generated, routing)
+        after_end_BS = None if made.after_end_BS is None else made.after_end_BS.numpy()
+        return Part(ids_BS, mask_BS, made.generated, routing, after_end_BS)
 
 
 def _probe(loaded: LoadedModel) -> Batch:
@@ -226,17 +226,3 @@ def _require_one_sequence_per_row(positions: torch.Tensor) -> None:
             "position_ids restart within a row: sequences are packed, without an attention_mask, and moewh cannot "
             "tell them apart. Give each a row, with an attention_mask."
         )
-
-
-def _end_tokens(loaded: LoadedModel) -> EndTokens:
-    """Return the tokens that end and then pad a sequence, from the model's generation settings and tokenizer."""
-    holders = [getattr(loaded.model, "generation_config", None), loaded.config, loaded.tokenizer]
-
-    def stated(name: str) -> set[int]:
-        values = [getattr(holder, name, None) for holder in holders]
-        return {
-            int(one) for value in values for one in (value if isinstance(value, list) else [value]) if one is not None
-        }
-
-    ends = stated("eos_token_id")
-    return EndTokens(frozenset(ends), frozenset(ends | stated("pad_token_id")))

@@ -53,14 +53,6 @@ class Labels:
 
 
 @dataclass(frozen=True)
-class EndTokens:
-    """Tokens that end a sequence in `generate`, and those that it is then fed while the rest of its batch continues."""
-
-    ends: frozenset[int] = frozenset()
-    pads: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True)
 class Part:
     """One pass over a block: B sequences, S positions each."""
 
@@ -72,6 +64,8 @@ class Part:
     """The model itself generated these tokens."""
     routing: dict[int, LayerRouting]
     """By layer, [B*S, K]."""
+    after_end_BS: npt.NDArray[np.int64] | None = None
+    """How far a token lies behind the end of its sequence in `generate`, 0 for the end token; None where none ended."""
 
 
 @dataclass
@@ -104,34 +98,39 @@ class Joined:
         return sum(layer.expert_ids_TK.size for layer in self.routing.values())
 
 
-def join(block: Block, tokens: EndTokens) -> Joined:
-    """Concatenate the passes of a closed block. Raises MoewhError for a mask with a gap."""
+def join(block: Block) -> Joined:
+    """Concatenate the passes of a closed block.
+
+    What `generate` feeds to a finished sequence while others continue is padding; its end token has no rows, as in a
+    batch that stops with it. Raises MoewhError for a mask with a gap.
+    """
     ids_BS = np.concatenate([part.ids_BS for part in block.parts], 1)
     mask_BS = np.concatenate([part.mask_BS for part in block.parts], 1)
     generated_S = np.concatenate([np.full(part.ids_BS.shape[1], part.generated) for part in block.parts])
-    over_BS, ended_BS = _after_end(ids_BS, generated_S, tokens)
-    mask_BS = mask_BS & ~over_BS
+    after_end_BS = np.concatenate([_after_end(part) for part in block.parts], 1)
     require_whole(mask_BS)
+    mask_BS = mask_BS & (after_end_BS <= 0)
+    require_whole(mask_BS, "a finished sequence goes on in the cache of its batch, after padding from `generate`. ")
     real = np.flatnonzero(mask_BS)
     B = len(ids_BS)
     routing = {}
     for layer in block.parts[0].routing:
         routing[layer] = _side_by_side([part.routing[layer] for part in block.parts], B).take(real)
-        routing[layer].expert_ids_TK[ended_BS.ravel()[real]] = NO_ROUTE
+        routing[layer].expert_ids_TK[(after_end_BS == 0).ravel()[real]] = NO_ROUTE
     length_B = mask_BS.sum(1)
     generated_T = np.broadcast_to(generated_S, ids_BS.shape)[mask_BS]
     ids_T = ids_BS.ravel()[real]
     return Joined(block.labels, block.text, length_B[length_B > 0], ids_T, generated_T, routing)
 
 
-def require_whole(mask_BS: Bools) -> None:
+_MASKED = "attention_mask masks positions between tokens. "
+
+
+def require_whole(mask_BS: Bools, reason: str = _MASKED) -> None:
     """Raise MoewhError for a mask with a gap between tokens."""
     starts_BS = mask_BS[:, 1:] & ~mask_BS[:, :-1]
     if len(mask_BS) and (starts_BS.sum(1) + mask_BS[:, 0]).max(initial=0) > 1:
-        raise MoewhError(
-            "attention_mask masks positions between tokens. Only padding before or after a sequence's tokens can be "
-            "masked."
-        )
+        raise MoewhError(f"{reason}Only padding before or after a sequence's tokens can be masked.")
 
 
 def _side_by_side(parts: list[LayerRouting], B: int) -> LayerRouting:
@@ -147,18 +146,8 @@ def _side_by_side(parts: list[LayerRouting], B: int) -> LayerRouting:
     )
 
 
-def _after_end(ids_BS: npt.NDArray[np.int32], generated_S: Bools, tokens: EndTokens) -> tuple[Bools, Bools]:
-    """Find what `generate` feeds a finished sequence while others continue: return masks of the padding and the end.
-
-    That padding is not a token. The end token has no rows, as in a batch that stops with it.
-    """
-    ends_BS, pads_BS = (np.isin(ids_BS, list(chosen)) & generated_S for chosen in (tokens.ends, tokens.pads))
-    ended_BS = np.zeros_like(ends_BS)
-    ended_BS[:, :-1] = ends_BS[:, :-1] & pads_BS[:, 1:]
-    over_BS = np.cumsum(ended_BS, axis=1) > 0
-    over_BS[:, 1:] = over_BS[:, :-1].copy()
-    over_BS[:, :1] = False
-    return over_BS, ended_BS & ~over_BS
+def _after_end(part: Part) -> npt.NDArray[np.int64]:
+    return np.full(part.ids_BS.shape, -1) if part.after_end_BS is None else part.after_end_BS
 
 
 def assemble(

@@ -19,9 +19,9 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from moewh.ingest.model.in_memory import borrowed, model_in_memory
 from moewh.ingest.options import IngestOptions
 from moewh.ingest.prompts.in_memory import in_memory
-from moewh.ingest.recorder.arguments import ingest_options, prompt_paths, refuse_file_options
+from moewh.ingest.recorder.arguments import ingest_options, prompt_paths, refuse_file_options, whole
 from moewh.ingest.run import Progress, ingest
-from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.layout import check_run_id
 from moewh.warehouse.remote.published import writable
 from moewh.warehouse.runs import run_ids
@@ -49,8 +49,7 @@ class TrainerCallback(transformers.TrainerCallback):
         `run_id` defaults to the name of the Trainer's output folder, `tokenizer` to the Trainer's processing_class.
         Raises UsageError.
         """
-        if every < 1:
-            raise UsageError(f"every is {every}. Give the number of steps between two runs, 1 or more.")
+        every = whole("every", every, 1)
         paths = prompt_paths(prompts)
         self._records = list(prompts) if not paths and isinstance(prompts, Iterable) else None
         refuse_file_options(options)

@@ -15,11 +15,13 @@ import numpy.typing as npt
 
 from moewh.ingest.routing import NO_ENTRY, NO_ROUTE
 from moewh.ingest.traces.trace import Array, Counts, Sequence, TraceModel
-from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.errors import MoewhError, short_message
 from moewh.warehouse.files.schema import POSITION_BITS
 
 _WORD = 64
 """Experts per word in a bit set of a row's experts."""
+_MOST_CHOICES = 1 << 53
+"""Most choices that the counts of one file may add up to: all whole numbers up to it are exact as a float64."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +49,17 @@ def check_sequence(sequence: Sequence, model: TraceModel, segment_rows: int) -> 
         raise MoewhError(
             f"{where}: has {ids_RLK.shape[2]} experts per token, but {model.name} has {model.top_k}. Check --model."
         )
+    weights_RLK = sequence.weights_RLK
+    if weights_RLK is not None and (weights_RLK.dtype.kind != "f" or weights_RLK.shape != ids_RLK.shape):
+        raise MoewhError(
+            f"{where}: its weights are {weights_RLK.dtype} of shape {weights_RLK.shape}, its experts of shape "
+            f"{ids_RLK.shape}."
+        )
     indices = model.indices(ids_RLK.shape[1], where)
     tokens = _tokens(sequence, model, segment_rows)
-    return Checked(
-        sequence,
-        tokens,
-        _expert_ids(sequence, indices, model),
-        _weights(sequence, indices, model),
-        _vocab_ids(sequence, tokens, model),
-    )
+    checked_RLK = _expert_ids(sequence, indices, model)
+    taken_RLK = _weights(sequence, indices, model, checked_RLK)
+    return Checked(sequence, tokens, checked_RLK, taken_RLK, _vocab_ids(sequence, tokens, model))
 
 
 def check_counts(counts: Counts, model: TraceModel) -> dict[int, npt.NDArray[np.int64]]:
@@ -68,6 +72,8 @@ def check_counts(counts: Counts, model: TraceModel) -> dict[int, npt.NDArray[np.
         )
     if not np.isfinite(tokens_LE).all() or (tokens_LE < 0).any() or (tokens_LE != np.floor(tokens_LE)).any():
         raise MoewhError(f"{where}: its counts are not whole numbers from 0.")
+    if tokens_LE.sum(dtype=np.float64) > _MOST_CHOICES:
+        raise MoewhError(f"{where}: its counts add up to more than {_MOST_CHOICES:,}. The file is damaged.")
     indices = model.indices(tokens_LE.shape[0], where)
     dense = np.delete(np.arange(len(tokens_LE)), indices)
     if tokens_LE[dense].any():
@@ -147,7 +153,10 @@ def _expert_ids(sequence: Sequence, indices: list[int], model: TraceModel) -> np
             )
     ids_RLK = taken_RLK.astype(np.int32)
     if model.top_k > 1:  # with one expert per token, a row of zeros is a route to expert 0
-        ids_RLK[~ids_RLK.any(2)] = NO_ROUTE
+        empty_RL = ~ids_RLK.any(2)
+        if (weights_RLK := sequence.weights_RLK) is not None:  # with a weight, it names expert 0 twice
+            empty_RL &= ~(np.nan_to_num(weights_RLK[:, indices]) != 0).any(2)
+        ids_RLK[empty_RL] = NO_ROUTE
     _require_whole_rows(sequence, ids_RLK, model, least)
     return ids_RLK
 
@@ -190,20 +199,17 @@ def _require_whole_rows(sequence: Sequence, ids_RLK: npt.NDArray[np.int32], mode
         raise MoewhError(f"{_at(sequence, row, model.layers[index])}: names an expert twice. The file is damaged.")
 
 
-def _weights(sequence: Sequence, indices: list[int], model: TraceModel) -> npt.NDArray[np.float32] | None:
+def _weights(
+    sequence: Sequence, indices: list[int], model: TraceModel, ids_RLK: npt.NDArray[np.int32]
+) -> npt.NDArray[np.float32] | None:
     weights_RLK = sequence.weights_RLK
     if weights_RLK is None:
         return None
-    if weights_RLK.dtype.kind != "f" or weights_RLK.shape != sequence.expert_ids_RLK.shape:
-        raise MoewhError(
-            f"{sequence.where}: its weights are {weights_RLK.dtype} of shape {weights_RLK.shape}, its experts of shape "
-            f"{sequence.expert_ids_RLK.shape}."
-        )
     with np.errstate(over="ignore"):  # it becomes infinite, and is refused
         taken_RLK = weights_RLK[:, indices].astype(np.float32)
     if not taken_RLK.any() and (sequence.expert_ids_RLK[:, indices] > 0).any():  # else nothing was captured
         raise MoewhError(f"{sequence.where}: every weight is 0. Leave out weights that were not recorded.")
-    bad = np.argwhere(~np.isfinite(taken_RLK))
+    bad = np.argwhere(~np.isfinite(taken_RLK) & (ids_RLK != NO_ROUTE))
     if len(bad):
         row, index, _ = bad[0]
         raise MoewhError(f"{_at(sequence, row, model.layers[index])}: has a weight that is not a finite number.")
@@ -231,9 +237,12 @@ def _at(sequence: Sequence, row: int, layer: int) -> str:
 def as_ids(values: object, where: str, what: str = "token ids") -> Array:
     """Return a list of token ids, or of other whole numbers, [T] as an array. Raises MoewhError for anything else."""
     if hasattr(values, "detach"):
-        values = values.detach().numpy()
-    if isinstance(values, np.ndarray) and values.dtype.kind in "iu" and values.ndim == 1:
-        return values
+        try:
+            values = values.detach().numpy()
+        except (TypeError, RuntimeError) as error:  # no dtype of numpy's, or no plain numbers
+            raise MoewhError(f"{where}: its {what} are not whole numbers: {short_message(error)}.") from None
+    if isinstance(values, np.ndarray) and values.ndim == 1 and (values.dtype.kind in "iu" or not len(values)):
+        return values if len(values) else values.astype(np.int64)  # numpy makes an empty list one of floats
     if not isinstance(values, list) or not all(type(value) is int for value in values):
         raise MoewhError(f"{where}: its {what} are not a list of whole numbers.")
     try:

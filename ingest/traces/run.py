@@ -25,7 +25,7 @@ from moewh.ingest.options import SEGMENT_ROWS
 from moewh.ingest.prompts.canonical import CANONICAL
 from moewh.ingest.prompts.digest import PromptDigest
 from moewh.ingest.prompts.tokenise import tokenizer_sha256
-from moewh.ingest.prompts.vocabulary import vocabulary_texts
+from moewh.ingest.prompts.vocabulary import known_entries, vocabulary_texts
 from moewh.ingest.record import Identity, RunRecord, default_run_id
 from moewh.ingest.routing import NO_ENTRY, NO_ROUTE, RoutingBuffer, TokenisedSegment, TokenTexts
 from moewh.ingest.traces.check import Checked, check_counts, check_sequence
@@ -108,6 +108,18 @@ class _Tokens:
     vocabulary: pa.Array | None
     """[V] texts; None if unknown."""
     labels: Labels
+    entries: int | None = None
+    """Ids that the tokenizer has."""
+
+    def require_known(self, checked: Checked) -> None:
+        """Raise MoewhError for a token id that the tokenizer does not have: it belongs to another model."""
+        ids_T = checked.vocab_id_T
+        if self.entries is not None and ids_T is not None and int(ids_T.max(initial=0)) >= self.entries:
+            position = int(np.argmax(ids_T >= self.entries))
+            raise MoewhError(
+                f"{checked.sequence.where}, token {position}: the tokenizer has no token {ids_T[position]} "
+                f"({self.entries:,} entries). Name the model's own with --tokenizer, or leave it out."
+            )
 
     @classmethod
     def of(cls, options: ImportOptions, model: TraceModel) -> _Tokens:
@@ -123,7 +135,9 @@ class _Tokens:
 
         special_ids = np.array(sorted(tokenizer.all_special_ids), np.int32)
         texts = vocabulary_texts(tokenizer, model.vocabulary)
-        return cls(tokenizer_sha256(tokenizer), texts, Labels(options.domain, decode, special_ids))
+        return cls(
+            tokenizer_sha256(tokenizer), texts, Labels(options.domain, decode, special_ids), known_entries(tokenizer)
+        )
 
 
 @dataclass
@@ -161,6 +175,7 @@ class _Import:
         digests = _Digests()
         for sequence in sequences:
             checked = check_sequence(sequence, self.model, self.options.segment_rows)
+            self.tokens.require_known(checked)
             digests.update(spool.add(checked), checked)
             absent = int((checked.expert_ids_RLK[:, :, 0] == NO_ROUTE).sum())
             done.missing += absent

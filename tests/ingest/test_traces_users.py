@@ -15,10 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from click.testing import CliRunner, Result
 
-from moewh.cli.main import main
 from moewh.warehouse.files.layout import Layout
+from tests.support.imports import require_refused, run_import
 from tests.support.opened import viewed
 from tests.support.traces import (
     HIDDEN,
@@ -45,18 +44,6 @@ ONE = TRACE[0]
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return config(tmp_path_factory.mktemp("models") / "tiny-v3")
-
-
-def run_import(form: str, files: list[Path] | list[str], model: Path, root: Path) -> Result:
-    words = ["import", form, *map(str, files), "--model", str(model), "--warehouse", str(root / "wh")]
-    return CliRunner().invoke(main, words)
-
-
-def require_refused(result: Result, said: str, root: Path, code: int = 1) -> None:
-    assert result.exit_code == code, (result.output, result.exception)
-    assert len(result.output.splitlines()) == 1
-    assert said in result.output
-    assert not (root / "wh").exists()
 
 
 def kinds_of(root: Path) -> list[tuple[Any, ...]]:

@@ -105,8 +105,9 @@ def test_what_fails_later_is_warned_of_and_training_goes_on(tmp_path: Path, monk
 
 
 def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="every is 0"):
-        moewh.TrainerCallback(PROMPTS, every=0)
+    for every in (0, 2.5, "2", True):
+        with pytest.raises(UsageError, match=f"every is {every!r}. Give a whole number"):
+            moewh.TrainerCallback(PROMPTS, every=every)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="dtype is for a model loaded from files"):
         moewh.TrainerCallback(PROMPTS, every=1, dtype="float32")
     with pytest.raises(MoewhError, match="records: record 1 has no 'text'"):

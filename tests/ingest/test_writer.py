@@ -12,7 +12,7 @@ import moewh
 from moewh.ingest.options import command_words
 from moewh.ingest.record import Identity
 from moewh.ingest.recorder import open_run
-from moewh.ingest.recorder.sequences import Block, EndTokens, Joined, join
+from moewh.ingest.recorder.sequences import Block, Joined, join
 from moewh.ingest.write.segment import Committed, write_segment
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import Layout
@@ -86,9 +86,9 @@ def test_each_sequence_is_joined_once(tmp_path: Path, monkeypatch: pytest.Monkey
     """What a step costs does not grow with the sequences before it, and their passes are not kept."""
     joined: list[Block] = []
 
-    def counting(block: Block, tokens: EndTokens) -> Joined:
+    def counting(block: Block) -> Joined:
         joined.append(block)
-        return join(block, tokens)
+        return join(block)
 
     monkeypatch.setattr(open_run, "join", counting)
     given = sequences(30)

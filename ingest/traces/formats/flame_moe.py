@@ -1,8 +1,9 @@
 """FLAME-MoE's published traces: `samples/NNN.parquet` with token ids, and one `layer_NN.parquet` per MoE layer.
 
 Give both: the layer files of one capture, and all files of samples. Row i of every layer is row i of all samples in
-order. `scores` are the softmax probabilities of the chosen experts, which the model uses as weights; ranks follow from
-them, ties by expert. There are no prompt boundaries: a prompt is a piece of PIECE tokens, as its metadata states.
+order of their numbers. `scores` are the softmax probabilities of the chosen experts, which the model uses as weights;
+ranks follow from them, ties by expert. There are no prompt boundaries: a prompt is a piece of PIECE tokens, as its
+metadata states.
 """
 
 from __future__ import annotations
@@ -64,11 +65,15 @@ class _Rows:
 def _read(files: list[TraceFile], model: TraceModel) -> Iterator[Sequence]:
     by_layer = {int(found[1]): file for file in files if (found := _LAYER.fullmatch(file.path.name))}
     samples = [file for file in files if not _LAYER.fullmatch(file.path.name)]
+    samples.sort(key=lambda file: (len(file.path.name), file.path.name))  # 9.parquet before 10.parquet
     layers = model.numbered(by_layer, files[0].name)
     if not samples or len(samples) + len(layers) != len(files):
         raise files[0].error(
             f"give the samples, and the layers of one capture: {len(samples)} and {len(files) - len(samples)} files."
         )
+    for kind, given in (("layers", [by_layer[layer] for layer in layers]), ("samples", samples)):
+        if other := next((file for file in given if file.path.parent != given[0].path.parent), None):
+            raise other.error(f"is in another folder than {given[0].name}. Give the {kind} of one capture.")
     with ExitStack() as stack:
         tokens = _Rows(samples, ["token_id"], stack)
         routing = [(by_layer[layer], _Rows([by_layer[layer]], ["scores", "indices"], stack)) for layer in layers]

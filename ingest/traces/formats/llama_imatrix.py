@@ -114,7 +114,7 @@ def _counts(stream: IO[bytes], file: TraceFile, model: TraceModel) -> Counts:
     layers = model.numbered(by_layer, file.name)
     if layers != list(model.layers):
         raise file.error(f"has experts in the layers {layers}, {model.name} in {list(model.layers)}. Check --model.")
-    counts_LE = np.zeros((model.num_hidden_layers, int(model.experts_L.max())), np.int64)
+    counts_LE = np.zeros((model.num_hidden_layers, int(model.experts_L.max())))
     for layer in layers:
         name = by_layer[layer]
         shape, kind, offset = infos[name]
@@ -135,7 +135,7 @@ def _tensor(stream: IO[bytes], experts: int, name: str, file: TraceFile) -> Arra
     counts_E = np.frombuffer(content, "<f4")
     if not np.isfinite(counts_E).all() or (counts_E < 0).any() or (counts_E != np.floor(counts_E)).any():
         raise file.error(f"{name} holds other numbers than counts.")
-    return counts_E.astype(np.int64)
+    return counts_E
 
 
 FORMAT = Format(read_counts=_read)

@@ -47,6 +47,12 @@ def _pass(
     vocab_ids_T = as_ids(record.get("input_ids"), where)
     if len(vocab_ids_T) > ids_LTK.shape[1] or (ids_LTK[:, len(vocab_ids_T) :] >= 0).any():
         raise file.error(f"{where}: has {len(vocab_ids_T)} input_ids for routing of {ids_LTK.shape[1]} tokens.")
+    most = 0 if logical_LP is None else logical_LP.shape[1]
+    beyond_LTK = ids_LTK[:, :, model.top_k :]
+    if ((beyond_LTK >= 0) & (beyond_LTK < most)).any():  # a fused shared expert has an id behind the routed ones
+        raise file.error(
+            f"{where}: has more than {model.top_k} experts per token, those of {model.name}. Check --model."
+        )
     ids_LTK = ids_LTK[:, : len(vocab_ids_T), : model.top_k]
     ids_RLK = np.ascontiguousarray(_logical(ids_LTK, logical_LP, where, file).transpose(1, 0, 2))
     about = {"forward_pass_id": record.get("forward_pass_id"), "rank": record.get("rank")}

@@ -19,8 +19,10 @@ def _read(files: list[TraceFile], _: TraceModel) -> Iterator[Counts]:
         counts_SLE = as_array(dump["logical_count"], f"{file.name}, logical_count", file.most_values, 3)
         if counts_SLE.dtype.kind not in "iu":
             raise file.error(f"its logical_count is {counts_SLE.dtype}, not whole numbers.")
+        if (counts_SLE < 0).any():
+            raise file.error("its counts are not whole numbers from 0 in every step.")
         used = int(counts_SLE.any((1, 2)).sum())
-        yield Counts(file.name, counts_SLE.sum(0, dtype="int64"), file.path.name, {"steps": used})
+        yield Counts(file.name, counts_SLE.sum(0, dtype="float64"), file.path.name, {"steps": used})
 
 
 FORMAT = Format(read_counts=_read)

@@ -46,7 +46,7 @@ def _require_model(file: TraceFile, model: TraceModel) -> None:
 
 
 def _counts(file: TraceFile, model: TraceModel) -> Counts:
-    counts_LE = np.zeros((model.num_hidden_layers, int(model.experts_L.max())), np.int64)
+    counts_LE = np.zeros((model.num_hidden_layers, int(model.experts_L.max())))
     iterations = set()
     try:
         with safe_open(file.path, "np") as tensors:
@@ -56,9 +56,9 @@ def _counts(file: TraceFile, model: TraceModel) -> Counts:
                 if key is None or shape != counts_LE.shape[1:] or int(key[2]) >= len(counts_LE):
                     raise file.error(f"has {name} of shape {list(shape)}, not that of a layer of {model.name}.")
                 tokens_E = tensors.get_tensor(name)
-                if tokens_E.dtype.kind not in "iu":
-                    raise file.error(f"{name} is {tokens_E.dtype}, not counts.")
-                counts_LE[int(key[2])] += tokens_E.astype(np.int64)
+                if tokens_E.dtype.kind not in "iu" or (tokens_E < 0).any():
+                    raise file.error(f"{name} is {tokens_E.dtype}, or has less than 0 tokens: it has no counts.")
+                counts_LE[int(key[2])] += tokens_E
                 iterations.add(int(key[1]))
     except (SafetensorError, OSError) as error:
         raise file.error(f"cannot be read as safetensors: {short_message(error)}.") from error
