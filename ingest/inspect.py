@@ -18,7 +18,7 @@ from moewh.ingest.capture.vectors import WantedVectors
 from moewh.ingest.families.configuration import text_config
 from moewh.ingest.families.find import adapter_of
 from moewh.ingest.families.rule import MoELayer
-from moewh.ingest.model.architecture import check_location, check_versions, empty_model, read_config
+from moewh.ingest.model.architecture import check_location, check_quantization, check_versions, empty_model, read_config
 from moewh.ingest.model.expected import num_layers, top_k
 from moewh.ingest.model.layers import find_moe_layers, locate_moe_layers
 from moewh.ingest.model.loading import explaining
@@ -96,6 +96,7 @@ def inspect_model(model: str, revision: str | None = None, trust_remote_code: bo
     try:
         if peft_adapter is not None:
             peft_adapter.check(allow_pickle=True)
+        check_quantization(config)
         find_moe_layers(empty, config)
     except MoewhError as refusal:
         reason = str(refusal)
@@ -142,7 +143,7 @@ def build_empty(model: str, revision: str | None, trust_remote_code: bool) -> tu
 
     Returns its configuration, the model, and its adapter (None if it is not one).
     """
-    check_location(model)
+    check_location(model, revision, settings=True)
     location = str(demo.checkpoint_path(revision)) if model == DEMO else model
     files = Repository(location, None if Path(location).exists() else revision or "main")
     with explaining(model):

@@ -91,7 +91,7 @@ def measure(
     transformers_logging.set_verbosity_error()
     hub_logging.set_verbosity_error()
     device = _device(options.device)
-    check_location(options.model)
+    check_location(options.model, options.revision)
     source = find_source(options.model, options.revision)
     config, commit_hash = _read(source, options.trust_remote_code)
     run = _find_run(layout, options, _identity(source, config, commit_hash))

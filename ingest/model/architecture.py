@@ -21,17 +21,23 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.quantizers.auto import get_hf_quantizer
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, get_hf_quantizer
 from transformers.utils import CONFIG_NAME
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 from transformers.utils.quantization_config import FineGrainedFP8Config, Mxfp4Config
 
+from moewh.ingest.model.repository import broken_links
+from moewh.ingest.options import DEMO
 from moewh.warehouse.errors import MoewhError, UsageError
 
 OLDEST_TRANSFORMERS = (5, 19)
 _MOST = {"experts": 1 << 20, "layers": 1 << 15}
 _COUNT = re.compile(r"(?:^|_)(?:(?P<experts>experts?)|(?P<layers>layers?|depth|blocks))(?:_num)?$")
 """The configuration fields that hold these counts."""
+_NOT_A_HUB_ID = re.compile(
+    r"(?=.*(?:://|@))(?:(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)|hf:/)/)?(?P<id>[\w.-]+/[\w.-]+)"
+    r"(?:@(?P<at>[\w./-]+)|/tree/(?P<tree>[\w./-]+?))?/?"
+)
 DEQUANTIZED = {"mxfp4": Mxfp4Config, "fp8": FineGrainedFP8Config}
 """Ways to store weights in fewer bits that transformers can undo without a GPU."""
 _AUTO_CLASSES: tuple[Any, ...] = (
@@ -74,31 +80,56 @@ def require_named(name: str) -> None:
         )
 
 
-def check_location(model: str) -> None:
+def check_location(model: str, revision: str | None = None, *, settings: bool = False) -> None:
     """Raise MoewhError for a path that is not a model: a file of weights, or a folder without a configuration.
 
-    A hub id passes, and so does a configuration file, because `inspect` needs nothing else.
+    A hub id passes; with `settings`, so does a configuration file. Raises UsageError for a revision of a path.
     """
     require_named(model)
     path = Path(model)
-    if path.is_file() and path.suffix != ".json":
+    if model == DEMO:
+        return
+    if not path.exists():
+        check_hub_id(model)
+        return
+    if revision is not None:
+        kind = "folder" if path.is_dir() else "file"
+        raise UsageError(f"--revision {revision} goes with a hub id; {path} is a {kind}. Name its folder.")
+    if not path.is_dir():
+        if settings and path.suffix == ".json":
+            return
         kind = "a GGUF file, which moewh does not read" if path.suffix == ".gguf" else "a file"
         raise MoewhError(
             f"cannot load the model {path}: it is {kind}. Give the folder that holds {CONFIG_NAME} and the weights as "
             "safetensors."
         )
-    if not path.is_dir() or any((path / name).is_file() for name in (CONFIG_NAME, ADAPTER_CONFIG_NAME)):
-        return
-    checkpoints = sorted(found.parent.name for found in path.glob(f"*/{CONFIG_NAME}"))
+    if not any((path / name).is_file() for name in (CONFIG_NAME, ADAPTER_CONFIG_NAME)):
+        raise MoewhError(f"cannot load the model {path}: {_without_configuration(path)}")
+
+
+def check_hub_id(model: str) -> None:
+    """Raise UsageError for what people give instead of a hub id: the address of its page, or a revision after an @."""
+    if meant := _NOT_A_HUB_ID.fullmatch(model):
+        revision = meant["tree"] or meant["at"]
+        more = f" with --revision {revision}" if revision else ""
+        raise UsageError(f"{model} is not a hub id. Give {meant['id']}{more}.")
+
+
+def _without_configuration(folder: Path) -> str:
+    """Return what a folder without a configuration holds instead, and what to do."""
+    checkpoints = sorted(
+        {found.parent.name for name in (CONFIG_NAME, ADAPTER_CONFIG_NAME) for found in folder.glob(f"*/{name}")}
+    )
     if checkpoints:
-        several = (
-            f"its sub-folders are checkpoints: {', '.join(checkpoints[:5])}{', …' if len(checkpoints) > 5 else ''}"
-        )
-        raise MoewhError(f"cannot load the model {path}: it has no {CONFIG_NAME}; {several}. Give one of them.")
-    files = sorted(found.name for found in path.iterdir() if not found.name.startswith("."))
-    holds = f"it holds {', '.join(files[:3])}{', …' if len(files) > 3 else ''} and no {CONFIG_NAME}"
-    raise MoewhError(
-        f"cannot load the model {path}: {holds if files else 'the folder is empty'}. Give a model's folder."
+        several = f"{', '.join(checkpoints[:5])}{', …' if len(checkpoints) > 5 else ''}"
+        return f"it has no {CONFIG_NAME}; its sub-folders are checkpoints: {several}. Give one of them."
+    if broken := broken_links(folder, CONFIG_NAME):
+        return f"{broken[0]} is a link to a file that does not exist. Fetch the model again."
+    files = sorted(found.name for found in folder.iterdir() if not found.name.startswith(".") and found.is_file())
+    if not files:
+        return f"the folder holds {'no files' if any(folder.iterdir()) else 'nothing'}. Give a model's folder."
+    return (
+        f"it holds {', '.join(files[:3])}{', …' if len(files) > 3 else ''} and no {CONFIG_NAME}. Give a model's folder."
     )
 
 
@@ -163,6 +194,17 @@ def quantization_method(config: Any) -> str | None:
         return None
     method = stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method
     return str(getattr(method, "value", method))
+
+
+def check_quantization(config: Any) -> None:
+    """Raise MoewhError for a quantisation that transformers does not know: it would take the numbers without scales."""
+    method = quantization_method(config)
+    known = any(f"{method}{end}" in AUTO_QUANTIZATION_CONFIG_MAPPING for end in ("", "_4bit", "_8bit"))
+    if method not in (None, "None") and not known:  # without a name, transformers goes by the other settings
+        raise MoewhError(
+            f"the weights are quantised ({method}), which transformers {transformers.__version__} does not read. Give "
+            "the model that they were made from."
+        )
 
 
 def dequantizer(config: Any) -> tuple[Any, Any] | None:

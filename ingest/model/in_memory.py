@@ -135,7 +135,31 @@ def fingerprint(model: nn.Module) -> str:
         digests = dict(zip(distinct, workers.map(_tensor_digest, distinct.values()), strict=True))
     parts: list[Any] = [[name, digests[id(tensor)]] for name, tensor in named]
     parts += [[path, *_settings(module)] for path, module in model.named_modules()]
+    parts += _held_otherwise(model, named)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _held_otherwise(model: nn.Module, named: list[tuple[str, torch.Tensor]]) -> list[list[str]]:
+    """Return the digests of tensors that modules save besides parameters and buffers, such as a quantised one's scales.
+
+    Raises MoewhError for weights that are saved as anything else.
+    """
+    known = {id(tensor) for _, tensor in named}
+    found = []
+    for path, module in model.named_modules():
+        if type(module)._save_to_state_dict is nn.Module._save_to_state_dict:
+            continue
+        saved: dict[str, Any] = {}
+        module._save_to_state_dict(saved, f"{path}.", True)
+        for name, value in saved.items():
+            if not isinstance(value, torch.Tensor):
+                raise MoewhError(
+                    f"{path} keeps its weights packed (torch's quantisation), where they cannot be told from others. "
+                    "Give the model as it was before it was quantised."
+                )
+            if id(value) not in known:
+                found.append([name, _tensor_digest(value)])
+    return found
 
 
 def _tensor_digest(tensor: torch.Tensor) -> str:

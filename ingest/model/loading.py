@@ -20,7 +20,7 @@ import torch
 import transformers
 from huggingface_hub.utils import logging as hub_logging
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
-from transformers.utils import CONFIG_NAME
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils import logging as transformers_logging
 
 from moewh.ingest import demo
@@ -29,6 +29,7 @@ from moewh.ingest.families.rule import MoELayer
 from moewh.ingest.model.architecture import (
     check_location,
     check_parallel,
+    check_quantization,
     check_versions,
     dequantizer,
     empty_model,
@@ -42,13 +43,13 @@ from moewh.ingest.model.expected import max_positions
 from moewh.ingest.model.generation_tokens import StatedTokens, read_generation_tokens
 from moewh.ingest.model.layers import MoELayers, find_moe_layers, refuse_by_name
 from moewh.ingest.model.peft_adapter import BASE_MODEL_ONLY, PeftAdapter, find_adapter
-from moewh.ingest.model.repository import Repository, hub_commit, looks_like_path
-from moewh.ingest.model.stored import stored_tensors, weight_files
+from moewh.ingest.model.repository import Repository, broken_links, hub_commit, looks_like_path, not_fetched
+from moewh.ingest.model.stored import first_names, stored_tensors, weight_files
 from moewh.ingest.model.tokenizer import TokenizerSource, load_tokenizer
 from moewh.ingest.model.weights import check_loaded, check_stored, unloaded_modules
 from moewh.ingest.options import DEMO, IngestOptions
 from moewh.ingest.processes import Process
-from moewh.warehouse.errors import MoewhError, UsageError, first_line, lacking, require_utf8
+from moewh.warehouse.errors import MoewhError, UsageError, first_line, lacking, require_utf8, short_message
 from moewh.warehouse.files.folders import own_entries
 from moewh.warehouse.files.manifest import file_sha256
 from moewh.warehouse.files.schema import POSITION_BITS
@@ -143,7 +144,7 @@ def load_model(options: IngestOptions, process: Process | None = None) -> Loaded
     check_versions()
     device = choose_device(options.device, process or Process())
     _quiet()
-    check_location(options.model)
+    check_location(options.model, options.revision)
     source = find_source(options.model, options.revision, options.series)
     with explaining(source.title):
         # A branch may move while its files are fetched, so all of them come from its current commit.
@@ -156,6 +157,7 @@ def load_model(options: IngestOptions, process: Process | None = None) -> Loaded
         code = {"trust_remote_code": options.trust_remote_code}
         config = read_config(base.location, revision=base.revision, **code)
         refuse_by_name(config, expert_outputs=options.expert_outputs)
+        check_quantization(config)
         absent = check_files(source.title, base, config, options)
         tokenizer = load_tokenizer(_tokenizer_source(options, source.title, tokenizer_files), options.chat_template)
         more = {**device_arguments(device), **({} if adapter is None else BASE_MODEL_ONLY)}
@@ -250,7 +252,7 @@ def check_files(title: str, files: Repository, config: Any, options: IngestOptio
     paths = weight_files(files.location, config, files.revision, pickled=options.allow_pickle)
     folder = Path(files.location)
     if not paths and folder.is_dir() and not own_entries(folder, "*.bin*"):
-        raise MoewhError(f"{title} has no safetensors weights beside its {CONFIG_NAME}. Fetch them too.")
+        raise MoewhError(_no_weights(title, folder))
     if not paths or (method is not None and dequantizer(config) is None):
         return None
     quantizer, config = dequantizer(config) or (None, copy.deepcopy(config))
@@ -260,6 +262,19 @@ def check_files(title: str, files: Repository, config: Any, options: IngestOptio
     found = observed_moe_layers(empty, options)
     stored = stored_tensors(paths)
     return check_stored(title, empty, found, stored, quantizer=quantizer, head=bool(options.generate))
+
+
+def _no_weights(title: str, folder: Path) -> str:
+    """Return the line for a folder in which transformers finds no weights."""
+    if broken := broken_links(folder, "*.safetensors*"):
+        return f"{title}: {first_names(broken)} is a link to a file that does not exist. Fetch the model again."
+    others = [path.name for path in own_entries(folder, "*.safetensors") if path.is_file()]
+    if others and SAFE_WEIGHTS_NAME not in others:
+        return (
+            f"{title} has {first_names(others)}, but neither {SAFE_WEIGHTS_NAME} nor an index of shards "
+            f"({SAFE_WEIGHTS_INDEX_NAME}). Fetch the index, or save the model again with save_pretrained."
+        )
+    return f"{title} has no safetensors weights beside its {CONFIG_NAME}. Fetch them too."
 
 
 @contextmanager
@@ -298,6 +313,8 @@ def choose_device(name: str | None, process: Process) -> torch.device | None:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise UsageError("--device meta holds no numbers. Name a device that computes.")
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", process.local % max(torch.cuda.device_count(), 1))
         torch.empty(0, device=device)
@@ -375,8 +392,6 @@ def find_source(model: str, revision: str | None, series: str | None = None) -> 
         return Source(str(folder), None, DEMO, DEMO, folder.name, series or DEMO)
     path = Path(model)
     if path.is_dir():
-        if revision is not None:
-            raise UsageError(f"--revision {revision} goes with a hub id; {path} is a folder. Name its folder.")
         path = Path(require_utf8(str(path.resolve())))
         return Source(str(path), None, path.name, str(path), path.name, series)
     name = model.rstrip("/").rpartition("/")[2]
@@ -427,7 +442,9 @@ def load_failure(title: str, error: Exception) -> str:
         return (
             f"{title}: transformers {transformers.__version__} does not know this kind of model. Install a newer one."
         )
-    return (
-        f"cannot load the model {title}: {text[:300]} "
-        "Check the name or path, the revision, and (for a hub id) the network or HF_HUB_OFFLINE."
+    advice = (
+        not_fetched(Path(title)) or f"Check the files there, first {CONFIG_NAME}."
+        if Path(title).exists() and "connect to" not in text
+        else "Check the name or path, the revision, and (for a hub id) the network or HF_HUB_OFFLINE."
     )
+    return f"cannot load the model {title}: {short_message(error)}. {advice}"

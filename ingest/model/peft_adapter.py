@@ -27,7 +27,7 @@ from transformers.utils.peft_utils import (
     find_adapter_config_file,
 )
 
-from moewh.ingest.model.repository import Repository, hub_commit, looks_like_path
+from moewh.ingest.model.repository import Repository, hub_commit, looks_like_path, not_fetched
 from moewh.warehouse.errors import MoewhError, short_message
 from moewh.warehouse.files.folders import own_entries
 from moewh.warehouse.files.manifest import file_sha256
@@ -118,6 +118,8 @@ class PeftAdapter:
                 adapted = PeftModel(model, config, _NAME)
                 result = adapted.load_adapter(folder, _NAME, torch_device="cpu")
         except (*_FAILURES, UnpicklingError, SafetensorError) as error:
+            if line := not_fetched(Path(folder)):
+                raise MoewhError(f"{self.title}: {line}") from error
             raise MoewhError(f"{self.title}: the adapter does not fit its base: {_one_line(error)}.") from error
         for problem, names in (("lacks", result.missing_keys), ("holds, unused,", result.unexpected_keys)):
             if names:
@@ -195,7 +197,7 @@ def _find_base(files: Repository, title: str, settings: dict[str, Any]) -> Repos
         )
     if Path(named).is_dir():
         base = Repository(str(Path(named).resolve()), None)
-    elif looks_like_path(named) or named.count("/") > 1:
+    elif looks_like_path(named):
         raise MoewhError(
             f"{title}: its base model {named} is not there. Put it there, or correct base_model_name_or_path in "
             f"{ADAPTER_CONFIG_NAME}."

@@ -11,6 +11,11 @@ from transformers.utils import CONFIG_NAME
 from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
+from moewh.warehouse.files.folders import own_entries
+
+_LFS = b"version https://git-lfs.github.com/spec/"
+FETCH_LFS = "Git LFS has not fetched {names}. Run `git lfs pull` in that folder."
+
 
 @dataclass(frozen=True)
 class Repository:
@@ -34,7 +39,26 @@ class Repository:
 
 def looks_like_path(name: str) -> bool:
     """Return whether a name is a path rather than a hub id, whether or not it exists."""
-    return name.startswith((".", "/", "~"))
+    return "://" not in name and (name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name)
+
+
+def broken_links(folder: Path, pattern: str) -> list[str]:
+    """Return the names of a folder's links to files that do not exist, such as a copy of the hub's cache holds."""
+    return [path.name for path in own_entries(folder, pattern) if path.is_symlink() and not path.exists()]
+
+
+def not_fetched(folder: Path) -> str | None:
+    """Return a line that names a folder's files that Git LFS has not fetched, which hold short texts; None without."""
+    names = [path.name for path in own_entries(folder) if is_lfs_pointer(path)]
+    return FETCH_LFS.format(names=", ".join(names[:3]) + (", …" if len(names) > 3 else "")) if names else None
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Return whether Git LFS has not fetched this file."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_LFS)) == _LFS
 
 
 def hub_commit(location: str, revision: str) -> str | None:

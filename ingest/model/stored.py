@@ -20,6 +20,7 @@ from transformers.modeling_utils import load_state_dict
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
+from moewh.ingest.model.repository import FETCH_LFS, is_lfs_pointer
 from moewh.warehouse.errors import MoewhError
 
 DTYPES = {
@@ -166,6 +167,8 @@ def _headers(file: str) -> list[StoredTensor]:
             slices = [(key, opened.get_slice(key)) for key in opened.keys()]  # noqa: SIM118 - not a dict
             return [StoredTensor(key, file, tuple(part.get_shape()), part.get_dtype()) for key, part in slices]
     except (SafetensorError, OSError) as error:
+        if is_lfs_pointer(Path(file)):
+            raise MoewhError(f"cannot load the model: {FETCH_LFS.format(names=file)}") from error
         raise MoewhError(
             f"cannot load the model: {file} is damaged or was written only in part ({error}). Fetch that file again."
         ) from error

@@ -13,7 +13,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TokenizersBackend
 from transformers.utils.hub import cached_file
 
-from moewh.ingest.model.repository import looks_like_path
+from moewh.ingest.model.repository import looks_like_path, not_fetched
 from moewh.warehouse.errors import MoewhError, UsageError, short_message
 
 _WHOLE = "tokenizer.json"
@@ -97,6 +97,8 @@ def _load_failure(source: TokenizerSource, error: Exception) -> str:
     text = f"{type(error).__name__}: {short_message(error)}"
     if "trust_remote_code" in text:
         return f"{source.title} needs code of its own. Read that code, then give --trust-remote-code."
+    if line := not_fetched(Path(source.location)):
+        return f"cannot load the tokenizer of {source.title}: {line}"
     advice = "Check --tokenizer." if source.named else "Check its files, or name another with --tokenizer ID_OR_PATH."
     return f"cannot load the tokenizer of {source.title}: {text}. {advice}"
 

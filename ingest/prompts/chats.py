@@ -307,10 +307,16 @@ def _variables(template: str) -> frozenset[str]:
 def template_variables(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
     """Return the names that the tokenizer's templates read; empty without one. Raises MoewhError for a broken one."""
     templates = tokenizer.chat_template or {}
+    named = {"default": templates} if isinstance(templates, str) else templates
+    if not isinstance(named, dict) or not all(isinstance(one, str) for one in named.values()):
+        raise MoewhError("the tokenizer's chat template is not text. Give another one with --chat-template.")
+    if named and "default" not in named:
+        raise MoewhError(
+            f"the tokenizer has chat templates for {', '.join(sorted(named))}, and no default one. Save the one you "
+            "mean as a file, and give it with --chat-template."
+        )
     try:
-        used = [
-            _variables(one) for one in ({"default": templates} if isinstance(templates, str) else templates).values()
-        ]
+        used = [_variables(one) for one in named.values()]
     except TemplateError as error:
         raise MoewhError(
             f"the chat template is not valid Jinja: {error}. Give another one with --chat-template."

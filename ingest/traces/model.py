@@ -28,7 +28,7 @@ def read_model(model: str, revision: str | None = None, trust_remote_code: bool 
     """
     check_versions()
     transformers_logging.set_verbosity_error()
-    check_location(model)
+    check_location(model, revision, settings=True)
     location = str(demo.checkpoint_path(revision)) if model == DEMO else model
     with explaining(model):
         hub = {} if Path(location).exists() else {"revision": revision}

@@ -6,13 +6,16 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from moewh.cli.main import COMMANDS, main
 from moewh.warehouse.files.layout import Layout
+from tests.support.checkpoints import copy_with, with_config
 from tests.support.models import save_model
 from tests.support.opened import viewed
 from tests.support.synthetic import empty_warehouse
@@ -109,6 +112,105 @@ def test_unusable_model(model: str, says: str, models: Path, prompts: Path, tmp_
     assert not (tmp_path / "wh").exists()
 
 
+def _without_content(path: Path) -> None:
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+
+
+def _without_target(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("gone")
+
+
+LFS = "Git LFS has not fetched {}. Run `git lfs pull`"
+BROKEN = {
+    "pointer to weights": (_without_content, "model.safetensors", LFS.format("/m/model.safetensors")),
+    "pointer to a tokenizer": (_without_content, "tokenizer.json", LFS.format("tokenizer.json")),
+    "pointer to a configuration": (_without_content, "config.json", LFS.format("config.json")),
+    "link to weights": (_without_target, "model.safetensors", "model.safetensors is a link to a file that does not"),
+    "link to a configuration": (_without_target, "config.json", "config.json is a link to a file that does not"),
+    "no index": (
+        lambda path: path.rename(path.with_name("model-00001-of-00002.safetensors")),
+        "model.safetensors",
+        "has model-00001-of-00002.safetensors, but neither model.safetensors nor an index of shards",
+    ),
+    "a number as text": (
+        lambda path: path.write_text(path.read_text().replace('"num_experts": 8', '"num_experts": "8"')),
+        "config.json",
+        "(value: '8'). Check the files there, first config.json.",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_folder_that_is_not_whole_says_what_to_do(fault: str, models: Path, prompts: Path, tmp_path: Path) -> None:
+    damage, file, says = BROKEN[fault]
+    model = shutil.copytree(models / "tiny", tmp_path / "m")
+    damage(model / file)
+    assert says.replace("/m/", f"{model}/") in one_line(run(tmp_path / "wh", model, prompts), 1)
+    assert not (tmp_path / "wh").exists()
+
+
+def test_files_are_no_models_and_have_no_revision(models: Path, prompts: Path, tmp_path: Path) -> None:
+    for file in (models / "tiny" / "config.json", Path("/dev/null")):
+        assert "it is a file. Give the folder" in one_line(run(tmp_path / "wh", file, prompts), 1)
+    for place in ("", "config.json"):
+        for command in (["inspect"], ["import", "vllm", str(prompts), "--model"]):
+            done = CliRunner().invoke(main, [*command, str(models / "tiny" / place), "--revision", "main"])
+            assert "--revision main goes with a hub id" in one_line(done, 2)
+    adapters = tmp_path / "out" / "checkpoint-5"
+    adapters.mkdir(parents=True)
+    (adapters / "adapter_config.json").write_text("{}")
+    assert "sub-folders are checkpoints: checkpoint-5." in one_line(run(tmp_path / "wh", tmp_path / "out", prompts), 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "says", "code"),
+    [
+        ("https://huggingface.co/org/m", "is not a hub id. Give org/m.", 2),
+        ("https://huggingface.co/org/m/tree/step5", "is not a hub id. Give org/m with --revision step5.", 2),
+        ("hf://org/m", "is not a hub id. Give org/m.", 2),
+        ("org/m@step5", "is not a hub id. Give org/m with --revision step5.", 2),
+        ("models/org/m", "there is no folder models/org/m", 1),
+        ("C:\\models\\m", "there is no folder C:\\models\\m", 1),
+    ],
+)
+def test_what_is_given_instead_of_a_hub_id(model: str, says: str, code: int, prompts: Path, tmp_path: Path) -> None:
+    assert says in one_line(run(tmp_path / "wh", model, prompts), code)
+    assert not (tmp_path / "wh").exists()
+
+
+@pytest.mark.parametrize("stored", [torch.float8_e4m3fn, torch.int8])
+def test_quantisation_that_transformers_ignores(
+    stored: torch.dtype, models: Path, prompts: Path, tmp_path: Path
+) -> None:
+    """It would load the numbers without their scales, and route by them."""
+    model = with_config(models / "tiny", tmp_path / "m", quantization_config={"quant_method": "modelopt"})
+    scale = {"model.layers.0.mlp.gate.weight_scale": torch.ones(())}
+    gate = "model.layers.0.mlp.gate.weight"
+    model = copy_with(model, tmp_path / "n", lambda tensors: {**tensors, gate: tensors[gate].to(stored), **scale})
+    says = "the weights are quantised (modelopt), which transformers"
+    assert says in one_line(run(tmp_path / "wh", model, prompts), 1)
+    assert not (tmp_path / "wh").exists()
+    assert says in CliRunner().invoke(main, ["inspect", str(model)]).stdout
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        (5, "the tokenizer's chat template is not text"),
+        ({"default": 5}, "the tokenizer's chat template is not text"),
+        ([{"name": "rag", "template": "{{ messages }}"}], "has chat templates for rag, and no default one"),
+    ],
+)
+def test_chat_template_of_another_kind(template: Any, says: str, models: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(models / "tiny", tmp_path / "m")
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": template}))
+    (tmp_path / "c.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n')
+    assert says in one_line(run(tmp_path / "wh", model, tmp_path / "c.jsonl"), 1)
+    assert not (tmp_path / "wh").exists()
+
+
 def test_model_that_the_hub_does_not_have(prompts: Path, tmp_path: Path) -> None:
     line = one_line(run(tmp_path / "wh", "nobody/no-such-model", prompts), 1)
     assert "cannot load the model nobody/no-such-model" in line
@@ -125,6 +227,7 @@ def test_model_that_the_hub_does_not_have(prompts: Path, tmp_path: Path) -> None
         (["--max-length", "9999"], "more than"),
         (["--batch-tokens", "-1"], "--batch-tokens is -1"),
         (["--device", "abacus"], "--device abacus cannot be used"),
+        (["--device", "meta"], "--device meta holds no numbers"),
         (["--dtype", "int3"], "--dtype int3 is not known"),
         (["--revision", "main"], "--revision main goes with a hub id"),
         (["--on-overflow", "wrap"], "'wrap' is not one of"),

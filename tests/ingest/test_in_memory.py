@@ -229,6 +229,29 @@ def test_a_lora_model_is_recorded_with_its_adapter(tmp_path: Path) -> None:
     assert off != fingerprint(model.get_base_model())
 
 
+def _dynamic(model: Any) -> Any:
+    return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_weights_that_modules_hold_otherwise_are_part_of_the_digest_or_refused() -> None:
+    class Scaled(nn.Linear):
+        scale = torch.ones(1)
+
+        def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+            destination[f"{prefix}scale"] = self.scale
+
+    model = tiny_model("olmoe")
+    plain = fingerprint(model)
+    model.model.layers[1].self_attn.q_proj.__class__ = Scaled
+    one = fingerprint(model)
+    Scaled.scale = torch.full((1,), 2.0)
+    assert len({plain, one, fingerprint(model)}) == 3
+    with pytest.raises(MoewhError, match=r"q_proj\._packed_params keeps its weights packed"):
+        fingerprint(_dynamic(tiny_model("olmoe")))
+
+
 CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
 
