@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
 from moewh.cli.main import main
+from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.sealing import merge
 from moewh.warehouse.sealing import seal as sealing
 from moewh.warehouse.sealing.seal import seal, unseal
 from moewh.warehouse.views import merged
@@ -202,6 +207,39 @@ def test_queries_while_runs_are_sealed_and_unsealed(
     finally:
         stop.set()
         mover.join()
+
+
+@pytest.mark.parametrize("kind", [OSError, KeyboardInterrupt])
+def test_when_one_table_fails_or_is_interrupted_the_others_stop(
+    kind: type[BaseException], trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = Layout(tmp_path / "wh")
+    shutil.copytree(trial.undisturbed.root, layout.root, symlinks=True)
+    unseal(layout, "r")
+    begun = threading.Event()
+
+    def endless(*_: object) -> Iterator[pa.Table]:
+        while True:
+            begun.set()
+            yield schema.sealed(schema.AFFINITY_COUNTS).arrow().empty_table()
+            time.sleep(0.01)
+
+    def failing(*_: object) -> Iterator[pa.Table]:
+        assert begun.wait(60)
+        if kind is OSError:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        signal.raise_signal(signal.SIGINT)
+        yield from endless()
+
+    monkeypatch.setattr(merge, "usable_cpus", lambda: len(MERGED))
+    monkeypatch.setattr(merge, "merged_affinity", endless)
+    monkeypatch.setattr(merge, "_merged", failing)
+    with pytest.raises(MoewhError if kind is OSError else kind):
+        seal(layout, "r")
+    assert not layout.sealed("r").exists()
+    assert counts(layout) == counts(trial.undisturbed)
+    monkeypatch.undo()
+    assert seal(layout, "r")
 
 
 @pytest.mark.parametrize("table", [*MERGED, *schema.TOTALS], ids=lambda table: table.name)

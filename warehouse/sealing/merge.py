@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from itertools import pairwise
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from itertools import pairwise, takewhile
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import duckdb
@@ -18,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from moewh.warehouse.cpus import usable_cpus
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import SEGMENT_FOLDER, glob_literal
@@ -51,10 +54,33 @@ def _write_merged(segments: list[Path], folder: Path) -> None:
         return
     spill = folder.with_name(f"duckdb.{os.getpid()}")
     with duckdb.connect(config={"temp_directory": str(spill)}) as connection:
-        for table, of_table in files.items():
-            dense = table is schema.AFFINITY_COUNTS and fits(of_table)
-            rows = merged_affinity(of_table) if dense else _merged(connection, table, of_table)
-            write_chunks(folder / table.file, schema.sealed(table), rows)
+        _write_side_by_side(connection, files, folder)
+
+
+def _write_side_by_side(
+    connection: duckdb.DuckDBPyConnection, files: dict[schema.Table, list[Path]], folder: Path
+) -> None:
+    """Merge the tables in as many threads as the process may use; when one fails or is interrupted, the others stop."""
+    cursors = {table: connection.cursor() for table in files}
+    stopped = Event()
+
+    def write(table: schema.Table) -> None:
+        dense = table is schema.AFFINITY_COUNTS and fits(files[table])
+        rows = merged_affinity(files[table]) if dense else _merged(cursors[table], table, files[table])
+        write_chunks(folder / table.file, schema.sealed(table), takewhile(lambda _: not stopped.is_set(), rows))
+
+    largest_first = sorted(files, key=lambda table: -sum(file.stat().st_size for file in files[table]))
+    with ThreadPoolExecutor(min(len(files), usable_cpus())) as threads:
+        try:
+            written = [threads.submit(write, table) for table in largest_first]
+            for ended in wait(written, return_when=FIRST_EXCEPTION).done:
+                ended.result()
+        except BaseException:
+            stopped.set()
+            for cursor in cursors.values():
+                cursor.interrupt()
+            threads.shutdown(cancel_futures=True)
+            raise
 
 
 def _is_counted(table: schema.Table, segments: list[Path]) -> bool:
