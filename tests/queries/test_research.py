@@ -374,7 +374,7 @@ def test_equal_differences_are_in_order_of_layer_and_expert(name: str, tmp_path:
     place = {"contrast_domains": slice(1, 3), "contrast_runs": slice(0, 2), "specialization_changes": slice(1, 4)}[name]
 
     def size(row: tuple[Any, ...]) -> float:
-        return abs(row[7] - row[6]) if name == "specialization_changes" else abs(row[-2])
+        return abs(float(row[7] - row[6] if name == "specialization_changes" else row[-2]))
 
     assert len({round(size(row), 12) for row in rows}) < len({size(row) for row in rows})
     assert rows == sorted(rows, key=lambda row: (-round(size(row), 12), row[place]))
