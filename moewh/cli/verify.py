@@ -74,7 +74,8 @@ def verify(*, warehouse: Readable, repair: bool, rollups: bool, jobs: int | None
     if form == "json":
         click.echo(_json(planned, seconds, reported))
     else:
-        click.echo(_text(planned, seconds, reported, to_repair=isinstance(warehouse, Layout) and not repair))
+        to_repair = isinstance(warehouse, Layout) and not repair and any(fault.movable for fault in faults)
+        click.echo(_text(planned, seconds, reported, to_repair=to_repair))
     if faults:
         raise SystemExit(1)
 
@@ -93,7 +94,7 @@ def _reported(warehouse: Readable, fault: Fault, moved: dict[Path, Path]) -> Rep
         str(fault.path.relative_to(warehouse.root)),
         fault.why,
         str(went.relative_to(warehouse.root)) if went else None,
-        repair.remedy(warehouse, fault.folder, command_words),
+        repair.remedy(warehouse, fault.folder, command_words) if fault.movable else None,
     )
 
 

@@ -27,4 +27,4 @@ where here.domain = getvariable('domain')::varchar
     and there.domain = getvariable('other_domain')::varchar
     and (getvariable('run') is null or here.run_id = getvariable('run')::varchar)
     and (getvariable('layer') is null or here.layer = getvariable('layer'))
-order by run_id, abs(here.share - there.share) desc, layer, expert
+order by run_id, round(abs(here.share - there.share), 12) desc, layer, expert

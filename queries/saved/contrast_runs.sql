@@ -24,4 +24,4 @@ join expert_load as there
 where here.run_id = getvariable('run')::varchar
     and there.run_id = getvariable('other_run')::varchar
     and (getvariable('layer') is null or here.layer = getvariable('layer'))
-order by abs(here.share - there.share) desc, layer, expert
+order by round(abs(here.share - there.share), 12) desc, layer, expert

@@ -5,7 +5,8 @@
 --   normalized = divergence / mean of the entropies of p and q, which makes layers with uneven load comparable
 --   chance     = (E - k) / (8 k ln 2) * (1 / N_p + 1 / N_q)    expected bits of two samples of the same routing with N_p
 --                and N_q tokens. Tokens of a prompt are correlated: divergence_confidence shuffles whole prompts instead.
---   weight_divergence, weight_normalized = the same for the experts' shares of the weights; NULL if not known
+--   weight_divergence, weight_normalized = the same for the experts' shares of the weights; NULL if not known,
+--                or if an expert's weights sum to less than 0
 -- Multilingual routing in MoE (arXiv:2510.04694) compares languages by the mean of the softmax over all experts, with an
 -- entropy-normalised Jensen-Shannon divergence; here the weights are those of the chosen experts.
 -- Counts come from a rollup, so the cost does not grow with tokens.
@@ -36,7 +37,7 @@ totals as (
         domain,
         layer,
         sum(tokens) as tokens,
-        sum(weight_sum) as weight_sum
+        case when min(weight_sum) >= 0 then sum(weight_sum) end as weight_sum
     from chosen
     group by
         run_id,

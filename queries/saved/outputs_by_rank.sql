@@ -4,7 +4,7 @@
 --   mean_norm         = mean |f(x)| of the experts with this choice, before weighting
 --   mean_norm_rank    = mean rank of that norm among the token's k norms, 1 for the largest: rank of output norms against
 --                       rank of scores (A Closer Look into MoE, arXiv:2406.18219). (k + 1) / 2 if weight and norm are
---                       independent
+--                       independent. Equal norms, as of identity experts, get the mean of their ranks
 --   mean_cosine       = mean cosine of f(x) with the routed sum; choice 0 is that of MoE Lens (arXiv:2603.05806)
 --   orthogonal_cosine = its value if the token's k outputs were orthogonal: w |f| / sqrt(sum of w^2 |f|^2)
 -- Reads the rows of expert_outputs and routing, so the cost grows with tokens: give run and layer.
@@ -41,7 +41,9 @@ within_token as (
         weight,
         norm,
         cosine,
-        row_number() over (partition by run_id, token_id, layer order by norm desc, choice) as norm_rank,
+        -- n equal norms from rank r on have the mean rank r + (n - 1) / 2
+        (rank() over (partition by run_id, token_id, layer order by norm desc))::double
+        + (count(*) over (partition by run_id, token_id, layer, norm) - 1)::double / 2 as norm_rank,
         sqrt(sum(weight * weight * norm * norm) over (partition by run_id, token_id, layer)) as together,
         sum(case when norm is null then 1 else 0 end) over (partition by run_id, token_id, layer) as unknown
     from outputs
@@ -53,7 +55,7 @@ select
     count(*)::bigint as choices,
     avg(weight) as mean_weight,
     avg(norm) as mean_norm,
-    avg(norm_rank::double) as mean_norm_rank,
+    avg(norm_rank) as mean_norm_rank,
     avg(cosine) as mean_cosine,
     avg(weight * norm / nullif(together, 0)) as orthogonal_cosine
 from within_token

@@ -1,6 +1,7 @@
 -- risk_difference: which experts one group of tokens activates more often than another.
--- One row per run, layer and expert, largest difference first, if both groups have tokens. A group is the tokens of
--- kind prompt and generated that meet every condition given for it: its domain, prompts or token ids (a span of tokens).
+-- One row per run, layer and expert that a token of either group chooses, largest difference first, if both groups have
+-- tokens. A group is the tokens of kind prompt and generated that meet every condition given for it: its domain, prompts
+-- or token ids (a span of tokens).
 -- Without a condition for the other group, it is all tokens that are not in the first.
 --   rate = tokens / N of the group, with N its tokens with rows at the layer; over experts it sums to top_k
 --   risk_difference = rate - other_rate                 SteerMoE (arXiv:2509.09660)

@@ -60,4 +60,4 @@ select
     lift
 from compared
 where special <> other_special
-order by abs(lift - other_lift) desc, domain, layer, expert
+order by round(abs(lift - other_lift), 12) desc, domain, layer, expert

@@ -153,6 +153,34 @@ gathered as (
         and all_experts.layer = expert_sums.layer
         and all_experts.expert = expert_sums.expert
 ),
+deviations as (
+    -- sums over prompts of (n_pi - share n_p)^2, expanded; what rounding leaves of a sum of zeros counts as zero below
+    select
+        run_id,
+        domain,
+        layer,
+        expert,
+        prompts,
+        tokens,
+        chosen,
+        chosen_squares,
+        share,
+        overall_share,
+        other_share,
+        other_prompts,
+        other_tokens,
+        other_chosen_squares,
+        tokens_a,
+        chosen_a,
+        all_tokens,
+        all_chosen,
+        all_tokens_a,
+        all_chosen_a,
+        chosen_squares - 2 * share * products + share * share * squares as residuals,
+        other_chosen_squares - 2 * other_share * other_products
+        + other_share * other_share * other_squares as other_residuals
+    from gathered
+),
 errors as (
     select
         run_id,
@@ -165,14 +193,15 @@ errors as (
         overall_share,
         other_share,
         prompts::double / nullif(prompts - 1, 0)
-        * greatest(chosen_squares - 2 * share * products + share * share * squares, 0) / (tokens * tokens) as error_squared,
+        * case when residuals > 0.000000000001 * chosen_squares then residuals else 0 end
+        / (tokens * tokens) as error_squared,
         other_prompts::double / nullif(other_prompts - 1, 0)
-        * greatest(other_chosen_squares - 2 * other_share * other_products + other_share * other_share * other_squares, 0)
+        * case when other_residuals > 0.000000000001 * other_chosen_squares then other_residuals else 0 end
         / nullif(other_tokens * other_tokens, 0) as other_error_squared,
         chosen_a * all_tokens_a / nullif(tokens_a * all_chosen_a, 0) as lift_a,
         (chosen - chosen_a) * (all_tokens - all_tokens_a)
         / nullif((tokens - tokens_a) * (all_chosen - all_chosen_a), 0) as lift_b
-    from gathered
+    from deviations
 )
 select
     run_id,

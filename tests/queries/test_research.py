@@ -330,6 +330,56 @@ def test_outputs_by_rank_by_hand(tmp_path: Path) -> None:
     )
 
 
+def test_equal_norms_favour_no_choice(tmp_path: Path) -> None:
+    """Identity experts put out their input: the norms of a token are equal, whatever the weights."""
+    layout = empty_warehouse(tmp_path / "wh")
+    token = Token(1, {0: [(2, 0.5), (0, 0.25), (1, 0.125)]}, outputs={0: [(4.0, 1.0), (4.0, 1.0), (4.0, 1.0)]})
+    write_run(layout, Run("r", {0: (4, 3)}, [[Prompt([token])]]))
+    assert [row[6] for row in answer(layout, "outputs_by_rank", {})] == [2, 2, 2]
+
+
+def test_weights_below_zero_have_no_shares(tmp_path: Path) -> None:
+    """A share of a sum with both signs is no share: NULL, never NaN; a single weight below zero may cancel out."""
+    layout = empty_warehouse(tmp_path / "wh")
+    one = [Token(1, {0: [(0, 0.5), (1, -0.25)], 1: [(0, 0.5), (1, -0.25)]}), Token(1, {1: [(1, 0.5), (0, 0.25)]})]
+    other = [Token(1, {0: [(0, 0.5), (2, 0.25)], 1: [(0, 0.5), (2, 0.25)]})]
+    write_run(layout, Run("r", {0: (3, 2), 1: (3, 2)}, [[Prompt(one, "a"), Prompt(other, "b")]]))
+    rows = answer(layout, "domain_divergence", {})
+    assert {row[1]: (row[9], row[10]) == (None, None) for row in rows} == {0: True, 1: False}
+    assert all(0 <= row[9] <= 1 for row in rows if row[1] == 1)
+
+
+@pytest.mark.parametrize("name", ["contrast_domains", "contrast_runs", "specialization_changes"])
+def test_equal_differences_are_in_order_of_layer_and_expert(name: str, tmp_path: Path) -> None:
+    """Equal differences of shares and of lifts, which differ in the last bits of their floating-point numbers."""
+    layout = empty_warehouse(tmp_path / "wh")
+    counts = {"a": (2, 8, 5), "b": (5, 2, 8), "c": (8, 5, 2)}
+    if name == "specialization_changes":
+        counts = {"a": (8, 9, 13), "b": (12, 13, 5), "c": (10, 8, 12)}
+
+    def run(run_id: str, like: str) -> Run:
+        chosen = {name: [e for e, n in enumerate(n_E) for _ in range(n)] for name, n_E in counts.items()}
+        tokens = {name: [Token(1, {0: [(e, 1.0)], 1: [(2 - e, 1.0)]}) for e in chosen[name]] for name in counts}
+        prompts = [Prompt(tokens[name], domain) for domain, name in zip("abc", like, strict=True)]
+        return Run(run_id, {0: (3, 1), 1: (3, 1)}, [prompts], {"tokens_key": "t"})
+
+    write_run(layout, run("here", "abc" if name != "contrast_runs" else "aaa"))
+    write_run(layout, run("there", "bca" if name != "contrast_runs" else "bbb"))
+    values: dict[str, Value] = {
+        "contrast_domains": {"domain": "a", "other_domain": "b", "run": "here"},
+        "contrast_runs": {"run": "here", "other_run": "there"},
+        "specialization_changes": {"run": "here", "other_run": "there", "min_lift": 1.01, "min_share": 0.0},
+    }[name]  # type: ignore[assignment]
+    rows = answer(layout, name, values)
+    place = {"contrast_domains": slice(1, 3), "contrast_runs": slice(0, 2), "specialization_changes": slice(1, 4)}[name]
+
+    def size(row: tuple[Any, ...]) -> float:
+        return abs(float(row[7] - row[6] if name == "specialization_changes" else row[-2]))
+
+    assert len({round(size(row), 12) for row in rows}) < len({size(row) for row in rows})
+    assert rows == sorted(rows, key=lambda row: (-round(size(row), 12), row[place]))
+
+
 def test_expert_reuse_stops_at_a_new_context(tmp_path: Path) -> None:
     """Two prompts of one token and of two: one pair, not two; the pairs are those that expert_repetition counts."""
     layout = empty_warehouse(tmp_path / "wh")

@@ -200,6 +200,21 @@ def confidence(run: Run, layer: int) -> Rows:
     return rows
 
 
+@pytest.mark.parametrize(("tokens", "chosen"), [(13, 2), (61, 11), (61, 22), (61, 2)])
+def test_prompts_with_equal_shares_have_no_error(tokens: int, chosen: int, tmp_path: Path) -> None:
+    """Rounding leaves no error of 1e-8, and no z of 1e8: both groups of prompts have equal shares within."""
+    layout = empty_warehouse(tmp_path / "wh")
+    mine = [Token(1, {0: [(0 if n < chosen else 1, 1.0)]}) for n in range(tokens)]
+    others = [Token(1, {0: [(n % 3, 1.0)]}) for n in range(9)]
+    prompts = [Prompt(mine, "a"), Prompt(mine, "a"), *[Prompt(others, "b")] * 3]
+    write_run(layout, Run("r", {0: (3, 1)}, [prompts]))
+    rows = answer(layout, "specialization_confidence", {"min_share": 0.0})
+    assert len(rows) == 5
+    for row in rows:
+        assert row[8] == row[9] == row[10]
+        assert row[11] is None
+
+
 def of_prompt(run: Run, layer: int, prompt_id: int) -> list[Place]:
     return [place for place in routed(run, layer) if place.prompt_id == prompt_id]
 

@@ -328,7 +328,9 @@ def outputs_by_rank(run: Run) -> Rows:
         weight_TK = np.array([[weight for _, weight in t.choices[layer]] for t in known], np.float64)
         norm_TK = np.array([[norm for norm, _ in t.outputs[layer]] for t in known], np.float64)
         cosine_TK = np.array([[cosine for _, cosine in t.outputs[layer]] for t in known], np.float64)  # None: NaN
-        place_TK = np.argsort(np.argsort(-norm_TK, axis=1, kind="stable"), axis=1) + 1
+        larger_TK = (norm_TK[:, None, :] > norm_TK[:, :, None]).sum(2)
+        equal_TK = (norm_TK[:, None, :] == norm_TK[:, :, None]).sum(2)
+        place_TK = larger_TK + (equal_TK + 1) / 2
         alone_TK = weight_TK * norm_TK / np.linalg.norm(weight_TK * norm_TK, axis=1, keepdims=True)
         numbers = (weight_TK, norm_TK, place_TK, cosine_TK, alone_TK)
         for choice in range(top_k):

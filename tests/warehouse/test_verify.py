@@ -385,6 +385,35 @@ def sealed(layout: Layout) -> Layout:
     return layout
 
 
+@pytest.mark.parametrize("target", ["nowhere", "stray.parquet"])
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_stray_broken_link_is_moved(folder: str, target: str, sealed: Layout) -> None:
+    stray = sealed.root / folder / "stray.parquet"
+    for number in ("", ".2"):  # the second time the same place in quarantine/ is taken
+        stray.symlink_to(target)
+        result = moewh(sealed, "verify", "--repair")
+        assert f"moved to quarantine/{folder}/stray.parquet{number}\n" in result.stdout
+        assert not stray.is_symlink()
+        assert moewh(sealed, "verify").exit_code == 0
+
+
+@pytest.mark.parametrize("link", ["segments/run_id=one", "segments/run_id=one/segment=0", "sealed/run_id=zz"])
+def test_a_link_to_a_lost_disk_is_no_work_for_repair(link: str, layout: Layout) -> None:
+    """Its disk may come back: nothing is moved, and no command is named that would write the rows again."""
+    path = layout.root / link
+    if path.exists():
+        shutil.rmtree(path)
+    path.symlink_to("nowhere")
+    said = moewh(layout, "verify").stdout
+    assert f"{link}: is a link to {path.parent.resolve()}/nowhere, which is not a folder: mount that disk, or" in said
+    assert "--repair" not in said
+    assert "writes it again" not in said
+    (layout.segment("two", 0) / "tokens.parquet").write_bytes(b"damaged")
+    result = moewh(layout, "verify", "--repair")
+    assert (result.exit_code, "Mount that disk, or remove the link." in result.stderr) == (1, True)
+    assert not (layout.root / "quarantine").exists()
+
+
 @pytest.mark.parametrize("name", ["notes.txt", "folder/file", "layers (1).parquet", "vocabulary2.parquet"])
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_a_stray_in_a_sound_folder_is_moved_alone(folder: str, name: str, sealed: Layout) -> None:

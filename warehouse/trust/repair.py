@@ -26,14 +26,16 @@ def quarantine(layout: Layout, folders: Iterable[Path]) -> dict[Path, Path]:
     """Move bad folders, and strays, to where no view reads them, each by one rename; return the new path of each.
 
     A run that loses a segment is unsealed first; one that loses its sealed counts is sealed again from its segments.
-    `warehouse.duckdb` is rewritten. Raises MoewhError if the disk cannot be written.
+    `warehouse.duckdb` is rewritten. Raises MoewhError if the disk cannot be written, or if a folder of moewh is a
+    broken link; then nothing was moved.
     """
     moved = {}
     bad = sorted(set(folders))
+    layout.linked_folders()  # a link to a disk that is not mounted is refused before anything is moved
     require_renames(layout.root, [folder.parent for folder in bad])
     with layout.writing():
         for folder in bad:
-            if not folder.exists():
+            if not _is_there(folder):
                 continue
             if (run_id := run_of(layout, folder)) is not None:
                 _expose_segments(layout, run_id, folder)
@@ -157,10 +159,15 @@ def _model_words(row: dict[str, Any]) -> list[str]:
 def _free_path(path: Path) -> Path:
     """Return `path`, with a number added if it exists."""
     number, free = 1, path
-    while free.exists():
+    while _is_there(free):
         number += 1
         free = path.with_name(f"{path.name}.{number}")
     return free
+
+
+def _is_there(path: Path) -> bool:
+    """Return whether anything is at `path`, a broken link included."""
+    return path.exists() or path.is_symlink()
 
 
 def _run_row(layout: Layout, run_id: str) -> dict[str, Any] | None:

@@ -53,6 +53,8 @@ class Fault:
     file: str
     """Name within the folder; empty for the folder itself."""
     why: str
+    movable: bool = True
+    """False for a broken link in place of a folder: its disk may come back, so that repair moves nothing before."""
 
     @property
     def path(self) -> Path:
@@ -189,11 +191,11 @@ def _list_level(layout: Layout, level: schema.Level, found: CommittedPlan) -> No
     """Find the folders of one level; anything else among them is a fault."""
     top = layout.root / FOLDERS[level].partition("/")[0]
     if lost := _lost_link(top):
-        found.faults.append(Fault(top, "", lost))
+        found.faults.append(Fault(top, "", lost, movable=False))
     for run in own_entries(top):
         run_id = run.name.removeprefix(RUN_FOLDER)
         if not run.is_dir() or run.name == run_id or not _is_legal(run_id):
-            found.faults.append(Fault(run, "", _lost_link(run) or "is not the folder of a run"))
+            found.faults.append(_no_folder(run, "is not the folder of a run"))
         elif level == "segment":
             _list_segments(run, run_id, found)
         else:
@@ -224,12 +226,20 @@ def _list_segments(run: Path, run_id: str, found: CommittedPlan) -> None:
         if path.is_dir() and number.isascii() and number.isdigit() and path.name == f"{SEGMENT_FOLDER}{int(number)}":
             found.folders.append(Folder(path, "segment", run_id, int(number)))
         else:
-            found.faults.append(Fault(path, "", _lost_link(path) or "is not the folder of a segment"))
+            found.faults.append(_no_folder(path, "is not the folder of a segment"))
 
 
 def _lost_link(path: Path) -> str | None:
     """Return the fault of a link whose target is not a folder; None for anything else."""
-    return f"is a link to {real_path(path)}, which is not a folder" if path.is_symlink() and not path.is_dir() else None
+    if not path.is_symlink() or path.is_dir():
+        return None
+    return f"is a link to {real_path(path)}, which is not a folder: mount that disk, or remove the link"
+
+
+def _no_folder(path: Path, why: str) -> Fault:
+    """Return the fault of an entry that should be a folder; moewh reads links with the name of one of its folders."""
+    lost = _lost_link(path) if path.name.startswith((RUN_FOLDER, SEGMENT_FOLDER)) else None
+    return Fault(path, "", lost or why, movable=lost is None)
 
 
 def _is_legal(run_id: str) -> bool:
