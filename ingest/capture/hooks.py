@@ -163,7 +163,7 @@ class Capture:
         if rows.requires_grad:
             rows = rows.detach()
         if self._rows is None:
-            return rows.to(dtype or rows.dtype, copy=True)
+            return rows.clone() if dtype is None or dtype is rows.dtype else rows.to(dtype)
         if rows.device not in self._rows_on:
             self._rows_on[rows.device] = to_device(self._rows, rows.device)
         return rows.index_select(0, self._rows_on[rows.device]).to(dtype or rows.dtype)

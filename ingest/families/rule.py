@@ -17,7 +17,7 @@ from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from moewh.ingest.families import configuration, layouts
@@ -294,14 +294,14 @@ def _read(moe: MoELayer, parameters: _Parameters, args: tuple[Any, ...], kwargs:
             f"{moe.path} was called with other arguments than the forward of {type(moe.experts).__name__} takes "
             f"({error}): something replaces it. It is not recorded."
         ) from error
-    tensors = list(given.values())[:1]
-    tensors += [given.get(name) for name in (parameters.index_name, parameters.weight_name)]
-    if not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
+    hidden = next(iter(given.values()), None)
+    ids, weights = given.get(parameters.index_name), given.get(parameters.weight_name)
+    if not (isinstance(hidden, Tensor) and isinstance(ids, Tensor) and isinstance(weights, Tensor)):
         raise MoewhError(
             f"{moe.path} ({type(moe.experts).__name__}) was called without a tensor of {parameters.index_name} or "
             f"{parameters.weight_name}. It is not recorded."
         )
-    return Call(*tensors)
+    return Call(hidden, ids, weights)
 
 
 def routed_call(module: nn.Module) -> _Parameters | None:
