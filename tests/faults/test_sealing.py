@@ -228,7 +228,7 @@ def test_when_one_table_fails_or_is_interrupted_the_others_stop(
         assert begun.wait(60)
         if kind is OSError:
             raise OSError(errno.ENOSPC, "No space left on device")
-        signal.raise_signal(signal.SIGINT)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         yield from endless()
 
     monkeypatch.setattr(merge, "usable_cpus", lambda: len(MERGED))
