@@ -234,7 +234,7 @@ def test_a_segment_of_the_first_format_is_named(run_id: str, number: int, layout
     pq.write_table(rows.select(["token_id", "layer", "rank", "expert", "weight"]), folder / schema.ROUTING.file)
     manifest = json.loads((folder / MANIFEST).read_text())
     (folder / MANIFEST).write_text(json.dumps(manifest | {"format": 1}, indent=1) + "\n")
-    for asked in ("select count(vocab_id) from routing", "from routes limit 1", "select min(kind) from routes"):
+    for asked in ("select count(vocab_id) from routing", "from routes", "select min(kind) from routes"):
         result = moewh(layout, "query", "-c", asked)
         assert result.exit_code == 1, asked
         assert len(result.stderr.splitlines()) == 1
