@@ -320,6 +320,18 @@ def test_a_target_that_refuses_is_one_line(source: Layout) -> None:
         assert sent > 0
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_token_that_is_refused_is_one_line(status: int, source: Layout) -> None:
+    with on_the_hub(Store({}, refusal=status)) as url:
+        for command in (
+            ["publish", url, "--license", "mit", "--warehouse", str(source.root)],
+            ["runs", "--warehouse", url],
+        ):
+            result = run(*command)
+            assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1), result.output
+            assert "Check your token: `hf auth login`." in result.stderr
+
+
 def test_a_file_in_place_of_a_folder_is_one_line(source: Layout) -> None:
     store = StoreTarget(Remote("memory://files/file", fsspec.filesystem("memory")))
     store.place.fs.pipe_file(store.place.root, b"text")
