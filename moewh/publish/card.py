@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from moewh.warehouse.files.layout import ANY_RUN, DATABASE, FOLDERS, RUN_FOLDER,
 from moewh.warehouse.files.listing import run_of
 from moewh.warehouse.remote.published import Published
 from moewh.warehouse.views.opening import open_warehouse
+from moewh.warehouse.views.sql import sql_string
 
 _DEFAULT = schema.ROUTING
 """The table shown first."""
@@ -75,11 +77,11 @@ def card(published: Published, license: str | None) -> str:
         *_front(published, splits, license),
         "---",
         "",
-        f"# {root.rstrip('/').rpartition('/')[2]}",
+        f"# {_cell(root.rpartition('/')[2])}",
         "",
         _READ.format(
-            database=f"'{root}/{DATABASE}'".replace("''", "'"),
-            root=root,
+            database=sql_string(f"{root}/{DATABASE}"),
+            root=shlex.quote(root),
             folder=json.dumps(root.removeprefix("hf://datasets/")),
             table=json.dumps(_DEFAULT.name),
             split=json.dumps(next(iter(splits.values()), "RUN")),
@@ -148,9 +150,10 @@ def _table(names: list[str], rows: list[list[Any]]) -> Iterator[str]:
 
 
 def _cell(value: Any) -> str:
-    """Return a value as a table cell, with markup escaped."""
+    """Return a value as a table cell: markup is escaped, and characters without a glyph are named."""
     text = "" if value is None else f"{value:,}" if isinstance(value, int) else " ".join(str(value).split())
-    return re.sub(r"([\\|<>\[\]*`&])", r"\\\1", text)
+    text = "".join(character if character.isprintable() else f"U+{ord(character):04X}" for character in text)
+    return re.sub(r"([\\|<>\[\]*`&~])", r"\\\1", text)
 
 
 def _was(number: int) -> str:

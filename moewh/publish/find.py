@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from moewh.publish.hub import HubTarget
 from moewh.publish.target import FolderTarget, StoreTarget, Target
 from moewh.warehouse.answer.output import require_outside
@@ -18,6 +21,7 @@ def target_at(text: str, url: str | None = None) -> Target:
     if not is_url(text):
         folder = local_folder(require_utf8(text), "target")
         require_outside(real_path(folder))
+        _require_folder(folder)
         return FolderTarget(folder, None if url is None else _served(url))
     if url is not None:
         raise UsageError("--url is for a folder: a warehouse published at a URL is read there. Leave it out.")
@@ -30,6 +34,13 @@ def target_at(text: str, url: str | None = None) -> Target:
     target = HubTarget(place)
     assert target.repo  # raises for a URL with more than a data set
     return target
+
+
+def _require_folder(folder: Path) -> None:
+    """Raise UsageError for a path at or below something that is not a folder, such as a file or a broken link."""
+    nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        raise UsageError(f"{nearest} is not a folder. Publish to another place.")
 
 
 def _served(url: str) -> str:

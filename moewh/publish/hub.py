@@ -74,6 +74,10 @@ class HubTarget:
 
         self._commit([CommitOperationAdd(name, data) for name, data in files.items()], "Show the runs that were sent")
 
+    def paths(self) -> set[str]:
+        """Return the path of every file."""
+        return set(self._there())
+
     def remove(self, paths: list[str]) -> None:
         """Commit the removal of files. The history keeps them."""
         from huggingface_hub import CommitOperationDelete

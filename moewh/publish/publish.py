@@ -21,7 +21,7 @@ from moewh.publish.target import CARD, Target
 from moewh.publish.withhold import without_text as withhold
 from moewh.warehouse import __version__
 from moewh.warehouse.errors import MoewhError
-from moewh.warehouse.files.layout import DATABASE, LISTING, Layout
+from moewh.warehouse.files.layout import DATABASE, FOLDERS, LISTING, RUN_FOLDER, SCHEMA_RUN, Layout
 from moewh.warehouse.files.listing import Listed, Listing, ListingError, listing_text, parse_listing, run_of
 from moewh.warehouse.remote.place import Folder
 from moewh.warehouse.remote.published import Published
@@ -96,7 +96,7 @@ def publish(
     if listing != now or _lacks(target, (DATABASE, CARD)):
         _write_root_files(target, listing, options.license)
         summary.changed = True
-    if before is not None and (stale := sorted(before.files.keys() - listing.files.keys())):
+    if stale := _stale(target, listing, {SCHEMA_RUN, *complete}):
         target.remove(stale)
     return summary
 
@@ -108,7 +108,9 @@ def listing_at(target: Target) -> Listing | None:
     except FileNotFoundError:
         return None
     except ListingError as error:
-        raise MoewhError(f"{target.place.root}/{LISTING} {error}. Publish to another place.") from error
+        raise MoewhError(
+            f"{target.place.root}/{LISTING} {str(error).rstrip('.')}. Publish to another place."
+        ) from error
 
 
 def _merged_listing(now: Listing | None, files: dict[str, Listed], target: Target, without_text: list[str]) -> Listing:
@@ -150,6 +152,17 @@ def _send_missing(target: Target, pieces: list[Piece], summary: Summary) -> dict
     summary.sent_files += sum(len(piece.files) for piece in missing)
     summary.sent_bytes += sum(piece.size for piece in missing)
     return {path: listed for piece in pieces for path, listed in piece.listed().items()}
+
+
+def _stale(target: Target, listing: Listing, run_ids: set[str]) -> list[str]:
+    """Return the files of runs that a target holds and does not list.
+
+    They belong to earlier runs of these names, whether or not the process that replaced them was killed.
+    """
+    folders = {
+        (pattern.partition("/")[0], f"{RUN_FOLDER}{run_id}") for pattern in FOLDERS.values() for run_id in run_ids
+    }
+    return sorted(path for path in target.paths() - listing.files.keys() if tuple(path.split("/")[:2]) in folders)
 
 
 def _lacks(target: Target, names: tuple[str, ...]) -> bool:

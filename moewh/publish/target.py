@@ -45,13 +45,18 @@ class Target(Protocol):
     def finish(self, files: dict[str, bytes]) -> None:
         """Replace files at the root, in this order; the last one makes the sent pieces visible to readers."""
 
+    def paths(self) -> set[str]:
+        """Return the path of every file below the root, listed or not."""
+
     def remove(self, paths: list[str]) -> None:
-        """Remove files that are no longer listed."""
+        """Remove files that are not listed."""
 
 
 def require_ours(names: Iterable[str], root: str) -> None:
     """Raise UsageError for a place with files that no published warehouse has."""
     others = {name for name in names if not is_left_by_others(name)} - PUBLISHED_NAMES - {CARD}
+    if "" in others:
+        raise UsageError(f"{root} is a file, not a folder. Publish to another place.")
     if others:
         raise UsageError(f"{root} holds {min(others)}, so it is not a published warehouse. Publish to another place.")
 
@@ -71,15 +76,13 @@ class FolderTarget:
 
     def missing(self, pieces: list[Piece]) -> list[Piece]:
         """Return the missing pieces."""
-        if self.root.exists() and not self.root.is_dir():
-            raise UsageError(f"{self.root} is not a folder. Publish to another place.")
         require_ours((path.name for path in self.root.glob("*")), str(self.root))
         return [piece for piece in pieces if not self._holds(piece)]
 
     def send(self, pieces: list[Piece]) -> None:
         """Copy each piece, replacing an existing one."""
         layout = Layout(self.root)
-        with layout.writing():
+        with _writing_folder(self.root):
             make_folder(self.root)
             layout.sweep()
             for piece in pieces:
@@ -95,7 +98,7 @@ class FolderTarget:
     def finish(self, files: dict[str, bytes]) -> None:
         """Write each file beside its target and rename it."""
         layout = Layout(self.root)
-        with layout.writing(), layout.staged("publish") as folder:
+        with _writing_folder(self.root), layout.staged("publish") as folder:
             for name, data in files.items():
                 _copy(data, folder / name)
                 (folder / name).replace(self.root / name)
@@ -103,9 +106,13 @@ class FolderTarget:
         with suppress(OSError):  # another process uses it
             layout.staging.rmdir()
 
+    def paths(self) -> set[str]:
+        """Return the path of every file."""
+        return {path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if not path.is_dir()}
+
     def remove(self, paths: list[str]) -> None:
         """Remove files, and folders that are then empty."""
-        with Layout(self.root).writing():
+        with _writing_folder(self.root):
             for path in paths:
                 (self.root / path).unlink(missing_ok=True)
             for folder in sorted({self.root / path for path in paths}, reverse=True):
@@ -155,6 +162,10 @@ class StoreTarget:
         for name, data in files.items():
             self._put(name, data)
 
+    def paths(self) -> set[str]:
+        """Return the path of every file."""
+        return set(self._there())
+
     def remove(self, paths: list[str]) -> None:
         """Remove files."""
         for path in paths:
@@ -199,6 +210,18 @@ def writing(root: str) -> Iterator[None]:
         raise MoewhError(
             f"cannot publish to {root}: {reason(error)} What was published before is unchanged; run the same command "
             "again."
+        ) from error
+
+
+@contextmanager
+def _writing_folder(root: Path) -> Iterator[None]:
+    """Turn disk errors into a MoewhError that names the target."""
+    try:
+        yield
+    except OSError as error:
+        raise MoewhError(
+            f"cannot publish to {root}: {error.strerror or error}. What was published before is unchanged. Make room "
+            "there, or publish to another place; the same command continues."
         ) from error
 
 

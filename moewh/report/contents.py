@@ -173,7 +173,7 @@ class _Contents:
         most = FEW_PROMPTS if self.options.prompts is None else self.options.prompts
         by_run = {}
         for run in self.runs:
-            values = {"run": run[RUN], "domain": self.options.domain, "most": most}
+            values = {"run": run[RUN], "domain": self.options.domain, "most": min(most, run["prompts"] or 0)}
             found = self.connection.execute(_PROMPTS, values).fetchall()
             if self.options.prompts is None:
                 found = _within(found, room // max(1, sum(layer["top_k"] or 0 for layer in run["layers"])))

@@ -148,6 +148,11 @@ def test_run_domain_and_prompts_can_be_chosen(layout: Layout, tmp_path: Path) ->
     assert none["prompts"] == {}
 
 
+def test_more_prompts_than_there_are(layout: Layout, tmp_path: Path) -> None:
+    data = contents_of(write_report(layout, tmp_path / "report.html", "--run", "007", "--prompts", str(10**30)))
+    assert len(data["prompts"]["007"]["prompts"]) == data["runs"][0]["prompts"] > 0
+
+
 def test_page_asks_nothing_of_the_network(page: str) -> None:
     ours = re.sub(r'<script type="text/plain" id="plotly">.*?</script>', "", page, flags=re.DOTALL)
     assert "default-src 'none'" in ours

@@ -35,6 +35,8 @@ class Store:
     """Contents that were sent for a commit, by sha256."""
     commits: list[list[str]] = field(default_factory=list)
     """The paths of each commit, in order."""
+    refusal: int | None = None
+    """The HTTP status of every answer, as for a token that has expired (401) or reads nothing here (403)."""
     refuse_after: int | None = None
     """Refuse everything that writes once there are so many blobs and commits."""
 
@@ -86,6 +88,9 @@ def _handler(store: Store) -> type[BaseHTTPRequestHandler]:
         """Answers by the path alone."""
 
         def do_GET(self) -> None:
+            if store.refusal is not None:
+                self._answer(store.refusal, {}, b'{"error": "Invalid credentials"}')
+                return
             parts = unquote(urlsplit(self.path).path).strip("/").split("/")
             api = parts[:4] == ["api", "datasets", *REPO.split("/")]
             revision = parts[5] if api and len(parts) > 5 else "main"

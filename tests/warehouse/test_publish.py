@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -18,14 +19,14 @@ from click.testing import CliRunner, Result
 from moewh.cli.main import main
 from moewh.publish import find
 from moewh.publish import target as targets
-from moewh.publish.card import split_names
+from moewh.publish.card import _cell, split_names
 from moewh.publish.hub import HubTarget
 from moewh.publish.publish import PublishOptions, publish
 from moewh.publish.target import FolderTarget, StoreTarget, Target
 from moewh.publish.withhold import ABSENT, EMPTY, WITHHELD
 from moewh.warehouse.answer import retry
 from moewh.warehouse.answer.retry import until_settled
-from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import LISTING, Layout
 from moewh.warehouse.files.listing import parse_listing
@@ -173,6 +174,32 @@ def test_another_run_of_that_name_replaces_it(target: Target, source: Layout, tm
     assert not any("geometry/run_id=007" in path for path in Published(target.place).listing.files)
 
 
+def test_a_replacement_that_was_killed_leaves_no_file_of_the_old_run(
+    target: Target, source: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old run has a geometry, which the new one lacks, and its text is taken back; killed at each step in turn."""
+    shutil.copytree(source.root, tmp_path / "other", symlinks=True)
+    other = Layout(tmp_path / "other")
+    shutil.rmtree(other.root / "geometry" / "run_id=007")
+    for step in ("send", "finish", "remove"):
+        publish(source, target, PublishOptions(("007",), license="mit"))
+
+        def stopped(*_: Any) -> None:
+            raise Stopped
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(target), step, stopped)
+            with pytest.raises(Stopped):
+                publish(other, target, PublishOptions(("007",), without_text=True, license="mit"))
+        with monkeypatch.context() as patch:
+            patch.setattr(type(target), "remove", stopped)
+            with pytest.raises(Stopped):
+                publish(other, target, PublishOptions(("007",), without_text=True, license="mit"))
+        publish(other, target, PublishOptions(("007",), without_text=True, license="mit"))
+        held = {path for path in target.paths() if "/run_id=007/" in path}
+        assert held == {path for path in Published(target.place).listing.files if "/run_id=007/" in path}, step
+
+
 def test_a_file_that_was_lost_there_is_sent_again(source: Layout) -> None:
     store = InMemory()
     publish(source, store, PublishOptions(("007",)))
@@ -252,11 +279,16 @@ def test_runs_that_are_not_complete_or_not_sound_are_named(source: Layout, tmp_p
         (["~/out"], "the shell did not replace the ~"),
         (["-"], "the target is -"),
         (["{other}"], "holds notes.txt"),
+        (["{other}/notes.txt"], "notes.txt is not a folder"),
+        (["{other}/notes.txt/wh"], "notes.txt is not a folder"),
+        (["{tmp}/broken"], "broken is not a folder"),
+        (["{tmp}/broken/wh"], "broken is not a folder"),
     ],
 )
 def test_wrong_targets_are_one_line(arguments: list[str], says: str, source: Layout, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").touch()
+    (tmp_path / "broken").symlink_to("nothing")
     filled = [text.format(tmp=tmp_path, wh=source.root, other=tmp_path / "other") for text in arguments]
     result = run("publish", *filled, "--warehouse", str(source.root))
     assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1), result.output
@@ -286,6 +318,43 @@ def test_a_target_that_refuses_is_one_line(source: Layout) -> None:
         sent = len(store.blobs)
         assert run("publish", url, "--license", "mit", "--warehouse", str(source.root)).exit_code == 0
         assert sent > 0
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_token_that_is_refused_is_one_line(status: int, source: Layout) -> None:
+    with on_the_hub(Store({}, refusal=status)) as url:
+        for command in (
+            ["publish", url, "--license", "mit", "--warehouse", str(source.root)],
+            ["runs", "--warehouse", url],
+        ):
+            result = run(*command)
+            assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1), result.output
+            assert "Check your token: `hf auth login`." in result.stderr
+
+
+def test_a_file_in_place_of_a_folder_is_one_line(source: Layout) -> None:
+    store = StoreTarget(Remote("memory://files/file", fsspec.filesystem("memory")))
+    store.place.fs.pipe_file(store.place.root, b"text")
+    with pytest.raises(UsageError, match="files/file is a file, not a folder"):
+        publish(source, store, PublishOptions(("007",)))
+
+
+def test_a_full_disk_names_the_target(source: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "_copy", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    result = run("publish", str(tmp_path / "out"), "--warehouse", str(source.root))
+    assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1), result.output
+    assert f"cannot publish to {tmp_path / 'out'}: No space left on device" in result.stderr
+    assert "--warehouse" not in result.stderr
+
+
+@pytest.mark.parametrize("text", ['{"format": 1, "schema": 1}', '{"format": 99, "schema": 1}', "[]", "", "{}"])
+def test_another_listing_is_refused_in_one_line(text: str, source: Layout, tmp_path: Path) -> None:
+    (tmp_path / LISTING).write_text(text)
+    result = run("publish", str(tmp_path), "--warehouse", str(source.root))
+    assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1), result.output
+    assert result.stderr.endswith(". Publish to another place.\n")
+    assert ".." not in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [LISTING]
 
 
 # ------------------------------------------------------------------------------------------ readers
@@ -336,6 +405,26 @@ def test_the_card_says_what_was_run(published: Path) -> None:
     for table in (*schema.TABLES, *schema.TOTALS):
         assert f"### {table.name}" in text
         assert all(f"| {column.name} | " in text for column in table.columns)
+
+
+@pytest.mark.parametrize("name", ["it's", "sp ace", "<b>*x*", "two\nlines"])
+def test_the_card_quotes_the_folder_s_name(name: str, source: Layout, tmp_path: Path) -> None:
+    """Its SQL and its command run as they stand; its title is one line of text."""
+    publish(source, FolderTarget(tmp_path / name), PublishOptions(("007",)))
+    text = (tmp_path / name / "README.md").read_text()
+    (attach,) = re.findall(r"(ATTACH .*? AS wh \(READ_ONLY\);)", text, re.DOTALL)
+    with duckdb.connect() as connection:
+        connection.execute(attach)
+        assert connection.execute("select count(*) from wh.expert_load").fetchall() != [(0,)]
+    (command,) = re.findall(r"```sh\n(moewh query .*?)\n```", text, re.DOTALL)
+    assert shlex.split(command)[-1] == str(tmp_path / name)
+    (title,) = re.findall("^# (.*)\n\n", text, re.MULTILINE)
+    assert re.sub(r"\\(.)", r"\1", title) == " ".join(name.split())
+    assert "<" not in title.replace("\\<", "")
+
+
+def test_the_card_shows_texts_as_texts() -> None:
+    assert _cell("a\0b\u202ec\x1b[1m\n</b>|~~x~~ é👍") == r"aU+0000bU+202EcU+001B\[1m \</b\>\|\~\~x\~\~ é👍"
 
 
 def test_split_names_are_what_datasets_takes() -> None:

@@ -229,7 +229,7 @@ def test_python_writes_to_none_of_them(places: dict[str, str]) -> None:
         ("s3://no-such-bucket/wh", 1, "there is no published warehouse"),
         ("{web}-none", 1, "there is no published warehouse"),
         ("http://127.0.0.1:9/wh", 1, "Cannot connect"),
-        ("hf://datasets/no/one", 1, "there is no published warehouse"),
+        ("hf://datasets/no/one", 1, "If it is private, run `hf auth login` first."),
         ("hf://models/x/y", 2, "not a dataset"),
         ("ftp://host/wh", 2, "cannot read ftp://host/wh"),
         ("s3://", 2, "not a plain URL"),

@@ -145,6 +145,14 @@ def reason(error: BaseException) -> str:
     text, kind = short_message(error), type(error).__name__
     if isinstance(error, PermissionError):
         return f"access is denied ({text}). Check your credentials."
+    if type(error).__module__.startswith("huggingface_hub") and _status(error) in (401, 403):
+        return f"{text}. Check your token: `hf auth login`."
     if kind in ("NoCredentialsError", "PartialCredentialsError"):
         return f"{text}. Set AWS_PROFILE or AWS_ACCESS_KEY_ID; for a public bucket, FSSPEC_S3_ANON=true."
     return f"{text}."
+
+
+def _status(error: BaseException) -> int | None:
+    """Return the HTTP status of a response that became an error."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None

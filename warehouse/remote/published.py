@@ -47,8 +47,10 @@ class Published:
         try:
             self._listing = parse_listing(self.place.read(LISTING))
         except FileNotFoundError as error:
+            private = " If it is private, run `hf auth login` first." * self.root.startswith("hf://")
             raise MoewhError(
                 f"there is no published warehouse at {self.root}: it has no {LISTING}. Make one with `moewh publish`."
+                f"{private}"
             ) from error
         except ListingError as error:
             raise MoewhError(f"{self.root}/{LISTING} {error}") from error
