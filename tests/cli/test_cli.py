@@ -353,7 +353,10 @@ def test_failed_work_is_one_line_and_1(arguments: list[str], says: str, layout: 
 def test_unreadable_sql_file(layout: Layout, tmp_path: Path) -> None:
     (tmp_path / "latin.sql").write_bytes(b"select 'caf\xe9'")
     assert "UTF-8" in one_line(moewh(layout, "query", str(tmp_path / "latin.sql")), 2)
-    assert "Is a directory" in one_line(moewh(layout, "query", f"{tmp_path}/"), 1)
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32-le"):  # some without a byte order mark
+        (tmp_path / "wide.sql").write_bytes("select 1".encode(encoding))
+        assert "UTF-8" in one_line(moewh(layout, "query", str(tmp_path / "wide.sql")), 2)
+    assert "`moewh check` runs those of a folder" in one_line(moewh(layout, "query", f"{tmp_path}/"), 2)
 
 
 def test_missing_file_in_the_warehouse(tmp_path: Path) -> None:
@@ -420,6 +423,26 @@ def test_full_disk_is_one_line(layout: Layout) -> None:
             env=os.environ | {"PYTHONPATH": str(REPOSITORY), "MOEWH_WAREHOUSE": str(layout.root)},
         )
     assert (done.returncode, done.stderr) == (1, "moewh: No space left on device.\n")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_full_disk_is_reported_with_the_file(form: str, layout: Layout, tmp_path: Path) -> None:
+    """A device is written in place; a file beside its place, under another name."""
+    sql = "select range, md5(range::varchar) as x from range(20000)"
+    said = one_line(moewh(layout, "query", "-c", sql, "-o", "/dev/full", "--format", form), 1)
+    assert said == "/dev/full: No space left on device."
+    file = tmp_path / f"x.{form}"
+    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))"
+    code = f"import resource; {limit}; import moewh.cli.main as m; m.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "query", "-c", sql, "-o", str(file), "--format", form],
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "MOEWH_WAREHOUSE": str(layout.root)},
+    )
+    assert (done.returncode, done.stderr) == (1, f"moewh: {file}: File too large.\n")
+    assert not list(tmp_path.iterdir())
 
 
 WRITING = [

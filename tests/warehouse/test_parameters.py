@@ -181,7 +181,58 @@ def test_a_fraction_is_not_rounded_to_a_layer(number: str, layout: Layout) -> No
 
 
 def test_a_parameter_of_both_texts_and_numbers_is_text() -> None:
-    assert numeric_parameters(Query("-c", "select $a from experts where layer = $a or run_id = $a"), {"a"}) == set()
+    assert numeric_parameters(Query("-c", "select $a from experts where layer = $a or run_id = $a"), {"a"}) == {}
+
+
+@pytest.mark.parametrize("compared", ["= $x", "= getvariable('x')", ">= $x and weight <= $x", "in ($x)", "= $x::float"])
+@pytest.mark.parametrize("header", ["", "-- Parameters:\n--   x (number): a weight.\n"])
+def test_a_weight_as_it_is_printed_equals_the_weight(header: str, compared: str, tmp_path: Path) -> None:
+    """A table prints the digits that tell a FLOAT from all others; as a DOUBLE they are another number."""
+    layout = Layout(tmp_path / "wh")
+    layout.create()
+    weights = [0.1, 0.3, 0.11707001179456711]
+    tokens = [Token(3, {0: [(1, weight)]}) for weight in weights]
+    write_run(layout, Run("one", {0: (2, 1)}, [[Prompt(tokens, "text")]]))
+    (tmp_path / "mine.sql").write_text(f"{header}select count(*) as n from routing where weight {compared}\n")
+    for text in ("0.1", "0.3", "0.11707001", "0.11707001179456711", "3e-1"):
+        assert answer(layout, str(tmp_path / "mine.sql"), "-p", f"x={text}") == [{"n": 1}]
+
+
+def test_a_number_that_no_double_holds_is_refused(layout: Layout) -> None:
+    for number in ("1e400", "-1e400", "9" * 400 + ".0"):
+        result = moewh(layout, "query", "-c", "select $x + 1", "-p", f"x={number}")
+        assert result.exit_code == 2
+        assert "the number is too large" in result.stderr
+
+
+@pytest.mark.parametrize("command", [["query", "-c", "select $run"], ["query", "domain_experts"], ["check"]])
+def test_a_value_that_is_not_unicode_is_one_line(command: list[str], layout: Layout) -> None:
+    result = moewh(layout, *command, "-p", "run=\udcff")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.count("\n") == 1
+    assert "is not UTF-8 text" in result.stderr
+
+
+HEADERS = [
+    "-- Parameters:\n--   r (run): which.\n",
+    "-- parameters:\n--   r (run): which.\n",
+    "-- mine: a question.\n\n-- PARAMETERS\n--   r (run)\n",
+    "\n  -- mine: a question.\n  -- Parameters (optional):\n  --   r  (run) : which.\n",
+    "-- Parameters: r (run): which.\n",
+    "/* mine: a question.\n   Parameters:\n     r (run): which. */\n",
+    "/*\n * mine: a question.\n * Parameters:\n *   r (run): which.\n */\n\n",
+    "-- mine: a question.\n/* Parameters:\n r (run): which. */\n",
+]
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_a_header_is_read_however_it_is_written(header: str, layout: Layout, tmp_path: Path) -> None:
+    (tmp_path / "mine.sql").write_text(f"{header}select $r || '' as r\n")
+    assert answer(layout, str(tmp_path / "mine.sql"), "-p", "r=007") == [{"r": "007"}]
+    assert "there is no run 'none'" in moewh(layout, "query", str(tmp_path / "mine.sql"), "-p", "r=none").stderr
+    (tmp_path / "mine.sql").write_text(f"{header.replace('(run)', '(integer)')}select $r || '' as r\n")
+    wrong = moewh(layout, "query", str(tmp_path / "mine.sql"), "-p", "r=007")
+    assert "declares r (integer), which is no kind" in wrong.stderr
 
 
 def test_a_header_of_ones_own_declares_types(layout: Layout, tmp_path: Path) -> None:
@@ -324,6 +375,38 @@ def test_what_does_not_exist_in_a_list_of_ones_own(sql: str, values: dict[str, V
 @pytest.mark.parametrize("sql", ["layer not in ($a, $b)", "layer in ($a, $b) or position in ($a, $b)"])
 def test_other_comparisons_look_nothing_up(sql: str, ask: Engine) -> None:
     assert rows(ask, Query("-c", f"from routes where {sql}"), {"a": "98", "b": "99"}) != [] or " or " in sql
+
+
+PARTS = [
+    ("layer = $x - 1", "4"),
+    ("layer = $x + 1", "-1"),
+    ("layer = $x::int - 1", "4"),
+    ("t.layer = getvariable('x') % 10", "93"),
+    ("1 + layer = $x", "4"),
+    ("1 + t.layer = $x", "4"),
+    ("$x - 1 = layer", "4"),
+    ("4 - $x = layer", "-1"),
+    ("1 + layer in ($x)", "4"),
+    ("run_id = $x || 'xed'", "mi"),
+    ("'a' || run_id = $x", "amixed"),
+    ("layer || '/' || t.run_id = $x", "3/mixed"),
+    ("run_id = $x[2:]", "amixed"),
+]
+
+
+@pytest.mark.parametrize(("sql", "text"), PARTS)
+def test_a_parameter_in_an_expression_is_no_name(sql: str, text: str, ask: Engine) -> None:
+    assert rows(ask, Query("-c", f"from routes as t where {sql} limit 1"), {"x": text}) != []
+
+
+@pytest.mark.parametrize(
+    "sql",
+    ["t.layer=$x", '"t".layer = $x::int', "(layer = $x)", "not(layer = $x)", "$x = t.layer", "a or\n\tlayer  =  $x"],
+)
+def test_a_comparison_is_found_however_it_is_written(sql: str, ask: Engine) -> None:
+    query = f"from (select *, weight > 2 as a from routes) as t where {sql}"
+    with pytest.raises(MoewhError, match="there is no MoE layer 99"):
+        ask(Query("-c", query), {"x": "99"})
 
 
 def test_what_exists_and_does_not_match_is_an_empty_answer(ask: Engine) -> None:

@@ -8,6 +8,7 @@ it is complete.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -87,9 +88,16 @@ def _write_parquet(answer: Answer, path: Path) -> int:
 
 
 def _copy_parquet(answer: Answer, path: Path) -> int:
-    ((rows,),) = answer.connection.execute(
-        f"copy ({answer.statement}) to {sql_string(str(path))} (format parquet, compression zstd)", dict(answer.values)
-    ).fetchall()
+    import duckdb
+
+    sql = f"copy ({answer.statement}) to {sql_string(str(path))} (format parquet, compression zstd)"
+    try:
+        ((rows,),) = answer.connection.execute(sql, dict(answer.values)).fetchall()
+    except duckdb.IOException as error:
+        for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if str(path) in str(error) and os.strerror(code) in str(error):
+                raise OSError(code, os.strerror(code)) from error
+        raise
     return int(rows)
 
 
@@ -139,19 +147,19 @@ def require_outside(output: Path) -> None:
 def replaced(output: Path) -> Iterator[Path]:
     """Yield a path to write to; on success it is renamed to `output` in one step, on failure it is removed."""
     partial = written_path(output)
-    if partial == output:
-        yield output
-        return
-    output = _resolved(output)
+    device = partial == output
+    target = output if device else _resolved(output)
     try:
         yield partial
-        sync(partial)
-        partial.replace(output)
+        if not device:
+            sync(partial)
+            partial.replace(target)
     except OSError as error:
-        error.filename = error.filename or str(output)  # a full disk is reported without the file
+        error.filename = error.filename or str(target)  # a full disk is reported without the file
         raise
     finally:
-        partial.unlink(missing_ok=True)
+        if not device:
+            partial.unlink(missing_ok=True)
 
 
 def _write_table(answer: Answer, stream: TextIO) -> int:

@@ -11,7 +11,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+import struct
+from collections.abc import Callable, Collection, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from decimal import Decimal
@@ -62,12 +63,18 @@ KINDS = {
 COLUMNS = {"run_id": "run", "series": "series", "domain": "domain", "layer": "layer", "expert": "expert"}
 """Columns of the views, and the kind of a parameter that a user's own SQL compares with them."""
 
-_DECLARED = rf"(?m)^(\w+) \(({'|'.join(KINDS)})\): "
+_DECLARED = r"(?m)(?:^|[Pp]arameters:)[ \t]*(\w+)[ \t]*\(([^)\n]*)\)[ \t]*(?::|$)"
 _WHOLE = r"[+-]?[0-9]{1,38}"
 _NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
 _IDS = r"\s*[0-9]{1,18}\s*(,\s*[0-9]{1,18}\s*)*"
 _NUMERIC = re.compile(r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|FLOAT|DOUBLE|DECIMAL")
 _MARK = "moewh:a value"
+_CAST = r"(?:\s*::\s*\w+\b)*"
+_OPERATORS = r"-+*/%|&^~"
+_ALONE = rf"(?:^|(?<=\w)\s|[^{_OPERATORS}\w\s.])\s*"
+"""What stands before the first operand of a comparison that is not part of a larger expression (`1 + layer = $x`)."""
+_COMPLETE = rf"(?!\s*[{_OPERATORS}:\[(.])"
+"""What follows the second operand of such a comparison."""
 
 
 def kinds_of(query: Query) -> dict[str, str]:
@@ -83,12 +90,18 @@ def kinds_of(query: Query) -> dict[str, str]:
 
 
 def _declared(header: str) -> dict[str, str]:
-    return dict(re.findall(_DECLARED, header.partition("Parameters")[2]))
+    return {name: kind for name, kind in _declarations(header) if kind in KINDS}
+
+
+def _declarations(header: str) -> list[tuple[str, str]]:
+    """Return each name and the word in parentheses after it, from where the header mentions parameters."""
+    begins = re.search("parameters", header, re.IGNORECASE)
+    return re.findall(_DECLARED, header[begins.start() :]) if begins else []
 
 
 def check_declared(query: Query, names: AbstractSet[str]) -> None:
     """Raise UsageError if a user's header declares one of its parameters with a kind that does not exist."""
-    for name, kind in re.findall(r"(?m)^(\w+) \(([^)]*)\): ", query.header.partition("Parameters")[2]):
+    for name, kind in _declarations(query.header):
         if name in names and kind not in KINDS:
             raise UsageError(f"{query.source} declares {name} ({kind}), which is no kind. Kinds: {', '.join(KINDS)}.")
 
@@ -96,14 +109,15 @@ def check_declared(query: Query, names: AbstractSet[str]) -> None:
 def compared_kinds(query: Query) -> dict[str, str]:
     """Return the kind of each parameter whose every use is a comparison with one of COLUMNS by `=` or `in (…)`.
 
-    Tests for null are ignored.
+    Tests for null are ignored. A parameter or column inside a larger expression (`layer = $x + 1`) is no such use.
     """
     found = {}
     for name in {*query.variables, *re.findall(r"\$(\w+)", query.code)}:
         value = _reference(name)
         for column, kind in COLUMNS.items():
-            equal = rf"\b{column}\s*=\s*{value}|{value}\s*=\s*(?:\w+\.)?{column}\b"
-            equal += rf"|\b{column}\s+in\s*\((?:(?:[^()]|\('\w+'\))*,)?\s*{value}\s*(?=[,)])"
+            whole = rf'(?:(?:\w+|"[^"]*")\.)*{column}'
+            equal = rf"{_ALONE}(?:{whole}\s*=\s*{value}{_CAST}|{value}{_CAST}\s*=\s*{whole}\b){_COMPLETE}"
+            equal += rf"|{_ALONE}{whole}\s+in\s*\((?:(?:[^()]|\('\w+'\))*,)?\s*{value}\s*(?=[,)])"
             without = re.sub(rf"(?i){value}\s+is\s+(?:not\s+)?null", "", query.code)
             others = re.sub(rf"(?i){equal}", "", without)
             if others != without and not re.search(rf"(?i){value}", others):
@@ -112,19 +126,40 @@ def compared_kinds(query: Query) -> dict[str, str]:
 
 
 def typed(query: Query, kinds: Mapping[str, str], values: Mapping[str, Value]) -> dict[str, Value]:
-    """Return the values in the types of their parameters. Raises UsageError for a value that does not fit its type.
+    """Return the values in the types of their parameters.
+
+    Raises UsageError for a value that does not fit its type, UnicodeEncodeError for a text that is not Unicode.
 
     Values of a shipped query's parameters without a kind are unchanged: moewh's own code sets them.
     """
-    unknown = {name for name, value in values.items() if name not in kinds and isinstance(value, str)}
-    numbers = numeric_parameters(query, unknown) if unknown and not query.shipped else frozenset()
+    for value in values.values():
+        if isinstance(value, str):
+            value.encode()  # a text that is not Unicode is named by the error
+    numbers = {} if query.shipped else numeric_parameters(query, {*filter(_may_be_number(kinds, values), values)})
     made: dict[str, Value] = {}
     for name, value in values.items():
         if name in kinds:
             made[name] = _of_kind(name, KINDS[kinds[name]], value)
         else:
-            made[name] = _number(value) if name in numbers and isinstance(value, str) else value
+            made[name] = _number(name, value) if name in numbers and isinstance(value, str) else value
+        if numbers.get(name) == {"FLOAT"}:
+            made[name] = _single(made[name])
     return made
+
+
+def _may_be_number(kinds: Mapping[str, str], values: Mapping[str, Value]) -> Callable[[str], bool]:
+    """Return whether a parameter's value is a text that its use may make a number, and of which precision."""
+    return lambda name: isinstance(values[name], str) and (name not in kinds or KINDS[kinds[name]].type == "DOUBLE")
+
+
+def _single(value: Value) -> Value:
+    """Return a number rounded as DuckDB rounds a text that it compares with a FLOAT: equal values stay equal."""
+    if not isinstance(value, float):
+        return value
+    try:
+        return float(struct.unpack("f", struct.pack("f", value))[0])
+    except OverflowError:
+        return value
 
 
 def about_no_rows(query: Query, given: Collection[str]) -> str:
@@ -162,11 +197,18 @@ def _of_kind(name: str, kind: Kind, value: Value) -> Value:
     return int(text) if kind.type == "INTEGER" else float(text)
 
 
-def _number(text: str) -> Value:
-    """Return the number in a text; if there is none, the text itself, for which DuckDB raises the error."""
+def _number(name: str, text: str) -> Value:
+    """Return the number in a text; if there is none, the text itself, for which DuckDB raises the error.
+
+    Raises UsageError for a number that no DOUBLE holds.
+    """
     if re.fullmatch(_WHOLE, text):
         return int(text)
-    return float(text) if re.fullmatch(_NUMBER, text) else text
+    if not re.fullmatch(_NUMBER, text):
+        return text
+    if not math.isfinite(float(text)):
+        raise UsageError(f"-p {name}={text}: the number is too large. Give one below 1.8e308.")
+    return float(text)
 
 
 def _reference(name: str) -> str:
@@ -174,13 +216,13 @@ def _reference(name: str) -> str:
     return rf"(?:getvariable\s*\(\s*'{name}'\s*\)|\${name}\b)(?:\s*::\s*(?:varchar|text)\b)?"
 
 
-def numeric_parameters(query: Query, names: AbstractSet[str]) -> AbstractSet[str]:
-    """Return those of a user's parameters that DuckDB casts to numbers in every place.
+def numeric_parameters(query: Query, names: AbstractSet[str]) -> dict[str, set[str]]:
+    """Return those of a user's parameters that DuckDB casts to numbers in every place, each with the types it casts to.
 
     DuckDB plans the SQL over empty tables with a text for the parameter, and the plan shows the types that the text is
-    cast to. Where a text is not valid (after LIMIT, in `layer + $n`), a number is tried.
+    cast to. Where a text is not valid (after LIMIT, in `layer + $n`), a number is tried, and no type is known.
     """
-    numeric = set()
+    numeric: dict[str, set[str]] = {}
     for name in names:
 
         def plan(literal: str, name: str = name) -> Any:
@@ -195,9 +237,9 @@ def numeric_parameters(query: Query, names: AbstractSet[str]) -> AbstractSet[str
         planned = plan(f"'{_MARK}'")
         if planned["error"]:
             if not plan("1")["error"]:
-                numeric.add(name)
+                numeric[name] = set()
         elif (types := set(_cast_types(planned))) and all(_NUMERIC.fullmatch(type_) for type_ in types):
-            numeric.add(name)
+            numeric[name] = types
     return numeric
 
 

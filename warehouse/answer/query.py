@@ -51,11 +51,13 @@ class Query:
     """True for SQL that ships with moewh; False for a user's."""
 
     def __post_init__(self) -> None:
-        """Raise UsageError for SQL that is not Unicode, as Python reads it in a locale without UTF-8."""
+        """Raise UsageError for SQL that is not Unicode, as Python reads it in a locale without UTF-8, or holds NULs."""
         if not self.shipped and self.sql.encode(errors="replace").decode() != self.sql:
             raise UsageError(
                 f"{self.source} is not UTF-8 text. Write it in UTF-8, and use a UTF-8 locale (LC_ALL=C.UTF-8)."
             )
+        if "\0" in self.sql:
+            raise UsageError(f"{self.source} holds NUL characters, as text in UTF-16 does. Write it in UTF-8.")
 
     @cached_property
     def code(self) -> str:
@@ -85,13 +87,10 @@ class Query:
 
     @cached_property
     def header(self) -> str:
-        """The leading comment."""
-        lines = []
-        for line in self.sql.strip().splitlines():
-            if not line.startswith("--"):
-                break
-            lines.append(line.removeprefix("--").strip())
-        return "\n".join(lines)
+        """The leading comments, without the marks of a comment."""
+        found = re.match(r"(?s)(?:\s|--[^\r\n]*|/\*.*?\*/)*", self.sql)
+        lines = found[0].splitlines() if found else []
+        return "\n".join(re.sub(r"^\s*(--|/\*+|\*(?!/))|\*/\s*$", "", line).strip() for line in lines).strip()
 
 
 @dataclass(frozen=True)
@@ -255,5 +254,7 @@ def read_file(path: Path, *, shipped: bool = False) -> Query:
         return Query(path.name, path.read_text(encoding="utf-8-sig"), shipped)
     except FileNotFoundError as error:
         raise UsageError(f"there is no SQL file {path}.") from error
+    except IsADirectoryError as error:
+        raise UsageError(f"{path} is a folder. Name a file of SQL; `moewh check` runs those of a folder.") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not a text file in UTF-8.") from error
