@@ -127,7 +127,7 @@ def _without_configuration(folder: Path) -> str:
         return f"{broken[0]} is a link to a file that does not exist. Fetch the model again."
     files = sorted(found.name for found in folder.iterdir() if not found.name.startswith(".") and found.is_file())
     if not files:
-        return f"the folder holds {'no files' if any(folder.iterdir()) else 'nothing'}. Give a model's folder."
+        return f"the folder {'holds no files' if any(folder.iterdir()) else 'is empty'}. Give a model's folder."
     return (
         f"it holds {', '.join(files[:3])}{', …' if len(files) > 3 else ''} and no {CONFIG_NAME}. Give a model's folder."
     )

@@ -21,6 +21,7 @@ from moewh.publish.target import CARD, Target
 from moewh.publish.withhold import without_text as withhold
 from moewh.warehouse import __version__
 from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.files.folders import is_left_by_others
 from moewh.warehouse.files.layout import DATABASE, FOLDERS, LISTING, RUN_FOLDER, SCHEMA_RUN, Layout
 from moewh.warehouse.files.listing import Listed, Listing, ListingError, listing_text, parse_listing, run_of
 from moewh.warehouse.remote.place import Folder
@@ -155,14 +156,18 @@ def _send_missing(target: Target, pieces: list[Piece], summary: Summary) -> dict
 
 
 def _stale(target: Target, listing: Listing, run_ids: set[str]) -> list[str]:
-    """Return the files of runs that a target holds and does not list.
+    """Return the files of runs that a target holds and does not list, without those that other programs leave anywhere.
 
     They belong to earlier runs of these names, whether or not the process that replaced them was killed.
     """
     folders = {
         (pattern.partition("/")[0], f"{RUN_FOLDER}{run_id}") for pattern in FOLDERS.values() for run_id in run_ids
     }
-    return sorted(path for path in target.paths() - listing.files.keys() if tuple(path.split("/")[:2]) in folders)
+    return sorted(
+        path
+        for path in target.paths() - listing.files.keys()
+        if tuple(path.split("/")[:2]) in folders and not is_left_by_others(path.rpartition("/")[2])
+    )
 
 
 def _lacks(target: Target, names: tuple[str, ...]) -> bool:

@@ -187,9 +187,7 @@ def test_contrast_runs(warehouse: tuple[Layout, dict[str, Run]]) -> None:
         for key, here, there in pairs
     ]
     expected.sort(key=lambda row: (descending(abs(row[6])), row[0], row[1]))
-    got = answer(layout, "contrast_runs", {"run": "step-1", "other_run": "step-30"})
-    assert_rows(sorted(got, key=lambda row: (descending(abs(row[6])), row[0], row[1])), expected)
-    assert [abs(row[6]) for row in got] == sorted((abs(row[6]) for row in got), reverse=True)
+    assert_rows(answer(layout, "contrast_runs", {"run": "step-1", "other_run": "step-30"}), expected)
 
 
 def test_load_matrix_is_the_load_in_order(warehouse: tuple[Layout, dict[str, Run]]) -> None:

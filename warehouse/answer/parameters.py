@@ -132,9 +132,6 @@ def typed(query: Query, kinds: Mapping[str, str], values: Mapping[str, Value]) -
 
     Values of a shipped query's parameters without a kind are unchanged: moewh's own code sets them.
     """
-    for value in values.values():
-        if isinstance(value, str):
-            value.encode()  # a text that is not Unicode is named by the error
     numbers = {} if query.shipped else numeric_parameters(query, {*filter(_may_be_number(kinds, values), values)})
     made: dict[str, Value] = {}
     for name, value in values.items():
@@ -144,6 +141,9 @@ def typed(query: Query, kinds: Mapping[str, str], values: Mapping[str, Value]) -
             made[name] = _number(name, value) if name in numbers and isinstance(value, str) else value
         if numbers.get(name) == {"FLOAT"}:
             made[name] = _single(made[name])
+    for text in made.values():
+        if isinstance(text, str):
+            text.encode()  # a text that is not Unicode is named by the error
     return made
 
 
