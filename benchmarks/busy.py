@@ -60,13 +60,14 @@ def sampled(device: torch.device) -> Iterator[Samples]:
         yield samples
         return
     query = ["nvidia-smi", "--query-gpu=timestamp,utilization.gpu", "--format=csv,noheader,nounits"]
-    with subprocess.Popen([*query, "-lms", str(_EVERY_MS)], stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield samples
-        finally:
-            process.terminate()
-        assert process.stdout is not None
-        for line in process.stdout:
+    with tempfile.TemporaryFile("w+") as lines:
+        with subprocess.Popen([*query, "-lms", str(_EVERY_MS)], stdout=lines) as process:
+            try:
+                yield samples
+            finally:
+                process.terminate()
+        lines.seek(0)
+        for line in lines:
             moment, _, percent = line.strip().partition(", ")
             if percent.isdigit():
                 when = time.mktime(time.strptime(moment.split(".")[0], "%Y/%m/%d %H:%M:%S"))
@@ -107,7 +108,7 @@ def bare(model: Any, ids_NS: np.ndarray[Any, np.dtype[np.int64]], rows: int) -> 
 
 
 def recorded(options: IngestOptions, folder: Path) -> tuple[Side, Side]:
-    """Ingest; return it from the first pass to the last, and from the first pass to the sealed run."""
+    """Ingest; return it from the launch of the first pass to that of the last, and to the sealed run."""
     tokens: list[tuple[float, int]] = []
     ingest(options, Layout(folder), Progress(batch_done=lambda count: tokens.append((time.time(), count))))
     ended = time.time()
