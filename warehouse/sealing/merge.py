@@ -54,10 +54,10 @@ def _write_merged(segments: list[Path], folder: Path) -> None:
         return
     spill = folder.with_name(f"duckdb.{os.getpid()}")
     with duckdb.connect(config={"temp_directory": str(spill)}) as connection:
-        _write_side_by_side(connection, files, folder)
+        _write_in_parallel(connection, files, folder)
 
 
-def _write_side_by_side(
+def _write_in_parallel(
     connection: duckdb.DuckDBPyConnection, files: dict[schema.Table, list[Path]], folder: Path
 ) -> None:
     """Merge the tables in as many threads as the process may use; when one fails or is interrupted, the others stop."""
