@@ -115,6 +115,8 @@ def load_torch(file: TraceFile) -> Any:
             # torch stores its records uncompressed; compressed ones could expand to any size
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise file.error("holds compressed records, which torch.save does not write.")
+            if not any(entry.filename.endswith("/data.pkl") for entry in archive.infolist()):
+                raise file.error("is a zip file, but not one of torch.save. Check FORMAT.")
     except (zipfile.BadZipFile, OSError):
         raise file.error("is not a complete file of torch.save.") from None
     try:

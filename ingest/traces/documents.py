@@ -149,6 +149,10 @@ def _load(data: bytes, file: TraceFile, what: str) -> Any:
     except RecursionError:
         raise file.error(f"its {what} is nested too deeply.") from None
     except UnicodeDecodeError:
+        if b"\0" in data:
+            raise file.error(
+                "is a binary file, not JSON. Check FORMAT; docs/import.md has each format's files."
+            ) from None
         raise file.error(f"its {what} is not UTF-8.") from None
     except ValueError as error:
         raise file.error(f"its {what} is not JSON: {error}. The file may be cut off.") from None

@@ -67,6 +67,10 @@ class TraceModel:
         given = sorted(set(names))
         if given in (list(self.layers), [layer + 1 for layer in self.layers]):
             return given
+        if not given:
+            raise MoewhError(
+                f"{where}: nothing in the trace has the name of a layer. Check FORMAT, and give all files."
+            )
         raise MoewhError(
             f"{where}: has the layers {_listed(given)}, but {self.name} has experts in the layers "
             f"{_listed(self.layers)} (from 0). Check --model, and that all files of the trace are given."
@@ -187,7 +191,8 @@ def start_of(rows: int, tokens: int, where: str, most: int | None = None) -> int
     """
     start = tokens - 1 - rows
     if start < 0 or (most is not None and start > most):
-        raise MoewhError(f"{where}: has routing for {rows:,} tokens, but {tokens:,} tokens. The file is not whole.")
+        why = "Tokens are missing, or the rows belong to others." if start < 0 else "Rows are missing."
+        raise MoewhError(f"{where}: has routing for {rows:,} tokens, but {tokens:,} tokens. {why}")
     return start
 
 

@@ -68,7 +68,9 @@ def verify(*, warehouse: Readable, repair: bool, rollups: bool, jobs: int | None
     seconds = max(time.monotonic() - began, 1e-9)
     moved: dict[Path, Path] = {}
     if isinstance(warehouse, Layout):
-        moved = repairing.quarantine(warehouse, (fault.folder for fault in faults)) if repair and faults else {}
+        stay = {fault.folder for fault in faults if not fault.movable}
+        bad = {fault.folder for fault in faults} - stay
+        moved = repairing.quarantine(warehouse, bad) if repair and faults else {}
         warehouse.sweep()
     reported = [_reported(warehouse, fault, moved) for fault in faults]
     if form == "json":

@@ -331,6 +331,16 @@ def test_wrong_use_is_one_line_and_2(arguments: list[str], says: str, layout: La
     assert says in one_line(moewh(layout, *arguments), 2)
 
 
+def test_a_file_named_without_its_ending_is_suggested(
+    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.sql").write_text("select 1")
+    assert (
+        one_line(moewh(layout, "query", "mine"), 2) == "there is no query 'mine', but there is a file. Write mine.sql."
+    )
+
+
 FAILURES: list[tuple[list[str], str]] = [
     (["query", "-c", "selec 1"], 'Parser Error: syntax error at or near "selec" (line 1)'),
     (["query", "-c", "select nothing\nfrom routes"], 'Referenced column "nothing" not found'),

@@ -71,6 +71,34 @@ def raw(content: bytes, name: str = "t.jsonl") -> Make:
     return make
 
 
+def sglang(change: Callable[[dict[str, Any]], None]) -> Make:
+    """A good answer, and one that is changed."""
+
+    def make(folder: Path) -> list[Path]:
+        good, bad = (sglang_answer(one) for one in traced(sequences=2))
+        change(bad)
+        return lines(folder / "t.jsonl", [good, bad])
+
+    return make
+
+
+def as_npy(folder: Path) -> list[Path]:
+    np.save(folder / "t.npy", np.ones((3, HIDDEN, TOP_K), np.uint8))
+    return [folder / "t.npy"]
+
+
+def as_arrow(folder: Path) -> list[Path]:
+    table = pa.table({"routed_experts": [1, 2, 3]})
+    with pa.ipc.new_file(folder / "t.arrow", table.schema) as file:
+        file.write_table(table)
+    return [folder / "t.arrow"]
+
+
+def other_zip(folder: Path) -> list[Path]:
+    np.savez(folder / "t.npz", routed_experts=np.ones((3, HIDDEN, TOP_K), np.uint8))
+    return [folder / "t.npz"]
+
+
 def saved(value: Any) -> Make:
     """A file of torch.save."""
 
@@ -274,11 +302,24 @@ COUNTS = np.arange(len(MOE) * EXPERTS).reshape(len(MOE), EXPERTS)
 IMATRIX = {"general.type": "imatrix"}
 NAMES = [f"blk.{layer}.ffn_gate_exps.weight.counts" for layer in MOE]
 
+BINARY: dict[str, Make] = {
+    "t.npy": as_npy,
+    "t.arrow": as_arrow,
+    "t.pt": saved({"samples": []}),
+    "t.gguf": raw(b"GGUF\3\0\0\0" + bytes(range(256)), "t.gguf"),
+}
+OF_TORCH = ("verl", "slime", "sglang-recorder", "sglang-stat")
+
 CASES: dict[str, tuple[str, Make, str]] = {
     # ---- JSON
     "empty file": ("vllm", raw(b""), "t.jsonl: is empty"),
     "no JSON": ("vllm", raw(b"hello\n"), "t.jsonl: its document is not JSON"),
     "no UTF-8": ("plain", raw(b'{"text": "\xff\xfe"}\n{}\n'), "t.jsonl: its line 1 is not UTF-8"),
+    **{
+        f"{kind} as {name}": (name, write, f"{kind}: is a binary file, not JSON")
+        for name in ("plain", "sglang", "vllm", "nemo-rl", "megatron")
+        for kind, write in BINARY.items()
+    },
     "cut JSON line": (
         "plain",
         raw(b'{"expert_ids": [[[1, 2], [3, 4]]]}\n{"expert_ids": [[[1'),
@@ -394,8 +435,14 @@ CASES: dict[str, tuple[str, Make, str]] = {
     "fewer rows": (
         "vllm",
         vllm(lambda c: c.update(routed_experts=npy(np.ones((1, 3, 2), np.uint8)))),
-        "line 2, choice 0: has routing for 1 tokens, but",
+        "line 2, choice 0: has routing for 1 tokens, but 10 tokens. Rows are missing",
     ),
+    "an answer with more rows": (
+        "sglang",
+        sglang(lambda a: a["meta_info"].update(prompt_tokens=0)),
+        "Tokens are missing",
+    ),
+    "no token ids": ("vllm", vllm(lambda c: c.update(token_ids=[])), "Tokens are missing"),
     "zip bomb": ("vllm", bomb, "t.npz, 0/routed_experts: has 6,000,000,000 numbers, and a segment takes"),
     "damaged deflate": ("vllm", damaged_npz, "outputs.npz: cannot be read as .npz"),
     "packed by gzip": ("vllm", packed(gzip.compress), "t.json: is packed by gzip. Unpack it first"),
@@ -445,6 +492,7 @@ CASES: dict[str, tuple[str, Make, str]] = {
         "rollout_3.pt: is not a complete file of torch.save",
     ),
     "compressed records": ("slime", compressed_torch, "t.pt: holds compressed records"),
+    **{f"another zip as {name}": (name, other_zip, "is a zip file, but not one of torch.save") for name in OF_TORCH},
     "stretched tensor": ("slime", stretched, "sample 0: has 6,597,069,766,656 numbers"),
     "other keys": ("verl", saved({"input_ids": torch.zeros(1, 2)}), "t.pt: is not a dictionary with input_ids"),
     "padding between": (
@@ -516,6 +564,7 @@ CASES: dict[str, tuple[str, Make, str]] = {
         "layer_03.parquet: tokens from 0: has 20 rows for 30 tokens",
     ),
     "a layer's file is missing": ("flame-moe", flame(lambda paths: paths[:-1]), "has the layers 2, but tiny-v3 has"),
+    "no layer's file": ("flame-moe", flame(lambda paths: paths[:2]), "nothing in the trace has the name of a layer"),
     "samples are missing": ("flame-moe", flame(lambda paths: paths[2:]), "give the samples, and the layers"),
     "more rows than samples": ("flame-moe", flame(lambda paths: paths[1:]), "has 30 rows"),
     "NaN scores": ("flame-moe", flame(with_nan), "token 0, layer 2: has a weight"),

@@ -128,6 +128,8 @@ def find_query(name: str) -> Query:
         return read_file(QUERIES / "saved" / f"{name}.sql", shipped=True)
     if re.search(r"\s", name.strip()):
         raise UsageError(f"{name!r} is SQL, not a query's name. Give it with -c, or in Python to `sql`.")
+    if Path(f"{name}.sql").is_file():
+        raise UsageError(f"there is no query {name!r}, but there is a file. Write {name}.sql.")
     raise UsageError(unknown("query", name, [*(view.name for view in canned_views()), *saved_names()]))
 
 

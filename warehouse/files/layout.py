@@ -316,8 +316,8 @@ class Layout:
     def linked_folders(self) -> list[Path]:
         """Return the targets of the symbolic links that replace a folder of moewh: `segments`, a run's, a segment's.
 
-        Raises MoewhError for a broken link, whose rows would be missing from every answer, and for a link to a folder
-        that moewh did not write.
+        Raises MoewhError for a broken link and a folder without permission, whose rows would be missing from every
+        answer, and for a link to a folder that moewh did not write.
         """
         found = []
         self.require_links()
@@ -362,6 +362,9 @@ class Layout:
                     (Path(entry.path), "/".join([*names[depth:], file])) for entry in entries if entry.is_symlink()
                 )
                 folders = [Path(entry.path) for entry in entries] if depth < len(names) else []
+                if depth == len(names):
+                    for entry in entries:
+                        _require_permission(entry.path)
 
     def require_one_disk(self, run_id: str | None = None) -> None:
         """Raise MoewhError if staged folders cannot be renamed into place, among all runs and within `run_id`.
@@ -551,6 +554,15 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
             return list(entries)
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _require_permission(folder: str) -> None:
+    """Raise MoewhError for a folder whose files this user may not open: DuckDB would pass over it without an error."""
+    if not os.access(folder, os.R_OK | os.X_OK) and Path(folder).exists():  # else removed meanwhile, or a broken link
+        raise MoewhError(
+            f"{folder} cannot be read (Permission denied), and its rows would be missing from every answer. Its owner "
+            "can allow it with `chmod -R a+rX`."
+        )
 
 
 def make_folder(path: Path) -> None:

@@ -54,7 +54,7 @@ class Fault:
     """Name within the folder; empty for the folder itself."""
     why: str
     movable: bool = True
-    """False for a broken link in place of a folder: its disk may come back, so that repair moves nothing before."""
+    """False for a broken link in place of a folder, whose disk may come back, and for what this user may not read."""
 
     @property
     def path(self) -> Path:
@@ -152,10 +152,10 @@ def check(planned: CommittedPlan, jobs: int | None = None, done: Callable[[int],
     work.sort(key=lambda item: -item[2].bytes)  # the largest first, so that none is left for the end
     workers = ThreadPoolExecutor(jobs or usable_cpus())  # reading and hashing both release the GIL
     try:
-        for (folder, name, entry), why in zip(work, workers.map(_file_fault, work), strict=True):
+        for (_, _, entry), fault in zip(work, workers.map(_file_fault, work), strict=True):
             done(entry.bytes)
-            if why:
-                faults.append(Fault(folder.path, name, why))
+            if fault is not None:
+                faults.append(fault)
     finally:
         workers.shutdown(cancel_futures=True)
     bad = {fault.folder for fault in faults}
@@ -257,7 +257,7 @@ def _take_manifest(folder: Folder, faults: list[Fault]) -> None:
         faults.append(Fault(folder.path, MANIFEST, "is missing"))
         return
     except (ManifestError, OSError) as error:
-        faults.append(Fault(folder.path, MANIFEST, _message(error)))
+        faults.append(_unread(folder.path, MANIFEST, error))
         return
     there = {path.name for path in folder.path.iterdir() if path.is_file()}
     marks = {path.name for path in folder.path.glob(MARK)} if folder.level == "sealed" else set()
@@ -287,29 +287,35 @@ def _tables(level: schema.Level) -> list[schema.Table]:
     return [table for table in (*schema.TABLES, *schema.SEALED) if table.level == level]
 
 
-def _file_fault(item: tuple[Folder, str, Entry]) -> str | None:
-    """Return what is wrong with one file, or None; a file with the wrong sha256 is not parsed."""
+def _file_fault(item: tuple[Folder, str, Entry]) -> Fault | None:
+    """Return the fault of one file, or None."""
     import pyarrow as pa
+
+    folder, name, _ = item
+    try:
+        why = _difference(item)
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        return _unread(folder.path, name, error)
+    return Fault(folder.path, name, why) if why else None
+
+
+def _difference(item: tuple[Folder, str, Entry]) -> str | None:
+    """Return how a file differs from its manifest, or None; a file with the wrong sha256 is not parsed."""
     import pyarrow.parquet as pq
 
     folder, name, entry = item
     path = folder.path / name
     table = next(table for table in _tables(folder.level) if table.file == name)
     version = folder.manifest.schema if folder.manifest is not None else None
-    try:
-        if (size := path.stat().st_size) != entry.bytes:
-            return f"has {size:,} bytes, not {entry.bytes:,}"
-        if file_sha256(path) != entry.sha256:
-            return "does not match its sha256"
-        with pq.ParquetFile(path) as file:
-            metadata, columns = file.metadata, file.schema_arrow
-        if metadata.num_rows != entry.rows:
-            return f"has {metadata.num_rows:,} rows, not {entry.rows:,}"
-        if difference := _schema_difference(columns, table.arrow(version)):
-            return difference
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        return _message(error)
-    return None
+    if (size := path.stat().st_size) != entry.bytes:
+        return f"has {size:,} bytes, not {entry.bytes:,}"
+    if file_sha256(path) != entry.sha256:
+        return "does not match its sha256"
+    with pq.ParquetFile(path) as file:
+        metadata, columns = file.metadata, file.schema_arrow
+    if metadata.num_rows != entry.rows:
+        return f"has {metadata.num_rows:,} rows, not {entry.rows:,}"
+    return _schema_difference(columns, table.arrow(version))
 
 
 def _schema_difference(real: pa.Schema, wanted: pa.Schema) -> str | None:
@@ -320,6 +326,13 @@ def _schema_difference(real: pa.Schema, wanted: pa.Schema) -> str | None:
         if not has.type.equals(wants.type):
             return f"has {has.type} in {has.name}, not {wants.type}"
     return None
+
+
+def _unread(folder: Path, name: str, error: Exception) -> Fault:
+    """Return the fault of a file that could not be read; without permission, it may be intact, and stays."""
+    if isinstance(error, PermissionError):
+        return Fault(folder, name, f"{_message(error)}; its owner can allow it with `chmod -R a+rX`", movable=False)
+    return Fault(folder, name, _message(error))
 
 
 def _message(error: Exception) -> str:
