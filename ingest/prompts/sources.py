@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import re
 import shutil
 import sys
@@ -25,7 +26,7 @@ from moewh.ingest.prompts.plain_bytes import COMPRESSIONS
 from moewh.ingest.prompts.readers import SUFFIXES, read_prompts
 from moewh.ingest.prompts.tables import read_tables
 from moewh.warehouse.errors import UsageError, require_utf8
-from moewh.warehouse.files.folders import is_left_by_others
+from moewh.warehouse.files.folders import is_left_by_others, real_path
 
 _DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 """Files that the `datasets` library stores beside the data."""
@@ -131,9 +132,22 @@ def _before_wildcard(parts: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _files_below(folder: Path) -> list[Path]:
-    """Return all files below a folder, in order, without hidden ones."""
-    files = [path for path in folder.rglob("*") if not path.is_dir()]
-    return sorted(path for path in files if not _is_hidden(path.relative_to(folder).parts))
+    """Return all files below a folder, in order, without hidden ones. Links are followed.
+
+    Raises OSError for a folder that cannot be read, and UsageError for a link to a folder that it is in.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    found: list[Path] = []
+    for place, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        folders[:] = [name for name in folders if not is_left_by_others(name)]
+        for link in (Path(place, name) for name in folders if Path(place, name).is_symlink()):
+            if (target := real_path(link)) in map(real_path, link.absolute().parents):
+                raise UsageError(f"{link} is a link to {target}, which it is in. Remove the link.")
+        found += [Path(place, name) for name in files if not is_left_by_others(name)]
+    return sorted(found)
 
 
 def _as_saved(good: list[Path], states: list[Path]) -> list[Path]:

@@ -167,6 +167,20 @@ def test_folders_and_patterns(tmp_path: Path) -> None:
         read(tmp_path, tmp_path / "empty")
 
 
+def test_links_to_folders_are_followed_and_circles_refused(tmp_path: Path) -> None:
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "data"
+    for place in (elsewhere / "deep", folder):
+        place.mkdir(parents=True)
+        (place / "x.jsonl").write_bytes(b'{"text":"x"}\n')
+    (folder / "code").symlink_to(elsewhere)
+    assert [row["source"] for row in read(tmp_path, folder)] == ["code/deep/x.jsonl", "x.jsonl"]
+    for target in (folder, tmp_path, elsewhere):
+        (elsewhere / "back").symlink_to(target)
+        with pytest.raises(UsageError, match=r"back is a link to .*, which it is in\. Remove the link"):
+            read(tmp_path, folder)
+        (elsewhere / "back").unlink()
+
+
 def test_what_is_no_file_is_named(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jsonl")
     with socket.socket(socket.AF_UNIX) as server:

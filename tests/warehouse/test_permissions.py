@@ -19,7 +19,13 @@ _READ_ANYTHING = (1, 2)
 """CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, with which root reads what its mode forbids."""
 _DROP = 24
 """PR_CAPBSET_DROP."""
-PARTS = ["segments/run_id=one", "segments/run_id=one/segment=1", "runs/run_id=one", "sealed/run_id=one"]
+PARTS = [
+    "unsealed/run_id=two",
+    "segments/run_id=one",
+    "segments/run_id=one/segment=1",
+    "runs/run_id=one",
+    "sealed/run_id=one",
+]
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +70,18 @@ def test_a_folder_without_permission_is_refused_by_name(part: str, mode: int, la
         assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
         assert part in refused.stderr
         assert "Permission denied" in refused.stderr
+
+
+@pytest.mark.parametrize("part", ["", "secret"])
+def test_a_folder_of_prompts_without_permission_is_refused_by_name(part: str, layout: Layout, tmp_path: Path) -> None:
+    for place in (tmp_path, tmp_path / "secret"):
+        place.mkdir(exist_ok=True)
+        (place / "p.jsonl").write_text('{"text": "x"}\n')
+    (tmp_path / part).chmod(0o000)
+    refused = moewh(layout, "ingest", "--model", "demo", "--prompts", str(tmp_path), "--run-id", "two")
+    (tmp_path / part).chmod(0o755)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "cannot be read: Permission denied" in refused.stderr
 
 
 @pytest.mark.parametrize("part", ["segments/run_id=one/segment=1", "segments/run_id=one/segment=1/routing.parquet"])

@@ -344,6 +344,7 @@ class Layout:
         """Raise MoewhError for a copy of the warehouse that holds a run's segments where there must be a link."""
         zero_rows = self.unsealed(SCHEMA_RUN)
         for run in _scan(zero_rows.parent):
+            _require_permission(run.path)
             linked = run.name == zero_rows.name or (Path(run.path) / UNSEALED_LINK).is_symlink()
             if not linked and run.name.startswith(RUN_FOLDER):
                 raise MoewhError(
