@@ -341,12 +341,14 @@ class Layout:
         return [text for folder in (self.root, *self.linked_folders()) for text in (str(folder), glob_literal(folder))]
 
     def require_links(self) -> None:
-        """Raise MoewhError for a copy of the warehouse that holds a run's segments where there must be a link."""
+        """Raise MoewhError for a copy of the warehouse that holds a run's segments where there must be a link.
+
+        A folder that this user may not read is refused, too.
+        """
         zero_rows = self.unsealed(SCHEMA_RUN)
-        for run in _scan(zero_rows.parent):
+        for run in (entry for entry in _scan(zero_rows.parent) if entry.name.startswith(RUN_FOLDER)):
             _require_permission(run.path)
-            linked = run.name == zero_rows.name or (Path(run.path) / UNSEALED_LINK).is_symlink()
-            if not linked and run.name.startswith(RUN_FOLDER):
+            if run.name != zero_rows.name and not (Path(run.path) / UNSEALED_LINK).is_symlink():
                 raise MoewhError(
                     f"{run.path} does not link to the run's segments; the warehouse was copied by following links. "
                     "Run `moewh refresh`."
