@@ -561,7 +561,7 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
 
 def _require_permission(folder: str) -> None:
     """Raise MoewhError for a folder whose files this user may not open: DuckDB would pass over it without an error."""
-    if not os.access(folder, os.R_OK | os.X_OK) and Path(folder).exists():  # else removed meanwhile, or a broken link
+    if not os.access(folder, os.R_OK | os.X_OK) and Path(folder).is_dir():  # else removed meanwhile, or not a folder
         raise MoewhError(
             f"{folder} cannot be read (Permission denied), and its rows would be missing from every answer. Its owner "
             "can allow it with `chmod -R a+rX`."
