@@ -29,6 +29,8 @@ _CACHES = ("cache", "past_key_values")
 """transformers' names for a cache, as an argument and as an output; the second until 5.2x."""
 _PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "seq_idx")
 """Arguments that give the starts of sequences that share a row."""
+_READ = ("input_ids", "attention_mask", "position_ids", *_CACHES, *_PACKED)
+"""Arguments of a pass that a recording reads."""
 _REORDERING = ("reorder_cache", "batch_select_indices", "batch_repeat_interleave")
 """Methods of a cache that reorder its rows."""
 
@@ -54,6 +56,7 @@ class Pass:
 class _Running:
     """A pass in progress: its arguments."""
 
+    given: dict[str, Any]
     block: Block
     cache: Any
     length: int
@@ -94,22 +97,35 @@ class PassObserver:
         self._running: _Running | None = None
         self._thread = threading.get_ident()
         self._handles: list[RemovableHandle] = []
+        self._layer_handles: list[RemovableHandle] = []
+        """Those of the MoE layers, which must see what the user's hooks leave."""
 
     def attach(self) -> None:
         """Hook the model."""
         self._handles = [
             self._stack.register_forward_pre_hook(self._before, with_kwargs=True),
-            self._stack.register_forward_hook(self._after),
+            self._stack.register_forward_hook(self._after, with_kwargs=True),
         ]
-        for moe in self._loaded.moe_layers:
-            self._handles += moe.family.attach(moe, self._record)
+        self._layer_handles = [
+            handle for moe in self._loaded.moe_layers for handle in moe.family.attach(moe, self._record)
+        ]
         self._generate.attach()
         for name, refuse in _REFUSED.items():
             setattr(self._loaded.model, name, refuse)
 
+    def removed(self) -> MoewhError | None:
+        """Return an error if someone else removed a hook, as by clearing all hooks of a module."""
+        handles = (*self._handles, *self._layer_handles)
+        if all(handle.id in (handle.hooks_dict_ref() or ()) for handle in handles):
+            return None
+        return MoewhError(
+            "moewh's hooks were removed from the model within the block, so passes are missing. Remove only your own "
+            "hooks, by their handles."
+        )
+
     def detach(self) -> None:
         """Remove every hook."""
-        for handle in self._handles:
+        for handle in (*self._handles, *self._layer_handles):
             handle.remove()
         self._generate.detach()
         for name in _REFUSED:
@@ -128,7 +144,12 @@ class PassObserver:
         if threading.get_ident() != self._thread:
             raise MoewhError("another thread runs the model. Record in the thread that makes the passes.")
         self._forget_failed()
-        given = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
+        if (error := self.removed()) is not None:
+            raise error
+        for handle in self._layer_handles:  # behind hooks that were registered within the block
+            if (hooks := handle.hooks_dict_ref()) is not None:
+                hooks.move_to_end(handle.id)
+        given = self._given(args, kwargs)
         ids_BS = self._token_ids(given)
         cache = next((given[name] for name in _CACHES if given.get(name) is not None), None)
         growing = self._continued_block(cache, len(ids_BS))
@@ -146,6 +167,7 @@ class PassObserver:
         assert copies[0] is not None
         ids, mask, given_positions, behind = copies[0], *copies[1:]
         self._running = _Running(
+            given,
             block,
             cache,
             past + ids_BS.shape[1],
@@ -157,17 +179,22 @@ class PassObserver:
         if _in_backward():
             return
         if self._running is None:
-            raise MoewhError(
+            raise self.removed() or MoewhError(
                 f"{moe.path} was called outside of a forward pass of {type(self._stack).__name__}. moewh cannot tell "
                 "which tokens these are. Call the whole model."
             )
         self._running.capture.record(moe, call)
 
-    def _after(self, _: Any, args: tuple[Any, ...], output: Any) -> None:
-        del args
+    def _after(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if _in_backward() or self._running is None:
             return
         running, self._running = self._running, None
+        given = self._given(args, kwargs)
+        if changed := [name for name in _READ if given.get(name) is not running.given.get(name)]:
+            raise MoewhError(
+                f"a hook that was registered on {type(self._stack).__name__} within the block changes its "
+                f"{changed[0]}, after moewh read it. Register such a hook before the block."
+            )
         made = running.make(running.capture.take())
         cache = running.cache if running.cache is not None else _cache_of(output)
         if cache is not None:
@@ -178,6 +205,9 @@ class PassObserver:
         self._done(made, closed)
 
     # ------------------------------------------------------------------------------------ arguments of a pass
+
+    def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        return {**dict(zip(self._parameters, args, strict=False)), **kwargs}
 
     def _token_ids(self, given: dict[str, Any]) -> torch.Tensor:
         ids = given.get("input_ids")

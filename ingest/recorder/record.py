@@ -124,15 +124,18 @@ class Recorder:
     ) -> None:
         self._ended = True
         with self._stack:
+            missing = self._observer.removed() if kind is None else None
             self._observer.detach()
-            if kind is None:
+            if kind is None and missing is None:
                 self._wait_for(len(self._futures))
                 if not self._run.begun:
                     raise MoewhError(
                         f"run {self.run_id!r}: no forward pass of the model was seen, so nothing was recorded. "
                         "Record the model that your code calls."
                     )
-            self._collector.submit(self._run.close, whole=kind is None).result()
+            self._collector.submit(self._run.close, whole=kind is None and missing is None).result()
+            if missing is not None:
+                raise missing
 
     def _describe(self, loaded: LoadedModel) -> RunRecord:
         """Prove the model on a fixed text, and describe the run."""

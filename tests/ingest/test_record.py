@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import gc
 import io
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -463,3 +463,119 @@ def test_the_run_id_before_the_block(tmp_path: Path) -> None:
     assert record(model_of("olmoe"), tmp_path, "run").run_id == "run"
     with pytest.raises(UsageError, match="no id before its block is entered"):
         _ = moewh.record(model_of("olmoe"), byte_tokenizer(), tmp_path).run_id
+
+
+# ------------------------------------------------------------------------------------------ hooks within the block
+
+
+@contextmanager
+def _ran(model: Any) -> Iterator[dict[int, tuple[torch.Tensor, torch.Tensor]]]:
+    """What OLMoE's experts ran with, behind every hook."""
+    seen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def watching(number: int, forward: Any) -> Any:
+        def ran(hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> Any:
+            seen[number] = (ids.detach().clone(), weights.detach().clone())
+            return forward(hidden, ids, weights)
+
+        return ran
+
+    containers = [layer.mlp.experts for layer in model.model.layers]
+    for number, experts in enumerate(containers):
+        experts.forward = watching(number, experts.forward)
+    try:
+        yield seen
+    finally:
+        for experts in containers:
+            del experts.forward
+
+
+def test_a_hook_of_the_block_is_recorded_with_what_it_changes(tmp_path: Path) -> None:
+    """The experts are called with what the last hook leaves, whenever it was registered."""
+    model, given = tiny_model("olmoe"), batch(TEXTS)
+
+    def next_experts(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden, ids, weights = args
+        return hidden, (ids + 1) % 8, weights * 2
+
+    with record(model, tmp_path, "run"), torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.experts.register_forward_pre_hook(next_experts)
+        with _ran(model) as seen:
+            model(**given)
+    found = recorded(tmp_path, "run")
+    for row, text in enumerate(TEXTS):
+        assert found[tuple(ids_of(text))] == expected(seen, given["attention_mask"], row)
+
+
+@pytest.mark.parametrize("name", ["jetmoe", "llama4", "doge"])
+def test_a_hook_of_the_block_on_a_router_is_as_one_from_before(name: str, tmp_path: Path) -> None:
+    """In families whose routing is read from the router's output."""
+    model = copy.deepcopy(model_of(name))
+    routers = [module for path, module in model.named_modules() if path.endswith((".router", ".router_gate"))]
+
+    def halved(_: Any, __: Any, output: Any) -> Any:
+        if name == "llama4":
+            return output[0] / 2, output[1]
+        return (*output[:2], output[2] / 2, *output[3:]) if name == "jetmoe" else output / 2
+
+    def hook() -> list[Any]:
+        return [router.register_forward_hook(halved) for router in routers]
+
+    assert routers
+    before = hook()
+    with record(model, tmp_path, "before"), torch.no_grad():
+        model(**batch(("abc",)))
+    for handle in before:
+        handle.remove()
+    with record(model, tmp_path, "plain"), torch.no_grad():
+        model(**batch(("abc",)))
+    with record(model, tmp_path, "within"), torch.no_grad():
+        hook()
+        model(**batch(("abc",)))
+    assert recorded(tmp_path, "within") == recorded(tmp_path, "before") != recorded(tmp_path, "plain")
+
+
+@pytest.mark.parametrize("changed", ["input_ids", "attention_mask"])
+def test_a_hook_of_the_block_that_changes_what_was_read_is_refused(changed: str, tmp_path: Path) -> None:
+    model, given = tiny_model("olmoe"), batch(("abc", "defg"))
+
+    def other(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return args, {**kwargs, changed: torch.ones_like(kwargs[changed])}
+
+    handle = model.model.register_forward_pre_hook(other, with_kwargs=True)
+    with record(model, tmp_path, "before"), torch.no_grad():
+        model(**given)
+    handle.remove()
+    with (
+        pytest.raises(MoewhError, match=rf"within the block changes its {changed}, .* before the block\.$"),
+        record(model, tmp_path, "within"),
+        torch.no_grad(),
+    ):
+        model(**given)
+        model.model.register_forward_pre_hook(other, with_kwargs=True)
+        model(**given)
+    assert moewh.open(tmp_path).sql("select run_id, prompts from runs order by 1").fetchall() == [
+        ("before", 2),
+        ("within", 2),
+    ]
+
+
+@pytest.mark.parametrize("cleared", ["all", "stack", "layer"])
+@pytest.mark.parametrize("again", [True, False])
+def test_hooks_that_were_cleared_are_reported(cleared: str, again: bool, tmp_path: Path) -> None:
+    """Notebooks clear all hooks of a model; then moewh does not see its passes."""
+    model = tiny_model("olmoe")
+    modules = {"all": [*model.modules()], "stack": [model.model], "layer": [model.model.layers[1].mlp.experts]}
+    with (
+        pytest.raises(MoewhError, match="moewh's hooks were removed from the model within the block"),
+        record(model, tmp_path, "run"),
+        torch.no_grad(),
+    ):
+        model(**batch(("abc",)))
+        for module in modules[cleared]:
+            module._forward_hooks.clear()
+            module._forward_pre_hooks.clear()
+        if again:
+            model(**batch(("def",)))
+    assert moewh.open(tmp_path).sql("select status, prompts from runs").fetchall() == [("running", 1)]
