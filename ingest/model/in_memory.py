@@ -31,7 +31,7 @@ from moewh.warehouse.cpus import usable_cpus
 from moewh.warehouse.errors import MoewhError, UsageError
 
 RECORDED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-"""Models whose passes are being recorded, which moewh must not run itself meanwhile."""
+"""Modules whose calls are being recorded, which moewh must not run itself meanwhile, in whatever model they are."""
 _HASHERS = 8
 """Most tensors hashed at once."""
 _HASHED_BYTES = 16 << 20
@@ -213,7 +213,7 @@ def borrowed(model: Any) -> Iterator[None]:
     buffers and all random states are as before, so that a training run continues as if nothing had happened.
     Raises MoewhError for a model that is being recorded.
     """
-    if model in RECORDED:
+    if any(module in RECORDED for module in model.modules()):
         raise MoewhError("the model's passes are being recorded (moewh.record). Leave that block first.")
     before = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
     python, numpy = random.getstate(), np.random.get_state()

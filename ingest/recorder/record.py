@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from moewh.ingest.capture.forward import run_verified_batch
+from moewh.ingest.capture.hooks import text_base
 from moewh.ingest.capture.vectors import WantedVectors
 from moewh.ingest.identity import describe_run, in_memory_identity
 from moewh.ingest.model.in_memory import RECORDED, borrowed, model_in_memory, unwrapped_model
@@ -114,8 +115,9 @@ class Recorder:
             self._run.prepare()
             self._observer = PassObserver(loaded, lambda: self._labels, self._done)
             self._observer.attach()
-            RECORDED.add(inner)
-            stack.callback(RECORDED.discard, inner)
+            observed = {text_base(inner), *(moe.experts for moe in loaded.moe_layers)}
+            RECORDED.update(observed)
+            stack.callback(RECORDED.difference_update, observed)
             self._stack = stack.pop_all()
         return self
 

@@ -14,6 +14,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+import transformers
 from torch.optim.swa_utils import AveragedModel
 
 import moewh
@@ -579,3 +580,44 @@ def test_hooks_that_were_cleared_are_reported(cleared: str, again: bool, tmp_pat
         if again:
             model(**batch(("def",)))
     assert moewh.open(tmp_path).sql("select status, prompts from runs").fetchall() == [("running", 1)]
+
+
+def _stack(model: Any) -> Any:
+    return model.model
+
+
+def _another_head(model: Any) -> Any:
+    other = type(model)(model.config)
+    other.model = model.model
+    return other
+
+
+def _shared_layers(model: Any) -> Any:
+    other = type(model)(model.config)
+    other.model.layers = model.model.layers
+    return other
+
+
+@pytest.mark.parametrize("other", [_stack, _another_head, _shared_layers])
+@pytest.mark.parametrize("door", ["ingest", "record", "trainer"])
+def test_what_shares_a_recorded_model_is_not_run_by_moewh(
+    other: Callable[[Any], Any], door: str, tmp_path: Path
+) -> None:
+    """Else its prompts, or the text that proves a model, would be recorded as the user's own passes."""
+    model = copy.deepcopy(model_of("olmoe"))
+    with record(model, tmp_path, "run"), torch.no_grad():
+        model(**batch(("abc",)))
+        shared = other(model)
+        with pytest.raises(MoewhError, match=r"passes are being recorded \(moewh.record\)"):
+            if door == "ingest":
+                moewh.ingest(shared, TEXTS, tmp_path, "other", tokenizer=byte_tokenizer())
+            elif door == "record":
+                record(shared, tmp_path, "other").__enter__()
+            else:
+                callback = moewh.TrainerCallback(TEXTS, 1, tmp_path, "other", tokenizer=byte_tokenizer())
+                state = transformers.TrainerState(global_step=0)
+                arguments = transformers.TrainingArguments(str(tmp_path / "out"), report_to=[], use_cpu=True)
+                callback.on_train_begin(arguments, state, transformers.TrainerControl(), model=shared)
+        model(**batch(("def",)))
+    assert [*recorded(tmp_path, "run")] == [tuple(ids_of(text)) for text in ("abc", "def")]
+    moewh.ingest(shared, ("xyz",), tmp_path, "after", tokenizer=byte_tokenizer())
