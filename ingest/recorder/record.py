@@ -147,6 +147,7 @@ class Recorder:
         open_ended = dict.fromkeys(("prompts_sha256", "segments_planned", "tokens_key", "max_length"))
         vocabulary = vocabulary_texts(loaded.tokenizer, loaded.vocabulary_rows)
         self._entries = len(vocabulary)
+        self._top_k = {row["layer"]: row["top_k"] for row in record.layers}
         return replace(record, run={**record.run, **open_ended, "origin": "recorded"}, vocabulary=vocabulary)
 
     def _identify(self, loaded: LoadedModel) -> Identity:
@@ -192,6 +193,12 @@ class Recorder:
 
     def _part(self, made: Pass) -> Part:
         routing = made.routing.wait()  # the ids were copied before the routing
+        for layer, chosen in routing.items():
+            if (K := chosen.expert_ids_TK.shape[1]) != self._top_k[layer]:
+                raise MoewhError(
+                    f"top-k is {K} at layer {layer}, and was {self._top_k[layer]} when the block was entered. "
+                    "Use one block for each top-k."
+                )
         ids_BS = made.ids_BS.numpy().astype(np.int32)
         if ids_BS.max(initial=-1) >= self._entries:
             raise MoewhError(

@@ -349,6 +349,18 @@ def _resized(model: Any) -> None:
     model(input_ids=torch.tensor([[1, model.config.vocab_size - 1]]))
 
 
+def _fewer_experts(model: Any) -> None:
+    model(input_ids=torch.tensor([[1, 2]]))
+    model.model.layers[1].mlp.gate.top_k = 1
+    model(input_ids=torch.tensor([[1, 2]]))
+
+
+def _more_experts_in_generate(model: Any) -> None:
+    cache = model(input_ids=torch.tensor([[1, 2]])).past_key_values
+    model.model.layers[1].mlp.gate.top_k = 4
+    model(input_ids=torch.tensor([[3]]), past_key_values=cache)
+
+
 def _copied(model: Any) -> None:
     copy.deepcopy(model)
 
@@ -385,6 +397,8 @@ def _nothing(model: Any) -> None:
         (_assisted_with_every_guess_right, "assisted decoding"),
         (_ingest_within, r"passes are being recorded \(moewh.record\)"),
         (_resized, r"token id \d+ is outside the vocabulary of the recording \(\d+ entries\)"),
+        (_fewer_experts, "top-k is 1 at layer 1, and was 2 when the block was entered"),
+        (_more_experts_in_generate, "top-k is 4 at layer 1, and was 2 when the block was entered"),
         (_copied, "Copy or pickle it before or after the block"),
         (_averaged, "Copy or pickle it before or after the block"),
         (_pickled, "Copy or pickle it before or after the block"),
