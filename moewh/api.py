@@ -8,9 +8,12 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable
+from datetime import date, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from moewh.warehouse.answer.engine import Engine
 from moewh.warehouse.answer.query import Query, find_query, prepare
@@ -109,26 +112,55 @@ class Warehouse:
         return check_any(plan_any(self._warehouse))
 
     def _ask(self, query: Query, given: dict[str, Any]) -> duckdb.DuckDBPyRelation:
+        import duckdb
+
         parameters = {name: _plain(value) for name, value in given.items()}
         engine = Engine(lambda asked, values: prepare(self.connection.cursor(), asked, values))
-        answer = engine(query, parameters)
-        assert answer is not None  # None only for an unsafe statement
-        return answer.relation()
+        try:
+            answer = engine(query, parameters)
+            assert answer is not None  # None only for an unsafe statement
+            return answer.relation()
+        except (duckdb.Error, UnicodeEncodeError):
+            for name, value in parameters.items():
+                _require_value(name, value)
+            raise
 
 
 def _plain(value: Any) -> Any:
-    """Return numpy's scalars as numbers and its arrays as lists, within lists too; and texts as such, also enums."""
-    if isinstance(value, list | tuple):
+    """Return a value as DuckDB takes it.
+
+    That is: numpy's scalars as numbers; arrays, series and ranges as lists, within lists too; texts as such, also
+    enums; and paths as texts.
+    """
+    if isinstance(value, list | tuple | range):
         return [_plain(item) for item in value]
-    if isinstance(value, str):
-        return str.__str__(value)
-    return value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, str | os.PathLike):
+        text = os.fspath(value)
+        return str.__str__(text) if isinstance(text, str) else text
+    as_list = getattr(value, "tolist", None) or getattr(value, "to_list", None)
+    return value if as_list is None else as_list()
+
+
+def _require_value(name: str, value: Any) -> None:
+    """Raise UsageError for a value that DuckDB has no type for, also within lists."""
+    for item in value if isinstance(value, list) else value.values() if isinstance(value, dict) else ():
+        _require_value(name, item)
+    known = (*(bool, int, float, str, bytes, list, dict), *(date, time, timedelta, Decimal, UUID))
+    fits = value is None or isinstance(value, known) or type(value).__name__ in ("NAType", "NaTType")
+    fits = fits and not (isinstance(value, int) and not -(2**127) <= value < 2**128)
+    fits = fits and not (isinstance(value, str) and value.encode(errors="replace").decode() != value)
+    if not fits:
+        raise UsageError(
+            f"{name} is {brief(value)}, which SQL has no type for. Give a number, a text, a time or a list."
+        )
 
 
 def _ids(value: Any) -> Any:
     """Return a list of whole numbers as a query takes it: 3,17."""
     value = _plain(value)
-    if isinstance(value, list | range) and value and all(type(item) is int for item in value):
+    if isinstance(value, list) and value and all(type(item) is int for item in value):
         return ",".join(map(str, value))
     return value
 

@@ -122,6 +122,14 @@ class Name(str, Enum):  # noqa: UP042 - as users write it
     RUN = "mixed"
 
 
+class Series:
+    """A series as polars has it."""
+
+    def to_list(self) -> list[int]:
+        """Return its values."""
+        return [1, 2, 3]
+
+
 def test_numbers_of_numpy_and_paths_are_taken(warehouse: Warehouse, tmp_path: Path) -> None:
     """Also within lists, as indexing an array gives them."""
     plain = warehouse.query("co_routing_where", run="mixed", layer=3, prompt_ids=[0, 2]).fetchall()
@@ -134,6 +142,9 @@ def test_numbers_of_numpy_and_paths_are_taken(warehouse: Warehouse, tmp_path: Pa
     assert warehouse.query("coverage_curve", run=Name.RUN).fetchall() == (
         warehouse.query("coverage_curve", run="mixed").fetchall()
     )
+    for layers in (range(1, 4), pd.Series([1, 2, 3]), Series(), [np.int8(1), 2, 3]):
+        assert warehouse.sql("select $layers", layers=layers).fetchall() == [([1, 2, 3],)]
+    assert warehouse.sql("select $at.layer, $file", at={"layer": np.int64(3)}, file=Path("a")).fetchall() == [(3, "a")]
     (tmp_path / "mine.sql").write_text("select $layer as asked")
     assert warehouse.query(tmp_path / "mine.sql", layer=3).fetchall() == [(3,)]
 
@@ -153,6 +164,12 @@ def test_numbers_of_numpy_and_paths_are_taken(warehouse: Warehouse, tmp_path: Pa
         ("query", "domain_experts", {"run": pd.DataFrame({"run_id": ["007"]})}, "run is run_id 0 007. Give a text."),
         ("query", "co_routing_where", {"prompt_ids": ["0", "1"]}, "['0', '1']. Give a list of whole numbers"),
         ("query", "co_routing_where", {"prompt_ids": []}, "prompt_ids is []. Give a list of whole numbers"),
+        ("sql", "select $x", {"x": {1, 2}}, "x is {1, 2}, which SQL has no type for. Give a number"),
+        ("sql", "select $y, $x", {"x": [1, 1j], "y": 1}, "x is 1j, which SQL has no type for"),
+        ("sql", "select $x", {"x": len}, "x is <built-in function len>, which SQL has no type for"),
+        ("sql", "select getvariable('x')", {"x": {"a": object}}, "x is <class 'object'>, which SQL has no type for"),
+        ("sql", "select $x", {"x": 2**200}, "which SQL has no type for"),
+        ("sql", "select $x", {"x": "\ud800"}, "which SQL has no type for"),
         ("query", "placement_quality", {"placement": {"a": 1}}, "Give the name of a Parquet or JSON file"),
     ],
 )
