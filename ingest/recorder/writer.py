@@ -240,7 +240,8 @@ def _on_host(given: Array) -> Array:
 
 def _array(name: str, what: str, given: Array, kinds: str) -> npt.NDArray[Any]:
     """Convert to an array of numbers of the given kinds. Raises UsageError for anything else."""
-    if np.ma.is_masked(given):
+    rows = given if isinstance(given, list | tuple) else [given]
+    if any(isinstance(row, np.ma.MaskedArray) and np.ma.is_masked(row) for row in rows):
         raise UsageError(f"{name}: {what} are masked in part. Give whole arrays; -1 in expert_ids means no route.")
     try:
         array = np.asarray(_on_host(given))

@@ -210,6 +210,14 @@ _WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"expert_ids": np.ma.masked_array(np.tile([1, 2], (2, 3, 1)), np.arange(12).reshape(2, 3, 2) > 9)},
         "expert_ids are masked in part",
     ),
+    "masked tokens": (
+        {"expert_ids": [np.ma.masked_array(np.tile([1, 2], (3, 1)), np.arange(6).reshape(3, 2) > 4)] * 2},
+        "expert_ids are masked in part",
+    ),
+    "masked weights": (
+        {"weights": [np.ma.masked_array(np.full((3, 2), 0.5), np.arange(6).reshape(3, 2) > 4)] * 2},
+        "weights are masked in part",
+    ),
     "masked ids": ({"token_ids": np.ma.masked_array([1, 2], [False, True])}, "token_ids are masked in part"),
     "nan": ({"weights": np.full((2, 3, 2), np.nan)}, "which are not finite"),
     "token count": ({"token_ids": [1, 2, 3]}, r"token_ids are \[3\], and expert_ids have 2 tokens"),
