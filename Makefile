@@ -37,6 +37,8 @@ $(VENV)/.notebook: $(VENV)/.demo
 	touch $@
 
 # One process per core. PYTEST_ARGUMENTS="-n 0 tests/queries -k co_routing" runs a few tests in a single process.
+# Hundreds of processes import moewh: without its bytecode, each would compile it again.
+test test-oldest-duckdb: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/.installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto --dist loadfile $(PYTEST_ARGUMENTS)
 
