@@ -17,7 +17,7 @@ from uuid import UUID
 
 from moewh.warehouse.answer.engine import Engine
 from moewh.warehouse.answer.query import Query, find_query, prepare
-from moewh.warehouse.errors import MoewhError, UsageError, brief
+from moewh.warehouse.errors import MoewhError, UsageError, brief, naming_arguments, with_arguments
 from moewh.warehouse.remote.published import readable, writable
 from moewh.warehouse.runs import LIST_SQL
 from moewh.warehouse.trust.published import check_any, plan_any
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from moewh.ingest.run import Summary
 
 
+_ARGUMENTS = {"--warehouse": "path"}
+"""Arguments that open a warehouse, by the command's option."""
 _ingested_in: set[int] = set()
 """The processes that ran a model: this one, and those that it was forked from."""
 
@@ -41,6 +43,7 @@ class Warehouse:
     Threads may share it. A forked process opens it again, and a pickled one is opened again where it is loaded.
     """
 
+    @naming_arguments(_ARGUMENTS)
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Open the warehouse at a path, or a published one at a URL. Raises MoewhError if there is none."""
         self._warehouse = readable(path).require()
@@ -79,6 +82,7 @@ class Warehouse:
     def __repr__(self) -> str:
         return f"Warehouse({str(self.path)!r})"
 
+    @naming_arguments(_ARGUMENTS)
     def sql(self, sql: str, /, **parameters: Any) -> duckdb.DuckDBPyRelation:
         """Return the result of one SQL statement; `parameters` are bound as $name and readable with getvariable.
 
@@ -91,6 +95,7 @@ class Warehouse:
             )
         return self._ask(Query("sql", sql), parameters)
 
+    @naming_arguments(_ARGUMENTS)
     def query(self, name: str | os.PathLike[str], /, **parameters: Any) -> duckdb.DuckDBPyRelation:
         """Return the result of a canned view, a saved query or a `.sql` file.
 
@@ -190,35 +195,42 @@ def ingest(
     `options` are those of the command, such as max_length=512, generate=16.
     Raises UsageError or MoewhError; committed segments stay.
     """
+    from moewh.ingest.model.in_memory import borrowed, model_in_memory
     from moewh.ingest.processes import this_process
     from moewh.ingest.prompts.in_memory import in_memory
-    from moewh.ingest.recorder.arguments import ingest_options, prompt_paths, refuse_file_options, with_tokenizer
+    from moewh.ingest.recorder.arguments import (
+        argument_names,
+        as_arguments,
+        ingest_options,
+        prompt_paths,
+        refuse_file_options,
+        with_tokenizer,
+    )
     from moewh.ingest.run import Progress
     from moewh.ingest.run import ingest as run
 
-    _refuse_after_fork()
-    paths = prompt_paths(prompts)
-    named = model if isinstance(model, str | os.PathLike) else type(model).__name__
-    asked = ingest_options(os.fspath(named), paths, run_id, options, in_files=prompts is None)
-    layout = writable(warehouse)
-    records = in_memory(prompts) if not paths and isinstance(prompts, Iterable) else None
-    if records is not None and asked.dataset is not None:
-        raise UsageError("a dataset cannot be combined with prompts in memory. Give one of them.")
-    progress = Progress(warn=lambda text: warnings.warn(text, stacklevel=2))
-    if isinstance(model, str | os.PathLike):
-        asked = asked if tokenizer is None else with_tokenizer(asked, tokenizer)
-        return run(asked, layout, progress, this_process(), records=records)
-    from moewh.ingest.model.in_memory import borrowed, model_in_memory
-
-    refuse_file_options(options)
-    described: dict[str, Any] = {
-        "series": asked.series,
-        "train_step": asked.train_step,
-        "train_tokens": asked.train_tokens,
-    }
-    loaded = model_in_memory(model, tokenizer, **described, generates=bool(asked.generate))
-    with borrowed(loaded.model):
-        return run(asked, layout, progress, this_process(), model=loaded, records=records)
+    with as_arguments():
+        _refuse_after_fork()
+        paths = prompt_paths(prompts)
+        named = model if isinstance(model, str | os.PathLike) else type(model).__name__
+        asked = ingest_options(os.fspath(named), paths, run_id, options, in_files=prompts is None)
+        layout = writable(warehouse)
+        records = in_memory(prompts) if not paths and isinstance(prompts, Iterable) else None
+        if records is not None and asked.dataset is not None:
+            raise UsageError("a dataset cannot be combined with prompts in memory. Give one of them.")
+        progress = Progress(warn=lambda text: warnings.warn(with_arguments(text, argument_names()), stacklevel=2))
+        if isinstance(model, str | os.PathLike):
+            asked = asked if tokenizer is None else with_tokenizer(asked, tokenizer)
+            return run(asked, layout, progress, this_process(), records=records)
+        refuse_file_options(options)
+        described: dict[str, Any] = {
+            "series": asked.series,
+            "train_step": asked.train_step,
+            "train_tokens": asked.train_tokens,
+        }
+        loaded = model_in_memory(model, tokenizer, **described, generates=bool(asked.generate))
+        with borrowed(loaded.model):
+            return run(asked, layout, progress, this_process(), model=loaded, records=records)
 
 
 def _refuse_after_fork() -> None:

@@ -1,7 +1,14 @@
 """The errors that users see: each is one line that says what is wrong and what to do.
 
 The library raises them; only `moewh.cli.failures` turns them into a line on stderr and an exit code.
+They name the options of the command; the doors of the Python API replace these with arguments.
 """
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 
 class MoewhError(Exception):
@@ -56,6 +63,26 @@ def brief(value: object) -> str:
     text = repr(value)
     text = " ".join(text.split()) if "\n" in text else text
     return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def with_arguments(text: str, arguments: Mapping[str, str]) -> str:
+    """Return a message that names Python's arguments in place of the command's options, as `arguments` pairs them.
+
+    `-p run=VALUE` becomes `run=VALUE`. What is within backquotes is a command and stays.
+    """
+    options = "|".join(map(re.escape, sorted(arguments, key=len, reverse=True))) or "(?!)"
+    found = re.compile(rf"`[^`]*`|-p (?=\w+=)|(?<![\w-])(?P<option>{options})(?![\w-])")
+    return found.sub(lambda match: match[0] if match[0][0] == "`" else arguments.get(match["option"], ""), text)
+
+
+@contextmanager
+def naming_arguments(arguments: Mapping[str, str]) -> Iterator[None]:
+    """Have errors raised within name Python's arguments: see `with_arguments`."""
+    try:
+        yield
+    except MoewhError as error:
+        error.args = (with_arguments(str(error), arguments),)
+        raise
 
 
 def require_utf8(path: str) -> str:

@@ -174,7 +174,9 @@ def problem_of(row: dict[str, Any], read: Sequence[Convention]) -> str:
         for item in read:
             if item.head in (row["keys"] or []):
                 return f"has {item.head!r} that are not a list of {item.form}"
-        others = "" if read[0].named else ", nor messages or input_ids, nor another column that --help names"
+        others = (
+            "" if read[0].named else ", nor messages or input_ids, nor another column that `moewh ingest --help` names"
+        )
         message = {"role", "content"} <= {*(row["keys"] or [])}
         hint = "A chat is one record, {'messages': […]}" if message else "Name the column with --text-column"
         return f"has no {read[0].head!r}{others}; it has {keys}. {hint}"

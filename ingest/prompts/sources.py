@@ -113,7 +113,7 @@ def _find_local(name: str, options: IngestOptions, found: Found) -> None:
         elif path.is_dir():
             _add_prompt_files(name, path, _files_below(path), options, found)
         elif path.exists():
-            raise UsageError(f"{name} is not a regular file. Pipe it in: moewh ingest --prompts - < {name}")
+            raise UsageError(f"{name} is not a regular file. Pipe it in: `moewh ingest --prompts - < {name}`")
         elif glob.has_magic(name):
             root = Path(*_before_wildcard(path.parts))
             matches = sorted(Path(match) for match in glob.glob(name, recursive=True))  # noqa: PTH207 - absolute patterns

@@ -1,24 +1,45 @@
 """Check the arguments of the Python API, and convert them to the options and inputs of a run.
 
 In: the arguments of `moewh.ingest`, `moewh.record`, `moewh.Writer` and `moewh.TrainerCallback`. Out: `IngestOptions`,
-the paths of prompts, and values of the right types; or a UsageError that names the argument.
+the paths of prompts, and values of the right types; or a UsageError that names the argument. Errors from further in
+name options of the command: `as_arguments` has them name arguments.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from dataclasses import fields, replace
+from functools import cache
 from numbers import Real
 from operator import index
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from moewh.ingest.options import RECORDS, IngestOptions
-from moewh.warehouse.errors import UsageError, brief
+from moewh.ingest.options import RECORDS, IngestOptions, option_of
+from moewh.warehouse.errors import UsageError, brief, naming_arguments
 
 _OF_FILES = ("revision", "device", "dtype", "trust_remote_code", "allow_pickle", "chat_template")
 """Options that control how files are loaded."""
+
+
+@contextmanager
+def as_arguments() -> Iterator[None]:
+    """Have errors raised within name arguments where they name options: max_length for --max-length."""
+    with naming_arguments(argument_names()):
+        yield
+
+
+@cache
+def argument_names() -> dict[str, str]:
+    """Return how Python gives each option of an ingest, also where a message shows it with its value."""
+    names = {"--warehouse": "warehouse"}
+    for one in fields(IngestOptions):
+        option = option_of(one)
+        name = f"{one.name}={not one.default}" if isinstance(one.default, bool) else one.name
+        names |= {option.flag: name, f"{option.flag} {option.metavar}": name}
+    return names
 
 
 def prompt_paths(prompts: Any) -> tuple[str, ...]:

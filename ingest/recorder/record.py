@@ -28,7 +28,7 @@ from moewh.ingest.prompts.stream import PromptPlan
 from moewh.ingest.prompts.tokenise import tokenizer_sha256
 from moewh.ingest.prompts.vocabulary import vocabulary_texts
 from moewh.ingest.record import Identity, RunRecord
-from moewh.ingest.recorder.arguments import described, whole
+from moewh.ingest.recorder.arguments import as_arguments, described, whole
 from moewh.ingest.recorder.open_run import OpenRun, require_new
 from moewh.ingest.recorder.passes import Pass, PassObserver
 from moewh.ingest.recorder.sequences import Block, Labels, Part, require_whole
@@ -49,6 +49,7 @@ class Recorder:
     The run is `running` until the block ends. After an exception, it stays `running`, with all passes before it.
     """
 
+    @as_arguments()
     def __init__(
         self,
         model: Any,
@@ -92,6 +93,7 @@ class Recorder:
             return self._given_id
         return self._run.record.run_id
 
+    @as_arguments()
     def __enter__(self) -> Recorder:
         inner = unwrapped_model(self._model)
         if inner.config.is_encoder_decoder:
@@ -121,6 +123,7 @@ class Recorder:
             self._stack = stack.pop_all()
         return self
 
+    @as_arguments()
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -171,6 +174,7 @@ class Recorder:
 
     # ------------------------------------------------------------------------------------ passes as they arrive
 
+    @as_arguments()
     def _done(self, made: Pass | None, closed: list[Block]) -> None:
         self._futures.append(self._collector.submit(self._collect, made, closed))
         while self._futures and (self._futures[0].done() or len(self._futures) > _PASSES_AHEAD):

@@ -19,9 +19,16 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from moewh.ingest.model.in_memory import borrowed, model_in_memory
 from moewh.ingest.options import IngestOptions
 from moewh.ingest.prompts.in_memory import in_memory
-from moewh.ingest.recorder.arguments import ingest_options, prompt_paths, refuse_file_options, whole
+from moewh.ingest.recorder.arguments import (
+    argument_names,
+    as_arguments,
+    ingest_options,
+    prompt_paths,
+    refuse_file_options,
+    whole,
+)
 from moewh.ingest.run import Progress, ingest
-from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.errors import MoewhError, with_arguments
 from moewh.warehouse.files.layout import check_run_id
 from moewh.warehouse.remote.published import writable
 from moewh.warehouse.runs import run_ids
@@ -34,6 +41,7 @@ class TrainerCallback(transformers.TrainerCallback):
     later failures (a full disk) give a warning, and training continues.
     """
 
+    @as_arguments()
     def __init__(
         self,
         prompts: str | os.PathLike[str] | Iterable[Any] | None,
@@ -57,6 +65,7 @@ class TrainerCallback(transformers.TrainerCallback):
         self._every, self._tokenizer = every, tokenizer
         self._layout = writable(warehouse)
 
+    @as_arguments()
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -100,6 +109,7 @@ class TrainerCallback(transformers.TrainerCallback):
         except MoewhError as error:
             warnings.warn(f"moewh did not record step {step}: {error}", stacklevel=2)
 
+    @as_arguments()
     def _ingest(self, step: int, given: dict[str, Any]) -> None:
         tokenizer = self._tokenizer or given.get("processing_class")
         options = self._options_at(step)
@@ -107,7 +117,9 @@ class TrainerCallback(transformers.TrainerCallback):
         loaded = model_in_memory(given["model"], tokenizer, **described, generates=bool(options.generate))
         records = None if self._records is None else in_memory(self._records)
         with borrowed(loaded.model):
-            progress = Progress(warn=lambda text: warnings.warn(f"step {step}: {text}", stacklevel=2))
+            progress = Progress(
+                warn=lambda text: warnings.warn(f"step {step}: {with_arguments(text, argument_names())}", stacklevel=2)
+            )
             ingest(options, self._layout, progress, model=loaded, records=records)
 
     def _options_at(self, step: int) -> IngestOptions:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from moewh.ingest.options import SEGMENT_ROWS
 from moewh.ingest.record import Identity, RunRecord
-from moewh.ingest.recorder.arguments import checked_text, described, flag, whole
+from moewh.ingest.recorder.arguments import as_arguments, checked_text, described, flag, whole
 from moewh.ingest.recorder.declared import Declared, from_model, from_numbers
 from moewh.ingest.recorder.open_run import OpenRun, require_new
 from moewh.ingest.recorder.sequences import Block, Labels, Part
@@ -40,6 +40,7 @@ class Writer:
     The run is `running` until the writer is closed. After an exception, it stays `running`, with what was written.
     """
 
+    @as_arguments()
     def __init__(
         self,
         warehouse: str | os.PathLike[str],
@@ -102,6 +103,7 @@ class Writer:
         self._written = 0
         self._open = True
 
+    @as_arguments()
     def write(
         self,
         token_ids: Array | None,
@@ -152,6 +154,7 @@ class Writer:
         self._written += 1
         return self._written - 1
 
+    @as_arguments()
     def close(self) -> None:
         """Write the rest and complete the run. Raises MoewhError if nothing was written."""
         if not self._open:

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import random
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -308,7 +309,7 @@ def test_what_cannot_be_ingested_is_refused(changes: dict[str, Any], message: st
         ({"prompts": b"text"}, "prompts are a bytes. Give a path, or a list of records"),
         ({"prompts": pl.DataFrame({"text": ["a"]})}, r"prompts are a DataFrame.*to_dicts\(\)"),
         ({"prompts": [__file__]}, r"names of files that exist. Give each as a pathlib\.Path"),
-        ({"prompts": ""}, "a name given to --prompts is empty"),
+        ({"prompts": ""}, "a name given to prompts is empty"),
     ],
 )
 def test_an_argument_of_another_type_is_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -350,3 +351,65 @@ def test_numbers_and_records_of_other_libraries_are_what_they_say(tmp_path: Path
         found = warehouse.query("co_routing_where", prompt_ids=ids).fetchall()
         assert found and found == warehouse.query("co_routing_where").fetchall()
     assert warehouse.sql("select $sql || $name || $self", sql="a", name="b", self="c").fetchall() == [("abc",)]
+
+
+# ------------------------------------------------------------------------------------- messages name arguments
+
+
+def _saved_without_tokenizer(folder: Path) -> Path:
+    saved = save_model(folder / "model")
+    for path in (*saved.glob("token*"), *saved.glob("*.jinja")):
+        path.unlink()
+    return saved
+
+
+def _file(folder: Path, name: str, text: str) -> Path:
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def _ingested(folder: Path) -> moewh.Warehouse:
+    moewh.ingest("demo", ["a"], folder / "wh", "r")
+    return moewh.open(folder / "wh")
+
+
+DOORS: dict[str, Callable[[Path], Any]] = {
+    "max_length is 0": lambda at: moewh.ingest("demo", ["a"], at / "wh", max_length=0),
+    "max_length with generate 1000000": lambda at: moewh.ingest("demo", ["a"], at / "wh", generate=10**6),
+    "Raise max_length or choose on_overflow": lambda at: moewh.ingest(
+        "demo", ["a b c d"], at / "wh", max_length=2, on_overflow="error"
+    ),
+    "path given to prompts": lambda at: moewh.ingest("demo", at / "none.txt", at / "wh"),
+    "Name the column with text_column": lambda at: moewh.ingest(
+        "demo", _file(at, "p.jsonl", '{"a": "b"}\n'), at / "wh"
+    ),
+    "or give prompts_format": lambda at: moewh.ingest("demo", _file(at, "p.dat", "a"), at / "wh"),
+    "path given to model": lambda at: moewh.ingest(at / "none", ["a"], at / "wh"),
+    "tokenizer with tokenizer": lambda at: moewh.ingest(_saved_without_tokenizer(at), ["a"], at / "wh"),
+    "device nowhere": lambda at: moewh.ingest("demo", ["a"], at / "wh", device="nowhere"),
+    "dtype float4": lambda at: moewh.ingest("demo", ["a"], at / "wh", dtype="float4"),
+    "chat_arguments 'x'": lambda at: moewh.ingest("demo", ["a"], at / "wh", chat_arguments=["x"]),
+    "Choose another run_id": lambda at: [moewh.ingest("demo", [text], at / "wh", "r") for text in ("a", "b")],
+    "hidden_states 99": lambda at: moewh.ingest("demo", ["a"], at / "wh", hidden_states=99),
+    "or name another with path": moewh.open,
+    "Add token=VALUE": lambda at: _ingested(at).query("token_experts"),
+    " layer=x: layer is": lambda at: _ingested(at).query("expert_top_tokens", layer="x", expert=0),
+    "directory with warehouse": lambda _: moewh.Writer("/proc/wh", "r", "m", layers=[0], num_experts=2, top_k=1).write(
+        None, [[[0]]]
+    ),
+}
+"""What a message names, and the call that raises it."""
+
+
+@pytest.mark.parametrize("named", DOORS)
+def test_messages_name_arguments_of_python(named: str, tmp_path: Path) -> None:
+    with pytest.raises(MoewhError) as raised:
+        DOORS[named](tmp_path)
+    message = str(raised.value)
+    assert named in f" {message}"
+    assert not re.search(r"(^|\s)(--|-p )", re.sub("`[^`]*`", "", message)), message
+
+
+def test_warnings_name_arguments_of_python(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"^temperature without generate: nothing is generated\.$"):
+        moewh.ingest("demo", ["a"], tmp_path / "wh", temperature=1.0)

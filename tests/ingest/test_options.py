@@ -31,6 +31,7 @@ from moewh.ingest.prompts.chats import ChatRules, chat_arguments
 from moewh.ingest.prompts.stream import PromptPlan
 from moewh.ingest.prompts.tokenise import TokenRules
 from moewh.ingest.record import Identity
+from moewh.ingest.recorder.arguments import as_arguments
 from moewh.ingest.run import Progress
 from moewh.warehouse.errors import UsageError
 from moewh.warehouse.files.layout import Layout
@@ -278,3 +279,18 @@ def test_an_option_is_given_where_it_differs_from_its_default() -> None:
     assert not names & shaping_options(More(**asked), {}).keys()
     given = shaping_options(More(**asked, padded=False, share=0.0, words=("a", "b")), {})
     assert {name: given[name] for name in names} == {"padded": False, "share": 0.0, "words": ("a", "b")}
+
+
+# ------------------------------------------------------------------------------ what Python's users read
+
+
+@pytest.mark.parametrize("one", fields(IngestOptions), ids=lambda one: one.name)
+def test_python_is_given_the_argument_of_an_option(one: Any) -> None:
+    """Also where the command shows its value; commands and what only looks like the option stay."""
+    declared = option_of(one)
+    name = f"{one.name}={not one.default}" if isinstance(one.default, bool) else one.name
+    shown = f"Give {declared.flag}, {declared.flag} {declared.metavar}, or run `moewh ingest {declared.flag} x`."
+    with pytest.raises(UsageError) as raised, as_arguments():
+        raise UsageError(f"{shown} Not x{declared.flag}, {declared.flag}-more.")
+    expected = f"Give {name}, {name}, or run `moewh ingest {declared.flag} x`."
+    assert str(raised.value) == f"{expected} Not x{declared.flag}, {declared.flag}-more."
