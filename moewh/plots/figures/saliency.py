@@ -32,7 +32,7 @@ PANEL = Panel(
     draw=_draw,
     order=("layer", "expert"),
     measures=tuple(_FORMATS),
-    empty="The run was ingested without --expert-outputs.",
+    empty="The run was ingested without `--expert-outputs`.",
 )
 
 
