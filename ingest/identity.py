@@ -7,6 +7,7 @@ reused with another identity is refused with a message that lists the difference
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 from uuid import uuid4
 
@@ -89,13 +90,18 @@ def require_same(layout: Layout, identity: Identity) -> bool:
     stored = json.loads(row["options"])
     differing = [name for name in {**stored, **identity.shaping} if stored.get(name) != identity.shaping.get(name)]
     changes = "; ".join(
-        f"{name} was {stored.get(name)}, now {identity.shaping.get(name)}{_CONTENTS.get(name, '')}"
+        f"{name} was {_given(stored, name)}, now {_given(identity.shaping, name)}{_CONTENTS.get(name, '')}"
         for name in differing
     )
     raise MoewhError(
         f"run {identity.run_id!r} exists and is another run: {changes}. "
         f"Choose another --run-id, or delete it with `moewh runs --delete {identity.run_id}`."
     )
+
+
+def _given(shaping: Mapping[str, Any], name: str) -> str:
+    value = shaping.get(name)
+    return "not given" if value is None else str(value)
 
 
 def has_planned_segments(layout: Layout, run_id: str) -> bool:

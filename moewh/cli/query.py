@@ -92,7 +92,10 @@ def query(
             answer = ask(found, values)
             return None if answer is None else out.write(answer, chosen, output, printed)
 
-    if until_settled(warehouse, answer_it, printed) == 0 and found.shipped:
+    rows = until_settled(warehouse, answer_it, printed)
+    if rows is None and output is not None:
+        click.echo(f"moewh: the statement gives no rows, so {output} was not written.", err=True)
+    if rows == 0 and found.shipped:
         from moewh.warehouse.answer.parameters import about_no_rows
 
         click.echo(f"moewh: {about_no_rows(found, values)}", err=True)

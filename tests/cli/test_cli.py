@@ -173,7 +173,7 @@ def test_query_every_view_of_an_empty_warehouse(name: str, empty: Layout) -> Non
     assert len(answer(empty, name, "--format", "csv").splitlines()) == 1
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".json", ".md", ".txt", ".parquet"])
+@pytest.mark.parametrize("suffix", [".csv", ".json", ".md", ".markdown", ".txt", ".parquet"])
 def test_query_output_file_format_by_suffix(suffix: str, layout: Layout, tmp_path: Path) -> None:
     file = tmp_path / f"out{suffix}"
     file.write_text("old")
@@ -181,7 +181,7 @@ def test_query_output_file_format_by_suffix(suffix: str, layout: Layout, tmp_pat
     if suffix == ".parquet":
         assert pq.read_table(file).column_names[:4] == ["run_id", "layer", "expert", "tokens"]
     else:
-        form = {".md": "markdown", ".txt": "table"}.get(suffix, suffix[1:])
+        form = {".md": "markdown", ".markdown": "markdown", ".txt": "table"}.get(suffix, suffix[1:])
         assert file.read_text(encoding="utf-8") == answer(layout, "expert_load", "--format", form)
     assert list(tmp_path.iterdir()) == [file]
 
@@ -204,6 +204,14 @@ def test_query_to_a_device_keeps_the_device(layout: Layout) -> None:
 def test_unsafe_statement_without_rows_prints_nothing(layout: Layout, tmp_path: Path) -> None:
     assert answer(layout, "--unsafe", "-c", f"copy (select 1 as x) to '{tmp_path / 'x.csv'}'") == ""
     assert (tmp_path / "x.csv").read_text() == "x\n1\n"
+
+
+def test_a_statement_without_rows_has_nothing_to_write(layout: Layout, tmp_path: Path) -> None:
+    sql = f"copy (select 1 as x) to '{tmp_path / 'x.csv'}'"
+    result = moewh(layout, "query", "--unsafe", "-c", sql, "-o", str(tmp_path / "out.csv"))
+    assert result.exit_code == 0
+    assert result.stderr == f"moewh: the statement gives no rows, so {tmp_path / 'out.csv'} was not written.\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]
 
 
 def test_query_own_file(layout: Layout, tmp_path: Path) -> None:

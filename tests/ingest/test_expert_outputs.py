@@ -235,7 +235,7 @@ def test_a_run_without_them_keeps_its_identity(tmp_path: Path, prompts: Path) ->
     connection = run(tmp_path / "wh", folder, prompts, expert_outputs=False)
     ((options,),) = connection.sql("select options from runs").fetchall()
     assert "expert_outputs" not in json.loads(options)
-    with pytest.raises(MoewhError, match="expert_outputs was None, now True"):
+    with pytest.raises(MoewhError, match="expert_outputs was not given, now True"):
         run(tmp_path / "wh", folder, prompts)
 
 

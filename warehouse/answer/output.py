@@ -37,6 +37,7 @@ _SUFFIXES = {
     ".ndjson": "jsonl",
     ".parquet": "parquet",
     ".md": "markdown",
+    ".markdown": "markdown",
     ".txt": "table",
 }
 _MARKDOWN = re.compile(r"[\\|`*~]|<(?=[A-Za-z/!?])|&(?=#?\w+;)|\](?=[(\[])|(?<![^\W_])_|_(?![^\W_])")
