@@ -39,6 +39,12 @@ def save_base(folder: Path, name: str = "olmoe", dtype: torch.dtype = torch.floa
     return folder
 
 
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Read by tests that change nothing in it."""
+    return save_base(tmp_path_factory.mktemp("bases") / "base")
+
+
 def lora(**changes: Any) -> peft.LoraConfig:
     return peft.LoraConfig(**{"r": 4, "lora_alpha": 12, **changes})
 
@@ -122,8 +128,9 @@ _SMALL: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", sorted(kind.value for kind in peft.PeftType))
-def test_each_type_of_adapter_is_peft_s_own_pass_or_is_refused(kind: str, tmp_path: Path, ids: Path) -> None:
-    base = save_base(tmp_path / "base")
+def test_each_type_of_adapter_is_peft_s_own_pass_or_is_refused(
+    kind: str, tmp_path: Path, base: Path, ids: Path
+) -> None:
     if kind not in SUPPORTED_TYPES:
         adapter = adapt(base, tmp_path / "adapter", lora(**ATTENTION))
         settings = json.loads((adapter / "adapter_config.json").read_text())
@@ -148,8 +155,7 @@ def test_sixteen_bit_rows_are_peft_s_own(tmp_path: Path, ids: Path) -> None:
 
 
 @pytest.mark.parametrize("module", ["gate", "experts", "mlp"])
-def test_modules_saved_whole_are_the_ones_that_run(module: str, tmp_path: Path, ids: Path) -> None:
-    base = save_base(tmp_path / "base")
+def test_modules_saved_whole_are_the_ones_that_run(module: str, tmp_path: Path, base: Path, ids: Path) -> None:
     adapter = adapt(base, tmp_path / "adapter", lora(target_modules=["q_proj"], modules_to_save=[module]))
     model = build(BY_NAME["olmoe"])
     state = merged_with(model.state_dict(), adapter, scaling=12 / 4)
@@ -161,8 +167,7 @@ def test_modules_saved_whole_are_the_ones_that_run(module: str, tmp_path: Path, 
     assert_alike(real, expected)
 
 
-def test_base_beside_the_adapter_gives_the_rows_of_the_adapter_alone(tmp_path: Path, ids: Path) -> None:
-    base = save_base(tmp_path / "base")
+def test_base_beside_the_adapter_gives_the_rows_of_the_adapter_alone(tmp_path: Path, base: Path, ids: Path) -> None:
     alone = adapt(base, tmp_path / "alone", lora(**ATTENTION))
     beside = shutil.copytree(base, tmp_path / "beside")
     for file in ("adapter_config.json", "adapter_model.safetensors"):
@@ -172,9 +177,8 @@ def test_base_beside_the_adapter_gives_the_rows_of_the_adapter_alone(tmp_path: P
     assert record(tmp_path / "c", base, ids) != rows
 
 
-def test_base_and_adapters_never_pass_for_one_another(tmp_path: Path, ids: Path) -> None:
+def test_base_and_adapters_never_pass_for_one_another(tmp_path: Path, base: Path, ids: Path) -> None:
     """Other weights, another scaling, another base: each is a separate run, and none can reuse another's run id."""
-    base = save_base(tmp_path / "base")
     first = adapt(base, tmp_path / "first" / "m", lora(**ATTENTION))
     second = adapt(base, tmp_path / "second" / "m", lora(**ATTENTION), seed=1)
     scaled = shutil.copytree(first, tmp_path / "scaled" / "m")
@@ -213,8 +217,7 @@ def test_a_moved_base_is_the_same_model(tmp_path: Path, ids: Path) -> None:
     assert "complete already" in result.stderr
 
 
-def test_generation_is_the_adapted_model_s(tmp_path: Path, ids: Path) -> None:
-    base = save_base(tmp_path / "base")
+def test_generation_is_the_adapted_model_s(tmp_path: Path, base: Path, ids: Path) -> None:
     adapter = adapt(base, tmp_path / "adapter", lora(**EXPERTS))
     record(tmp_path / "wh", adapter, ids, generate=5)
     said = viewed(Layout(tmp_path / "wh")).execute(
@@ -230,9 +233,8 @@ def test_generation_is_the_adapted_model_s(tmp_path: Path, ids: Path) -> None:
 
 
 def test_without_peft_it_is_refused_and_says_what_to_install(
-    tmp_path: Path, ids: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, base: Path, ids: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = save_base(tmp_path / "base")
     adapter = adapt(base, tmp_path / "adapter", lora(**ATTENTION))
     beside = shutil.copytree(base, tmp_path / "beside")
     for file in ("adapter_config.json", "adapter_model.safetensors"):
@@ -250,8 +252,9 @@ def test_without_peft_it_is_refused_and_says_what_to_install(
         assert "pip install 'moewh[peft]'" in run("inspect", folder).stdout
 
 
-def test_where_peft_cannot_be_imported_a_model_without_adapter_is_recorded(tmp_path: Path, ids: Path) -> None:
-    base = save_base(tmp_path / "base")
+def test_where_peft_cannot_be_imported_a_model_without_adapter_is_recorded(
+    tmp_path: Path, base: Path, ids: Path
+) -> None:
     code = (
         "import sys; sys.modules['peft'] = None\n"
         "from moewh.ingest.options import IngestOptions; from moewh.ingest.run import ingest\n"
@@ -326,15 +329,19 @@ def without_last(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         (break_settings(r="four"), "does not fit its base"),
     ],
 )
-def test_an_adapter_that_is_not_applied_whole_is_refused(damage: Any, says: str, tmp_path: Path, ids: Path) -> None:
-    adapter = adapt(save_base(tmp_path / "base"), tmp_path / "adapter", lora(**ATTENTION))
+def test_an_adapter_that_is_not_applied_whole_is_refused(
+    damage: Any, says: str, tmp_path: Path, base: Path, ids: Path
+) -> None:
+    adapter = adapt(base, tmp_path / "adapter", lora(**ATTENTION))
     damage(adapter)
     assert says in refusal(tmp_path / "wh", adapter, ids)
 
 
 @pytest.mark.parametrize("where", [ROUTER, EXPERTS], ids=["router", "experts"])
-def test_each_tensor_of_an_adapter_of_parameters_counts(where: dict[str, Any], tmp_path: Path, ids: Path) -> None:
-    adapter = adapt(save_base(tmp_path / "base"), tmp_path / "adapter", lora(**where))
+def test_each_tensor_of_an_adapter_of_parameters_counts(
+    where: dict[str, Any], tmp_path: Path, base: Path, ids: Path
+) -> None:
+    adapter = adapt(base, tmp_path / "adapter", lora(**where))
     whole = load_file(adapter / "adapter_model.safetensors")
     for name in sorted(whole)[:4]:
         rest = {other: tensor for other, tensor in whole.items() if other != name}
@@ -377,8 +384,8 @@ def test_an_adapter_of_each_expert_s_own_matrices_is_put_on_the_fused_ones(
         assert "the adapter does not fit its base" in refusal(tmp_path / "none", adapter, ids)
 
 
-def test_pickled_adapters_are_read_when_allowed(tmp_path: Path, ids: Path) -> None:
-    adapter = adapt(save_base(tmp_path / "base"), tmp_path / "adapter", lora(**ATTENTION))
+def test_pickled_adapters_are_read_when_allowed(tmp_path: Path, base: Path, ids: Path) -> None:
+    adapter = adapt(base, tmp_path / "adapter", lora(**ATTENTION))
     rows = record(tmp_path / "a", adapter, ids)
     pickled(adapter)
     assert record(tmp_path / "b", adapter, ids, allow_pickle=True) == rows
@@ -391,8 +398,8 @@ def test_an_adapter_of_an_adapter_is_refused(tmp_path: Path, ids: Path) -> None:
     assert "has an adapter too. Only one is applied" in refusal(tmp_path / "wh", adapter, ids)
 
 
-def test_the_tokenizer_is_the_adapter_s_own_if_it_has_one(tmp_path: Path) -> None:
-    adapter = adapt(save_base(tmp_path / "base"), tmp_path / "adapter", lora(**ATTENTION))
+def test_the_tokenizer_is_the_adapter_s_own_if_it_has_one(tmp_path: Path, base: Path) -> None:
+    adapter = adapt(base, tmp_path / "adapter", lora(**ATTENTION))
     own = shutil.copytree(adapter, tmp_path / "own")
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["a"]})
@@ -420,8 +427,7 @@ def test_an_adapter_that_cannot_run_is_refused(tmp_path: Path, ids: Path) -> Non
     assert "the model does not run with this adapter" in refusal(tmp_path / "wh", adapter, ids)
 
 
-def test_inspect_describes_the_base_and_says_what_is_applied(tmp_path: Path) -> None:
-    base = save_base(tmp_path / "base")
+def test_inspect_describes_the_base_and_says_what_is_applied(tmp_path: Path, base: Path) -> None:
     adapter = adapt(base, tmp_path / "adapter", lora(**ATTENTION))
     shown = run("inspect", adapter)
     assert shown.exit_code == 0
@@ -434,8 +440,7 @@ def test_inspect_describes_the_base_and_says_what_is_applied(tmp_path: Path) -> 
     assert run("inspect", adapter).exit_code == 1
 
 
-def test_geometry_is_never_the_base_s_for_an_adapted_run(tmp_path: Path, ids: Path) -> None:
-    base = save_base(tmp_path / "base")
+def test_geometry_is_never_the_base_s_for_an_adapted_run(tmp_path: Path, base: Path, ids: Path) -> None:
     adapter = adapt(base, tmp_path / "adapter", lora(**ATTENTION))
     record(tmp_path / "wh", adapter, ids, run_id="adapted")
     warehouse = ("--warehouse", tmp_path / "wh")
@@ -448,10 +453,9 @@ def test_geometry_is_never_the_base_s_for_an_adapted_run(tmp_path: Path, ids: Pa
 
 @pytest.mark.parametrize("base_on_hub", [False, True])
 def test_an_adapter_on_the_hub_is_recorded_with_its_commit(
-    base_on_hub: bool, tmp_path: Path, ids: Path, monkeypatch: pytest.MonkeyPatch
+    base_on_hub: bool, tmp_path: Path, base: Path, ids: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Read from the hub's cache, offline; the base may be there too."""
-    base = save_base(tmp_path / "base")
     local = adapt(base, tmp_path / "adapter", lora(**ATTENTION))
     expected = record(tmp_path / "local", local, ids)
     if base_on_hub:

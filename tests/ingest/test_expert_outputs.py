@@ -73,11 +73,11 @@ class Output:
 
 
 @torch.no_grad()
-def by_hand(name: str, folder: Path, connection: duckdb.DuckDBPyConnection) -> dict[tuple[int, ...], Output]:
+def by_hand(name: str, model: Any, connection: duckdb.DuckDBPyConnection) -> dict[tuple[int, ...], Output]:
     """(prompt, position, layer, expert) → its output, from the expert's own matrices, of every choice stored."""
     family = next(family for family in FAMILIES if family.name == name)
     compute = getattr(expert_arithmetic, family.arithmetic)
-    model = getattr(transformers, family.model).from_pretrained(folder).to(DEVICE).eval()
+    model = model.to(DEVICE)
     found = connection.sql("select layer, module from layers order by layer").fetchall()
     layers = [{"layer": layer, "module": module} for layer, module in found]
     chosen: dict[tuple[int, ...], list[tuple[int, float]]] = defaultdict(list)
@@ -108,9 +108,9 @@ def test_norms_and_cosines_are_those_of_the_experts_own_matrices(name: str, tmp_
     family = next(family for family in FAMILIES if family.name == name)
     if not present(family):
         pytest.skip(f"transformers {transformers.__version__} has no {name}")
-    folder = save(family, tmp_path / "model")
-    connection = run(tmp_path / "wh", folder, prompts)
-    expected = by_hand(name, folder, connection)
+    model = save(family, tmp_path / "model")
+    connection = run(tmp_path / "wh", tmp_path / "model", prompts)
+    expected = by_hand(name, model, connection)
     stored = connection.sql("""
         select prompt_id, position, layer, expert, norm, cosine
         from expert_outputs join routes using (run_id, segment, token_id, layer, rank, expert)

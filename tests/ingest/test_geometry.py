@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +37,34 @@ def as_rows(columns: dict[str, Any]) -> list[Row]:
 # ------------------------------------------------------------------------------------------ every family
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_family_equals_numpy(family: Family, tmp_path: Path) -> None:
-    """From the files that transformers saves (the hub's layout, mostly) to the numbers of the model it saved."""
+@dataclass(frozen=True)
+class Saved:
+    """A family's model, and the folder in which it is saved."""
+
+    family: Family
+    model: Any
+    folder: Path
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
+def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    family: Family = request.param
     if not present(family):
         pytest.skip(f"transformers has no {family.model}")
     model = build(family)
-    model.save_pretrained(tmp_path)
+    model.save_pretrained(folder := tmp_path_factory.mktemp(family.name))
+    return Saved(family, model, folder)
+
+
+def test_family_equals_numpy(saved: Saved) -> None:
+    """From the files that transformers saves (the hub's layout, mostly) to the numbers of the model it saved."""
+    family, model = saved.family, saved.model
     if family.name in REFUSED:
         with pytest.raises(MoewhError, match=REFUSED[family.name]):
-            for moe in open_checkpoint(tmp_path).moe_layers:
+            for moe in open_checkpoint(saved.folder).moe_layers:
                 layer_weights(moe)
         return
-    checkpoint = open_checkpoint(tmp_path)
+    checkpoint = open_checkpoint(saved.folder)
     assert len(checkpoint.moe_layers) >= 2
     for moe in checkpoint.moe_layers:
         router = path_of(checkpoint, moe.router)
@@ -72,17 +88,14 @@ NOT_LINEAR = {
 """Routers whose logits are not just the products of their input with the rows."""
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 @torch.no_grad()
-def test_router_rows_are_what_logits_are_products_with(family: Family, tmp_path: Path) -> None:
+def test_router_rows_are_what_logits_are_products_with(saved: Saved) -> None:
     """Row i belongs to expert i: the router's own forward, given unit vectors, returns the rows."""
-    if not present(family) or family.name in NOT_LINEAR.keys() | REFUSED.keys():
+    if saved.family.name in NOT_LINEAR.keys() | REFUSED.keys():
         pytest.skip("its logits are something else")
-    model = build(family)
-    model.save_pretrained(tmp_path)
-    checkpoint = open_checkpoint(tmp_path)
+    checkpoint = open_checkpoint(saved.folder)
     moe = checkpoint.moe_layers[-1]
-    router = model.get_submodule(path_of(checkpoint, moe.router))
+    router = saved.model.get_submodule(path_of(checkpoint, moe.router))
     with checkpoint.layer(moe):
         rows_EH = layer_weights(moe).router_EH
     assert rows_EH is not None

@@ -295,7 +295,8 @@ def test_only_checkpoints_of_one_training_run_share_a_series(
     folders: tuple[str, str], alike: bool, tmp_path: Path, prompts: Path
 ) -> None:
     for seed, name in enumerate(folders):
-        run(tmp_path / "wh", save_model(tmp_path / "models" / name, seed=seed), prompts, limit=2)
+        model = save_model(tmp_path / "models" / name, seed=seed, num_hidden_layers=1)
+        run(tmp_path / "wh", model, prompts, limit=2)
     rows = viewed(Layout(tmp_path / "wh")).execute("select series from runs").fetchall()
     assert len(rows) == 2
     assert (len(set(rows)) == 1) is alike

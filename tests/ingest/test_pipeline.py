@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, current_thread
 from typing import Any
@@ -34,6 +35,8 @@ from tests.support.models import save_model
 from tests.support.opened import viewed
 from tests.support.runs import contents, write_prompts
 
+SEGMENT_ROWS = 1_000
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -53,8 +56,32 @@ def run(
     process: Process | None = None,
     **options: Any,
 ) -> Summary:
-    chosen = IngestOptions(model=str(model), prompts=(str(prompts),), **{"segment_rows": 600, **options})
+    chosen = IngestOptions(model=str(model), prompts=(str(prompts),), **{"segment_rows": SEGMENT_ROWS, **options})
     return ingest(chosen, Layout(warehouse), progress, process)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A run by one process that nothing disturbs."""
+
+    segments: int
+    contents: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, model: Path, prompts: Path) -> Whole:
+    warehouse = tmp_path_factory.mktemp("whole")
+    planned = run(warehouse, model, prompts).segments
+    assert planned > 4 + WRITERS  # so that an error in the fourth segment leaves some to be written
+    return Whole(planned, contents(warehouse))
+
+
+@pytest.fixture(scope="module")
+def in_turn(tmp_path_factory: pytest.TempPathFactory, model: Path, prompts: Path) -> dict[str, str]:
+    """The same in smaller batches, as a CPU runs it: nothing in the background."""
+    warehouse = tmp_path_factory.mktemp("in_turn")
+    run(warehouse, model, prompts, batch_tokens=200)
+    return contents(warehouse)
 
 
 def rows(warehouse: Path) -> dict[tuple[int, ...], float]:
@@ -88,30 +115,30 @@ def test_senseless_environment_is_refused(environment: Mapping[str, str]) -> Non
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_shares_of_any_world_add_up_to_the_same_files(world: int, tmp_path: Path, model: Path, prompts: Path) -> None:
-    planned = run(tmp_path / "one", model, prompts).segments
+def test_shares_of_any_world_add_up_to_the_same_files(
+    world: int, tmp_path: Path, model: Path, prompts: Path, whole: Whole
+) -> None:
     written = [
         len(run(tmp_path / "many", model, prompts, process=Process(rank, world)).written)
         for rank in reversed(range(world))
     ]
-    assert sum(written) == planned
+    assert sum(written) == whole.segments
     assert max(written) - min(written) <= 1
-    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+    assert contents(tmp_path / "many") == whole.contents
 
 
-def test_another_world_size_completes_the_rest(tmp_path: Path, model: Path, prompts: Path) -> None:
-    run(tmp_path / "one", model, prompts)
+def test_another_world_size_completes_the_rest(tmp_path: Path, model: Path, prompts: Path, whole: Whole) -> None:
     for rank, world in ((1, 3), (0, 2), (0, 1)):
         run(tmp_path / "many", model, prompts, process=Process(rank, world))
-    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+    assert contents(tmp_path / "many") == whole.contents
     assert not list((tmp_path / "many" / ".staging" / "prompts").glob("*.parquet"))
 
 
-def test_torchrun_with_one_process_killed_and_all_restarted(tmp_path: Path, model: Path) -> None:
-    prompts = write_prompts(tmp_path / "p.jsonl", 300)
+def test_torchrun_with_one_process_killed_and_all_restarted(tmp_path: Path, model: Path, prompts: Path) -> None:
+    segment_rows = 300  # many segments, so that the kill is in the middle of them
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["--no-python", str(Path(sys.executable).with_name("moewh")), "ingest", "--model", str(model)]
-    command += ["--prompts", str(prompts), "--segment-rows", "600", "--warehouse", str(tmp_path / "many")]
+    command += ["--prompts", str(prompts), "--segment-rows", str(segment_rows), "--warehouse", str(tmp_path / "many")]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     first = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
@@ -119,9 +146,11 @@ def test_torchrun_with_one_process_killed_and_all_restarted(tmp_path: Path, mode
         return len(list((tmp_path / "many").glob("segments/run_id=tiny*/segment=*")))
 
     deadline = time.monotonic() + 90
-    while committed() < 3 and time.monotonic() < deadline:
+    while committed() < 1 and time.monotonic() < deadline:
         time.sleep(0.005)
     workers = subprocess.run(["pgrep", "-P", str(first.pid)], capture_output=True, text=True, check=True)
+    while committed() < 3 and time.monotonic() < deadline:
+        time.sleep(0.005)
     os.kill(int(workers.stdout.split()[0]), signal.SIGKILL)
     assert first.wait(60) != 0
     left = committed()
@@ -132,7 +161,7 @@ def test_torchrun_with_one_process_killed_and_all_restarted(tmp_path: Path, mode
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    planned = run(tmp_path / "one", model, prompts).segments
+    planned = run(tmp_path / "one", model, prompts, segment_rows=segment_rows).segments
     torch.set_num_threads(threads)
     assert 3 <= left < planned
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
@@ -202,20 +231,18 @@ def test_prompt_too_large_even_alone_is_failed_and_the_rest_goes_on(
 
 
 def test_background_threads_as_on_a_gpu_write_the_same_files(
-    tmp_path: Path, model: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, model: Path, prompts: Path, in_turn: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not in_background(torch.device("cpu"))
     assert in_background(torch.device("cuda"))
-    run(tmp_path / "between", model, prompts, batch_tokens=200)
     monkeypatch.setattr(pipeline, "in_background", lambda _: True)
     run(tmp_path / "beside", model, prompts, batch_tokens=200)
-    assert contents(tmp_path / "beside") == contents(tmp_path / "between")
+    assert contents(tmp_path / "beside") == in_turn
 
 
 def test_in_the_background_segments_are_written_at_the_same_time(
-    tmp_path: Path, model: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, model: Path, prompts: Path, in_turn: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(tmp_path / "between", model, prompts, batch_tokens=200)
     real, third = write_segment, Event()
 
     def first_after_third(layout: Layout, identity: Identity, number: int, *args: Any, **kwargs: Any) -> Committed:
@@ -229,14 +256,13 @@ def test_in_the_background_segments_are_written_at_the_same_time(
     monkeypatch.setattr(pipeline, "in_background", lambda _: True)
     monkeypatch.setattr("moewh.ingest.run.write_segment", first_after_third)
     run(tmp_path / "together", model, prompts, batch_tokens=200)
-    assert contents(tmp_path / "together") == contents(tmp_path / "between")
+    assert contents(tmp_path / "together") == in_turn
 
 
 def test_the_vocabulary_is_decoded_once_before_the_writers_share_it(
-    tmp_path: Path, model: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, model: Path, prompts: Path, whole: Whole, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run that is resumed has its vocabulary stored already, so nothing else asks for it before the writers."""
-    run(tmp_path / "whole", model, prompts)
     run(tmp_path / "resumed", model, prompts, process=Process(0, 2))
     threads: list[str] = []
     real = vocabulary_texts
@@ -250,7 +276,7 @@ def test_the_vocabulary_is_decoded_once_before_the_writers_share_it(
     monkeypatch.setattr(pipeline, "vocabulary_texts", slow)
     assert len(run(tmp_path / "resumed", model, prompts).written) >= WRITERS
     assert threads == [current_thread().name]
-    assert contents(tmp_path / "resumed") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "resumed") == whole.contents
 
 
 class _OnDevice:
@@ -297,10 +323,16 @@ def test_the_limit_of_products_to_one_thread_goes_with_the_last_writer() -> None
 @pytest.mark.parametrize("background", [True, False])
 @pytest.mark.parametrize("stage", ["tokenise", "_collect", "write_segment"])
 def test_error_in_any_stage_stops_the_run_and_keeps_whole_segments(
-    stage: str, background: bool, *, tmp_path: Path, model: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str,
+    background: bool,
+    *,
+    tmp_path: Path,
+    model: Path,
+    prompts: Path,
+    whole: Whole,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(pipeline, "in_background", lambda _: background)
-    planned = run(tmp_path / "quiet", model, prompts).segments
     real, calls = getattr(pipeline, stage), [0]
 
     def failing(*args: Any, **kwargs: Any) -> Any:
@@ -316,5 +348,5 @@ def test_error_in_any_stage_stops_the_run_and_keeps_whole_segments(
     assert 1 <= done <= 3 + (WRITERS - 1 if background else 0)
     assert not list((tmp_path / "broken" / ".staging").glob("*.part"))
     monkeypatch.setattr(pipeline, stage, real)
-    assert len(run(tmp_path / "broken", model, prompts).written) == planned - done
-    assert contents(tmp_path / "broken") == contents(tmp_path / "quiet")
+    assert len(run(tmp_path / "broken", model, prompts).written) == whole.segments - done
+    assert contents(tmp_path / "broken") == whole.contents

@@ -291,8 +291,8 @@ def build(family: Family, seed: int = 0) -> Any:
                 chosen = torch.rand(len(tensor), 8).argsort(-1)  # a hash table: different experts by token id
                 tensor.copy_(chosen[:, : tensor.shape[-1]])
             elif name.endswith("balancing_biases"):
-                # One per expert, and the last for no expert at all: transformers 5.23 sets it to -1 on loading.
-                tensor.uniform_(-1.1, -1.05)
+                # One per expert, and the last for no expert at all: loading sets it to -1, and so do we.
+                tensor.uniform_(-1.1, -1.05)[..., -1] = -1
             elif not tensor.isfinite().all():
                 tensor.normal_(std=0.05)
             elif tensor.numel() > 1 and tensor.min() == tensor.max():  # norms, scales, and what starts as zeros

@@ -70,10 +70,11 @@ def direct_router_pairs(router_EH: Matrix | None, experts: int) -> list[Row]:
 def direct_expert_pairs(experts: list[Expert], rank: int) -> list[Row]:
     """The rows of expert_similarity, without layer: overlaps from the singular values of Uₐᵀ U_b, the cosines."""
     rows = []
+    read_by = [np.linalg.svd(expert.input)[2][:rank].T for expert in experts]
+    written_by = [np.linalg.svd(expert.down)[0][:, :rank] for expert in experts]
     for a, b in combinations(range(len(experts)), 2):
         both = experts[a], experts[b]
-        read = [np.linalg.svd(expert.input)[2][:rank].T for expert in both]
-        written = [np.linalg.svd(expert.down)[0][:, :rank] for expert in both]
+        read, written = (read_by[a], read_by[b]), (written_by[a], written_by[b])
         rows.append(
             {
                 "expert_a": a,

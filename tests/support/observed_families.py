@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import tempfile
@@ -14,8 +15,8 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 
+from moewh.ingest.model.loading import load_model
 from moewh.ingest.options import IngestOptions
 from moewh.ingest.run import ingest
 from moewh.warehouse.files.layout import Layout
@@ -33,9 +34,9 @@ Routing = dict[tuple[int, int, int], list[tuple[int, float]]]
 
 @dataclass(frozen=True)
 class Ingested:
-    """One family's model folder, and what the warehouse says of two runs of it."""
+    """One family's model as it was saved, and what the warehouse says of two runs of the folder."""
 
-    model: Path
+    model: Any
     layers: list[dict[str, Any]]
     kinds: dict[int, list[str]]
     """The kinds of each layer's experts."""
@@ -44,31 +45,26 @@ class Ingested:
     """The same prompts, each in a batch of its own."""
 
 
-@functools.cache
-def _scratch() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory()
-
-
-def save(family: Family, folder: Path) -> Path:
-    """Save a family's model and the byte tokenizer as an ordinary model folder."""
-    build(family).save_pretrained(folder)
+def save(family: Family, folder: Path) -> Any:
+    """Save a family's model and the byte tokenizer as an ordinary model folder, and return the model."""
+    model = build(family)
+    model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
-    return folder
+    return model
 
 
 def observe(family: Family) -> Ingested:
-    """Ingest a family's model twice, once a session. Raises MoewhError as ingest does."""
-    name = family.name.replace(" ", "_")
-    model = Path(_scratch().name) / name
-    if not model.exists():
-        save(family, model)
+    """Ingest a family's model twice, loaded once from its files. Raises MoewhError as ingest does."""
     with tempfile.TemporaryDirectory() as folder:
+        saved = Path(folder) / family.name.replace(" ", "_")
+        model = save(family, saved)
         prompts = Path(folder) / "prompts.jsonl"
         prompts.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
         layout = Layout(Path(folder) / "wh")
+        options = IngestOptions(model=str(saved), prompts=(str(prompts),))
+        loaded = load_model(options)
         for run_id, batch_tokens in (("batched", 4_096), ("alone", 1)):
-            options = IngestOptions(model=str(model), prompts=(str(prompts),), run_id=run_id, batch_tokens=batch_tokens)
-            ingest(options, layout)
+            ingest(dataclasses.replace(options, run_id=run_id, batch_tokens=batch_tokens), layout, model=loaded)
         connection = viewed(layout)
         layers = connection.sql("select * exclude (run_id) from layers where run_id = 'alone' order by layer")
         facts = [dict(zip(layers.columns, row, strict=True)) for row in layers.fetchall()]
@@ -142,29 +138,39 @@ def check_rows(family: Family, run: Ingested) -> None:
     The block's routed part is its output less the same block's output with that part silenced. Where a norm or
     projection follows inside the block, the container's output stands for it.
     """
-    model = getattr(transformers, family.model).from_pretrained(run.model).to(DEVICE).eval()
-    worst = 0.0
-    for prompt, text in enumerate(TEXTS):
-        input_ids = torch.tensor([byte_tokenizer()(text)["input_ids"]], device=DEVICE)
-        for row, seen in zip(run.layers, watch(model, family, run.layers, input_ids), strict=True):
-            for place, (x_H, routed_H) in enumerate(zip(*seen, strict=True)):
-                pairs = run.alone.get((prompt, place, row["layer"]), [])
-                rebuilt_H = rebuild(family, model.get_submodule(row["module"]), x_H, pairs) * row["post_scale"]
-                error = float((rebuilt_H - routed_H).norm() / routed_H.norm()) if pairs else float(routed_H.norm())
-                worst = max(worst, error)
-    assert worst <= TOLERANCE
+    model = run.model.to(DEVICE)
+    ids = [torch.tensor([byte_tokenizer()(text)["input_ids"]], device=DEVICE) for text in TEXTS]
+    of_prompts = [watch(model, family, run.layers, input_ids) for input_ids in ids]
+    for place, row in enumerate(run.layers):
+        x_TH, routed_TH = (torch.cat(parts) for parts in zip(*(seen[place] for seen in of_prompts), strict=True))
+        tokens = [(prompt, position) for prompt, input_ids in enumerate(ids) for position in range(input_ids.numel())]
+        pairs_T = [run.alone.get((*token, row["layer"]), []) for token in tokens]
+        assert len(pairs_T) == len(x_TH) == len(routed_TH)
+        rebuilt_TH = rebuild(family, model.get_submodule(row["module"]), x_TH, pairs_T) * row["post_scale"]
+        scale_T = [float(routed_H.norm()) if pairs else 1.0 for routed_H, pairs in zip(routed_TH, pairs_T, strict=True)]
+        error_T = (rebuilt_TH - routed_TH).norm(dim=-1).cpu() / torch.tensor(scale_T, dtype=torch.float64)
+        assert float(error_T.max()) <= TOLERANCE
 
 
-def rebuild(family: Family, experts: Any, x_H: torch.Tensor, pairs: list[tuple[int, float]]) -> torch.Tensor:
-    """Σ weight · expert(x), or Σ expert(weight · x) where the weight multiplies the input."""
+def rebuild(family: Family, experts: Any, x_TH: torch.Tensor, pairs_T: list[list[tuple[int, float]]]) -> torch.Tensor:
+    """Σ weight · expert(x), or Σ expert(weight · x) where the weight multiplies the input.
+
+    All tokens of an expert at once.
+    """
     compute = getattr(expert_arithmetic, family.arithmetic)
-    total_H = torch.zeros_like(x_H, dtype=torch.float64)
-    for expert, weight in pairs:
+    total_TH = torch.zeros_like(x_TH, dtype=torch.float64)
+    chosen: dict[int, list[tuple[int, float]]] = {}
+    for token, pairs in enumerate(pairs_T):
+        for expert, weight in pairs:
+            chosen.setdefault(expert, []).append((token, weight))
+    for expert, uses in chosen.items():
+        tokens = [token for token, _ in uses]
+        weight_T1 = x_TH.new_tensor([[weight] for _, weight in uses])
+        of_all = torch.vmap(functools.partial(compute, experts, expert))
         inside = family.weight_on_input
-        total_H += (
-            compute(experts, expert, weight * x_H) if inside else weight * compute(experts, expert, x_H)
-        ).double()
-    return total_H
+        out_TH = of_all(weight_T1 * x_TH[tokens]) if inside else weight_T1 * of_all(x_TH[tokens])
+        total_TH[tokens] += out_TH.double()
+    return total_TH
 
 
 def watch(
