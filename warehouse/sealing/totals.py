@@ -1,7 +1,7 @@
 """The totals of a sealed run: its merged counts over all kinds but special and all domains, one layer at a time.
 
 The staging views in `queries/staging/` define the same rows in SQL; `moewh check` and `moewh verify --rollups` compare
-the two. Shapes: A, B experts of a layer and of the same or the next one; K experts per token (top-k).
+the two. Shapes: A, B experts of a layer and of the same or the next one; K experts per token (top-k); N rows.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from moewh.warehouse.files import schema
 from moewh.warehouse.files.tables import read_rows, write_chunks
 
 Numbers = np.ndarray[Any, np.dtype[Any]]
+_CELLS = 2**24
+"""Most cells of a matrix of experts: 128 MiB. Some families have tens of thousands of experts in a layer."""
 
 
 class _Step(NamedTuple):
@@ -74,16 +76,15 @@ def _pair_totals(steps: list[_Step], pairs: _Counts, experts: _Counts) -> Iterat
     """Yield the rows of `pair_totals`, layer by layer."""
     for step in steps:
         a, b, tokens = pairs.of(step.layer, "expert_a", "expert_b", "tokens")
-        tokens_AB = _summed(np.r_[a, b], np.r_[b, a], np.r_[tokens, tokens])
+        a, b, tokens = _summed(np.r_[a, b], np.r_[b, a], np.r_[tokens, tokens])
         expert, routed = experts.of(step.layer, "expert", "tokens")
-        tokens_A = np.bincount(expert, routed, len(tokens_AB))
-        a, b = np.nonzero(tokens_AB)
+        tokens_A = np.bincount(expert, routed)
         yield pa.table(
             {
                 "layer": np.full(len(a), step.layer),
                 "expert_a": a,
                 "expert_b": b,
-                "tokens": tokens_AB[a, b],
+                "tokens": tokens,
                 "tokens_a": tokens_A[a],
                 "tokens_b": tokens_A[b],
                 "tokens_all": np.full(len(a), tokens_A.sum() / max(step.top_k, 1)),
@@ -104,24 +105,29 @@ def _first_choice_totals(steps: list[_Step], transitions: _Counts) -> Iterator[p
 
 
 def _transitions(step: _Step, transitions: _Counts, counted: str, top_k: int, next_top_k: int) -> pa.Table:
-    tokens_AB = _summed(*transitions.of(step.layer, "expert", "next_expert", counted))
-    a, b = np.nonzero(tokens_AB)
+    a, b, tokens = _summed(*transitions.of(step.layer, "expert", "next_expert", counted))
     return pa.table(
         {
             "layer": np.full(len(a), step.layer),
             "next_layer": pa.array([step.next_layer] * len(a), pa.int32()),
             "expert": a,
             "next_expert": b,
-            "tokens": tokens_AB[a, b],
-            "tokens_here": tokens_AB.sum(1)[a] / max(next_top_k, 1),
-            "tokens_there": tokens_AB.sum(0)[b] / max(top_k, 1),
-            "tokens_all": np.full(len(a), tokens_AB.sum() / max(top_k * next_top_k, 1)),
+            "tokens": tokens,
+            "tokens_here": np.bincount(a, tokens)[a] / max(next_top_k, 1),
+            "tokens_there": np.bincount(b, tokens)[b] / max(top_k, 1),
+            "tokens_all": np.full(len(a), tokens.sum() / max(top_k * next_top_k, 1)),
         }
     )
 
 
-def _summed(a: Numbers, b: Numbers, tokens: Numbers) -> Numbers:
-    """Return the [A, B] sums of [N] tokens by their two experts."""
-    sums = np.zeros((a.max(initial=-1) + 1, b.max(initial=-1) + 1), np.int64)
-    np.add.at(sums, (a, b), tokens)
-    return sums
+def _summed(a: Numbers, b: Numbers, tokens: Numbers) -> tuple[Numbers, Numbers, Numbers]:
+    """Return the pairs of experts in [N] rows, in order, with the sum of their tokens, which is never 0."""
+    A, B = int(a.max(initial=-1)) + 1, int(b.max(initial=-1)) + 1
+    if A * B > _CELLS:
+        sums = pa.table({"a": a, "b": b, "tokens": tokens}).group_by(["a", "b"]).aggregate([("tokens", "sum")])
+        sums = sums.filter(pc.not_equal(sums["tokens_sum"], 0)).sort_by([("a", "ascending"), ("b", "ascending")])
+        return sums["a"].to_numpy(), sums["b"].to_numpy(), sums["tokens_sum"].to_numpy()
+    sums_AB = np.zeros((A, B), np.int64)
+    np.add.at(sums_AB, (a, b), tokens)
+    a, b = np.nonzero(sums_AB)
+    return a, b, sums_AB[a, b]
