@@ -237,7 +237,7 @@ def _probe(loaded: LoadedModel) -> Batch:
 
 def _require_one_sequence_per_row(positions: torch.Tensor) -> None:
     """Raise MoewhError if positions restart within a row, which the model treats as separate sequences."""
-    if positions.dim() == 2 and bool((positions.diff(dim=-1) != 1).any()):
+    if positions.dim() <= 2 and bool((positions.diff(dim=-1) != 1).any()):
         raise MoewhError(
             "position_ids restart within a row: sequences are packed, without an attention_mask, and moewh cannot "
             "tell them apart. Give each a row, with an attention_mask."

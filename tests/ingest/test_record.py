@@ -576,6 +576,16 @@ def test_a_hook_of_the_block_that_changes_what_was_read_is_refused(changed: str,
     ]
 
 
+@pytest.mark.parametrize("positions", [[0, 1, 0, 1], [[0, 1, 0, 1]]], ids=["one for all rows", "one per row"])
+def test_positions_that_restart_are_refused_in_either_form(positions: list[Any], tmp_path: Path) -> None:
+    with (
+        pytest.raises(MoewhError, match="position_ids restart within a row"),
+        record(model_of("granitemoehybrid"), tmp_path, "run"),
+        torch.no_grad(),
+    ):
+        model_of("granitemoehybrid")(input_ids=torch.tensor([[1, 2, 3, 4]]), position_ids=torch.tensor(positions))
+
+
 @pytest.mark.parametrize("cleared", ["all", "stack", "layer"])
 @pytest.mark.parametrize("again", [True, False])
 def test_hooks_that_were_cleared_are_reported(cleared: str, again: bool, tmp_path: Path) -> None:
