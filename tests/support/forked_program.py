@@ -59,7 +59,7 @@ def forked_moewh(folder: Path, *, models: bool, before: Callable[[], None] | Non
         program.chmod(0o755)
         command = [sys.executable, "-m", "tests.support.forked_program", address, *(["models"] if models else [])]
         server = stack.enter_context(
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=repository, preexec_fn=before)
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=repository, preexec_fn=before)  # noqa: PLW1509
         )
         assert server.stdin is not None
         assert server.stdout is not None
