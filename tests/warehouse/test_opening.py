@@ -172,7 +172,7 @@ def no_home() -> Path:
 
 @pytest.mark.usefixtures("cache")
 def test_many_open_at_once(layouts: tuple[Layout, Layout]) -> None:
-    expected = [bound_anew(layouts[number % 2])["routes"] for number in range(8)]
+    expected = [bound_anew(layout)["routes"] for layout in layouts] * 4
 
     def routes(number: int) -> list[str]:
         with open_warehouse(layouts[number % 2]) as connection:
