@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,6 +35,7 @@ from moewh.ingest.prompts.canonical import PromptFile
 from moewh.ingest.prompts.readers import read_prompts
 from moewh.ingest.run import Progress, ingest
 from moewh.warehouse.answer import query
+from moewh.warehouse.answer.engine import open_engine
 from moewh.warehouse.answer.jail import Limits, open_jailed
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files import schema
@@ -302,15 +304,20 @@ def test_deleting_a_run_of_any_name_deletes_no_other(layout: Layout, name: str) 
     assert sorted(layout.root.rglob("*")) == before
 
 
+@pytest.fixture(scope="module")
+def jailed(layout: Layout) -> Iterator[duckdb.DuckDBPyConnection]:
+    with open_jailed(layout, Limits()) as connection:
+        yield connection
+
+
 @given(LABEL)
-def test_a_parameter_is_a_value(layout: Layout, value: str) -> None:
+def test_a_parameter_is_a_value(jailed: duckdb.DuckDBPyConnection, value: str) -> None:
     assume(query.parse_value(value) == value)
     values = query.parse_parameters((f"x={value}",))
     sql = query.Query("test", "select $x as bound, getvariable('x') as variable, count(*) > 0 as some from runs")
-    with open_jailed(layout, Limits()) as connection:
-        answer = query.prepare(connection, sql, values)
-        assert answer is not None
-        assert answer.execute().fetchall() == [(value, value, True)]
+    answer = query.prepare(jailed, sql, values)
+    assert answer is not None
+    assert answer.execute().fetchall() == [(value, value, True)]
 
 
 @given(LABEL, LABEL)
@@ -412,12 +419,16 @@ def test_labels_are_rows_and_nothing_else(model: Path, tmp_path: Path) -> None:
         assert connection.execute(sql).fetchall() == [(f"x{label}", label, label, label) for label in HOSTILE_LABELS]
         domains = "select distinct domain from domain_specialization order by all"
         assert connection.execute(domains).fetchall() == [(label,) for label in sorted(HOSTILE_LABELS)]
-    for label in HOSTILE_LABELS:
-        if "\x00" in label or label == "":  # the first cannot be in a command's argument; the second is SQL's ''
-            continue
-        quoted = "'" + label.replace("'", "''") + "'"
-        sql = "select count(*) as n from prompts where domain = getvariable('d')"
-        assert moewh(layout, "query", "-c", sql, "-p", f"d={quoted}", "--format", "csv").stdout == "n\n1\n"
+    asked = query.Query("-c", "select count(*) as n from prompts where domain = getvariable('d')")
+    with open_engine("duckdb", None, layout, Limits()) as ask:
+        for label in HOSTILE_LABELS:
+            if "\x00" in label or label == "":  # the first cannot be in a command's argument; the second is SQL's ''
+                continue
+            quoted = "'" + label.replace("'", "''") + "'"
+            answer = ask(asked, query.parse_parameters((f"d={quoted}",)))
+            assert answer is not None
+            assert answer.execute().fetchall() == [(1,)]
+    assert moewh(layout, "query", "-c", asked.sql, "-p", f"d={quoted}", "--format", "csv").stdout == "n\n1\n"
     assert moewh(layout, "verify", "--rollups").exit_code == 0
     assert moewh(layout, "check").exit_code == 0
 

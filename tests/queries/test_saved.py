@@ -72,21 +72,25 @@ def test_text_is_compared_as_text_in_a_plain_shell_too(query: Query) -> None:
             assert all(use.startswith(("::varchar", " is null", " is not null")) for use in uses), uses
 
 
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    return empty_warehouse(tmp_path_factory.mktemp("empty") / "wh")
+
+
 @pytest.mark.parametrize("name", saved_names())
-def test_saved_query_needs_what_it_says(name: str, tmp_path: Path) -> None:
+def test_saved_query_needs_what_it_says(name: str, empty: Layout) -> None:
     """Over an empty warehouse: no rows or an error that nothing is there, and one clear error for a missing value."""
-    layout = empty_warehouse(tmp_path / "wh")
     query = queries.find_query(name)
     known: dict[str, Value] = {"layer": 0, "other_layer": 0, "expert": 0, "placement": "0:0:0"}
     values = {variable: known.get(variable, "x") for variable in query.required}
     if values.keys() - {"placement"}:
         with pytest.raises(MoewhError, match=r"there is no .*Runs: none\.$"):
-            answer(layout, name, values)
+            answer(empty, name, values)
     else:
-        assert answer(layout, name, values) == []
+        assert answer(empty, name, values) == []
     for variable in query.required:
         with pytest.raises(Exception, match=f"needs the parameter {variable}"):
-            answer(layout, name, {other: value for other, value in values.items() if other != variable})
+            answer(empty, name, {other: value for other, value in values.items() if other != variable})
 
 
 def test_a_parameter_does_not_outlive_its_query(warehouse: tuple[Layout, dict[str, Run]]) -> None:

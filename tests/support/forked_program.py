@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
@@ -44,8 +44,11 @@ with socket.socket(socket.AF_UNIX) as server:
 
 
 @contextmanager
-def forked_moewh(folder: Path, *, models: bool) -> Iterator[Path]:
-    """Yield the program, in a folder of its own; with `models`, torch is imported beforehand too."""
+def forked_moewh(folder: Path, *, models: bool, before: Callable[[], None] | None = None) -> Iterator[Path]:
+    """Yield the program, in a folder of its own; with `models`, torch is imported beforehand too.
+
+    `before` is called in the process that all others are forked from, before it starts.
+    """
     repository = Path(__file__).resolve().parent.parent.parent
     with ExitStack() as stack:
         # in a folder with a short path: that of a socket has at most about a hundred characters
@@ -56,7 +59,7 @@ def forked_moewh(folder: Path, *, models: bool) -> Iterator[Path]:
         program.chmod(0o755)
         command = [sys.executable, "-m", "tests.support.forked_program", address, *(["models"] if models else [])]
         server = stack.enter_context(
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=repository)
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=repository, preexec_fn=before)  # noqa: PLW1509
         )
         assert server.stdin is not None
         assert server.stdout is not None

@@ -456,16 +456,16 @@ def test_a_table_is_drawn_as_duckdb_draws_it(sql: str, layout: Layout) -> None:
 @pytest.mark.parametrize("rows", [0, 1, 41, 12_345])
 def test_a_table_is_whole(rows: int, to_file: bool, layout: Layout, tmp_path: Path) -> None:
     """All of its rows, its columns and every character of its cells."""
-    wide = ", ".join(f"repeat('x', 60) || '{number}' as c{number}" for number in range(40))
+    wide = ", ".join(f"repeat('x', 60) || '{number}' as c{number}" for number in range(12))
     sql = f"select range as i, {wide} from range({rows})"
     file = tmp_path / "x.txt"
     text = query(layout, sql, *(["-o", str(file)] if to_file else []))
     lines = (file.read_text(encoding="utf-8") if to_file else text).splitlines()
     body = [line for line in lines[3:] if line.startswith("│")]
     cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in body]
-    assert cells == [[str(row), *(f"{'x' * 60}{number}" for number in range(40))] for row in range(rows)]
+    assert cells == [[str(row), *(f"{'x' * 60}{number}" for number in range(12))] for row in range(rows)]
     assert not any(mark in line for mark in "·…" for line in lines)
-    assert (lines[-1] == f"  {rows:,} rows; 41 columns") == (rows == 0 or rows >= 10)
+    assert (lines[-1] == f"  {rows:,} rows; 13 columns") == (rows == 0 or rows >= 10)
 
 
 def columns(sql: str) -> tuple[list[Column], list[tuple[str | None, ...]]]:

@@ -17,6 +17,7 @@ from moewh.warehouse.answer.engine import open_engine
 from moewh.warehouse.answer.jail import Limits, open_jailed
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.shipped import view_names
+from tests.support.damage import sound_warehouse
 from tests.support.escapes import ESCAPES, SECRET
 from tests.support.saved_queries import values_of
 from tests.support.synthetic import random_warehouse
@@ -194,7 +195,7 @@ def test_answers_keep_their_order_inside(shared: Layout) -> None:
 
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_roots_of_any_name(name: str, tmp_path: Path) -> None:
-    layout, _ = random_warehouse(tmp_path / name)
+    layout = sound_warehouse(tmp_path / name)
     (tmp_path / name / "a.txt").write_text("inside")
     (tmp_path / "b.txt").write_text("outside")
     for form in ("csv", "table"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +20,7 @@ from moewh.warehouse.views.publishing import build
 from moewh.warehouse.views.sql import sql_string
 from moewh.warehouse.views.statements import create_views
 from tests.support.damage import sound_warehouse
-from tests.support.synthetic import random_warehouse
+from tests.support.synthetic import empty_warehouse, random_run, write_run
 
 READ = ("runs", "routes", "expert_load", "co_routing")
 
@@ -28,7 +29,9 @@ READ = ("runs", "routes", "expert_load", "co_routing")
 def layouts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Layout, Layout]:
     """Two warehouses of other rows, one of them where a path needs quotes and is no pattern."""
     folder = tmp_path_factory.mktemp("opening")
-    return random_warehouse(folder / "first")[0], sound_warehouse(folder / "it's [two]")
+    first = empty_warehouse(folder / "first")
+    write_run(first, random_run("other", 3, {0: (6, 2), 2: (6, 2)}))
+    return first, sound_warehouse(folder / "it's [two]")
 
 
 @pytest.fixture
@@ -48,6 +51,22 @@ def bound_anew(layout: Layout) -> dict[str, list[str]]:
         return answers(connection)
 
 
+@pytest.fixture(scope="module")
+def expected(layouts: tuple[Layout, Layout]) -> list[dict[str, list[str]]]:
+    """The answers of each warehouse."""
+    return [bound_anew(layout) for layout in layouts]
+
+
+@pytest.fixture(scope="module")
+def bound(layouts: tuple[Layout, Layout], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's cache folder with the one file that opening a warehouse leaves there."""
+    folder = tmp_path_factory.mktemp("bound")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        opened(layouts[0])
+    return folder / "moewh"
+
+
 def opened(layout: Layout) -> dict[str, list[str]]:
     with open_warehouse(layout) as connection:
         assert connection.sql("select database_name from duckdb_databases() where not internal").fetchall() == [
@@ -57,8 +76,10 @@ def opened(layout: Layout) -> dict[str, list[str]]:
 
 
 @pytest.mark.usefixtures("cache")
-def test_two_warehouses_share_the_views_and_nothing_else(layouts: tuple[Layout, Layout]) -> None:
-    first, second = map(bound_anew, layouts)
+def test_two_warehouses_share_the_views_and_nothing_else(
+    layouts: tuple[Layout, Layout], expected: list[dict[str, list[str]]]
+) -> None:
+    first, second = expected
     assert first["routes"] != second["routes"]
     assert [opened(layout) for layout in (*layouts, *layouts)] == [first, second, first, second]
 
@@ -88,7 +109,11 @@ def published_views(file: Path) -> list[tuple[str, ...]]:
 
 
 def test_published_views_are_those_that_were_bound(
-    layouts: tuple[Layout, Layout], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    layouts: tuple[Layout, Layout],
+    expected: list[dict[str, list[str]]],
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name, layout in zip(("one", "two", "three"), (*layouts, layouts[1]), strict=True):
         build(layout, tmp_path / name)
@@ -101,13 +126,13 @@ def test_published_views_are_those_that_were_bound(
     monkeypatch.setattr(publishing, "cached_views", lambda _: None)
     build(layouts[1], tmp_path / "anew")
     path = sql_string(glob_literal(layouts[1].root))
-    expected = published_views(tmp_path / "anew")
-    assert published_views(tmp_path / "damaged") == expected
+    views = published_views(tmp_path / "anew")
+    assert published_views(tmp_path / "damaged") == views
     found = published_views(tmp_path / "three")
-    assert [(*names, sql.replace("moewh_root())", f"{path})"), comment) for *names, sql, comment in found] == expected
+    assert [(*names, sql.replace("moewh_root())", f"{path})"), comment) for *names, sql, comment in found] == views
     for name in ("three", "anew"):
         with duckdb.connect(str(tmp_path / name), read_only=True) as connection:
-            assert answers(connection) == bound_anew(layouts[1])
+            assert answers(connection) == expected[1]
 
 
 def cut(file: Path) -> None:
@@ -128,42 +153,52 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
 def test_a_damaged_file_of_views_is_made_anew(
-    damage: Callable[[Path], object], layouts: tuple[Layout, Layout], cache: Path
+    damage: Callable[[Path], object],
+    layouts: tuple[Layout, Layout],
+    expected: list[dict[str, list[str]]],
+    bound: Path,
+    cache: Path,
 ) -> None:
-    expected = opened(layouts[0])
+    shutil.copytree(bound, cache)
     (file,) = cache.iterdir()
     sound = file.stat().st_size
     damage(file)
-    assert opened(layouts[0]) == expected
-    assert opened(layouts[0]) == expected
+    assert opened(layouts[0]) == expected[0]
+    assert opened(layouts[0]) == expected[0]
     (file,) = cache.iterdir()
     assert file.stat().st_size == sound
 
 
 def test_without_a_cache_the_views_are_bound_anew(
-    layouts: tuple[Layout, Layout], cache: Path, monkeypatch: pytest.MonkeyPatch
+    layouts: tuple[Layout, Layout],
+    expected: list[dict[str, list[str]]],
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cache.parent.write_text("a file where the cache would be")
-    expected = bound_anew(layouts[0])
-    assert opened(layouts[0]) == expected
+    assert opened(layouts[0]) == expected[0]
     monkeypatch.setattr(Path, "home", no_home)
     monkeypatch.chdir(cache.parent.parent)
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # which counts as unset
-    assert opened(layouts[0]) == expected
+    assert opened(layouts[0]) == expected[0]
     assert not Path("relative").exists()
 
 
 def test_a_cache_of_another_user_is_not_read(
-    layouts: tuple[Layout, Layout], cache: Path, monkeypatch: pytest.MonkeyPatch
+    layouts: tuple[Layout, Layout],
+    expected: list[dict[str, list[str]]],
+    bound: Path,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    expected = opened(layouts[0])
+    shutil.copytree(bound, cache)
     (file,) = cache.iterdir()
     with duckdb.connect(str(file)) as connection:
         connection.execute("create or replace view runs as select 'theirs' as run_id")
     with open_warehouse(layouts[0]) as connection:
         assert connection.sql("from runs").fetchall() == [("theirs",)]  # ours to change, so it is used
     monkeypatch.setattr(os, "getuid", lambda: cache.stat().st_uid + 1)
-    assert opened(layouts[0]) == expected
+    assert opened(layouts[0]) == expected[0]
 
 
 def no_home() -> Path:
@@ -171,12 +206,11 @@ def no_home() -> Path:
 
 
 @pytest.mark.usefixtures("cache")
-def test_many_open_at_once(layouts: tuple[Layout, Layout]) -> None:
-    expected = [bound_anew(layouts[number % 2])["routes"] for number in range(8)]
+def test_many_open_at_once(layouts: tuple[Layout, Layout], expected: list[dict[str, list[str]]]) -> None:
 
     def routes(number: int) -> list[str]:
         with open_warehouse(layouts[number % 2]) as connection:
             return sorted(map(repr, connection.sql("from routes").fetchall()))
 
     with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(routes, range(8))) == expected
+        assert list(pool.map(routes, range(8))) == [answers["routes"] for answers in expected] * 4

@@ -5,8 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ import pytest
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.sealing.seal import seal
 from tests.support.damage import fresh_copy, sound_warehouse
+from tests.support.forked_program import forked_moewh
 
 _READ_ANYTHING = (1, 2)
 """CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, with which root reads what its mode forbids."""
@@ -51,48 +51,60 @@ def _as_any_user() -> None:
             raise OSError(ctypes.get_errno(), "prctl")
 
 
-def moewh(layout: Layout, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "moewh", *arguments, "--warehouse", str(layout.root)],
-        capture_output=True,
-        text=True,
-        preexec_fn=_as_any_user if os.geteuid() == 0 else None,
-        check=False,
-    )
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """`moewh`, of which every process may read what any user may."""
+    as_any_user = _as_any_user if os.geteuid() == 0 else None
+    with forked_moewh(tmp_path_factory.mktemp("forked"), models=True, before=as_any_user) as program:
+        yield program
+
+
+Moewh = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def moewh(program: Path, layout: Layout) -> Moewh:
+    """Runs the command on the warehouse."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [str(program), *arguments, "--warehouse", str(layout.root)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    return run
 
 
 @pytest.mark.parametrize("mode", [0o000, 0o644, 0o311])
 @pytest.mark.parametrize("part", PARTS)
-def test_a_folder_without_permission_is_refused_by_name(part: str, mode: int, layout: Layout) -> None:
+def test_a_folder_without_permission_is_refused_by_name(part: str, mode: int, layout: Layout, moewh: Moewh) -> None:
     (layout.root / part).chmod(mode)
     for command in (["query", "-c", "select count(*) from routing"], ["runs"], ["query", "expert_load"]):
-        refused = moewh(layout, *command)
+        refused = moewh(*command)
         assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
         assert part in refused.stderr
         assert "Permission denied" in refused.stderr
 
 
 @pytest.mark.parametrize("part", ["", "secret"])
-def test_a_folder_of_prompts_without_permission_is_refused_by_name(part: str, layout: Layout, tmp_path: Path) -> None:
+def test_a_folder_of_prompts_without_permission_is_refused_by_name(part: str, moewh: Moewh, tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "secret"):
         place.mkdir(exist_ok=True)
         (place / "p.jsonl").write_text('{"text": "x"}\n')
     (tmp_path / part).chmod(0o000)
-    refused = moewh(layout, "ingest", "--model", "demo", "--prompts", str(tmp_path), "--run-id", "two")
+    refused = moewh("ingest", "--model", "demo", "--prompts", str(tmp_path), "--run-id", "two")
     (tmp_path / part).chmod(0o755)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "cannot be read: Permission denied" in refused.stderr
 
 
 @pytest.mark.parametrize("part", ["segments/run_id=one/segment=1", "segments/run_id=one/segment=1/routing.parquet"])
-def test_repair_leaves_what_it_may_not_read(part: str, layout: Layout) -> None:
+def test_repair_leaves_what_it_may_not_read(part: str, layout: Layout, moewh: Moewh) -> None:
     path: Path = layout.root / part
     path.chmod(0o000)
-    found = moewh(layout, "verify")
+    found = moewh("verify")
     assert found.returncode == 1
     assert "Permission denied" in found.stdout
     assert "--repair" not in found.stdout
-    assert moewh(layout, "verify", "--repair").returncode == 1
+    assert moewh("verify", "--repair").returncode == 1
     path.chmod(0o755)
-    assert moewh(layout, "verify").returncode == 0
+    assert moewh("verify").returncode == 0
     assert not (layout.root / "quarantine").exists()

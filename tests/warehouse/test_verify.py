@@ -9,7 +9,8 @@ import random
 import shlex
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -58,18 +59,18 @@ def layout(sound: Layout) -> Layout:
 
 
 @pytest.fixture
-def damaged(sound: Layout) -> Iterator[Callable[[Path, str, random.Random], list[verify.Fault]]]:
-    """Damages one file of the shared warehouse, verifies it, and restores every file."""
+def damaged(sound: Layout) -> Iterator[Callable[[Iterable[Path], str, random.Random], list[verify.Fault]]]:
+    """Damages files of the shared warehouse, verifies it, and restores every file."""
     before = {path: path.read_bytes() for path in committed_files(sound)}
 
-    def damage(path: Path, kind: str, rng: random.Random) -> list[verify.Fault]:
-        DAMAGES[kind](path, rng)
+    def damage(paths: Iterable[Path], kind: str, rng: random.Random) -> list[verify.Fault]:
+        for path in paths:
+            DAMAGES[kind](path, rng)
         try:
             return faults_of(sound)
         finally:
-            for file, content in before.items():
-                if not file.is_file() or file.read_bytes() != content:
-                    file.write_bytes(content)
+            for file in {file for path in paths for file in (path, twin(path))}:
+                file.write_bytes(before[file])
 
     yield damage
     assert faults_of(sound) == []
@@ -99,19 +100,33 @@ def one_of_each(layout: Layout, turn: int) -> list[Path]:
     return [path for path in files if path in chosen or path not in (*segments[0], *segments[1])]
 
 
+def one_of_each_folder(files: Iterable[Path]) -> Iterator[list[Path]]:
+    """Yield the files such that each is in one list, and no list has two of a folder."""
+    folders = groupby(files, key=lambda path: path.parent)
+    for row in zip_longest(*(list(of_folder) for _, of_folder in folders)):
+        yield [path for path in row if path is not None]
+
+
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_damage_in_every_table_is_found(kind: str, sound: Layout, damaged: Any) -> None:
+    """One file of each folder at a time: a fault names its folder."""
     rng = random.Random(kind)
-    for path in one_of_each(sound, list(DAMAGES).index(kind)):
-        if kind != "swap" or path.read_bytes() != twin(path).read_bytes():
-            faults = damaged(path, kind, rng)
+    chosen = [
+        path
+        for path in one_of_each(sound, list(DAMAGES).index(kind))
+        if kind != "swap" or path.read_bytes() != twin(path).read_bytes()
+    ]
+    for paths in one_of_each_folder(chosen):
+        assert len({path.parent for path in paths}) == len(paths)
+        faults = damaged(paths, kind, rng)
+        for path in paths:
             assert path in {fault.path for fault in faults} or path.parent in {f.folder for f in faults}, path
 
 
 def test_flipped_bits_are_found(sound: Layout, damaged: Any) -> None:
     rng = random.Random(0)
     files = committed_files(sound)
-    found = sum(bool(damaged(rng.choice(files), "flip", rng)) for _ in range(FLIPS))
+    found = sum(bool(damaged([rng.choice(files)], "flip", rng)) for _ in range(FLIPS))
     assert found == FLIPS
 
 
@@ -378,11 +393,17 @@ def test_repair_moves_only_what_is_bad(layout: Layout) -> None:
 FOLDERS = ["runs/run_id=one", "segments/run_id=one/segment=0", "sealed/run_id=one", "geometry/run_id=one"]
 
 
-@pytest.fixture
-def sealed(layout: Layout) -> Layout:
+@pytest.fixture(scope="module")
+def sound_and_sealed(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     """The warehouse with one run sealed, as `FOLDERS` has it."""
+    layout = sound_warehouse(tmp_path_factory.mktemp("sealed") / "wh")
     assert moewh(layout, "seal", "one").exit_code == 0
     return layout
+
+
+@pytest.fixture
+def sealed(sound_and_sealed: Layout) -> Layout:
+    return fresh_copy(sound_and_sealed)
 
 
 @pytest.mark.parametrize("target", ["nowhere", "stray.parquet"])
