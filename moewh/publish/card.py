@@ -16,9 +16,8 @@ from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import ANY_RUN, DATABASE, FOLDERS, RUN_FOLDER, SCHEMA_RUN
 from moewh.warehouse.files.listing import run_of
 from moewh.warehouse.remote.published import Published
-from moewh.warehouse.views.base import base_views
+from moewh.warehouse.views.opening import open_warehouse
 from moewh.warehouse.views.sql import sql_string
-from moewh.warehouse.views.statements import bound_to
 
 _DEFAULT = schema.ROUTING
 """The table shown first."""
@@ -29,8 +28,6 @@ select
 from runs
 order by run_id
 """
-_VIEWS_OF_RUNS = (schema.SEGMENTS.name, schema.RUNS.name)
-"""What that query reads; all other views take longer to create than it does."""
 _READ = """\
 Routing decisions of Mixture-of-Experts language models, recorded by moewh: which experts each token
 was sent to, at which layer and with which weight, as Parquet files that answer SQL.
@@ -69,11 +66,7 @@ tokens until the weights agree. Do not take this for anonymous.
 
 def card(published: Published, license: str | None) -> str:
     """Return the card for the runs of a listing. Raises MoewhError if they cannot be read."""
-    import duckdb
-
-    with duckdb.connect() as connection:
-        views = (view.create for view in base_views(published) if view.name in _VIEWS_OF_RUNS)
-        connection.execute(";\n".join(bound_to(published.connect(connection), views)))
+    with open_warehouse(published) as connection:
         found = connection.execute(_RUNS)
         names = [name for name, *_ in found.description or ()]
         runs = [dict(zip(names, row, strict=True)) for row in found.fetchall()]
