@@ -217,7 +217,7 @@ def test_a_family_without_outputs_is_refused_before_it_is_loaded(tmp_path: Path,
     with pytest.raises(UsageError, match=r"--expert-outputs: llama4_text .* multiply the experts' inputs"):
         run(tmp_path / "wh", tmp_path / "model", prompts)
     assert not (tmp_path / "wh").exists()
-    with pytest.raises(UsageError, match="--expert-outputs: llama4_text"):
+    with pytest.raises(UsageError, match="expert_outputs=True: llama4_text"):
         moewh.ingest(build(family), ["a"], tmp_path / "wh", tokenizer=byte_tokenizer(), expert_outputs=True)
     found = inspect_model(str(tmp_path / "model"))
     assert (found.expert_outputs_bytes_per_token, found.expert_outputs_arithmetic) == (None, None)
