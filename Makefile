@@ -36,7 +36,7 @@ $(VENV)/.notebook: $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[notebook]'
 	touch $@
 
-# One process per core. PYTEST_ARGUMENTS="-n 0 tests/queries -k co_routing" runs a few tests in a single process.
+# Two processes more than there are cores. PYTEST_ARGUMENTS="-n 0 tests/queries -k co_routing" runs a few tests in a single process.
 # Hundreds of processes import moewh: without its bytecode, each would compile it again.
 test test-oldest-duckdb: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/.installed
