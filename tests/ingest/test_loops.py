@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,32 +57,48 @@ def routers_seen(model: Any, input_ids: torch.Tensor) -> list[tuple[int, torch.T
     return seen
 
 
+def called(passes: int, generate: bool) -> str:
+    """The run of a model with this many passes."""
+    return f"{passes}-{'generation' if generate else 'prompts'}"
+
+
+@pytest.fixture(scope="module")
+def ingested(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model for each number of passes, called so, and the warehouse `wh` with two runs of each."""
+    folder = tmp_path_factory.mktemp("loops")
+    (folder / "p.txt").write_text(TEXT + "\n")
+    for passes in ORDERS:
+        saved(folder / str(passes), passes)
+        for generate in (False, True):
+            more = ["--router-logits", "--hidden-states", "all", *(["--generate", "5"] if generate else [])]
+            where = ["--warehouse", str(folder / "wh"), "--run-id", called(passes, generate)]
+            command = ["ingest", "--model", str(folder / str(passes)), "--prompts", str(folder / "p.txt"), *more]
+            result = CliRunner().invoke(main, [*command, *where])
+            assert result.exit_code == 0, result.output
+    return folder
+
+
 @pytest.mark.parametrize("generate", [False, True], ids=["prompts", "generation"])
 @pytest.mark.parametrize("passes", ORDERS)
-def test_each_visit_has_the_rows_of_its_own_call(
-    passes: int, generate: bool, tmp_path: Path, moewh: Callable[..., Result]
-) -> None:
-    model = saved(tmp_path / "model", passes)
-    (tmp_path / "p.txt").write_text(TEXT + "\n")
-    more = ["--router-logits", "--hidden-states", "all", *(["--generate", "5"] if generate else [])]
-    result = moewh("ingest", "--model", str(tmp_path / "model"), "--prompts", str(tmp_path / "p.txt"), *more)
-    assert result.exit_code == 0, result.output
-    connection = viewed(Layout(tmp_path / "wh"))
+def test_each_visit_has_the_rows_of_its_own_call(passes: int, generate: bool, ingested: Path) -> None:
+    model = getattr(transformers, LOOPING.model).from_pretrained(ingested / str(passes)).eval()
+    connection = viewed(Layout(ingested / "wh"))
+    run = f"run_id = '{called(passes, generate)}'"
 
     def fetch(sql: str) -> list[tuple[Any, ...]]:
         return connection.sql(sql).fetchall()
 
-    assert fetch("select layer, module from layers order by layer") == [
+    assert fetch(f"select layer, module from layers where {run} order by layer") == [
         (visit, f"model.layers.{layer}.mlp.experts") for visit, layer in enumerate(ORDERS[passes])
     ]
-    assert fetch("select num_hidden_layers, num_moe_layers from runs") == [(len(ORDERS[passes]),) * 2]
+    assert fetch(f"select num_hidden_layers, num_moe_layers from runs where {run}") == [(len(ORDERS[passes]),) * 2]
 
-    ids = [token for (token,) in fetch("select vocab_id from tokens order by token_id")]
+    ids = [token for (token,) in fetch(f"select vocab_id from tokens where {run} order by token_id")]
     seen = routers_seen(model, torch.tensor([ids]))
     assert [layer for layer, _, _ in seen] == ORDERS[passes]
     for visit, (_, hidden_TH, (logits_TE, weights_TK, ids_TK)) in enumerate(seen):
         stored = fetch(f"select list(expert order by expert), list(weight order by expert) from routing "
-                       f"where layer = {visit} group by token_id order by token_id")  # fmt: skip
+                       f"where {run} and layer = {visit} group by token_id order by token_id")  # fmt: skip
         of_token = zip(ids_TK.tolist(), weights_TK.tolist(), strict=True)
         expected = [sorted(zip(experts, weights, strict=True)) for experts, weights in of_token]
         expected = expected[: len(stored)]  # the last generated token is not fed to the model
@@ -89,12 +106,18 @@ def test_each_visit_has_the_rows_of_its_own_call(
         assert [row[0] for row in stored] == [[expert for expert, _ in pairs] for pairs in expected]
         assert_close([row[1] for row in stored], [[weight for _, weight in pairs] for pairs in expected])
         for table, column, right in (("router_logits", "logits", logits_TE), ("hidden_states", "vector", hidden_TH)):
-            found = fetch(f"select {column} from {table} where layer = {visit} order by token_id")
+            found = fetch(f"select {column} from {table} where {run} and layer = {visit} order by token_id")
             assert_close([row[0] for row in found], right[: len(stored)].tolist())
 
+
+def test_runs_of_models_that_loop_are_whole(ingested: Path, tmp_path: Path, moewh: Callable[..., Result]) -> None:
+    shutil.copytree(ingested / "wh", tmp_path / "wh")
     assert moewh("verify").exit_code == 0
-    measured = moewh("geometry", "--model", str(tmp_path / "model"))
-    assert measured.exit_code == 0, measured.output
+    for passes in ORDERS:
+        for generate in (False, True):
+            run = ["--run-id", called(passes, generate)]
+            measured = moewh("geometry", "--model", str(ingested / str(passes)), *run)
+            assert measured.exit_code == 0, measured.output
     assert moewh("check").exit_code == 0
 
 
@@ -104,10 +127,8 @@ def assert_close(found: Any, expected: Any) -> None:
 
 @pytest.mark.parametrize("claimed", [1, 2, 4])
 def test_another_number_of_passes_than_promised_is_refused_by_name(
-    claimed: int, tmp_path: Path, moewh: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+    claimed: int, ingested: Path, tmp_path: Path, moewh: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    saved(tmp_path / "model", 3)
-    (tmp_path / "p.txt").write_text(TEXT + "\n")
 
     def claim(config: Any, layer: int) -> list[int]:
         config = type(config)(**{**config.to_dict(), "loop_num_passes": claimed})
@@ -115,7 +136,7 @@ def test_another_number_of_passes_than_promised_is_refused_by_name(
 
     monkeypatch.setattr("moewh.ingest.model.layers.visits", claim)
     monkeypatch.setattr("moewh.ingest.families.configuration.visits", claim)
-    result = moewh("ingest", "--model", str(tmp_path / "model"), "--prompts", str(tmp_path / "p.txt"))
+    result = moewh("ingest", "--model", str(ingested / "3"), "--prompts", str(ingested / "p.txt"))
     assert result.exit_code == 1
     assert "model.layers.1.mlp.experts" in result.stderr
     assert "in one forward pass" in result.stderr or "not called in a forward pass" in result.stderr
