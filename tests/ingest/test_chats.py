@@ -234,7 +234,7 @@ def test_chat_arguments_that_are_not_the_users(given: str) -> None:
 
 
 def save(folder: Path, template: str | None) -> Path:
-    save_model(folder, max_position_embeddings=4096)
+    save_model(folder, max_position_embeddings=4096, num_hidden_layers=1)
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
@@ -274,7 +274,7 @@ def start(
         if kill_after is not None and number + 1 >= kill_after:
             raise Killed
 
-    options = IngestOptions(model=str(model), prompts=(str(prompts),), segment_rows=330, **more)
+    options = IngestOptions(model=str(model), prompts=(str(prompts),), segment_rows=110, **more)
     return ingest(options, Layout(warehouse), Progress(segment_done=committed), process)
 
 
