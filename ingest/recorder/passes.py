@@ -114,7 +114,12 @@ class PassObserver:
             setattr(self._loaded.model, name, refuse)
 
     def removed(self) -> MoewhError | None:
-        """Return an error if someone else removed a hook, as by clearing all hooks of a module."""
+        """Return an error if someone else removed a hook, as by clearing those of a module, or replaced the stack."""
+        if text_base(self._loaded.model) is not self._stack:
+            return MoewhError(
+                f"the model's {type(self._stack).__name__} was replaced within the block, so passes are missing. "
+                "Replace it before the block."
+            )
         handles = (*self._handles, *self._layer_handles)
         if all(handle.id in (handle.hooks_dict_ref() or ()) for handle in handles):
             return None

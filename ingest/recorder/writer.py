@@ -241,10 +241,16 @@ def _on_host(given: Array) -> Array:
     return tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
 
 
+def _is_masked(given: Array) -> bool:
+    """Return whether an array is masked in part, also as an item of nested lists."""
+    if isinstance(given, list | tuple):
+        return any(_is_masked(item) for item in given)
+    return isinstance(given, np.ma.MaskedArray) and bool(np.ma.is_masked(given))
+
+
 def _array(name: str, what: str, given: Array, kinds: str) -> npt.NDArray[Any]:
     """Convert to an array of numbers of the given kinds. Raises UsageError for anything else."""
-    rows = given if isinstance(given, list | tuple) else [given]
-    if any(isinstance(row, np.ma.MaskedArray) and np.ma.is_masked(row) for row in rows):
+    if _is_masked(given):
         raise UsageError(f"{name}: {what} are masked in part. Give whole arrays; -1 in expert_ids means no route.")
     try:
         array = np.asarray(_on_host(given))

@@ -606,6 +606,19 @@ def test_hooks_that_were_cleared_are_reported(cleared: str, again: bool, tmp_pat
     assert moewh.open(tmp_path).sql("select status, prompts from runs").fetchall() == [("running", 1)]
 
 
+def test_a_stack_that_was_replaced_is_reported(tmp_path: Path) -> None:
+    model = tiny_model("olmoe")
+    with (
+        pytest.raises(MoewhError, match="OlmoeModel was replaced within the block, so passes are missing"),
+        record(model, tmp_path, "run"),
+        torch.no_grad(),
+    ):
+        model(**batch(("abc",)))
+        model.model = tiny_model("olmoe").model
+        model(**batch(("def",)))
+    assert moewh.open(tmp_path).sql("select status, prompts from runs").fetchall() == [("running", 1)]
+
+
 def _stack(model: Any) -> Any:
     return model.model
 

@@ -214,6 +214,10 @@ _WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"expert_ids": [np.ma.masked_array(np.tile([1, 2], (3, 1)), np.arange(6).reshape(3, 2) > 4)] * 2},
         "expert_ids are masked in part",
     ),
+    "masked slots": (
+        {"expert_ids": [[np.ma.masked_array([1, 2], [0, 1])] * 3, [[1, 2]] * 3]},
+        "expert_ids are masked in part",
+    ),
     "masked weights": (
         {"weights": [np.ma.masked_array(np.full((3, 2), 0.5), np.arange(6).reshape(3, 2) > 4)] * 2},
         "weights are masked in part",
