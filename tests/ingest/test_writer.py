@@ -215,7 +215,7 @@ _WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "expert_ids are masked in part",
     ),
     "masked slots": (
-        {"expert_ids": [[np.ma.masked_array([1, 2], [0, 1])] * 3, [[1, 2]] * 3]},
+        {"expert_ids": [[np.ma.masked_array([1, 2], [False, True])] * 3, [[1, 2]] * 3]},
         "expert_ids are masked in part",
     ),
     "masked weights": (
