@@ -8,20 +8,25 @@ OLDEST_DUCKDB := 1.5.6
 READS_WITH_DUCKDB := tests/queries/test_saved.py \
 	$(addprefix tests/ingest/test_,prompt_files.py prompts.py arrow_types.py chats.py)
 
+# Bytecode is written when a module is first imported, whatever the environment says: pip would compile all 19,000 modules,
+# which took more than half of the installation, and processes that find none compile moewh again, hundreds of times in the tests.
+export PYTHONDONTWRITEBYTECODE =
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile -c constraints.txt
+
 .PHONY: demo notebook browser test test-oldest-duckdb lint bench soak docs clean
 
 # For the demo: moewh without extras.
 $(VENV)/.demo: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "moewh needs Python 3.11 or newer; set PYTHON=...")'
-	@echo "Installing moewh and its dependencies into $(VENV): torch, transformers, DuckDB and others, about 1.4 GB."
+	@echo "Installing moewh and its dependencies into $(VENV): torch, transformers, DuckDB and others, about 1.2 GB."
 	@began=$$(date +%s); set -e; \
 	$(PYTHON) -m venv $(VENV); \
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e .; \
+	$(INSTALL) -e .; \
 	echo "Installed in $$(( $$(date +%s) - began )) s: $$(du -sh $(VENV) | cut -f1) in $(VENV)."
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.demo
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[accelerate,peft,datasets,remote,spark,bench,test,lint,notebook,report]'
+	$(INSTALL) -e '.[accelerate,peft,datasets,remote,spark,bench,test,lint,notebook,report]'
 	touch $@
 
 demo: $(VENV)/.demo
@@ -33,12 +38,10 @@ notebook: $(VENV)/.notebook
 	$(BIN)/marimo edit notebooks/demo.py
 
 $(VENV)/.notebook: $(VENV)/.demo
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[notebook]'
+	$(INSTALL) -e '.[notebook]'
 	touch $@
 
 # Two processes more than there are cores. PYTEST_ARGUMENTS="-n 0 tests/queries -k co_routing" runs a few tests in a single process.
-# Hundreds of processes import moewh: without its bytecode, each would compile it again.
-test test-oldest-duckdb: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/.installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto --dist loadfile $(PYTEST_ARGUMENTS)
 
@@ -47,7 +50,7 @@ test-oldest-duckdb: $(VENV)/duckdb-$(OLDEST_DUCKDB)
 	HF_HUB_OFFLINE=1 PYTHONPATH=$(CURDIR)/$< $(BIN)/python -m pytest -q -n auto --dist loadfile $(READS_WITH_DUCKDB)
 
 $(VENV)/duckdb-$(OLDEST_DUCKDB): $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --no-deps --target $@ duckdb==$(OLDEST_DUCKDB)
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps --target $@ duckdb==$(OLDEST_DUCKDB)
 
 # Debian's chromium, for the tests of pages, which are skipped without it. Only root can install it.
 browser:
@@ -72,7 +75,7 @@ bench: $(VENV)/.installed
 
 # The long fault tests, ten minutes of fuzzing, and older releases of DuckDB: about fifty minutes.
 soak: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[soak]'
+	$(INSTALL) -e '.[soak]'
 	$(BIN)/python -m tools.soak --results benchmarks/results/soak.md
 	$(BIN)/python -m tools.old_shells
 
