@@ -5,6 +5,7 @@ Everything is looked up before anything is read, so that a wrong name costs noth
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import os
@@ -116,6 +117,7 @@ def _find_local(name: str, options: IngestOptions, found: Found) -> None:
             raise UsageError(f"{name} is not a regular file. Pipe it in: `moewh ingest --prompts - < {name}`")
         elif glob.has_magic(name):
             root = Path(*_before_wildcard(path.parts))
+            _require_readable(path.parts)
             matches = sorted(Path(match) for match in glob.glob(name, recursive=True))  # noqa: PTH207 - absolute patterns
             files = [file for match in matches for file in (_files_below(match) if match.is_dir() else [match])]
             _add_prompt_files(name, root, sorted(set(files)), options, found)
@@ -123,12 +125,24 @@ def _find_local(name: str, options: IngestOptions, found: Found) -> None:
             text = " A text goes into a file, or in Python into a list." if len(name.split()) > 1 else ""
             raise UsageError(f"there is no prompts file {name}. Check the path given to --prompts.{text}")
     except OSError as error:
-        raise UsageError(f"{name}: cannot be read: {error.strerror or error}.") from error
+        raise UsageError(f"{error.filename or name}: cannot be read: {error.strerror or error}.") from error
 
 
 def _before_wildcard(parts: tuple[str, ...]) -> tuple[str, ...]:
     first = next(index for index, part in enumerate(parts) if glob.has_magic(part))
     return parts[:first]
+
+
+def _require_readable(parts: tuple[str, ...]) -> None:
+    """Raise OSError for a folder in a pattern's way that cannot be read: `glob` leaves it out without a word."""
+    for index in range(len(_before_wildcard(parts)), len(parts)):
+        way = str(Path(*parts[:index], "")) + os.sep
+        for folder in glob.glob(way, recursive=True):  # noqa: PTH207 - absolute patterns
+            if glob.has_magic(parts[index]):
+                os.scandir(folder).close()
+            else:
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                    Path(folder, parts[index]).lstat()
 
 
 def _files_below(folder: Path) -> list[Path]:

@@ -84,16 +84,41 @@ def test_a_folder_without_permission_is_refused_by_name(part: str, mode: int, la
         assert "Permission denied" in refused.stderr
 
 
-@pytest.mark.parametrize("part", ["", "secret"])
-def test_a_folder_of_prompts_without_permission_is_refused_by_name(part: str, moewh: Moewh, tmp_path: Path) -> None:
-    for place in (tmp_path, tmp_path / "secret"):
+@pytest.mark.parametrize("mode", [0o000, 0o644, 0o311])
+@pytest.mark.parametrize(
+    ("part", "pattern"),
+    [
+        *((part, pattern) for part in ("", "secret") for pattern in ("", "**/*.jsonl", "**")),
+        *(("secret", pattern) for pattern in ("*", "s*/*.jsonl", "*/*", "[s]ecret/*")),
+        *(("secret/more", pattern) for pattern in ("*/more/*.jsonl", "**/more/*", "*/*/p.jsonl", "secret/**")),
+    ],
+)
+def test_a_folder_of_prompts_without_permission_is_refused_by_name(
+    part: str, pattern: str, mode: int, moewh: Moewh, tmp_path: Path
+) -> None:
+    for place in (tmp_path, tmp_path / "secret", tmp_path / "secret/more"):
         place.mkdir(exist_ok=True)
         (place / "p.jsonl").write_text('{"text": "x"}\n')
-    (tmp_path / part).chmod(0o000)
-    refused = moewh("ingest", "--model", "demo", "--prompts", str(tmp_path), "--run-id", "two")
+    (tmp_path / part).chmod(mode)
+    refused = moewh("ingest", "--model", "demo", "--prompts", str(tmp_path / pattern), "--run-id", "three")
     (tmp_path / part).chmod(0o755)
+    if pattern == "*/*/p.jsonl" and mode == 0o311:
+        assert refused.returncode == 0, refused.stderr  # a folder is searched for this one name, which needs no more
+        return
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert str(tmp_path / part) in refused.stderr
     assert "cannot be read: Permission denied" in refused.stderr
+
+
+def test_a_file_of_prompts_without_permission_is_refused_by_name(moewh: Moewh, tmp_path: Path) -> None:
+    for name in ("one.jsonl", "two.jsonl"):
+        (tmp_path / name).write_text('{"text": "x"}\n')
+    (tmp_path / "two.jsonl").chmod(0o000)
+    for prompts in (tmp_path, tmp_path / "*.jsonl", tmp_path / "two.jsonl"):
+        refused = moewh("ingest", "--model", "demo", "--prompts", str(prompts), "--run-id", "two")
+        assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+        assert f"{tmp_path / 'two.jsonl'}" in refused.stderr
+        assert "Permission denied" in refused.stderr
 
 
 @pytest.mark.parametrize("part", ["segments/run_id=one/segment=1", "segments/run_id=one/segment=1/routing.parquet"])
