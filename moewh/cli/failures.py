@@ -61,10 +61,15 @@ def _wrong_use(error: click.UsageError) -> str:
 
     message, hint = error.format_message(), f"Try `{error.ctx.command_path if error.ctx else 'moewh'} --help`."
     if isinstance(error, click.NoSuchOption) and error.ctx is not None:
-        known = [name for parameter in error.ctx.command.params for name in parameter.opts]
+        params = error.ctx.command.params
+        known = [name for parameter in params if isinstance(parameter, click.Option) for name in parameter.opts]
+        places = {parameter.name: parameter for parameter in params if isinstance(parameter, click.Argument)}
         message = f"No such option {error.option_name!r}."
         if near := difflib.get_close_matches(error.option_name, known, 1, cutoff=0.75):
             hint = f"Did you mean {near[0]}?"
+        elif place := places.get(error.option_name.lstrip("-")):
+            pieces = " ".join(error.ctx.command.collect_usage_pieces(error.ctx))
+            hint = f"Give {place.make_metavar(error.ctx)} by itself: `{error.ctx.command_path} {pieces}`."
         elif "-p" in known:
             hint = f"A query's parameter is given as -p {error.option_name.lstrip('-')}=VALUE."
     return f"{message}{'' if message.endswith(('.', '?', '?)')) else '.'} {hint}"

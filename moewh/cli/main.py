@@ -10,7 +10,6 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib import import_module
 from keyword import iskeyword
 from typing import Any
@@ -105,13 +104,23 @@ class MoewhGroup(click.Group):
 
 
 def _refuse_repeated(command: click.Command, context: click.Context, words: list[str]) -> None:
-    """Raise UsageError for one of _ONE that is given twice: click would take the last and drop the others."""
-    with suppress(click.UsageError):  # which is raised again when the command is called
+    """Raise UsageError for one of _ONE that is given twice: click would take the last and drop the others.
+
+    Raises click's UsageError for words that cannot be parsed.
+    """
+    try:
         _, _, given = command.make_parser(context).parse_args(list(words))
-        for option in given:
-            name = next((name for name in option.opts if name in _ONE), None)
-            if name and not getattr(option, "multiple", False) and given.count(option) > 1:
-                raise UsageError(f"{name} is given twice. Give it once.")
+    except click.UsageError as error:  # which click would raise too, without naming the command
+        error.ctx = context
+        if isinstance(error, click.NoSuchOption):  # of `-model`, click names only `-m`
+            options = {name for option in command.params for name in option.opts}
+            names = (word.partition("=")[0] for word in words if word.startswith(error.option_name))
+            error.option_name = next((name for name in names if f"-{name}" in options), error.option_name)
+        raise
+    for option in given:
+        name = next((name for name in option.opts if name in _ONE), None)
+        if name and not getattr(option, "multiple", False) and given.count(option) > 1:
+            raise UsageError(f"{name} is given twice. Give it once.")
 
 
 def _open_closed_streams() -> None:
