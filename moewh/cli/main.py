@@ -110,12 +110,13 @@ def _refuse_repeated(command: click.Command, context: click.Context, words: list
     """
     try:
         _, _, given = command.make_parser(context).parse_args(list(words))
-    except click.UsageError as error:  # which click would raise too, without naming the command
+    except click.NoSuchOption as error:  # which names only `-m` of `-model`, and no command
+        options = {name for option in command.params for name in option.opts}
+        starts = (word.partition("=")[0] for word in words if word.startswith(error.option_name))
+        meant = next((start for start in starts if f"-{start}" in options), error.option_name)
+        raise click.NoSuchOption(meant, ctx=context) from error
+    except click.UsageError as error:
         error.ctx = context
-        if isinstance(error, click.NoSuchOption):  # of `-model`, click names only `-m`
-            options = {name for option in command.params for name in option.opts}
-            names = (word.partition("=")[0] for word in words if word.startswith(error.option_name))
-            error.option_name = next((name for name in names if f"-{name}" in options), error.option_name)
         raise
     for option in given:
         name = next((name for name in option.opts if name in _ONE), None)
