@@ -2,8 +2,8 @@
 -- One row per token that has rows in both runs at the same layer, most changed first:
 --   kept   = sum over those layers of |E_1 intersected with E_2| / sum of k    1: all experts the same
 --   layers = MoE layers compared
--- For checkpoints of one model over the same tokens (equal tokens_key); otherwise equal token_ids are different tokens,
--- and no rows are returned. Tokens of kind prompt and generated.
+-- For checkpoints of one model over the same tokens (equal tokens_key, and as many experts at the same layers); otherwise
+-- equal token_ids or experts have nothing to do with each other, and no rows are returned. Tokens of kind prompt and generated.
 -- Parameters:
 --   run (run): one run.
 --   other_run (run of the same tokens): the other.
@@ -16,6 +16,11 @@ with same_tokens as (
     from runs as here
     join runs as there
         on there.tokens_key = here.tokens_key
+    join experts_keys as here_experts
+        on here_experts.run_id = here.run_id
+    join experts_keys as there_experts
+        on there_experts.run_id = there.run_id
+        and there_experts.experts_key = here_experts.experts_key
     where here.run_id = getvariable('run')::varchar
         and there.run_id = getvariable('other_run')::varchar
 ),

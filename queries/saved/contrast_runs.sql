@@ -1,12 +1,12 @@
 -- contrast_runs: which experts one run loads more than another, largest difference first.
--- One row per layer and expert that both runs have. share and other_share are the experts' shares of the layer's
--- routed tokens (expert_load: each sums to 1 over the layer):
+-- One row per layer and expert. The runs must have as many experts at the same layers. share and other_share are the
+-- experts' shares of the layer's routed tokens (expert_load: each sums to 1 over the layer):
 --   difference = share - other_share
 --   ratio      = share / other_share, NULL if other_share is 0
 -- The runs may have different prompts. For runs over the same tokens, changed_tokens shows which tokens changed experts.
 -- Parameters:
 --   run (run): one run.
---   other_run (run): the other.
+--   other_run (run of the same experts): the other.
 --   layer (layer): default every layer.
 select
     here.layer as layer,
@@ -21,6 +21,11 @@ from expert_load as here
 join expert_load as there
     on there.layer = here.layer
     and there.expert = here.expert
+join experts_keys as here_experts
+    on here_experts.run_id = here.run_id
+join experts_keys as there_experts
+    on there_experts.run_id = there.run_id
+    and there_experts.experts_key = here_experts.experts_key
 where here.run_id = getvariable('run')::varchar
     and there.run_id = getvariable('other_run')::varchar
     and (getvariable('layer') is null or here.layer = getvariable('layer'))

@@ -1,8 +1,9 @@
 -- load_drift: how far the load of the experts moves from checkpoint to checkpoint.
 -- One row per series, reference run, layer, checkpoint and checkpoint before it, in order of training. Checkpoints are
--- the complete runs of a series that have a train_step. Only those with equal tokens_key are compared: each reference run,
--- the last checkpoint over the same tokens as in router_saturation, forms a separate curve. With p and q the experts'
--- shares of the load at a checkpoint and at the one before it (the next lower train_step of the curve):
+-- the complete runs of a series that have a train_step. Only those with an equal tokens_key and as many experts at the
+-- same layers are compared: each reference run, the last checkpoint over the same tokens as in router_saturation, forms a
+-- separate curve. With p and q the experts' shares of the load at a checkpoint and at the one before it (the next lower
+-- train_step of the curve):
 --   moved = sum over experts of |p_i - q_i| / 2    total variation: the share of choices that went elsewhere, 0 to 1
 -- NULL for the first. Several runs at one train_step are never averaged: each has its rows, and the next checkpoint is
 -- compared with each. cv and dead_experts as in load_balance. A constant load can hide tokens that swap experts:
@@ -12,34 +13,33 @@
 --   layer (layer): default every layer.
 with checkpoints as (
     select
-        run_id,
-        series,
-        tokens_key,
-        train_step,
-        first_value(run_id) over (
-            partition by series, tokens_key
-            order by train_step desc, run_id
+        runs.run_id as run_id,
+        runs.series as series,
+        runs.train_step as train_step,
+        first_value(runs.run_id) over (
+            partition by runs.series, runs.tokens_key, experts_keys.experts_key
+            order by runs.train_step desc, runs.run_id
         ) as reference_run_id
     from runs
-    where series is not null
-        and tokens_key is not null
-        and train_step is not null
-        and status = 'complete'
-        and (getvariable('series') is null or series = getvariable('series')::varchar)
+    join experts_keys
+        on experts_keys.run_id = runs.run_id
+    where runs.series is not null
+        and runs.tokens_key is not null
+        and runs.train_step is not null
+        and runs.status = 'complete'
+        and (getvariable('series') is null or runs.series = getvariable('series')::varchar)
 ),
 steps as (
     select distinct
-        series,
-        tokens_key,
+        reference_run_id,
         train_step
     from checkpoints
 ),
 ordered_steps as (
     select
-        series,
-        tokens_key,
+        reference_run_id,
         train_step,
-        lag(train_step) over (partition by series, tokens_key order by train_step) as previous_step
+        lag(train_step) over (partition by reference_run_id order by train_step) as previous_step
     from steps
 ),
 neighbours as (
@@ -51,12 +51,10 @@ neighbours as (
         there.run_id as previous_run_id
     from checkpoints as here
     join ordered_steps
-        on ordered_steps.series = here.series
-        and ordered_steps.tokens_key = here.tokens_key
+        on ordered_steps.reference_run_id = here.reference_run_id
         and ordered_steps.train_step = here.train_step
     left join checkpoints as there
-        on there.series = ordered_steps.series
-        and there.tokens_key = ordered_steps.tokens_key
+        on there.reference_run_id = ordered_steps.reference_run_id
         and there.train_step = ordered_steps.previous_step
 ),
 moves as (

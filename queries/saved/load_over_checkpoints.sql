@@ -1,7 +1,7 @@
 -- load_over_checkpoints: how much the load of each expert varies over the checkpoints of a training run.
 -- One row per series, reference run, layer and expert. Checkpoints are the complete runs of a series that have a
--- train_step; those with equal tokens_key form a group, named by its last checkpoint (as in load_drift). share is the
--- expert's share of the layer's choices in a checkpoint (expert_load):
+-- train_step; those with an equal tokens_key and as many experts at the same layers form a group, named by its last
+-- checkpoint (as in load_drift). share is the expert's share of the layer's choices in a checkpoint (expert_load):
 --   least, p5, p50, p95, most = percentiles of share over the checkpoints, interpolated between two of them
 --   even                      = 1 / E
 -- Counts come from a rollup, so the cost does not grow with tokens.
@@ -10,18 +10,20 @@
 --   layer (layer): default every layer.
 with checkpoints as (
     select
-        run_id,
-        series,
-        first_value(run_id) over (
-            partition by series, tokens_key
-            order by train_step desc, run_id
+        runs.run_id as run_id,
+        runs.series as series,
+        first_value(runs.run_id) over (
+            partition by runs.series, runs.tokens_key, experts_keys.experts_key
+            order by runs.train_step desc, runs.run_id
         ) as reference_run_id
     from runs
-    where series is not null
-        and tokens_key is not null
-        and train_step is not null
-        and status = 'complete'
-        and (getvariable('series') is null or series = getvariable('series')::varchar)
+    join experts_keys
+        on experts_keys.run_id = runs.run_id
+    where runs.series is not null
+        and runs.tokens_key is not null
+        and runs.train_step is not null
+        and runs.status = 'complete'
+        and (getvariable('series') is null or runs.series = getvariable('series')::varchar)
 ),
 ranked as (
     -- place: 0-based position of a share among its expert's n shares; percentile q is at q (n - 1), between two of them

@@ -9,19 +9,22 @@
 --   layer (layer): default every layer.
 with ordered_runs as (
     select
-        run_id,
-        series,
-        tokens_key,
-        train_step,
-        train_tokens,
+        runs.run_id as run_id,
+        runs.series as series,
+        runs.tokens_key as tokens_key,
+        experts_keys.experts_key as experts_key,
+        runs.train_step as train_step,
+        runs.train_tokens as train_tokens,
         row_number() over (
-            partition by series, tokens_key
-            order by coalesce(train_step, -1) desc, run_id
+            partition by runs.series, runs.tokens_key, experts_keys.experts_key
+            order by coalesce(runs.train_step, -1) desc, runs.run_id
         ) as place
     from runs
-    where series is not null
-        and tokens_key is not null
-        and (getvariable('series') is null or series = getvariable('series')::varchar)
+    join experts_keys
+        on experts_keys.run_id = runs.run_id
+    where runs.series is not null
+        and runs.tokens_key is not null
+        and (getvariable('series') is null or runs.series = getvariable('series')::varchar)
 ),
 compared_runs as (
     select
@@ -34,6 +37,7 @@ compared_runs as (
     join ordered_runs as reference
         on reference.series = ordered_runs.series
         and reference.tokens_key = ordered_runs.tokens_key
+        and reference.experts_key = ordered_runs.experts_key
         and reference.place = 1
     where reference.train_step is not null
 ),
@@ -99,13 +103,16 @@ select
     compared_runs.run_id as run_id,
     compared_tokens.tokens as tokens,
     coalesce(shared_experts.shared, 0)::double / (compared_tokens.tokens * layers.top_k) as saturation,
-    layers.top_k::double / layers.num_experts as random
+    there_layers.top_k::double / layers.num_experts as random
 from compared_tokens
 join compared_runs
     on compared_runs.run_id = compared_tokens.run_id
 join layers
     on layers.run_id = compared_tokens.run_id
     and layers.layer = compared_tokens.layer
+join layers as there_layers
+    on there_layers.run_id = compared_runs.reference_run_id
+    and there_layers.layer = compared_tokens.layer
 left join shared_experts
     on shared_experts.run_id = compared_tokens.run_id
     and shared_experts.layer = compared_tokens.layer

@@ -3,7 +3,7 @@
 -- of at least min_lift and a share of at least min_share (domain_specialization).
 --   change = appeared (specialized in run, not in other_run) or vanished (the reverse)
 -- Give the later checkpoint as run. Largest change of lift first. The runs must have the same tokens (equal tokens_key),
--- because with other prompts the domains themselves differ.
+-- because with other prompts the domains themselves differ, and as many experts at the same layers.
 -- Parameters:
 --   run (run): the later checkpoint.
 --   other_run (run of the same tokens): the earlier checkpoint.
@@ -16,6 +16,11 @@ with same_tokens as (
     from runs as here
     join runs as there
         on there.tokens_key = here.tokens_key
+    join experts_keys as here_experts
+        on here_experts.run_id = here.run_id
+    join experts_keys as there_experts
+        on there_experts.run_id = there.run_id
+        and there_experts.experts_key = here_experts.experts_key
     where here.run_id = getvariable('run')::varchar
         and there.run_id = getvariable('other_run')::varchar
 ),

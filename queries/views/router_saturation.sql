@@ -1,27 +1,32 @@
 -- router_saturation: how much of the final routing a training checkpoint has already reached.
--- One row per run, reference run and layer. The reference is the run with the largest train_step among the runs with
--- equal series and tokens_key (the first by run_id if there are several): the last checkpoint over the same tokens.
+-- One row per run, reference run and layer. The reference is the run with the largest train_step (the first by run_id if
+-- there are several) among the runs of the series with an equal tokens_key and as many experts at the same layers: the
+-- last checkpoint over the same tokens.
 -- The reference run is also compared with itself, which gives 1.
--- Over tokens of kind prompt and generated with rows at the layer in both runs, E_t and E_T their k experts:
+-- Over tokens of kind prompt and generated with rows at the layer in both runs, E_t their k experts, E_T those of the
+-- reference run, which are as many unless its top_k differs:
 --   saturation = mean of |E_t intersected with E_T| / k    OLMoE (arXiv:2409.02060) Eq. 5, with top-k = k
---   random     = k / E                                     expected value for two independent even routers
+--   random     = |E_T| / E                                 expected value for two independent even routers
 -- Weights and ranks are ignored. A run without series, or with a tokens_key of its own, is compared only with itself; a
 -- series without any train_step has no rows. Only tokens with rows in both runs are compared: see tokens.
 -- Reads only the rows of the compared runs: filter on run_id and layer.
 create or replace view router_saturation as
 with ordered_runs as (
     select
-        run_id,
-        series,
-        tokens_key,
-        train_step,
+        runs.run_id as run_id,
+        runs.series as series,
+        runs.tokens_key as tokens_key,
+        experts_keys.experts_key as experts_key,
+        runs.train_step as train_step,
         row_number() over (
-            partition by series, tokens_key
-            order by coalesce(train_step, -1) desc, run_id
+            partition by runs.series, runs.tokens_key, experts_keys.experts_key
+            order by coalesce(runs.train_step, -1) desc, runs.run_id
         ) as place
     from runs
-    where series is not null
-        and tokens_key is not null
+    join experts_keys
+        on experts_keys.run_id = runs.run_id
+    where runs.series is not null
+        and runs.tokens_key is not null
 ),
 compared_runs as (
     select
@@ -32,6 +37,7 @@ compared_runs as (
     join ordered_runs as reference
         on reference.series = ordered_runs.series
         and reference.tokens_key = ordered_runs.tokens_key
+        and reference.experts_key = ordered_runs.experts_key
         and reference.place = 1
     where reference.train_step is not null
 ),
@@ -93,22 +99,25 @@ select
     compared_tokens.layer as layer,
     compared_tokens.tokens as tokens,
     coalesce(shared_experts.shared, 0)::double / (compared_tokens.tokens * layers.top_k) as saturation,
-    layers.top_k::double / layers.num_experts as random
+    there_layers.top_k::double / layers.num_experts as random
 from compared_tokens
 join compared_runs
     on compared_runs.run_id = compared_tokens.run_id
 join layers
     on layers.run_id = compared_tokens.run_id
     and layers.layer = compared_tokens.layer
+join layers as there_layers
+    on there_layers.run_id = compared_tokens.reference_run_id
+    and there_layers.layer = compared_tokens.layer
 left join shared_experts
     on shared_experts.run_id = compared_tokens.run_id
     and shared_experts.layer = compared_tokens.layer;
 
 comment on view router_saturation is 'One row per run, reference run and layer: share of the last checkpoint''s experts already chosen, over the same tokens.';
 comment on column router_saturation.run_id is 'The run these rows belong to: a checkpoint.';
-comment on column router_saturation.reference_run_id is 'The run with the largest train_step among those with equal series and tokens_key.';
+comment on column router_saturation.reference_run_id is 'The run with the largest train_step among those of the series with the same tokens and numbers of experts.';
 comment on column router_saturation.train_step is 'Training step of run_id; NULL if unknown.';
 comment on column router_saturation.layer is 'Layer index in the model.';
 comment on column router_saturation.tokens is 'Tokens with rows at the layer in both runs.';
 comment on column router_saturation.saturation is 'Mean share of a token''s experts that the reference run also chooses.';
-comment on column router_saturation.random is 'k / E: expected saturation for two independent even routers.';
+comment on column router_saturation.random is 'Experts per token of the reference run / E: expected saturation for two independent even routers.';

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -150,3 +151,74 @@ def test_saturation_by_hand_of_one_series_with_other_prompts(tmp_path: Path) -> 
         ("b2", "b1", 0.0),
         ("b2", "b2", 1.0),
     ]
+
+
+OF_A_SERIES = ("saturation_over_training", "saturation_of_prompts", "load_drift", "load_over_checkpoints")
+OF_TWO_RUNS = ("changed_tokens", "specialization_changes", "contrast_runs")
+OTHER_EXPERTS: dict[str, tuple[dict[int, tuple[int, int]], str]] = {
+    "wider": ({0: (9, 2), 3: (5, 3)}, "6 and 9 at layer 0"),
+    "narrower": ({0: (6, 2), 3: (4, 3)}, "5 and 4 at layer 3"),
+    "deeper": ({0: (6, 2), 3: (5, 3), 4: (5, 3)}, "deeper has an MoE layer 4, last has none"),
+    "shallower": ({0: (6, 2)}, "last has an MoE layer 3, shallower has none"),
+    "shifted": ({1: (6, 2), 3: (5, 3)}, "last has an MoE layer 0, shifted has none"),
+}
+"""Run → layers, of which at least one differs from those of `last`, and how messages say so."""
+
+
+@pytest.fixture(scope="module")
+def unlike(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    """Runs of other experts under one series and tokens_key; `last` and `first` have the same, with another top_k."""
+    layout = empty_warehouse(tmp_path_factory.mktemp("unlike") / "wh")
+    fields = {"series": "s", "tokens_key": "t"}
+    last = replace(random_run("last", 1, LAYERS, 12), fields={**fields, "train_step": 40})
+    write_run(layout, last)
+    first = replace(random_run("first", 2, {0: (6, 3), 3: (5, 1)}, 12), fields={**fields, "train_step": 1})
+    write_run(layout, first)
+    for step, (name, (layers, _)) in enumerate(OTHER_EXPERTS.items()):
+        write_run(layout, replace(random_run(name, step, layers, 12), fields={**fields, "train_step": 50 + step}))
+    return layout
+
+
+@pytest.mark.parametrize("name", OF_A_SERIES)
+def test_a_curve_has_runs_of_the_same_experts_alone(name: str, unlike: Layout) -> None:
+    """Expert 3 of 6 and expert 3 of 9 have nothing in common, whatever the user calls their series."""
+    with open_engine("duckdb", None, unlike, Limits()) as ask:
+        answered = ask.run(find_query(name), {})
+        assert answered is not None
+        relation = answered.relation()
+        rows = [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()]
+    runs: dict[str, set[str]] = {}
+    for row in rows:
+        runs.setdefault(row["reference_run_id"], set()).add(str(row.get("run_id")))
+        if name == "load_over_checkpoints":
+            assert row["checkpoints"] == (2 if row["reference_run_id"] == "last" else 1)
+    alone = {other: {other} for other in OTHER_EXPERTS}
+    if name != "load_over_checkpoints":
+        assert runs == {"last": {"first", "last"}} | alone
+    assert runs.keys() == {"last", *OTHER_EXPERTS}
+
+
+@pytest.mark.parametrize("name", ["saturation_over_training", "saturation_of_prompts"])
+def test_saturation_by_chance_counts_the_reference_runs_choices(name: str, unlike: Layout) -> None:
+    """Of k experts, K of E random ones are k K / E on average: K / E of them."""
+    found = [row for row in answer(unlike, name, {}) if row[1] == "last"]
+    assert [(row[2], row[5], row[8]) for row in found] == [
+        (0, "first", 2 / 6),
+        (0, "last", 2 / 6),
+        (3, "first", 3 / 5),
+        (3, "last", 3 / 5),
+    ]
+
+
+@pytest.mark.parametrize("name", OF_TWO_RUNS)
+def test_runs_of_other_experts_are_not_compared(name: str, unlike: Layout) -> None:
+    thresholds: dict[str, Value] = {"min_lift": 1.05} if name == "specialization_changes" else {}
+    assert answer(unlike, name, {"run": "last", "other_run": "first", **thresholds})
+    with open_engine("duckdb", None, unlike, Limits()) as ask:
+        for other, (_, says) in OTHER_EXPERTS.items():
+            with pytest.raises(MoewhError, match=re.escape(f"({says}), so they cannot be compared.")) as refused:
+                ask(find_query(name), {"run": "last", "other_run": other})
+            assert str(refused.value).endswith("experts of last: first.")
+            plain = ask.run(find_query(name), {"run": "last", "other_run": other, **thresholds})
+            assert plain is not None
+            assert plain.execute().fetchall() == []

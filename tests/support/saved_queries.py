@@ -18,6 +18,7 @@ def answer(layout: Layout, name: str, values: dict[str, Value]) -> Rows:
 
 EXISTING: dict[str, Value] = {
     "run": "step-30",
+    "run of the same experts": "step-1",
     "run of the same tokens": "step-1",
     "series": "trained",
     "domain": "code",

@@ -31,7 +31,8 @@ TOKEN_IDS = "select distinct run_id, token_id from tokens where token_id in ({id
 
 _LISTED = 20
 """Names that a message lists; it gives the number of the rest."""
-_RUN_KINDS = ("run", "run of the same tokens")
+_COMPARED = ("run of the same experts", "run of the same tokens")
+_RUN_KINDS = ("run", *_COMPARED)
 _RUNS_ROWS = frozenset({"run of the same tokens", "series"})
 """Kinds for which the rows of `runs` are needed. All others need only the ids, and each run has layers: these take a
 fourth of the time to look up, because `runs` counts segments."""
@@ -88,7 +89,9 @@ def _require_among(
     if not runs:
         name, kind = next(iter(asked.items()))
         raise MoewhError(f"there is no {kind} {values[name]!r}: the warehouse is empty. Runs: none.")
-    _require_same_tokens(asked, values, {run_id: key for run_id, (_, key) in runs.items()})
+    if compared := {str(values[name]): kind for name, kind in asked.items() if kind in _COMPARED}:
+        first = [str(values[name]) for name, kind in asked.items() if kind == "run"]
+        _require_comparable(look, first, compared, {run_id: key for run_id, (_, key) in runs.items()})
     scope = Scope(look, given or list(runs), bool(given), not given)
     for kind, find in _FINDERS.items():
         for name in (name for name in asked if asked[name] == kind):
@@ -109,19 +112,47 @@ def _bare(text: str) -> str:
     return text.replace("\u0120", " ").replace("\u2581", " ").strip().casefold()
 
 
-def _require_same_tokens(asked: Mapping[str, str], values: Mapping[str, Value], keys: Mapping[str, str | None]) -> None:
-    """Raise MoewhError for runs that are compared token by token but have different tokens."""
-    first = [str(values[name]) for name, kind in asked.items() if kind == "run"]
-    for other in (str(values[name]) for name, kind in asked.items() if kind == "run of the same tokens"):
-        for run_id in first:
-            if keys[run_id] is None or keys[run_id] != keys[other]:
-                same = [
-                    name for name, key in keys.items() if key is not None and key == keys[run_id] and name != run_id
-                ]
-                raise MoewhError(
-                    f"runs {run_id} and {other} do not have the same tokens (their tokens_key differs), so they "
-                    f"cannot be compared. Runs with the tokens of {run_id}: {_listed(same)}."
-                )
+def _require_comparable(
+    look: Look, first: Sequence[str], compared: Mapping[str, str], keys: Mapping[str, str | None]
+) -> None:
+    """Raise MoewhError for runs that are compared expert by expert, or token by token, but have different ones.
+
+    Given the first runs, those that each is compared with, by kind, and each run's tokens_key.
+    """
+    experts: dict[str, dict[int, int]] = {}
+    for run_id, layer, num_experts in look(LAYERS, {}):
+        experts.setdefault(run_id, {})[layer] = num_experts
+    for run_id in first:
+        tokens = {name for name, key in keys.items() if key is not None and key == keys[run_id]}
+        for other, kind in compared.items():
+            by_token = kind == "run of the same tokens"
+            if by_token and other not in tokens:
+                what, why = "tokens", "their tokens_key differs"
+            elif differ := _different_experts(run_id, other, experts):
+                what, why = "experts", differ
+            else:
+                continue
+            same = [
+                name
+                for name in keys
+                if name != run_id and (name in tokens or not by_token) and experts.get(name) == experts.get(run_id)
+            ]
+            raise MoewhError(
+                f"runs {run_id} and {other} do not have the same {what} ({why}), so they cannot be compared. "
+                f"Runs with {'the tokens and ' if by_token else ''}the experts of {run_id}: {_listed(same)}."
+            )
+
+
+def _different_experts(run_id: str, other: str, experts: Mapping[str, Mapping[int, int]]) -> str:
+    """Return the first difference between two runs' numbers of experts by layer; empty if there is none."""
+    here, there = experts.get(run_id, {}), experts.get(other, {})
+    for layer in sorted({*here, *there}):
+        if layer not in there or layer not in here:
+            has, lacks = (run_id, other) if layer in here else (other, run_id)
+            return f"{has} has an MoE layer {layer}, {lacks} has none"
+        if here[layer] != there[layer]:
+            return f"{here[layer]} and {there[layer]} at layer {layer}"
+    return ""
 
 
 def _find_series(scope: Scope, value: Value, _: Value | None) -> None:

@@ -44,6 +44,7 @@ class Kind:
 _INT32 = 2**31 - 1
 KINDS = {
     "run": Kind("VARCHAR"),
+    "run of the same experts": Kind("VARCHAR"),
     "run of the same tokens": Kind("VARCHAR"),
     "series": Kind("VARCHAR"),
     "domain": Kind("VARCHAR"),
