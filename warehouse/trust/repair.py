@@ -129,7 +129,8 @@ def restore_command(layout: Layout, run_id: str, option_words: OptionWords) -> s
         return f"the `moewh ingest` or `moewh import` command that began run {run_id}"
     options = json.loads(row["options"])
     if _OF_CODE & options.keys():
-        return f"`moewh runs --delete {run_id}`, then the Python code that wrote run {run_id}"
+        place = shlex.quote(str(layout.root))
+        return f"`moewh runs --delete {run_id} --warehouse {place}`, then the Python code that wrote run {run_id}"
     if "import" in options:
         return import_command(layout, run_id, row, options)
     words = ["moewh", "ingest", *_model_words(row), "--run-id", run_id, *option_words(options)]
