@@ -13,7 +13,8 @@ import math
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -58,7 +59,9 @@ class NpzArrays:
 
     def __init__(self, archive: zipfile.ZipFile, file: TraceFile) -> None:
         self._archive, self._file = archive, file
-        self._entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
+        names = [entry.filename.removesuffix(".npy") for entry in archive.infolist()]
+        require_distinct(names, "array", file)
+        self._entries = dict(zip(names, archive.infolist(), strict=True))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -123,17 +126,21 @@ def load_torch(file: TraceFile) -> Any:
         with torch.serialization.safe_globals(_numpy_globals()):
             return torch.load(file.path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a pickle may fail in any way
-        named = re.search(r"GLOBAL (\S+)", str(error))
+        named = re.search(r"(?:GLOBAL |got <class ')([\w.]+)", str(error))
         reason = first_line(error)[:200].rstrip(". ") if named is None else f"it names {named[1]}, which would be run"
         raise file.error(f"cannot be read with weights alone: {reason}.") from None
 
 
 def _numpy_globals() -> list[Any]:
-    """What numpy arrays are made of in a pickle, `bytes` for one without numbers: none of it runs code."""
+    """What numpy's arrays and numbers are made of in a pickle, `bytes` for one without numbers: no code to run."""
     reconstruct: Any = np.zeros(1).__reduce__()[0]
-    kinds = [type(np.dtype(name)) for name in ("i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8")]
-    legacy = (reconstruct, "numpy.core.multiarray._reconstruct")
-    return [reconstruct, legacy, np.ndarray, np.dtype, bytes, *kinds]
+    scalar: Any = np.float64(0).__reduce__()[0]
+    kinds = [
+        type(np.dtype(name))
+        for name in ("b1", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8", "S1", "U1")
+    ]
+    legacy = [(one, f"numpy.core.multiarray.{one.__name__}") for one in (reconstruct, scalar)]
+    return [reconstruct, scalar, *legacy, np.ndarray, np.dtype, bytes, *kinds]
 
 
 def as_array(value: Any, where: str, most_values: int, dimensions: int) -> Array:
@@ -173,6 +180,12 @@ def _require_room(numbers: int, where: str, most_values: int) -> None:
         raise MoewhError(
             f"{where}: has {numbers:,} numbers, and a segment takes {most_values:,}. Raise --segment-rows."
         )
+
+
+def require_distinct(names: Sequence[str], what: str, file: TraceFile) -> None:
+    """Raise the file's error for a name that it has twice, of which one would be left out."""
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise file.error(f"has the {what} {twice[0]} twice. It is damaged.")
 
 
 def sibling(file: TraceFile, name: str) -> Path:

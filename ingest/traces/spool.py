@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moewh.ingest.prompts.canonical import CANONICAL
-from moewh.ingest.routing import NO_ENTRY, NO_ROUTE, LayerRouting, RoutingBuffer, TokenisedSegment
+from moewh.ingest.routing import NO_ENTRY, LayerRouting, RoutingBuffer, TokenisedSegment
 from moewh.ingest.traces.check import Checked
 from moewh.ingest.traces.trace import TraceModel
 from moewh.warehouse.errors import MoewhError
@@ -185,7 +185,10 @@ class Spool:
         )
 
     def _routing(self, index: pa.Table, ids_N: Ids, weights_N: npt.NDArray[np.float32] | None) -> RoutingBuffer:
-        """Fill a buffer with the rows of all sequences, N numbers in all, layer by layer."""
+        """Fill a buffer with the rows of all sequences, N numbers in all, layer by layer.
+
+        A layer without any rows is in it too: it separates the layers around it.
+        """
         tokens_P, rows_P = index["tokens"].to_numpy(), index["rows"].to_numpy()
         begins_P = np.cumsum(tokens_P) - tokens_P + index["first"].to_numpy()
         rows_R = np.repeat(begins_P - (np.cumsum(rows_P) - rows_P), rows_P) + np.arange(rows_P.sum())
@@ -194,10 +197,8 @@ class Spool:
         weights_RLK = None if weights_N is None else weights_N.reshape(shape)
         buffer = RoutingBuffer(int(tokens_P.sum()))
         for at, layer in enumerate(self._model.layers):
-            if (ids_RLK[:, at, 0] == NO_ROUTE).all():
-                continue
             weights_RK = None if weights_RLK is None else weights_RLK[:, at]
-            ordered = self.ordered or weights_RK is not None
+            ordered = self.ordered or weights_RK is not None or self._model.top_k == 1
             buffer.add(rows_R, {layer: LayerRouting(ids_RLK[:, at], weights_RK, ordered)})
         return buffer
 

@@ -26,7 +26,7 @@ def seal(names: tuple[str, ...], warehouse: Layout) -> None:
     for run_id in names:
         library.check_known(warehouse, run_id)
         if not sealing.is_complete(warehouse, run_id):
-            raise MoewhError(f"run {run_id} is not complete. Run its ingest again; that also seals it.")
+            raise MoewhError(f"run {run_id} is not complete. Run the command that began it again; that also seals it.")
     chosen = names or [run_id for run_id in library.run_ids(warehouse) if sealing.is_complete(warehouse, run_id)]
     before = {run_id for run_id in chosen if warehouse.sealed(run_id).is_dir()}
     for run_id in chosen:

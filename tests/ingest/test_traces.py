@@ -209,6 +209,35 @@ def test_row_of_zero_is_a_route_with_one_expert_per_token(tmp_path: Path) -> Non
     ]
 
 
+@pytest.mark.parametrize("form", ["plain", "vllm"])
+def test_one_expert_per_token_is_the_first_choice(form: str, tmp_path: Path) -> None:
+    model = config(tmp_path / "top-1", num_experts_per_tok=1)
+    ids = [[[0], [0], [5]], [[0], [3], [0]]]
+    record = {"expert_ids": ids} if form == "plain" else {"choices": [{"routed_experts": ids}]}
+    layout = imported(form, lines(tmp_path / "t.jsonl", [record]), model, tmp_path / "wh")
+    assert ask(layout, "select distinct rank from routing") == [(0,)]
+    assert ask(layout, "select sum(first_choice_tokens) from expert_load") == [(4,)]
+    require_sound(layout)
+
+
+@pytest.mark.parametrize("with_weights", [True, False])
+@pytest.mark.parametrize("missing", [0, 1, 2])
+def test_layer_that_was_not_captured_separates_its_neighbours(missing: int, with_weights: bool, tmp_path: Path) -> None:
+    """In the first segment only: no transition leads over it, and the second segment has all."""
+    model = config(tmp_path / "tiny", num_hidden_layers=4)
+    whole = np.array([[[1, 2], [3, 4], [5, 6]], [[2, 3], [4, 5], [6, 7]]])
+    part = whole.copy()
+    part[:, missing] = -1
+    records = [{"expert_ids": ids.tolist()} for ids in (part, whole)]
+    if with_weights:
+        records = [record | {"weights": np.full(whole.shape, 0.5).tolist()} for record in records]
+    layout = imported("plain", lines(tmp_path / "t.jsonl", records), model, tmp_path / "wh", "--segment-rows", "12")
+    pairs = {(layer, layer + 1): 8 * (2 if missing not in (layer - 1, layer) else 1) for layer in (1, 2)}
+    sql = "select layer, next_layer, sum(tokens)::bigint from layer_transitions where tokens > 0 group by all"
+    assert {(layer, after): tokens for layer, after, tokens in ask(layout, sql)} == pairs
+    require_sound(layout)
+
+
 def test_weights_that_were_not_recorded_are_null(model: Path, tmp_path: Path) -> None:
     layout = imported("sglang", WRITERS["sglang"][1](tmp_path, traced()), model, tmp_path / "wh")
     assert ask(layout, "select distinct weight from routing") == [(None,)]
@@ -261,6 +290,39 @@ def test_tensors_are_mapped_from_the_file(tmp_path: Path) -> None:
     dump = load_torch(TraceFile(tmp_path / "dump.pt", "dump.pt", 100))
     assert dump["records"][0].tolist() == [0, 1, 2]
     assert str(tmp_path / "dump.pt") in Path("/proc/self/maps").read_text()
+
+
+@pytest.mark.parametrize("field", ["prompt_token_ids", "prompt_routed_experts"])
+@pytest.mark.parametrize("null_in", ["choice", "answer"])
+def test_null_in_one_place_hides_no_value_in_the_other(field: str, null_in: str, model: Path, tmp_path: Path) -> None:
+    """vLLM's answers have all their fields, null where there is nothing."""
+    trace = traced(sequences=1)
+    (one,) = trace
+    routed = one.hidden_RLK.tolist()
+    ids = one.ids_T.tolist()
+    choice = {"prompt_token_ids": ids[: one.prompt], "token_ids": ids[one.prompt :], "routed_experts": routed}
+    if field == "prompt_routed_experts":
+        choice |= {field: routed[:1], "routed_experts": routed[1:]}
+    answer = {field: choice.pop(field)}
+    (answer if null_in == "choice" else choice)[field] = answer.pop(field)
+    (choice if null_in == "choice" else answer)[field] = None
+    files = lines(tmp_path / "t.jsonl", [{**answer, "choices": [choice]}])
+    layout = imported("vllm", files, model, tmp_path / "wh")
+    assert rows_of(layout) == expected(trace)
+    assert [vocab for (vocab,) in ask(layout, "select vocab_id from tokens order by token_id")] == ids
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [np.float64(0.5), np.int64(1), np.bool_(True), np.array([True]), np.ones(1, np.float16), np.array(["good"])],
+    ids=lambda value: f"{type(value).__name__}-{value.dtype}",
+)
+def test_plain_values_of_numpy_in_a_rollout(reward: Any, model: Path, tmp_path: Path) -> None:
+    trace = traced()
+    (path,) = WRITERS["slime"][1](tmp_path, trace)
+    saved = load_torch(TraceFile(path, path.name, 1 << 20))
+    torch.save({**saved, "samples": [{**sample, "reward": reward} for sample in saved["samples"]]}, path)
+    assert rows_of(imported("slime", [path], model, tmp_path / "wh")) == expected(trace)
 
 
 def test_rows_from_a_later_position(model: Path, tmp_path: Path) -> None:

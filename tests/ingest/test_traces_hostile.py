@@ -10,6 +10,7 @@ import json
 import lzma
 import pickle
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 
 from moewh.cli.main import main
 from tests.support.traces import (
@@ -310,6 +312,55 @@ BINARY: dict[str, Make] = {
 }
 OF_TORCH = ("verl", "slime", "sglang-recorder", "sglang-stat")
 
+
+def statistics(dtype: torch.dtype) -> Make:
+    """TensorRT-LLM's statistics in a dtype that numpy may not have."""
+
+    def write(folder: Path) -> list[Path]:
+        (place,) = write_tensorrt_llm(folder, COUNTS)
+        path = (place if place.is_dir() else place.parent) / "rank0.safetensors"
+        save_file({name: tensor.to(dtype) for name, tensor in load_file(path).items()}, path)
+        return [place]
+
+    return write
+
+
+def parquet_twice(name: str) -> Make:
+    """A Parquet file with a column twice, as a join writes it."""
+
+    def write(folder: Path) -> list[Path]:
+        ids, text = pa.array([[[[1, 2], [3, 4]]]]), pa.array(["a"])
+        names = ["expert_ids", "text", name]
+        pq.write_table(
+            pa.Table.from_arrays([ids, text, ids if name == "expert_ids" else text], names), folder / "t.parquet"
+        )
+        return [folder / "t.parquet"]
+
+    return write
+
+
+def parquet_struct(folder: Path) -> list[Path]:
+    pq.write_table(pa.table({"expert_ids": pa.array([{"layer": 1}])}), folder / "t.parquet")
+    return [folder / "t.parquet"]
+
+
+def npz_twice(folder: Path) -> list[Path]:
+    stream = io.BytesIO()
+    np.save(stream, np.array([[[1, 2], [3, 4]]]))
+    with zipfile.ZipFile(folder / "t.npz", "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(2):
+            archive.writestr("0/routed_experts.npy", stream.getvalue())
+    return [folder / "t.npz"]
+
+
+def flame_twice(paths: list[Path]) -> list[Path]:
+    layer = next(path for path in paths if path.name.startswith("layer_"))
+    table = pq.read_table(layer)
+    pq.write_table(table.append_column("scores", table["scores"]), layer)
+    return paths
+
+
 CASES: dict[str, tuple[str, Make, str]] = {
     # ---- JSON
     "empty file": ("vllm", raw(b""), "t.jsonl: is empty"),
@@ -570,6 +621,20 @@ CASES: dict[str, tuple[str, Make, str]] = {
     "NaN scores": ("flame-moe", flame(with_nan), "token 0, layer 2: has a weight"),
     "no Parquet": ("plain", raw(b"PAR1 and no more", "t.parquet"), "t.parquet: cannot be read as Parquet"),
     # ---- counts
+    **{
+        f"statistics as {dtype}": ("tensorrt-llm", statistics(dtype), f"is {name}, or has less than 0")
+        for dtype, name in (
+            (torch.bfloat16, "BF16"),
+            (torch.float8_e4m3fn, "F8_E4M3"),
+            (torch.float32, "F32"),
+            (torch.bool, "BOOL"),
+        )
+    },
+    "Parquet with experts twice": ("plain", parquet_twice("expert_ids"), "has the column expert_ids twice"),
+    "Parquet with a text twice": ("plain", parquet_twice("text"), "has the column text twice"),
+    "Parquet with experts as a struct": ("plain", parquet_struct, "struct<layer: int64>, where numbers must be"),
+    "output twice": ("vllm", npz_twice, "has the array 0/routed_experts twice"),
+    "layer with scores twice": ("flame-moe", flame(flame_twice), "has the column scores twice"),
     "counts of another model": ("tensorrt-llm", other_meta, "is of a model with 64 experts, 6 per token"),
     "cut safetensors": (
         "tensorrt-llm",

@@ -174,7 +174,7 @@ def test_no_command_is_named_that_would_write_it_again(tmp_path: Path) -> None:
     faults = moewh.open(tmp_path).verify()
     assert [fault.why for fault in faults] == ["is missing"]
     told = remedy(Layout(tmp_path), faults[0].folder, command_words)
-    assert told == "`moewh runs --delete mine`, then the Python code that wrote run mine"
+    assert told == f"`moewh runs --delete mine --warehouse {tmp_path}`, then the Python code that wrote run mine"
 
 
 def test_layers_and_experts_come_from_the_model(tmp_path: Path) -> None:

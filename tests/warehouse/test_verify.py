@@ -530,6 +530,20 @@ def test_the_command_that_repair_names_restores_every_byte(bad: list[str], inges
     assert status == ("complete",)
 
 
+@pytest.mark.parametrize("number", [0, -1])
+def test_a_segment_that_is_lost_from_a_sealed_run_has_its_command(number: int, ingested: Path, tmp_path: Path) -> None:
+    """Its counts cannot be merged again before it is there, so `moewh seal` would be no advice."""
+    shutil.copytree(ingested / "wh", tmp_path / "wh", symlinks=True)
+    layout = Layout(tmp_path / "wh")
+    before = contents(layout.root)
+    shutil.rmtree(sorted(layout.segments("a-run").glob("segment=*"))[number])
+    report = moewh(layout, "verify", "--repair").output
+    assert "moewh ingest --model" in report
+    assert "moewh seal" not in report
+    assert CliRunner().invoke(main, restore_line(layout)).exit_code == 0
+    assert contents(layout.root) == before
+
+
 def restore_line(layout: Layout) -> list[str]:
     """Return the command that verify prints, with its prompts filled in."""
     from moewh.warehouse.trust.repair import restore_command

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import QUARANTINE, RUN_FOLDER, SCHEMA_RUN, Layout, make_folder, require_renames, sync
-from moewh.warehouse.sealing.seal import require_linked, seal, unseal
+from moewh.warehouse.sealing.seal import is_complete, require_linked, seal, unseal
 from moewh.warehouse.views.publishing import publish
 
 _OF_CODE = {"in_memory", "recorded_at"}
@@ -69,10 +70,20 @@ def remedy(layout: Layout, folder: Path, option_words: OptionWords) -> str | Non
         return None
     if folder == layout.unsealed(run_id):
         return f"moewh refresh --warehouse {shlex.quote(str(layout.root))}"
-    if folder == layout.sealed(run_id):
+    if folder == layout.sealed(run_id) and _has_segments(layout, run_id):
         return f"moewh seal {run_id} --warehouse {shlex.quote(str(layout.root))}"
     measured = folder.is_relative_to(layout.geometry(run_id))
     return geometry_command(layout, run_id) if measured else restore_command(layout, run_id, option_words)
+
+
+def _has_segments(layout: Layout, run_id: str) -> bool:
+    """Return whether all segments of a run are there, so that its counts can be merged again."""
+    import pyarrow as pa
+
+    try:
+        return is_complete(layout, run_id)
+    except (OSError, pa.ArrowException, LookupError, MoewhError):
+        return False  # the last one is damaged
 
 
 def _is_stray(layout: Layout, run_id: str, path: Path) -> bool:
@@ -118,7 +129,8 @@ def restore_command(layout: Layout, run_id: str, option_words: OptionWords) -> s
         return f"the `moewh ingest` or `moewh import` command that began run {run_id}"
     options = json.loads(row["options"])
     if _OF_CODE & options.keys():
-        return f"`moewh runs --delete {run_id}`, then the Python code that wrote run {run_id}"
+        place = shlex.quote(str(layout.root))
+        return f"`moewh runs --delete {run_id} --warehouse {place}`, then the Python code that wrote run {run_id}"
     if "import" in options:
         return import_command(layout, run_id, row, options)
     words = ["moewh", "ingest", *_model_words(row), "--run-id", run_id, *option_words(options)]

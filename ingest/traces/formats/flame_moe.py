@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from moewh.ingest.traces.arrays import IN_PIECES
+from moewh.ingest.traces.arrays import IN_PIECES, require_distinct
 from moewh.ingest.traces.trace import Array, Format, Sequence, TraceFile, TraceModel
 from moewh.warehouse.errors import short_message
 
@@ -54,6 +54,7 @@ class _Rows:
         for file in self._files:
             try:
                 parquet = self._stack.enter_context(pq.ParquetFile(file.path, **IN_PIECES))
+                require_distinct(parquet.schema_arrow.names, "column", file)
                 missing = set(self._columns) - set(parquet.schema_arrow.names)
                 if missing:
                     raise file.error(f"has no column {sorted(missing)[0]}.")

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from moewh.ingest.traces.arrays import IN_PIECES, as_array
+from moewh.ingest.traces.arrays import IN_PIECES, as_array, require_distinct
 from moewh.ingest.traces.documents import read_documents
 from moewh.ingest.traces.trace import Array, Sequence, TraceFile, TraceModel, each
 from moewh.warehouse.errors import short_message
@@ -55,6 +55,7 @@ def _lines(file: TraceFile) -> Iterator[tuple[str, dict[str, Any], dict[str, Arr
 def _parquet(file: TraceFile) -> Iterator[tuple[str, dict[str, Any], dict[str, Array]]]:
     try:
         with pq.ParquetFile(file.path, **IN_PIECES) as parquet:
+            require_distinct(parquet.schema_arrow.names, "column", file)
             number = 0
             for batch in parquet.iter_batches(batch_size=_AT_ONCE):
                 rest = batch.select([name for name in batch.schema.names if name not in _ARRAYS]).to_pylist()
@@ -72,7 +73,7 @@ def _parquet(file: TraceFile) -> Iterator[tuple[str, dict[str, Any], dict[str, A
 def _nested(value: pa.Scalar, where: str, file: TraceFile) -> Array:
     """Return nested lists as an array. Raises the file's error if their lengths differ, or they hold NULLs."""
     shape: list[int] = []
-    array = pa.array([value.as_py()]) if not hasattr(value, "values") else value.values
+    array = value.values if isinstance(value, pa.ListScalar) else pa.array([value.as_py()])
     shape.append(len(array))
     while pa.types.is_list(array.type) or pa.types.is_large_list(array.type) or pa.types.is_fixed_size_list(array.type):
         lengths = pc.min_max(pc.list_value_length(array)).as_py()

@@ -19,6 +19,8 @@ from moewh.ingest.traces.trace import Counts, Format, TraceFile, TraceModel
 from moewh.warehouse.errors import short_message
 
 _RANK = re.compile(r"rank\d+\.safetensors")
+_WHOLE = ("I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64")
+"""Dtypes of whole numbers, as safetensors names them; numpy has not all of the others."""
 _KEY = re.compile(r"(\d+)_(\d{1,5})")
 
 
@@ -55,9 +57,9 @@ def _counts(file: TraceFile, model: TraceModel) -> Counts:
                 shape = tuple(tensors.get_slice(name).get_shape())
                 if key is None or shape != counts_LE.shape[1:] or int(key[2]) >= len(counts_LE):
                     raise file.error(f"has {name} of shape {list(shape)}, not that of a layer of {model.name}.")
-                tokens_E = tensors.get_tensor(name)
-                if tokens_E.dtype.kind not in "iu" or (tokens_E < 0).any():
-                    raise file.error(f"{name} is {tokens_E.dtype}, or has less than 0 tokens: it has no counts.")
+                dtype = tensors.get_slice(name).get_dtype()
+                if dtype not in _WHOLE or ((tokens_E := tensors.get_tensor(name)) < 0).any():
+                    raise file.error(f"{name} is {dtype}, or has less than 0 tokens: it has no counts.")
                 counts_LE[int(key[2])] += tokens_E
                 iterations.add(int(key[1]))
     except (SafetensorError, OSError) as error:

@@ -44,16 +44,22 @@ def _read(file: TraceFile, _: TraceModel) -> Iterator[Sequence]:
 
 def _choice(where: str, answer: dict[str, Any], choice: dict[str, Any], file: TraceFile) -> Sequence:
     rows_RLK = _routing(choice.get("routed_experts"), where, file)
-    before = answer.get("prompt_routed_experts", choice.get("prompt_routed_experts"))
+    before = _either("prompt_routed_experts", choice, answer)
     if before is not None:
         rows_RLK = _joined(_routing(before, where, file), rows_RLK, where, file)
-    prompt_ids = choice.get("prompt_token_ids", answer.get("prompt_token_ids"))
+    prompt_ids = _either("prompt_token_ids", choice, answer)
     given = {"prompt_token_ids": prompt_ids, "token_ids": choice.get("token_ids")}
     _require_both(given, where, file)
     ids = None if prompt_ids is None else (as_ids(prompt_ids, where), as_ids(choice["token_ids"], where))
     about = {"finish_reason": choice.get("finish_reason"), "id": answer.get("id")}
     metadata = {key: value for key, value in about.items() if value is not None}
     return replace(_sequence(where, rows_RLK, ids, file, metadata), served=served_by(answer))
+
+
+def _either(name: str, choice: dict[str, Any], answer: dict[str, Any]) -> Any:
+    """Return a field of a choice, else of its answer; null, which the server writes for what it has not, is none."""
+    found = choice.get(name)
+    return answer.get(name) if found is None else found
 
 
 def _require_both(given: dict[str, Any], where: str, file: TraceFile) -> None:
