@@ -95,7 +95,7 @@ def require_same(layout: Layout, identity: Identity) -> bool:
     )
     raise MoewhError(
         f"run {identity.run_id!r} exists and is another run: {changes}. "
-        f"Choose another --run-id, or delete it with `moewh runs --delete {identity.run_id}`."
+        f"Choose another --run-id, or delete it with `moewh runs --delete {identity.run_id} {layout.option}`."
     )
 
 
@@ -120,7 +120,7 @@ def _require_same_segments(layout: Layout, identity: Identity) -> None:
             raise MoewhError(
                 f"run {identity.run_id!r} has lost its own files, and its segments belong to another run. "
                 "Run the command that began it, which writes them again, choose another --run-id, or delete it with "
-                f"`moewh runs --delete {identity.run_id}`."
+                f"`moewh runs --delete {identity.run_id} {layout.option}`."
             )
 
 

@@ -35,7 +35,7 @@ def fix_time(layout: Layout, run_id: str, sha256: str, needed: Callable[[], bool
     means that no segment is missing. Raises MoewhError for an unfinished run whose time was not recorded.
     """
     if (recorded := _recorded(layout, run_id)) is not None:
-        return _of_recorded(recorded, run_id, sha256, needed, complete)
+        return _of_recorded(layout, recorded, run_id, sha256, needed, complete=complete)
     folder = layout.template_times(run_id)
     file = folder / f"{sha256[:16]}.json"
     if not file.is_file() and not needed():
@@ -44,7 +44,7 @@ def fix_time(layout: Layout, run_id: str, sha256: str, needed: Callable[[], bool
         folder.mkdir(parents=True, exist_ok=True)
         with exclusive(folder):
             if (recorded := _recorded(layout, run_id)) is not None:
-                return _of_recorded(recorded, run_id, sha256, needed, complete)
+                return _of_recorded(layout, recorded, run_id, sha256, needed, complete=complete)
             if not file.is_file():
                 with layout.staged(KEY) as staged:
                     (staged / file.name).write_text(json.dumps(datetime.now().isoformat(timespec="seconds")))
@@ -53,7 +53,7 @@ def fix_time(layout: Layout, run_id: str, sha256: str, needed: Callable[[], bool
 
 
 def _of_recorded(
-    row: dict[str, str], run_id: str, sha256: str, needed: Callable[[], bool], complete: bool
+    layout: Layout, row: dict[str, str], run_id: str, sha256: str, needed: Callable[[], bool], *, complete: bool
 ) -> datetime | None:
     options = json.loads(row["options"])
     if KEY in options:
@@ -61,7 +61,7 @@ def _of_recorded(
     if row["identity"] == sha256 and not complete and needed():
         raise MoewhError(
             f"run {run_id!r} was begun without recording the time that its chat template writes, so it cannot be "
-            f"completed. Choose another --run-id, or delete it with `moewh runs --delete {run_id}`."
+            f"completed. Choose another --run-id, or delete it with `moewh runs --delete {run_id} {layout.option}`."
         )
     return None
 

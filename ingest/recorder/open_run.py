@@ -26,7 +26,8 @@ def require_new(layout: Layout, run_id: str) -> None:
     """Raise MoewhError if the warehouse has this run already: a recorded run cannot be resumed."""
     if layout.run(run_id).is_dir() or layout.segments(run_id).is_dir():
         raise MoewhError(
-            f"run {run_id!r} exists already. Choose another run_id, or delete it with `moewh runs --delete {run_id}`."
+            f"run {run_id!r} exists already. Choose another run_id, or delete it with "
+            f"`moewh runs --delete {run_id} {layout.option}`."
         )
 
 

@@ -100,7 +100,8 @@ class TrainerCallback(transformers.TrainerCallback):
         if later:
             raise MoewhError(
                 f"run {prefix}{later[0]} is in {self._layout.root} already, and this training is at step {step}. "
-                f"Choose another run_id, or delete it with `moewh runs --delete {prefix}{later[0]}`."
+                f"Choose another run_id, or delete it with `moewh runs --delete {prefix}{later[0]} "
+                f"{self._layout.option}`."
             )
 
     def _try(self, step: int, given: dict[str, Any]) -> None:

@@ -76,8 +76,8 @@ def verify(*, warehouse: Readable, repair: bool, rollups: bool, jobs: int | None
     if form == "json":
         click.echo(_json(planned, seconds, reported))
     else:
-        to_repair = isinstance(warehouse, Layout) and not repair and any(fault.movable for fault in faults)
-        click.echo(_text(planned, seconds, reported, to_repair=to_repair))
+        movable = isinstance(warehouse, Layout) and not repair and any(fault.movable for fault in faults)
+        click.echo(_text(planned, seconds, reported, warehouse if movable else None))
     if faults:
         raise SystemExit(1)
 
@@ -107,15 +107,20 @@ def _json(planned: CommittedPlan | PublishedPlan, seconds: float, reported: list
     )
 
 
-def _text(planned: CommittedPlan | PublishedPlan, seconds: float, reported: list[Reported], *, to_repair: bool) -> str:
-    """Return a line per fault, then what was moved, how to restore it, and a summary; `to_repair`: if it can be."""
+def _text(
+    planned: CommittedPlan | PublishedPlan, seconds: float, reported: list[Reported], movable: Readable | None
+) -> str:
+    """Return a line per fault, then what was moved, how to restore it, and a summary.
+
+    Given the warehouse if some of what is bad can still be moved.
+    """
     lines = [escaped(f"{fault.path}: {fault.why}") for fault in reported]
     folders = {fault.quarantined for fault in reported if fault.quarantined}
     lines += [f"moved to {folder}" for folder in sorted(folders)]
     commands = {fault.restore for fault in reported if fault.restore}
-    if reported and to_repair:
+    if isinstance(movable, Layout):
         rewritten = "; then this writes it again:" if commands else "."
-        lines.append(f"`moewh verify --repair` moves what is bad to quarantine/{rewritten}")
+        lines.append(f"`moewh verify --repair {movable.option}` moves what is bad to quarantine/{rewritten}")
     elif commands:
         lines.append("this writes it again:")
     lines += [f"  {command}" for command in sorted(commands)]

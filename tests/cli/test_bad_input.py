@@ -283,7 +283,7 @@ def test_run_id_of_another_model_is_refused_and_untouched(models: Path, prompts:
     line = one_line(run(warehouse, models / "other", prompts, "--run-id", "mine"), 1)
     assert "run 'mine' exists and is another run: " in line
     assert "model was tiny, now other" in line
-    assert "moewh runs --delete mine" in line
+    assert f"delete it with `moewh runs --delete mine --warehouse {warehouse}`." in line
     assert {path: path.stat().st_mtime_ns for path in warehouse.rglob("*") if path.is_file()} == before
 
 

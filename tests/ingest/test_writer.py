@@ -279,7 +279,8 @@ def test_a_run_that_exists_or_has_nothing_is_refused(tmp_path: Path) -> None:
         pass
     with moewh.Writer(tmp_path, "mine", "m", **SHAPE) as writer:
         writer.write(*sequences(1)[0])
-    with pytest.raises(MoewhError, match=r"run 'mine' exists already\. Choose another run_id, or delete it with"):
+    says = rf"run 'mine' exists already\. .* `moewh runs --delete mine --warehouse {tmp_path}`\."
+    with pytest.raises(MoewhError, match=says):
         moewh.Writer(tmp_path, "mine", "m", **SHAPE)
 
 

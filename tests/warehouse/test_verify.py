@@ -443,9 +443,8 @@ def test_a_stray_in_a_sound_folder_is_moved_alone(folder: str, name: str, sealed
     path.touch()
     stray = f"{folder}/{Path(name).parts[0]}"
     found = moewh(sealed, "verify").stdout
-    assert (
-        f"{stray}: is not a file of this folder\n`moewh verify --repair` moves what is bad to quarantine/.\n" in found
-    )
+    command = f"moewh verify --repair --warehouse {sealed.root}"
+    assert f"{stray}: is not a file of this folder\n`{command}` moves what is bad to quarantine/.\n" in found
     assert moewh(sealed, "verify", "--repair").exit_code == 1
     assert (sealed.root / "quarantine" / stray).exists()
     result = moewh(sealed, "verify")

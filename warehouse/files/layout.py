@@ -18,6 +18,7 @@ import errno
 import io
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -140,6 +141,11 @@ class Layout:
     """The paths of one warehouse, and the operations on them that create, stage, link and sweep folders."""
 
     root: Path
+
+    @property
+    def option(self) -> str:
+        """The option that names this warehouse, for commands in messages: without it, they act on the default one."""
+        return f"--warehouse {shlex.quote(str(self.root))}"
 
     @property
     def database(self) -> Path:
@@ -351,7 +357,7 @@ class Layout:
             if run.name != zero_rows.name and not (Path(run.path) / UNSEALED_LINK).is_symlink():
                 raise MoewhError(
                     f"{run.path} does not link to the run's segments; the warehouse was copied by following links. "
-                    "Run `moewh refresh`."
+                    f"Run `moewh refresh {self.option}`."
                 )
 
     def _links(self) -> Iterator[tuple[Path, str]]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moewh.warehouse.errors import MoewhError
-from moewh.warehouse.files.layout import LISTING, SCHEMA_RUN, SEGMENT_FOLDER
+from moewh.warehouse.files.layout import LISTING, SCHEMA_RUN, SEGMENT_FOLDER, Layout
 from moewh.warehouse.files.listing import Listed, run_of
 from moewh.warehouse.files.manifest import MANIFEST, ManifestError, parse_manifest
 from moewh.warehouse.remote.published import Published, Readable
@@ -91,8 +91,10 @@ def require_sound(warehouse: Readable) -> None:
     faults = check_any(plan_any(warehouse))
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        remedy = "Publish the run again." if isinstance(warehouse, Published) else "See `moewh verify --repair`."
-        raise MoewhError(f"{faults[0].path} {faults[0].why}{more}. {remedy}")
+        repair = "Publish the run again."
+        if isinstance(warehouse, Layout):
+            repair = f"See `moewh verify --repair {warehouse.option}`."
+        raise MoewhError(f"{faults[0].path} {faults[0].why}{more}. {repair}")
 
 
 def _file_fault(published: Published, path: str, listed: Listed) -> str | None:

@@ -69,9 +69,9 @@ def remedy(layout: Layout, folder: Path, option_words: OptionWords) -> str | Non
     if run_id is None or _is_stray(layout, run_id, folder):
         return None
     if folder == layout.unsealed(run_id):
-        return f"moewh refresh --warehouse {shlex.quote(str(layout.root))}"
+        return f"moewh refresh {layout.option}"
     if folder == layout.sealed(run_id) and _has_segments(layout, run_id):
-        return f"moewh seal {run_id} --warehouse {shlex.quote(str(layout.root))}"
+        return f"moewh seal {run_id} {layout.option}"
     measured = folder.is_relative_to(layout.geometry(run_id))
     return geometry_command(layout, run_id) if measured else restore_command(layout, run_id, option_words)
 
@@ -100,7 +100,7 @@ def geometry_command(layout: Layout, run_id: str) -> str:
     words = ["moewh", "geometry", *_model_words(row), "--run-id", run_id]
     if (rank := geometry_rank(layout, run_id)) is not None:
         words += ["--rank", str(rank)]
-    return f"{shlex.join(words)} --warehouse {shlex.quote(str(layout.root))}"
+    return f"{shlex.join(words)} {layout.option}"
 
 
 def geometry_rank(layout: Layout, run_id: str) -> int | None:
@@ -129,13 +129,12 @@ def restore_command(layout: Layout, run_id: str, option_words: OptionWords) -> s
         return f"the `moewh ingest` or `moewh import` command that began run {run_id}"
     options = json.loads(row["options"])
     if _OF_CODE & options.keys():
-        place = shlex.quote(str(layout.root))
-        return f"`moewh runs --delete {run_id} --warehouse {place}`, then the Python code that wrote run {run_id}"
+        return f"`moewh runs --delete {run_id} {layout.option}`, then the Python code that wrote run {run_id}"
     if "import" in options:
         return import_command(layout, run_id, row, options)
     words = ["moewh", "ingest", *_model_words(row), "--run-id", run_id, *option_words(options)]
     prompts = f"--prompts FILE (the prompts of sha256 {row['prompts_sha256'][:12]}…)"
-    return f"{shlex.join(words)} --warehouse {shlex.quote(str(layout.root))} {prompts}"
+    return f"{shlex.join(words)} {layout.option} {prompts}"
 
 
 def import_command(layout: Layout, run_id: str, row: dict[str, Any], options: dict[str, Any]) -> str:
@@ -146,8 +145,9 @@ def import_command(layout: Layout, run_id: str, row: dict[str, Any], options: di
     words = ["moewh", "import", options["import"], *(name for name, _ in options["files"]), "--model", row["model"]]
     given = {"--revision": row["revision"], "--run-id": run_id, "--domain": options["domain"]}
     words += [word for flag, value in given.items() if value is not None for word in (flag, value)]
-    words += ["--segment-rows", str(options["segment_rows"]), "--warehouse", str(layout.root)]
-    return shlex.join(words) + (" --tokenizer ID_OR_PATH" if options["tokenizer_sha256"] else "")
+    words += ["--segment-rows", str(options["segment_rows"])]
+    tokenizer = " --tokenizer ID_OR_PATH" if options["tokenizer_sha256"] else ""
+    return f"{shlex.join(words)} {layout.option}{tokenizer}"
 
 
 def run_of(layout: Layout, folder: Path) -> str | None:

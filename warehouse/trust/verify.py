@@ -211,13 +211,17 @@ def _list_unsealed(layout: Layout, found: CommittedPlan) -> None:
         link = run / UNSEALED_LINK
         is_linked = link.is_symlink() or (run_id == SCHEMA_RUN and layout.has_unsealed_zero_rows())
         if run.name == run_id or not _is_legal(run_id) or len(list(run.glob(MARK))) != 1 or not is_linked:
-            found.faults.append(Fault(run, "", "does not link to a run's segments; `moewh refresh` recreates it"))
+            found.faults.append(
+                Fault(run, "", f"does not link to a run's segments; `moewh refresh {layout.option}` recreates it")
+            )
         else:
             linked.add(run_id)
     for folder in found.folders:
         here = folder.level == "run" and folder.path == layout.run(folder.run_id)
         if here and folder.run_id not in linked and not layout.sealed(folder.run_id).is_dir():
-            found.faults.append(Fault(layout.unsealed(folder.run_id), "", "is missing; `moewh refresh` recreates it"))
+            found.faults.append(
+                Fault(layout.unsealed(folder.run_id), "", f"is missing; `moewh refresh {layout.option}` recreates it")
+            )
 
 
 def _list_segments(run: Path, run_id: str, found: CommittedPlan) -> None:
