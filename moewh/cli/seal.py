@@ -19,14 +19,17 @@ def seal(names: tuple[str, ...], warehouse: Layout) -> None:
     `moewh ingest` seals a run when its last segment is committed. Use this for a run whose ingest was killed just then,
     and after `moewh verify --repair`. A sealed run is left unchanged.
     """
+    from moewh.ingest.options import command_words
     from moewh.warehouse import runs as library
     from moewh.warehouse.sealing import seal as sealing
+    from moewh.warehouse.trust.repair import restore_command
 
     warehouse.require()
     for run_id in names:
         library.check_known(warehouse, run_id)
         if not sealing.is_complete(warehouse, run_id):
-            raise MoewhError(f"run {run_id} is not complete. Run the command that began it again; that also seals it.")
+            completes = restore_command(warehouse, run_id, command_words)
+            raise MoewhError(f"run {run_id} is not complete. This completes and seals it: {completes}")
     chosen = names or [run_id for run_id in library.run_ids(warehouse) if sealing.is_complete(warehouse, run_id)]
     before = {run_id for run_id in chosen if warehouse.sealed(run_id).is_dir()}
     for run_id in chosen:

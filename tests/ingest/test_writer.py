@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import moewh
+from moewh.cli.main import main
 from moewh.ingest.options import command_words
 from moewh.ingest.record import Identity
 from moewh.ingest.recorder import open_run
@@ -173,8 +175,18 @@ def test_no_command_is_named_that_would_write_it_again(tmp_path: Path) -> None:
     (tmp_path / "segments" / "run_id=mine" / "segment=0" / "tokens.parquet").unlink()
     faults = moewh.open(tmp_path).verify()
     assert [fault.why for fault in faults] == ["is missing"]
-    told = remedy(Layout(tmp_path), faults[0].folder, command_words)
-    assert told == f"`moewh runs --delete mine --warehouse {tmp_path}`, then the Python code that wrote run mine"
+    again = f"`moewh runs --delete mine --warehouse {tmp_path}`, then the Python code that wrote run mine"
+    assert remedy(Layout(tmp_path), faults[0].folder, command_words) == again
+
+
+def test_a_run_that_cannot_be_sealed_is_to_be_written_again(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), moewh.Writer(tmp_path, "mine", "m", **SHAPE, segment_rows=1) as writer:
+        writer.write(*sequences(1)[0])
+        raise KeyError
+    refused = CliRunner().invoke(main, ["seal", "mine", "--warehouse", str(tmp_path)])
+    assert refused.exit_code == 1
+    again = f"`moewh runs --delete mine --warehouse {tmp_path}`, then the Python code that wrote run mine"
+    assert refused.stderr == f"moewh: run mine is not complete. This completes and seals it: {again}\n"
 
 
 def test_layers_and_experts_come_from_the_model(tmp_path: Path) -> None:
