@@ -97,6 +97,7 @@ from (
     select error('run ' || run_id || ' {UNLINKED}')
     from unsealed
     semi join ({runs_of(root, f"{UNSEALED}/{MARK}")}) as unsealed_after using (run_id, file)
+    semi join ({_runs_with_first(schema.SEGMENTS.file, root)}) as begun using (run_id)
     where run_id not in (select run_id from linked)
         or run_id in (select run_id from ({runs_of(root, f"{UNSEALED}/{_LINK_AS_FILE}")}) as files)
     union all
@@ -142,9 +143,13 @@ def _must_hold(table: schema.Table, root: str) -> str:
     """Return SQL for the sealed runs that must have a merged table: all, or those whose first segment has its rows."""
     if table.counted is None:
         return "sealed_before"
+    return f"sealed_before semi join ({_runs_with_first(table.counted, root)}) as counted using (run_id)"
+
+
+def _runs_with_first(file: str, root: str) -> str:
+    """Return SQL for the runs whose first segment has a file; this lists the segments of no run."""
     first = f"{SEGMENT_FOLDER}0"
-    counted = runs_of(root, f"{FOLDERS['segment'].replace(ANY_SEGMENT, first)}/{table.counted}", f"{first}/")
-    return f"sealed_before semi join ({counted}) as counted using (run_id)"
+    return runs_of(root, f"{FOLDERS['segment'].replace(ANY_SEGMENT, first)}/{file}", f"{first}/")
 
 
 def _unless_missing(table: schema.Table, rollup: schema.Table, root: str) -> str:
