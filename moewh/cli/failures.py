@@ -143,5 +143,5 @@ def _duckdb_error(text: str) -> str:
     elif re.search(_STORED, message):
         message += ". `moewh verify` says which files are damaged."
     if "No files found that match the pattern" in message:
-        message += ". Run `moewh refresh` to write the files that are missing."
+        message = message.removesuffix(".") + ". Run `moewh refresh` to write the files that are missing."
     return message

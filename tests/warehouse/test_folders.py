@@ -15,7 +15,15 @@ from moewh.warehouse.files.layout import Layout
 from tests.support.damage import sound_warehouse
 from tests.support.models import save_model
 
-LEFT = (".DS_Store", "._routing.parquet", ".nfs000000000a1b2c3d", ".fuse_hidden0001", "Thumbs.db", "desktop.ini")
+LEFT = (
+    ".DS_Store",
+    "._routing.parquet",
+    ".nfs000000000a1b2c3d",
+    ".fuse_hidden0001",
+    "Thumbs.db",
+    "desktop.ini",
+    "Icon\r",
+)
 QUERY = ("query", "expert_load", "--format", "csv")
 
 

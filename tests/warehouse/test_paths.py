@@ -345,4 +345,4 @@ def test_a_fault_is_reported_for_the_right_run(sound: Layout, tmp_path: Path) ->
     (copy.root / "segments" / "stray").mkdir()
     result = CliRunner().invoke(main, ["verify", "--warehouse", str(copy.root)])
     assert "segments/stray: is not the folder of a run" in result.stdout
-    assert "above" not in result.stdout
+    assert "above" not in result.stdout.replace(str(copy.root), "")

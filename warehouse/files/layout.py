@@ -131,6 +131,16 @@ def check_run_id(run_id: str) -> str:
     return run_id
 
 
+def is_run_id(text: str) -> bool:
+    """Return whether text is a legal run id."""
+    return _RUN_ID.fullmatch(text) is not None
+
+
+def is_segment_folder(name: str) -> bool:
+    """Return whether a name is that of a segment's folder, unlike that of a copy such as `segment=0 (1)`."""
+    return re.fullmatch(f"{SEGMENT_FOLDER}({PATH_VALUES['segment']})", name) is not None
+
+
 def run_id_characters(name: str) -> str:
     """Return a name with a hyphen in place of each character that a run id must not have."""
     return "".join(char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in name)
@@ -216,6 +226,13 @@ class Layout:
             self.linked_folders()  # a link to an unmounted disk gives a better message
             if (outer := self.inside_of()) is not None:
                 raise MoewhError(f"{self.root} is among the files of the warehouse {outer}. Name that folder.")
+            lacking = [folder for folder in (self.segment(SCHEMA_RUN, 0), self.run(SCHEMA_RUN)) if not folder.is_dir()]
+            if any(self.root.glob(f"*/{ANY_RUN}")) and self.may_be_warehouse():
+                raise MoewhError(
+                    f"the warehouse at {self.root} lacks {lacking[0].relative_to(self.root)}: it was copied in part. "
+                    f"Copy the rest, or run `moewh refresh {self.option}`; "
+                    "then `moewh verify` lists what else is missing."
+                )
             raise MoewhError(
                 f"there is no warehouse at {self.root}. Run `moewh ingest` or `moewh demo` to make one, "
                 "or name another with --warehouse."
@@ -253,14 +270,24 @@ class Layout:
         A copy of a warehouse may hold the linked files instead of the link: such a folder is replaced by a link.
         Raises MoewhError if the disk cannot be written or has no symbolic links.
         """
-        if (self.unsealed(run_id) / UNSEALED_LINK).is_symlink():
+        if self.is_linked(run_id) and has_mark(self.unsealed(run_id)):
             return
         with self.writing(), self.staged(f"unsealed.{run_id}") as folder:
             add_mark(folder)
-            self._link(folder / UNSEALED_LINK, Path("..", "..", "segments", self.segments(run_id).name))
+            self._link(folder / UNSEALED_LINK, self._link_target(run_id))
             self.unlink_unsealed(run_id)
             make_folder(self.segments(run_id))
             commit(folder, self.unsealed(run_id))
+
+    def is_linked(self, run_id: str) -> bool:
+        """Return whether a run's folder in `unsealed/` has the link to its segments, not one that leads elsewhere."""
+        try:
+            return (self.unsealed(run_id) / UNSEALED_LINK).readlink() == self._link_target(run_id)
+        except OSError:  # missing, or a folder or a file
+            return False
+
+    def _link_target(self, run_id: str) -> Path:
+        return Path("..", "..", "segments", self.segments(run_id).name)
 
     def _link(self, link: Path, target: Path) -> None:
         try:
@@ -274,11 +301,12 @@ class Layout:
             ) from error
 
     def has_unsealed_zero_rows(self) -> bool:
-        """Return whether `unsealed/` has its zero-row files, identical to those among the segments."""
+        """Return whether `unsealed/` has its mark and its zero-row files, identical to those among the segments."""
         source = self.segment(SCHEMA_RUN, 0)
         there = self.unsealed(SCHEMA_RUN) / UNSEALED_LINK / f"{SEGMENT_FOLDER}0"
-        tables = [table for table in schema.MERGED if self.has_table(table)]
-        return all(_same_bytes(source / table.file, there / table.file) for table in tables)
+        tables = [table for table in schema.MERGED if (source / table.file).is_file()]
+        marked = has_mark(self.unsealed(SCHEMA_RUN))
+        return marked and all(_same_bytes(source / table.file, there / table.file) for table in tables)
 
     def zero_row_folders(self) -> dict[schema.Level, Path]:
         """Return the folder of each level's zero-row files, in the order in which they are written."""
@@ -290,8 +318,16 @@ class Layout:
         }
 
     def has_table(self, table: schema.Table) -> bool:
-        """Return whether there are zero-row files of a table; a warehouse older than the table has none."""
-        return (self.zero_row_folders()[table.level] / table.file).is_file()
+        """Return whether a warehouse has files of a table; one that is older than the table has none.
+
+        A copy may lack the zero-row file alone: then their manifest lists it, or a run has the table.
+        """
+        zero_rows = self.zero_row_folders()[table.level]
+        if (zero_rows / table.file).is_file():
+            return True
+        if table.level == "segment":  # of which there may be thousands
+            return table.file in _listed(zero_rows)
+        return any(self.root.glob(f"{FOLDERS[table.level]}/{table.file}"))
 
     def _add_unsealed_zero_rows(self, layout: Layout) -> None:
         """Write the zero-row files of a layout's `unsealed/`: files, not a link, so that every copy has them."""
@@ -325,8 +361,12 @@ class Layout:
         Raises MoewhError for a broken link and a folder without permission, whose rows would be missing from every
         answer, and for a link to a folder that moewh did not write.
         """
-        found = []
         self.require_links()
+        return self.committed_links()
+
+    def committed_links(self) -> list[Path]:
+        """Return what `linked_folders` does, without a look at `unsealed/`."""
+        found = []
         for link, needed in self._links():
             target = real_path(link)
             if not target.is_dir():
@@ -347,17 +387,20 @@ class Layout:
         return [text for folder in (self.root, *self.linked_folders()) for text in (str(folder), glob_literal(folder))]
 
     def require_links(self) -> None:
-        """Raise MoewhError for a copy of the warehouse that holds a run's segments where there must be a link.
+        """Raise MoewhError for a copy of the warehouse that lost a link to a run's segments, or followed it.
 
         A folder that this user may not read is refused, too.
         """
-        zero_rows = self.unsealed(SCHEMA_RUN)
-        for run in (entry for entry in _scan(zero_rows.parent) if entry.name.startswith(RUN_FOLDER)):
+        for run in _scan(self.unsealed(SCHEMA_RUN).parent):
+            run_id = run.name.removeprefix(RUN_FOLDER)
+            if run.name == run_id or not (is_run_id(run_id) or run_id == SCHEMA_RUN):
+                continue  # no view reads it
             _require_permission(run.path)
-            if run.name != zero_rows.name and not (Path(run.path) / UNSEALED_LINK).is_symlink():
+            if run_id != SCHEMA_RUN and not self.is_linked(run_id):
+                remedy = "refresh" if self.run(run_id).is_dir() else "verify --repair"
                 raise MoewhError(
-                    f"{run.path} does not link to the run's segments; the warehouse was copied by following links. "
-                    f"Run `moewh refresh {self.option}`."
+                    f"{run.path} does not link to the run's segments: a copy followed the link or lost it. "
+                    f"Run `moewh {remedy} {self.option}`."
                 )
 
     def _links(self) -> Iterator[tuple[Path, str]]:
@@ -380,7 +423,7 @@ class Layout:
 
         Broken links are refused, as when reading.
         """
-        self.linked_folders()
+        self.committed_links()
         folders = [self.root, *(self.root / pattern.partition("/")[0] for pattern in (*FOLDERS.values(), UNSEALED))]
         if run_id is not None:
             folders.append(self.segments(run_id))
@@ -401,9 +444,11 @@ class Layout:
     def _add_empty_tables(self, level: schema.Level, target: Path) -> None:
         versions = _versions(target)
         older = versions is not None and versions < (schema.FORMAT_VERSION, schema.SCHEMA_VERSION)
+        unlisted = not (target / "manifest.json").is_file()
         tables = [table for table in (*schema.TABLES, *schema.SEALED) if table.level == level]
-        missing = [table for table in tables if older or not (target / table.file).is_file()]
-        if not missing:
+        missing = [table for table in tables if older or unlisted or not (target / table.file).is_file()]
+        unmarked = level == "sealed" and not has_mark(target)
+        if not missing and not unmarked:
             return
         from moewh.warehouse.files.manifest import write_manifest
 
@@ -418,6 +463,10 @@ class Layout:
                 for table in missing:
                     (folder / table.file).replace(target / table.file)
                 write_manifest(target, None, None)
+                if unmarked:
+                    for mark in target.glob(MARK):
+                        mark.unlink(missing_ok=True)
+                    add_mark(target)
 
     @contextmanager
     def staged(self, name: str) -> Iterator[Path]:
@@ -487,6 +536,11 @@ def exclusive(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def has_mark(folder: Path) -> bool:
+    """Return whether a folder has its mark and no other: a copy may lose it, or keep a second one."""
+    return len(list(folder.glob(MARK))) == 1
+
+
 def add_mark(folder: Path) -> None:
     """Add a mark with a unique name to a folder that is to be committed."""
     (folder / MARK.replace("*", os.urandom(8).hex())).touch()
@@ -550,6 +604,16 @@ def _versions(folder: Path) -> tuple[int, int] | None:
     except (OSError, ValueError, RecursionError, TypeError, KeyError):
         return None
     return versions if all(isinstance(version, int) for version in versions) else None
+
+
+def _listed(folder: Path) -> set[str]:
+    """Return the names of the files that a folder's manifest lists; an empty set if it cannot be read."""
+    from moewh.warehouse.files.manifest import ManifestError, read_manifest
+
+    try:
+        return set(read_manifest(folder).files)
+    except (OSError, ManifestError):
+        return set()
 
 
 def _same_bytes(one: Path, other: Path) -> bool:

@@ -13,7 +13,16 @@ from typing import Any
 
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import QUARANTINE, RUN_FOLDER, SCHEMA_RUN, Layout, make_folder, require_renames, sync
+from moewh.warehouse.files.layout import (
+    QUARANTINE,
+    RUN_FOLDER,
+    Layout,
+    is_run_id,
+    is_segment_folder,
+    make_folder,
+    require_renames,
+    sync,
+)
 from moewh.warehouse.sealing.seal import is_complete, require_linked, seal, unseal
 from moewh.warehouse.views.publishing import publish
 
@@ -32,7 +41,7 @@ def quarantine(layout: Layout, folders: Iterable[Path]) -> dict[Path, Path]:
     """
     moved = {}
     bad = sorted(set(folders))
-    layout.linked_folders()  # a link to a disk that is not mounted is refused before anything is moved
+    layout.committed_links()  # a link to a disk that is not mounted is refused before anything is moved
     require_renames(layout.root, [folder.parent for folder in bad])
     with layout.writing():
         for folder in bad:
@@ -57,7 +66,8 @@ def quarantine(layout: Layout, folders: Iterable[Path]) -> dict[Path, Path]:
 
 def _expose_segments(layout: Layout, run_id: str, folder: Path) -> None:
     """Let views read a run's segments one by one before one of them, or its sealed counts, is moved away."""
-    if layout.segments(run_id) in (folder, folder.parent):
+    of_segment = folder.parent == layout.segments(run_id) and is_segment_folder(folder.name)
+    if of_segment or folder == layout.segments(run_id):
         unseal(layout, run_id)
     elif folder == layout.sealed(run_id):
         layout.link_unsealed(run_id)
@@ -87,8 +97,10 @@ def _has_segments(layout: Layout, run_id: str) -> bool:
 
 
 def _is_stray(layout: Layout, run_id: str, path: Path) -> bool:
-    """Return whether a path lies in a committed folder of a run, which is sound without it."""
+    """Return whether a path is a copy or a file among the folders of a run, which is sound without it."""
     committed = (layout.run(run_id), layout.sealed(run_id), layout.geometry(run_id))
+    if path.parent == layout.segments(run_id):
+        return not is_segment_folder(path.name)
     return path.parent in committed or path.parent.parent == layout.segments(run_id)
 
 
@@ -151,12 +163,12 @@ def import_command(layout: Layout, run_id: str, row: dict[str, Any], options: di
 
 
 def run_of(layout: Layout, folder: Path) -> str | None:
-    """Return the run that a folder belongs to; None for the zero-row files and for any other folder."""
+    """Return the run that a folder belongs to; None for zero-row files, copies such as `run_id=a (1)` and others."""
     if not folder.is_relative_to(layout.root) or folder.is_relative_to(layout.staging):
         return None
     below = folder.relative_to(layout.root).parts
     names = [part.removeprefix(RUN_FOLDER) for part in below if part.startswith(RUN_FOLDER)]
-    return names[-1] if names and names[-1] != SCHEMA_RUN else None
+    return names[-1] if names and is_run_id(names[-1]) else None
 
 
 def _model_words(row: dict[str, Any]) -> list[str]:

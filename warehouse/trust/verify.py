@@ -30,9 +30,9 @@ from moewh.warehouse.files.layout import (
     SCHEMA_RUN,
     SEGMENT_FOLDER,
     UNSEALED,
-    UNSEALED_LINK,
     Layout,
     check_run_id,
+    has_mark,
 )
 from moewh.warehouse.files.manifest import MANIFEST, Entry, Manifest, ManifestError, file_sha256, read_manifest
 
@@ -129,8 +129,10 @@ def plan(layout: Layout) -> CommittedPlan:
     """List every committed folder with its manifest. Raises MoewhError if there is no warehouse."""
     found = CommittedPlan()
     for part in (layout.require(), Layout(layout.empty)):
-        for level in FOLDERS:
+        for level, zero_rows in part.zero_row_folders().items():
             _list_level(part, level, found)
+            if not zero_rows.is_dir() and own_entries(zero_rows.parent):  # an older warehouse lacks all of the level
+                found.faults.append(Fault(zero_rows, "", f"is missing; `moewh refresh {layout.option}` recreates it"))
         _list_unsealed(part, found)
     for folder in found.folders:
         _take_manifest(folder, found.faults)
@@ -208,9 +210,8 @@ def _list_unsealed(layout: Layout, found: CommittedPlan) -> None:
     linked = set()
     for run in own_entries(top):
         run_id = run.name.removeprefix(RUN_FOLDER)
-        link = run / UNSEALED_LINK
-        is_linked = link.is_symlink() or (run_id == SCHEMA_RUN and layout.has_unsealed_zero_rows())
-        if run.name == run_id or not _is_legal(run_id) or len(list(run.glob(MARK))) != 1 or not is_linked:
+        is_linked = layout.is_linked(run_id) or (run_id == SCHEMA_RUN and layout.has_unsealed_zero_rows())
+        if run.name == run_id or not _is_legal(run_id) or not has_mark(run) or not is_linked:
             found.faults.append(
                 Fault(run, "", f"does not link to a run's segments; `moewh refresh {layout.option}` recreates it")
             )
@@ -218,10 +219,10 @@ def _list_unsealed(layout: Layout, found: CommittedPlan) -> None:
             linked.add(run_id)
     for folder in found.folders:
         here = folder.level == "run" and folder.path == layout.run(folder.run_id)
-        if here and folder.run_id not in linked and not layout.sealed(folder.run_id).is_dir():
-            found.faults.append(
-                Fault(layout.unsealed(folder.run_id), "", f"is missing; `moewh refresh {layout.option}` recreates it")
-            )
+        lost = here and not layout.unsealed(folder.run_id).is_dir()
+        if lost and (folder.run_id == SCHEMA_RUN or not layout.sealed(folder.run_id).is_dir()):
+            missing = f"is missing; `moewh refresh {layout.option}` recreates it"
+            found.faults.append(Fault(layout.unsealed(folder.run_id), "", missing))
 
 
 def _list_segments(run: Path, run_id: str, found: CommittedPlan) -> None:

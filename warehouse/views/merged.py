@@ -25,11 +25,17 @@ from moewh.warehouse.views.sql import below, column_names, rows_of_table, runs_o
 LACKS = " lacks {file}: counts would omit it. Remove that folder and run its ingest again."
 """Message for a segment without a rollup's file."""
 
+UNLINKED = "is not sealed, and a copy lost the link to its segments: counts would omit it. Run `moewh refresh`."
+"""Message for a run whose link in `unsealed/` is gone, or became a file."""
+
 NEITHER = "is neither sealed nor unsealed: counts would omit it. Run `moewh refresh`."
 """Message for a run whose counts no view can read."""
 
 SEALED_LACKS = " is sealed and lacks {file}: counts would omit it. Run `moewh verify --repair`."
 """Message for a sealed run that lacks a file."""
+
+_LINK_AS_FILE = f"{UNSEALED_LINK[:-1]}[{UNSEALED_LINK[-1]}]"
+"""A pattern of UNSEALED_LINK: where the last name is a pattern, DuckDB lists files only; else folders, too."""
 
 ASK_AGAIN = "Ask again."
 """Ends the message for a run that was sealed, unsealed or deleted while a query listed its files."""
@@ -59,10 +65,13 @@ sealed_before as (
 ),
 unsealed as (
     {runs_of(root, f"{UNSEALED}/{MARK}")}
+),
+linked as (
+    {runs_of(root, f"{UNSEALED}/{UNSEALED_LINK}")}
 )
 select
     {nothing}
-from runs_there cross join sealed_before cross join unsealed
+from runs_there cross join sealed_before cross join unsealed cross join linked
 where false
 union all
 {_unsealed_select(table, counted, layout, root)}
@@ -84,6 +93,13 @@ from (
     select error('run ' || run_id || ' was sealed or deleted while its files were listed. {ASK_AGAIN}')
     from unsealed
     anti join ({runs_of(root, f"{UNSEALED}/{MARK}")}) as unsealed_after using (run_id, file)
+    union all
+    select error('run ' || run_id || ' {UNLINKED}')
+    from unsealed
+    semi join ({runs_of(root, f"{UNSEALED}/{MARK}")}) as unsealed_after using (run_id, file)
+    semi join ({_runs_with_first(schema.SEGMENTS.file, root)}) as begun using (run_id)
+    where run_id not in (select run_id from linked)
+        or run_id in (select run_id from ({runs_of(root, f"{UNSEALED}/{_LINK_AS_FILE}")}) as files)
     union all
     select error('run ' || run_id || ' {NEITHER}')
     from runs_there
@@ -127,9 +143,13 @@ def _must_hold(table: schema.Table, root: str) -> str:
     """Return SQL for the sealed runs that must have a merged table: all, or those whose first segment has its rows."""
     if table.counted is None:
         return "sealed_before"
+    return f"sealed_before semi join ({_runs_with_first(table.counted, root)}) as counted using (run_id)"
+
+
+def _runs_with_first(file: str, root: str) -> str:
+    """Return SQL for the runs whose first segment has a file; this lists the segments of no run."""
     first = f"{SEGMENT_FOLDER}0"
-    counted = runs_of(root, f"{FOLDERS['segment'].replace(ANY_SEGMENT, first)}/{table.counted}", f"{first}/")
-    return f"sealed_before semi join ({counted}) as counted using (run_id)"
+    return runs_of(root, f"{FOLDERS['segment'].replace(ANY_SEGMENT, first)}/{file}", f"{first}/")
 
 
 def _unless_missing(table: schema.Table, rollup: schema.Table, root: str) -> str:

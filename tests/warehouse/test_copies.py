@@ -1,0 +1,201 @@
+"""Copies that lack something, or hold something twice: answers stay right or are refused, and repairs work."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import duckdb
+import pytest
+from click.testing import CliRunner, Result
+
+from moewh.cli.main import main
+from moewh.warehouse.files.layout import SCHEMA_RUN, Layout
+from tests.support.damage import sound_warehouse
+
+pytestmark = pytest.mark.published_file
+
+TABLES = ("expert_load", "expert_outputs", "expert_output_counts", "expert_geometry", "router_similarity")
+
+
+def moewh(layout: Layout, *arguments: str) -> Result:
+    return CliRunner().invoke(main, [*arguments, "--warehouse", str(layout.root)])
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    """A warehouse of two runs, one of them sealed."""
+    layout = sound_warehouse(tmp_path_factory.mktemp("sound") / "wh")
+    assert moewh(layout, "seal", "one").exit_code == 0
+    assert moewh(layout, "refresh").exit_code == 0
+    return layout
+
+
+@pytest.fixture
+def copy(sound: Layout, tmp_path: Path) -> Layout:
+    shutil.copytree(sound.root, tmp_path / "wh", symlinks=True)
+    return Layout(tmp_path / "wh")
+
+
+def answers(layout: Layout) -> list[str]:
+    found = [moewh(layout, "query", "-c", f"from {table} order by all", "--format", "csv") for table in TABLES]
+    assert [result.exit_code for result in found] == [0] * len(TABLES), [result.stderr for result in found]
+    return [result.stdout for result in found]
+
+
+def names(layout: Layout) -> set[str]:
+    found = (path.relative_to(layout.root).as_posix() for path in layout.root.rglob("*"))
+    return {name for name in found if "/mark-" not in name and not name.startswith(("quarantine", ".staging"))}
+
+
+def lose(link: Path) -> None:
+    link.unlink()
+
+
+def become_text(link: Path) -> None:
+    target = link.readlink()
+    link.unlink()
+    link.write_text(str(target))
+
+
+def lead_nowhere(link: Path) -> None:
+    link.unlink()
+    link.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize("change", [lose, become_text, lead_nowhere])
+def test_a_plain_shell_refuses_a_copy_that_lost_a_link(change: Callable[[Path], None], copy: Layout) -> None:
+    assert moewh(copy, "refresh").exit_code == 0
+    change(copy.unsealed("two") / "segments")
+    with duckdb.connect(str(copy.database), read_only=True) as shell:
+        for table in ("runs", "expert_load", "pair_totals", "co_routing"):
+            with pytest.raises(duckdb.Error, match="run two is not sealed, and a copy lost the link"):
+                shell.execute(f"from {table}").fetchall()
+        assert moewh(copy, "refresh").exit_code == 0
+        assert shell.execute("select count(*) from runs").fetchall() == [(2,)]
+
+
+def test_a_plain_shell_reads_a_run_without_segments_and_a_copy_that_followed_the_links(
+    copy: Layout, tmp_path: Path
+) -> None:
+    followed = Layout(tmp_path / "followed")
+    shutil.copytree(copy.root, followed.root)
+    query = "select run_id, sum(tokens) from expert_load group by run_id order by run_id"
+    with duckdb.connect(str(copy.database), read_only=True) as shell:
+        shell.execute(f"set variable moewh_root = '{copy.root}'")
+        before = shell.execute(query).fetchall()
+        shell.execute(f"set variable moewh_root = '{followed.root}'")
+        assert shell.execute(query).fetchall() == before
+        shutil.rmtree(copy.segments("two"))  # as where a process was killed that deleted the run
+        shell.execute(f"set variable moewh_root = '{copy.root}'")
+        assert shell.execute("select run_id, segments from runs order by run_id").fetchall()[1] == ("two", 0)
+
+
+@pytest.mark.parametrize("change", [lose, become_text, lead_nowhere])
+def test_repair_links_the_segments_again(change: Callable[[Path], None], copy: Layout, sound: Layout) -> None:
+    change(copy.unsealed("two") / "segments")
+    found = moewh(copy, "verify", "--repair")
+    assert found.stdout.startswith("unsealed/run_id=two: does not link to a run's segments"), found.output
+    assert "all as committed" in moewh(copy, "verify").stdout
+    assert answers(copy) == answers(sound)
+
+
+@pytest.mark.parametrize("run_id", ["two-copy", "three"])
+def test_a_link_of_no_run_is_refused_until_repaired(run_id: str, copy: Layout, sound: Layout) -> None:
+    shutil.copytree(copy.unsealed("two"), copy.unsealed(run_id), symlinks=True)
+    assert f"run_id={run_id} does not link to the run's segments" in (said := moewh(copy, "query", "routes").stderr)
+    assert f"Run `moewh verify --repair {copy.option}`." in said
+    assert moewh(copy, "verify", "--repair").exit_code == 1
+    assert answers(copy) == answers(sound)
+
+
+def test_refresh_repairs_a_copy_without_links_and_zero_rows(copy: Layout, sound: Layout) -> None:
+    shutil.rmtree(copy.sealed(SCHEMA_RUN))
+    lose(copy.unsealed("two") / "segments")
+    assert f"Run `moewh refresh {copy.option}`." in moewh(copy, "query", "routes").stderr
+    assert moewh(copy, "refresh").exit_code == 0
+    assert answers(copy) == answers(sound)
+    assert names(copy) == names(sound)
+
+
+LOST = ["sealed/run_id=~schema", "geometry/run_id=~schema", "geometry/run_id=~schema/expert_geometry.parquet"]
+
+
+@pytest.mark.parametrize("lost", LOST)
+def test_rows_are_not_lost_with_the_zero_row_files(lost: str, copy: Layout, sound: Layout) -> None:
+    path = copy.root / lost
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    assert answers(copy) == answers(sound)
+    found = moewh(copy, "verify", "--repair")
+    assert f"{lost}: is missing" in found.stdout
+    assert "all as committed" in moewh(copy, "verify").stdout
+    assert names(copy) == names(sound)
+
+
+def test_verify_reports_zero_row_files_that_queries_need(copy: Layout, sound: Layout) -> None:
+    shutil.rmtree(copy.unsealed(SCHEMA_RUN))
+    found = moewh(copy, "verify", "--repair")
+    assert f"unsealed/run_id=~schema: is missing; `moewh refresh {copy.option}` recreates it\n" in found.stdout
+    assert "all as committed" in moewh(copy, "verify").stdout
+    assert answers(copy) == answers(sound)
+
+
+MARKS = ["unsealed/run_id=two", f"unsealed/run_id={SCHEMA_RUN}", f"sealed/run_id={SCHEMA_RUN}"]
+LISTS = [f"runs/run_id={SCHEMA_RUN}", f"segments/run_id={SCHEMA_RUN}/segment=0", f"sealed/run_id={SCHEMA_RUN}"]
+LOST_ALONE = [*(f"{folder}/mark-*" for folder in MARKS), *(f"{folder}/manifest.json" for folder in LISTS)]
+
+
+@pytest.mark.parametrize("lost", LOST_ALONE)
+def test_refresh_writes_a_lost_mark_or_manifest_again(lost: str, copy: Layout, sound: Layout) -> None:
+    (path,) = copy.root.glob(lost)
+    path.unlink()
+    assert moewh(copy, "verify").exit_code == 1
+    assert moewh(copy, "refresh").exit_code == 0
+    assert "all as committed" in moewh(copy, "verify").stdout
+    assert answers(copy) == answers(sound)
+
+
+@pytest.mark.parametrize("lost", ["runs/run_id=~schema", "segments/run_id=~schema", "runs", "segments"])
+def test_half_a_copy_is_not_taken_for_no_warehouse(lost: str, copy: Layout, sound: Layout) -> None:
+    shutil.rmtree(copy.root / lost)
+    for command in ("verify", "runs"):
+        said = moewh(copy, command).stderr
+        assert f"the warehouse at {copy.root} lacks {lost}" in said
+        assert f"Copy the rest, or run `moewh refresh {copy.option}`" in said
+    assert moewh(copy, "refresh").exit_code == 0
+    whole = moewh(copy, "verify").exit_code == 0
+    assert whole == lost.endswith(SCHEMA_RUN)
+    if whole:
+        assert answers(copy) == answers(sound)
+
+
+def test_a_sealed_run_without_its_segments_is_ingested_again_not_sealed(copy: Layout) -> None:
+    shutil.rmtree(copy.segment("one", 1))
+    for arguments in (["verify"], ["verify", "--repair"]):
+        said = moewh(copy, *arguments).stdout
+        assert "sealed/run_id=one/segment.parquet: has segment 1, which does not exist" in said
+        assert "moewh ingest --model" in said
+        assert "moewh seal" not in said
+
+
+COPIED = ["sealed/run_id=one", "runs/run_id=two", "segments/run_id=one", "geometry/run_id=one"]
+COPIED += ["unsealed/run_id=two", "segments/run_id=one/segment=0"]
+
+
+@pytest.mark.parametrize("end", [" (1)", " - Copy", " (conflicted copy)"])
+@pytest.mark.parametrize("folder", COPIED)
+def test_repair_moves_a_sync_programs_copy_and_nothing_else(folder: str, end: str, copy: Layout, sound: Layout) -> None:
+    shutil.copytree(copy.root / folder, f"{copy.root / folder}{end}", symlinks=True)
+    before = {path for path in copy.root.glob("*/*/mark-*") if end not in str(path)}
+    assert moewh(copy, "refresh").exit_code == 0
+    assert "writes it again" not in moewh(copy, "verify").stdout
+    repaired = moewh(copy, "verify", "--repair").stdout
+    assert f"moved to quarantine/{folder}{end}\n" in repaired
+    assert "writes it again" not in repaired
+    assert "all as committed" in moewh(copy, "verify").stdout
+    assert names(copy) == names(sound)
+    assert set(copy.root.glob("*/*/mark-*")) == before
