@@ -87,7 +87,10 @@ def _require_among(
         if run_id not in runs:
             raise MoewhError(_absent(f"run {run_id!r}", "", nearest(run_id, runs), f"Runs: {_listed(runs)}."))
     if not runs:
-        name, kind = next(iter(asked.items()))
+        named = {name: kind for name, kind in asked.items() if kind != "placement"}
+        if not named:  # a file or a text of the user's: nothing in a warehouse has its name
+            return
+        name, kind = next(iter(named.items()))
         raise MoewhError(f"there is no {kind} {values[name]!r}: the warehouse is empty. Runs: none.")
     if compared := {str(values[name]): kind for name, kind in asked.items() if kind in _COMPARED}:
         first = [str(values[name]) for name, kind in asked.items() if kind == "run"]
