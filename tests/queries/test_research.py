@@ -359,7 +359,7 @@ def test_weights_below_zero_have_no_shares(tmp_path: Path) -> None:
 def test_tokens_of_the_other_stack_are_not_dropped(tmp_path: Path) -> None:
     """An encoder's three tokens, one of them dropped, and two that its decoder generates, in one range of positions."""
     layout = empty_warehouse(tmp_path / "wh")
-    read = [Token(1, choices) for choices in ({0: [(0, 1.0)]}, {0: [(1, 1.0)]}, {})]
+    read = [Token(1, {0: [(0, 1.0)]}), Token(1, {0: [(1, 1.0)]}), Token(1, {})]
     written = [Token(1, {4: [(0, 1.0)]}, "generated"), Token(1, {4: [(1, 1.0)]}, "generated")]
     stacks = {0: "encoder", 4: "decoder"}
     write_run(layout, Run("r", {0: (2, 1), 4: (2, 1)}, [[Prompt([*read, *written])]], stacks=stacks))
