@@ -1,6 +1,7 @@
 -- changed_tokens: the tokens whose routing differs most between two runs over the same tokens.
 -- One row per token that has rows in both runs at the same layer, most changed first:
 --   kept   = sum over those layers of |E_1 intersected with E_2| / sum of k    1: all experts the same
+--            (k: the larger one, if the runs differ)
 --   layers = MoE layers compared
 -- For checkpoints of one model over the same tokens (equal tokens_key, and as many experts at the same layers); otherwise
 -- equal token_ids or experts have nothing to do with each other, and no rows are returned. Tokens of kind prompt and generated.
@@ -30,7 +31,7 @@ paired as (
         here.run_id as run_id,
         here.segment as segment,
         here.token_id as token_id,
-        layers.top_k as top_k,
+        greatest(layers.top_k, there_layers.top_k) as top_k,
         ((case when here.rank is null then layers.top_k else 1 end)
         * (case when there.rank is null then there_layers.top_k else 1 end))::double as rows_here
     from same_tokens

@@ -5,7 +5,10 @@
 --   share         = N_ir / N_r of the range's tokens with rows at the layer; over experts it sums to top_k
 --   overall_share = N_i / N of all positions, lift = share / overall_share: 1 if independent of the position
 --   routed_share  = share of the range's tokens that have rows at the layer: below 1 if tokens are dropped, as capacity
---                   limits do towards the end of a prompt (OpenMoE, arXiv:2402.01739)
+--                   limits do towards the end of a prompt (OpenMoE, arXiv:2402.01739). The last token of a generation
+--                   has no rows at any layer
+-- In an encoder-decoder model, the tokens of a decoder's layers are the generated ones, and their positions follow the
+-- encoder's; the tokens of an encoder's layers are all others.
 -- Reads the rows, so the cost grows with tokens: give run and layer.
 -- Parameters:
 --   width (count): positions per range, at least 1; default 64.
@@ -28,17 +31,28 @@ with chosen as (
         token_id % 16777216 - token_id % 16777216 % greatest(coalesce(getvariable('width'), 64), 1),
         expert
 ),
+encoders as (
+    select distinct run_id
+    from layers
+    where stack = 'encoder'
+),
 all_tokens as (
     select
-        run_id,
-        token_id % 16777216 - token_id % 16777216 % greatest(coalesce(getvariable('width'), 64), 1) as first_position,
+        tokens.run_id as run_id,
+        case when encoders.run_id is null or tokens.kind = 'generated' then 'decoder' else 'encoder' end as stack,
+        tokens.token_id % 16777216
+        - tokens.token_id % 16777216 % greatest(coalesce(getvariable('width'), 64), 1) as first_position,
         count(*)::double as tokens
     from tokens
-    where kind <> 'special'
-        and (getvariable('run') is null or run_id = getvariable('run')::varchar)
+    left join encoders
+        on encoders.run_id = tokens.run_id
+    where tokens.kind <> 'special'
+        and (getvariable('run') is null or tokens.run_id = getvariable('run')::varchar)
     group by
-        run_id,
-        token_id % 16777216 - token_id % 16777216 % greatest(coalesce(getvariable('width'), 64), 1)
+        tokens.run_id,
+        case when encoders.run_id is null or tokens.kind = 'generated' then 'decoder' else 'encoder' end,
+        tokens.token_id % 16777216
+        - tokens.token_id % 16777216 % greatest(coalesce(getvariable('width'), 64), 1)
 ),
 ranges as (
     select
@@ -57,6 +71,7 @@ counted as (
         ranges.run_id as run_id,
         ranges.layer as layer,
         ranges.first_position as first_position,
+        coalesce(layers.stack, 'decoder') as stack,
         experts.expert as expert,
         coalesce(chosen.tokens, 0)::bigint as tokens,
         ranges.choices / layers.top_k as range_tokens,
@@ -91,5 +106,6 @@ select
 from counted
 join all_tokens
     on all_tokens.run_id = counted.run_id
+    and all_tokens.stack = counted.stack
     and all_tokens.first_position = counted.first_position
 order by counted.run_id, counted.layer, counted.first_position, counted.expert

@@ -1,5 +1,5 @@
 -- placement_quality: how well a placement of experts on GPUs fits the load and routing of a run.
--- One row per run and MoE layer. Over tokens of kind prompt and generated; an expert may have copies on several GPUs:
+-- One row per run and MoE layer, for runs that have every expert of the placement. Over tokens of kind prompt and generated; an expert may have copies on several GPUs:
 -- its load is then shared evenly, and a pair is together if some GPU holds both.
 --   imbalance        = load of the busiest GPU / mean load of all GPUs         1 if the load is even
 --   pair_share       = share of the co-routed pairs of experts that are together on a GPU
@@ -18,6 +18,17 @@ placed as (
         split_part(part, ':', 2)::integer as expert,
         split_part(part, ':', 3)::integer as gpu
     from listed_parts
+),
+-- a placement of another model is about other experts
+other_models as (
+    select distinct all_runs.run_id as run_id
+    from (select distinct experts.run_id as run_id from experts) as all_runs
+    cross join placed
+    left join experts
+        on experts.run_id = all_runs.run_id
+        and experts.layer = placed.layer
+        and experts.expert = placed.expert
+    where experts.expert is null
 ),
 copies as (
     select
@@ -43,6 +54,7 @@ unplaced as (
         on copies.layer = experts.layer
         and copies.expert = experts.expert
     where (getvariable('run') is null or experts.run_id = getvariable('run')::varchar)
+        and experts.run_id not in (select other_models.run_id from other_models)
     group by
         experts.run_id,
         experts.layer

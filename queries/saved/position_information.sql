@@ -1,6 +1,7 @@
 -- position_information: how many bits a token's choice of experts shares with its position in the prompt.
 -- One row per run and layer. Columns as in choice_information; the parts are ranges of positions that double in length:
--- the first position, the next 2, 4, 8, ...
+-- the first position, the next 2, 4, 8, ... The positions of a decoder's tokens follow its encoder's, so in an
+-- encoder-decoder model they depend on the length of the encoder's text.
 -- Reads the rows, so the cost grows with tokens: give run and layer.
 -- Parameters:
 --   run (run): default every run.

@@ -6,7 +6,7 @@
 --   rate = tokens / N of the group, with N its tokens with rows at the layer; over experts it sums to top_k
 --   risk_difference = rate - other_rate                 SteerMoE (arXiv:2509.09660)
 --   z = risk_difference / its standard error if both groups are routed identically. Tokens of one prompt are correlated,
---       which makes z too large: specialization_confidence counts prompts instead.
+--       which makes z too large: specialization_confidence counts prompts instead. NULL if a token is in both groups.
 -- Reads the rows, so the cost grows with tokens: give run and layer.
 -- Parameters (the first six are conditions, each optional):
 --   domain (domain): the first group's domain.
@@ -85,7 +85,8 @@ chosen as (
         layer,
         expert,
         sum(here)::bigint as tokens,
-        sum(coalesce(there, 1 - here))::bigint as other_tokens
+        sum(coalesce(there, 1 - here))::bigint as other_tokens,
+        sum(here * coalesce(there, 1 - here))::bigint as common
     from grouped
     group by
         run_id,
@@ -100,7 +101,8 @@ counted as (
         chosen.tokens as tokens,
         chosen.other_tokens as other_tokens,
         (sum(chosen.tokens) over (partition by chosen.run_id, chosen.layer))::double / layers.top_k as n,
-        (sum(chosen.other_tokens) over (partition by chosen.run_id, chosen.layer))::double / layers.top_k as other_n
+        (sum(chosen.other_tokens) over (partition by chosen.run_id, chosen.layer))::double / layers.top_k as other_n,
+        sum(chosen.common) over (partition by chosen.run_id, chosen.layer) as common
     from chosen
     join layers
         on layers.run_id = chosen.run_id
@@ -116,7 +118,8 @@ rates as (
         tokens / n as rate,
         other_tokens / other_n as other_rate,
         (tokens + other_tokens) / (n + other_n) as pooled_rate,
-        1 / n + 1 / other_n as per_token
+        1 / n + 1 / other_n as per_token,
+        common
     from counted
     where n > 0
         and other_n > 0
@@ -131,6 +134,9 @@ select
     rate,
     other_rate,
     rate - other_rate as risk_difference,
-    (rate - other_rate) / nullif(sqrt(pooled_rate * greatest(1 - pooled_rate, 0) * per_token), 0) as z
+    case
+        when common = 0 then
+            (rate - other_rate) / nullif(sqrt(pooled_rate * greatest(1 - pooled_rate, 0) * per_token), 0)
+    end as z
 from rates
 order by run_id, round(abs(rate - other_rate), 12) desc, layer, expert

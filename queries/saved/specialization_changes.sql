@@ -3,10 +3,11 @@
 -- of at least min_lift and a share of at least min_share (domain_specialization).
 --   change = appeared (specialized in run, not in other_run) or vanished (the reverse)
 -- Give the later checkpoint as run. Largest change of lift first. The runs must have the same tokens (equal tokens_key),
--- because with other prompts the domains themselves differ, and as many experts at the same layers.
+-- because with other prompts the domains themselves differ, and as many experts at the same layers. Both must be
+-- complete. A domain of only one of them (imports that label the same tokens differently) is left out.
 -- Parameters:
 --   run (run): the later checkpoint.
---   other_run (run of the same tokens): the earlier checkpoint.
+--   other_run (complete run of the same tokens): the earlier checkpoint.
 --   min_lift (ratio): default 1.5.
 --   min_share (share): default 0.1.
 with same_tokens as (
@@ -23,6 +24,8 @@ with same_tokens as (
         and there_experts.experts_key = here_experts.experts_key
     where here.run_id = getvariable('run')::varchar
         and there.run_id = getvariable('other_run')::varchar
+        and here.status = 'complete'
+        and there.status = 'complete'
 ),
 compared as (
     select

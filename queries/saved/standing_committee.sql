@@ -4,7 +4,7 @@
 -- lowest); an expert is present in a domain if it is among the first k (experts per token), otherwise it has rank k + 1:
 --   mean_rank, rank_variance = mean and population variance of its rank over the domains
 --   committee    = 1 if no other listed expert has both at most as large and one of them smaller (Pareto), else 0
---   weight_share = mean over the domains of its share of the weights
+--   weight_share = mean over the domains of its share of the weights; NULL if an expert's weights sum to less than 0
 -- CommitteeAudit (arXiv:2601.03425). NULL counts as a domain. With D domains and random weights an expert is present
 -- in each with probability k / E. A run without weights has no rows.
 -- Counts come from a rollup, so the cost does not grow with tokens.
@@ -36,7 +36,10 @@ ranked as (
         domain,
         layer,
         expert,
-        weight_sum / nullif(sum(weight_sum) over (partition by run_id, domain, layer), 0) as weight_share,
+        case
+            when min(weight_sum) over (partition by run_id, layer) >= 0 then
+                weight_sum / nullif(sum(weight_sum) over (partition by run_id, domain, layer), 0)
+        end as weight_share,
         row_number() over (partition by run_id, domain, layer order by weight_sum desc, expert) as place
     from chosen
 ),

@@ -1,5 +1,6 @@
 -- shuffled_domains: the true domains of the prompts, and domains assigned to the prompts at random.
--- One row per run, shuffle and prompt. Shuffle 0 has the true domains. In shuffle s = 1, 2, ... the prompts are sorted by
+-- One row per run, shuffle and prompt with a token of kind prompt or generated that has rows at some layer. An empty,
+-- skipped or failed prompt counts in no domain, so a domain must not get other prompts in place of it. Shuffle 0 has the true domains. In shuffle s = 1, 2, ... the prompts are sorted by
 -- a number computed only from prompt_id and s, so that every engine shuffles identically; the first in that order gets
 -- the domain of prompt 0, and so on. Each domain keeps its number of prompts.
 -- The number: x = 48271 p + 69621 s + 11, squared and mixed twice modulo the prime 2^31 - 1.
@@ -16,14 +17,22 @@ numbers as (
     cross join digits as tens
     cross join digits as ones
 ),
+counted as (
+    select distinct
+        run_id,
+        prompt_id,
+        domain
+    from routing
+    where kind <> 'special'
+        and (getvariable('run') is null or run_id = getvariable('run')::varchar)
+),
 numbered as (
     select
         run_id,
         prompt_id,
         domain,
         row_number() over (partition by run_id order by prompt_id) as place
-    from prompts
-    where (getvariable('run') is null or run_id = getvariable('run')::varchar)
+    from counted
 ),
 seeds as (
     select

@@ -3,7 +3,8 @@
 -- in order, as '3-0-12-7'; over tokens of kind prompt and generated with rows at all MoE layers of the run. NULL is a
 -- domain of its own.
 -- With L layers of E experts there are E^L paths: an even, independent router would rarely use one twice.
--- A run whose ranks are not known (see runs.origin_format) has no first choices and no rows here.
+-- A run whose ranks are not known (see runs.origin_format) has no first choices and no rows here. Nor has a run of an
+-- encoder-decoder model with MoE layers in both, because no token passes through both.
 -- Reads the rows of rank 0, so the cost grows with tokens: filter on run_id. expert_paths and expert_path_coverage
 -- answer the most common questions about paths.
 create or replace view first_choice_paths as

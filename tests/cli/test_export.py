@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import defaultdict
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,18 @@ def test_committee_audit_has_mean_weights(run: Run, layout: Layout, tmp_path: Pa
         assert float(row["expert_weight"]) == pytest.approx(mean, rel=1e-9)
         better = [other for other in sums if other[:2] == key[:2] and (-sums[other], other) < (-sums[key], key)]
         assert int(row["topk_rank"]) == len(better)
+
+
+def test_committee_audit_merges_no_domains(run: Run, tmp_path: Path) -> None:
+    """Prompts without a domain and a domain of the name that they would get are two domains."""
+    layout, target = empty_warehouse(tmp_path / "wh"), tmp_path / "out" / "audit.csv"
+    target.parent.mkdir()
+    named = [[replace(p, domain=p.domain and "unlabelled") for p in prompts] for prompts in run.segments]
+    write_run(layout, replace(run, segments=named))
+    result = export(layout, "committee-audit", target)
+    assert (result.exit_code, list(target.parent.iterdir())) == (1, [])
+    assert "has prompts without a domain and a domain 'unlabelled'" in result.output
+    exported(layout, "committee-audit", target, "--domain", "unlabelled")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from moewh.warehouse.answer.query import Value
-from moewh.warehouse.errors import UsageError
+from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import Layout
 from tests.support.brute_force import Rows
 from tests.support.saved_queries import answer
@@ -97,6 +97,31 @@ def test_expert_without_a_gpu(layout: Layout) -> None:
     assert rows[1][4:] == (None, None, None)
     assert rows[0][4] is not None
     assert rows[0][6] is None, "the next layer is not placed whole"
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ((9, 0), r"there is no MoE layer 9, which the placement has, in .*MoE layers: 0, 2, 5\."),
+        ((2, 8), r"there is no expert 8, which the placement has, at layer 2 in .*Experts: 0 to 7\."),
+    ],
+)
+@pytest.mark.parametrize("values", [{}, {"run": "placed"}], ids=str)
+def test_a_placement_of_another_model_is_refused(
+    place: tuple[int, int], said: str, values: dict[str, Value], layout: Layout
+) -> None:
+    """It would add GPUs without experts, and with them imbalance."""
+    text = text_of({**drawn(3), place: {7}})
+    with pytest.raises(MoewhError, match=said):
+        answer(layout, "placement_quality", {**values, "placement": text})
+
+
+def test_a_placement_leaves_out_runs_of_other_models(run: Run, tmp_path: Path) -> None:
+    layout = empty_warehouse(tmp_path / "wh")
+    write_run(layout, run)
+    write_run(layout, random_run("smaller", 2, {0: (6, 2), 2: (4, 2)}))
+    rows = answer(layout, "placement_quality", {"placement": text_of(drawn(3))})
+    assert {row[0] for row in rows} == {"placed"}
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".json", ".jsonl"])

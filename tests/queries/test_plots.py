@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from moewh.api import Warehouse
 from moewh.plots.drawing import label
 from moewh.warehouse.errors import MoewhError, UsageError
 from tests.support.hostile import HOSTILE
-from tests.support.synthetic import empty_warehouse, random_warehouse
+from tests.support.synthetic import empty_warehouse, random_run, random_warehouse, write_run
 
 CALLS: dict[str, dict[str, Any]] = {
     "domains": {"domain": "code"},
@@ -87,6 +89,18 @@ def test_curves_have_the_numbers_of_their_query(warehouse: Warehouse) -> None:
 def test_what_cannot_be_drawn_is_reported(name: str, given: dict[str, Any], said: str, warehouse: Warehouse) -> None:
     with pytest.raises(MoewhError, match=re.escape(said)):
         getattr(plots, name)(warehouse, **given)
+
+
+def test_a_checkpoint_without_a_step_has_no_place_on_the_axis(tmp_path: Path) -> None:
+    layout = empty_warehouse(tmp_path / "wh")
+    last = replace(random_run("last", 1, {0: (6, 2)}), fields={"series": "s", "tokens_key": "t", "train_step": 9})
+    write_run(layout, last)
+    write_run(layout, replace(last, run_id="unknown", fields={**last.fields, "train_step": None}))
+    with moewh.open(layout.root) as opened_warehouse:
+        figure = plots.saturation(opened_warehouse, run="last")
+        assert [list(trace.x) for trace in figure.data] == [[9], [9, 9]]
+        with pytest.raises(MoewhError, match="not a checkpoint of a series with a training step"):
+            plots.saturation(opened_warehouse, run="unknown")
 
 
 def test_no_runs_and_no_plotly_are_reported(

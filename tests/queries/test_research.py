@@ -108,9 +108,12 @@ def test_risk_difference_equals_plain_python(groups: str, warehouse: tuple[Layou
 
 
 def rates(run: Run, layer: int, experts: int, first: list[Place], other: list[Place]) -> Rows:
+    """Without z where a token is in both groups: they are no two samples."""
     a, b, n, m = loads(run, layer, first), loads(run, layer, other), len(first), len(other)
+    apart = {place.token_id for place in first}.isdisjoint(place.token_id for place in other)
+    z_E = [two_rates(a[e], n, b[e], m) if apart else None for e in range(experts)]
     return [
-        (run.run_id, layer, e, a[e], b[e], a[e] / n, b[e] / m, a[e] / n - b[e] / m, two_rates(a[e], n, b[e], m))
+        (run.run_id, layer, e, a[e], b[e], a[e] / n, b[e] / m, a[e] / n - b[e] / m, z_E[e])
         for e in range(experts)
         if a[e] or b[e]
     ]
@@ -347,6 +350,21 @@ def test_weights_below_zero_have_no_shares(tmp_path: Path) -> None:
     rows = answer(layout, "domain_divergence", {})
     assert {row[1]: (row[9], row[10]) == (None, None) for row in rows} == {0: True, 1: False}
     assert all(0 <= row[9] <= 1 for row in rows if row[1] == 1)
+
+    listed = answer(layout, "standing_committee", {"min_share": 0.0})
+    assert listed
+    assert {(row[1], row[7] is None) for row in listed} == {(0, True), (1, False)}
+
+
+def test_tokens_of_the_other_stack_are_not_dropped(tmp_path: Path) -> None:
+    """An encoder's three tokens, one of them dropped, and two that its decoder generates, in one range of positions."""
+    layout = empty_warehouse(tmp_path / "wh")
+    read = [Token(1, {0: [(0, 1.0)]}), Token(1, {0: [(1, 1.0)]}), Token(1, {})]
+    written = [Token(1, {4: [(0, 1.0)]}, "generated"), Token(1, {4: [(1, 1.0)]}, "generated")]
+    stacks = {0: "encoder", 4: "decoder"}
+    write_run(layout, Run("r", {0: (2, 1), 4: (2, 1)}, [[Prompt([*read, *written])]], stacks=stacks))
+    rows = answer(layout, "load_by_position", {})
+    assert {row[1]: row[8] for row in rows} == {0: pytest.approx(2 / 3), 4: 1}
 
 
 @pytest.mark.parametrize("name", ["contrast_domains", "contrast_runs", "specialization_changes"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from moewh.warehouse.views.opening import open_warehouse
 from tests.support.brute_literature import divergence, loads
 from tests.support.places import Place, Rows, assert_rows, assert_rows_in_any_order, routed
 from tests.support.saved_queries import answer
-from tests.support.synthetic import Prompt, Run, Token, empty_warehouse, random_warehouse, word, write_run
+from tests.support.synthetic import Prompt, Run, Token, empty_warehouse, random_run, random_warehouse, word, write_run
 
 PRIME = 2**31 - 1
 
@@ -269,6 +270,20 @@ def test_shuffles_deal_every_domain_to_every_prompt(tmp_path: Path) -> None:
     assert pairs.mean() == pytest.approx(300 * 5 * 4 / (20 * 19), rel=1e-12)
     assert pairs.std() < 1.5 * math.sqrt(300 / 19)
     assert len({tuple(row) for row in given.tolist()}) > 290
+
+
+@pytest.mark.parametrize("name", ["divergence_confidence", "specialization_shuffled"])
+def test_prompts_without_routed_tokens_are_not_shuffled(name: str, tmp_path: Path) -> None:
+    """Empty prompts of a domain, of special tokens alone or never routed: random groups stay as small as the domain."""
+    layout = empty_warehouse(tmp_path / "wh")
+    whole = random_run("whole", 3, {0: (6, 2)}, 12)
+    special = Token(1, {0: [(0, 0.5), (1, 0.5)]}, "special")
+    nothing = [Prompt([], "code"), Prompt([special], "code"), Prompt([Token(1, {})], "code")]
+    write_run(layout, whole)
+    write_run(layout, replace(whole, run_id="padded", segments=[*whole.segments, nothing * 10]))
+    plain, padded = ([row[1:] for row in answer(layout, name, {"run": run})] for run in ("whole", "padded"))
+    assert plain
+    assert_rows(padded, plain)
 
 
 def test_many_shuffles_are_the_first_ones_and_more(warehouse: tuple[Layout, list[Run]]) -> None:

@@ -129,6 +129,31 @@ def test_runs_over_other_tokens_are_not_compared(
     assert answer(warehouse[0], name, {"run": "last", "other_run": "first", **thresholds})
 
 
+@pytest.mark.parametrize("pair", [("last", "half"), ("half", "last")])
+def test_domains_of_an_unfinished_run_are_not_compared(
+    pair: tuple[str, str], warehouse: tuple[Layout, dict[str, Run]]
+) -> None:
+    """Its domains have fewer tokens than those of the other run, also in a plain shell."""
+    values: dict[str, Value] = {"run": pair[0], "other_run": pair[1], "min_lift": 1.0, "min_share": 0.0}
+    with pytest.raises(MoewhError, match=r"run half is running, .* Run its ingest command again"):
+        answer(warehouse[0], "specialization_changes", values)
+    with open_engine("duckdb", None, warehouse[0], Limits()) as ask:
+        found = ask.run(find_query("specialization_changes"), values)
+        assert found is not None
+        assert found.execute().fetchall() == []
+
+
+def test_changed_tokens_of_runs_with_other_top_k(tmp_path: Path) -> None:
+    """A token that goes to one more expert has not kept all of them, whichever run is named first."""
+    layout = empty_warehouse(tmp_path / "wh")
+    one, two = Token(1, {0: [(0, 1.0)]}), Token(1, {0: [(0, 0.5), (1, 0.5)]})
+    for run_id, token, top_k in (("one", one, 1), ("two", two, 2)):
+        write_run(layout, Run(run_id, {0: (3, top_k)}, [[Prompt([token])]], {"tokens_key": "t"}))
+    for pair in (("one", "two"), ("two", "one")):
+        rows = answer(layout, "changed_tokens", dict(zip(("run", "other_run"), pair, strict=True)))
+        assert [row[-1] for row in rows] == [0.5]
+
+
 def test_a_plain_shell_compares_no_other_tokens_either(warehouse: tuple[Layout, dict[str, Run]]) -> None:
     """The SQL itself compares only runs of equal tokens_key, without moewh's lookups before it."""
     with open_engine("duckdb", None, warehouse[0], Limits()) as ask:

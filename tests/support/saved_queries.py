@@ -20,6 +20,7 @@ EXISTING: dict[str, Value] = {
     "run": "step-30",
     "run of the same experts": "step-1",
     "run of the same tokens": "step-1",
+    "complete run of the same tokens": "step-1",
     "series": "trained",
     "domain": "code",
     "token": word(4),

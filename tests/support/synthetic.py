@@ -78,6 +78,8 @@ class Run:
     ordered: bool = True
     """False where no rank is known: then no weight is, either."""
     selection_bias: dict[int, list[float]] = field(default_factory=dict)
+    stacks: dict[int, str] = field(default_factory=dict)
+    """Layer → encoder or decoder, where known."""
     """Layer → what is added to each expert's score before the choice, where known."""
 
     def tokens(self) -> Iterator[Token]:
@@ -237,7 +239,13 @@ def record_of(run: Run) -> RunRecord:
         **run.fields,
     }
     layers = [
-        {"layer": layer, "num_experts": e, "top_k": k, "scoring": run.scoring.get(layer)}
+        {
+            "layer": layer,
+            "num_experts": e,
+            "top_k": k,
+            "scoring": run.scoring.get(layer),
+            "stack": run.stacks.get(layer),
+        }
         for layer, (e, k) in run.layers.items()
     ]
     rows = [

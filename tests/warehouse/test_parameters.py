@@ -287,6 +287,11 @@ MISSING: dict[str, tuple[str, str]] = {
         r".*: step-1, step-20\.",
     ),
     "run of the same tokens": ("mixed", r"runs step-30 and mixed do not have the same tokens.*: step-1, step-20\."),
+    "complete run of the same tokens": (
+        "mixed",
+        r"runs step-30 and mixed do not have the same tokens.*: step-1, step-20\.",
+    ),
+    "placement": ("0:0:0,1:0:0", r"there is no MoE layer 1, which the placement has, in .*MoE layers: 0, 3, 4\."),
     "series": ("Trained", r"there is no series 'Trained' in any run\. Did you mean 'trained'\? Series: 'trained'\."),
     "domain": (
         "proze",

@@ -20,7 +20,7 @@ from moewh.warehouse.files import schema
 Rows = list[tuple[Any, ...]]
 Look = Callable[[str, Mapping[str, Value]], Rows]
 """Returns the rows of one of moewh's own SQL statements."""
-RUNS = "select run_id, series, tokens_key from runs order by run_id"
+RUNS = "select run_id, series, tokens_key, status from runs order by run_id"
 LAYERS = "select run_id, layer, num_experts from layers order by run_id, layer"
 DOMAINS = "select distinct run_id, domain from prompts order by run_id, domain"
 TOKENS = "select distinct run_id, token from vocab_counts where kind <> 'special' and token is not null order by token"
@@ -31,9 +31,9 @@ TOKEN_IDS = "select distinct run_id, token_id from tokens where token_id in ({id
 
 _LISTED = 20
 """Names that a message lists; it gives the number of the rest."""
-_COMPARED = ("run of the same experts", "run of the same tokens")
+_COMPARED = ("run of the same experts", "run of the same tokens", "complete run of the same tokens")
 _RUN_KINDS = ("run", *_COMPARED)
-_RUNS_ROWS = frozenset({"run of the same tokens", "series"})
+_RUNS_ROWS = frozenset({"run of the same tokens", "complete run of the same tokens", "series"})
 """Kinds for which the rows of `runs` are needed. All others need only the ids, and each run has layers: these take a
 fourth of the time to look up, because `runs` counts segments."""
 
@@ -72,7 +72,7 @@ def require_existing(look: Look, kinds: Mapping[str, str], values: Mapping[str, 
         with suppress(MoewhError):  # then the names are listed from RUNS, in the order that users know
             _require_among({run_id: (None, None) for run_id, *_ in look(LAYERS, {})}, look, asked, values)
             return
-    _require_among({run_id: (series, key) for run_id, series, key in look(RUNS, {})}, look, asked, values)
+    _require_among({run_id: (key, status) for run_id, _, key, status in look(RUNS, {})}, look, asked, values)
 
 
 def _require_among(
@@ -81,17 +81,22 @@ def _require_among(
     asked: Mapping[str, str],
     values: Mapping[str, Value],
 ) -> None:
-    """Do what `require_existing` does, given the warehouse's runs, each with its series and tokens_key."""
+    """Do what `require_existing` does, given the warehouse's runs, each with its tokens_key and status."""
     given = [str(values[name]) for name, kind in asked.items() if kind in _RUN_KINDS]
     for run_id in given:
         if run_id not in runs:
             raise MoewhError(_absent(f"run {run_id!r}", "", nearest(run_id, runs), f"Runs: {_listed(runs)}."))
     if not runs:
-        name, kind = next(iter(asked.items()))
+        named = {name: kind for name, kind in asked.items() if kind != "placement"}
+        if not named:  # a file or a text of the user's: nothing in a warehouse has its name
+            return
+        name, kind = next(iter(named.items()))
         raise MoewhError(f"there is no {kind} {values[name]!r}: the warehouse is empty. Runs: none.")
     if compared := {str(values[name]): kind for name, kind in asked.items() if kind in _COMPARED}:
         first = [str(values[name]) for name, kind in asked.items() if kind == "run"]
-        _require_comparable(look, first, compared, {run_id: key for run_id, (_, key) in runs.items()})
+        _require_comparable(look, first, compared, {run_id: key for run_id, (key, _) in runs.items()})
+        if "complete run of the same tokens" in compared.values():
+            _require_complete(given, {run_id: status for run_id, (_, status) in runs.items()})
     scope = Scope(look, given or list(runs), bool(given), not given)
     for kind, find in _FINDERS.items():
         for name in (name for name in asked if asked[name] == kind):
@@ -125,7 +130,7 @@ def _require_comparable(
     for run_id in first:
         tokens = {name for name, key in keys.items() if key is not None and key == keys[run_id]}
         for other, kind in compared.items():
-            by_token = kind == "run of the same tokens"
+            by_token = kind != "run of the same experts"
             if by_token and other not in tokens:
                 what, why = "tokens", "their tokens_key differs"
             elif differ := _different_experts(run_id, other, experts):
@@ -143,6 +148,16 @@ def _require_comparable(
             )
 
 
+def _require_complete(given: Sequence[str], statuses: Mapping[str, str | None]) -> None:
+    """Raise MoewhError for a run that is not complete: its domains have fewer tokens than those of the other run."""
+    for run_id in given:
+        if statuses[run_id] != "complete":
+            raise MoewhError(
+                f"run {run_id} is {statuses[run_id]}, so its tokens are not all those of the other run. "
+                "Run its ingest command again to complete it."
+            )
+
+
 def _different_experts(run_id: str, other: str, experts: Mapping[str, Mapping[int, int]]) -> str:
     """Return the first difference between two runs' numbers of experts by layer; empty if there is none."""
     here, there = experts.get(run_id, {}), experts.get(other, {})
@@ -156,7 +171,7 @@ def _different_experts(run_id: str, other: str, experts: Mapping[str, Mapping[in
 
 
 def _find_series(scope: Scope, value: Value, _: Value | None) -> None:
-    series = {run_id: name for run_id, name, _ in scope.look(RUNS, {})}
+    series = {run_id: name for run_id, name, *_ in scope.look(RUNS, {})}
 
     def absent(runs: Sequence[str], where: str) -> str:
         known = sorted({series[run_id] for run_id in runs if series[run_id] is not None})
@@ -185,6 +200,27 @@ def _find_expert(scope: Scope, value: Value, layer: Value | None) -> None:
         return _absent(f"expert {value}", at + where, [], f"Experts: {_numbers(range(most))}.")
 
     scope.narrow({run_id for run_id, _, experts in rows if 0 <= int(value) < experts}, absent)
+
+
+def _find_placement(scope: Scope, value: Value, _: Value | None) -> None:
+    rows = scope.look(LAYERS, {})
+    placed = sorted({(int(layer), int(expert)) for layer, expert, _ in (p.split(":") for p in str(value).split(","))})
+
+    def missing(run_id: str) -> tuple[int, int] | None:
+        experts = {layer: number for run, layer, number in rows if run == run_id}
+        return next((place for place in placed if place[1] >= experts.get(place[0], 0)), None)
+
+    def absent(runs: Sequence[str], where: str) -> str:
+        layer, expert = missing(runs[0]) or placed[0]
+        numbers = {at: number for run, at, number in rows if run == runs[0]}
+        if layer not in numbers:
+            return _absent(
+                f"MoE layer {layer}, which the placement has,", where, [], f"MoE layers: {_numbers(numbers)}."
+            )
+        known = f"Experts: {_numbers(range(numbers[layer]))}."
+        return _absent(f"expert {expert}, which the placement has, at layer {layer}", where, [], known)
+
+    scope.narrow({run_id for run_id in scope.runs if missing(run_id) is None}, absent)
 
 
 def _find_domain(scope: Scope, value: Value, _: Value | None) -> None:
@@ -251,6 +287,7 @@ _FINDERS: dict[str, Callable[[Scope, Value, Value | None], None]] = {
     "series": _find_series,
     "layer": _find_layer,
     "expert": _find_expert,
+    "placement": _find_placement,
     "domain": _find_domain,
     "token": _find_token,
     "prompt ids": _find_prompts,

@@ -46,6 +46,7 @@ KINDS = {
     "run": Kind("VARCHAR"),
     "run of the same experts": Kind("VARCHAR"),
     "run of the same tokens": Kind("VARCHAR"),
+    "complete run of the same tokens": Kind("VARCHAR"),
     "series": Kind("VARCHAR"),
     "domain": Kind("VARCHAR"),
     "token": Kind("VARCHAR"),

@@ -34,7 +34,7 @@ PANEL = Panel(
     sql=f"""
         select answer.*, layers.num_experts as num_experts, layers.top_k as top_k
         from {ANSWER} as answer join layers on layers.run_id = answer.run_id and layers.layer = answer.layer""",
-    empty="A layer with one expert per token has no pairs.",
+    empty="A layer with one expert per token has no pairs, and neither has a run that was imported as counts only.",
 )
 
 

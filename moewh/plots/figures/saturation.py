@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from moewh.plots.drawing import Figure, training_curves
 from moewh.plots.panel import REFERENCE, Panel
-from moewh.plots.rows import Rows
+from moewh.plots.rows import ANSWER, Rows
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure as PlotlyFigure
@@ -27,6 +27,7 @@ PANEL = Panel(
     draw=_draw,
     order=("layer", "train_step", "run_id"),
     measures=("saturation",),
+    sql=f"select * from {ANSWER} where train_step is not null",
     empty="The run is not a checkpoint of a series with a training step.",
     scans=True,
     sample="saturation_of_prompts",

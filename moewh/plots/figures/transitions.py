@@ -41,7 +41,7 @@ PANEL = Panel(
         from {ANSWER} as answer
         join layers as here on here.run_id = answer.run_id and here.layer = answer.layer
         join layers as there on there.run_id = answer.run_id and there.layer = answer.next_layer""",
-    empty="The last MoE layer has no next one.",
+    empty="The last MoE layer has no next one. A run that was imported as counts only has no transitions.",
 )
 
 

@@ -34,7 +34,18 @@ _WEIGHTS = """
     order by layer, domain, topk_rank"""
 
 
+_DOMAINS = """
+    select distinct domain
+    from expert_counts
+    where run_id = $run and kind <> 'special' and ($domain is null or domain = $domain)"""
+
+
 def _write(run: ExportedRun, path: Path) -> None:
+    if {(None,), ("unlabelled",)} <= set(run.rows(_DOMAINS)):
+        raise MoewhError(
+            f"run {run.run_id} has prompts without a domain and a domain 'unlabelled', which would become one domain. "
+            "Export one domain with --domain."
+        )
     rows = run.rows(_WEIGHTS)
     if not rows or any(weight is None for *_, weight, _ in rows):
         raise MoewhError(f"run {run.run_id} has no weights, and the audit ranks experts by them. Export another run.")
