@@ -1,10 +1,10 @@
 -- changed_tokens: the tokens whose routing differs most between two runs over the same tokens.
 -- One row per token that has rows in both runs at the same layer, most changed first:
 --   kept   = sum over those layers of |E_1 intersected with E_2| / sum of k    1: all experts the same
---            (k: the larger one, if the runs differ)
 --   layers = MoE layers compared
--- For checkpoints of one model over the same tokens (equal tokens_key, and as many experts at the same layers); otherwise
--- equal token_ids or experts have nothing to do with each other, and no rows are returned. Tokens of kind prompt and generated.
+-- k is the larger one if the runs' top_k differs. Over tokens of kind prompt and generated. For checkpoints of one model
+-- over the same tokens (equal tokens_key, and as many experts at the same layers); otherwise equal token_ids or experts
+-- have nothing to do with each other, and no rows are returned.
 -- Parameters:
 --   run (run): one run.
 --   other_run (run of the same tokens): the other.

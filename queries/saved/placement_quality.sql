@@ -1,6 +1,7 @@
 -- placement_quality: how well a placement of experts on GPUs fits the load and routing of a run.
--- One row per run and MoE layer, for runs that have every expert of the placement. Over tokens of kind prompt and generated; an expert may have copies on several GPUs:
--- its load is then shared evenly, and a pair is together if some GPU holds both.
+-- One row per run and MoE layer, for runs that have every expert of the placement. Over tokens of kind prompt and
+-- generated; an expert may have copies on several GPUs: its load is then shared evenly, and a pair is together if some
+-- GPU holds both.
 --   imbalance        = load of the busiest GPU / mean load of all GPUs         1 if the load is even
 --   pair_share       = share of the co-routed pairs of experts that are together on a GPU
 --   transition_share = share of the transitions to the next MoE layer that stay on a GPU; NULL at the last layer

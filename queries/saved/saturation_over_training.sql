@@ -1,8 +1,8 @@
 -- saturation_over_training: how the routing settles over the checkpoints of a training run.
 -- One row per series, reference run, layer and checkpoint, in order of training. Each reference run, the last checkpoint
 -- over the same tokens (equal tokens_key) with as many experts, forms a separate curve, so that runs of the series over
--- other prompts, or of another model, are never mixed. Several runs at one train_step are never averaged: each has its rows. Columns as in router_saturation;
--- train_tokens as in runs.
+-- other prompts, or of another model, are never mixed. Several runs at one train_step are never averaged: each has its
+-- rows. Columns as in router_saturation; train_tokens as in runs.
 -- Parameters:
 --   series (series): default every series.
 --   layer (layer): default every layer.

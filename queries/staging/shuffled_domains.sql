@@ -1,8 +1,9 @@
 -- shuffled_domains: the true domains of the prompts, and domains assigned to the prompts at random.
 -- One row per run, shuffle and prompt with a token of kind prompt or generated that has rows at some layer. An empty,
--- skipped or failed prompt counts in no domain, so a domain must not get other prompts in place of it. Shuffle 0 has the true domains. In shuffle s = 1, 2, ... the prompts are sorted by
--- a number computed only from prompt_id and s, so that every engine shuffles identically; the first in that order gets
--- the domain of prompt 0, and so on. Each domain keeps its number of prompts.
+-- skipped or failed prompt counts in no domain, so a domain must not get another prompt in place of it. Shuffle 0 has the
+-- true domains. In shuffle s = 1, 2, ... the prompts are sorted by a number computed only from prompt_id and s, so that
+-- every engine shuffles identically; the first in that order gets the domain of the first of these prompts, and so on.
+-- Each domain keeps its number of prompts.
 -- The number: x = 48271 p + 69621 s + 11, squared and mixed twice modulo the prime 2^31 - 1.
 -- Parameters:
 --   shuffles (count): how many, at most 1000; default 20.

@@ -4,8 +4,7 @@
 --   conditional = N_ab / N_a                 OLMoE (arXiv:2409.02060) Eq. 6; over all expert_b it sums to top_k - 1
 --   jaccard     = N_ab / (N_a + N_b - N_ab)
 --   lift        = N_ab * N / (N_a * N_b)     1 if the two are chosen independently
--- A pair that never shares a token has no row: its three ratios are 0. A run that was imported
--- as counts only has no rows.
+-- A pair that never shares a token has no row: its three ratios are 0. A run that was imported as counts only has no rows.
 -- Counts come from the rollups pair_counts and expert_counts, so the cost does not grow with tokens.
 create or replace view co_routing as
 select

@@ -4,8 +4,7 @@
 -- next_expert at next_layer, N_ij both (a token counts in all of its k * k' pairs):
 --   conditional = N_ij / N_i                 over all next experts it sums to the next layer's top_k
 --   lift        = N_ij * N / (N_i * N_j)     1 if the two choices are independent
--- A pair that never shares a token has no row: both ratios are 0. A run that was imported as counts only has no
--- rows.
+-- A pair that never shares a token has no row: both ratios are 0. A run that was imported as counts only has no rows.
 -- Counts come from the rollup transition_counts, so the cost does not grow with tokens.
 create or replace view layer_transitions as
 select
