@@ -14,7 +14,8 @@ from moewh.warehouse.files.layout import Layout
 def refresh(warehouse: Layout) -> None:
     """Rewrite warehouse.duckdb, after moving or copying the warehouse, or when the file is missing or damaged.
 
-    Missing files that every warehouse has are added, so this also creates a new, empty warehouse.
+    Missing files that every warehouse has are added, so this also creates a new, empty warehouse. A copy that lacks
+    segments of a sealed run is reported, with exit code 1.
     """
     from moewh.warehouse.sealing.seal import require_linked
     from moewh.warehouse.views.publishing import publish
@@ -24,4 +25,5 @@ def refresh(warehouse: Layout) -> None:
     warehouse.create()
     require_linked(warehouse)
     publish(warehouse)
+    warehouse.require_segments()
     click.echo(f"Wrote {warehouse.database}.")

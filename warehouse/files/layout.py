@@ -403,6 +403,20 @@ class Layout:
                     f"Run `moewh {remedy} {self.option}`."
                 )
 
+    def require_segments(self) -> None:
+        """Raise MoewhError for a copy that lacks segments of a sealed run: its counts are whole, its rows are not."""
+        for run in _scan(self.sealed(SCHEMA_RUN).parent):
+            run_id = run.name.removeprefix(RUN_FOLDER)
+            if run.name == run_id or not is_run_id(run_id):
+                continue
+            sealed = _listed(Path(run.path)).get(schema.SEGMENTS.file, 0)
+            there = sum(is_segment_folder(entry.name) for entry in _scan(self.segments(run_id)))
+            if there < sealed and has_mark(Path(run.path)):  # otherwise it was deleted while we counted
+                raise MoewhError(
+                    f"{self.segments(run_id)} lacks {sealed - there} of the run's {sealed} segments, so rows would be "
+                    f"missing. Copy the rest, or run `moewh verify {self.option}`, which gives the command for it."
+                )
+
     def _links(self) -> Iterator[tuple[Path, str]]:
         """Yield the links among moewh's folders, each with a pattern of what its target must contain."""
         for level, file in _FIRST_FILES.items():
@@ -606,14 +620,15 @@ def _versions(folder: Path) -> tuple[int, int] | None:
     return versions if all(isinstance(version, int) for version in versions) else None
 
 
-def _listed(folder: Path) -> set[str]:
-    """Return the names of the files that a folder's manifest lists; an empty set if it cannot be read."""
-    from moewh.warehouse.files.manifest import ManifestError, read_manifest
+def _listed(folder: Path) -> dict[str, int]:
+    """Return the files that a folder's manifest lists, each with its rows; no file if it cannot be read."""
+    import json
 
     try:
-        return set(read_manifest(folder).files)
-    except (OSError, ManifestError):
-        return set()
+        files = json.loads((folder / "manifest.json").read_bytes())["files"]
+        return {name: int(entry["rows"]) for name, entry in files.items()}
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return {}
 
 
 def _same_bytes(one: Path, other: Path) -> bool:

@@ -21,11 +21,13 @@ def open_warehouse(warehouse: Readable) -> duckdb.DuckDBPyConnection:
     """Return an in-memory DuckDB with every view of this warehouse.
 
     DuckDB spills to the warehouse's `.staging/`, or to the system's temporary folder for a published one.
-    Raises MoewhError if there is no warehouse, or if a link in it is broken.
+    Raises MoewhError if there is no warehouse, if a link in it is broken, or if it is a copy that lacks segments.
     """
     import duckdb
 
     warehouse.require()
+    if isinstance(warehouse, Layout):
+        warehouse.require_segments()
     spill = warehouse.staging if isinstance(warehouse, Layout) else Path(gettempdir())
     connection = duckdb.connect(config={"temp_directory": str(spill / f"duckdb.{os.getpid()}")})
     try:
