@@ -38,6 +38,12 @@ def copy(sound: Layout, tmp_path: Path) -> Layout:
     return Layout(tmp_path / "wh")
 
 
+@pytest.fixture(scope="module")
+def whole(sound: Layout) -> list[str]:
+    """The answers of the original."""
+    return answers(sound)
+
+
 def answers(layout: Layout) -> list[str]:
     found = [moewh(layout, "query", "-c", f"from {table} order by all", "--format", "csv") for table in TABLES]
     assert [result.exit_code for result in found] == [0] * len(TABLES), [result.stderr for result in found]
@@ -93,29 +99,29 @@ def test_a_plain_shell_reads_a_run_without_segments_and_a_copy_that_followed_the
 
 
 @pytest.mark.parametrize("change", [lose, become_text, lead_nowhere])
-def test_repair_links_the_segments_again(change: Callable[[Path], None], copy: Layout, sound: Layout) -> None:
+def test_repair_links_the_segments_again(change: Callable[[Path], None], copy: Layout, whole: list[str]) -> None:
     change(copy.unsealed("two") / "segments")
     found = moewh(copy, "verify", "--repair")
     assert found.stdout.startswith("unsealed/run_id=two: does not link to a run's segments"), found.output
     assert "all as committed" in moewh(copy, "verify").stdout
-    assert answers(copy) == answers(sound)
+    assert answers(copy) == whole
 
 
 @pytest.mark.parametrize("run_id", ["two-copy", "three"])
-def test_a_link_of_no_run_is_refused_until_repaired(run_id: str, copy: Layout, sound: Layout) -> None:
+def test_a_link_of_no_run_is_refused_until_repaired(run_id: str, copy: Layout, whole: list[str]) -> None:
     shutil.copytree(copy.unsealed("two"), copy.unsealed(run_id), symlinks=True)
     assert f"run_id={run_id} does not link to the run's segments" in (said := moewh(copy, "query", "routes").stderr)
     assert f"Run `moewh verify --repair {copy.option}`." in said
     assert moewh(copy, "verify", "--repair").exit_code == 1
-    assert answers(copy) == answers(sound)
+    assert answers(copy) == whole
 
 
-def test_refresh_repairs_a_copy_without_links_and_zero_rows(copy: Layout, sound: Layout) -> None:
+def test_refresh_repairs_a_copy_without_links_and_zero_rows(copy: Layout, sound: Layout, whole: list[str]) -> None:
     shutil.rmtree(copy.sealed(SCHEMA_RUN))
     lose(copy.unsealed("two") / "segments")
     assert f"Run `moewh refresh {copy.option}`." in moewh(copy, "query", "routes").stderr
     assert moewh(copy, "refresh").exit_code == 0
-    assert answers(copy) == answers(sound)
+    assert answers(copy) == whole
     assert names(copy) == names(sound)
 
 
@@ -123,25 +129,25 @@ LOST = ["sealed/run_id=~schema", "geometry/run_id=~schema", "geometry/run_id=~sc
 
 
 @pytest.mark.parametrize("lost", LOST)
-def test_rows_are_not_lost_with_the_zero_row_files(lost: str, copy: Layout, sound: Layout) -> None:
+def test_rows_are_not_lost_with_the_zero_row_files(lost: str, copy: Layout, sound: Layout, whole: list[str]) -> None:
     path = copy.root / lost
     if path.is_dir():
         shutil.rmtree(path)
     else:
         path.unlink()
-    assert answers(copy) == answers(sound)
+    assert answers(copy) == whole
     found = moewh(copy, "verify", "--repair")
     assert f"{lost}: is missing" in found.stdout
     assert "all as committed" in moewh(copy, "verify").stdout
     assert names(copy) == names(sound)
 
 
-def test_verify_reports_zero_row_files_that_queries_need(copy: Layout, sound: Layout) -> None:
+def test_verify_reports_zero_row_files_that_queries_need(copy: Layout, whole: list[str]) -> None:
     shutil.rmtree(copy.unsealed(SCHEMA_RUN))
     found = moewh(copy, "verify", "--repair")
     assert f"unsealed/run_id=~schema: is missing; `moewh refresh {copy.option}` recreates it\n" in found.stdout
     assert "all as committed" in moewh(copy, "verify").stdout
-    assert answers(copy) == answers(sound)
+    assert answers(copy) == whole
 
 
 MARKS = ["unsealed/run_id=two", f"unsealed/run_id={SCHEMA_RUN}", f"sealed/run_id={SCHEMA_RUN}"]
@@ -150,27 +156,27 @@ LOST_ALONE = [*(f"{folder}/mark-*" for folder in MARKS), *(f"{folder}/manifest.j
 
 
 @pytest.mark.parametrize("lost", LOST_ALONE)
-def test_refresh_writes_a_lost_mark_or_manifest_again(lost: str, copy: Layout, sound: Layout) -> None:
+def test_refresh_writes_a_lost_mark_or_manifest_again(lost: str, copy: Layout, whole: list[str]) -> None:
     (path,) = copy.root.glob(lost)
     path.unlink()
     assert moewh(copy, "verify").exit_code == 1
     assert moewh(copy, "refresh").exit_code == 0
     assert "all as committed" in moewh(copy, "verify").stdout
-    assert answers(copy) == answers(sound)
+    assert answers(copy) == whole
 
 
 @pytest.mark.parametrize("lost", ["runs/run_id=~schema", "segments/run_id=~schema", "runs", "segments"])
-def test_half_a_copy_is_not_taken_for_no_warehouse(lost: str, copy: Layout, sound: Layout) -> None:
+def test_half_a_copy_is_not_taken_for_no_warehouse(lost: str, copy: Layout, whole: list[str]) -> None:
     shutil.rmtree(copy.root / lost)
     for command in ("verify", "runs"):
         said = moewh(copy, command).stderr
         assert f"the warehouse at {copy.root} lacks {lost}" in said
         assert f"Copy the rest, or run `moewh refresh {copy.option}`" in said
     assert moewh(copy, "refresh").exit_code == (lost == "segments")
-    whole = moewh(copy, "verify").exit_code == 0
-    assert whole == lost.endswith(SCHEMA_RUN)
-    if whole:
-        assert answers(copy) == answers(sound)
+    complete = moewh(copy, "verify").exit_code == 0
+    assert complete == lost.endswith(SCHEMA_RUN)
+    if complete:
+        assert answers(copy) == whole
 
 
 @pytest.mark.parametrize(
