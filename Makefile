@@ -8,8 +8,8 @@ OLDEST_DUCKDB := 1.5.6
 READS_WITH_DUCKDB := tests/queries/test_saved.py \
 	$(addprefix tests/ingest/test_,prompt_files.py prompts.py arrow_types.py chats.py)
 
-# Bytecode is written when a module is first imported, whatever the environment says: pip would compile all 19,000 modules,
-# which took more than half of the installation, and processes that find none compile moewh again, hundreds of times in the tests.
+# Python compiles a module when it first imports it. pip would compile all 19,000, for more than half of the installation's time.
+# Whatever the environment says, bytecode is kept: without it, each of the hundreds of processes of the tests compiles moewh again.
 export PYTHONDONTWRITEBYTECODE =
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile -c constraints.txt
 

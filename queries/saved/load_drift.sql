@@ -11,29 +11,11 @@
 -- Parameters:
 --   series (series): default every series.
 --   layer (layer): default every layer.
-with checkpoints as (
-    select
-        runs.run_id as run_id,
-        runs.series as series,
-        runs.train_step as train_step,
-        first_value(runs.run_id) over (
-            partition by runs.series, runs.tokens_key, experts_keys.experts_key
-            order by runs.train_step desc, runs.run_id
-        ) as reference_run_id
-    from runs
-    join experts_keys
-        on experts_keys.run_id = runs.run_id
-    where runs.series is not null
-        and runs.tokens_key is not null
-        and runs.train_step is not null
-        and runs.status = 'complete'
-        and (getvariable('series') is null or runs.series = getvariable('series')::varchar)
-),
-steps as (
+with steps as (
     select distinct
         reference_run_id,
         train_step
-    from checkpoints
+    from series_checkpoints
 ),
 ordered_steps as (
     select
@@ -49,11 +31,11 @@ neighbours as (
         here.reference_run_id as reference_run_id,
         here.train_step as train_step,
         there.run_id as previous_run_id
-    from checkpoints as here
+    from series_checkpoints as here
     join ordered_steps
         on ordered_steps.reference_run_id = here.reference_run_id
         and ordered_steps.train_step = here.train_step
-    left join checkpoints as there
+    left join series_checkpoints as there
         on there.reference_run_id = ordered_steps.reference_run_id
         and there.train_step = ordered_steps.previous_step
 ),

@@ -8,42 +8,25 @@
 -- Parameters:
 --   series (series): default every series.
 --   layer (layer): default every layer.
-with checkpoints as (
-    select
-        runs.run_id as run_id,
-        runs.series as series,
-        first_value(runs.run_id) over (
-            partition by runs.series, runs.tokens_key, experts_keys.experts_key
-            order by runs.train_step desc, runs.run_id
-        ) as reference_run_id
-    from runs
-    join experts_keys
-        on experts_keys.run_id = runs.run_id
-    where runs.series is not null
-        and runs.tokens_key is not null
-        and runs.train_step is not null
-        and runs.status = 'complete'
-        and (getvariable('series') is null or runs.series = getvariable('series')::varchar)
-),
-ranked as (
+with ranked as (
     -- place: 0-based position of a share among its expert's n shares; percentile q is at q (n - 1), between two of them
     select
-        checkpoints.series as series,
-        checkpoints.reference_run_id as reference_run_id,
+        series_checkpoints.series as series,
+        series_checkpoints.reference_run_id as reference_run_id,
         expert_load.layer as layer,
         expert_load.expert as expert,
         expert_load.share as share,
         layers.num_experts as num_experts,
         row_number() over (
-            partition by checkpoints.series, checkpoints.reference_run_id, expert_load.layer, expert_load.expert
+            partition by series_checkpoints.series, series_checkpoints.reference_run_id, expert_load.layer, expert_load.expert
             order by expert_load.share
         ) - 1 as place,
         count(*) over (
-            partition by checkpoints.series, checkpoints.reference_run_id, expert_load.layer, expert_load.expert
+            partition by series_checkpoints.series, series_checkpoints.reference_run_id, expert_load.layer, expert_load.expert
         ) - 1 as last_place
-    from checkpoints
+    from series_checkpoints
     join expert_load
-        on expert_load.run_id = checkpoints.run_id
+        on expert_load.run_id = series_checkpoints.run_id
     join layers
         on layers.run_id = expert_load.run_id
         and layers.layer = expert_load.layer

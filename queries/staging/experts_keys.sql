@@ -1,5 +1,5 @@
 -- experts_keys: which runs may be compared expert by expert: those with as many experts at the same layers.
--- One row per run. In runs of other layers or numbers of experts, an expert's index has nothing to do with it.
+-- One row per run. Between models with other MoE layers or numbers of experts, equal indices mean nothing.
 create or replace view experts_keys as
 select
     run_id,

@@ -13,7 +13,7 @@ _LEFT_BY_OTHERS = re.compile(r"\..*|desktop\.ini|thumbs\.db|icon\r", re.IGNORECA
 def is_left_by_others(name: str) -> bool:
     """Return whether file managers, network disks and sync programs give such names to files in anyone's folders.
 
-    These are hidden files (`.DS_Store`, `._model.safetensors`, `.nfs…`) two of Windows and one of macOS.
+    These are hidden files (`.DS_Store`, `._model.safetensors`, `.nfs…`), two of Windows and one of macOS.
     """
     return _LEFT_BY_OTHERS.fullmatch(name) is not None
 

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moewh.warehouse.cpus import usable_cpus
-from moewh.warehouse.errors import UsageError
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.folders import own_entries, real_path
 from moewh.warehouse.files.layout import (
@@ -31,8 +30,9 @@ from moewh.warehouse.files.layout import (
     SEGMENT_FOLDER,
     UNSEALED,
     Layout,
-    check_run_id,
     has_mark,
+    is_run_id,
+    is_segment_folder,
 )
 from moewh.warehouse.files.manifest import MANIFEST, Entry, Manifest, ManifestError, file_sha256, read_manifest
 
@@ -227,9 +227,8 @@ def _list_unsealed(layout: Layout, found: CommittedPlan) -> None:
 
 def _list_segments(run: Path, run_id: str, found: CommittedPlan) -> None:
     for path in own_entries(run):
-        number = path.name.removeprefix(SEGMENT_FOLDER)
-        if path.is_dir() and number.isascii() and number.isdigit() and path.name == f"{SEGMENT_FOLDER}{int(number)}":
-            found.folders.append(Folder(path, "segment", run_id, int(number)))
+        if path.is_dir() and is_segment_folder(path.name):
+            found.folders.append(Folder(path, "segment", run_id, int(path.name.removeprefix(SEGMENT_FOLDER))))
         else:
             found.faults.append(_no_folder(path, "is not the folder of a segment"))
 
@@ -248,10 +247,7 @@ def _no_folder(path: Path, why: str) -> Fault:
 
 
 def _is_legal(run_id: str) -> bool:
-    try:
-        return run_id == SCHEMA_RUN or check_run_id(run_id) == run_id
-    except UsageError:
-        return False
+    return run_id == SCHEMA_RUN or is_run_id(run_id)
 
 
 def _take_manifest(folder: Folder, faults: list[Fault]) -> None:
