@@ -17,13 +17,13 @@ def refresh(warehouse: Layout) -> None:
     Missing files that every warehouse has are added, so this also creates a new, empty warehouse. A copy that lacks
     segments of a sealed run is reported, with exit code 1.
     """
-    from moewh.warehouse.sealing.seal import require_linked
+    from moewh.warehouse.sealing.seal import require_readable
     from moewh.warehouse.views.publishing import publish
 
     if warehouse.root.is_dir() and not warehouse.may_be_warehouse():
         raise UsageError(f"{warehouse.root} is not a warehouse. Name another with --warehouse.")
     warehouse.create()
-    require_linked(warehouse)
+    require_readable(warehouse)
     publish(warehouse)
     warehouse.require_segments()
     click.echo(f"Wrote {warehouse.database}.")

@@ -12,10 +12,10 @@ with ordered_choices as (
         rank as choice,
         expert,
         weight,
-        (row_number() over (partition by run_id, segment, layer, token_id order by rank, expert) - 1)::integer as place,
-        lag(rank) over (partition by run_id, segment, layer, token_id order by rank, expert) as previous_choice,
-        lag(expert) over (partition by run_id, segment, layer, token_id order by rank, expert) as previous_expert,
-        lag(weight) over (partition by run_id, segment, layer, token_id order by rank, expert) as previous_weight
+        (row_number() over (partition by run_id, segment, layer, token_id order by rank asc, expert asc) - 1)::integer as place,
+        lag(rank) over (partition by run_id, segment, layer, token_id order by rank asc, expert asc) as previous_choice,
+        lag(expert) over (partition by run_id, segment, layer, token_id order by rank asc, expert asc) as previous_expert,
+        lag(weight) over (partition by run_id, segment, layer, token_id order by rank asc, expert asc) as previous_weight
     from routing
     where (getvariable('run') is null or run_id = getvariable('run')::varchar)
 )

@@ -88,7 +88,7 @@ ranked as (
         token_domains.token as token,
         compared.layers as layers,
         coalesce(shared.choices, 0)::double / compared.choices as kept,
-        row_number() over (order by coalesce(shared.choices, 0)::double / compared.choices, compared.token_id) as place
+        row_number() over (order by coalesce(shared.choices, 0)::double / compared.choices asc, compared.token_id asc) as place
     from compared
     join token_domains
         on token_domains.run_id = compared.run_id

@@ -29,12 +29,12 @@ ranked as (
     select
         run_id,
         layer,
-        row_number() over (partition by run_id, layer order by tokens desc, expert) as place,
+        row_number() over (partition by run_id, layer order by tokens desc, expert asc) as place,
         count(*) over (partition by run_id, layer) as experts_used,
         (sum(tokens) over (partition by run_id, layer))::bigint as choices,
         (sum(tokens) over (
             partition by run_id, layer
-            order by tokens desc, expert
+            order by tokens desc, expert asc
             rows between unbounded preceding and current row
         ))::bigint as choices_so_far
     from chosen

@@ -41,7 +41,7 @@ stream as (
         run_id,
         layer,
         token_id,
-        row_number() over (partition by run_id, layer order by token_id) as moment
+        row_number() over (partition by run_id, layer order by token_id asc) as moment
     from chosen
     group by
         run_id,
@@ -79,7 +79,7 @@ last_uses as (
         used,
         max(use_number) over (
             partition by run_id, layer, expert
-            order by moment
+            order by moment asc
             rows between unbounded preceding and 1 preceding
         ) as last_use
     from looked_up
@@ -91,7 +91,7 @@ placed as (
         layer,
         used,
         last_use,
-        row_number() over (partition by run_id, layer, moment order by coalesce(last_use, 0) desc, expert) as place
+        row_number() over (partition by run_id, layer, moment order by coalesce(last_use, 0) desc, expert asc) as place
     from last_uses
 ),
 hits_at as (
@@ -124,10 +124,10 @@ capacities as (
     select
         run_id,
         layer,
-        row_number() over (partition by run_id, layer order by uses desc, expert) as capacity,
+        row_number() over (partition by run_id, layer order by uses desc, expert asc) as capacity,
         (sum(uses) over (
             partition by run_id, layer
-            order by uses desc, expert
+            order by uses desc, expert asc
             rows between unbounded preceding and current row
         ))::bigint as pinned_hits,
         (sum(uses) over (partition by run_id, layer))::bigint as choices,
@@ -142,7 +142,7 @@ curves as (
         capacities.choices as choices,
         coalesce(sum(hits_at.hits) over (
             partition by capacities.run_id, capacities.layer
-            order by capacities.capacity
+            order by capacities.capacity asc
             rows between unbounded preceding and current row
         ), 0)::bigint as hits,
         capacities.pinned_hits as pinned_hits,

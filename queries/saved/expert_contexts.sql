@@ -17,7 +17,7 @@ with ranked as (
         rank as choice,
         weight,
         domain,
-        row_number() over (partition by run_id order by weight desc nulls last, token_id) as place
+        row_number() over (partition by run_id order by weight desc nulls last, token_id asc) as place
     from routing
     where layer = getvariable('layer')
         and expert = getvariable('expert')
@@ -48,8 +48,8 @@ around as (
     select
         strongest.run_id as run_id,
         strongest.token_id as token_id,
-        string_agg(case when near.position < strongest.position then near.token else '' end, '' order by near.position) as before,
-        string_agg(case when near.position > strongest.position then near.token else '' end, '' order by near.position) as after
+        string_agg(case when near.position < strongest.position then near.token else '' end, '' order by near.position asc) as before,
+        string_agg(case when near.position > strongest.position then near.token else '' end, '' order by near.position asc) as after
     from strongest
     join tokens as near
         on near.run_id = strongest.run_id

@@ -85,7 +85,7 @@ ranked as (
         lift_high,
         z,
         npmi,
-        row_number() over (partition by run_id, layer, expert order by round(lift_low, 9) desc, vocab_id) as place
+        row_number() over (partition by run_id, layer, expert order by round(lift_low, 9) desc, vocab_id asc) as place
     from measured
 )
 select

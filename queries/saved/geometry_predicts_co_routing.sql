@@ -76,10 +76,10 @@ ranked as (
         run_id,
         layer,
         measure,
-        (rank() over (partition by run_id, layer, measure order by likeness))::double
+        (rank() over (partition by run_id, layer, measure order by likeness asc))::double
         + (count(*) over (partition by run_id, layer, measure, likeness) - 1)::double / 2
         - (count(*) over (partition by run_id, layer, measure) + 1)::double / 2 as likeness_rank,
-        (rank() over (partition by run_id, layer, measure order by lift))::double
+        (rank() over (partition by run_id, layer, measure order by lift asc))::double
         + (count(*) over (partition by run_id, layer, measure, lift) - 1)::double / 2
         - (count(*) over (partition by run_id, layer, measure) + 1)::double / 2 as lift_rank
     from defined

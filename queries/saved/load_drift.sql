@@ -21,7 +21,7 @@ ordered_steps as (
     select
         reference_run_id,
         train_step,
-        lag(train_step) over (partition by reference_run_id order by train_step) as previous_step
+        lag(train_step) over (partition by reference_run_id order by train_step asc) as previous_step
     from steps
 ),
 neighbours as (

@@ -8,7 +8,7 @@
 select
     run_id,
     layer,
-    '[' || string_agg(tokens::varchar, ', ' order by expert) || ']' as tokens
+    '[' || string_agg(tokens::varchar, ', ' order by expert asc) || ']' as tokens
 from expert_load
 where (getvariable('run') is null or run_id = getvariable('run')::varchar)
 group by

@@ -19,7 +19,7 @@ with ranked as (
         layers.num_experts as num_experts,
         row_number() over (
             partition by series_checkpoints.series, series_checkpoints.reference_run_id, expert_load.layer, expert_load.expert
-            order by expert_load.share
+            order by expert_load.share asc
         ) - 1 as place,
         count(*) over (
             partition by series_checkpoints.series, series_checkpoints.reference_run_id, expert_load.layer, expert_load.expert

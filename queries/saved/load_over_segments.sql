@@ -65,7 +65,7 @@ ranked as (
         tokens,
         choices,
         share,
-        row_number() over (partition by run_id, layer, expert order by share) - 1 as place,
+        row_number() over (partition by run_id, layer, expert order by share asc) - 1 as place,
         count(*) over (partition by run_id, layer, expert) - 1 as last_place
     from shares
 )

@@ -50,7 +50,7 @@ next_places as (
         run_id,
         layer,
         next_expert,
-        row_number() over (partition by run_id, layer order by tokens desc, next_expert) as place
+        row_number() over (partition by run_id, layer order by tokens desc, next_expert asc) as place
     from next_loads
 ),
 ranked as (
@@ -65,7 +65,7 @@ ranked as (
         next_places.place as place_by_load,
         row_number() over (
             partition by moves.run_id, moves.layer, moves.expert
-            order by moves.tokens desc, moves.next_expert
+            order by moves.tokens desc, moves.next_expert asc
         ) as place
     from moves
     join next_places

@@ -67,7 +67,7 @@ select
     weighted_norm_sum,
     mean_weighted_norm,
     (row_number() over (
-        partition by run_id, domain, layer order by mean_weighted_norm desc nulls last, expert
+        partition by run_id, domain, layer order by mean_weighted_norm desc nulls last, expert asc
     ))::integer as saliency_rank
 from every_expert
 order by run_id, domain, layer, saliency_rank desc

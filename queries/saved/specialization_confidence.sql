@@ -38,7 +38,7 @@ halves as (
         prompt_id,
         row_number() over (
             partition by run_id, domain
-            order by (prompt_id * 48271 + 11) % 2147483647 * ((prompt_id * 48271 + 11) % 2147483647) % 2147483647, prompt_id
+            order by (prompt_id * 48271 + 11) % 2147483647 * ((prompt_id * 48271 + 11) % 2147483647) % 2147483647 asc, prompt_id asc
         ) % 2 as half
     from prompts
     where (getvariable('run') is null or run_id = getvariable('run')::varchar)

@@ -60,7 +60,7 @@ ranked as (
         lift,
         row_number() over (
             partition by run_id, layer, shuffle, domain
-            order by round(lift, 12) desc, expert
+            order by round(lift, 12) desc, expert asc
         ) as place
     from lifts
     where lift is not null

@@ -40,7 +40,7 @@ ranked as (
             when min(weight_sum) over (partition by run_id, layer) >= 0 then
                 weight_sum / nullif(sum(weight_sum) over (partition by run_id, domain, layer), 0)
         end as weight_share,
-        row_number() over (partition by run_id, domain, layer order by weight_sum desc, expert) as place
+        row_number() over (partition by run_id, domain, layer order by weight_sum desc, expert asc) as place
     from chosen
 ),
 domain_counts as (

@@ -36,11 +36,11 @@ ranked as (
         layer,
         expert,
         tokens,
-        row_number() over (partition by run_id, domain, layer order by tokens desc, expert) as place,
+        row_number() over (partition by run_id, domain, layer order by tokens desc, expert asc) as place,
         (sum(tokens) over (partition by run_id, domain, layer))::bigint as choices,
         (sum(tokens) over (
             partition by run_id, domain, layer
-            order by tokens desc, expert
+            order by tokens desc, expert asc
             rows between unbounded preceding and current row
         ))::bigint as choices_so_far,
         max(first_choice_tokens) over (partition by run_id, domain, layer) as most_first_choices,

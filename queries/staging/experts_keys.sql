@@ -3,7 +3,7 @@
 create or replace view experts_keys as
 select
     run_id,
-    string_agg(layer::varchar || ':' || num_experts::varchar, ',' order by layer) as experts_key
+    string_agg(layer::varchar || ':' || num_experts::varchar, ',' order by layer asc) as experts_key
 from layers
 group by run_id;
 

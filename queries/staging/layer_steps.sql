@@ -5,9 +5,9 @@ select
     run_id,
     layer,
     top_k,
-    lead(layer) over (partition by run_id order by layer) as next_layer,
-    lead(top_k) over (partition by run_id order by layer) as next_top_k,
-    row_number() over (order by run_id, layer) as place
+    lead(layer) over (partition by run_id order by layer asc) as next_layer,
+    lead(top_k) over (partition by run_id order by layer asc) as next_top_k,
+    row_number() over (order by run_id asc, layer asc) as place
 from layers;
 
 comment on view layer_steps is 'Staging. One row per MoE layer, with the next one.';

@@ -20,12 +20,12 @@ select
     run_id,
     path,
     tokens,
-    row_number() over (partition by run_id order by tokens desc, path) as place,
+    row_number() over (partition by run_id order by tokens desc, path asc) as place,
     count(*) over (partition by run_id) as paths_used,
     sum(tokens) over (partition by run_id) as tokens_all,
     sum(tokens) over (
         partition by run_id
-        order by tokens desc, path
+        order by tokens desc, path asc
         rows between unbounded preceding and current row
     ) as tokens_so_far
 from path_tokens;

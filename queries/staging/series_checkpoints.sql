@@ -10,7 +10,7 @@ select
     runs.train_step as train_step,
     first_value(runs.run_id) over (
         partition by runs.series, runs.tokens_key, experts_keys.experts_key
-        order by runs.train_step desc, runs.run_id
+        order by runs.train_step desc, runs.run_id asc
     ) as reference_run_id
 from runs
 join experts_keys

@@ -32,7 +32,7 @@ numbered as (
         run_id,
         prompt_id,
         domain,
-        row_number() over (partition by run_id order by prompt_id) as place
+        row_number() over (partition by run_id order by prompt_id asc) as place
     from counted
 ),
 seeds as (
@@ -60,7 +60,7 @@ dealt as (
         shuffle,
         row_number() over (
             partition by run_id, shuffle
-            order by (x * x + 69621 * x) % 2147483647, prompt_id
+            order by (x * x + 69621 * x) % 2147483647 asc, prompt_id asc
         ) as place
     from stirred
 )

@@ -63,22 +63,22 @@ select
     max_norm,
     mean_cosine,
     (row_number() over (
-        partition by run_id, layer order by choices desc, expert
+        partition by run_id, layer order by choices desc, expert asc
     ))::integer as choices_rank,
     (row_number() over (
-        partition by run_id, layer order by norm_sum desc, expert
+        partition by run_id, layer order by norm_sum desc, expert asc
     ))::integer as norm_sum_rank,
     (row_number() over (
-        partition by run_id, layer order by mean_norm desc nulls last, expert
+        partition by run_id, layer order by mean_norm desc nulls last, expert asc
     ))::integer as mean_norm_rank,
     (row_number() over (
-        partition by run_id, layer order by weighted_norm_sum desc, expert
+        partition by run_id, layer order by weighted_norm_sum desc, expert asc
     ))::integer as weighted_norm_sum_rank,
     (row_number() over (
-        partition by run_id, layer order by mean_weighted_norm desc nulls last, expert
+        partition by run_id, layer order by mean_weighted_norm desc nulls last, expert asc
     ))::integer as mean_weighted_norm_rank,
     (row_number() over (
-        partition by run_id, layer order by mean_squared_norm desc nulls last, expert
+        partition by run_id, layer order by mean_squared_norm desc nulls last, expert asc
     ))::integer as mean_squared_norm_rank
 from every_expert;
 

@@ -13,7 +13,7 @@ with token_paths as (
         routing.run_id as run_id,
         routing.domain as domain,
         routing.token_id as token_id,
-        string_agg(routing.expert::varchar, '-' order by routing.layer) as path,
+        string_agg(routing.expert::varchar, '-' order by routing.layer asc) as path,
         count(*) as layers
     from routing
     where routing.rank = 0

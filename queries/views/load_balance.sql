@@ -15,7 +15,7 @@ with loads as (
         layer,
         tokens,
         share,
-        row_number() over (partition by run_id, layer order by tokens, expert) as place,
+        row_number() over (partition by run_id, layer order by tokens asc, expert asc) as place,
         count(*) over (partition by run_id, layer) as experts
     from expert_load
 )

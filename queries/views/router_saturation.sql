@@ -20,7 +20,7 @@ with ordered_runs as (
         runs.train_step as train_step,
         row_number() over (
             partition by runs.series, runs.tokens_key, experts_keys.experts_key
-            order by coalesce(runs.train_step, -1) desc, runs.run_id
+            order by coalesce(runs.train_step, -1) desc, runs.run_id asc
         ) as place
     from runs
     join experts_keys

@@ -125,6 +125,18 @@ def test_refresh_repairs_a_copy_without_links_and_zero_rows(copy: Layout, sound:
     assert names(copy) == names(sound)
 
 
+def test_refresh_repairs_a_copy_without_empty_files(copy: Layout, sound: Layout, whole: list[str]) -> None:
+    """Some programs copy no empty files: then every mark is lost, those of sealed runs too."""
+    assert moewh(copy, "seal", "one").exit_code == moewh(sound, "seal", "one").exit_code == 0
+    for file in copy.root.rglob("*"):
+        if file.is_file() and not file.stat().st_size:
+            file.unlink()
+    assert "is neither sealed nor unsealed" in moewh(copy, "query", "expert_load").stderr
+    assert moewh(copy, "refresh").exit_code == 0
+    assert "all as committed" in moewh(copy, "verify").stdout
+    assert answers(copy) == whole
+
+
 LOST = ["sealed/run_id=~schema", "geometry/run_id=~schema", "geometry/run_id=~schema/expert_geometry.parquet"]
 
 

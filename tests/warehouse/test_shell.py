@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import math
 import os
@@ -224,6 +225,38 @@ def test_shell_runs_every_shipped_file(path: Path, printed: dict[Path, str], sha
                 assert math.isclose(float(text), value, rel_tol=1e-6, abs_tol=1e-9)
             else:
                 assert text == ("NULL" if value is None else str(value))
+
+
+def source_name(value: str | Path) -> str:
+    return value.stem if isinstance(value, Path) else value.rpartition(" ")[2]
+
+
+@pytest.fixture(scope="module")
+def shared_views(shared: Layout) -> duckdb.DuckDBPyConnection:
+    """The published file of `shared`, in a database of its own whose settings tests change."""
+    return duckdb.connect(str(shared.database), read_only=True)
+
+
+@pytest.mark.parametrize("sql", [*(f"from {name}" for name in view_names()), *SHIPPED], ids=source_name)
+@pytest.mark.parametrize("setting", ["default_order = 'desc'", "default_null_order = 'nulls_first'"])
+def test_the_order_that_a_session_sets_changes_no_row(
+    setting: str, sql: str | Path, shared_views: duckdb.DuckDBPyConnection, request: pytest.FixtureRequest
+) -> None:
+    """A `.duckdbrc` may set another order, in which ranks, paths and running sums must not be computed."""
+    parameters = settings_of(sql) if isinstance(sql, Path) else []
+    for parameter in parameters:
+        shared_views.execute(parameter)
+        request.addfinalizer(functools.partial(shared_views.execute, f"reset variable {parameter.split()[2]}"))
+    asked = sql.read_text() if isinstance(sql, Path) else sql
+    expected = sorted(rounded(shared_views.execute(asked).fetchall()))
+    shared_views.execute(f"set {setting}")
+    request.addfinalizer(functools.partial(shared_views.execute, f"reset {setting.split(maxsplit=1)[0]}"))
+    assert sorted(rounded(shared_views.execute(asked).fetchall())) == expected
+
+
+def rounded(rows: list[tuple[object, ...]]) -> list[str]:
+    """Return rows as texts, without the last digits of sums, which have no fixed order."""
+    return [str(tuple(f"{value:.6e}" if isinstance(value, float) else value for value in row)) for row in rows]
 
 
 def test_shell_view_files_run_by_themselves(duckdb_program: str, layout: Layout, tmp_path: Path) -> None:

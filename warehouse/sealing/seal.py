@@ -15,6 +15,7 @@ import time
 
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import (
+    MARK,
     RUN_FOLDER,
     SEGMENT_FOLDER,
     Layout,
@@ -79,12 +80,18 @@ def segment_numbers(layout: Layout, run_id: str) -> list[int]:
     return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
 
-def require_linked(layout: Layout) -> None:
-    """Link every run that is not sealed in `unsealed/` again, for instance after a copy that lost links."""
+def require_readable(layout: Layout) -> None:
+    """Let views read every run's counts again after a copy that lost links, or the marks, which are empty files."""
     for run in sorted((layout.root / "runs").glob(f"{RUN_FOLDER}*")):
         run_id = run.name.removeprefix(RUN_FOLDER)
-        if is_run_id(run_id) and not layout.sealed(run_id).is_dir():
+        if not is_run_id(run_id):
+            continue
+        if not layout.sealed(run_id).is_dir():
             layout.link_unsealed(run_id)
+        elif not any(layout.sealed(run_id).glob(MARK)):
+            with layout.writing():
+                add_mark(layout.sealed(run_id))
+                sync(layout.sealed(run_id))
 
 
 def _commit_merged(layout: Layout, run_id: str) -> None:

@@ -23,7 +23,7 @@ from moewh.warehouse.files.layout import (
     require_renames,
     sync,
 )
-from moewh.warehouse.sealing.seal import is_complete, require_linked, seal, unseal
+from moewh.warehouse.sealing.seal import is_complete, require_readable, seal, unseal
 from moewh.warehouse.views.publishing import publish
 
 _OF_CODE = {"in_memory", "recorded_at"}
@@ -56,7 +56,7 @@ def quarantine(layout: Layout, folders: Iterable[Path]) -> dict[Path, Path]:
             sync(folder.parent)
             moved[folder] = target
     layout.create()
-    require_linked(layout)
+    require_readable(layout)
     for folder in moved:
         if (run_id := run_of(layout, folder)) is not None and folder == layout.sealed(run_id):
             seal(layout, run_id)
