@@ -14,6 +14,6 @@ select
     overall_share,
     lift
 from domain_specialization
-where share >= coalesce(getvariable('min_share'), 0.1)
+where share >= coalesce(getvariable('min_share')::double, 0.1)
     and (getvariable('run') is null or run_id = getvariable('run')::varchar)
 order by run_id, domain, lift desc, layer, expert

@@ -37,13 +37,13 @@ compared as (
         coalesce(there.lift, 0) as other_lift,
         coalesce(here.lift, 0) as lift,
         case
-            when here.lift >= coalesce(getvariable('min_lift'), 1.5)
-                and here.share >= coalesce(getvariable('min_share'), 0.1) then 1
+            when here.lift >= coalesce(getvariable('min_lift')::double, 1.5)
+                and here.share >= coalesce(getvariable('min_share')::double, 0.1) then 1
             else 0
         end as special,
         case
-            when there.lift >= coalesce(getvariable('min_lift'), 1.5)
-                and there.share >= coalesce(getvariable('min_share'), 0.1) then 1
+            when there.lift >= coalesce(getvariable('min_lift')::double, 1.5)
+                and there.share >= coalesce(getvariable('min_share')::double, 0.1) then 1
             else 0
         end as other_special
     from same_tokens

@@ -219,5 +219,5 @@ select
     lift_a,
     lift_b
 from errors
-where share >= coalesce(getvariable('min_share'), 0.1) - 0.000000000001
+where share >= coalesce(getvariable('min_share')::double, 0.1) - 0.000000000001
 order by run_id, domain, layer, round(lift_low, 9) desc, expert

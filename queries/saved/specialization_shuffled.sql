@@ -48,7 +48,7 @@ lifts as (
     join layers
         on layers.run_id = shuffled_shares.run_id
         and layers.layer = shuffled_shares.layer
-    where shuffled_shares.share * layers.top_k >= coalesce(getvariable('min_share'), 0.1) - 0.000000000001
+    where shuffled_shares.share * layers.top_k >= coalesce(getvariable('min_share')::double, 0.1) - 0.000000000001
 ),
 ranked as (
     select

@@ -91,7 +91,7 @@ present as (
         (places + absent_rank * (domains - domains_present))::bigint as rank_sum,
         (squares + absent_rank * absent_rank * (domains - domains_present))::bigint as square_sum
     from summed
-    where domains_present::double >= coalesce(getvariable('min_share'), 0.8) * domains - 0.000000001
+    where domains_present::double >= coalesce(getvariable('min_share')::double, 0.8) * domains - 0.000000001
         and domains_present > 0
 ),
 scored as (

@@ -7,6 +7,7 @@ import functools
 import io
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,8 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from moewh.warehouse.answer.parameters import kinds_of
+from moewh.warehouse.answer.query import find_query
 from moewh.warehouse.answer.shell import find_duckdb
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.opening import open_warehouse
@@ -252,6 +255,25 @@ def test_the_order_that_a_session_sets_changes_no_row(
     shared_views.execute(f"set {setting}")
     request.addfinalizer(functools.partial(shared_views.execute, f"reset {setting.split(maxsplit=1)[0]}"))
     assert sorted(rounded(shared_views.execute(asked).fetchall())) == expected
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in SHIPPED if re.search(r"\((share|ratio)\):", path.read_text())], ids=source_name
+)
+def test_a_number_given_as_text_is_the_same_number(path: Path, shared_views: duckdb.DuckDBPyConnection) -> None:
+    """`set variable min_share = '0.25'`: DuckDB would round the text to the digits of the default, 0.1."""
+    query = find_query(path.stem)
+    for parameter in settings_of(path):
+        shared_views.execute(parameter)
+    answers = []
+    for value in ("0.2499", "'0.2499'", "0.2501", "'0.2501'"):
+        for name in (name for name, kind in kinds_of(query).items() if kind in ("share", "ratio")):
+            shared_views.execute(f"set variable {name} = {value}")
+        answers.append(sorted(rounded(shared_views.execute(path.read_text()).fetchall())))
+    for name in kinds_of(query):
+        shared_views.execute(f"reset variable {name}")
+    assert answers[0] == answers[1]
+    assert answers[2] == answers[3]
 
 
 def rounded(rows: list[tuple[object, ...]]) -> list[str]:
