@@ -15,7 +15,7 @@ def refresh(warehouse: Layout) -> None:
     """Rewrite warehouse.duckdb, after moving or copying the warehouse, or when the file is missing or damaged.
 
     Missing files that every warehouse has are added, so this also creates a new, empty warehouse. A copy that lacks
-    segments of a sealed run is reported, with exit code 1.
+    files of a run, or segments of a sealed run, is reported, with exit code 1.
     """
     from moewh.warehouse.sealing.seal import require_readable
     from moewh.warehouse.views.publishing import publish
@@ -25,5 +25,5 @@ def refresh(warehouse: Layout) -> None:
     warehouse.create()
     require_readable(warehouse)
     publish(warehouse)
-    warehouse.require_segments()
+    warehouse.require_whole()
     click.echo(f"Wrote {warehouse.database}.")

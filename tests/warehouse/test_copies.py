@@ -184,7 +184,7 @@ def test_half_a_copy_is_not_taken_for_no_warehouse(lost: str, copy: Layout, whol
         said = moewh(copy, command).stderr
         assert f"the warehouse at {copy.root} lacks {lost}" in said
         assert f"Copy the rest, or run `moewh refresh {copy.option}`" in said
-    assert moewh(copy, "refresh").exit_code == (lost == "segments")
+    assert moewh(copy, "refresh").exit_code == (lost in ("runs", "segments"))
     complete = moewh(copy, "verify").exit_code == 0
     assert complete == lost.endswith(SCHEMA_RUN)
     if complete:
@@ -206,6 +206,27 @@ def test_rows_are_not_answered_without_the_segments_of_a_sealed_run(lost: str, c
     assert "one,running," in moewh(copy, "runs", "--format", "csv").stdout
     assert moewh(copy, "runs", "--delete", "one", "--yes").exit_code == 0
     assert moewh(copy, "query", "routes", "--format", "csv").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "lost",
+    ["", "/run.parquet", "/layers.parquet", "/experts.parquet", "/vocabulary.parquet"],
+    ids=lambda lost: lost[1:],
+)
+@pytest.mark.parametrize("run_id", ["one", "two"])
+def test_a_run_is_not_left_out_because_a_copy_lost_its_files(run_id: str, lost: str, copy: Layout) -> None:
+    """Views join the rows of these files: counts of a run without them would be missing from their answers."""
+    path = Path(f"{copy.run(run_id)}{lost}")
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    for command in (["query", "routes"], ["query", "domain_specialization"], ["check"], ["refresh"]):
+        refused = moewh(copy, *command)
+        assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
+        assert f"runs/run_id={run_id} lacks " in refused.stderr
+        assert "so the run would be missing from answers." in refused.stderr
+    assert moewh(copy, "verify").exit_code == 1
 
 
 def test_a_sealed_run_without_its_segments_is_ingested_again_not_sealed(copy: Layout) -> None:

@@ -44,7 +44,7 @@ def open_shell(warehouse: Readable, arguments: tuple[str, ...]) -> None:
     warehouse.require()
     if isinstance(warehouse, Layout):
         warehouse.linked_folders()
-        warehouse.require_segments()
+        warehouse.require_whole()
     program = find_duckdb()
     commands = [part for command in _commands(warehouse) for part in ("-cmd", command)]
     sys.stdout.flush()

@@ -77,7 +77,7 @@ def on_this_machine(warehouse: Readable) -> Layout:
     """Return a warehouse with a local path, which Spark needs. Raises UsageError for one at a URL, and MoewhError."""
     warehouse.require()
     if isinstance(warehouse, Layout):
-        warehouse.require_segments()
+        warehouse.require_whole()
         return warehouse
     if not isinstance(warehouse.place, Folder):
         raise UsageError(

@@ -403,7 +403,29 @@ class Layout:
                     f"Run `moewh {remedy} {self.option}`."
                 )
 
-    def require_segments(self) -> None:
+    def require_whole(self) -> None:
+        """Raise MoewhError for a copy that lacks files that describe a run, or segments of a sealed run."""
+        self._require_run_files()
+        self._require_segments()
+
+    def _require_run_files(self) -> None:
+        """Raise MoewhError for a run whose own folder lacks a file: views that read it would leave the run out."""
+        needed = {table.file for table in schema.TABLES if table.level == "run" and not table.may_lack_files}
+        for name in sorted({entry.name for level in ("runs", "segments") for entry in _scan(self.root / level)}):
+            run_id = name.removeprefix(RUN_FOLDER)
+            if name == run_id or not is_run_id(run_id):
+                continue
+            lost = sorted(needed - {entry.name for entry in _scan(self.run(run_id))})
+            if lost and (self.run(run_id).is_dir() or self._has_segments(run_id)):  # else deleted meanwhile, or begun
+                raise MoewhError(
+                    f"{self.run(run_id)} lacks {', '.join(lost)}, so the run would be missing from answers. Copy the "
+                    f"rest, or run `moewh verify {self.option}`, which gives the command for it."
+                )
+
+    def _has_segments(self, run_id: str) -> bool:
+        return any(is_segment_folder(entry.name) for entry in _scan(self.segments(run_id)))
+
+    def _require_segments(self) -> None:
         """Raise MoewhError for a copy that lacks segments of a sealed run: its counts are whole, its rows are not."""
         for run in _scan(self.sealed(SCHEMA_RUN).parent):
             run_id = run.name.removeprefix(RUN_FOLDER)

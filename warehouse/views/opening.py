@@ -27,7 +27,7 @@ def open_warehouse(warehouse: Readable) -> duckdb.DuckDBPyConnection:
 
     warehouse.require()
     if isinstance(warehouse, Layout):
-        warehouse.require_segments()
+        warehouse.require_whole()
     spill = warehouse.staging if isinstance(warehouse, Layout) else Path(gettempdir())
     connection = duckdb.connect(config={"temp_directory": str(spill / f"duckdb.{os.getpid()}")})
     try:
