@@ -55,7 +55,7 @@ def test_saved_query_explains_itself(name: str) -> None:
 @pytest.mark.parametrize("name", saved_names())
 def test_a_threshold_that_was_not_given_explains_an_answer_without_rows(name: str) -> None:
     query = queries.find_query(name)
-    thresholds = dict(re.findall(r">=? coalesce\(getvariable\('(\w+)'\), ([\d.]+)\)", query.code))
+    thresholds = dict(re.findall(r">=? coalesce\(getvariable\('(\w+)'\)(?:::double)?, ([\d.]+)\)", query.code))
     said = about_no_rows(query, {})
     assert re.findall(r"(\w+)=([\d.]*\d)", said) == list(thresholds.items())
     assert f"`moewh query {name} --describe`" in said

@@ -417,6 +417,7 @@ class Layout:
                 continue
             lost = sorted(needed - {entry.name for entry in _scan(self.run(run_id))})
             if lost and (self.run(run_id).is_dir() or self._has_segments(run_id)):  # else deleted meanwhile, or begun
+                self.committed_links()  # a link that leads elsewhere is the reason then
                 raise MoewhError(
                     f"{self.run(run_id)} lacks {', '.join(lost)}, so the run would be missing from answers. Copy the "
                     f"rest, or run `moewh verify {self.option}`, which gives the command for it."
