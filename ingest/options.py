@@ -396,6 +396,10 @@ class IngestOptions:
         return Sampling(self.generate, self.temperature, self.seed) if self.generate else None
 
 
+MOST = 2**63 - 1
+"""The largest whole number that a column of the warehouse, a BIGINT, holds."""
+
+
 def option_of(one: Field[Any]) -> Option:
     """Return the command-line option of a field of `IngestOptions`."""
     found: Option = one.metadata[_OPTION]
@@ -403,11 +407,14 @@ def option_of(one: Field[Any]) -> Option:
 
 
 def _check_number(declared: Option, value: float | None) -> None:
-    """Raise UsageError for a number below the option's minimum, and for infinity and nan."""
-    if value is None or declared.least is None or declared.least <= value < float("inf"):
+    """Raise UsageError for a number outside the option's limits, and for infinity and nan."""
+    if value is None or declared.least is None:
         return
-    number = "whole" if isinstance(value, int) else "finite"
-    raise UsageError(f"{declared.flag} is {value}. Give a {number} number of at least {declared.least}.")
+    if isinstance(value, int) and value > MOST:
+        raise UsageError(f"{declared.flag} is {value}. Give a whole number of at most {MOST:,}.")
+    if not declared.least <= value < float("inf"):
+        number = "whole" if isinstance(value, int) else "finite"
+        raise UsageError(f"{declared.flag} is {value}. Give a {number} number of at least {declared.least}.")
 
 
 def choices_of(hint: Any, declared: Option) -> tuple[str, ...]:

@@ -176,9 +176,16 @@ def _check_start(loaded: LoadedModel) -> None:
 
 
 def _max_length(options: IngestOptions, loaded: LoadedModel) -> int:
-    """Return the longest prompt in tokens: --max-length, else the model's context less the tokens to generate."""
-    most = loaded.max_length - options.generate
+    """Return the longest prompt in tokens: --max-length, else the model's context less the tokens to generate.
+
+    Raises UsageError if the context does not hold them.
+    """
+    most, title = loaded.max_length - options.generate, loaded.source.title
+    if most < 1:
+        room = loaded.max_length - 1
+        raise UsageError(
+            f"--generate {options.generate} leaves no room for a prompt in the context of {title}: give at most {room}."
+        )
     if (options.max_length or 1) > most:
-        asked = options.max_length or f"with --generate {options.generate}"
-        raise UsageError(f"--max-length {asked} is more than {loaded.source.title} takes: give at most {most}.")
+        raise UsageError(f"--max-length {options.max_length} is more than {title} takes: give at most {most}.")
     return options.max_length or most

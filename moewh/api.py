@@ -108,10 +108,18 @@ class Warehouse:
             raise UsageError(f"{absent} is None. Give a value, or leave it out.")
         return self._ask(query, {name: _ids(value) for name, value in parameters.items()})
 
+    @naming_arguments(_ARGUMENTS)
     def runs(self) -> duckdb.DuckDBPyRelation:
         """Return one row per run, oldest first."""
-        return self.connection.cursor().sql(LIST_SQL)
+        import duckdb
 
+        try:
+            return self.connection.cursor().sql(LIST_SQL)
+        except duckdb.Error:
+            self._warehouse.require()  # raises if it was deleted since
+            raise
+
+    @naming_arguments(_ARGUMENTS)
     def verify(self) -> list[Fault]:
         """Compare every file with its manifest and return the faults; empty if everything is as committed."""
         return check_any(plan_any(self._warehouse))
@@ -126,6 +134,7 @@ class Warehouse:
             assert answer is not None  # None only for an unsafe statement
             return answer.relation()
         except (duckdb.Error, UnicodeEncodeError):
+            self._warehouse.require()  # raises if it was deleted since
             for name, value in parameters.items():
                 _require_value(name, value)
             raise

@@ -36,6 +36,12 @@ _LACKING = {
 """Parts of the messages with which Python, Arrow, DuckDB and torch report that the system refuses more, and ours."""
 
 
+_ESCAPES = {
+    code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+    for code in (*range(32), *range(127, 160), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+} | {ord(mark): f"\\{letter}" for mark, letter in zip("\a\b\t\n\v\f\r\x1b\0", "abtnvfre0", strict=True)}
+
+
 def lacking(error: BaseException) -> str | None:
     """Return one line for an error that means a lack of memory, threads or open files; None for any other.
 
@@ -65,6 +71,16 @@ def brief(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:79]}…"
 
 
+def escaped(text: str) -> str:
+    """Return a text on one line that no terminal interprets: control characters as escapes such as `\\e`."""
+    return text.translate(_ESCAPES)
+
+
+def one_line(message: str) -> str:
+    """Join a message's lines, with control characters escaped; spaces stay, since they may belong to a token."""
+    return escaped(" ".join(line for line in map(str.strip, message.splitlines()) if line))
+
+
 def with_arguments(text: str, arguments: Mapping[str, str]) -> str:
     """Return a message that names Python's arguments in place of the command's options, as `arguments` pairs them.
 
@@ -77,11 +93,11 @@ def with_arguments(text: str, arguments: Mapping[str, str]) -> str:
 
 @contextmanager
 def naming_arguments(arguments: Mapping[str, str]) -> Iterator[None]:
-    """Have errors raised within name Python's arguments: see `with_arguments`."""
+    """Have errors raised within be one line that names Python's arguments: see `with_arguments`."""
     try:
         yield
     except MoewhError as error:
-        error.args = (with_arguments(str(error), arguments),)
+        error.args = (one_line(with_arguments(str(error), arguments)),)
         raise
 
 

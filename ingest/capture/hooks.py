@@ -20,7 +20,7 @@ import transformers
 
 from moewh.ingest.capture.expert_outputs import measure_outputs
 from moewh.ingest.capture.vectors import WantedVectors, attach_vectors
-from moewh.ingest.families.rule import Call, MoELayer, is_measuring
+from moewh.ingest.families.rule import NOT_CALLED, Call, MoELayer, is_measuring
 from moewh.ingest.model.layers import MoELayers
 from moewh.ingest.routing import NO_ROUTE, LayerRouting, VectorKey
 from moewh.warehouse.errors import MoewhError, short_message
@@ -177,7 +177,7 @@ class Capture:
         if missing:
             raise MoewhError(
                 f"{', '.join(missing[:3])} {'was' if len(missing) == 1 else 'were'} not called in a forward pass "
-                "of the model: something replaces the experts' forward (kernels, compilation). Turn it off."
+                f"of the model: {NOT_CALLED}"
             )
         by_device: dict[torch.device, list[int]] = {}
         for layer, ids in self._ids.items():

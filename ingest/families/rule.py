@@ -42,6 +42,8 @@ class Call(NamedTuple):
 
 
 Record = Callable[["MoELayer", Call], None]
+NOT_CALLED = "the layer is skipped, or something replaces the experts' forward (kernels, compilation). Turn that off."
+"""Why experts may not have been called."""
 
 _MEASURING: ContextVar[bool] = ContextVar("experts are run for measurement", default=False)
 

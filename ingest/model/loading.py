@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ from moewh.ingest.model.repository import Repository, broken_links, hub_commit, 
 from moewh.ingest.model.stored import first_names, stored_tensors, weight_files
 from moewh.ingest.model.tokenizer import TokenizerSource, load_tokenizer
 from moewh.ingest.model.weights import check_loaded, check_stored, unloaded_modules
-from moewh.ingest.options import DEMO, IngestOptions
+from moewh.ingest.options import DEMO, MOST, IngestOptions
 from moewh.ingest.processes import Process
 from moewh.warehouse.errors import MoewhError, UsageError, first_line, lacking, require_utf8, short_message
 from moewh.warehouse.files.folders import own_entries
@@ -378,10 +379,12 @@ def training_progress(checkpoint: str | None) -> tuple[int | None, int | None]:
     """Read (steps, tokens) from a checkpoint's name; None for each that it does not contain.
 
     Names such as step5000-tokens20B (OLMoE's branches), checkpoint-500 (the folders of transformers' Trainer) or
-    iter_0005000 (Megatron's).
+    iter_0005000 (Megatron's). A number too large for a column is not read as one.
     """
     step, tokens = _STEP.search(checkpoint or ""), _TOKENS.search(checkpoint or "")
-    return int(step[1]) if step else None, round(float(tokens[1]) * _SCALE[tokens[2]]) if tokens else None
+    steps = int(step[1]) if step else None
+    seen = round(Decimal(tokens[1]) * _SCALE[tokens[2]]) if tokens else None
+    return steps if (steps or 0) <= MOST else None, seen if (seen or 0) <= MOST else None
 
 
 def find_source(model: str, revision: str | None, series: str | None = None) -> Source:

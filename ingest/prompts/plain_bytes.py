@@ -33,6 +33,8 @@ _BINARY = {
 }
 """First bytes of files that are not text, whatever their names."""
 _CHUNK = 1 << 20
+_LONG_WINDOW = "too much memory for decoding"
+"""Part of zstd's message for a frame whose window is over 128 MiB, as `zstd --long=31` writes."""
 
 
 def plain_file(path: Path, target: Path, error: Callable[[str], MoewhError], *, text: bool) -> Path:
@@ -82,6 +84,8 @@ def _chunks(data: Any, codec: str, error: Callable[[str], MoewhError]) -> Iterat
         try:
             chunk = data.read(_CHUNK)
         except (OSError, EOFError, lzma.LZMAError) as problem:
+            if _LONG_WINDOW in str(problem):
+                raise error("was compressed with a long window. Unpack it first: `zstd -d --long=31`.") from None
             raise error(f"is damaged or cut off: {problem} ({codec}). Get the file again.") from None
         if not chunk:
             return

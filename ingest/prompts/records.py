@@ -169,7 +169,7 @@ def problem_of(row: dict[str, Any], read: Sequence[Convention]) -> str:
     found = [read[int(index)].head for index in (row["filled"] or "").split()]
     keys = ", ".join(map(repr, row["keys"] or [])) or "no keys"
     if row["problem"] == "object":
-        return "is not a JSON object"
+        return 'is not a JSON object. Give each prompt as one, such as {"text": …}'
     if row["problem"] == "none":
         for item in read:
             if item.head in (row["keys"] or []):

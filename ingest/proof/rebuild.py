@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from moewh.ingest.families.rule import Call, MoELayer, is_measuring
+from moewh.ingest.families.rule import NOT_CALLED, Call, MoELayer, is_measuring
 from moewh.warehouse.errors import MoewhError, short_message
 
 CHECKED_TOKENS = 4
@@ -117,18 +117,20 @@ def observe_calls(moe_layers: Sequence[MoELayer], attention_mask_BS: torch.Tenso
 def verify_layers(moe_layers: Sequence[MoELayer], seen: dict[int, Observation]) -> None:
     """Check every layer's rebuilt output.
 
-    Raises MoewhError, with the module and the error, if a layer's output is not Σ weight · expert(x), or if its experts
-    cannot be run one by one.
+    Raises MoewhError, with the module and the error, if a layer's output is not Σ weight · expert(x) or holds no
+    numbers, or if its experts cannot be run one by one.
     """
     for moe in moe_layers:
         call = seen[moe.layer].call
         if call is None:
-            raise MoewhError(
-                f"{moe.path} was not called in a forward pass of the model: something replaces the experts' forward "
-                "(kernels, compilation). Turn it off."
-            )
+            raise MoewhError(f"{moe.path} was not called in a forward pass of the model: {NOT_CALLED}")
         some = slice(None, None, -(-len(call.hidden_TH) // CHECKED_TOKENS))
         output_NH = seen[moe.layer].output_NH
+        if output_NH is not None and not output_NH[some].isfinite().all(-1).any():
+            raise MoewhError(
+                f"{moe.path}: its output is NaN or infinity for every token that was checked. Weights of the model are "
+                f"such numbers, or it overflows in {str(output_NH.dtype).removeprefix('torch.')}: try another --dtype."
+            )
         try:
             error = rebuild_error(
                 moe, Call(*(tensor[some] for tensor in call)), None if output_NH is None else output_NH[some]

@@ -135,8 +135,8 @@ class Recorder:
                 self._wait_for(len(self._futures))
                 if not self._run.begun:
                     raise MoewhError(
-                        f"run {self.run_id!r}: no forward pass of the model was seen, so nothing was recorded. "
-                        "Record the model that your code calls."
+                        f"run {self.run_id!r}: no forward pass of the model was recorded. Record the model that your "
+                        "code calls, in the thread that calls it."
                     )
             self._collector.submit(self._run.close, whole=kind is None and missing is None).result()
             if missing is not None:

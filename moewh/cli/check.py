@@ -13,12 +13,12 @@ from typing import Any, TextIO
 import click
 
 from moewh.cli.candidates import asked_checks, complete_parameters
-from moewh.cli.failures import explain, one_line
+from moewh.cli.failures import explain
 from moewh.cli.options import engine_options, limit_options, readable_option
 from moewh.warehouse.answer import query as queries
 from moewh.warehouse.answer.engine import Ask, open_engine
 from moewh.warehouse.answer.query import Query, Value
-from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.errors import MoewhError, UsageError, one_line
 from moewh.warehouse.remote.published import Readable
 from moewh.warehouse.trust.check import (
     ROLLUPS,

@@ -107,13 +107,6 @@ def _stored_columns() -> set[str]:
     return {column.name for table in schema.TABLES for column in table.stored}
 
 
-def one_line(message: str) -> str:
-    """Join a message's lines, with control characters escaped; spaces stay, since they may belong to a token."""
-    from moewh.warehouse.answer.box import escaped
-
-    return escaped(" ".join(line for line in map(str.strip, message.splitlines()) if line))
-
-
 def _os_error(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror or error}."

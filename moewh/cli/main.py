@@ -17,9 +17,9 @@ from typing import Any
 import click
 
 from moewh.cli.completion import COMPLETE_VAR, register
-from moewh.cli.failures import explain, one_line
+from moewh.cli.failures import explain
 from moewh.warehouse import __version__
-from moewh.warehouse.errors import UsageError
+from moewh.warehouse.errors import UsageError, one_line
 from moewh.warehouse.stopping import stoppable
 
 COMMANDS = (

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from moewh.cli.options import readable_option
-from moewh.warehouse.answer.box import escaped
+from moewh.warehouse.errors import escaped
 from moewh.warehouse.files.layout import SCHEMA_RUN, Layout
 from moewh.warehouse.files.listing import run_of
 from moewh.warehouse.remote.published import Readable, only_written

@@ -16,11 +16,15 @@ _NUMBERS = ("layer", "expert")
 
 
 def opened(warehouse: Any) -> Warehouse:
-    """Return an opened warehouse. Raises UsageError for anything else, such as its path."""
+    """Return an opened warehouse.
+
+    Raises UsageError for anything else, such as its path; MoewhError if it was deleted since it was opened.
+    """
     from moewh.api import Warehouse
 
     if not isinstance(warehouse, Warehouse):
         raise UsageError(f"the warehouse is {brief(warehouse)}. Give an opened one: moewh.open(PATH).")
+    warehouse.runs()
     return warehouse
 
 

@@ -320,6 +320,29 @@ def test_an_argument_of_another_type_is_refused(options: dict[str, Any], message
     assert not (tmp_path / "wh").exists()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model": "no\nmodel"},
+        {"prompts": "no\nfile"},
+        {"prompts": [Path("no\nfile.jsonl")]},
+        {"prompts": None, "dataset": "no\ndata"},
+        {"tokenizer": "no\ntokenizer"},
+        {"chat_template": "{% for message in messages %}\n{% endfor %}"},
+        {"revision": "no\nrevision"},
+        {"device": "no\ndevice"},
+        {"dtype": "no\ndtype"},
+        {"hidden_states": "no\nlayer"},
+    ],
+    ids=lambda options: next(reversed(options)),
+)
+def test_an_error_is_one_line_whatever_was_given(options: dict[str, Any], tmp_path: Path) -> None:
+    arguments = {"model": "demo", "prompts": RECORDS, "warehouse": tmp_path / "wh", **options}
+    with pytest.raises(MoewhError) as refused:
+        moewh.ingest(**arguments)
+    assert "\n" not in str(refused.value)
+
+
 def test_a_stream_is_read_as_far_as_the_limit(tmp_path: Path) -> None:
     """Such as a dataset that is streamed: it may be too large to read, or endless. A time that is missing is null."""
     taken = []
@@ -375,7 +398,7 @@ def _ingested(folder: Path) -> moewh.Warehouse:
 
 DOORS: dict[str, Callable[[Path], Any]] = {
     "max_length is 0": lambda at: moewh.ingest("demo", ["a"], at / "wh", max_length=0),
-    "max_length with generate 1000000": lambda at: moewh.ingest("demo", ["a"], at / "wh", generate=10**6),
+    "generate 1000000 leaves no room": lambda at: moewh.ingest("demo", ["a"], at / "wh", generate=10**6),
     "Raise max_length or choose on_overflow": lambda at: moewh.ingest(
         "demo", ["a b c d"], at / "wh", max_length=2, on_overflow="error"
     ),

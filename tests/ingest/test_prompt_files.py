@@ -336,17 +336,22 @@ def test_nested_domain(suffix: str, tmp_path: Path) -> None:
         read(tmp_path, tmp_path / f"p.{suffix}", domain_column="meta.name")
 
 
+LONG_WINDOW = b"\x28\xb5\x2f\xfd\x04\xa8\x09\x00\x00\x78\x23\x11\x04\x83"
+"""What `zstd --ultra --long=31` writes for the text x."""
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
         ("p.jsonl.gz", gzip.compress(JSONL)[:-9], "damaged or cut off"),
         ("p.csv.zst", pa.compress(JSONL, "zstd", asbytes=True)[:-5], "damaged or cut off"),
+        ("p.jsonl.zst", LONG_WINDOW, "compressed with a long window. Unpack it"),
         ("p.txt.bz2", bz2.compress(JSONL)[:-5], "damaged or cut off"),
         ("p.json.xz", lzma.compress(JSONL)[:-5], "damaged or cut off"),
         ("p.json", b'[{"text": "a"},\n', "is cut off"),
         ("p.json", b'[{"text": "a"},\n{"text" "b"}]', "line 2"),
         ("p.json", b'{"a": [{"x": 1}], "b": [{"x": 1}]}', "it has 'a', 'b'"),
-        ("p.json", b"[1]", "record 1 is not a JSON object"),
+        ("p.json", b"[1]", 'record 1 is not a JSON object. Give each prompt as one, such as {"text"'),
         ("p.json", b"", "there are no prompts in"),
         ("p.json", b"[]", "there are no prompts in"),
         ("p.json", b"[" * 100_000 + b"]", "p.json"),

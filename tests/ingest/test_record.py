@@ -8,6 +8,7 @@ import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -377,6 +378,23 @@ def _nothing(model: Any) -> None:
     del model
 
 
+def _other_thread(model: Any) -> None:
+    """Its own error, raised in the thread, is lost there."""
+
+    def use() -> None:
+        with suppress(MoewhError):
+            model(input_ids=torch.tensor([[1, 2]]))
+
+    thread = Thread(target=use)
+    thread.start()
+    thread.join()
+
+
+def _fewer_layers(model: Any) -> None:
+    model.model.layers = model.model.layers[:1]
+    model(input_ids=torch.tensor([[1, 2]]))
+
+
 @pytest.mark.parametrize(
     ("use", "message"),
     [
@@ -402,7 +420,9 @@ def _nothing(model: Any) -> None:
         (_copied, "Copy or pickle it before or after the block"),
         (_averaged, "Copy or pickle it before or after the block"),
         (_pickled, "Copy or pickle it before or after the block"),
-        (_nothing, "no forward pass of the model was seen"),
+        (_nothing, "no forward pass of the model was recorded"),
+        (_other_thread, "no forward pass of the model was recorded.*in the thread that calls it"),
+        (_fewer_layers, r"model\.layers\.1\.mlp\.experts.*not called.*the layer is skipped, or"),
     ],
 )
 def test_what_cannot_be_distinguished_is_refused(use: Callable[[Any], None], message: str, tmp_path: Path) -> None:

@@ -163,3 +163,15 @@ def test_native_mxfp4_is_loaded_dequantised(prompts: Path) -> None:
     assert result.exit_code == 0, result.stderr
     counts = viewed(Layout(warehouse)).execute("select dtype, tokens from runs").fetchall()
     assert counts == [("bfloat16", 12)]
+
+
+@pytest.mark.parametrize("name", ["embed_tokens", "layers.1.mlp.gate", "layers.1.mlp.experts.3.up_proj"])
+def test_weights_that_are_no_numbers_are_named(name: str, prompts: Path) -> None:
+    """Where no token of the first batch gives numbers: a run that diverged, or half precision that overflows."""
+    folder = save_model(prompts.parent / "tiny", num_experts_per_tok=8)
+    tensors = load_file(folder / "model.safetensors")
+    tensors[f"model.{name}.weight"].fill_(float("nan"))
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    layer = 0 if name == "embed_tokens" else 1
+    says = f"model.layers.{layer}.mlp.experts: its output is NaN or infinity for every token"
+    assert says in refusal(folder, prompts)

@@ -61,6 +61,28 @@ def test_closing_closes_every_relation(tmp_path: Path) -> None:
             relation.fetchall()
 
 
+def test_a_warehouse_that_was_deleted_is_named_and_may_come_back(tmp_path: Path) -> None:
+    """As in a notebook that stays open: no error of DuckDB's about files that are not there."""
+    root = random_warehouse(tmp_path / "wh")[0].root
+    asked: list[Callable[[Warehouse], Any]] = [
+        lambda wh: wh.query("load_balance").fetchall(),
+        lambda wh: wh.query("domain_experts", run="007").fetchall(),
+        lambda wh: wh.sql("from routes").fetchall(),
+        lambda wh: wh.runs().fetchall(),
+        lambda wh: wh.verify(),
+        moewh.plots.load,
+        lambda wh: moewh.plots.tokens(wh, prompt_id=0),
+    ]
+    with moewh.open(root) as opened:
+        before = opened.runs().fetchall()
+        root.rename(tmp_path / "away")
+        for ask in asked:
+            with pytest.raises(MoewhError, match=r"there is no warehouse at .* or name another with path"):
+                ask(opened)
+        (tmp_path / "away").rename(root)
+        assert opened.runs().fetchall() == before
+
+
 QUESTIONS: list[Callable[[Warehouse], list[Any]]] = [
     lambda wh: wh.query("co_routing").fetchall(),
     lambda wh: wh.runs().fetchall(),

@@ -15,6 +15,7 @@ from itertools import islice
 from typing import IO, TextIO
 
 from moewh.warehouse.answer.texts import NUMBERS, Column, Row
+from moewh.warehouse.errors import escaped
 
 _IN_MEMORY = 64 << 20
 """Bytes of rows that are kept in memory; beyond this they go to a file."""
@@ -31,10 +32,6 @@ _INTEGER_NAMES = {
     for size, bits in {"TINY": 8, "SMALL": 16, "BIG": 64, "HUGE": 128}.items()
 } | {"INTEGER": "int32", "UINTEGER": "uint32"}
 _LISTS = re.compile(r"(?:\[\d*\])+$")
-_ESCAPES = {
-    code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
-    for code in (*range(32), *range(127, 160), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-} | {ord(mark): f"\\{letter}" for mark, letter in zip("\a\b\t\n\v\f\r\x1b\0", "abtnvfre0", strict=True)}
 
 
 def write_whole(columns: Sequence[Column], rows: Iterable[Row], stream: TextIO) -> int:
@@ -176,11 +173,6 @@ def _shortened(text: str, width: int) -> str:
 
 def _cell(value: str | None) -> str:
     return "NULL" if value is None else escaped(value)
-
-
-def escaped(text: str) -> str:
-    """Return a text on one line that no terminal interprets: control characters as escapes such as `\\e`."""
-    return text.translate(_ESCAPES)
 
 
 def width_of(text: str) -> int:

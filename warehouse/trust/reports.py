@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 from xml.etree import ElementTree
 
-from moewh.warehouse.answer.box import escaped
-from moewh.warehouse.errors import UsageError
+from moewh.warehouse.errors import UsageError, escaped
 
 FORMATS = ("text", "json", "junit")
 _SUFFIXES = {".json": "json", ".xml": "junit", ".txt": "text", ".log": "text", "": "text"}
