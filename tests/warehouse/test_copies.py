@@ -227,6 +227,9 @@ def test_a_run_is_not_left_out_because_a_copy_lost_its_files(run_id: str, lost: 
         assert f"runs/run_id={run_id} lacks " in refused.stderr
         assert "so the run would be missing from answers." in refused.stderr
     assert moewh(copy, "verify").exit_code == 1
+    moewh(copy, "verify", "--repair")
+    assert moewh(copy, "verify").exit_code == 1
+    assert (moewh(copy, "runs").exit_code == 0) == bool(lost)  # a folder that is gone cannot be quarantined
 
 
 def test_a_sealed_run_without_its_segments_is_ingested_again_not_sealed(copy: Layout) -> None:

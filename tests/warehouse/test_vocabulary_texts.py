@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,9 +16,11 @@ from moewh.publish.target import FolderTarget
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.remote.published import Readable, readable
+from moewh.warehouse.runs import delete_run
 from moewh.warehouse.sealing.seal import seal
 from moewh.warehouse.views.opening import open_warehouse
 from moewh.warehouse.views.shipped import staging_query
+from tests.support.database_file import publish_for_reading
 from tests.support.synthetic import Prompt, Run, Token, empty_warehouse, record_of, write_segment
 
 VOCABULARIES: dict[str, list[str | None] | None] = {
@@ -66,7 +69,11 @@ def six(request: pytest.FixtureRequest, tmp_path: Path) -> Readable:
 
 def asked(warehouse: Readable) -> list[tuple[str, int, str | None]]:
     with open_warehouse(warehouse) as connection:
-        return connection.execute("select run_id, position, token from routes order by run_id, position").fetchall()
+        return texts_of(connection)
+
+
+def texts_of(connection: duckdb.DuckDBPyConnection) -> list[tuple[str, int, str | None]]:
+    return connection.execute("select run_id, position, token from routes order by run_id, position").fetchall()
 
 
 def test_each_row_has_the_text_of_its_own_run(six: Readable) -> None:
@@ -101,14 +108,18 @@ def test_rows_repeat_the_key_of_their_run(six: Readable) -> None:
 
 
 def test_a_deleted_run_takes_no_text_along(tmp_path: Path) -> None:
-    """The run whose file was read for others may go, or lose that file alone."""
+    """The run whose file was read for others may go, or lose that file alone, which a plain shell does not refuse."""
     layout = warehouse(tmp_path / "wh", RUNS)
-    (layout.run("007") / schema.VOCABULARY.file).unlink()
-    assert asked(layout) == expected(RUNS)
-    (layout.run("five") / schema.VOCABULARY.file).unlink()
-    (layout.run("two") / schema.VOCABULARY.file).unlink()
-    without = expected({run: "unknown" if name == "turned" else name for run, name in RUNS.items()})
-    assert asked(layout) == without
+    publish_for_reading(layout)
+    with duckdb.connect(layout.database, read_only=True) as plain:
+        (layout.run("007") / schema.VOCABULARY.file).unlink()
+        assert texts_of(plain) == expected(RUNS)
+        (layout.run("five") / schema.VOCABULARY.file).unlink()
+        (layout.run("two") / schema.VOCABULARY.file).unlink()
+        assert texts_of(plain) == expected({run: "unknown" if name == "turned" else name for run, name in RUNS.items()})
+    for run_id in ("007", "five", "two"):
+        delete_run(layout, run_id)
+    assert asked(layout) == expected({run: name for run, name in RUNS.items() if run not in ("007", "five", "two")})
 
 
 def test_an_entry_that_the_vocabulary_lacks_keeps_its_row(tmp_path: Path) -> None:

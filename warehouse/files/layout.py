@@ -416,15 +416,18 @@ class Layout:
             if name == run_id or not is_run_id(run_id):
                 continue
             lost = sorted(needed - {entry.name for entry in _scan(self.run(run_id))})
-            if lost and (self.run(run_id).is_dir() or self._has_segments(run_id)):  # else deleted meanwhile, or begun
+            if lost and (self.run(run_id).is_dir() or self._has_only_segments(run_id)):
                 self.committed_links()  # a link that leads elsewhere is the reason then
                 raise MoewhError(
                     f"{self.run(run_id)} lacks {', '.join(lost)}, so the run would be missing from answers. Copy the "
                     f"rest, or run `moewh verify {self.option}`, which gives the command for it."
                 )
 
-    def _has_segments(self, run_id: str) -> bool:
-        return any(is_segment_folder(entry.name) for entry in _scan(self.segments(run_id)))
+    def _has_only_segments(self, run_id: str) -> bool:
+        """Return whether a run without its own folder has segments: it was not deleted meanwhile, or quarantined."""
+        quarantined = self.root / QUARANTINE / self.run(run_id).relative_to(self.root)
+        segments = (entry for entry in _scan(self.segments(run_id)) if is_segment_folder(entry.name))
+        return not quarantined.is_dir() and any(segments)
 
     def _require_segments(self) -> None:
         """Raise MoewhError for a copy that lacks segments of a sealed run: its counts are whole, its rows are not."""
