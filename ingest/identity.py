@@ -24,7 +24,7 @@ from moewh.ingest.prompts.template_time import as_seen
 from moewh.ingest.prompts.tokenise import TokenRules, tokenizer_sha256
 from moewh.ingest.proof.measure import LayerFacts
 from moewh.ingest.record import Identity, RunRecord, default_run_id
-from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import SEGMENT_FOLDER, Layout, check_run_id
 from moewh.warehouse.files.manifest import MANIFEST, read_manifest
@@ -34,6 +34,8 @@ _CONTENTS = {
     "prompts_sha256": " (text, domain, metadata and source, which is the file's name unless a column names it)"
 }
 """What a digest is of, for a reader who has only two of them to compare."""
+_LABELS = ("series", "train_step", "train_tokens")
+"""Options that are columns of `runs` and no part of a run's identity."""
 
 
 def identify(loaded: LoadedModel, options: IngestOptions, rules: TokenRules, plan: PromptPlan) -> Identity:
@@ -97,6 +99,19 @@ def require_same(layout: Layout, identity: Identity) -> bool:
         f"run {identity.run_id!r} exists and is another run: {changes}. "
         f"Choose another --run-id, or delete it with `moewh runs --delete {identity.run_id} {layout.option}`."
     )
+
+
+def require_same_labels(layout: Layout, run_id: str, options: IngestOptions) -> None:
+    """Raise UsageError for a label that was given and differs from a run's own, which was written when it began."""
+    (row,) = read_rows(layout.run(run_id) / schema.RUNS.file, list(_LABELS)).to_pylist()
+    for name in _LABELS:
+        given, flag = getattr(options, name), f"--{name.replace('_', '-')}"
+        if given is not None and given != row[name]:
+            begun = "without one" if row[name] is None else f"with {row[name]}"
+            raise UsageError(
+                f"{flag} is {given}, and run {run_id!r} was begun {begun}. Leave {flag} out, choose another --run-id, "
+                f"or delete the run with `moewh runs --delete {run_id} {layout.option}`."
+            )
 
 
 def _given(shaping: Mapping[str, Any], name: str) -> str:

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from moewh.ingest.capture.vectors import WantedVectors, wanted_vectors
-from moewh.ingest.identity import identify, require_same
+from moewh.ingest.identity import identify, require_same, require_same_labels
 from moewh.ingest.model.expected import top_k
 from moewh.ingest.model.loading import LoadedModel
 from moewh.ingest.options import IngestOptions, Sampling
@@ -79,7 +79,8 @@ def plan_run(
         now = _fixed_time(layout, prompts, split, identity, ChatRenderer(loaded.tokenizer, rules.chats))
         rules = replace(rules, chats=replace(rules.chats, now=now))
         identity = identify(loaded, options, rules, split)
-    recorded = require_same(layout, identity)
+    if recorded := require_same(layout, identity):
+        require_same_labels(layout, identity.run_id, options)
     missing = process.share(missing_segments(layout, identity, split))
     if missing:
         layout.require_one_disk(identity.run_id)

@@ -122,8 +122,12 @@ def _find_local(name: str, options: IngestOptions, found: Found) -> None:
             files = [file for match in matches for file in (_files_below(match) if match.is_dir() else [match])]
             _add_prompt_files(name, root, sorted(set(files)), options, found)
         else:
-            text = " A text goes into a file, or in Python into a list." if len(name.split()) > 1 else ""
-            raise UsageError(f"there is no prompts file {name}. Check the path given to --prompts.{text}")
+            more = ""
+            if "://" in name:
+                more = f" Of addresses, only {HUB}… is read: download other files first."
+            elif len(name.split()) > 1:
+                more = " A text goes into a file, or in Python into a list."
+            raise UsageError(f"there is no prompts file {name}. Check the path given to --prompts.{more}")
     except OSError as error:
         raise UsageError(f"{error.filename or name}: cannot be read: {error.strerror or error}.") from error
 

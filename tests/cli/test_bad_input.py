@@ -246,6 +246,49 @@ def test_no_such_file_and_no_prompts(models: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "wh").exists()
 
 
+@pytest.mark.parametrize("address", ["https://example.com/p.jsonl", "s3://bucket/p.jsonl", "file:///tmp/p.jsonl"])
+def test_an_address_is_no_prompts_file(address: str, models: Path, tmp_path: Path) -> None:
+    line = one_line(run(tmp_path / "wh", models / "tiny", address), 2)
+    assert line.endswith("Of addresses, only hf://datasets/… is read: download other files first.")
+
+
+COMMANDS_OF_A_WAREHOUSE = [
+    ["ingest", "--model", "demo", "--prompts", "demo"],
+    *(
+        ["demo"],
+        ["check"],
+        ["query", "routes"],
+        ["query", "-c", "from runs"],
+        ["refresh"],
+        ["runs"],
+        ["runs", "--delete", "a", "--yes"],
+    ),
+    *(
+        ["seal", "a"],
+        ["shell"],
+        ["show", "--prompt", "0", "--layer", "0"],
+        ["verify"],
+        ["verify", "--repair"],
+        ["publish", "out"],
+    ),
+    *(["report", "-o", "x.html"], ["geometry", "--run", "a", "--model", "demo"], ["export", "eplb", "-o", "x.npy"]),
+]
+
+
+@pytest.mark.parametrize("arguments", COMMANDS_OF_A_WAREHOUSE, ids=" ".join)
+@pytest.mark.parametrize("where", ["file", "file/wh", "link", "link/wh"])
+def test_a_warehouse_is_a_folder(where: str, arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to("nowhere")
+    line = one_line(CliRunner().invoke(main, [*arguments, "--warehouse", str(tmp_path / where)]), 2)
+    first = tmp_path / where.partition("/")[0]
+    assert line.startswith(
+        f"moewh: {first} is not a folder." if "file" in where else f"moewh: {first} is a link to {tmp_path}/nowhere, "
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_invalid_json_is_named_by_its_line(models: Path, tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text('{"text": "x"}\n' * 6 + "{oops\n")
@@ -293,10 +336,8 @@ def test_unwritable_folder(models: Path, prompts: Path, tmp_path: Path) -> None:
     assert "cannot write" in one_line(run(tmp_path / "locked" / "wh", models / "tiny", prompts), 1)
 
 
-@pytest.mark.parametrize("place", ["/proc/wh", "file/wh"])
-def test_unwritable_warehouse(place: str, models: Path, prompts: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    assert "cannot write" in one_line(run(tmp_path / place, models / "tiny", prompts), 1)
+def test_unwritable_warehouse(models: Path, prompts: Path) -> None:
+    assert "cannot write" in one_line(run(Path("/proc/wh"), models / "tiny", prompts), 1)
 
 
 def test_fresh_segments_are_visible_and_the_file_published(models: Path, prompts: Path, tmp_path: Path) -> None:

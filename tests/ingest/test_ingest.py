@@ -23,7 +23,7 @@ from moewh.ingest.model.loading import training_progress
 from moewh.ingest.options import IngestOptions
 from moewh.ingest.routing import LayerRouting, rank
 from moewh.ingest.run import Summary, ingest
-from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
 from tests.support.faults import Server
@@ -82,6 +82,41 @@ def test_complete_run_is_left_alone(tmp_path: Path, model: Path, prompts: Path) 
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert run(tmp_path, model, prompts).written == []
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (({}, {"series": "mine"}), r"--series is mine, and run 'r' was begun with tiny-[0-9a-f]+\. Leave --series out"),
+        (({"series": "a"}, {"series": "b"}), "--series is b, and run 'r' was begun with a"),
+        (({"train_step": 5}, {"train_step": 6}), "--train-step is 6, and run 'r' was begun with 5"),
+        (({}, {"train_tokens": 0}), "--train-tokens is 0, and run 'r' was begun without one"),
+        (({"series": "a", "train_step": 5}, {"series": "a", "train_step": 5}), None),
+        (({"series": "a", "train_step": 5}, {}), None),
+    ],
+)
+def test_a_run_keeps_its_labels(
+    labels: tuple[Any, Any], says: str | None, tmp_path: Path, model: Path, prompts: Path
+) -> None:
+    """Whether it is complete or goes on."""
+    begun, again = labels
+    layout = Layout(tmp_path / "wh")
+
+    def go(**labels: Any) -> list[Any]:
+        run(layout.root, model, prompts, run_id="r", limit=2, **labels)
+        return viewed(layout).execute("select series, train_step, train_tokens from runs").fetchall()
+
+    before = go(**begun)
+    for lost in ([], list(layout.segments("r").iterdir())):
+        for segment in lost:
+            shutil.rmtree(segment)
+        if says is None:
+            assert go(**again) == before
+        else:
+            with pytest.raises(UsageError, match=says):
+                go(**again)
+            assert not any(segment.exists() for segment in lost)
+    assert go() == before
 
 
 def test_killed_and_run_again_is_identical_to_undisturbed(tmp_path: Path, model: Path, server: Server) -> None:

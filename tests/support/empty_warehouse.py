@@ -28,6 +28,7 @@ def copy_one_empty_warehouse(patch: pytest.MonkeyPatch) -> None:
 
 def _create(layout: Layout) -> None:
     made = _made()
+    layout._require_folder()
     if _schema() != _OURS or any(os.path.lexists(layout.root / path) for path in made if path not in _BEFORE):
         _CREATE(layout)
         return

@@ -223,6 +223,7 @@ class Layout:
     def require(self) -> Layout:
         """Return self if there is a warehouse here that this moewh can read; otherwise raise MoewhError."""
         if not self.exists():
+            self._require_folder()
             self.linked_folders()  # a link to an unmounted disk gives a better message
             if (outer := self.inside_of()) is not None:
                 raise MoewhError(f"{self.root} is among the files of the warehouse {outer}. Name that folder.")
@@ -254,8 +255,9 @@ class Layout:
         """Create an empty warehouse: zero-row files of every table. In an existing one, add those that are missing.
 
         Files of an older schema are rewritten. Raises MoewhError if the directory cannot be written, and for a
-        warehouse of a version that this moewh does not support.
+        warehouse of a version that this moewh does not support. Raises UsageError if it is a file or a broken link.
         """
+        self._require_folder()
         self._require_version()
         with self.writing():
             self.staging.mkdir(parents=True, exist_ok=True)
@@ -263,6 +265,15 @@ class Layout:
                 for level, folder in layout.zero_row_folders().items():
                     self._add_empty_tables(level, folder)
                 self._add_unsealed_zero_rows(layout)
+
+    def _require_folder(self) -> None:
+        """Raise UsageError if the warehouse, or a folder above it, is a file or a broken link."""
+        with self.writing():
+            there = next(path for path in (self.root, *self.root.parents) if path.exists() or path.is_symlink())
+            if there.is_dir():
+                return
+        what = "is not a folder." if there.exists() else f"is a link to {real_path(there)}, which is missing."
+        raise UsageError(f"{there} {what} Name another warehouse with --warehouse.")
 
     def link_unsealed(self, run_id: str) -> None:
         """Make a run's segments readable through `unsealed/`, unless they already are.
@@ -461,8 +472,9 @@ class Layout:
     def require_one_disk(self, run_id: str | None = None) -> None:
         """Raise MoewhError if staged folders cannot be renamed into place, among all runs and within `run_id`.
 
-        Broken links are refused, as when reading.
+        Broken links are refused, as when reading. Raises UsageError if the warehouse is a file or a broken link.
         """
+        self._require_folder()
         self.committed_links()
         folders = [self.root, *(self.root / pattern.partition("/")[0] for pattern in (*FOLDERS.values(), UNSEALED))]
         if run_id is not None:
