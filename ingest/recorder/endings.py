@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from transformers import StoppingCriteriaList
 
+from moewh.ingest.recorder.one_thread import OneThread
+
 
 class Endings:
     """The sequences of one call of `generate`, with the position at which each ended."""
@@ -60,8 +62,8 @@ class _Noted(StoppingCriteriaList):
 class GenerateObserver:
     """Observes the calls of a model's `generate` between `attach` and `detach`."""
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self, model: Any, thread: OneThread) -> None:
+        self._model, self._thread = model, thread
         self._replaced: dict[str, Any] = {}
         """The model's own attributes, where these are not methods of its class."""
         self.endings: Endings | None = None
@@ -75,7 +77,7 @@ class GenerateObserver:
 
         @functools.wraps(generate)
         def noted_generate(*args: Any, **kwargs: Any) -> Any:
-            with self._call():
+            with self._thread.call(), self._call():
                 return generate(*args, **kwargs)
 
         @functools.wraps(prepare)

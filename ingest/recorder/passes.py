@@ -7,7 +7,6 @@ were recorded. Cases that cannot be decided are refused by name. No hook waits f
 from __future__ import annotations
 
 import inspect
-import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from moewh.ingest.capture.hooks import Capture, PendingRouting, text_base, to_ho
 from moewh.ingest.families.rule import Call, MoELayer
 from moewh.ingest.model.loading import LoadedModel
 from moewh.ingest.recorder.endings import GenerateObserver
+from moewh.ingest.recorder.one_thread import OneThread
 from moewh.ingest.recorder.sequences import Block, Labels
 from moewh.warehouse.errors import MoewhError
 
@@ -89,13 +89,13 @@ class PassObserver:
     ) -> None:
         self._loaded, self._labels, self._done = loaded, labels, done
         self._stack = text_base(loaded.model)
-        self._generate = GenerateObserver(loaded.model)
+        self._thread = OneThread()
+        self._generate = GenerateObserver(loaded.model, self._thread)
         self._parameters = list(inspect.signature(type(self._stack).forward).parameters)[1:]
         self._growing: dict[int, _Growing] = {}
         self._left: deque[Block] = deque()
         """Blocks whose cache is gone; filled whenever Python collects one."""
         self._running: _Running | None = None
-        self._thread = threading.get_ident()
         self._handles: list[RemovableHandle] = []
         self._layer_handles: list[RemovableHandle] = []
         """Those of the MoE layers, which must see what the user's hooks leave."""
@@ -105,6 +105,7 @@ class PassObserver:
         self._handles = [
             self._stack.register_forward_pre_hook(self._before, with_kwargs=True),
             self._stack.register_forward_hook(self._after, with_kwargs=True),
+            self._stack.register_forward_hook(self._leave, always_call=True),
         ]
         self._layer_handles = [
             handle for moe in self._loaded.moe_layers for handle in moe.family.attach(moe, self._record)
@@ -128,6 +129,10 @@ class PassObserver:
             "hooks, by their handles."
         )
 
+    def wait_for_others(self) -> None:
+        """Wait until no other thread runs the model: a streamer's loop ends just before `generate` does."""
+        self._thread.wait_for_others()
+
     def detach(self) -> None:
         """Remove every hook."""
         for handle in (*self._handles, *self._layer_handles):
@@ -146,8 +151,7 @@ class PassObserver:
             return  # a recomputed checkpoint, whose pass was recorded already
         if torch.compiler.is_compiling():
             raise MoewhError("the model is being compiled, and a compiled graph cannot be observed. Run it uncompiled.")
-        if threading.get_ident() != self._thread:
-            raise MoewhError("another thread runs the model. Record in the thread that makes the passes.")
+        self._thread.enter()
         self._forget_failed()
         if (error := self.removed()) is not None:
             raise error
@@ -208,6 +212,11 @@ class PassObserver:
         while self._left:
             closed.append(self._left.popleft())
         self._done(made, closed)
+
+    def _leave(self, *_: Any) -> None:
+        """End a pass, also one that failed."""
+        if not _in_backward():
+            self._thread.leave()
 
     # ------------------------------------------------------------------------------------ arguments of a pass
 

@@ -129,18 +129,28 @@ class Recorder:
     ) -> None:
         self._ended = True
         with self._stack:
-            missing = self._observer.removed() if kind is None else None
-            self._observer.detach()
-            if kind is None and missing is None:
-                self._wait_for(len(self._futures))
-                if not self._run.begun:
-                    raise MoewhError(
-                        f"run {self.run_id!r}: no forward pass of the model was recorded. Record the model that your "
-                        "code calls, in the thread that calls it."
-                    )
-            self._collector.submit(self._run.close, whole=kind is None and missing is None).result()
-            if missing is not None:
-                raise missing
+            try:
+                if kind is None:
+                    self._observer.wait_for_others()
+            except BaseException:
+                self._close(whole=False)
+                raise
+            self._close(whole=kind is None)
+
+    def _close(self, *, whole: bool) -> None:
+        """Let go of the model and commit what was recorded, as a complete run if it is `whole`."""
+        missing = self._observer.removed() if whole else None
+        self._observer.detach()
+        if whole and missing is None:
+            self._wait_for(len(self._futures))
+            if not self._run.begun:
+                raise MoewhError(
+                    f"run {self.run_id!r}: no forward pass of the model was seen, so nothing was recorded. Record the "
+                    "model that your code calls."
+                )
+        self._collector.submit(self._run.close, whole=whole and missing is None).result()
+        if missing is not None:
+            raise missing
 
     def _describe(self, loaded: LoadedModel) -> RunRecord:
         """Prove the model on a fixed text, and describe the run."""
