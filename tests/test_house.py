@@ -206,7 +206,7 @@ def test_no_assert_does_something(tmp_path: Path) -> None:
     assert len(asserts_that_do_something(tmp_path / "wrong.py", properties)) == 2
 
 
-def test_refusals_under_python_O(tmp_path: Path) -> None:  # noqa: N802 - the option
+def test_refusals_under_python_O(tmp_path: Path) -> None:
     """What users give is checked without asserts, too."""
     (tmp_path / "published.json").write_text("{}")
     code = f"""
