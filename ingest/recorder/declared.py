@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moewh.ingest.recorder.arguments import checked_text, whole
-from moewh.warehouse.errors import MoewhError, UsageError, brief
+from moewh.warehouse.errors import UsageError, brief
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def from_numbers(model: str | None, layers: Collection[int], num_experts: int, t
     return Declared(run, rows, experts, {"model": model, "layers": numbers, "num_experts": num_experts, "top_k": top_k})
 
 
-def from_model(model: Any, revision: str | None = None, trust_remote_code: bool = False) -> Declared:
+def from_model(model: Any, revision: str | None, trust_remote_code: bool) -> Declared:
     """Return a model described by its configuration: a hub id, a folder, a configuration file or object.
 
     Raises MoewhError for a model that cannot be recorded, or whose configuration cannot be read.
@@ -73,8 +73,6 @@ def from_model(model: Any, revision: str | None = None, trust_remote_code: bool 
     else:
         raise UsageError(f"model is a {type(model).__name__}. Give a hub id, a folder or a configuration.")
     moe_layers = find_moe_layers(empty, config).moe_layers
-    if len(moe_layers) == 0:
-        raise MoewhError(f"{title} has no routed experts.")
     chosen = top_k(config)
     layers, experts = [], []
     for moe in moe_layers:

@@ -175,7 +175,7 @@ class Recorder:
     # ------------------------------------------------------------------------------------ passes as they arrive
 
     @as_arguments()
-    def _done(self, made: Pass | None, closed: list[Block]) -> None:
+    def _done(self, made: Pass, closed: list[Block]) -> None:
         self._futures.append(self._collector.submit(self._collect, made, closed))
         while self._futures and (self._futures[0].done() or len(self._futures) > _PASSES_AHEAD):
             self._wait_for(1)
@@ -185,12 +185,11 @@ class Recorder:
         for _ in range(count):
             self._futures.pop(0).result()
 
-    def _collect(self, made: Pass | None, closed: list[Block]) -> None:
+    def _collect(self, made: Pass, closed: list[Block]) -> None:
         """Append a pass to its block, and commit full segments."""
-        if made is not None:
-            made.block.parts.append(self._part(made))
-            if made.first:
-                self._run.add(made.block)
+        made.block.parts.append(self._part(made))
+        if made.first:
+            self._run.add(made.block)
         for block in closed:
             block.closed = True
         self._run.commit_full()
