@@ -46,9 +46,8 @@ def publish(
     if license is None and target.startswith("hf://"):
         raise UsageError("a data set on the Hub needs a licence. Add --license ID, such as --license cc-by-4.0.")
     found = target_at(target, url)
-    options = PublishOptions(
-        runs, without_text, license and license.lower()
-    )  # the Hub's ids are SPDX's in small letters
+    # The Hub's ids are those of SPDX in lower case.
+    options = PublishOptions(runs, without_text, license and license.lower())
     done = send(warehouse, found, options, lambda line: click.echo(line, err=True))
     if done.left_out:
         click.echo(f"left out because not complete: {', '.join(done.left_out)}", err=True)
