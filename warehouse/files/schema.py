@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 3
 """Version of the layout on disk."""
+MANIFEST = "manifest.json"
+"""Name of the file that lists the files of a committed folder (see `moewh.warehouse.files.manifest`)."""
 OLDER_REMEDY = "Ingest its prompts again, into another folder, or use that moewh."
 """What to do with a warehouse that an older moewh wrote."""
 POSITION_BITS = 24

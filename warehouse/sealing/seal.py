@@ -16,13 +16,14 @@ import time
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import (
     RUN_FOLDER,
+    SCHEMA_RUN,
     SEGMENT_FOLDER,
     Layout,
     add_mark,
     commit,
     exclusive,
-    is_run_id,
     make_folder,
+    run_of_folder,
     sync,
 )
 
@@ -82,8 +83,8 @@ def segment_numbers(layout: Layout, run_id: str) -> list[int]:
 def require_linked(layout: Layout) -> None:
     """Link every run that is not sealed in `unsealed/` again, for instance after a copy that lost links."""
     for run in sorted((layout.root / "runs").glob(f"{RUN_FOLDER}*")):
-        run_id = run.name.removeprefix(RUN_FOLDER)
-        if is_run_id(run_id) and not layout.sealed(run_id).is_dir():
+        run_id = run_of_folder(run.name)
+        if run_id is not None and run_id != SCHEMA_RUN and not layout.sealed(run_id).is_dir():
             layout.link_unsealed(run_id)
 
 

@@ -173,7 +173,7 @@ def _unless_newer(types: list[str], root: str) -> str:
     CASE, which no filter can bypass.
     """
     columns = ",\n    ".join(f"failure::{type_}" for type_ in types)
-    manifest = below(root, f"segments/{RUN_FOLDER}{SCHEMA_RUN}/{SEGMENT_FOLDER}0/manifest.json")
+    manifest = below(root, f"segments/{RUN_FOLDER}{SCHEMA_RUN}/{SEGMENT_FOLDER}0/{schema.MANIFEST}")
     form, version = (
         f"try_cast(regexp_extract(content, '\"{name}\": ([0-9]+)', 1) as integer)" for name in ("format", "schema")
     )
