@@ -27,7 +27,7 @@ from moewh.ingest.prompts.batches import Batch
 from moewh.ingest.prompts.stream import PromptPlan
 from moewh.ingest.prompts.tokenise import tokenizer_sha256
 from moewh.ingest.prompts.vocabulary import vocabulary_texts
-from moewh.ingest.record import Identity, RunRecord
+from moewh.ingest.record import Identity, RunRecord, default_run_id
 from moewh.ingest.recorder.arguments import as_arguments, described, whole
 from moewh.ingest.recorder.open_run import OpenRun, require_new
 from moewh.ingest.recorder.passes import Pass, PassObserver
@@ -168,9 +168,7 @@ class Recorder:
             "recorded_at": datetime.now(UTC).isoformat(),
             **in_memory_identity(loaded),
         }
-        name = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in loaded.source.name)
-        digest = Identity(shaping, "").sha256[:8]
-        return Identity(shaping, self._given_id or f"{name.strip('-')[:54] or 'model'}-{digest}")
+        return Identity(shaping, self._given_id or default_run_id(loaded.source.name, shaping))
 
     # ------------------------------------------------------------------------------------ passes as they arrive
 
