@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers.utils import logging as transformers_logging
 
 from moewh.ingest import demo
 from moewh.ingest.families.configuration import text_config
@@ -14,7 +13,7 @@ from moewh.ingest.families.rule import MoELayer
 from moewh.ingest.model.architecture import check_location, check_versions, empty_model, read_config
 from moewh.ingest.model.expected import num_layers, top_k
 from moewh.ingest.model.layers import find_moe_layers
-from moewh.ingest.model.loading import config_sha256, explaining
+from moewh.ingest.model.loading import config_sha256, explaining, silence_libraries
 from moewh.ingest.options import DEMO
 from moewh.ingest.proof.measure import shared_experts
 from moewh.ingest.traces.trace import TraceModel
@@ -27,7 +26,7 @@ def read_model(model: str, revision: str | None = None, trust_remote_code: bool 
     Raises MoewhError if there is no configuration, or the model has no experts.
     """
     check_versions()
-    transformers_logging.set_verbosity_error()
+    silence_libraries()
     check_location(model, revision, settings=True)
     location = str(demo.checkpoint_path(revision)) if model == DEMO else model
     with explaining(model):
