@@ -78,6 +78,11 @@ class Table:
         return (RUN_ID, SEGMENT) if self.level == "segment" else (RUN_ID,)
 
     @property
+    def viewed(self) -> tuple[Column, ...]:
+        """The columns of its view, in order: those of the path first."""
+        return (*self.path_columns, *self.columns)
+
+    @property
     def may_lack_files(self) -> bool:
         """Whether a warehouse may have no file of this table, not even one without rows, because it is older."""
         return self.level == "geometry" or self.since > 1
@@ -464,6 +469,13 @@ PAIR_COUNTS = Table(
     rollup=True,
 )
 
+_TRANSITION_KEYS = (
+    _LAYER,
+    Column("next_layer", "INTEGER", "The next MoE layer: the next row of layers."),
+    Column("expert", "INTEGER", "Expert chosen at layer."),
+    Column("next_expert", "INTEGER", "Expert chosen at next_layer."),
+)
+
 TRANSITION_COUNTS = Table(
     "transition_counts",
     "segment",
@@ -473,10 +485,7 @@ TRANSITION_COUNTS = Table(
     (
         _KIND,
         _DOMAIN,
-        _LAYER,
-        Column("next_layer", "INTEGER", "The next MoE layer: the next row of layers."),
-        Column("expert", "INTEGER", "Expert chosen at layer."),
-        Column("next_expert", "INTEGER", "Expert chosen at next_layer."),
+        *_TRANSITION_KEYS,
         Column("tokens", "BIGINT", "Tokens routed to both.", "delta"),
         Column("first_choice_tokens", "BIGINT", "Those of them for which both are first choices.", "delta"),
     ),
@@ -600,10 +609,7 @@ def _total(name: str, description: str) -> Column:
 
 
 _TRANSITION = (
-    _LAYER,
-    Column("next_layer", "INTEGER", "The next MoE layer: the next row of layers."),
-    Column("expert", "INTEGER", "Expert chosen at layer."),
-    Column("next_expert", "INTEGER", "Expert chosen at next_layer."),
+    *_TRANSITION_KEYS,
     Column("tokens", "BIGINT", "N_ij: tokens routed to both.", "delta"),
     _total("tokens_here", "N_i: tokens routed to expert, and at both layers."),
     _total("tokens_there", "N_j: tokens routed to next_expert, and at both layers."),

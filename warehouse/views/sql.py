@@ -135,4 +135,4 @@ def runs_of(root: str, pattern: str, between: str = "") -> str:
 
 def column_names(table: schema.Table) -> list[str]:
     """Return the names of a table's columns, those of the path first."""
-    return [column.name for column in (*table.path_columns, *table.columns)]
+    return [column.name for column in table.viewed]
