@@ -42,7 +42,7 @@ def publish(
     from moewh.publish.publish import publish as send
 
     if license is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", license):
-        raise UsageError(f"--license {license!r} is no licence's id. Write it as the Hub does, such as cc-by-4.0.")
+        raise UsageError(f"--license {license!r} is not a licence's id. Write it as the Hub does, such as cc-by-4.0.")
     if license is None and target.startswith("hf://"):
         raise UsageError("a data set on the Hub needs a licence. Add --license ID, such as --license cc-by-4.0.")
     found = target_at(target, url)

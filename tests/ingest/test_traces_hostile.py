@@ -524,7 +524,7 @@ CASES: dict[str, tuple[str, Make, str]] = {
                 }
             ],
         ),
-        "its routing has 44 bytes, no multiple of 3 layers times 2 experts",
+        "its routing has 44 bytes, not a multiple of 3 layers times 2 experts",
     ),
     "no counts of tokens": (
         "sglang",
@@ -602,7 +602,7 @@ CASES: dict[str, tuple[str, Make, str]] = {
             b'{"event": "rollout_payload_sample", "routed_experts": {"full_shape": [1, 9, 2, 2], '
             b'"valid_shape": [9, 2, 2], "valid_sha256": "00", "valid_preview": [1, 2]}, "valid_length": 9}\n'
         ),
-        "t.jsonl, call 0: its routed_experts are an object, no routing: NRL_R3_TRACE writes digests alone",
+        "t.jsonl, call 0: its routed_experts are an object, not a routing: NRL_R3_TRACE writes digests alone",
     ),
     "no envelope": (
         "nemo-rl",
