@@ -58,11 +58,13 @@ def from_model(model: Any, revision: str | None, trust_remote_code: bool) -> Dec
     Raises MoewhError for a model that cannot be recorded, or whose configuration cannot be read.
     """
     from moewh.ingest.families.configuration import text_config
+    from moewh.ingest.identity import expert_rows, layer_row
     from moewh.ingest.inspect import build_empty
     from moewh.ingest.model.architecture import empty_model
     from moewh.ingest.model.expected import num_layers, top_k
     from moewh.ingest.model.layers import find_moe_layers
     from moewh.ingest.model.loading import config_sha256
+    from moewh.ingest.proof.measure import declared_facts
 
     model = os.fspath(model) if isinstance(model, os.PathLike) else model
     if isinstance(model, str):
@@ -73,13 +75,9 @@ def from_model(model: Any, revision: str | None, trust_remote_code: bool) -> Dec
     else:
         raise UsageError(f"model is a {type(model).__name__}. Give a hub id, a folder or a configuration.")
     moe_layers = find_moe_layers(empty, config).moe_layers
-    chosen = top_k(config)
-    layers, experts = [], []
-    for moe in moe_layers:
-        scoring, renormalized = moe.family.declared(moe, config)
-        facts = {"top_k": chosen, "scoring": scoring, "renormalized": renormalized, "num_experts": moe.num_experts}
-        layers.append({"layer": moe.layer, "stack": moe.stack, "module": moe.path, **facts})
-        experts += [{"layer": moe.layer, "expert": expert, "kind": kind} for expert, kind in enumerate(moe.kinds)]
+    facts = [(moe, declared_facts(moe, config)) for moe in moe_layers]
+    layers = [layer_row(moe, fact) for moe, fact in facts]
+    experts = [row for moe, fact in facts for row in expert_rows(moe, fact)]
     run = {
         "model": title,
         "revision": revision,
@@ -88,7 +86,7 @@ def from_model(model: Any, revision: str | None, trust_remote_code: bool) -> Dec
         "num_hidden_layers": num_layers(config),
         "num_moe_layers": len(layers),
         "num_experts": max(moe.num_experts for moe in moe_layers),
-        "top_k": chosen,
+        "top_k": top_k(config),
     }
     return Declared(
         run, layers, experts, {"model": title, "revision": revision, "config_sha256": config_sha256(config)}
