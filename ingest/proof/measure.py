@@ -1,7 +1,8 @@
 """Measure a layer on the few tokens that the guard keeps: columns of `layers` that no configuration states.
 
 These are the function from the router's logits to weights, whether the weights are renormalised, and the factor applied
-to the routed sum afterwards. Each is measured, and None where it cannot be.
+to the routed sum afterwards. Each is measured, and None where it cannot be. `declared_facts` takes the place of the
+measurement where a model is not run.
 """
 
 from __future__ import annotations
