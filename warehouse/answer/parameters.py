@@ -105,7 +105,9 @@ def check_declared(query: Query, names: AbstractSet[str]) -> None:
     """Raise UsageError if a user's header declares one of its parameters with a kind that does not exist."""
     for name, kind in _declarations(query.header):
         if name in names and kind not in KINDS:
-            raise UsageError(f"{query.source} declares {name} ({kind}), which is not a kind. Kinds: {', '.join(KINDS)}.")
+            raise UsageError(
+                f"{query.source} declares {name} ({kind}), which is not a kind. Kinds: {', '.join(KINDS)}."
+            )
 
 
 def compared_kinds(query: Query) -> dict[str, str]:
