@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
-from transformers.utils import logging as transformers_logging
 
 from moewh.ingest import demo
 from moewh.ingest.capture.expert_outputs import arithmetic_share
@@ -21,7 +20,7 @@ from moewh.ingest.families.rule import MoELayer
 from moewh.ingest.model.architecture import check_location, check_quantization, check_versions, empty_model, read_config
 from moewh.ingest.model.expected import num_layers, top_k
 from moewh.ingest.model.layers import find_moe_layers, locate_moe_layers
-from moewh.ingest.model.loading import explaining
+from moewh.ingest.model.loading import explaining, silence_libraries
 from moewh.ingest.model.peft_adapter import PeftAdapter, find_adapter
 from moewh.ingest.model.repository import Repository
 from moewh.ingest.options import DEMO
@@ -90,7 +89,7 @@ def inspect_model(model: str, revision: str | None = None, trust_remote_code: bo
     Raises MoewhError if there is no configuration, or no model can be built from it.
     """
     check_versions()
-    transformers_logging.set_verbosity_error()
+    silence_libraries()
     config, empty, peft_adapter = build_empty(model, revision, trust_remote_code)
     reason = None
     try:

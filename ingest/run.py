@@ -159,7 +159,7 @@ class _Run:
             self._begin(self._prove(first))
             self._loop(first)
         elif not self.plan.recorded:  # no segments left for this process, but the run's own files are missing
-            self._begin(self.batches.prove(None, deque(), lambda _: None))
+            self._begin(self.batches.prove_on_probe())
         if complete := not missing_segments(self.layout, self.plan.identity, self.plan.prompts):
             seal(self.layout, self.plan.identity.run_id)
         self.prompts.finished(complete=complete)

@@ -169,6 +169,61 @@ def test_no_test_module_imports_another() -> None:
     assert wrong == []
 
 
+def names_of_properties() -> set[str]:
+    """The names of all properties: reading one runs code."""
+    functions = (
+        node
+        for path in modules().values()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef)
+    )
+    decorators = ("property", "cached_property")
+    return {
+        function.name
+        for function in functions
+        for decorator in function.decorator_list
+        if isinstance(decorator, ast.Name) and decorator.id in decorators
+    }
+
+
+def asserts_that_do_something(path: Path, properties: set[str]) -> list[str]:
+    """Return the asserts of a file that call a function or read a property: `python -O` removes them."""
+    return [
+        ast.unparse(node)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Assert)
+        for part in ast.walk(node.test)
+        if isinstance(part, ast.Call) or (isinstance(part, ast.Attribute) and part.attr in properties)
+    ]
+
+
+def test_no_assert_does_something(tmp_path: Path) -> None:
+    properties = names_of_properties()
+    assert [line for path in modules().values() for line in asserts_that_do_something(path, properties)] == []
+    (tmp_path / "wrong.py").write_text(
+        "assert self.listing is not None\nassert check(text)\nassert found is not None\n"
+    )
+    assert len(asserts_that_do_something(tmp_path / "wrong.py", properties)) == 2
+
+
+def test_refusals_under_python_O(tmp_path: Path) -> None:
+    """What users give is checked without asserts, too."""
+    (tmp_path / "published.json").write_text("{}")
+    code = f"""
+import moewh
+from moewh.publish.find import target_at
+for refuse in (lambda: moewh.open({str(tmp_path)!r}), lambda: target_at("hf://datasets/org/name/more")):
+    try:
+        refuse()
+    except moewh.MoewhError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True, check=True)
+    bad_listing, more = done.stdout.splitlines()
+    assert "does not state its format" in bad_listing
+    assert "more than a data set" in more
+
+
 @pytest.mark.parametrize("module", ["moewh", "moewh.ingest.write.segment", "moewh.ingest.write.run_files"])
 def test_the_writer_loads_no_torch(module: str) -> None:
     code = f"import sys, {module}; print(*{{'torch', 'transformers', 'click', 'rich'}} & set(sys.modules))"

@@ -9,6 +9,7 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -83,24 +84,23 @@ class BatchRunner:
         self._too_large: int | None = None
         """Padded tokens of the smallest batch that did not fit."""
 
-    def prove(self, segment: TokenisedSegment | None, batches: Batches, too_large: TooLarge) -> Proof:
+    def prove(self, segment: TokenisedSegment, batches: Batches, too_large: TooLarge) -> Proof:
         """Run the first of the batches, and prove that every layer's output follows from what was captured.
 
-        It is removed from `batches`. If there is none, or none fits, a few made-up tokens are used instead.
-        Raises MoewhError with the module that does something else.
+        It is removed from `batches`. If none fits, a few made-up tokens are used instead. Raises MoewhError with the
+        module that does something else.
         """
 
         def launch(part: Rows) -> Proof:
-            assert segment is not None
             batch = make_batch(segment, part, self._loaded.pad_id)
             pending, facts = self._verified(batch)
             return Proof(facts, (batch.rows_T, pending))
 
-        def padded(part: Rows) -> int:
-            assert segment is not None
-            return _padded_tokens(segment, part)
+        return self._first(batches, partial(_padded_tokens, segment), launch, too_large) or self.prove_on_probe()
 
-        return self._first(batches, padded, launch, too_large) or Proof(self._verified(PROBE)[1], None)
+    def prove_on_probe(self) -> Proof:
+        """Prove the capture on a few made-up tokens, for a command without a segment to run. Raises as `prove`."""
+        return Proof(self._verified(PROBE)[1], None)
 
     def run(
         self, segment: TokenisedSegment, batches: Batches, too_large: TooLarge
@@ -114,9 +114,7 @@ class BatchRunner:
             batch = make_batch(segment, part, self._loaded.pad_id)
             return batch.rows_T, run_batch(self._loaded, batch, self._wanted)
 
-        def padded(part: Rows) -> int:
-            return _padded_tokens(segment, part)
-
+        padded = partial(_padded_tokens, segment)
         while (done := self._first(batches, padded, launch, too_large)) is not None:
             yield done
 

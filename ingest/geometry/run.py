@@ -16,8 +16,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from huggingface_hub.utils import logging as hub_logging
-from transformers.utils import logging as transformers_logging
 
 from moewh.ingest.families.rule import MoELayer
 from moewh.ingest.geometry.checkpoint import NO_SAFETENSORS, Checkpoint
@@ -32,6 +30,7 @@ from moewh.ingest.model.loading import (
     config_sha256,
     explaining,
     find_source,
+    silence_libraries,
     weights_fingerprint,
 )
 from moewh.ingest.model.peft_adapter import adapter_settings_file
@@ -87,9 +86,7 @@ def measure(
     """
     layout.require().require_one_disk()
     check_versions()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    hub_logging.set_verbosity_error()
+    silence_libraries()
     device = _device(options.device)
     check_location(options.model, options.revision)
     source = find_source(options.model, options.revision)

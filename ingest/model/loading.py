@@ -144,7 +144,7 @@ def load_model(options: IngestOptions, process: Process | None = None) -> Loaded
         raise UsageError(f"--dtype {options.dtype} is not known. Use auto, {', '.join(_DTYPES)}.")
     check_versions()
     device = choose_device(options.device, process or Process())
-    _quiet()
+    silence_libraries()
     check_location(options.model, options.revision)
     source = find_source(options.model, options.revision, options.series)
     with explaining(source.title):
@@ -190,7 +190,7 @@ def load_model(options: IngestOptions, process: Process | None = None) -> Loaded
     )
 
 
-def _quiet() -> None:
+def silence_libraries() -> None:
     """Silence transformers and the hub on the terminal: moewh reports what a user must know."""
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()

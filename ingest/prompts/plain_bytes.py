@@ -42,8 +42,7 @@ def plain_file(path: Path, target: Path, error: Callable[[str], MoewhError], *, 
 
     For data that cannot be decompressed or decoded, raises the exception that `error` makes from a sentence.
     """
-    with path.open("rb") as file:
-        codec = _compression(file.read(16))
+    codec = compression(path)
     if codec is not None:
         with target.open("wb") as out, _decompressed(path, codec) as data:
             for chunk in _chunks(data, codec, error):
@@ -64,7 +63,10 @@ def _require_data(path: Path, error: Callable[[str], MoewhError], *, text: bool)
         raise error(f"is {kind}, not text. Save it as text, or name its format with --prompts-format.")
 
 
-def _compression(begin: bytes) -> str | None:
+def compression(path: Path) -> str | None:
+    """Return how a file is compressed, from its first bytes: gzip, zstd, bz2, xz or None. Raises OSError."""
+    with path.open("rb") as file:
+        begin = file.read(16)
     codec = next((name for magic, name in _MAGIC.items() if begin.startswith(magic)), None)
     return None if codec == "bz2" and not begin[4:].startswith(_BZ2_BLOCKS) else codec
 

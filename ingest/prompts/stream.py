@@ -1,4 +1,4 @@
-"""Prompts, from any supported file to one canonical stream of (text, domain, source, metadata).
+"""Prompts, from any supported file to one canonical stream of (text, form, domain, source, metadata).
 
 The planning pass reads the input once, with compiled readers, and leaves three things in `.staging/`: a spool (the
 canonical columns as Parquet, in which any process can seek), the digest of the whole stream, and the segment cuts. The

@@ -56,7 +56,7 @@ class _Prompt:
     text: str
     """As tokenised: messages after the chat template, token ids decoded."""
     blank: bool
-    """Whether the prompt was empty."""
+    """Whether it is `empty`, rather than `failed`, if it has no tokens but special ones."""
     ids: list[int] | None = None
 
 

@@ -1,7 +1,8 @@
 """Measure a layer on the few tokens that the guard keeps: columns of `layers` that no configuration states.
 
 These are the function from the router's logits to weights, whether the weights are renormalised, and the factor applied
-to the routed sum afterwards. Each is measured, and None where it cannot be.
+to the routed sum afterwards. Each is measured, and None where it cannot be. `declared_facts` takes the place of the
+measurement where a model is not run.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 
 from moewh.ingest.families.configuration import shared_count, text_config
 from moewh.ingest.families.rule import Call, MoELayer, unwrapped
+from moewh.ingest.model.expected import top_k
 from moewh.ingest.proof.rebuild import TOLERANCE, Observation
 from moewh.ingest.routing import NO_ROUTE
 
@@ -36,12 +38,12 @@ _SCALE_NAMES = (
 
 @dataclass(frozen=True)
 class LayerFacts:
-    """The measured properties of a layer: see the columns of the table `layers`."""
+    """The properties of a layer, measured or declared: see the columns of the table `layers`."""
 
     top_k: int
     scoring: str | None
     renormalized: bool | None
-    post_scale: float
+    post_scale: float | None
     num_shared_experts: int
     router_input: str | None
     selection_bias: tuple[float, ...] | None
@@ -51,6 +53,20 @@ class LayerFacts:
 def measure_layers(moe_layers: list[MoELayer], seen: dict[int, Observation], config: Any) -> dict[int, LayerFacts]:
     """Return the measured facts of each layer."""
     return {moe.layer: _measure(moe, seen[moe.layer], config) for moe in moe_layers}
+
+
+def declared_facts(moe: MoELayer, config: Any) -> LayerFacts:
+    """Return what is known of a layer without running it; what only a forward pass can show is None."""
+    scoring, renormalized = moe.family.declared(moe, config)
+    return LayerFacts(
+        top_k=top_k(config),
+        scoring=scoring,
+        renormalized=renormalized,
+        post_scale=None,
+        num_shared_experts=shared_experts(moe, config),
+        router_input=None,
+        selection_bias=None,
+    )
 
 
 def _measure(moe: MoELayer, seen: Observation, config: Any) -> LayerFacts:

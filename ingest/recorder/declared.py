@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moewh.ingest.recorder.arguments import checked_text, whole
-from moewh.warehouse.errors import MoewhError, UsageError, brief
+from moewh.warehouse.errors import UsageError, brief
 
 
 @dataclass(frozen=True)
@@ -52,17 +52,19 @@ def from_numbers(model: str | None, layers: Collection[int], num_experts: int, t
     return Declared(run, rows, experts, {"model": model, "layers": numbers, "num_experts": num_experts, "top_k": top_k})
 
 
-def from_model(model: Any, revision: str | None = None, trust_remote_code: bool = False) -> Declared:
+def from_model(model: Any, revision: str | None, trust_remote_code: bool) -> Declared:
     """Return a model described by its configuration: a hub id, a folder, a configuration file or object.
 
     Raises MoewhError for a model that cannot be recorded, or whose configuration cannot be read.
     """
     from moewh.ingest.families.configuration import text_config
+    from moewh.ingest.identity import expert_rows, layer_row
     from moewh.ingest.inspect import build_empty
     from moewh.ingest.model.architecture import empty_model
     from moewh.ingest.model.expected import num_layers, top_k
     from moewh.ingest.model.layers import find_moe_layers
     from moewh.ingest.model.loading import config_sha256
+    from moewh.ingest.proof.measure import declared_facts
 
     model = os.fspath(model) if isinstance(model, os.PathLike) else model
     if isinstance(model, str):
@@ -73,15 +75,9 @@ def from_model(model: Any, revision: str | None = None, trust_remote_code: bool 
     else:
         raise UsageError(f"model is a {type(model).__name__}. Give a hub id, a folder or a configuration.")
     moe_layers = find_moe_layers(empty, config).moe_layers
-    if len(moe_layers) == 0:
-        raise MoewhError(f"{title} has no routed experts.")
-    chosen = top_k(config)
-    layers, experts = [], []
-    for moe in moe_layers:
-        scoring, renormalized = moe.family.declared(moe, config)
-        facts = {"top_k": chosen, "scoring": scoring, "renormalized": renormalized, "num_experts": moe.num_experts}
-        layers.append({"layer": moe.layer, "stack": moe.stack, "module": moe.path, **facts})
-        experts += [{"layer": moe.layer, "expert": expert, "kind": kind} for expert, kind in enumerate(moe.kinds)]
+    facts = [(moe, declared_facts(moe, config)) for moe in moe_layers]
+    layers = [layer_row(moe, fact) for moe, fact in facts]
+    experts = [row for moe, fact in facts for row in expert_rows(moe, fact)]
     run = {
         "model": title,
         "revision": revision,
@@ -90,7 +86,7 @@ def from_model(model: Any, revision: str | None = None, trust_remote_code: bool 
         "num_hidden_layers": num_layers(config),
         "num_moe_layers": len(layers),
         "num_experts": max(moe.num_experts for moe in moe_layers),
-        "top_k": chosen,
+        "top_k": top_k(config),
     }
     return Declared(
         run, layers, experts, {"model": title, "revision": revision, "config_sha256": config_sha256(config)}

@@ -10,7 +10,7 @@ import inspect
 import weakref
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -72,10 +72,10 @@ class _Growing:
     cache: weakref.ref[Any]
     block: Block
     length: int
-    broken: bool = False
-    """True if it cannot be continued: a pass failed midway, or rows were reordered."""
-    rows: int = field(default=0)
+    rows: int
     """B, the sequences side by side."""
+    broken: bool = False
+    """True if it cannot be continued: a pass failed midway."""
 
 
 class PassObserver:
@@ -85,7 +85,7 @@ class PassObserver:
     """
 
     def __init__(
-        self, loaded: LoadedModel, labels: Callable[[], Labels], done: Callable[[Pass | None, list[Block]], None]
+        self, loaded: LoadedModel, labels: Callable[[], Labels], done: Callable[[Pass, list[Block]], None]
     ) -> None:
         self._loaded, self._labels, self._done = loaded, labels, done
         self._stack = text_base(loaded.model)
@@ -274,7 +274,7 @@ class PassObserver:
             self._drop(key)
         rows = running.capture.shape[0]
         reference = weakref.ref(cache, lambda _: self._drop(key))
-        self._growing[key] = _Growing(reference, running.block, running.length, rows=rows)
+        self._growing[key] = _Growing(reference, running.block, running.length, rows)
         for name in _REORDERING:
             if hasattr(cache, name):
                 setattr(cache, name, _refuse_reordering)

@@ -27,7 +27,7 @@ from moewh.ingest.prompts.batches import Batch
 from moewh.ingest.prompts.stream import PromptPlan
 from moewh.ingest.prompts.tokenise import tokenizer_sha256
 from moewh.ingest.prompts.vocabulary import vocabulary_texts
-from moewh.ingest.record import Identity, RunRecord
+from moewh.ingest.record import Identity, RunRecord, default_run_id
 from moewh.ingest.recorder.arguments import as_arguments, described, whole
 from moewh.ingest.recorder.open_run import OpenRun, require_new
 from moewh.ingest.recorder.passes import Pass, PassObserver
@@ -178,14 +178,12 @@ class Recorder:
             "recorded_at": datetime.now(UTC).isoformat(),
             **in_memory_identity(loaded),
         }
-        name = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in loaded.source.name)
-        digest = Identity(shaping, "").sha256[:8]
-        return Identity(shaping, self._given_id or f"{name.strip('-')[:54] or 'model'}-{digest}")
+        return Identity(shaping, self._given_id or default_run_id(loaded.source.name, shaping))
 
     # ------------------------------------------------------------------------------------ passes as they arrive
 
     @as_arguments()
-    def _done(self, made: Pass | None, closed: list[Block]) -> None:
+    def _done(self, made: Pass, closed: list[Block]) -> None:
         self._futures.append(self._collector.submit(self._collect, made, closed))
         while self._futures and (self._futures[0].done() or len(self._futures) > _PASSES_AHEAD):
             self._wait_for(1)
@@ -195,12 +193,11 @@ class Recorder:
         for _ in range(count):
             self._futures.pop(0).result()
 
-    def _collect(self, made: Pass | None, closed: list[Block]) -> None:
+    def _collect(self, made: Pass, closed: list[Block]) -> None:
         """Append a pass to its block, and commit full segments."""
-        if made is not None:
-            made.block.parts.append(self._part(made))
-            if made.first:
-                self._run.add(made.block)
+        made.block.parts.append(self._part(made))
+        if made.first:
+            self._run.add(made.block)
         for block in closed:
             block.closed = True
         self._run.commit_full()

@@ -80,7 +80,11 @@ class Writer:
         """Whether sequences have weights; None before the first one."""
         segment_rows = whole("segment_rows", segment_rows, 1)
         require_new(self.layout, run_id)
-        shaping: dict[str, Any] = {**self._declared.shaping, "segment_rows": segment_rows, "recorded_at": _now()}
+        shaping: dict[str, Any] = {
+            **self._declared.shaping,
+            "segment_rows": segment_rows,
+            "recorded_at": datetime.now(UTC).isoformat(),
+        }
         vocabulary, decode = None, None
         if tokenizer is not None:
             from moewh.ingest.model.in_memory import require_tokenizer
@@ -297,8 +301,3 @@ def _check_weights(name: str, weights_TK: npt.NDArray[np.float32], ids_TK: npt.N
     if wrong_T.any():
         token = int(np.flatnonzero(wrong_T)[0])
         raise UsageError(f"{name}: token {token} has weights {weights_TK[token].tolist()}, which are not finite.")
-
-
-def _now() -> str:
-    """Return a value that distinguishes this recording from any other."""
-    return datetime.now(UTC).isoformat()

@@ -99,7 +99,9 @@ def _tokens(sequence: Sequence, model: TraceModel, segment_rows: int) -> int:
     tokens = sequence.first + rows if sequence.tokens is None else sequence.tokens
     if vocab_ids_T is not None:
         if vocab_ids_T.ndim != 1 or vocab_ids_T.dtype.kind not in "iu":
-            raise MoewhError(f"{where}: its token ids are {vocab_ids_T.dtype} of shape {vocab_ids_T.shape}, no list.")
+            raise MoewhError(
+                f"{where}: its token ids are {vocab_ids_T.dtype} of shape {vocab_ids_T.shape}, not a list."
+            )
         if sequence.tokens is not None and len(vocab_ids_T) != tokens:
             raise MoewhError(f"{where}: has {len(vocab_ids_T):,} token ids for {tokens:,} tokens.")
         tokens = len(vocab_ids_T)

@@ -95,7 +95,7 @@ def _with_lists(file: TraceFile, stream: IO[bytes], record: dict[str, Any], list
 
 
 def _lines(file: TraceFile, stream: IO[bytes], arrays: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the objects of a file with one a line."""
+    """Yield the objects of a file with one per line, each with its place."""
     stream.seek(0)
     number = 0
     while line := stream.readline(LONGEST + 1):

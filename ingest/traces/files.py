@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from moewh.ingest.prompts.plain_bytes import compression
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.folders import own_entries
-
-_PACKED = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd", "bzip2": b"BZh", "xz": b"\xfd7zXZ\0"}
-"""First bytes of compressed files, by the program that writes them."""
 
 
 def trace_paths(names: Sequence[str]) -> list[Path]:
@@ -34,7 +32,7 @@ def trace_paths(names: Sequence[str]) -> list[Path]:
     for path in paths:
         if path.name != path.name.encode(errors="replace").decode():
             raise UsageError(f"{path} has a name that is not UTF-8, and prompts are named after their file. Rename it.")
-        _require_unpacked(path)
+        _require_uncompressed(path)
         status = path.stat()
         if (first := found.setdefault((status.st_dev, status.st_ino), path)) is not path:
             raise UsageError(f"{path} is given twice{'' if first == path else f', also as {first}'}. Name it once.")
@@ -49,12 +47,11 @@ def _inside(folder: Path) -> list[Path]:
     return [entry for entry in entries if entry.is_file()]
 
 
-def _require_unpacked(path: Path) -> None:
+def _require_uncompressed(path: Path) -> None:
     """Raise MoewhError for a compressed file: no trace format is compressed as a whole."""
     try:
-        with path.open("rb") as stream:
-            begin = stream.read(6)
+        codec = compression(path)
     except OSError as error:
         raise MoewhError(f"{path}: cannot be read: {error.strerror or error}.") from error
-    if packer := next((name for name, magic in _PACKED.items() if begin.startswith(magic)), None):
-        raise MoewhError(f"{path}: is packed by {packer}. Unpack it first.")
+    if codec is not None:
+        raise MoewhError(f"{path}: is compressed ({codec}). Decompress it first.")

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers.utils import logging as transformers_logging
 
 from moewh.ingest import demo
 from moewh.ingest.families.configuration import text_config
 from moewh.ingest.families.rule import MoELayer
+from moewh.ingest.identity import expert_rows, layer_row
 from moewh.ingest.model.architecture import check_location, check_versions, empty_model, read_config
 from moewh.ingest.model.expected import num_layers, top_k
 from moewh.ingest.model.layers import find_moe_layers
-from moewh.ingest.model.loading import config_sha256, explaining
+from moewh.ingest.model.loading import config_sha256, explaining, silence_libraries
 from moewh.ingest.options import DEMO
-from moewh.ingest.proof.measure import shared_experts
+from moewh.ingest.proof.measure import declared_facts
 from moewh.ingest.traces.trace import TraceModel
 from moewh.warehouse.errors import MoewhError, short_message
 
@@ -27,7 +27,7 @@ def read_model(model: str, revision: str | None = None, trust_remote_code: bool 
     Raises MoewhError if there is no configuration, or the model has no experts.
     """
     check_versions()
-    transformers_logging.set_verbosity_error()
+    silence_libraries()
     check_location(model, revision, settings=True)
     location = str(demo.checkpoint_path(revision)) if model == DEMO else model
     with explaining(model):
@@ -36,7 +36,7 @@ def read_model(model: str, revision: str | None = None, trust_remote_code: bool 
     moe_layers = _moe_layers(model, config, trust_remote_code)
     text_part: Any = text_config(config)
     chosen = top_k(config)
-    scoring, renormalized = moe_layers[-1].family.declared(moe_layers[-1], config)
+    facts = [(moe, declared_facts(moe, config)) for moe in moe_layers]
     experts_L = np.array([moe.num_experts for moe in moe_layers], np.int64)
     vocabulary = getattr(text_part, "vocab_size", None)
     return TraceModel(
@@ -57,25 +57,8 @@ def read_model(model: str, revision: str | None = None, trust_remote_code: bool 
             "num_experts": int(experts_L.max()),
             "top_k": chosen,
         },
-        layer_rows=[
-            {
-                "layer": moe.layer,
-                "stack": moe.stack,
-                "module": moe.path,
-                "router_class": None if moe.router is None else type(moe.router).__name__,
-                "num_experts": moe.num_experts,
-                "top_k": chosen,
-                "scoring": scoring,
-                "renormalized": renormalized,
-                "num_shared_experts": shared_experts(moe, config),
-            }
-            for moe in moe_layers
-        ],
-        expert_rows=[
-            {"layer": moe.layer, "expert": expert, "kind": kind}
-            for moe in moe_layers
-            for expert, kind in enumerate(moe.kinds)
-        ],
+        layer_rows=[layer_row(moe, fact) for moe, fact in facts],
+        expert_rows=[row for moe, fact in facts for row in expert_rows(moe, fact)],
     )
 
 

@@ -184,13 +184,13 @@ def find_format(name: str) -> Format:
     return found
 
 
-def start_of(rows: int, tokens: int, where: str, most: int | None = None) -> int:
+def start_of(rows: int, tokens: int, where: str, most: int) -> int:
     """Return the position of the first of R rows, which end before the last token, because that has none.
 
     `most` is the greatest position at which rows may begin. Raises MoewhError for too many or too few rows.
     """
     start = tokens - 1 - rows
-    if start < 0 or (most is not None and start > most):
+    if not 0 <= start <= most:
         why = "Tokens are missing, or the rows belong to others." if start < 0 else "Rows are missing."
         raise MoewhError(f"{where}: has routing for {rows:,} tokens, but {tokens:,} tokens. {why}")
     return start

@@ -15,6 +15,7 @@ from click.shell_completion import CompletionItem
 from moewh.warehouse.answer import query as queries
 from moewh.warehouse.answer.query import Query
 from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import SCHEMA_RUN, Layout
 
 Items = list[CompletionItem[str]]
@@ -49,7 +50,7 @@ def _layers(layout: Layout) -> list[str]:
     """Return the MoE layers of all runs."""
     import duckdb
 
-    files = [str(layout.run(run_id) / "layers.parquet") for run_id in [*_run_ids(layout), SCHEMA_RUN]]
+    files = [str(layout.run(run_id) / schema.LAYERS.file) for run_id in [*_run_ids(layout), SCHEMA_RUN]]
     present = [file for file in files if Path(file).is_file()]
     if not present:
         return []

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moewh.cli.options import warehouse_option
+from moewh.ingest.options import DEMO
 from moewh.warehouse.files.layout import Layout
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from moewh.warehouse.answer.query import Value
 
-DEMO = "demo"
 SERIES = "moewh-demo"
 """The series of the demo's own runs only; a user's runs of the embedded model have the series `demo`."""
 _STRONGEST = 3

@@ -80,7 +80,7 @@ class Reporter:
 
     def warn(self, message: str) -> None:
         """Print a warning, without stopping."""
-        self._console.print(f"{self._name}: warning: {message}", highlight=False, markup=False, soft_wrap=True)
+        self.note(f"warning: {message}")
 
     def _speed(self) -> str:
         seconds = max(time.monotonic() - self._began, 1e-9)
@@ -88,4 +88,4 @@ class Reporter:
 
     def _line(self, message: str) -> None:
         if self._logs:
-            self._console.print(f"{self._name}: {message}", highlight=False, markup=False, soft_wrap=True)
+            self.note(message)

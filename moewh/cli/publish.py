@@ -42,13 +42,12 @@ def publish(
     from moewh.publish.publish import publish as send
 
     if license is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", license):
-        raise UsageError(f"--license {license!r} is no licence's id. Write it as the Hub does, such as cc-by-4.0.")
+        raise UsageError(f"--license {license!r} is not a licence's id. Write it as the Hub does, such as cc-by-4.0.")
     if license is None and target.startswith("hf://"):
         raise UsageError("a data set on the Hub needs a licence. Add --license ID, such as --license cc-by-4.0.")
     found = target_at(target, url)
-    options = PublishOptions(
-        runs, without_text, license and license.lower()
-    )  # the Hub's ids are SPDX's in small letters
+    # The Hub's ids are those of SPDX in lower case.
+    options = PublishOptions(runs, without_text, license and license.lower())
     done = send(warehouse, found, options, lambda line: click.echo(line, err=True))
     if done.left_out:
         click.echo(f"left out because not complete: {', '.join(done.left_out)}", err=True)

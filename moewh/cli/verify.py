@@ -50,7 +50,7 @@ def verify(*, warehouse: Readable, repair: bool, rollups: bool, jobs: int | None
 
     In a published warehouse, every file is compared with published.json: presence, size and sha256.
     Each bad file is listed with the reason. The exit code is 1 if anything was bad, even if --repair moved it.
-    Hidden files, which file managers and network disks leave, are no faults.
+    Hidden files, which file managers and network disks leave, are not faults.
     Leftovers of dead processes in .staging/ are removed.
     """
     from moewh.warehouse.trust import repair as repairing

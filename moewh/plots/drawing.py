@@ -127,7 +127,7 @@ def curves(x: Axis, y: str, drawn: Sequence[Curve], *, tozero: bool = True) -> F
     """Return curves over the positions of x as categories, because layers need not be consecutive."""
     labels = [str(label) for label in x.labels]
     own, chance = [[curve for curve in drawn if curve.chance is side] for side in (False, True)]
-    styles = [*((curve, _style(curve, n)) for n, curve in enumerate(own))]
+    styles = [(curve, _style(curve, n)) for n, curve in enumerate(own)]
     styles += [(curve, _chance_style(n)) for n, curve in enumerate(chance)]
     data = [
         {"type": "scatter", "mode": "lines+markers", "name": curve.name, "y": curve.y}

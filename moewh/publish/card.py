@@ -96,7 +96,7 @@ def card(published: Published, license: str | None) -> str:
     for table in (*schema.TABLES, *schema.TOTALS):
         parts += [f"### {table.name}", "", table.description, ""]
         parts += [
-            *_table(["column", "type", "meaning"], [[c.name, c.type, c.description] for c in _columns(table)]),
+            *_table(["column", "type", "meaning"], [[c.name, c.type, c.description] for c in table.viewed]),
             "",
         ]
     return "\n".join(parts)
@@ -135,10 +135,6 @@ def _front(published: Published, splits: dict[str, str], license: str | None) ->
             yield f"  - split: {json.dumps(splits[run_id])}"
             folder = FOLDERS[stored.level].replace(ANY_RUN, f"{RUN_FOLDER}{run_id}")
             yield f"    path: {json.dumps(f'{folder}/{table.file}')}"
-
-
-def _columns(table: schema.Table) -> tuple[schema.Column, ...]:
-    return (*table.path_columns, *table.columns)
 
 
 def _table(names: list[str], rows: list[list[Any]]) -> Iterator[str]:

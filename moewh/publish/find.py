@@ -32,7 +32,7 @@ def target_at(text: str, url: str | None = None) -> Target:
     if scheme == "s3":
         return StoreTarget(place)
     target = HubTarget(place)
-    assert target.repo  # raises for a URL with more than a data set
+    target.require_data_set()
     return target
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
-from functools import cached_property
 from hashlib import sha1
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,13 +32,15 @@ class HubTarget:
 
     place: Remote
 
-    @cached_property
+    @property
     def repo(self) -> str:
-        """ORG/NAME. Raises UsageError for a URL with more than a data set."""
-        repo = self.place.root.removeprefix("hf://datasets/")
-        if repo.count("/") != 1 or "@" in repo:
+        """ORG/NAME."""
+        return self.place.root.removeprefix("hf://datasets/")
+
+    def require_data_set(self) -> None:
+        """Raise UsageError for a URL with more than a data set."""
+        if self.repo.count("/") != 1 or "@" in self.repo:
             raise UsageError(f"{self.place.root} is more than a data set. Publish to hf://datasets/ORG/NAME.")
-        return repo
 
     def missing(self, pieces: list[Piece]) -> list[Piece]:
         """Return the pieces that are not there with the same content, by the hashes that the Hub lists."""

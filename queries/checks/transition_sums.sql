@@ -25,7 +25,7 @@ sent_of as (
         sent.run_id as run_id,
         sent.layer as layer,
         sum(sent.pairs)::bigint as pairs,
-        max(layer_steps.top_k * layer_steps.next_top_k) as pairs_a_token,
+        max(layer_steps.top_k * layer_steps.next_top_k) as pairs_per_token,
         count(expert_load.first_choice_tokens) as experts_ranked,
         sum(case when sent.pairs > expert_load.tokens * layer_steps.next_top_k then 1 else 0 end)::bigint as experts_over
     from sent
@@ -55,13 +55,13 @@ select
     sent_of.run_id as run_id,
     sent_of.layer as layer,
     sent_of.pairs as pairs,
-    case when sent_of.experts_ranked > 0 then coalesce(firsts.tokens, 0) * sent_of.pairs_a_token end as expected,
+    case when sent_of.experts_ranked > 0 then coalesce(firsts.tokens, 0) * sent_of.pairs_per_token end as expected,
     sent_of.experts_over as experts_over
 from sent_of
 left join firsts
     on firsts.run_id = sent_of.run_id
     and firsts.layer = sent_of.layer
-where (sent_of.experts_ranked > 0 and sent_of.pairs <> coalesce(firsts.tokens, 0) * sent_of.pairs_a_token)
-    or sent_of.pairs % sent_of.pairs_a_token <> 0
+where (sent_of.experts_ranked > 0 and sent_of.pairs <> coalesce(firsts.tokens, 0) * sent_of.pairs_per_token)
+    or sent_of.pairs % sent_of.pairs_per_token <> 0
     or sent_of.experts_over > 0
 order by run_id, layer

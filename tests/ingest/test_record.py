@@ -556,6 +556,18 @@ def test_the_run_id_before_the_block(tmp_path: Path) -> None:
         _ = moewh.record(model_of("olmoe"), byte_tokenizer(), tmp_path).run_id
 
 
+@pytest.mark.parametrize(
+    ("name", "base"), [("org/Tiny_MoE-1.5B", "Tiny_MoE-1.5B"), ("_é!_", "model"), ("x" * 80, "x" * 54)]
+)
+def test_a_default_run_id_is_named_after_the_model_as_in_an_ingest(name: str, base: str, tmp_path: Path) -> None:
+    model = model_of("olmoe")
+    model.config._name_or_path = name
+    with torch.no_grad(), moewh.record(model, byte_tokenizer(), tmp_path / "wh") as recorder:
+        model(**batch(("ab",)))
+    ingested = moewh.ingest(model, ["ab"], tmp_path / "wh", tokenizer=byte_tokenizer()).run_id
+    assert [run_id.rpartition("-")[0] for run_id in (recorder.run_id, ingested)] == [base, base]
+
+
 # ------------------------------------------------------------------------------------------ hooks within the block
 
 

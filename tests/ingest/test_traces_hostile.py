@@ -496,10 +496,10 @@ CASES: dict[str, tuple[str, Make, str]] = {
     "no token ids": ("vllm", vllm(lambda c: c.update(token_ids=[])), "Tokens are missing"),
     "zip bomb": ("vllm", bomb, "t.npz, 0/routed_experts: has 6,000,000,000 numbers, and a segment takes"),
     "damaged deflate": ("vllm", damaged_npz, "outputs.npz: cannot be read as .npz"),
-    "packed by gzip": ("vllm", packed(gzip.compress), "t.json: is packed by gzip. Unpack it first"),
-    "packed by zstd": ("plain", packed(lambda data: pa.compress(data, "zstd", asbytes=True)), "is packed by zstd"),
-    "packed by bzip2": ("sglang", packed(bz2.compress), "is packed by bzip2"),
-    "packed by xz": ("flame-moe", packed(lzma.compress), "is packed by xz"),
+    "packed by gzip": ("vllm", packed(gzip.compress), "t.json: is compressed (gzip). Decompress it first"),
+    "packed by zstd": ("plain", packed(lambda data: pa.compress(data, "zstd", asbytes=True)), "is compressed (zstd)"),
+    "packed by bzip2": ("sglang", packed(bz2.compress), "is compressed (bz2)"),
+    "packed by xz": ("flame-moe", packed(lzma.compress), "is compressed (xz)"),
     "no zip": ("vllm", raw(b"PK, but no more", "t.npz"), "t.npz: cannot be read as .npz"),
     "cut zip": ("vllm", cut(WRITERS["vllm, npz"][1], traced()), "outputs.npz: cannot be read as .npz"),
     "nothing captured": (
@@ -524,7 +524,7 @@ CASES: dict[str, tuple[str, Make, str]] = {
                 }
             ],
         ),
-        "its routing has 44 bytes, no multiple of 3 layers times 2 experts",
+        "its routing has 44 bytes, not a multiple of 3 layers times 2 experts",
     ),
     "no counts of tokens": (
         "sglang",
@@ -602,7 +602,7 @@ CASES: dict[str, tuple[str, Make, str]] = {
             b'{"event": "rollout_payload_sample", "routed_experts": {"full_shape": [1, 9, 2, 2], '
             b'"valid_shape": [9, 2, 2], "valid_sha256": "00", "valid_preview": [1, 2]}, "valid_length": 9}\n'
         ),
-        "t.jsonl, call 0: its routed_experts are an object, no routing: NRL_R3_TRACE writes digests alone",
+        "t.jsonl, call 0: its routed_experts are an object, not a routing: NRL_R3_TRACE writes digests alone",
     ),
     "no envelope": (
         "nemo-rl",

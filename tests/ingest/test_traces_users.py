@@ -224,7 +224,7 @@ WRONG: dict[str, tuple[str, str, Any, str]] = {
         "nemo-rl",
         "t.json",
         {"routed_experts": {"schema": "nemo_rl.routed_experts_ref.v1"}, "prompt_token_ids": [1]},
-        "its routed_experts are an object, no routing",
+        "its routed_experts are an object, not a routing",
     ),
     "a padded batch without tokens": (
         "verl",

@@ -197,6 +197,8 @@ def test_layers_and_experts_come_from_the_model(tmp_path: Path) -> None:
     warehouse = moewh.open(tmp_path / "wh")
     layers = warehouse.sql("select layer, module, num_experts, top_k, scoring from layers order by layer").fetchall()
     assert layers == [(layer, f"model.layers.{layer}.mlp.experts", 8, 3, "softmax") for layer in range(2)]
+    known = "select distinct router_class, num_shared_experts, post_scale, router_input from layers"
+    assert warehouse.sql(known).fetchall() == [("MixtralTopKRouter", 0, None, None)], "as an import of a trace has them"
     assert warehouse.sql("select count(*) from experts").fetchall()[0] == (16,)
     assert warehouse.sql("select token, kind from tokens order by token_id").fetchall() == [
         ("<s>", "special"),

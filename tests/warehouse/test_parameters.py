@@ -232,7 +232,7 @@ def test_a_header_is_read_however_it_is_written(header: str, layout: Layout, tmp
     assert "there is no run 'none'" in moewh(layout, "query", str(tmp_path / "mine.sql"), "-p", "r=none").stderr
     (tmp_path / "mine.sql").write_text(f"{header.replace('(run)', '(integer)')}select $r || '' as r\n")
     wrong = moewh(layout, "query", str(tmp_path / "mine.sql"), "-p", "r=007")
-    assert "declares r (integer), which is no kind" in wrong.stderr
+    assert "declares r (integer), which is not a kind" in wrong.stderr
 
 
 def test_a_header_of_ones_own_declares_types(layout: Layout, tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_a_header_of_ones_own_declares_types(layout: Layout, tmp_path: Path) -> 
     assert "no MoE layer 9" in moewh(layout, "query", str(file), "-p", "like=x", "-p", "at=9").stderr
     file.write_text(file.read_text().replace("(layer)", "(integer)"))
     result = moewh(layout, "query", str(file), "-p", "like=x", "-p", "at=9")
-    assert "mine.sql declares at (integer), which is no kind. Kinds: run, " in result.stderr
+    assert "mine.sql declares at (integer), which is not a kind. Kinds: run, " in result.stderr
     assert result.exit_code == 2
     file.write_text(file.read_text().replace("  at (integer)", "  in short (see below)"))
     assert answer(layout, str(file), "-p", "like=x", "-p", "at=9") == []

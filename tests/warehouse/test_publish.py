@@ -269,7 +269,7 @@ def test_runs_that_are_not_complete_or_not_sound_are_named(source: Layout, tmp_p
         (["s3://"], "not a plain URL"),
         (["s3://bucket/wh", "--url", "https://host/wh"], "--url is for a folder"),
         (["{tmp}/out", "--url", "nonsense"], "cannot read nonsense"),
-        (["{tmp}/out", "--license", "a b"], "no licence's id"),
+        (["{tmp}/out", "--license", "a b"], "not a licence's id"),
         (["{tmp}/out", "--url", "https://user:secret@host/wh"], "which the published files would show"),
         (["{wh}"], "holds"),
         (["{wh}/segments/out"], "among the files of the warehouse"),

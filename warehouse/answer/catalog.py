@@ -85,7 +85,6 @@ def answer_columns(query: Query) -> tuple[ViewColumn, ...]:
     from moewh.warehouse.answer.pivot import make_type, name_pivots
 
     with empty_warehouse() as connection:
-        connection.execute("set enable_external_access = false; set lock_configuration = true")
         pivots = name_pivots(connection, query.source, query.sql)
         bound = single_statement(connection, replace(query, sql=pivots.sql)).named_parameters
         statement = jailed_statement(connection, query.source, pivots.sql)
@@ -108,19 +107,22 @@ def describe_view(name: str) -> str:
 
 def describe_table(table: schema.Table) -> ViewDescription:
     """Return the description of a stored table, from the schema."""
-    columns = (*table.path_columns, *table.columns)
-    described = tuple(ViewColumn(column.name, column.type, column.description) for column in columns)
+    described = tuple(ViewColumn(column.name, column.type, column.description) for column in table.viewed)
     return ViewDescription(table.name, table.description, f"{table.name}: {table.description}", described)
 
 
 def empty_warehouse() -> duckdb.DuckDBPyConnection:
-    """Return an in-memory DuckDB with every table, without rows, and the staging and canned views over them."""
+    """Return an in-memory DuckDB with every table, without rows, and the staging and canned views over them.
+
+    It is locked: SQL that is not trusted can reach no file through it.
+    """
     import duckdb
 
     connection = duckdb.connect()
     statements = list(derived_statements(comments=True))
     if not copy_views(connection, statements):
         connection.execute(";\n".join(statements))
+    connection.execute("set enable_external_access = false; set lock_configuration = true")
     return connection
 
 

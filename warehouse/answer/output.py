@@ -105,8 +105,8 @@ def _copy_parquet(answer: Answer, path: Path) -> int:
 def written_path(output: Path, suffixes: tuple[str, ...] = ()) -> Path:
     """Return the path that `write` writes to: beside `output`, or `output` itself if it is a pipe or device.
 
-    `suffixes` are those of the one format that is written, if there is only one. Raises UsageError for what is no file,
-    for a file whose directory does not exist, and for one with the suffix of another format.
+    `suffixes` are those of the one format that is written, if there is only one. Raises UsageError for what is not a
+    file, for a file whose directory does not exist, and for one with the suffix of another format.
     """
     _require_file(output)
     if output.exists() and not output.is_file():

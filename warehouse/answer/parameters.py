@@ -105,7 +105,9 @@ def check_declared(query: Query, names: AbstractSet[str]) -> None:
     """Raise UsageError if a user's header declares one of its parameters with a kind that does not exist."""
     for name, kind in _declarations(query.header):
         if name in names and kind not in KINDS:
-            raise UsageError(f"{query.source} declares {name} ({kind}), which is no kind. Kinds: {', '.join(KINDS)}.")
+            raise UsageError(
+                f"{query.source} declares {name} ({kind}), which is not a kind. Kinds: {', '.join(KINDS)}."
+            )
 
 
 def compared_kinds(query: Query) -> dict[str, str]:
@@ -250,9 +252,7 @@ def _planner(_process: int) -> duckdb.DuckDBPyConnection:
     """Return this process's connection that only plans SQL over empty tables; each thread needs a cursor of it."""
     from moewh.warehouse.answer.catalog import empty_warehouse
 
-    connection = empty_warehouse()
-    connection.execute("set enable_external_access = false; set lock_configuration = true")
-    return connection
+    return empty_warehouse()
 
 
 def _with_literal(query: Query, name: str, literal: str) -> str:

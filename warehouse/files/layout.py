@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from moewh.warehouse.errors import NOT_POSIX, MoewhError, UsageError
 from moewh.warehouse.files import schema
@@ -139,6 +139,12 @@ def is_run_id(text: str) -> bool:
 def is_segment_folder(name: str) -> bool:
     """Return whether a name is that of a segment's folder, unlike that of a copy such as `segment=0 (1)`."""
     return re.fullmatch(f"{SEGMENT_FOLDER}({PATH_VALUES['segment']})", name) is not None
+
+
+def run_of_folder(name: str) -> str | None:
+    """Return the run whose folders have this name, SCHEMA_RUN included; None for any other name, as of a copy."""
+    run_id = name.removeprefix(RUN_FOLDER)
+    return run_id if run_id != name and (is_run_id(run_id) or run_id == SCHEMA_RUN) else None
 
 
 def run_id_characters(name: str) -> str:
@@ -403,8 +409,7 @@ class Layout:
         A folder that this user may not read is refused, too.
         """
         for run in _scan(self.unsealed(SCHEMA_RUN).parent):
-            run_id = run.name.removeprefix(RUN_FOLDER)
-            if run.name == run_id or not (is_run_id(run_id) or run_id == SCHEMA_RUN):
+            if (run_id := run_of_folder(run.name)) is None:
                 continue  # no view reads it
             _require_permission(run.path)
             if run_id != SCHEMA_RUN and not self.is_linked(run_id):
@@ -423,8 +428,7 @@ class Layout:
         """Raise MoewhError for a run whose own folder lacks a file: views that read it would leave the run out."""
         needed = {table.file for table in schema.TABLES if table.level == "run" and not table.may_lack_files}
         for name in sorted({entry.name for level in ("runs", "segments") for entry in _scan(self.root / level)}):
-            run_id = name.removeprefix(RUN_FOLDER)
-            if name == run_id or not is_run_id(run_id):
+            if (run_id := run_of_folder(name)) is None or run_id == SCHEMA_RUN:
                 continue
             lost = sorted(needed - {entry.name for entry in _scan(self.run(run_id))})
             if lost and (self.run(run_id).is_dir() or self._has_only_segments(run_id)):
@@ -443,8 +447,7 @@ class Layout:
     def _require_segments(self) -> None:
         """Raise MoewhError for a copy that lacks segments of a sealed run: its counts are whole, its rows are not."""
         for run in _scan(self.sealed(SCHEMA_RUN).parent):
-            run_id = run.name.removeprefix(RUN_FOLDER)
-            if run.name == run_id or not is_run_id(run_id):
+            if (run_id := run_of_folder(run.name)) is None or run_id == SCHEMA_RUN:
                 continue
             sealed = _listed(Path(run.path)).get(schema.SEGMENTS.file, 0)
             there = sum(is_segment_folder(entry.name) for entry in _scan(self.segments(run_id)))
@@ -496,7 +499,7 @@ class Layout:
     def _add_empty_tables(self, level: schema.Level, target: Path) -> None:
         versions = _versions(target)
         older = versions is not None and versions < (schema.FORMAT_VERSION, schema.SCHEMA_VERSION)
-        unlisted = not (target / "manifest.json").is_file()
+        unlisted = not (target / schema.MANIFEST).is_file()
         tables = [table for table in (*schema.TABLES, *schema.SEALED) if table.level == level]
         missing = [table for table in tables if older or unlisted or not (target / table.file).is_file()]
         unmarked = level == "sealed" and not has_mark(target)
@@ -648,25 +651,28 @@ def _one_disk(source: Path, target: Path) -> bool:
 
 def _versions(folder: Path) -> tuple[int, int] | None:
     """Return the format and schema version in a folder's manifest; None if it has none."""
-    import json
-
-    try:
-        content = json.loads((folder / "manifest.json").read_bytes())
-        versions = (content["format"], content["schema"])
-    except (OSError, ValueError, RecursionError, TypeError, KeyError):
-        return None
-    return versions if all(isinstance(version, int) for version in versions) else None
+    content = _manifest(folder)
+    form, version = content.get("format"), content.get("schema")
+    return (form, version) if isinstance(form, int) and isinstance(version, int) else None
 
 
 def _listed(folder: Path) -> dict[str, int]:
     """Return the files that a folder's manifest lists, each with its rows; no file if it cannot be read."""
+    try:
+        return {name: int(entry["rows"]) for name, entry in _manifest(folder)["files"].items()}
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return {}
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """Return the content of a folder's manifest, unchecked; empty if there is none, or it is not a JSON object."""
     import json
 
     try:
-        files = json.loads((folder / "manifest.json").read_bytes())["files"]
-        return {name: int(entry["rows"]) for name, entry in files.items()}
-    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        content = json.loads((folder / schema.MANIFEST).read_bytes())
+    except (OSError, ValueError, RecursionError):
         return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _same_bytes(one: Path, other: Path) -> bool:

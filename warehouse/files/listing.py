@@ -27,7 +27,7 @@ _FOLDERS = "|".join(
         f"segments/{_RUN}/{SEGMENT_FOLDER}(?:{PATH_VALUES['segment']})",
     )
 )
-_PATH = rf"(?:{_FOLDERS})/(?:[a-z_]+\.parquet|manifest\.json|{PUBLISHED_MARK})"
+_PATH = rf"(?:{_FOLDERS})/(?:[a-z_]+\.parquet|{re.escape(schema.MANIFEST)}|{PUBLISHED_MARK})"
 
 
 class ListingError(MoewhError):

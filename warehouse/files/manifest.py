@@ -18,7 +18,7 @@ from moewh.warehouse.files import schema
 from moewh.warehouse.files.pages import PageError, check_pages
 from moewh.warehouse.files.schema import FORMAT_VERSION
 
-MANIFEST = "manifest.json"
+MANIFEST = schema.MANIFEST
 _LONGEST = 1 << 20
 """Bytes; a manifest has about 3,000."""
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 3
 """Version of the layout on disk."""
+MANIFEST = "manifest.json"
+"""Name of the file that lists the files of a committed folder (see `moewh.warehouse.files.manifest`)."""
 OLDER_REMEDY = "Ingest its prompts again, into another folder, or use that moewh."
 """What to do with a warehouse that an older moewh wrote."""
 POSITION_BITS = 24
@@ -74,6 +76,11 @@ class Table:
     def path_columns(self) -> tuple[Column, ...]:
         """The columns that come from the folder names."""
         return (RUN_ID, SEGMENT) if self.level == "segment" else (RUN_ID,)
+
+    @property
+    def viewed(self) -> tuple[Column, ...]:
+        """The columns of its view, in order: those of the path first."""
+        return (*self.path_columns, *self.columns)
 
     @property
     def may_lack_files(self) -> bool:
@@ -462,6 +469,13 @@ PAIR_COUNTS = Table(
     rollup=True,
 )
 
+_TRANSITION_KEYS = (
+    _LAYER,
+    Column("next_layer", "INTEGER", "The next MoE layer: the next row of layers."),
+    Column("expert", "INTEGER", "Expert chosen at layer."),
+    Column("next_expert", "INTEGER", "Expert chosen at next_layer."),
+)
+
 TRANSITION_COUNTS = Table(
     "transition_counts",
     "segment",
@@ -471,10 +485,7 @@ TRANSITION_COUNTS = Table(
     (
         _KIND,
         _DOMAIN,
-        _LAYER,
-        Column("next_layer", "INTEGER", "The next MoE layer: the next row of layers."),
-        Column("expert", "INTEGER", "Expert chosen at layer."),
-        Column("next_expert", "INTEGER", "Expert chosen at next_layer."),
+        *_TRANSITION_KEYS,
         Column("tokens", "BIGINT", "Tokens routed to both.", "delta"),
         Column("first_choice_tokens", "BIGINT", "Those of them for which both are first choices.", "delta"),
     ),
@@ -598,10 +609,7 @@ def _total(name: str, description: str) -> Column:
 
 
 _TRANSITION = (
-    _LAYER,
-    Column("next_layer", "INTEGER", "The next MoE layer: the next row of layers."),
-    Column("expert", "INTEGER", "Expert chosen at layer."),
-    Column("next_expert", "INTEGER", "Expert chosen at next_layer."),
+    *_TRANSITION_KEYS,
     Column("tokens", "BIGINT", "N_ij: tokens routed to both.", "delta"),
     _total("tokens_here", "N_i: tokens routed to expert, and at both layers."),
     _total("tokens_there", "N_j: tokens routed to next_expert, and at both layers."),

@@ -58,7 +58,8 @@ class Published:
 
     def require(self) -> Published:
         """Return self if there is a warehouse here that this moewh can read; otherwise raise MoewhError."""
-        assert self.listing is not None
+        if self._listing is None:
+            self.read_again()
         return self
 
     def folders(self) -> list[str]:

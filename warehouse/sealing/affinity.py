@@ -46,13 +46,9 @@ class _Block:
 
     def holds(self, group: _RowGroup) -> bool:
         """Return whether a row group may have rows of the block."""
-        least = group.least["layer"] * self.experts + (
-            group.least["expert"] if group.least["layer"] == group.greatest["layer"] else 0
-        )
-        greatest = group.greatest["layer"] * self.experts + (
-            group.greatest["expert"] if group.least["layer"] == group.greatest["layer"] else self.experts - 1
-        )
-        return least < self.stop and greatest >= self.start
+        first, last = group.least["layer"], group.greatest["layer"]
+        least, greatest = (group.least["expert"], group.greatest["expert"]) if first == last else (0, self.experts - 1)
+        return first * self.experts + least < self.stop and last * self.experts + greatest >= self.start
 
 
 def fits(files: list[Path]) -> bool:

@@ -17,13 +17,14 @@ from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import (
     MARK,
     RUN_FOLDER,
+    SCHEMA_RUN,
     SEGMENT_FOLDER,
     Layout,
     add_mark,
     commit,
     exclusive,
-    is_run_id,
     make_folder,
+    run_of_folder,
     sync,
 )
 
@@ -83,8 +84,8 @@ def segment_numbers(layout: Layout, run_id: str) -> list[int]:
 def require_readable(layout: Layout) -> None:
     """Let views read every run's counts again after a copy that lost links, or the marks, which are empty files."""
     for run in sorted((layout.root / "runs").glob(f"{RUN_FOLDER}*")):
-        run_id = run.name.removeprefix(RUN_FOLDER)
-        if not is_run_id(run_id):
+        run_id = run_of_folder(run.name)
+        if run_id is None or run_id == SCHEMA_RUN:
             continue
         if not layout.sealed(run_id).is_dir():
             layout.link_unsealed(run_id)

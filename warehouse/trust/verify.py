@@ -31,8 +31,8 @@ from moewh.warehouse.files.layout import (
     UNSEALED,
     Layout,
     has_mark,
-    is_run_id,
     is_segment_folder,
+    run_of_folder,
 )
 from moewh.warehouse.files.manifest import MANIFEST, Entry, Manifest, ManifestError, file_sha256, read_manifest
 
@@ -195,8 +195,7 @@ def _list_level(layout: Layout, level: schema.Level, found: CommittedPlan) -> No
     if lost := _lost_link(top):
         found.faults.append(Fault(top, "", lost, movable=False))
     for run in own_entries(top):
-        run_id = run.name.removeprefix(RUN_FOLDER)
-        if not run.is_dir() or run.name == run_id or not _is_legal(run_id):
+        if not run.is_dir() or (run_id := run_of_folder(run.name)) is None:
             found.faults.append(_no_folder(run, "is not the folder of a run"))
         elif level == "segment":
             _list_segments(run, run_id, found)
@@ -207,16 +206,15 @@ def _list_level(layout: Layout, level: schema.Level, found: CommittedPlan) -> No
 def _list_unsealed(layout: Layout, found: CommittedPlan) -> None:
     """Find runs whose counts no view reads, and entries of `unsealed/` that do not link to a run's segments."""
     top = layout.root / UNSEALED.partition("/")[0]
-    linked = set()
     for run in own_entries(top):
-        run_id = run.name.removeprefix(RUN_FOLDER)
-        is_linked = layout.is_linked(run_id) or (run_id == SCHEMA_RUN and layout.has_unsealed_zero_rows())
-        if run.name == run_id or not _is_legal(run_id) or not has_mark(run) or not is_linked:
+        run_id = run_of_folder(run.name)
+        is_linked = run_id is not None and (
+            layout.is_linked(run_id) or (run_id == SCHEMA_RUN and layout.has_unsealed_zero_rows())
+        )
+        if not is_linked or not has_mark(run):
             found.faults.append(
                 Fault(run, "", f"does not link to a run's segments; `moewh refresh {layout.option}` recreates it")
             )
-        else:
-            linked.add(run_id)
     for folder in found.folders:
         here = folder.level == "run" and folder.path == layout.run(folder.run_id)
         lost = here and not layout.unsealed(folder.run_id).is_dir()
@@ -244,10 +242,6 @@ def _no_folder(path: Path, why: str) -> Fault:
     """Return the fault of an entry that should be a folder; moewh reads links with the name of one of its folders."""
     lost = _lost_link(path) if path.name.startswith((RUN_FOLDER, SEGMENT_FOLDER)) else None
     return Fault(path, "", lost or why, movable=lost is None)
-
-
-def _is_legal(run_id: str) -> bool:
-    return run_id == SCHEMA_RUN or is_run_id(run_id)
 
 
 def _take_manifest(folder: Folder, faults: list[Fault]) -> None:

@@ -67,7 +67,7 @@ def _base_view(table: schema.Table, warehouse: Readable, guarded: bool, root: st
         f"comment on view {table.name} is {sql_string(table.description)}",
         *(
             f"comment on column {table.name}.{column.name} is {sql_string(column.description)}"
-            for column in (*table.path_columns, *table.columns)
+            for column in table.viewed
         ),
     )
     if isinstance(warehouse, Published):
@@ -155,7 +155,7 @@ def _published_select(table: schema.Table, published: Published, root: str) -> s
 def table_select(table: schema.Table, files: str) -> str:
     """Return the query of a stored table's view over `files`, SQL for the rows of all its files, named `stored`."""
     if table is not schema.RUNS:
-        columns = ",\n    ".join(column.name for column in (*table.path_columns, *table.columns))
+        columns = ",\n    ".join(column.name for column in table.viewed)
         return f"select\n    {columns}\nfrom {files}"
     stored = ",\n    ".join(f"stored.{column.name}" for column in (*table.path_columns, *table.stored))
     return f"select\n    {stored},{_DERIVED_RUN_COLUMNS.format(files=files)}"
@@ -173,7 +173,7 @@ def _unless_newer(types: list[str], root: str) -> str:
     CASE, which no filter can bypass.
     """
     columns = ",\n    ".join(f"failure::{type_}" for type_ in types)
-    manifest = below(root, f"segments/{RUN_FOLDER}{SCHEMA_RUN}/{SEGMENT_FOLDER}0/manifest.json")
+    manifest = below(root, f"segments/{RUN_FOLDER}{SCHEMA_RUN}/{SEGMENT_FOLDER}0/{schema.MANIFEST}")
     form, version = (
         f"try_cast(regexp_extract(content, '\"{name}\": ([0-9]+)', 1) as integer)" for name in ("format", "schema")
     )

@@ -52,9 +52,8 @@ def merged_select(table: schema.Table, layout: Layout, root: str) -> str:
     moewh itself also compares the folders before and after (`moewh.warehouse.answer.retry`), whatever the order.
     The rows of a sealed set have no segment, except those of `segments`.
     """
-    columns = (*table.path_columns, *table.columns)
-    nothing = ",\n    ".join(f"null::{column.type} as {column.name}" for column in columns)
-    failure = ",\n    ".join(f"failure::{column.type}" for column in columns)
+    nothing = ",\n    ".join(f"null::{column.type} as {column.name}" for column in table.viewed)
+    failure = ",\n    ".join(f"failure::{column.type}" for column in table.viewed)
     merged = schema.sealed(table)
     counted = [rollup for rollup in schema.ROLLUPS if rollup.name in table.totals_of] or [table]
     body = f"""with runs_there as (
@@ -133,9 +132,8 @@ def _unsealed_select(table: schema.Table, counted: list[schema.Table], layout: L
 def columns_of_sealed(table: schema.Table) -> str:
     """Return the columns of a merged table over its sealed rows, which have no segment except in `segments`."""
     held = column_names(schema.sealed(table))
-    columns = (*table.path_columns, *table.columns)
     return ",\n    ".join(
-        column.name if column.name in held else f"null::{column.type} as {column.name}" for column in columns
+        column.name if column.name in held else f"null::{column.type} as {column.name}" for column in table.viewed
     )
 
 
@@ -159,7 +157,7 @@ def _unless_missing(table: schema.Table, rollup: schema.Table, root: str) -> str
     A pattern matches only existing files, so such a segment would be left out silently. Every column is
     the error, so that no filter can remove the row before the error is raised.
     """
-    columns = ",\n    ".join(f"failure::{column.type}" for column in (*table.path_columns, *table.columns))
+    columns = ",\n    ".join(f"failure::{column.type}" for column in table.viewed)
     folder, counted = (f"regexp_replace({alias}.file, '/[^/]*$', '')" for alias in ("segment", "counts"))
     named = f"regexp_replace({folder}, '{THROUGH_UNSEALED}', '{OWN_SEGMENTS}')"
     run_id = f"regexp_extract(segment.file, '/run_id=({PATH_VALUES['run_id']})/', 1)"

@@ -101,7 +101,7 @@ def no_stray(root: str, path: str) -> str:
     the whole of `filename` need no other. They leave its start open, because DuckDB may spell it differently, as for
     `~` or a double slash. Where the warehouse itself lies in a folder of a run, its folders are compared one by one.
     """
-    above = f"coalesce(getvariable('moewh_root'), {root}) || '/' glob '*/{path.partition('/')[0]}/run_id=*/*'"
+    above = f"{below(root, '')} glob '*/{path.partition('/')[0]}/run_id=*/*'"
     return f"case when {above} then {_are_legal(path, one_by_one=True)} else {_are_legal(path)} end"
 
 
@@ -135,4 +135,4 @@ def runs_of(root: str, pattern: str, between: str = "") -> str:
 
 def column_names(table: schema.Table) -> list[str]:
     """Return the names of a table's columns, those of the path first."""
-    return [column.name for column in (*table.path_columns, *table.columns)]
+    return [column.name for column in table.viewed]

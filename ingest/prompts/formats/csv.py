@@ -34,21 +34,15 @@ def _tables(path: Path, file: PromptFile, delimiter: str) -> Iterator[pa.Table]:
         return
     if misquoted := _misquoted(path, delimiter):
         raise file.error(misquoted)
-    parse = pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     done = 0
     for block_bytes in (BLOCK_BYTES, LONGEST_LINE):
-        read = pacsv.ReadOptions(block_size=block_bytes, use_threads=False)
+        seen = 0
         try:
-            with path.open("rb") as handle:
-                names = pacsv.open_csv(handle, read_options=read, parse_options=parse).schema.names
-            strings = pacsv.ConvertOptions(column_types={name: pa.string() for name in names})
-            seen = 0
-            with path.open("rb") as handle:
-                for batch in pacsv.open_csv(handle, read_options=read, parse_options=parse, convert_options=strings):
-                    if seen + batch.num_rows > done:
-                        yield pa.Table.from_batches([batch.slice(done - seen)])
-                    seen += batch.num_rows
-                    done = max(done, seen)
+            for batch in _batches(path, delimiter, block_bytes):
+                if seen + batch.num_rows > done:
+                    yield pa.Table.from_batches([batch.slice(done - seen)])
+                seen += batch.num_rows
+                done = max(done, seen)
             return
         except (pa.ArrowInvalid, UnicodeDecodeError) as error:
             too_long = "straddling" in str(error)
@@ -58,6 +52,17 @@ def _tables(path: Path, file: PromptFile, delimiter: str) -> Iterator[pa.Table]:
                 f"holds a row of more than {block_bytes >> 20} MiB, or a quote that never ends." if too_long else None
             )
             raise file.error(bad_utf8(path) or what or f"not valid CSV: {first_line(error)}") from None
+
+
+def _batches(path: Path, delimiter: str, block_bytes: int) -> Iterator[pa.RecordBatch]:
+    """Yield the rows block by block, with every column as text."""
+    parse = pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    read = pacsv.ReadOptions(block_size=block_bytes, use_threads=False)
+    with path.open("rb") as handle:
+        names = pacsv.open_csv(handle, read_options=read, parse_options=parse).schema.names
+    strings = pacsv.ConvertOptions(column_types={name: pa.string() for name in names})
+    with path.open("rb") as handle:
+        yield from pacsv.open_csv(handle, read_options=read, parse_options=parse, convert_options=strings)
 
 
 def _misquoted(path: Path, delimiter: str) -> str | None:

@@ -60,7 +60,7 @@ def _sequence(where: str, holder: dict[str, Any], file: TraceFile) -> Sequence:
 def _routing(value: Any, where: str, file: TraceFile) -> Array:
     if isinstance(value, dict):  # r3_trace.py and routed_experts_ref.v1 of NVIDIA-NeMo/RL
         raise file.error(
-            f"{where}: its routed_experts are an object, no routing: NRL_R3_TRACE writes digests alone, and the "
+            f"{where}: its routed_experts are an object, not a routing: NRL_R3_TRACE writes digests alone, and the "
             "transport `ray` references. Save rollouts of the transport `inline`."
         )
     if not isinstance(value, str):

@@ -61,7 +61,7 @@ def _routing(value: Any, where: str, file: TraceFile, model: TraceModel) -> Arra
     rows, rest = divmod(len(data), 4 * width)
     if rest:
         raise file.error(
-            f"{where}: its routing has {len(data):,} bytes, no multiple of {model.num_hidden_layers} layers times "
+            f"{where}: its routing has {len(data):,} bytes, not a multiple of {model.num_hidden_layers} layers times "
             f"{model.top_k} experts of {model.name}. Check --model; else the file is cut."
         )
     return raw_array(data, "int32", (rows, model.num_hidden_layers, model.top_k), where)
