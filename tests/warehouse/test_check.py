@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -419,6 +422,23 @@ def test_check_report_of_the_shipped_ones(few: Layout) -> None:
     assert result.exit_code == 1
     (row,) = json.loads(result.stdout)[-1]["rows"]
     assert (row["table"], row["run_id"], row["segment"], row["stored"]) == ("pair_counts", "007", 1, "tokens = 99")
+
+
+@pytest.mark.parametrize("form", ["text", "json", "junit"])
+@pytest.mark.parametrize(("last", "code"), [("select 1 as n", 1), ("not SQL", 2), ("select 1 as n where false", 0)])
+def test_a_reader_that_stops_early_does_not_change_the_exit_code(
+    last: str, code: int, form: str, layout: Layout, tmp_path: Path
+) -> None:
+    """In `set -o pipefail; moewh check | head -1`, a fault must fail the job."""
+    (tmp_path / "first.sql").write_text("select 1 as n where false")
+    (tmp_path / "last.sql").write_text(last)
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = ["check", str(tmp_path), "--format", form, "--warehouse", str(layout.root)]
+    done = subprocess.run([sys.executable, "-m", "moewh", *command], stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert done.returncode == code
+    assert done.stderr.count(b"\n") == (code == 2)
 
 
 def test_check_writes_text_to_a_file(layout: Layout, checked: Result, tmp_path: Path) -> None:
