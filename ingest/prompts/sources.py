@@ -27,7 +27,7 @@ from moewh.ingest.prompts.plain_bytes import COMPRESSIONS
 from moewh.ingest.prompts.readers import SUFFIXES, read_prompts
 from moewh.ingest.prompts.tables import read_tables
 from moewh.warehouse.errors import UsageError, require_utf8
-from moewh.warehouse.files.folders import is_left_by_others, real_path
+from moewh.warehouse.files.folders import files_below, is_left_by_others
 
 _DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 """Files that the `datasets` library stores beside the data."""
@@ -112,14 +112,14 @@ def _find_local(name: str, options: IngestOptions, found: Found) -> None:
         if path.is_file():
             found.inputs.append(_local_file(path, name, path.name, _format(name, options.prompts_format)))
         elif path.is_dir():
-            _add_prompt_files(name, path, _files_below(path), options, found)
+            _add_prompt_files(name, path, files_below(path), options, found)
         elif path.exists():
             raise UsageError(f"{name} is not a regular file. Pipe it in: `moewh ingest --prompts - < {name}`")
         elif glob.has_magic(name):
             root = Path(*_before_wildcard(path.parts))
             _require_readable(path.parts)
             matches = sorted(Path(match) for match in glob.glob(name, recursive=True))  # noqa: PTH207 - absolute patterns
-            files = [file for match in matches for file in (_files_below(match) if match.is_dir() else [match])]
+            files = [file for match in matches for file in (files_below(match) if match.is_dir() else [match])]
             _add_prompt_files(name, root, sorted(set(files)), options, found)
         else:
             more = ""
@@ -147,25 +147,6 @@ def _require_readable(parts: tuple[str, ...]) -> None:
             else:
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                     Path(folder, parts[index]).lstat()
-
-
-def _files_below(folder: Path) -> list[Path]:
-    """Return all files below a folder, in order, without hidden ones. Links are followed.
-
-    Raises OSError for a folder that cannot be read, and UsageError for a link to a folder that it is in.
-    """
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    found: list[Path] = []
-    for place, folders, files in os.walk(folder, onerror=fail, followlinks=True):
-        folders[:] = [name for name in folders if not is_left_by_others(name)]
-        for link in (Path(place, name) for name in folders if Path(place, name).is_symlink()):
-            if (target := real_path(link)) in map(real_path, link.absolute().parents):
-                raise UsageError(f"{link} is a link to {target}, which it is in. Remove the link.")
-        found += [Path(place, name) for name in files if not is_left_by_others(name)]
-    return sorted(found)
 
 
 def _as_saved(good: list[Path], states: list[Path]) -> list[Path]:
@@ -292,6 +273,6 @@ def _dataset_input(dataset: Dataset, options: IngestOptions) -> Input:
     pinned = dataset.hub.pinned if dataset.hub else None
     key: tuple[object, ...] = (dataset.source, options.config, dataset.split)
     if dataset.hub is None:
-        files = [(str(path.resolve()), path.stat()) for path in _files_below(Path(dataset.name))]
+        files = [(str(path.resolve()), path.stat()) for path in files_below(Path(dataset.name))]
         key += tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in files)
     return Input(dataset.name, dataset.source, key, batches, pinned)

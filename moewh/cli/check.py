@@ -58,25 +58,26 @@ def check(
     master: str | None,
     **limits: Any,
 ) -> None:
-    """Run the checks in FILE or DIR. Without any, run the shipped ones and compare the rollups with the rows.
+    """Run the checks in each FILE and DIR, with its subfolders. Without any, run the shipped ones and compare the
+    rollups with the rows.
 
     A check is a query whose rows are faults. They are printed, and the exit code is 1 if there are any. A check
     that cannot be run makes the exit code 2; the others still run.
 
     A parameter goes to every check that uses it; the shipped ones take run. A run or other value that does not
-    exist is an error. So is a warehouse without rows, since nothing would be checked.
+    exist is an error. So is a warehouse or a run without rows, since nothing would be checked.
 
     Unless --unsafe is given, SQL can read only the warehouse and cannot change anything.
     """
     from moewh.warehouse.answer.jail import Limits
 
     checks = assigned(find_checks(paths) if paths else shipped_checks(), queries.parse_parameters(parameters))
-    with _written(output) as stream, open_engine(engine, master, warehouse, Limits(**limits)) as ask:
-        chosen = choose_format(form, output)
-        require_rows(ask, warehouse)
+    chosen = choose_format(form, output)
+    with _written(output, chosen) as stream, open_engine(engine, master, warehouse, Limits(**limits)) as ask:
         for query, values in checks:
             with contextlib.suppress(UsageError):  # of one check, which is reported when its turn comes
                 ask.checked_values(query, values)
+        require_rows(ask, warehouse, checks)
         worst = report(_results(warehouse, ask, checks, rollups=not paths), chosen, stream)
     if worst:
         raise SystemExit(worst)
@@ -123,11 +124,13 @@ def _found(name: str, faults: Iterator[FaultRow]) -> Result:
 
 
 @contextlib.contextmanager
-def _written(output: Path | None) -> Iterator[TextIO]:
+def _written(output: Path | None, form: str) -> Iterator[TextIO]:
     """Yield a stream to write to: stdout, or a file that gets its name once it is complete. Raises UsageError."""
-    from moewh.warehouse.answer.output import replaced
+    from moewh.warehouse.answer.output import print_utf8, replaced
 
     if output is None:
+        if form != "text":
+            print_utf8()
         yield sys.stdout
         return
     with replaced(output) as path, path.open("w", encoding="utf-8", newline="") as stream:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,6 +56,7 @@ def verify(*, warehouse: Readable, repair: bool, rollups: bool, jobs: int | None
     """
     from moewh.warehouse.trust import repair as repairing
     from moewh.warehouse.trust.published import check_any, plan_any
+    from moewh.warehouse.trust.reports import emit
     from moewh.warehouse.trust.verify import check_rollups
 
     if repair:
@@ -74,10 +76,11 @@ def verify(*, warehouse: Readable, repair: bool, rollups: bool, jobs: int | None
         warehouse.sweep()
     reported = [_reported(warehouse, fault, moved) for fault in faults]
     if form == "json":
-        click.echo(_json(planned, seconds, reported))
+        text = _json(planned, seconds, reported)
     else:
         movable = isinstance(warehouse, Layout) and not repair and any(fault.movable for fault in faults)
-        click.echo(_text(planned, seconds, reported, warehouse if movable else None))
+        text = _text(planned, seconds, reported, warehouse if movable else None)
+    emit(f"{text}\n", sys.stdout)
     if faults:
         raise SystemExit(1)
 

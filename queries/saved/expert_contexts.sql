@@ -56,8 +56,8 @@ around as (
         and near.segment = strongest.segment
         and near.prompt_id = strongest.prompt_id
         and near.context = strongest.context
-        and near.position >= strongest.position - coalesce(getvariable('width'), 10)
-        and near.position <= strongest.position + coalesce(getvariable('width'), 10)
+        and strongest.position - near.position <= coalesce(getvariable('width'), 10)
+        and near.position - strongest.position <= coalesce(getvariable('width'), 10)
     where near.kind <> 'special'
     group by
         strongest.run_id,

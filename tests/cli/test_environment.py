@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -179,6 +180,34 @@ def test_names_that_are_not_utf8(warehouse: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=r"is not UTF-8\. Rename it"):
             find_inputs(IngestOptions(model="demo", prompts=(name,)))
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-16"])
+@pytest.mark.parametrize(
+    "command", ["query csv", "query json", "query jsonl", "query markdown", "check json", "check junit"]
+)
+def test_printed_data_is_what_a_file_holds_in_every_locale(
+    command: str, encoding: str, warehouse: Path, tmp_path: Path
+) -> None:
+    name, form = command.split()
+    (tmp_path / "mine.sql").write_text("select 'é \u65e5 \U0001f600' as word", encoding="utf-8")
+
+    def run(*more: str) -> bytes:
+        arguments = [name, str(tmp_path / "mine.sql"), "--format", form, "--warehouse", str(warehouse), *more]
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        done = subprocess.run(
+            [sys.executable, "-m", "moewh", *arguments], capture_output=True, check=False, env=environment
+        )
+        assert (done.returncode, done.stderr) == (int(name == "check"), b"")
+        return done.stdout
+
+    def timeless(text: bytes) -> str:
+        return re.sub(r'(time="|"seconds": )[0-9.]+', "", text.decode("utf-8"))
+
+    assert run("-o", str(tmp_path / "file")) == b""
+    printed = timeless(run())
+    assert printed == timeless((tmp_path / "file").read_bytes())
+    assert "é \u65e5 \U0001f600" in printed
 
 
 def test_full_disk_names_the_file(tmp_path: Path) -> None:

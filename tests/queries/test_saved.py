@@ -14,14 +14,14 @@ import pytest
 
 from moewh.warehouse.answer import query as queries
 from moewh.warehouse.answer.parameters import KINDS, about_no_rows, kinds_of
-from moewh.warehouse.answer.query import Query, Value, saved_names
+from moewh.warehouse.answer.query import Query, Value, find_query, saved_names
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.trust.check import shipped_checks
 from moewh.warehouse.views.opening import open_warehouse
 from tests.support.brute_force import brute_domain_specialization, brute_expert_load, brute_load_balance, confidence
 from tests.support.places import Rows, assert_rows, places
-from tests.support.saved_queries import answer
+from tests.support.saved_queries import answer, values_of
 from tests.support.synthetic import Prompt, Run, Token, empty_warehouse, random_warehouse, word, write_run
 
 
@@ -91,6 +91,31 @@ def test_saved_query_needs_what_it_says(name: str, empty: Layout) -> None:
     for variable in query.required:
         with pytest.raises(Exception, match=f"needs the parameter {variable}"):
             answer(empty, name, {other: value for other, value in values.items() if other != variable})
+
+
+EDGES: dict[str, tuple[Value, ...]] = {
+    "count": (0, 1, 2**31 - 1),
+    "whole number": (1, 2**31 - 1),
+    "share": (0.0, 1.0),
+    "ratio": (0.0, 1e308),
+}
+"""Kind of parameter → its least and greatest values."""
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter", "value"),
+    [
+        (name, parameter, value)
+        for name in saved_names()
+        for parameter, kind in kinds_of(find_query(name)).items()
+        for value in EDGES.get(kind, ())
+    ],
+)
+def test_every_value_of_a_kind_is_answered(
+    name: str, parameter: str, value: Value, warehouse: tuple[Layout, dict[str, Run]]
+) -> None:
+    for row in answer(warehouse[0], name, {**values_of(name), parameter: value}):
+        assert all(not isinstance(cell, float) or math.isfinite(cell) for cell in row), row
 
 
 def test_a_parameter_does_not_outlive_its_query(warehouse: tuple[Layout, dict[str, Run]]) -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -46,6 +50,9 @@ def few(layout: Layout) -> Layout:
     return layout
 
 
+WITHOUT_ROWS = Run("none", {0: (2, 1)}, [[Prompt([Token(1, {})])]])
+
+
 def check(layout: Layout, *arguments: str) -> Result:
     return CliRunner().invoke(main, ["check", *arguments], env={"MOEWH_WAREHOUSE": str(layout.root)})
 
@@ -71,11 +78,35 @@ def test_check_empty_warehouse(tmp_path: Path) -> None:
 
 def test_check_of_a_run_without_rows_is_not_passed(tmp_path: Path) -> None:
     layout = empty_warehouse(tmp_path / "wh")
-    write_run(layout, Run("none", {0: (2, 1)}, [[Prompt([Token(1, {})])]]))
+    write_run(layout, WITHOUT_ROWS)
     (tmp_path / "mine.sql").write_text("select layer from expert_load where share > 0.9")
     result = check(layout, str(tmp_path / "mine.sql"))
     assert (result.exit_code, result.stdout) == (1, "")
     assert "has no routing rows: nothing was checked" in result.stderr
+
+
+@pytest.mark.parametrize("named", ["run_id = getvariable('run')", "run_id = $run", "getvariable('run') = run_id"])
+@pytest.mark.parametrize("run", ["none", "begun"])
+def test_check_of_one_run_without_rows_among_others_is_not_passed(
+    run: str, named: str, layout: Layout, tmp_path: Path
+) -> None:
+    begun = Run("begun", {0: (2, 1)}, [])
+    write_run(layout, replace(begun, fields={"segments_planned": 2}) if run == "begun" else WITHOUT_ROWS)
+    (tmp_path / "mine.sql").write_text(f"select layer from expert_load where {named} and share > 0.9")
+    for arguments in ([str(tmp_path / "mine.sql")], []):
+        result = check(layout, *arguments, "-p", f"run={run}")
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert f"run {run} has no routing rows: nothing was checked" in result.stderr
+    assert check(layout, str(tmp_path / "mine.sql"), "-p", "run=007").stdout == "mine: ok\n"
+
+
+def test_check_of_a_run_that_was_imported_as_counts_only(layout: Layout, tmp_path: Path) -> None:
+    """It has a load to check, and no rows."""
+    recorded = layout.segment("007", 0)
+    rewrite(recorded, schema.SEGMENTS, lambda rows: rows[0].update(routing_rows=0))
+    rewrite(layout.segment("007", 1), schema.SEGMENTS, lambda rows: rows[0].update(routing_rows=0))
+    (tmp_path / "mine.sql").write_text("select layer from expert_load where run_id = $run and share > 0.1")
+    assert "mine: layer = " in check(layout, str(tmp_path / "mine.sql"), "-p", "run=007").stdout
 
 
 def test_check_names_the_wrong_count(few: Layout) -> None:
@@ -230,6 +261,28 @@ def test_check_runs_the_users_own(layout: Layout, tmp_path: Path) -> None:
     assert check(layout, str(tmp_path / "mine" / "good.sql")).exit_code == 0
 
 
+def test_checks_in_subfolders_run_too(layout: Layout, tmp_path: Path) -> None:
+    """A check is named by its path below the folder, and by its whole path where another has the same name."""
+    mine, yours = tmp_path / "mine", tmp_path / "yours"
+    for folder in (mine / "deep" / "er", mine / ".git", yours):
+        folder.mkdir(parents=True)
+    (mine / "good.sql").write_text("select 1 as x where false")
+    (mine / "deep" / "er" / "bad.sql").write_text("select 1 as x")
+    (mine / ".git" / "hidden.sql").write_text("not SQL")
+    (mine / "deep" / "notes.txt").write_text("not SQL")
+    result = check(layout, str(mine))
+    assert (result.exit_code, result.stdout) == (1, "deep/er/bad: x = 1\ndeep/er/bad: 1 fault\ngood: ok\n")
+    (mine / "good.sql").unlink()
+    assert check(layout, str(mine)).exit_code == 1
+    (yours / "bad.sql").write_text("select 1 as x where false")
+    lines = check(layout, str(mine / "deep" / "er"), str(yours)).stdout.splitlines()
+    assert lines == [f"{mine}/deep/er/bad: x = 1", f"{mine}/deep/er/bad: 1 fault", f"{yours}/bad: ok"]
+    (mine / "deep" / "up").symlink_to(mine)
+    result = check(layout, str(mine))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "is a link to" in result.stderr
+
+
 @pytest.mark.parametrize("mark", ["\x1b[2J", "\n", "\r", "\u2028", "\u202e", "\x9b"])
 def test_no_value_of_a_fault_reaches_the_terminal_as_it_is(mark: str, layout: Layout, tmp_path: Path) -> None:
     """It could clear the screen, or pass for the line of another check."""
@@ -369,6 +422,23 @@ def test_check_report_of_the_shipped_ones(few: Layout) -> None:
     assert result.exit_code == 1
     (row,) = json.loads(result.stdout)[-1]["rows"]
     assert (row["table"], row["run_id"], row["segment"], row["stored"]) == ("pair_counts", "007", 1, "tokens = 99")
+
+
+@pytest.mark.parametrize("form", ["text", "json", "junit"])
+@pytest.mark.parametrize(("last", "code"), [("select 1 as n", 1), ("not SQL", 2), ("select 1 as n where false", 0)])
+def test_a_reader_that_stops_early_does_not_change_the_exit_code(
+    last: str, code: int, form: str, layout: Layout, tmp_path: Path
+) -> None:
+    """In `set -o pipefail; moewh check | head -1`, a fault must fail the job."""
+    (tmp_path / "first.sql").write_text("select 1 as n where false")
+    (tmp_path / "last.sql").write_text(last)
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = ["check", str(tmp_path), "--format", form, "--warehouse", str(layout.root)]
+    done = subprocess.run([sys.executable, "-m", "moewh", *command], stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert done.returncode == code
+    assert done.stderr.count(b"\n") == (code == 2)
 
 
 def test_check_writes_text_to_a_file(layout: Layout, checked: Result, tmp_path: Path) -> None:

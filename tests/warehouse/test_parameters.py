@@ -343,7 +343,7 @@ def test_what_does_not_exist_leaves_the_file_alone(query: Query, layout: Layout,
 def test_every_kind_that_names_something_is_looked_up() -> None:
     used = {kind for query in SHIPPED for kind in kinds_of(query).values()}
     assert EXISTING.keys() == KINDS.keys()
-    assert MISSING.keys() == {*existence._RUN_KINDS, *existence._FINDERS}
+    assert MISSING.keys() == {*existence.RUN_KINDS, *existence._FINDERS}
     assert MISSING.keys() <= used
 
 

@@ -8,6 +8,8 @@ import os
 import random
 import shlex
 import shutil
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby, zip_longest
@@ -358,6 +360,23 @@ def test_what_is_no_manifest_is_refused(text: bytes) -> None:
 
 
 # ------------------------------------------------------------------------------------------ repair and output
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_reader_that_stops_early_does_not_change_the_exit_code(form: str, layout: Layout) -> None:
+    def code() -> int:
+        reader, writer = os.pipe()
+        os.close(reader)
+        command = ["verify", "--format", form, "--warehouse", str(layout.root)]
+        done = subprocess.run(
+            [sys.executable, "-m", "moewh", *command], stdout=writer, stderr=subprocess.DEVNULL, check=False
+        )
+        os.close(writer)
+        return done.returncode
+
+    assert code() == 0
+    (layout.segment("one", 0) / MANIFEST).unlink()
+    assert code() == 1
 
 
 def test_json_output(layout: Layout) -> None:

@@ -32,7 +32,7 @@ TOKEN_IDS = "select distinct run_id, token_id from tokens where token_id in ({id
 _LISTED = 20
 """Names that a message lists; it gives the number of the rest."""
 _COMPARED = ("run of the same experts", "run of the same tokens", "complete run of the same tokens")
-_RUN_KINDS = ("run", *_COMPARED)
+RUN_KINDS = ("run", *_COMPARED)
 _RUNS_ROWS = frozenset({"run of the same tokens", "complete run of the same tokens", "series"})
 """Kinds for which the rows of `runs` are needed. All others need only the ids, and each run has layers: these take a
 fourth of the time to look up, because `runs` counts segments."""
@@ -65,7 +65,7 @@ class Scope:
 
 def require_existing(look: Look, kinds: Mapping[str, str], values: Mapping[str, Value]) -> None:
     """Raise MoewhError, with the existing names, for a value that names something missing from the warehouse."""
-    asked = {name: kind for name, kind in kinds.items() if name in values and kind in (*_RUN_KINDS, *_FINDERS)}
+    asked = {name: kind for name, kind in kinds.items() if name in values and kind in (*RUN_KINDS, *_FINDERS)}
     if not asked:
         return
     if _RUNS_ROWS.isdisjoint(asked.values()):
@@ -82,7 +82,7 @@ def _require_among(
     values: Mapping[str, Value],
 ) -> None:
     """Do what `require_existing` does, given the warehouse's runs, each with its tokens_key and status."""
-    given = [str(values[name]) for name, kind in asked.items() if kind in _RUN_KINDS]
+    given = [str(values[name]) for name, kind in asked.items() if kind in RUN_KINDS]
     for run_id in given:
         if run_id not in runs:
             raise MoewhError(_absent(f"run {run_id!r}", "", nearest(run_id, runs), f"Runs: {_listed(runs)}."))

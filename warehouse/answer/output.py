@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import re
@@ -63,6 +64,8 @@ def write(answer: Answer, form: str, output: Path | None, printed: HeldBack | Te
     Returns the number of rows; on a terminal, of those that were counted. Raises OSError.
     """
     if output is None:
+        if form != "table":
+            print_utf8()
         stream = sys.stdout if printed is None else cast(TextIO, printed)
         rows = _TEXT_WRITERS[form](answer, stream)
         stream.flush()
@@ -72,6 +75,12 @@ def write(answer: Answer, form: str, output: Path | None, printed: HeldBack | Te
             return _write_parquet(answer, path)
         with path.open("w", encoding="utf-8", newline="") as stream:
             return _TEXT_WRITERS[form](answer, stream)
+
+
+def print_utf8() -> None:
+    """Make stdout UTF-8, as a file is, whatever the locale: in another encoding, data would lose characters."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
 
 
 def _write_parquet(answer: Answer, path: Path) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -79,16 +80,29 @@ def report(results: Iterable[Result], form: str, stream: TextIO) -> int:
             yield result
 
     {"text": _write_text, "json": _write_json, "junit": _write_junit}[form](watched(), stream)
-    stream.flush()
     return worst
+
+
+def emit(text: str, stream: TextIO) -> None:
+    """Write and flush a part of a report. Once its reader has stopped (`| head`), nothing is written.
+
+    The exit code is still that of all checks: a fault must not pass because nobody read it.
+    """
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def _write_text(results: Iterable[Result], stream: TextIO) -> None:
     """Write each check's faults and summary as soon as it is done; checks that could not run appear on stderr only."""
     for result in results:
         if result.status != "error":
-            stream.writelines(f"{escaped(f'{result.name}: {line}')}\n" for line in [*result.lines, result.summary])
-            stream.flush()
+            lines = [*result.lines, result.summary]
+            emit("".join(f"{escaped(f'{result.name}: {line}')}\n" for line in lines), stream)
 
 
 def _write_json(results: Iterable[Result], stream: TextIO) -> None:
@@ -98,7 +112,7 @@ def _write_json(results: Iterable[Result], stream: TextIO) -> None:
         | {"rows": [_plain(fault.row) for fault in result.kept]}
         for result in results
     ]
-    stream.write(json.dumps(written, ensure_ascii=False, indent=1) + "\n")
+    emit(json.dumps(written, ensure_ascii=False, indent=1) + "\n", stream)
 
 
 def _plain(value: Any) -> Any:
@@ -132,7 +146,7 @@ def _write_junit(results: Iterable[Result], stream: TextIO) -> None:
             outcome = "failure" if result.status == "faults" else "error"
             ElementTree.SubElement(case, outcome, message=_xml(result.summary)).text = _xml("\n".join(result.lines))
     ElementTree.indent(root)
-    stream.write('<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n")
+    emit(f'<?xml version="1.0" encoding="utf-8"?>\n{ElementTree.tostring(root, encoding="unicode")}\n', stream)
 
 
 def _xml(text: str) -> str:
