@@ -34,8 +34,21 @@ def _(mo):
 
 
 @app.cell
+def _(mo, moewh, run, wh):
+    def figure(draw, **selected):
+        """Show a figure of the chosen run, or in words why it has none."""
+        try:
+            return draw(wh, run=run.value, **selected)
+        except moewh.MoewhError as error:
+            return mo.plain_text(str(error))
+
+    return (figure,)
+
+
+@app.cell
 def _(mo, wh):
     runs = [run for (run,) in wh.sql("select run_id from runs where tokens > 0 order by created_at, run_id").fetchall()]
+    mo.stop(not runs, mo.md("No run of this warehouse has tokens yet. `moewh demo` or `moewh ingest` makes one."))
     run = mo.ui.dropdown(runs, value=runs[-1], label="Run")
     mo.md(f"""
     # Five questions about routing
@@ -93,7 +106,7 @@ def _(mo, run, table, wh):
 
 
 @app.cell
-def _(layer, mo, moewh, run, table, wh):
+def _(figure, layer, mo, moewh, run, table, wh):
     pairs = wh.sql(
         """
         select expert_a, expert_b, tokens, conditional, lift from co_routing
@@ -110,7 +123,7 @@ def _(layer, mo, moewh, run, table, wh):
             The view `co_routing`: how many tokens choose both experts of a pair, relative to independent choices
             (`lift`). {layer}
             """),
-            moewh.plots.co_routing(wh, layer=int(layer.value), run=run.value),
+            figure(moewh.plots.co_routing, layer=int(layer.value)),
             table(pairs),
         ]
     )
@@ -118,7 +131,7 @@ def _(layer, mo, moewh, run, table, wh):
 
 
 @app.cell
-def _(layers, mo, moewh, run, table, wh):
+def _(figure, layers, mo, moewh, run, table, wh):
     flow = wh.sql(
         """
         select layer, expert, next_layer, next_expert, tokens, conditional, lift from layer_transitions
@@ -134,9 +147,7 @@ def _(layers, mo, moewh, run, table, wh):
             The view `layer_transitions`: the share (`conditional`) of an expert's tokens that go to an expert of the
             next MoE layer. The map shows the first two layers.
             """),
-            moewh.plots.transitions(wh, layer=layers[0], run=run.value)
-            if len(layers) > 1
-            else mo.md("There is one layer."),
+            figure(moewh.plots.transitions, layer=layers[0]),
             table(flow),
         ]
     )
@@ -144,7 +155,7 @@ def _(layers, mo, moewh, run, table, wh):
 
 
 @app.cell
-def _(mo, moewh, run, table, wh):
+def _(figure, mo, moewh, run, table, wh):
     settled = wh.sql(
         """
         select train_step, layer, saturation, random from router_saturation
@@ -153,7 +164,6 @@ def _(mo, moewh, run, table, wh):
         """,
         run=run.value,
     )
-    curves = settled.limit(1).fetchall() != []
     mo.vstack(
         [
             mo.md("""
@@ -162,7 +172,7 @@ def _(mo, moewh, run, table, wh):
             `moewh query saturation_over_training`: the share of the last checkpoint's experts that a checkpoint already
             chooses, over the same tokens; `random` is the share for two independent, even routers.
             """),
-            moewh.plots.saturation(wh, run=run.value) if curves else mo.md("This run is not a checkpoint of a series."),
+            figure(moewh.plots.saturation),
             table(settled),
         ]
     )
@@ -177,8 +187,8 @@ def _(mo, run, wh):
 
 
 @app.cell
-def _(layer, mo, moewh, prompt, run, wh):
-    view = moewh.plots.tokens(wh, prompt_id=int(prompt.value), layer=int(layer.value), run=run.value)
+def _(figure, layer, mo, moewh, prompt, run):
+    view = figure(moewh.plots.tokens, prompt_id=int(prompt.value), layer=int(layer.value))
     mo.vstack(
         [
             mo.md(f"""

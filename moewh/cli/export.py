@@ -29,5 +29,6 @@ class _Command(click.Command):
 @readable_option
 def export(*, format: str, run: str | None, domain: str | None, output: Path, warehouse: Readable) -> None:
     """Write a run's load, or its routing by domain, as a file that another program reads."""
-    run_id = export_run(format, warehouse, run, domain, output)
-    click.echo(f"Wrote run {run_id} to {output}.", err=True)
+    found = export_run(format, warehouse, run, domain, output)
+    partly = "" if found.complete else " The run is not complete: the file holds its segments so far."
+    click.echo(f"Wrote run {found.run_id} to {output}.{partly}", err=True)

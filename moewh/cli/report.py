@@ -44,6 +44,7 @@ def report(
     from moewh.warehouse.answer.output import replaced, written_path
     from moewh.warehouse.answer.retry import until_settled
 
+    warehouse.require()  # the same error from the Python API would name its argument
     written_path(output, (".html", ".htm"))
     options = ReportOptions(runs, domain, prompts)
 

@@ -54,6 +54,8 @@ def show(prompt_id: int, layer: int | None, run_id: str | None, warehouse: Reada
     from moewh.plots.tokens import known_layer, newest_run, prompts_data
     from moewh.warehouse.answer.retry import until_settled
 
+    warehouse.require()  # the same error from the Python API would name its argument
+
     def found() -> tuple[dict[str, Any], int]:
         with Warehouse(warehouse.root) as opened:
             data = prompts_data(opened, newest_run(opened) if run_id is None else run_id, [prompt_id])
@@ -64,6 +66,7 @@ def show(prompt_id: int, layer: int | None, run_id: str | None, warehouse: Reada
     route = prompt["routes"][str(chosen)]
     click.echo("\n".join([_title(data, prompt, chosen), *data["notes"], ""]))
     console = Console(highlight=False)
+    console.width = console.width or 80  # COLUMNS=0, which some terminals set, would print nothing
     if console.color_system and not console.no_color and route["ranked"]:
         _print_coloured(console, prompt["texts"], route)
     else:

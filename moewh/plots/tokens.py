@@ -206,7 +206,9 @@ def _distinct_ids(prompt_ids: Sequence[int]) -> list[int]:
         raise UsageError("no prompt is named. Give at least one prompt_id.")
     for prompt_id in wanted:
         if not 0 <= prompt_id < _PROMPT_ID_LIMIT:
-            raise UsageError(f"there is no prompt {prompt_id}: a prompt_id is a whole number from 0.")
+            raise UsageError(
+                f"there is no prompt {prompt_id}: a prompt_id is a whole number from 0 to {_PROMPT_ID_LIMIT - 1:,}."
+            )
     return wanted
 
 

@@ -102,6 +102,23 @@ def card(published: Published, license: str | None) -> str:
     return "\n".join(parts)
 
 
+def is_card(text: str) -> bool:
+    """Return whether a README.md is a card that moewh wrote, by the first of its tags."""
+    return re.search(r'^tags: \["moewh"', _front_of(text), re.MULTILINE) is not None
+
+
+def license_of(text: str) -> str | None:
+    """Return the licence that a card names; None if it names none."""
+    found = re.search(r"""^license: *["']?([^\s"']+)""", _front_of(text), re.MULTILINE)
+    return found[1] if found else None
+
+
+def _front_of(text: str) -> str:
+    """Return the YAML at the start of a README.md, which may be empty."""
+    found = re.match(r"---\n(.*?)^---$", text, re.DOTALL | re.MULTILINE)
+    return found[1] if found else ""
+
+
 def split_names(run_ids: list[str]) -> dict[str, str]:
     """Return a split name for each run: `datasets` allows letters, digits, `_`, and dots between them."""
     names: dict[str, str] = {}

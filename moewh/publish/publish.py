@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from moewh.publish.card import card
+from moewh.publish.card import card, license_of
 from moewh.publish.pieces import Piece, complete_runs, run_pieces, zero_rows
 from moewh.publish.target import CARD, Target
 from moewh.publish.withhold import without_text as withhold
@@ -40,7 +40,7 @@ class PublishOptions:
     """Empty: every complete run."""
     without_text: bool = False
     license: str | None = None
-    """In the Hub's spelling, such as cc-by-4.0."""
+    """In the Hub's spelling, such as cc-by-4.0; None: the one that the target's card names, if it has one."""
 
 
 @dataclass
@@ -78,15 +78,17 @@ def publish(
         seal(layout, run_id)
     planned = verify.plan(layout)
     before = listing_at(target)
+    licensed = _license_at(target)
+    license = options.license or licensed
     empty, files = zero_rows(layout), dict[str, Listed]()
     if before is None:
         _write_root_files(
-            target, Listing(_send_missing(target, empty, summary), __version__, target.place.root), options.license
+            target, Listing(_send_missing(target, empty, summary), __version__, target.place.root), license
         )
     for run_id in complete:
         with _pieces(layout, run_pieces(layout, planned, run_id), run_id, options) as pieces:
             sent = summary.sent_files
-            of_run = _send_run(target, run_id, pieces, options.license, summary)
+            of_run = _send_run(target, run_id, pieces, license, summary)
             size = sum(listed.bytes for listed in of_run.values())
             report(f"run {run_id}: {len(of_run):,} files, {size / 1e6:,.1f} MB, {summary.sent_files - sent:,} sent")
             files |= of_run
@@ -94,8 +96,8 @@ def publish(
     listing = _merged_listing(
         now, files | _send_missing(target, empty, summary), target, complete if options.without_text else []
     )
-    if listing != now or _lacks(target, (DATABASE, CARD)):
-        _write_root_files(target, listing, options.license)
+    if listing != now or license != licensed or _lacks(target, (DATABASE, CARD)):
+        _write_root_files(target, listing, license)
         summary.changed = True
     if stale := _stale(target, listing, {SCHEMA_RUN, *complete}):
         target.remove(stale)
@@ -168,6 +170,14 @@ def _stale(target: Target, listing: Listing, run_ids: set[str]) -> list[str]:
         for path in target.paths() - listing.files.keys()
         if tuple(path.split("/")[:2]) in folders and not is_left_by_others(path.rpartition("/")[2])
     )
+
+
+def _license_at(target: Target) -> str | None:
+    """Return the licence that the target's card names; None without a card or a licence."""
+    try:
+        return license_of(target.place.read(CARD).decode(errors="replace"))
+    except FileNotFoundError:
+        return None
 
 
 def _lacks(target: Target, names: tuple[str, ...]) -> bool:

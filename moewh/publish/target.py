@@ -14,10 +14,11 @@ from pathlib import Path, PurePosixPath
 from shutil import copyfile
 from typing import Protocol
 
+from moewh.publish.card import is_card
 from moewh.publish.pieces import Piece
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.folders import is_left_by_others, own_entries
-from moewh.warehouse.files.layout import PUBLISHED_NAMES, Layout, commit, make_folder, sync
+from moewh.warehouse.files.layout import DATABASE, LISTING, PUBLISHED_NAMES, Layout, commit, make_folder, sync
 from moewh.warehouse.files.manifest import MANIFEST
 from moewh.warehouse.remote.place import Folder, Place, Remote, reason
 
@@ -61,6 +62,21 @@ def require_ours(names: Iterable[str], root: str) -> None:
         raise UsageError(f"{root} holds {min(others)}, so it is not a published warehouse. Publish to another place.")
 
 
+def _require_own_files(names: set[str], place: Place, root: str) -> None:
+    """Raise UsageError for a card or database of others, which moewh would replace; on the Hub, the history has them.
+
+    Without a listing, they are moewh's if a killed process wrote them. It writes the card first.
+    """
+    present = names & {CARD, DATABASE}
+    if LISTING in names or not present:
+        return
+    if CARD not in present or not is_card(place.read(CARD).decode(errors="replace")):
+        raise UsageError(
+            f"{root} holds {min(present)}, which moewh did not write and would replace. Move it away, or publish to "
+            "another place."
+        )
+
+
 @dataclass(frozen=True)
 class FolderTarget:
     """A local folder: pieces are copied into its `.staging/` and renamed into place."""
@@ -76,7 +92,9 @@ class FolderTarget:
 
     def missing(self, pieces: list[Piece]) -> list[Piece]:
         """Return the missing pieces."""
-        require_ours((path.name for path in self.root.glob("*")), str(self.root))
+        names = {path.name for path in self.root.glob("*")}
+        require_ours(names, str(self.root))
+        _require_own_files(names, self.place, str(self.root))
         return [piece for piece in pieces if not self._holds(piece)]
 
     def send(self, pieces: list[Piece]) -> None:
@@ -139,7 +157,9 @@ class StoreTarget:
     def missing(self, pieces: list[Piece]) -> list[Piece]:
         """Return the missing pieces."""
         there = self._there()
-        require_ours({path.split("/")[0] for path in there}, self.place.root)
+        names = {path.split("/")[0] for path in there}
+        require_ours(names, self.place.root)
+        _require_own_files(names, self.place, self.place.root)
         with ThreadPoolExecutor(_REQUESTS) as pool:
             held = pool.map(lambda piece: self._holds(piece, there), pieces)
             return [piece for piece, holds in zip(pieces, held, strict=True) if not holds]

@@ -183,10 +183,14 @@ class _Contents:
         return by_run
 
     def _drawings(self, panel: Panel) -> Iterator[tuple[dict[str, Any], Rows]]:
-        """Yield the selections that the report shows."""
+        """Yield the selections that the report shows, those of a series with only the report's runs."""
         ids = {run[RUN] for run in self.runs}
-        for at, rows in panel.drawings(self.connection, {}):
-            if ids.isdisjoint(rows[RUN].tolist() if REFERENCE in at else [at[RUN]]):
+        for at, found in panel.drawings(self.connection, {}):
+            rows = found
+            if REFERENCE in at:
+                kept = [run_id in ids for run_id in found[RUN].tolist()]
+                rows = {name: column[kept] for name, column in found.items()}
+            if not len(rows[RUN]) or (REFERENCE not in at and at[RUN] not in ids):
                 continue
             if DOMAIN in at and self.options.domain not in (None, at[DOMAIN]):
                 continue

@@ -106,17 +106,39 @@ function described(panel) {
   return panel.by.filter((name) => name in words).map((name) => words[name]).join(", ");
 }
 
+/** Each x of a curve → the indices of its points: several checkpoints may have one training step. */
+function placesOf({ mode, x }) {
+  const places = new Map();
+  for (const [index, value] of Array.from(x).entries()) {
+    if (!places.has(value)) places.set(value, [index]);
+    else if (mode !== "lines") places.get(value).push(index);
+  }
+  return places;
+}
+
+/** The rows of a table of curves as [x, turn], with as many rows for an x as the curve with most points there. */
+function rowsOf(drawn) {
+  const most = new Map();
+  for (const places of drawn)
+    for (const [x, found] of places) most.set(x, Math.max(most.get(x) || 0, found.length));
+  return [...most].flatMap(([x, number]) => Array.from({ length: number }, (_, turn) => [x, turn]));
+}
+
 /** A table of the numbers that a figure shows. */
 function numbersTable(figure) {
   const [first] = figure.data;
   const heat = first.type === "heatmap";
   const columns = heat ? first.x : figure.data.map((trace) => trace.name);
-  const labels = heat ? first.y : [...new Set(figure.data.flatMap((trace) => Array.from(trace.x)))];
+  const drawn = heat ? [] : figure.data.map(placesOf);
+  const places = heat ? [] : rowsOf(drawn);
+  const labels = heat ? first.y : places.map(([x]) => x);
   const at = (row, column) => {
     if (heat) return first.z[row][column];
-    const trace = figure.data[column];
-    const index = Array.from(trace.x).indexOf(labels[row]);
-    return index < 0 ? null : trace.y[index];
+    const [x, turn] = places[row];
+    const found = drawn[column].get(x) || [];
+    const { mode, y } = figure.data[column];
+    const index = found[mode === "lines" ? 0 : turn]; // a line for chance has one value for all rows of an x
+    return index === undefined ? null : y[index];
   };
   const most = Math.max(1, Math.floor(MOST_CELLS / columns.length));
   const corner = `${unescaped(figure.layout.yaxis.title.text)} \\ ${unescaped(figure.layout.xaxis.title.text)}`;

@@ -337,6 +337,8 @@ WRONG_USE: list[tuple[list[str], str]] = [
     (["qeury"], "No such command 'qeury'. Did you mean query? Try `moewh --help`."),
     (["query", "expert_top_tokens"], "needs the parameters expert, layer. Add -p expert=VALUE -p layer=VALUE."),
     (["refresh", "--warehouse", str(REPOSITORY / "queries")], "is not a warehouse"),
+    (["report", "-o", "-"], "- is not a file. Name one with -o."),
+    (["query", "routes", "-o", "-"], "- is not a file. Name one with -o; rows are printed without -o."),
 ]
 
 
@@ -360,7 +362,13 @@ FAILURES: list[tuple[list[str], str]] = [
     (["query", "-c", "select nothing\nfrom routes"], 'Referenced column "nothing" not found'),
     (["query", "-c", "from routed"], "Table with name routed does not exist! Did you mean"),
     (["query", "-c", "select error('late') from range(3)"], "late"),
-    (["query", "routes", "--warehouse", "/no/such/warehouse"], "there is no warehouse at /no/such/warehouse. Run"),
+    *(
+        ([*command, "--warehouse", "/no/such/warehouse"], "or name another with --warehouse.")
+        for command in (
+            *(["query", "routes"], ["check"], ["verify"], ["runs"], ["report"], ["show", "--prompt", "0"]),
+            ["export", "eplb", "-o", "load.npy"],
+        )
+    ),
     (["runs", "--warehouse", "/no/such/warehouse"], "there is no warehouse"),
     (["shell", "--warehouse", "/no/such/warehouse"], "there is no warehouse"),
     (["runs", "--delete", "unknown"], "there is no run 'unknown'"),

@@ -7,6 +7,7 @@ import runpy
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from moewh.ingest.options import IngestOptions
 from moewh.ingest.run import ingest
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.opening import open_warehouse
-from tests.support.synthetic import Prompt, Run, Token, write_run
+from tests.support.synthetic import Prompt, Run, Token, empty_warehouse, random_run, without_ranks, write_run
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
@@ -135,6 +136,36 @@ def test_the_notebook_answers_its_questions(layout: Layout, monkeypatch: pytest.
     settled = names["settled"].fetchall()
     assert [step for step, *_ in settled[:3]] == [40, 400, 2000]
     assert all(share == 1.0 for step, _, share, _ in settled if step == 2000)
+
+
+ONE_LAYER = {0: (4, 1)}
+NO_STEP = replace(random_run("no-step", 1, {0: (6, 2), 1: (6, 2)}), fields={"series": "s", "tokens_key": "t"})
+
+
+@pytest.mark.parametrize(
+    ("runs", "answers"),
+    [
+        ([], 1),  # in words, that there is no run
+        ([random_run("top-1", 1, ONE_LAYER)], 6),
+        ([replace(NO_STEP, run_id="checkpoint", fields={**NO_STEP.fields, "train_step": 1}), NO_STEP], 6),
+        ([Run("only-special", {0: (6, 2)}, [[Prompt([Token(0, {0: [(1, 0.5), (2, 0.2)]}, "special")])]])], 6),
+        ([Run("no-routes", {0: (6, 2)}, [[Prompt([Token(0, {})], "d")]])], 6),
+        ([without_ranks(random_run("ids", 1, {0: (6, 2), 3: (6, 2)}), "ids", entries=False)], 6),
+    ],
+    ids=lambda value: value[0].run_id if isinstance(value, list) and value else None,
+)
+def test_the_notebook_says_what_a_run_lacks(
+    runs: list[Run], answers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No cell fails: where a figure has no rows, its place holds the reason."""
+    pytest.importorskip("marimo", reason="marimo is not installed")
+    pytest.importorskip("plotly", reason="plotly is not installed")
+    layout = empty_warehouse(tmp_path / "wh")
+    for run in runs:
+        write_run(layout, run)
+    monkeypatch.setenv("MOEWH_WAREHOUSE", str(layout.root))
+    outputs, _ = runpy.run_path(str(REPOSITORY / "notebooks" / "demo.py"))["app"].run()
+    assert sum(output is not None for output in outputs) == answers
 
 
 def test_a_users_run_does_not_join_the_demo(layout: Layout) -> None:

@@ -50,6 +50,17 @@ def exported(layout: Layout, form: str, target: Path, *more: str) -> Path:
     return target
 
 
+def test_an_incomplete_run_is_named_so(run: Run, tmp_path: Path) -> None:
+    layout = empty_warehouse(tmp_path / "wh")
+    write_run(layout, replace(run, fields={**run.fields, "segments_planned": 3}))
+    says = "Wrote run exported to {}. The run is not complete: the file holds its segments so far.\n"
+    for form in export_names():
+        assert export(layout, form, tmp_path / form).output == says.format(tmp_path / form)
+    whole = empty_warehouse(tmp_path / "whole")
+    write_run(whole, run)
+    assert export(whole, "eplb", tmp_path / "x.npy").output == f"Wrote run exported to {tmp_path / 'x.npy'}.\n"
+
+
 def load_of(run: Run, domain: str | None = None) -> np.ndarray[Any, Any]:
     """Tokens by layer and expert, from the run's description."""
     counts = np.zeros((len(LAYERS), 8), np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import json
 import re
 import subprocess
 from dataclasses import replace
@@ -146,6 +147,23 @@ def test_run_domain_and_prompts_can_be_chosen(layout: Layout, tmp_path: Path) ->
     assert {told["prompts"][0]["domain"] for told in data["prompts"].values()} == {"code"}
     none = contents_of(write_report(layout, tmp_path / "r.html", "--run", "007", "--prompts", "0"))
     assert none["prompts"] == {}
+
+
+@pytest.mark.parametrize("chosen", [("step-1",), ("step-20", "step-1"), ("007", "step-30")])
+def test_no_other_run_is_in_the_page(chosen: tuple[str, ...], layout: Layout, tmp_path: Path) -> None:
+    """Nor are the numbers of the other checkpoints of a run's series."""
+    options = [part for run_id in chosen for part in ("--run", run_id)]
+    data = contents_of(write_report(layout, tmp_path / "report.html", *options))
+    with moewh.open(layout.root) as found:
+        every = found.sql("select run_id, train_step from runs").fetchall()
+    others = {run_id for run_id, _ in every} - set(chosen)
+    assert not [run_id for run_id in others if json.dumps(run_id) in json.dumps(data)]
+    steps = {step for run_id, step in every if run_id in chosen and step is not None}
+    for name in ("saturation", "balance_over_training"):
+        (drawing,) = panel_of(data, name)["drawings"]
+        assert set(drawing["runs"]) == {run_id for run_id in chosen if run_id.startswith("step")}
+        for figure in drawing["figures"].values():
+            assert {step for trace in figure["data"] for step in trace["x"]} == steps
 
 
 def test_more_prompts_than_there_are(layout: Layout, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,16 @@ from tests.support import synthetic
 from tests.support.browser import browser_page
 from tests.support.hostile import HOSTILE
 from tests.support.report_pages import MAPS, Row, asked, close, write_report
-from tests.support.synthetic import Prompt, Run, Token, empty_warehouse, random_warehouse, write_run
+from tests.support.synthetic import (
+    Prompt,
+    Run,
+    Token,
+    checkpoint_of,
+    empty_warehouse,
+    random_run,
+    random_warehouse,
+    write_run,
+)
 
 DRAW_ALL = "dispatchEvent(new Event('beforeprint'))"
 SHOWN = """() => Object.fromEntries([...document.querySelectorAll("section")].map((section) => {
@@ -136,6 +146,29 @@ def test_hostile_texts_stay_text(page: Any, tmp_path: Path, monkeypatch: pytest.
     assert page.title() == "Routing report"
     assert page.locator("main img, main script, main b").count() == 0
     assert page.problems == []
+
+
+def test_the_table_has_every_checkpoint_of_a_step(page: Any, tmp_path: Path) -> None:
+    """Two checkpoints of one training step are two rows; the line for chance adds none."""
+    layout = empty_warehouse(tmp_path / "wh")
+    last = random_run("last", 1, {0: (6, 2)})
+    steps = {"one": 10, "other": 10, "last": 30}
+    made = [checkpoint_of(last, run_id, step, step + seed, 0.5) for seed, (run_id, step) in enumerate(steps.items())]
+    for run in made:
+        write_run(layout, replace(run, fields={**run.fields, "series": "s", "tokens_key": "t"}))
+    write_report(layout, tmp_path / "report.html")
+    open_report(page, tmp_path / "report.html")
+    page.evaluate(DRAW_ALL)
+    for name in ("balance_over_training", "saturation"):
+        page.locator(f"#figure-{name} details").evaluate("found => found.open = true")
+        lines = page.locator(f"#figure-{name} tbody tr")
+        lines.first.wait_for()
+        shown = [line.split() for line in lines.all_inner_texts()]
+        (trace, *_) = page.evaluate(SHOWN)[name]["shown"]
+        assert [int(step) for step, *_ in shown] == trace["x"]
+        assert [float(value) for _, value, *_ in shown] == pytest.approx(trace["y"], rel=1e-3)
+        assert [step for step, *_ in shown].count("10") == 2
+        assert len({value for _, value, *_ in shown}) == 3
 
 
 def test_no_serious_finding_of_axe(page: Any, written: Path) -> None:

@@ -124,6 +124,14 @@ def test_without_colours_it_is_the_table(environment: dict[str, str], random: tu
     assert "\x1b" not in plain
 
 
+def test_a_terminal_without_a_width_shows_everything(random: tuple[Layout, dict[str, Run]]) -> None:
+    layout, _ = random
+    arguments = ("--prompt", "1", "--run", "007")
+    wide = shown(layout, *arguments, FORCE_COLOR="1", COLUMNS="80")
+    assert shown(layout, *arguments, FORCE_COLOR="1", COLUMNS="0") == wide
+    assert "expert" in wide
+
+
 def hostile_warehouse(root: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
     """One prompt of hostile tokens in a hostile domain."""
     monkeypatch.setattr(synthetic, "WORDS", HOSTILE)

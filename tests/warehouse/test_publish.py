@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from moewh.cli.main import main
 from moewh.publish import find
 from moewh.publish import target as targets
-from moewh.publish.card import _cell, split_names
+from moewh.publish.card import _cell, is_card, license_of, split_names
 from moewh.publish.hub import HubTarget
 from moewh.publish.publish import PublishOptions, publish
 from moewh.publish.target import FolderTarget, StoreTarget, Target
@@ -405,6 +405,51 @@ def test_the_card_says_what_was_run(published: Path) -> None:
     for table in (*schema.TABLES, *schema.TOTALS):
         assert f"### {table.name}" in text
         assert all(f"| {column.name} | " in text for column in table.columns)
+
+
+def test_the_card_keeps_its_licence_until_another_is_given(target: Target, source: Layout) -> None:
+    def published(license: str | None, *runs: str, without_text: bool = False) -> tuple[bool, str | None]:
+        done = publish(source, target, PublishOptions(runs, without_text, license))
+        return done.changed, license_of(target.place.read("README.md").decode())
+
+    assert published(None, "007") == (True, None)
+    assert published("mit", "007") == (True, "mit")
+    assert published("mit", "007") == (False, "mit")
+    assert published(None, "007", "step-20") == (True, "mit")
+    assert published(None, "007", without_text=True) == (True, "mit")
+    assert published("cc-by-4.0", "007", without_text=True) == (True, "cc-by-4.0")
+
+
+@pytest.mark.parametrize(
+    ("text", "license"),
+    [
+        ("---\nlicense: mit\ntags: []\n---\n# x\nlicense: no", "mit"),
+        ("---\r\nlicense: 'mit'\n---\n", None),
+        ("---\nlicense: 'mit'\n---\n", "mit"),
+        ("---\nconfigs: []\n---\nlicense: mit\n", None),
+        ("license: mit\n", None),
+        ("", None),
+    ],
+)
+def test_the_licence_is_read_from_the_front_of_a_card(text: str, license: str | None) -> None:
+    assert license_of(text) == license
+    assert not is_card(text)
+
+
+@pytest.mark.parametrize("name", ["README.md", "warehouse.duckdb"])
+def test_a_card_and_database_of_others_are_not_replaced(name: str, target: Target, source: Layout) -> None:
+    """On the Hub, the history keeps them."""
+    if isinstance(target, HubTarget):
+        target.finish({name: b"mine"})
+        assert publish(source, target, PublishOptions(("007",), license="mit")).changed
+        return
+    if isinstance(target, FolderTarget):
+        target.root.mkdir()
+    target.finish({name: b"mine"})
+    with pytest.raises(UsageError, match=f"holds {name}, which moewh did not write and would replace"):
+        publish(source, target, PublishOptions(("007",)))
+    assert target.paths() == {name}
+    assert target.place.read(name) == b"mine"
 
 
 @pytest.mark.parametrize("name", ["it's", "sp ace", "<b>*x*", "two\nlines"])

@@ -51,6 +51,8 @@ class ExportedRun:
     domain: str | None
     num_hidden_layers: int
     top_k: int
+    complete: bool
+    """False if only the segments so far are exported."""
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
         """Return the rows of SQL that may bind $run and $domain."""
@@ -97,8 +99,8 @@ def describe_export(name: str) -> str:
     return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
 
 
-def export_run(name: str, warehouse: Readable, run_id: str | None, domain: str | None, target: Path) -> str:
-    """Write a run in a format to `target`, replacing an existing file; return the run's id.
+def export_run(name: str, warehouse: Readable, run_id: str | None, domain: str | None, target: Path) -> ExportedRun:
+    """Write a run in a format to `target`, replacing an existing file; return the run.
 
     Without `run_id`, exports the warehouse's only run. Raises UsageError if there are several, or if `target` is a
     folder, has the suffix of another format or cannot be written; MoewhError if there is no such run or domain.
@@ -113,7 +115,7 @@ def export_run(name: str, warehouse: Readable, run_id: str | None, domain: str |
         run = _find_run(connection, run_id, domain)
         with replaced(target) if found.suffix else _new_folder(target) as part:
             found.write(run, part)
-    return run.run_id
+    return run
 
 
 def _find_run(connection: duckdb.DuckDBPyConnection, run_id: str | None, domain: str | None) -> ExportedRun:
@@ -126,8 +128,9 @@ def _find_run(connection: duckdb.DuckDBPyConnection, run_id: str | None, domain:
         run_id = known[0]
     values = {"run": run_id} | ({} if domain is None else {"domain": domain})
     require_existing(lambda sql, _: connection.execute(sql).fetchall(), {"run": "run", "domain": "domain"}, values)
-    sql = "select coalesce(num_hidden_layers, max(layer) + 1), max(layers.top_k) from runs join layers using (run_id) "
-    (found,) = connection.execute(sql + "where run_id = ? group by num_hidden_layers", [run_id]).fetchall()
+    sql = "select coalesce(num_hidden_layers, max(layer) + 1), max(layers.top_k), status = 'complete' "
+    sql += "from runs join layers using (run_id) where run_id = ? group by num_hidden_layers, status"
+    (found,) = connection.execute(sql, [run_id]).fetchall()
     return ExportedRun(connection, run_id, domain, *found)
 
 

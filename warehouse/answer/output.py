@@ -49,7 +49,7 @@ _LINE_END = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 def choose_format(name: str | None, output: Path | None) -> str:
     """Return the requested format, else that of the file's suffix, else `table`. Raises UsageError."""
     if output is not None:
-        _require_file(output)
+        _require_file(output, "; rows are printed without -o")
     chosen = name or (_SUFFIXES.get(output.suffix.lower()) if output else "table")
     if chosen is None:
         raise UsageError(f"cannot tell the format of {output} from its name. Add --format {'|'.join(FORMATS)}.")
@@ -131,12 +131,12 @@ def written_path(output: Path, suffixes: tuple[str, ...] = ()) -> Path:
     return output.with_name(f".{output.name}.{os.getpid()}")
 
 
-def _require_file(output: Path) -> None:
-    """Raise UsageError for a directory, and for `-`, with which other programs mean stdout."""
+def _require_file(output: Path, hint: str = "") -> None:
+    """Raise UsageError for a directory, and for `-`, with which other programs mean stdout; `hint` ends that line."""
     if Path(require_utf8(str(output))).is_dir():
         raise UsageError(f"{output} is a directory. Name a file with -o.")
     if str(output) == "-":
-        raise UsageError("- is not a file. Name one with -o; rows are printed without -o.")
+        raise UsageError(f"- is not a file. Name one with -o{hint}.")
 
 
 def _resolved(output: Path) -> Path:
