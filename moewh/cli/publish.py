@@ -16,7 +16,11 @@ from moewh.warehouse.views.sql import sql_string
 @click.command(short_help="Send runs to a folder, s3:// or the Hub for others to read.")
 @click.argument("target", metavar="TARGET")
 @click.option("--run", "runs", metavar="RUN", multiple=True, help="Publish this run. Repeatable.  [default: all]")
-@click.option("--without-text", is_flag=True, help="Leave out the text of prompts, and columns that reveal it.")
+@click.option(
+    "--without-text/--with-text",
+    default=None,
+    help="Leave out the text of prompts, and columns that reveal it.  [default: as a run was published before]",
+)
 @click.option("--url", metavar="URL", help="Where readers will find a folder, such as https://HOST/wh.")
 @click.option("--license", metavar="ID", help="Licence for the card, such as cc-by-4.0. hf:// needs one.")
 @warehouse_option
@@ -24,7 +28,7 @@ def publish(
     *,
     target: str,
     runs: tuple[str, ...],
-    without_text: bool,
+    without_text: bool | None,
     url: str | None,
     license: str | None,
     warehouse: Layout,

@@ -90,7 +90,7 @@ def card(published: Published, license: str | None) -> str:
         "",
         *_table(["split", *names], [[splits[run["run_id"]], *run.values()] for run in runs]),
     ]
-    if held := published.listing.without_text:
+    if held := [run_id for run_id in published.listing.without_text if run_id in published.listing.run_ids]:
         parts.append(_WITHOUT_TEXT.format(runs=f"Run{'s'[: len(held) != 1]} {', '.join(held)} {_was(len(held))}"))
     parts += ["", "## Tables", ""]
     for table in (*schema.TABLES, *schema.TOTALS):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -38,7 +38,8 @@ class PublishOptions:
 
     runs: tuple[str, ...] = ()
     """Empty: every complete run."""
-    without_text: bool = False
+    without_text: bool | None = None
+    """For every run; None: for those that were published so before."""
     license: str | None = None
     """In the Hub's spelling, such as cc-by-4.0; None: the one that the target's card names, if it has one."""
 
@@ -79,6 +80,7 @@ def publish(
     planned = verify.plan(layout)
     before = listing_at(target)
     licensed = _license_at(target)
+    without_text = _without_text(options, complete, before)
     license = options.license or licensed
     empty, files = zero_rows(layout), dict[str, Listed]()
     if before is None:
@@ -86,16 +88,18 @@ def publish(
             target, Listing(_send_missing(target, empty, summary), __version__, target.place.root), license
         )
     for run_id in complete:
-        with _pieces(layout, run_pieces(layout, planned, run_id), run_id, options) as pieces:
+        withheld = run_id in without_text
+        with _pieces(layout, run_pieces(layout, planned, run_id), run_id, withheld) as pieces:
             sent = summary.sent_files
             of_run = _send_run(target, run_id, pieces, license, summary)
             size = sum(listed.bytes for listed in of_run.values())
-            report(f"run {run_id}: {len(of_run):,} files, {size / 1e6:,.1f} MB, {summary.sent_files - sent:,} sent")
+            report(
+                f"run {run_id}{' without its text' * withheld}: {len(of_run):,} files, {size / 1e6:,.1f} MB, "
+                f"{summary.sent_files - sent:,} sent"
+            )
             files |= of_run
     now = listing_at(target)
-    listing = _merged_listing(
-        now, files | _send_missing(target, empty, summary), target, complete if options.without_text else []
-    )
+    listing = _merged_listing(now, files | _send_missing(target, empty, summary), target, without_text)
     if listing != now or license != licensed or _lacks(target, (DATABASE, CARD)):
         _write_root_files(target, listing, license)
         summary.changed = True
@@ -116,6 +120,13 @@ def listing_at(target: Target) -> Listing | None:
         ) from error
 
 
+def _without_text(options: PublishOptions, run_ids: list[str], before: Listing | None) -> list[str]:
+    """Return the runs to publish without their text: what was withheld once is not sent by a shorter command."""
+    if options.without_text is not None:
+        return run_ids if options.without_text else []
+    return [] if before is None else [run_id for run_id in run_ids if run_id in before.without_text]
+
+
 def _merged_listing(now: Listing | None, files: dict[str, Listed], target: Target, without_text: list[str]) -> Listing:
     """Return a listing of the runs in `files` and of all other runs that are published now."""
     others = (now or Listing({}, __version__, target.place.root)).without({run_of(path) for path in files})
@@ -124,9 +135,9 @@ def _merged_listing(now: Listing | None, files: dict[str, Listed], target: Targe
 
 
 @contextmanager
-def _pieces(layout: Layout, pieces: list[Piece], run_id: str, options: PublishOptions) -> Iterator[list[Piece]]:
+def _pieces(layout: Layout, pieces: list[Piece], run_id: str, withheld: bool) -> Iterator[list[Piece]]:
     """Yield the pieces of a run, or of a copy without text, which is removed at the end."""
-    if not options.without_text:
+    if not withheld:
         yield pieces
         return
     with layout.staged(f"publish.{run_id}") as folder:
@@ -142,7 +153,8 @@ def _send_run(
     if now is not None and run_id in now.run_ids:
         there = {path: listed for path, listed in now.files.items() if run_of(path) == run_id}
         if there != files:
-            _write_root_files(target, now.without({run_id}), license)
+            withdrawn = replace(now.without({run_id}), without_text=now.without_text)  # not forgotten after a kill
+            _write_root_files(target, withdrawn, license)
             summary.changed = True
     _send_missing(target, pieces, summary)
     return files

@@ -523,9 +523,38 @@ def test_text_that_was_published_is_taken_back(source: Layout, tmp_path: Path) -
     again = publish(source, place, withheld)
     assert (again.sent_files, again.changed) == (0, False)
     assert parse_listing((place.root / LISTING).read_bytes()).without_text == ("007",)
-    publish(source, place, PublishOptions(("007",)))
+    for kept in (PublishOptions(("007",)), PublishOptions()):
+        publish(source, place, kept)
+        assert parse_listing((place.root / LISTING).read_bytes()).without_text == ("007",)
+    publish(source, place, PublishOptions(("007",), without_text=False))
     assert parse_listing((place.root / LISTING).read_bytes()).without_text == ()
     assert not list(source.staging.glob("publish*"))
+
+
+def test_a_run_that_is_replaced_stays_without_text(
+    target: Target, source: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if that is killed once the old run is withdrawn; other runs keep their text."""
+    shutil.copytree(source.root, tmp_path / "other", symlinks=True)
+    other = Layout(tmp_path / "other")
+    shutil.rmtree(other.root / "geometry" / "run_id=007")
+    publish(source, target, PublishOptions(("007",), without_text=True, license="mit"))
+
+    def stopped(*_: Any) -> None:
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(target), "send", stopped)
+        with pytest.raises(Stopped):
+            publish(other, target, PublishOptions())
+    assert Published(target.place).listing.run_ids == ()
+    lines: list[str] = []
+    publish(other, target, PublishOptions(), lines.append)
+    assert ["without its text" in line for line in lines] == [line.startswith("run 007") for line in lines]
+    assert Published(target.place).listing.without_text == ("007",)
+    with open_warehouse(reader(target)) as there:
+        texts = there.execute("select run_id, count(text) from prompts group by all having count(text) > 0").fetchall()
+    assert {run_id for run_id, _ in texts} == {"step-20", "step-30"}
 
 
 def test_every_column_with_text_is_known() -> None:
