@@ -26,7 +26,8 @@ from typing import Any
 
 from benchmarks import simulated
 from moewh.ingest.write.run_files import write_run
-from moewh.warehouse.files.layout import Layout, make_folder
+from moewh.warehouse.files.commit import make_folder
+from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.sealing.seal import seal
 
 CHECKPOINTS = {1_000: 0.2, 10_000: 0.4, 100_000: 0.5}

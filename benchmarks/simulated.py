@@ -26,7 +26,8 @@ from moewh.ingest.routing import LayerRouting, RoutingBuffer, TokenisedSegment, 
 from moewh.ingest.write.run_files import write_run
 from moewh.ingest.write.segment import write_segment
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import Layout, add_mark, commit, make_folder
+from moewh.warehouse.files.commit import add_mark, commit, make_folder
+from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.files.manifest import write_manifest
 from moewh.warehouse.files.tables import write_chunks
 from moewh.warehouse.sealing.totals import write_totals

@@ -26,8 +26,9 @@ from moewh.ingest.proof.measure import LayerFacts
 from moewh.ingest.record import Identity, RunRecord, default_run_id
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import SEGMENT_FOLDER, Layout, check_run_id
+from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.files.manifest import MANIFEST, read_manifest
+from moewh.warehouse.files.names import SEGMENT_FOLDER, check_run_id
 from moewh.warehouse.files.tables import read_rows
 
 _CONTENTS = {

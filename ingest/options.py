@@ -14,7 +14,7 @@ from pkgutil import iter_modules
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from moewh.warehouse.errors import UsageError
-from moewh.warehouse.files.layout import check_run_id, run_id_characters
+from moewh.warehouse.files.names import check_run_id, run_id_characters
 
 Overflow = Literal["truncate", "chunk", "skip", "error"]
 PROMPT_FORMATS = tuple(found.name for found in iter_modules([str(Path(__file__).parent / "prompts" / "formats")]))

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from moewh.ingest.options import IngestOptions, option_of
-from moewh.warehouse.files.layout import run_id_characters
+from moewh.warehouse.files.names import run_id_characters
 
 _OF_TOKENS = ("prompts_sha256", "tokenizer_sha256", "max_length", "on_overflow", "special_tokens")
 _OF_TOKENS_IF_GIVEN = (*(one.name for one in fields(IngestOptions) if option_of(one).of_tokens), "template_time")

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from moewh.warehouse.answer.query import Answer
 from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.files.commit import make_folder, sync
 from moewh.warehouse.files.folders import real_path
-from moewh.warehouse.files.layout import RUN_FOLDER, SCHEMA_RUN, SEGMENT_FOLDER, Layout, make_folder, sync
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.files.names import RUN_FOLDER, SCHEMA_RUN, SEGMENT_FOLDER
 from moewh.warehouse.sealing.seal import unseal
 from moewh.warehouse.views.publishing import publish
 

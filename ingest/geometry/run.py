@@ -38,8 +38,9 @@ from moewh.ingest.model.repository import Repository
 from moewh.ingest.processes import Process
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files import schema
+from moewh.warehouse.files.commit import commit, sync
 from moewh.warehouse.files.folders import own_entries
-from moewh.warehouse.files.layout import Layout, commit, sync
+from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.files.manifest import write_manifest
 from moewh.warehouse.files.tables import parquet_options, read_rows
 from moewh.warehouse.runs import check_known, run_ids

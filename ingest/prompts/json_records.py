@@ -36,7 +36,7 @@ from moewh.ingest.prompts.records import (
     prompts_sql,
 )
 from moewh.warehouse.errors import first_line, lacking
-from moewh.warehouse.files.layout import glob_literal
+from moewh.warehouse.files.names import glob_literal
 
 Relation = Callable[[duckdb.DuckDBPyConnection, Bound], str]
 """SQL for the relation of a file's records, with one `json` per row."""

@@ -27,7 +27,8 @@ from moewh.ingest.prompts.digest import PromptDigest
 from moewh.ingest.prompts.records import MESSAGES
 from moewh.ingest.prompts.sources import Found, Input, find_inputs
 from moewh.warehouse.errors import MoewhError
-from moewh.warehouse.files.layout import Layout, exclusive
+from moewh.warehouse.files.commit import exclusive
+from moewh.warehouse.files.layout import Layout
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 from moewh.ingest.prompts.chats import CLOCK
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import Layout, exclusive
+from moewh.warehouse.files.commit import exclusive
+from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.files.tables import read_rows
 
 KEY = "template_time"

@@ -35,7 +35,8 @@ from moewh.ingest.recorder.sequences import Block, Labels, Part, require_whole
 from moewh.ingest.recorder.writer import decoder
 from moewh.ingest.workers import in_background, start_workers
 from moewh.warehouse.errors import MoewhError, UsageError
-from moewh.warehouse.files.layout import Layout, check_run_id
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.files.names import check_run_id
 
 _PASSES_AHEAD = 16
 """Passes whose routing may be in flight from the device at once."""

@@ -29,7 +29,7 @@ from moewh.ingest.recorder.arguments import (
 )
 from moewh.ingest.run import Progress, ingest
 from moewh.warehouse.errors import MoewhError, with_arguments
-from moewh.warehouse.files.layout import check_run_id
+from moewh.warehouse.files.names import check_run_id
 from moewh.warehouse.remote.published import writable
 from moewh.warehouse.runs import run_ids
 

@@ -24,7 +24,7 @@ from moewh.ingest.recorder.sequences import Block, Labels, Part
 from moewh.ingest.routing import NO_ENTRY, NO_ROUTE, LayerRouting
 from moewh.ingest.workers import InBetween
 from moewh.warehouse.errors import MoewhError, UsageError, short_message
-from moewh.warehouse.files.layout import check_run_id
+from moewh.warehouse.files.names import check_run_id
 from moewh.warehouse.remote.published import writable
 
 if TYPE_CHECKING:

@@ -36,8 +36,9 @@ from moewh.ingest.traces.trace import Format, Sequence, TraceFile, TraceModel, f
 from moewh.ingest.write.run_files import write_run
 from moewh.ingest.write.segment import Committed, write_segment
 from moewh.warehouse.errors import MoewhError
-from moewh.warehouse.files.layout import SEGMENT_FOLDER, Layout, check_run_id
+from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.files.manifest import file_sha256
+from moewh.warehouse.files.names import SEGMENT_FOLDER, check_run_id
 from moewh.warehouse.sealing.seal import seal, unseal
 from moewh.warehouse.views.publishing import publish
 

@@ -14,7 +14,8 @@ import pyarrow as pa
 from moewh.ingest.record import RunRecord
 from moewh.warehouse import __version__
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import Layout, commit
+from moewh.warehouse.files.commit import commit
+from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.files.manifest import file_sha256, write_manifest
 from moewh.warehouse.files.schema import Table
 from moewh.warehouse.files.tables import read_rows, write_table

@@ -24,7 +24,8 @@ from moewh.ingest.write.rollups import RollupCounter, one_blas_thread
 from moewh.ingest.write.run_files import vocabulary_key
 from moewh.warehouse.cpus import usable_cpus
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import Layout, commit
+from moewh.warehouse.files.commit import commit
+from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.files.manifest import write_manifest
 from moewh.warehouse.files.schema import Table
 from moewh.warehouse.files.tables import ROW_GROUP_ROWS, parquet_options, write_table

@@ -8,6 +8,6 @@ import sys
 from moewh.warehouse.errors import NOT_POSIX
 
 try:
-    import fcntl  # noqa: F401 - for warehouse.files.layout, whose locks need POSIX
+    import fcntl  # noqa: F401 - for warehouse.files.commit, whose locks need POSIX
 except ImportError:
     sys.exit(f"moewh: {NOT_POSIX}")

@@ -16,7 +16,8 @@ from moewh.warehouse.answer import query as queries
 from moewh.warehouse.answer.query import Query
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import SCHEMA_RUN, Layout
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.files.names import SCHEMA_RUN
 
 Items = list[CompletionItem[str]]
 Complete = Callable[[click.Context, click.Parameter, str], Items]

@@ -11,7 +11,7 @@ import click
 
 from moewh.warehouse.errors import MoewhError, lacking
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import own_paths
+from moewh.warehouse.files.names import own_paths
 
 _OURS = r"MoewhError: (.+)"
 """DuckDB's form, with a traceback, of an exception raised while a query reads a remote file."""

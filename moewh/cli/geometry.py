@@ -10,7 +10,8 @@ import click
 
 from moewh.cli.candidates import complete_runs
 from moewh.cli.options import warehouse_option
-from moewh.warehouse.files.layout import Layout, check_run_id
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.files.names import check_run_id
 
 if TYPE_CHECKING:
     from moewh.ingest.geometry.run import Measured

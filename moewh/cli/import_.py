@@ -9,7 +9,8 @@ from click.shell_completion import CompletionItem
 
 from moewh.cli.options import warehouse_option
 from moewh.ingest.options import SEGMENT_ROWS
-from moewh.warehouse.files.layout import Layout, check_run_id
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.files.names import check_run_id
 
 if TYPE_CHECKING:
     from moewh.ingest.traces.run import Imported

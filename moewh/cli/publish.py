@@ -9,7 +9,8 @@ import click
 
 from moewh.cli.options import warehouse_option
 from moewh.warehouse.errors import UsageError
-from moewh.warehouse.files.layout import DATABASE, Layout
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.files.names import DATABASE
 from moewh.warehouse.views.sql import sql_string
 
 

@@ -15,8 +15,9 @@ import click
 
 from moewh.cli.options import readable_option
 from moewh.warehouse.errors import escaped
-from moewh.warehouse.files.layout import SCHEMA_RUN, Layout
+from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.files.listing import run_of
+from moewh.warehouse.files.names import SCHEMA_RUN
 from moewh.warehouse.remote.published import Readable, only_written
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import ANY_RUN, DATABASE, FOLDERS, RUN_FOLDER, SCHEMA_RUN
 from moewh.warehouse.files.listing import run_of
+from moewh.warehouse.files.names import ANY_RUN, DATABASE, FOLDERS, RUN_FOLDER, SCHEMA_RUN
 from moewh.warehouse.remote.published import Published
 from moewh.warehouse.views.opening import open_warehouse
 from moewh.warehouse.views.sql import sql_string

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moewh.warehouse.errors import MoewhError
-from moewh.warehouse.files.layout import MARK, SCHEMA_RUN, Layout
+from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.files.listing import PUBLISHED_MARK, Listed
 from moewh.warehouse.files.manifest import MANIFEST, file_sha256, read_manifest
+from moewh.warehouse.files.names import MARK, SCHEMA_RUN
 from moewh.warehouse.sealing.seal import is_complete, segment_numbers
 from moewh.warehouse.trust import verify
 from moewh.warehouse.trust.repair import run_of

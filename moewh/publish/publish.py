@@ -22,8 +22,9 @@ from moewh.publish.withhold import without_text as withhold
 from moewh.warehouse import __version__
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.folders import is_left_by_others
-from moewh.warehouse.files.layout import DATABASE, FOLDERS, LISTING, RUN_FOLDER, SCHEMA_RUN, Layout
+from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.files.listing import Listed, Listing, ListingError, listing_text, parse_listing, run_of
+from moewh.warehouse.files.names import DATABASE, FOLDERS, LISTING, RUN_FOLDER, SCHEMA_RUN
 from moewh.warehouse.remote.place import Folder
 from moewh.warehouse.remote.published import Published
 from moewh.warehouse.runs import check_known, run_ids

@@ -17,9 +17,11 @@ from typing import Protocol
 from moewh.publish.card import is_card
 from moewh.publish.pieces import Piece
 from moewh.warehouse.errors import MoewhError, UsageError
+from moewh.warehouse.files.commit import commit, make_folder, sync
 from moewh.warehouse.files.folders import is_left_by_others, own_entries
-from moewh.warehouse.files.layout import DATABASE, LISTING, PUBLISHED_NAMES, Layout, commit, make_folder, sync
+from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.files.manifest import MANIFEST
+from moewh.warehouse.files.names import DATABASE, LISTING, PUBLISHED_NAMES
 from moewh.warehouse.remote.place import Folder, Place, Remote, reason
 
 CARD = "README.md"

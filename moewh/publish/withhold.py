@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from moewh.publish.pieces import Piece, piece_of
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import Layout, add_mark
+from moewh.warehouse.files.commit import add_mark
+from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.files.manifest import read_manifest, write_manifest
 from moewh.warehouse.files.tables import parquet_options, write_chunks
 from moewh.warehouse.sealing.merge import write_sealed

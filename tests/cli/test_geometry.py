@@ -23,8 +23,9 @@ from moewh.cli.main import main
 from moewh.ingest.geometry.matrices import layer_weights
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import SCHEMA_RUN, Layout
+from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.files.manifest import MANIFEST
+from moewh.warehouse.files.names import SCHEMA_RUN
 from moewh.warehouse.trust.verify import check, plan
 from tests.support.brute_force import brute_co_routing, brute_expert_load
 from tests.support.families import Family, build

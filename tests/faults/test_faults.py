@@ -19,7 +19,8 @@ import duckdb
 import pytest
 
 from moewh.warehouse.answer.shell import find_duckdb
-from moewh.warehouse.files.layout import FOLDERS, Layout
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.files.names import FOLDERS
 from moewh.warehouse.views.publishing import publish
 from tests.support.commit_order import check_order, kernel_commits, steps_of
 from tests.support.damage import faults_of

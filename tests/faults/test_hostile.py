@@ -39,7 +39,8 @@ from moewh.warehouse.answer.engine import open_engine
 from moewh.warehouse.answer.jail import Limits, open_jailed
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import Layout, check_run_id
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.files.names import check_run_id
 from moewh.warehouse.views.opening import open_warehouse
 from tests.support.models import byte_tokenizer, save_model, tiny_model
 from tests.support.synthetic import random_warehouse

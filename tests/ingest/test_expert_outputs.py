@@ -25,8 +25,9 @@ from moewh.warehouse.answer.engine import open_engine
 from moewh.warehouse.answer.jail import Limits
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import SCHEMA_RUN, Layout
+from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.files.manifest import read_manifest, write_manifest
+from moewh.warehouse.files.names import SCHEMA_RUN
 from moewh.warehouse.sealing.seal import unseal
 from moewh.warehouse.trust import verify
 from moewh.warehouse.trust.rollups import compare

@@ -350,13 +350,13 @@ def _mutate(name: str | None) -> None:
 
 def _mutations() -> dict[str, list[tuple[Any, str, Any]]]:
     """By name: which attribute of which module or class becomes what."""
-    from moewh.warehouse.files import layout
+    from moewh.warehouse.files.commit import commit, make_folder, sync
+    from moewh.warehouse.files.layout import Layout
 
-    sync, commit = layout.sync, layout.commit
     writers = ("moewh.warehouse.files.layout", "moewh.ingest.write.segment", "moewh.ingest.write.run_files")
 
     def rename_first(folder: Path, target: Path) -> bool:
-        layout.make_folder(target.parent)
+        make_folder(target.parent)
         folder.rename(target)
         for file in target.iterdir():
             sync(file)
@@ -389,20 +389,24 @@ def _mutations() -> dict[str, list[tuple[Any, str, Any]]]:
         yield lambda: None
 
     return {
-        "no fsync": [("moewh.warehouse.files.layout", "sync", lambda _: None)],
+        "no fsync": [("moewh.warehouse.files.commit", "sync", lambda _: None)],
         "no fsync of folders": [
-            ("moewh.warehouse.files.layout", "sync", lambda path: None if path.is_dir() else sync(path))
+            ("moewh.warehouse.files.commit", "sync", lambda path: None if path.is_dir() else sync(path))
         ],
         "errors of fsync ignored": [
             (module, "sync", sync_if_possible)
-            for module in ("moewh.warehouse.files.layout", "moewh.warehouse.views.publishing")
+            for module in (
+                "moewh.warehouse.files.commit",
+                "moewh.warehouse.files.layout",
+                "moewh.warehouse.views.publishing",
+            )
         ],
         "rename first": [(module, "commit", rename_first) for module in writers],
         "no staging": [(module, "commit", one_by_one(0)) for module in writers],
         "no staging, slowly": [(module, "commit", one_by_one(0.02)) for module in writers],  # a reader sees it
         "a lost race is an error": [(module, "commit", race_is_an_error) for module in writers],
         "no manifest": [(module, "write_manifest", lambda *_: 0) for module in writers[1:]],
-        "errors not explained": [(layout.Layout, "writing", lambda _: contextlib.nullcontext())],
+        "errors not explained": [(Layout, "writing", lambda _: contextlib.nullcontext())],
         "deaf to signals": [(module, "stoppable", deaf) for module in ("moewh.cli.main", "moewh.cli.ingest")],
         "spill into the warehouse": [(os, "access", lambda *_: True)],
         "no locks": [(fcntl, "flock", no_locks)],  # a file system's, not ours

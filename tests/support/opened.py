@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from moewh.warehouse.answer import query as queries
 from moewh.warehouse.answer.engine import Engine
-from moewh.warehouse.files.layout import Layout, glob_literal
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.files.names import glob_literal
 from moewh.warehouse.views.opening import open_warehouse
 from moewh.warehouse.views.sql import sql_string
 

@@ -11,7 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from moewh.cli.main import main
-from moewh.warehouse.files.layout import SCHEMA_RUN, Layout
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.files.names import SCHEMA_RUN
 from tests.support.damage import sound_warehouse
 
 pytestmark = pytest.mark.published_file

@@ -21,8 +21,9 @@ from moewh.cli.main import main
 from moewh.warehouse.answer.shell import find_duckdb
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import SCHEMA_RUN, Layout
+from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.files.manifest import MANIFEST, read_manifest, write_manifest
+from moewh.warehouse.files.names import SCHEMA_RUN
 from moewh.warehouse.trust import verify
 from moewh.warehouse.views.opening import open_warehouse
 from moewh.warehouse.views.publishing import publish

@@ -27,7 +27,8 @@ from moewh.warehouse.answer.jail import Limits
 from moewh.warehouse.answer.query import Query
 from moewh.warehouse.answer.shell import find_duckdb
 from moewh.warehouse.errors import MoewhError
-from moewh.warehouse.files.layout import SCHEMA_RUN, Layout
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.files.names import SCHEMA_RUN
 from moewh.warehouse.views.shipped import canned_names
 from tests.support.damage import faults_of, fresh_copy, sound_warehouse
 from tests.support.database_file import publish_for_reading

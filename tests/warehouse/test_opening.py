@@ -11,7 +11,8 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from moewh.warehouse.files.layout import Layout, glob_literal
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.files.names import glob_literal
 from moewh.warehouse.views import cache as view_cache
 from moewh.warehouse.views import publishing
 from moewh.warehouse.views.cache import written_to

@@ -25,17 +25,9 @@ from moewh.warehouse.answer.jail import Limits
 from moewh.warehouse.answer.query import Query
 from moewh.warehouse.answer.shell import find_duckdb
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import (
-    ANY_RUN,
-    ANY_SEGMENT,
-    PATH_VALUES,
-    STRAYS,
-    UNSEALED,
-    UNSEALED_LINK,
-    Layout,
-    glob_literal,
-)
-from moewh.warehouse.files.layout import FOLDERS as LEVELS
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.files.names import ANY_RUN, ANY_SEGMENT, PATH_VALUES, STRAYS, UNSEALED, UNSEALED_LINK, glob_literal
+from moewh.warehouse.files.names import FOLDERS as LEVELS
 from moewh.warehouse.views.opening import open_warehouse
 from moewh.warehouse.views.publishing import publish
 from moewh.warehouse.views.shipped import canned_names

@@ -28,8 +28,9 @@ from moewh.warehouse.answer import retry
 from moewh.warehouse.answer.retry import until_settled
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import LISTING, Layout
+from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.files.listing import parse_listing
+from moewh.warehouse.files.names import LISTING
 from moewh.warehouse.remote.place import Remote
 from moewh.warehouse.remote.published import Published, readable
 from moewh.warehouse.runs import delete_run

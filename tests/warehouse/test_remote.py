@@ -20,7 +20,8 @@ from moewh.warehouse.answer import query as queries
 from moewh.warehouse.answer.engine import open_engine
 from moewh.warehouse.answer.jail import Limits, open_jailed
 from moewh.warehouse.errors import MoewhError, UsageError
-from moewh.warehouse.files.layout import LISTING, Layout
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.files.names import LISTING
 from moewh.warehouse.remote import listed
 from moewh.warehouse.remote.published import readable
 from moewh.warehouse.views.opening import open_warehouse

@@ -12,7 +12,8 @@ import pytest
 from moewh.warehouse.answer.engine import open_engine
 from moewh.warehouse.answer.jail import Limits
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import SCHEMA_RUN, Layout
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.files.names import SCHEMA_RUN
 from moewh.warehouse.sealing import totals
 from moewh.warehouse.sealing.seal import seal, unseal
 from moewh.warehouse.trust.rollups import compare

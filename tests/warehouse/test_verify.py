@@ -26,8 +26,9 @@ from moewh.ingest.options import IngestOptions, command_words
 from moewh.ingest.run import ingest
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files import manifest, pages, schema
-from moewh.warehouse.files.layout import SCHEMA_RUN, Layout
+from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.files.manifest import MANIFEST, ManifestError, parse_manifest, read_manifest, write_manifest
+from moewh.warehouse.files.names import SCHEMA_RUN
 from moewh.warehouse.trust import verify
 from moewh.warehouse.views.opening import open_warehouse
 from tests.support.damage import (

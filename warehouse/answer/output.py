@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, TextIO, cast
 
 from moewh.warehouse.answer import texts
 from moewh.warehouse.errors import UsageError, require_utf8
+from moewh.warehouse.files.commit import sync
 from moewh.warehouse.files.folders import real_path
-from moewh.warehouse.files.layout import Layout, sync
+from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.sql import sql_string
 
 if TYPE_CHECKING:

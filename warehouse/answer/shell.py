@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from moewh.warehouse.errors import MoewhError, UsageError
-from moewh.warehouse.files.layout import DATABASE, Layout
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.files.names import DATABASE
 from moewh.warehouse.remote.place import Remote
 from moewh.warehouse.remote.published import Published, Readable
 from moewh.warehouse.views.statements import bound_to, view_statements, zero_rows_of

@@ -18,7 +18,8 @@ from moewh.warehouse.answer.query import Answer, Query, Value, check_names
 from moewh.warehouse.cpus import usable_cpus
 from moewh.warehouse.errors import MoewhError, UsageError, first_line
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import ANY_RUN, FOLDERS, PATH_VALUES, RUN_FOLDER, SCHEMA_RUN, SEGMENT_FOLDER, Layout
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.files.names import ANY_RUN, FOLDERS, PATH_VALUES, RUN_FOLDER, SCHEMA_RUN, SEGMENT_FOLDER
 from moewh.warehouse.remote.place import Folder
 from moewh.warehouse.views.base import table_select
 from moewh.warehouse.views.merged import ASK_AGAIN, LACKS, NEITHER, SEALED_LACKS

@@ -17,10 +17,9 @@ from __future__ import annotations
 import errno
 import io
 import os
-import re
 import shlex
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -28,65 +27,31 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moewh.warehouse.errors import NOT_POSIX, MoewhError, UsageError
+from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files import schema
+from moewh.warehouse.files.commit import IN_FLIGHT, add_mark, commit, has_mark, lock, make_folder, require_renames, sync
 from moewh.warehouse.files.folders import own_entries, real_path
+from moewh.warehouse.files.names import (
+    ANY_RUN,
+    DATABASE,
+    FOLDERS,
+    MARK,
+    OWN_NAMES,
+    QUARANTINE,
+    RUN_FOLDER,
+    SCHEMA_RUN,
+    SEGMENT_FOLDER,
+    STAGING,
+    UNSEALED,
+    UNSEALED_LINK,
+    glob_literal,
+    is_segment_folder,
+    run_of_folder,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-try:
-    import fcntl
-except ImportError as error:
-    raise MoewhError(NOT_POSIX) from error
-
-SCHEMA_RUN = "~schema"
-"""The run_id of the zero-row files, with which every view can answer before the first ingest.
-
-It sorts after every legal run_id: DuckDB estimates sizes from the first file when it plans a join, so an empty first
-file would make it build hash tables on the larger side.
-"""
-
-ANY_RUN = "run_id=[A-Za-z0-9~]*"
-ANY_SEGMENT = "segment=[0-9]*"
-"""Patterns of the folders of runs and of segments. They also match the names in STRAYS."""
-STRAYS = {
-    ANY_RUN: ("run_id=*[!-A-Za-z0-9._]*",),
-    ANY_SEGMENT: ("segment=*[!0-9]*", "segment=0?*", "segment=??????????*"),
-}
-"""Patterns of the names that are not a run's or a segment's. SCHEMA_RUN matches one of them, but is legal.
-
-The hyphen comes first: DuckDB 1.5 takes it for a range at the end of a class.
-"""
-
-FOLDERS: dict[schema.Level, str] = {
-    "run": f"runs/{ANY_RUN}",
-    "segment": f"segments/{ANY_RUN}/{ANY_SEGMENT}",
-    "geometry": f"geometry/{ANY_RUN}",
-    "sealed": f"sealed/{ANY_RUN}",
-}
-"""The folders that hold the files of each level's tables, as patterns below the root."""
-
-UNSEALED = f"unsealed/{ANY_RUN}"
-"""The folders of the runs that are not sealed: each holds a mark and UNSEALED_LINK, a link to the run's segments.
-
-Views read the counts of segments only through these links, so that no query lists the segments of a sealed run.
-"""
-UNSEALED_LINK = "segments"
-THROUGH_UNSEALED = f"/unsealed/run_id=([^/]*)/{UNSEALED_LINK}/"
-"""The part of a path to a segment through its run's link, as a regular expression with the run as its group."""
-OWN_SEGMENTS = r"/segments/run_id=\1/"
-"""Replaces THROUGH_UNSEALED in a path, in Python and in SQL, to give the path of the segment itself."""
-MARK = "mark-*"
-"""An empty file in every sealed or unsealed folder, with a new name each time the folder is made.
-
-It lets a query notice that a run was unsealed and sealed again while its files were listed.
-"""
-
-RUN_FOLDER = "run_id="
-"""Prefix of the name of a run's folders, before its run_id."""
-SEGMENT_FOLDER = "segment="
-"""Prefix of a segment folder's name, before its number."""
 
 _FIRST_FILES: dict[schema.Level, str] = {
     "run": schema.RUNS.file,
@@ -96,60 +61,9 @@ _FIRST_FILES: dict[schema.Level, str] = {
 }
 """A file that every folder of each level holds."""
 
-PATH_VALUES = {"run_id": f"[A-Za-z0-9][A-Za-z0-9._-]*|{SCHEMA_RUN}", "segment": "0|[1-9][0-9]{0,8}"}
-"""Legal values of the path columns, as regular expressions: a path with any other value is a copy or a stray.
 
-Unlike `check_run_id`, the expression for run_id has no limit of 64 characters: a bounded repetition compiles to that
-many copies. STRAYS says the same in patterns, which DuckDB checks faster for each of thousands of files.
-"""
-
-DATABASE = "warehouse.duckdb"
-"""Name of the file that a plain DuckDB shell opens."""
-LISTING = "published.json"
-"""Name of the file that makes a folder a published warehouse (see `moewh.warehouse.files.listing`)."""
-STAGING = ".staging"
-"""Name of the folder for work in flight and caches."""
-QUARANTINE = "quarantine"
-"""Name of the folder for damaged segments that were taken out."""
-PUBLISHED_NAMES = frozenset({*(pattern.partition("/")[0] for pattern in FOLDERS.values()), DATABASE, LISTING, STAGING})
-"""The top-level names of a published warehouse, except its card."""
-OWN_NAMES = PUBLISHED_NAMES | {UNSEALED.partition("/")[0], QUARANTINE}
-"""The top-level names of everything that moewh itself keeps in a warehouse."""
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 """What file systems without symbolic links answer, such as exFAT and some network disks."""
-_IN_FLIGHT = ".part"
-_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
-def check_run_id(run_id: str) -> str:
-    """Return `run_id` if it is legal; otherwise raise UsageError."""
-    if not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id):
-        raise UsageError(
-            f"run id {run_id!r} is not allowed. "
-            "Use 1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit."
-        )
-    return run_id
-
-
-def is_run_id(text: str) -> bool:
-    """Return whether text is a legal run id."""
-    return _RUN_ID.fullmatch(text) is not None
-
-
-def is_segment_folder(name: str) -> bool:
-    """Return whether a name is that of a segment's folder, unlike that of a copy such as `segment=0 (1)`."""
-    return re.fullmatch(f"{SEGMENT_FOLDER}({PATH_VALUES['segment']})", name) is not None
-
-
-def run_of_folder(name: str) -> str | None:
-    """Return the run whose folders have this name, SCHEMA_RUN included; None for any other name, as of a copy."""
-    run_id = name.removeprefix(RUN_FOLDER)
-    return run_id if run_id != name and (is_run_id(run_id) or run_id == SCHEMA_RUN) else None
-
-
-def run_id_characters(name: str) -> str:
-    """Return a name with a hyphen in place of each character that a run id must not have."""
-    return "".join(char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in name)
 
 
 @dataclass(frozen=True)
@@ -530,14 +444,14 @@ class Layout:
         It is locked while in use, so that `sweep` can recognise what a dead process left.
         """
         while True:
-            folder = self.staging / f"{name}.{os.urandom(8).hex()}{_IN_FLIGHT}"
+            folder = self.staging / f"{name}.{os.urandom(8).hex()}{IN_FLIGHT}"
             folder.mkdir(parents=True)
             try:
                 descriptor = os.open(folder, os.O_RDONLY)
             except FileNotFoundError:
                 continue  # another process's sweep removed it, which was not locked yet
             with suppress(OSError):  # on a file system without locks, nothing is swept either
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                lock(descriptor, wait=True)
             if folder.is_dir():  # otherwise a sweep removed it before it was locked
                 break
             os.close(descriptor)
@@ -549,13 +463,13 @@ class Layout:
 
     def sweep(self) -> None:
         """Remove what dead processes left in `.staging/`; a folder in use is locked and stays."""
-        for folder in self.staging.glob(f"*{_IN_FLIGHT}"):
+        for folder in self.staging.glob(f"*{IN_FLIGHT}"):
             try:
                 descriptor = os.open(folder, os.O_RDONLY)
             except FileNotFoundError:
                 continue
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(descriptor, wait=False)
                 shutil.rmtree(folder, ignore_errors=True)
             except OSError:
                 continue  # in use, or on a file system without locks
@@ -577,76 +491,6 @@ def _without_rows(columns: pa.Schema) -> bytes:
     file = io.BytesIO()
     pq.write_table(columns.empty_table(), file)
     return file.getvalue()
-
-
-@contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder, so that other processes wait for it; on a file system without locks, do not wait."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def has_mark(folder: Path) -> bool:
-    """Return whether a folder has its mark and no other: a copy may lose it, or keep a second one."""
-    return len(list(folder.glob(MARK))) == 1
-
-
-def add_mark(folder: Path) -> None:
-    """Add a mark with a unique name to a folder that is to be committed."""
-    (folder / MARK.replace("*", os.urandom(8).hex())).touch()
-
-
-def commit(folder: Path, target: Path) -> bool:
-    """Make a staged folder visible at `target`: fsync its files and the folder, rename it, fsync the parent.
-
-    The rename commits everything at once. If another process committed there first, returns False and leaves
-    `target` unchanged.
-    """
-    for file in sorted(folder.iterdir()):
-        if not file.is_symlink():  # a link is stored in its folder
-            sync(file)
-    sync(folder)
-    make_folder(target.parent)
-    try:
-        folder.rename(target)
-    except OSError:
-        if not target.is_dir():
-            raise
-        return False
-    sync(target.parent)
-    return True
-
-
-def require_renames(source: Path, folders: Iterable[Path]) -> None:
-    """Raise MoewhError for the first folder that files in `source` cannot be renamed into."""
-    for folder in folders:
-        if source.is_dir() and folder.is_dir() and not _one_disk(source, folder):
-            raise MoewhError(
-                f"{folder} is on a different disk from {source}, and moewh commits by a rename, which cannot cross "
-                "disks. Keep the whole warehouse on one disk (its root may be a link) while it is written to; complete "
-                "runs may move."
-            )
-
-
-def _one_disk(source: Path, target: Path) -> bool:
-    """Return whether a rename from one folder to another is possible.
-
-    Compares their devices and tries to rename a missing file; the latter detects a bind mount, which has the same
-    device as the disk that it shows.
-    """
-    if source.stat().st_dev != target.stat().st_dev:
-        return False
-    name = f"{os.urandom(8).hex()}{_IN_FLIGHT}"
-    try:
-        (source / name).rename(target / name)
-    except OSError as error:
-        return error.errno != errno.EXDEV
-    return True
 
 
 def _versions(folder: Path) -> tuple[int, int] | None:
@@ -695,30 +539,3 @@ def _require_permission(folder: str) -> None:
             f"{folder} cannot be read (Permission denied), and its rows would be missing from every answer. Its owner "
             "can allow it with `chmod -R a+rX`."
         )
-
-
-def make_folder(path: Path) -> None:
-    """Create a folder and its missing parents, each synced to disk."""
-    if not path.is_dir():
-        make_folder(path.parent)
-        path.mkdir(exist_ok=True)
-        sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def own_paths(text: str) -> str:
-    """Return a message with paths through `unsealed/` replaced by the paths of the files themselves."""
-    return re.sub(THROUGH_UNSEALED, OWN_SEGMENTS, text)
-
-
-def glob_literal(path: Path | str) -> str:
-    """Return a glob pattern that matches only this path: `*`, `?` and `[` each become a class of one character."""
-    return "".join(f"[{character}]" if character in "*?[" else character for character in str(path))

@@ -14,7 +14,7 @@ from functools import cached_property
 
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import FOLDERS, PATH_VALUES, RUN_FOLDER, SCHEMA_RUN, SEGMENT_FOLDER
+from moewh.warehouse.files.names import FOLDERS, PATH_VALUES, RUN_FOLDER, SCHEMA_RUN, SEGMENT_FOLDER
 
 PUBLISHED_MARK = "mark-published"
 """The mark's name in every published folder that has one: a random name would make equal folders differ."""

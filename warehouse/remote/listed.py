@@ -16,8 +16,8 @@ from typing import Any
 from fsspec import AbstractFileSystem
 
 from moewh.warehouse.errors import MoewhError
-from moewh.warehouse.files.layout import RUN_FOLDER, SCHEMA_RUN, SEGMENT_FOLDER
 from moewh.warehouse.files.listing import Listing
+from moewh.warehouse.files.names import RUN_FOLDER, SCHEMA_RUN, SEGMENT_FOLDER
 from moewh.warehouse.remote.place import Place, Remote
 
 BLOCK = 1 << 20

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.folders import real_path
-from moewh.warehouse.files.layout import LISTING, Layout, glob_literal
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.files.names import LISTING, glob_literal
 from moewh.warehouse.remote.place import Folder, Place, Remote, is_url, local_folder, remote
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from moewh.warehouse.cpus import usable_cpus
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import SEGMENT_FOLDER, glob_literal
+from moewh.warehouse.files.names import SEGMENT_FOLDER, glob_literal
 from moewh.warehouse.files.schema import split_columns
 from moewh.warehouse.files.tables import read_rows, write_chunks
 from moewh.warehouse.sealing.affinity import fits, merged_affinity

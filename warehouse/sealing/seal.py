@@ -14,19 +14,9 @@ from __future__ import annotations
 import time
 
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import (
-    MARK,
-    RUN_FOLDER,
-    SCHEMA_RUN,
-    SEGMENT_FOLDER,
-    Layout,
-    add_mark,
-    commit,
-    exclusive,
-    make_folder,
-    run_of_folder,
-    sync,
-)
+from moewh.warehouse.files.commit import add_mark, commit, exclusive, make_folder, sync
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.files.names import MARK, RUN_FOLDER, SCHEMA_RUN, SEGMENT_FOLDER, run_of_folder
 
 PAUSE = 0.25
 """Seconds that a run stays in both places: DuckDB lists files while it plans a query, and skips those that are gone."""

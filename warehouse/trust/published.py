@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moewh.warehouse.errors import MoewhError
-from moewh.warehouse.files.layout import LISTING, SCHEMA_RUN, SEGMENT_FOLDER, Layout
+from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.files.listing import Listed, run_of
 from moewh.warehouse.files.manifest import MANIFEST, ManifestError, parse_manifest
+from moewh.warehouse.files.names import LISTING, SCHEMA_RUN, SEGMENT_FOLDER
 from moewh.warehouse.remote.published import Published, Readable
 from moewh.warehouse.trust import verify
 from moewh.warehouse.trust.verify import CommittedPlan, Fault

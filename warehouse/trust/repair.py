@@ -13,16 +13,9 @@ from typing import Any
 
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import (
-    QUARANTINE,
-    RUN_FOLDER,
-    Layout,
-    is_run_id,
-    is_segment_folder,
-    make_folder,
-    require_renames,
-    sync,
-)
+from moewh.warehouse.files.commit import make_folder, require_renames, sync
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.files.names import QUARANTINE, RUN_FOLDER, is_run_id, is_segment_folder
 from moewh.warehouse.sealing.seal import is_complete, require_readable, seal, unseal
 from moewh.warehouse.views.publishing import publish
 

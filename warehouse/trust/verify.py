@@ -21,20 +21,20 @@ from typing import TYPE_CHECKING, Any
 
 from moewh.warehouse.cpus import usable_cpus
 from moewh.warehouse.files import schema
+from moewh.warehouse.files.commit import has_mark
 from moewh.warehouse.files.folders import own_entries, real_path
-from moewh.warehouse.files.layout import (
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.files.manifest import MANIFEST, Entry, Manifest, ManifestError, file_sha256, read_manifest
+from moewh.warehouse.files.names import (
     FOLDERS,
     MARK,
     RUN_FOLDER,
     SCHEMA_RUN,
     SEGMENT_FOLDER,
     UNSEALED,
-    Layout,
-    has_mark,
     is_segment_folder,
     run_of_folder,
 )
-from moewh.warehouse.files.manifest import MANIFEST, Entry, Manifest, ManifestError, file_sha256, read_manifest
 
 if TYPE_CHECKING:
     import pyarrow as pa

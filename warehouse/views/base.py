@@ -7,7 +7,8 @@ the texts of vocabularies.
 from __future__ import annotations
 
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import FOLDERS, RUN_FOLDER, SCHEMA_RUN, SEGMENT_FOLDER, Layout, glob_literal
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.files.names import FOLDERS, RUN_FOLDER, SCHEMA_RUN, SEGMENT_FOLDER, glob_literal
 from moewh.warehouse.remote.published import Published, Readable
 from moewh.warehouse.views.merged import columns_of_sealed, merged_select
 from moewh.warehouse.views.shipped import View, staging_views

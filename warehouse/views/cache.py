@@ -17,7 +17,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from moewh.warehouse.errors import MoewhError
-from moewh.warehouse.files.layout import Layout, glob_literal
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.files.names import glob_literal
 from moewh.warehouse.views.sql import sql_string
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ missing.
 from __future__ import annotations
 
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import (
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.files.names import (
     ANY_SEGMENT,
     FOLDERS,
     MARK,
@@ -17,7 +18,6 @@ from moewh.warehouse.files.layout import (
     THROUGH_UNSEALED,
     UNSEALED,
     UNSEALED_LINK,
-    Layout,
 )
 from moewh.warehouse.views.shipped import staging_query
 from moewh.warehouse.views.sql import below, column_names, rows_of_table, runs_of, sql_string

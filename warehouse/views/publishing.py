@@ -10,7 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moewh.warehouse.files.layout import Layout, sync
+from moewh.warehouse.files.commit import sync
+from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.views.cache import ROOT, cached_views, copy_views, forget, read_at, written_to
 from moewh.warehouse.views.statements import create_views, derived_statements, view_statements
 

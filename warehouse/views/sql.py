@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from moewh.warehouse.errors import require_utf8
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import (
-    ANY_RUN,
-    ANY_SEGMENT,
-    FOLDERS,
-    PATH_VALUES,
-    RUN_FOLDER,
-    SCHEMA_RUN,
-    STRAYS,
-    Layout,
-)
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.files.names import ANY_RUN, ANY_SEGMENT, FOLDERS, PATH_VALUES, RUN_FOLDER, SCHEMA_RUN, STRAYS
 
 
 def sql_string(text: str) -> str:

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import Layout, glob_literal
+from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.files.names import glob_literal
 from moewh.warehouse.remote.published import Readable
 from moewh.warehouse.views.base import base_views, columns_in_order
 from moewh.warehouse.views.shipped import View, derived_views
