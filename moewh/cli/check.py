@@ -20,6 +20,7 @@ from moewh.warehouse.answer.engine import Ask, open_engine
 from moewh.warehouse.answer.query import Query, Value
 from moewh.warehouse.errors import MoewhError, UsageError, one_line
 from moewh.warehouse.remote.published import Readable
+from moewh.warehouse.stopping import stop_requested
 from moewh.warehouse.trust.check import (
     ROLLUPS,
     assigned,
@@ -30,6 +31,8 @@ from moewh.warehouse.trust.check import (
     shipped_checks,
 )
 from moewh.warehouse.trust.reports import FORMATS, KEPT, FaultRow, Result, choose_format, report
+
+_LATE = "was not done when the time of --timeout, which all checks share, was over."
 
 
 @click.command(short_help="Run queries whose rows are faults; exit with 1 if there are any.")
@@ -104,8 +107,8 @@ def _result(warehouse: Readable, name: str, find: Callable[[], Iterator[FaultRow
     try:
         result = until_settled(warehouse, lambda: _found(name, find()))
     except (MoewhError, duckdb.Error) as error:
-        explained = explain(error)
-        if explained is None or isinstance(error, duckdb.InterruptException):  # a timeout or a signal
+        explained = (_LATE, 2) if isinstance(error, duckdb.InterruptException) else explain(error)
+        if explained is None or stop_requested():
             raise
         result = Result(name, "error", message=one_line(explained[0]))
         click.echo(f"moewh: {name}: {result.message}", err=True)

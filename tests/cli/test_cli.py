@@ -411,13 +411,25 @@ def test_an_answer_not_given_is_one_line_and_1() -> None:
 
 @pytest.mark.skipif(duckdb.__version__ < "2", reason="DuckDB 1.5 may not end as it closes after an interrupt")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-@pytest.mark.parametrize("sql", ["select count(*) from range(10000000000000)", "from range(10000000000000)"])
-def test_a_stopped_query_is_one_line(number: signal.Signals, code: int, sql: str, layout: Layout) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["query", "-c", "select count(*) from range(10000000000000)", "--format", "csv"],
+        ["query", "-c", "from range(10000000000000)", "--format", "csv"],
+        ["check", "{tmp}/long.sql"],
+    ],
+    ids=" ".join,
+)
+def test_a_stopped_query_is_one_line(
+    number: signal.Signals, code: int, arguments: list[str], layout: Layout, tmp_path: Path
+) -> None:
+    (tmp_path / "long.sql").write_text("select count(*) as n from range(10000000000000) having n = 0")
+    arguments = [argument.format(tmp=tmp_path) for argument in arguments]
     ignored = signal.signal(number, signal.default_int_handler)  # a background shell ignores SIGINT, nohup SIGHUP
     timer = threading.Timer(0.5, os.kill, (os.getpid(), number))
     timer.start()
     try:
-        result = moewh(layout, "query", "-c", sql, "-o", os.devnull, "--format", "csv", "--timeout", "90")
+        result = moewh(layout, *arguments, "-o", os.devnull, "--timeout", "90")
     finally:
         timer.join()
         signal.signal(number, ignored)

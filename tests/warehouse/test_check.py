@@ -424,6 +424,18 @@ def test_check_report_of_the_shipped_ones(few: Layout) -> None:
     assert (row["table"], row["run_id"], row["segment"], row["stored"]) == ("pair_counts", "007", 1, "tokens = 99")
 
 
+def test_the_check_that_takes_too_long_is_named(layout: Layout, tmp_path: Path) -> None:
+    """Those before it count, and the report is written."""
+    (tmp_path / "a.sql").write_text("select 1 as n where false")
+    (tmp_path / "b.sql").write_text("select count(*) as n from range(1000000) a, range(1000000) b having n < 0")
+    result = check(layout, str(tmp_path), "--timeout", "2", "-o", str(tmp_path / "out.json"))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("moewh: b: was not done when the time of --timeout")
+    assert result.stderr.count("\n") == 1
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert [(one["check"], one["status"]) for one in written] == [("a", "ok"), ("b", "error")]
+
+
 @pytest.mark.parametrize("form", ["text", "json", "junit"])
 @pytest.mark.parametrize(("last", "code"), [("select 1 as n", 1), ("not SQL", 2), ("select 1 as n where false", 0)])
 def test_a_reader_that_stops_early_does_not_change_the_exit_code(
