@@ -75,8 +75,8 @@ def check(
     from moewh.warehouse.answer.jail import Limits
 
     checks = assigned(find_checks(paths) if paths else shipped_checks(), queries.parse_parameters(parameters))
-    chosen = choose_format(form, output)
-    with _written(output, chosen) as stream, open_engine(engine, master, warehouse, Limits(**limits)) as ask:
+    with _written(output, form) as stream, open_engine(engine, master, warehouse, Limits(**limits)) as ask:
+        chosen = choose_format(form, output)
         for query, values in checks:
             with contextlib.suppress(UsageError):  # of one check, which is reported when its turn comes
                 ask.checked_values(query, values)
@@ -127,12 +127,12 @@ def _found(name: str, faults: Iterator[FaultRow]) -> Result:
 
 
 @contextlib.contextmanager
-def _written(output: Path | None, form: str) -> Iterator[TextIO]:
+def _written(output: Path | None, form: str | None) -> Iterator[TextIO]:
     """Yield a stream to write to: stdout, or a file that gets its name once it is complete. Raises UsageError."""
     from moewh.warehouse.answer.output import print_utf8, replaced
 
     if output is None:
-        if form != "text":
+        if form not in (None, "text"):
             print_utf8()
         yield sys.stdout
         return
