@@ -110,7 +110,7 @@ def require_same_labels(layout: Layout, run_id: str, options: IngestOptions) -> 
         if given is not None and given != row[name]:
             begun = "without one" if row[name] is None else f"with {row[name]}"
             raise UsageError(
-                f"{flag} is {given}, and run {run_id!r} was begun {begun}. Leave {flag} out, choose another --run-id, "
+                f"{flag} is {given}, but run {run_id!r} began {begun}. Leave {flag} out, choose another --run-id, "
                 f"or delete the run with `moewh runs --delete {run_id} {layout.option}`."
             )
 

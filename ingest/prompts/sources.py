@@ -124,7 +124,7 @@ def _find_local(name: str, options: IngestOptions, found: Found) -> None:
         else:
             more = ""
             if "://" in name:
-                more = f" Of addresses, only {HUB}… is read: download other files first."
+                more = f" Over the network, only {HUB}… is read: download the file first."
             elif len(name.split()) > 1:
                 more = " A text goes into a file, or in Python into a list."
             raise UsageError(f"there is no prompts file {name}. Check the path given to --prompts.{more}")

@@ -32,7 +32,7 @@ from moewh.warehouse.trust.check import (
 )
 from moewh.warehouse.trust.reports import FORMATS, KEPT, FaultRow, Result, choose_format, report
 
-_LATE = "was not done when the time of --timeout, which all checks share, was over."
+_LATE = "did not finish within the --timeout that all checks share."
 
 
 @click.command(short_help="Run queries whose rows are faults; exit with 1 if there are any.")

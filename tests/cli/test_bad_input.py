@@ -249,7 +249,7 @@ def test_no_such_file_and_no_prompts(models: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("address", ["https://example.com/p.jsonl", "s3://bucket/p.jsonl", "file:///tmp/p.jsonl"])
 def test_an_address_is_no_prompts_file(address: str, models: Path, tmp_path: Path) -> None:
     line = one_line(run(tmp_path / "wh", models / "tiny", address), 2)
-    assert line.endswith("Of addresses, only hf://datasets/… is read: download other files first.")
+    assert line.endswith("Over the network, only hf://datasets/… is read: download the file first.")
 
 
 COMMANDS_OF_A_WAREHOUSE = (

@@ -87,10 +87,10 @@ def test_complete_run_is_left_alone(tmp_path: Path, model: Path, prompts: Path) 
 @pytest.mark.parametrize(
     ("labels", "says"),
     [
-        (({}, {"series": "mine"}), r"--series is mine, and run 'r' was begun with tiny-[0-9a-f]+\. Leave --series out"),
-        (({"series": "a"}, {"series": "b"}), "--series is b, and run 'r' was begun with a"),
-        (({"train_step": 5}, {"train_step": 6}), "--train-step is 6, and run 'r' was begun with 5"),
-        (({}, {"train_tokens": 0}), "--train-tokens is 0, and run 'r' was begun without one"),
+        (({}, {"series": "mine"}), r"--series is mine, but run 'r' began with tiny-[0-9a-f]+\. Leave --series out"),
+        (({"series": "a"}, {"series": "b"}), "--series is b, but run 'r' began with a"),
+        (({"train_step": 5}, {"train_step": 6}), "--train-step is 6, but run 'r' began with 5"),
+        (({}, {"train_tokens": 0}), "--train-tokens is 0, but run 'r' began without one"),
         (({"series": "a", "train_step": 5}, {"series": "a", "train_step": 5}), None),
         (({"series": "a", "train_step": 5}, {}), None),
     ],

@@ -430,7 +430,7 @@ def test_the_check_that_takes_too_long_is_named(layout: Layout, tmp_path: Path) 
     (tmp_path / "b.sql").write_text("select count(*) as n from range(1000000) a, range(1000000) b having n < 0")
     result = check(layout, str(tmp_path), "--timeout", "2", "-o", str(tmp_path / "out.json"))
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr.startswith("moewh: b: was not done when the time of --timeout")
+    assert result.stderr.startswith("moewh: b: did not finish within the --timeout")
     assert result.stderr.count("\n") == 1
     written = json.loads((tmp_path / "out.json").read_text())
     assert [(one["check"], one["status"]) for one in written] == [("a", "ok"), ("b", "error")]
