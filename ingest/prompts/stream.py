@@ -95,11 +95,11 @@ class PromptStream:
     def __exit__(self, *_: object) -> None:
         if self._reader is not None:
             self._reader.close()
-        if not self._spool_is_needed and self._spool.is_file():
-            self._spool.unlink()
+        if not self._spool_is_needed:
+            self._spool.unlink(missing_ok=True)  # another process that completed the run may have removed it
         if not self._finished:
-            if self._plan is not None and self._plan_is_new and self._plan.is_file():
-                self._plan.unlink()
+            if self._plan is not None and self._plan_is_new:
+                self._plan.unlink(missing_ok=True)
             self._layout.remove_empty()
 
     def finished(self, *, complete: bool) -> None:
