@@ -142,6 +142,13 @@ def writers(soak: Soak) -> Iterator[Row]:
         yield Row(f"8 writers at once, {what}; 2 readers", tried, 0)
 
 
+def pauses(soak: Soak) -> Iterator[Row]:
+    """Pause a command at each of its steps, and run another to its end meanwhile."""
+    for paused, other in trials.AT_ONCE:
+        done = trials.pause_at_steps(soak.trial(), paused, other, soak.chosen.pauses)
+        yield Row(f"{paused} paused at its system calls, {other} meanwhile", f"{done} pauses", 0)
+
+
 def order(soak: Soak) -> Iterator[Row]:
     """The order of fsync and rename in a whole ingest, as the kernel sees it."""
     if shutil.which("strace") is None:
@@ -268,7 +275,8 @@ def fuzz(soak: Soak) -> Iterator[Row]:
 # ------------------------------------------------------------------------------------------ all of it
 
 PARTS: dict[str, Callable[[Soak], Iterator[Row]]] = {
-    part.__name__: part for part in (errors, kills, commits, stops, writers, order, damage, flips, properties, fuzz)
+    part.__name__: part
+    for part in (errors, kills, commits, stops, writers, pauses, order, damage, flips, properties, fuzz)
 }
 
 
@@ -303,6 +311,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=100, help="examples per property")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of eight writers")
     parser.add_argument("--stops", type=int, default=10, help="stops per signal")
+    parser.add_argument("--pauses", type=int, help="pauses per pair of commands (default: one per step)")
     parser.add_argument("--every", type=int, default=1, help="test every Nth step of a commit")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from moewh.warehouse.answer.query import Answer
 from moewh.warehouse.errors import MoewhError
-from moewh.warehouse.files.commit import make_folder, sync
+from moewh.warehouse.files.commit import locked, move_away
 from moewh.warehouse.files.folders import real_path
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.files.names import RUN_FOLDER, SCHEMA_RUN, SEGMENT_FOLDER
-from moewh.warehouse.sealing.seal import unseal
+from moewh.warehouse.sealing.seal import kept_unsealed
 from moewh.warehouse.views.publishing import publish
 
 if TYPE_CHECKING:
@@ -70,19 +70,12 @@ def delete_run(layout: Layout, run_id: str) -> list[Path]:
     folders = (layout.segments(run_id), layout.geometry(run_id), layout.run(run_id))
     links = (link for folder in folders for link in (folder, *folder.glob(f"{SEGMENT_FOLDER}*")) if link.is_symlink())
     kept = [real_path(link) for link in links]
-    unseal(layout, run_id)
     with layout.staged("deleted") as folder:
-        for name, source in zip(("segments", "geometry", "run"), folders, strict=True):
-            _move_away(source, folder / name)
-        layout.unlink_unsealed(run_id)
-        _move_away(layout.template_times(run_id), folder / "template_time")
+        with kept_unsealed(layout, run_id), locked(layout.runs):
+            for name, source in zip(("segments", "geometry", "run"), folders, strict=True):
+                move_away(source, folder / name)
+            layout.unlink_unsealed(run_id)
+        move_away(layout.template_times(run_id), folder / "template_time")
     layout.sweep()
     publish(layout)
     return kept
-
-
-def _move_away(folder: Path, target: Path) -> None:
-    if folder.is_dir():
-        make_folder(target.parent)
-        folder.rename(target)
-        sync(folder.parent)

@@ -38,7 +38,7 @@ from moewh.ingest.model.repository import Repository
 from moewh.ingest.processes import Process
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.commit import commit, sync
+from moewh.warehouse.files.commit import move_away
 from moewh.warehouse.files.folders import own_entries
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.files.manifest import write_manifest
@@ -135,10 +135,8 @@ def _write(layout: Layout, run: dict[str, Any], layers: Iterable[LayerGeometry])
                 experts += len(found.experts["layer"])
                 pairs += len(found.expert_pairs["layer"])
         write_manifest(new, run["identity"], None)
-        if target.is_dir():
-            target.rename(folder / "old")
-            sync(target.parent)
-        commit(new, target)
+        move_away(target, folder / "old")
+        layout.commit_of_run(run["run_id"], new, target)
     return experts, pairs
 
 

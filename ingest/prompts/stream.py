@@ -27,7 +27,7 @@ from moewh.ingest.prompts.digest import PromptDigest
 from moewh.ingest.prompts.records import MESSAGES
 from moewh.ingest.prompts.sources import Found, Input, find_inputs
 from moewh.warehouse.errors import MoewhError
-from moewh.warehouse.files.commit import exclusive
+from moewh.warehouse.files.commit import locked
 from moewh.warehouse.files.layout import Layout
 
 
@@ -118,14 +118,17 @@ class PromptStream:
         if found is None:
             with self._layout.writing():
                 self._folder.mkdir(parents=True, exist_ok=True)
-            with exclusive(self._folder):
+            with locked(self._folder):
                 found = self._cached_plan(rule) or self._make_plan(rule)
         return found
 
     def _cached_plan(self, rule: SizeRule) -> PromptPlan | None:
-        if self._plan is None or not self._plan.is_file():
+        if self._plan is None:
             return None
-        saved = json.loads(self._plan.read_text())
+        try:
+            saved = json.loads(self._plan.read_text())
+        except FileNotFoundError:
+            return None
         if saved["rule"] != asdict(rule) or "chats" not in saved:
             return None
         starts = tuple(saved["starts"])

@@ -19,7 +19,7 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 from moewh.ingest.prompts.chats import CLOCK
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.commit import exclusive
+from moewh.warehouse.files.commit import locked
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.files.tables import read_rows
 
@@ -43,7 +43,7 @@ def fix_time(layout: Layout, run_id: str, sha256: str, needed: Callable[[], bool
         return None
     with layout.writing():
         folder.mkdir(parents=True, exist_ok=True)
-        with exclusive(folder):
+        with locked(folder):
             if (recorded := _recorded(layout, run_id)) is not None:
                 return _of_recorded(layout, recorded, run_id, sha256, needed, complete=complete)
             if not file.is_file():
@@ -75,10 +75,11 @@ def forget_time(layout: Layout, run_id: str) -> None:
 
 def _recorded(layout: Layout, run_id: str) -> dict[str, str] | None:
     """Return the identity and options of a run that has begun; None otherwise."""
-    path = layout.run(run_id) / schema.RUNS.file
-    if not path.is_file():
+    try:
+        rows = read_rows(layout.run(run_id) / schema.RUNS.file, ["identity", "options"])
+    except FileNotFoundError:
         return None
-    row: dict[str, str] = read_rows(path, ["identity", "options"]).to_pylist()[0]
+    row: dict[str, str] = rows.to_pylist()[0]
     return row
 
 

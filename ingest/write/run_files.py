@@ -14,8 +14,8 @@ import pyarrow as pa
 from moewh.ingest.record import RunRecord
 from moewh.warehouse import __version__
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.commit import commit
-from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.files.commit import commit, locked
+from moewh.warehouse.files.layout import Layout, deleted
 from moewh.warehouse.files.manifest import file_sha256, write_manifest
 from moewh.warehouse.files.schema import Table
 from moewh.warehouse.files.tables import read_rows, write_table
@@ -30,20 +30,27 @@ def write_run(layout: Layout, record: RunRecord) -> None:
     derived = {"identity": identity.sha256, "options": identity.json, "tokens_key": identity.tokens_key}
     begun = {"created_at": datetime.now(UTC).replace(tzinfo=None), "moewh_version": __version__}
     with layout.writing(), layout.staged(f"run.{record.run_id}") as folder:
-        if not layout.sealed(record.run_id).is_dir():
-            layout.link_unsealed(record.run_id)
         write_table(folder, schema.VOCABULARY, _vocabulary(record))
         key = {"vocabulary_key": schema.vocabulary_key(file_sha256(folder / schema.VOCABULARY.file))}
         write_table(folder, schema.RUNS, _columns(schema.RUNS, [{**begun, **derived, **key, **record.run}]))
         write_table(folder, schema.LAYERS, _columns(schema.LAYERS, record.layers))
         write_table(folder, schema.EXPERTS, _columns(schema.EXPERTS, record.experts))
         write_manifest(folder, identity.sha256, None)
-        commit(folder, layout.run(record.run_id))
+        with locked(layout.runs, shared=True):
+            if not layout.sealed(record.run_id).is_dir():
+                layout.link_unsealed(record.run_id)
+            commit(folder, layout.run(record.run_id))
 
 
 def vocabulary_key(layout: Layout, run_id: str) -> str:
-    """Return the key of a run's vocabulary, which its routing rows repeat, from the run's own files."""
-    rows = read_rows(layout.run(run_id) / schema.RUNS.file, ["vocabulary_key"])
+    """Return the key of a run's vocabulary, which its routing rows repeat, from the run's own files.
+
+    Raises MoewhError if another command has deleted them.
+    """
+    try:
+        rows = read_rows(layout.run(run_id) / schema.RUNS.file, ["vocabulary_key"])
+    except FileNotFoundError:
+        raise deleted(run_id) from None
     return str(rows["vocabulary_key"][0])
 
 

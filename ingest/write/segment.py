@@ -24,7 +24,6 @@ from moewh.ingest.write.rollups import RollupCounter, one_blas_thread
 from moewh.ingest.write.run_files import vocabulary_key
 from moewh.warehouse.cpus import usable_cpus
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.commit import commit
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.files.manifest import write_manifest
 from moewh.warehouse.files.schema import Table
@@ -81,7 +80,7 @@ def write_segment(
         summary = {**counts, "prompts_sha256": _prompts_sha256(segment), "last": last}
         write_table(folder, schema.SEGMENTS, {name: [value] for name, value in summary.items()})
         size = write_manifest(folder, identity.sha256, number)
-        commit(folder, target)
+        layout.commit_of_run(identity.run_id, folder, target)
     return Committed(**counts, bytes=size)
 
 

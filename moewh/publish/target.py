@@ -17,7 +17,7 @@ from typing import Protocol
 from moewh.publish.card import is_card
 from moewh.publish.pieces import Piece
 from moewh.warehouse.errors import MoewhError, UsageError
-from moewh.warehouse.files.commit import commit, make_folder, sync
+from moewh.warehouse.files.commit import commit, make_folder, move_away, sync
 from moewh.warehouse.files.folders import is_left_by_others, own_entries
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.files.manifest import MANIFEST
@@ -111,8 +111,7 @@ class FolderTarget:
                     for name in piece.files:
                         _copy(piece.data(name), folder / "new" / name)
                     target = self.root / piece.path
-                    if target.is_dir():
-                        target.rename(folder / "old")
+                    move_away(target, folder / "old")
                     commit(folder / "new", target)
 
     def finish(self, files: dict[str, bytes]) -> None:

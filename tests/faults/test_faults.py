@@ -27,6 +27,7 @@ from tests.support.damage import faults_of
 from tests.support.faults import ERRORS, FaultPlan, Server, segments_of
 from tests.support.runs import contents
 from tests.support.trials import (
+    AT_ONCE,
     STEPS,
     Reader,
     Trial,
@@ -38,12 +39,14 @@ from tests.support.trials import (
     ingest_at_once,
     kill_last_segment,
     kill_until_complete,
+    pause_at_steps,
     stop,
 )
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, unshare and strace as Linux has them")
 KILLS = 20
 FAILURES = 10
+PAUSES = 5
 
 
 # ------------------------------------------------------------------------------------------ killed
@@ -190,6 +193,11 @@ def test_processes_at_once(names: str, trial: Trial) -> None:
 def test_processes_at_once_show_a_commit_that_is_none(mutation: str, trial: Trial) -> None:
     with pytest.raises(AssertionError):
         ingest_at_once(trial, ["r", "r"], mutation)
+
+
+@pytest.mark.parametrize(("paused", "other"), AT_ONCE)
+def test_a_command_runs_between_two_steps_of_another(paused: str, other: str, trial: Trial) -> None:
+    assert pause_at_steps(trial, paused, other, PAUSES) >= PAUSES / 2
 
 
 def test_the_reader_notices_torn_segments(undisturbed: Layout, tmp_path: Path) -> None:

@@ -53,6 +53,8 @@ class FaultPlan:
     root: str
     """The warehouse."""
     kill_at: int | None = None
+    pause_at: int | None = None
+    """The step at which it stops until it gets a SIGCONT."""
     fail_at: int | None = None
     fail_every: str | None = None
     """One of STEPS: all its calls fail."""
@@ -296,7 +298,7 @@ def _mount(folder: Path, options: str) -> None:
 
 
 def _count_steps(plan: FaultPlan) -> list[int]:
-    """Count every step within the warehouse; kill or fail the one that the plan names. Returns the count, live."""
+    """Count every step within the warehouse; do harm at the one that the plan names. Returns the count, live."""
     count = [0]
     root = str(plan.root)
     descriptors: dict[int, str] = {}
@@ -314,6 +316,8 @@ def _count_steps(plan: FaultPlan) -> list[int]:
                 )
             if count[0] == plan.kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if count[0] == plan.pause_at:
+                os.kill(os.getpid(), signal.SIGSTOP)
             if count[0] == plan.fail_at or name == plan.fail_every:
                 number = getattr(errno, plan.error)
                 raise OSError(number, os.strerror(number), str(path))

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.sealing.seal import unseal
 from moewh.warehouse.views.opening import open_warehouse
-from tests.support.damage import faults_of
+from tests.support.damage import faults_of, flip
 from tests.support.faults import FaultPlan, Job, Server, segments_of
 from tests.support.runs import contents
 
@@ -250,6 +250,85 @@ def ingest_at_once(trial: Trial, names: list[str], mutation: str | None = None, 
         assert segment_digests(trial.root, name) == segment_digests(trial.undisturbed.root, "r")
     assert faults_of(Layout(trial.root)) == []
     return sum(reader.reads for reader in reading)
+
+
+AT_ONCE = [
+    *(("ingest", "ingest"), ("ingest", "delete"), ("delete", "ingest"), ("delete", "delete")),
+    *(("delete", "seal"), ("seal", "delete"), ("repair", "repair"), ("geometry", "geometry"), ("geometry", "delete")),
+]
+"""Commands that are paused, each with one that runs meanwhile."""
+_AFTER_DELETION = ("there is no run 'r'", "run 'r' was deleted while it was written")
+
+
+def pause_at_steps(trial: Trial, paused: str, other: str, steps: int | None) -> int:
+    """Pause one command at some of its steps, or at all, and run another meanwhile; return the number of pauses.
+
+    Each time, both end well, or with a message that explains why not, and the warehouse is sound.
+    """
+    plans = _commands(trial)
+    half = trial.root.with_name("half")
+    shutil.copytree(trial.undisturbed.root, half, symlinks=True)
+    if "geometry" not in (paused, other):
+        unseal(Layout(half), "r")
+    if "ingest" in (paused, other):
+        shutil.rmtree(Layout(half).segment("r", 1))
+    if "repair" in (paused, other):
+        flip(Layout(half).segment("r", 1) / schema.ROUTING.file, random.Random(0))
+    shutil.copytree(half, trial.root, symlinks=True)
+    count = trial.server.moewh(plans[paused])["result"]
+    chosen = range(1, count + 1, 1 if steps is None else -(-count // steps))
+    for step in chosen:
+        shutil.rmtree(trial.root)
+        shutil.copytree(half, trial.root, symlinks=True)
+        outcomes = _between_steps(trial.server, replace(plans[paused], pause_at=step), plans[other])
+        for outcome in outcomes:
+            said = outcome["stderr"].splitlines()[-1] if outcome["code"] else ""
+            allowed = _AFTER_DELETION if "delete" in (paused, other) else ()
+            repaired = paused == "repair" and said.endswith(": 1 fault")
+            assert outcome["code"] == 0 or repaired or any(one in said for one in allowed), (step, outcome["stderr"])
+        assert faults_of(Layout(trial.root)) == [], step
+        folders = {path.relative_to(trial.root).parts[0] for path in trial.root.glob("[!.]*/run_id=r")}
+        assert not folders or "runs" in folders, (step, "a deleted run left something", folders)
+    return len(chosen)
+
+
+def _commands(trial: Trial) -> dict[str, FaultPlan]:
+    at = ["--warehouse", str(trial.root)]
+    words = {
+        "delete": ["runs", "--delete", "r", "--yes"],
+        "seal": ["seal"],
+        "repair": ["verify", "--repair"],
+        "geometry": ["geometry", "--run", "r", "--model", str(trial.job.folder / "tiny")],
+    }
+    plans = {name: FaultPlan([*command, *at], str(trial.root)) for name, command in words.items()}
+    return {"ingest": trial.plan(), **plans}
+
+
+def _between_steps(server: Server, paused: FaultPlan, other: FaultPlan) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Pause one command at its step `pause_at` until another has ended or waits for it; return both outcomes."""
+    first = server.start("moewh", **vars(paused))
+    _await(first, "TZ", 60)
+    second = server.start("moewh", **vars(other))
+    if not _await(second, "Z", 0.3):
+        deadline = time.monotonic() + 60
+        while _state(second) == "R" and time.monotonic() < deadline:  # slow, not waiting
+            time.sleep(0.01)
+    os.kill(first, signal.SIGCONT)
+    return server.wait(first), server.wait(second)
+
+
+def _await(pid: int, states: str, seconds: float) -> bool:
+    """Wait until a process is in one of some states, such as `T` (stopped) or `Z` (ended), or so long."""
+    deadline = time.monotonic() + seconds
+    while _state(pid) not in states:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.002)
+    return True
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def segment_digests(root: Path, name: str) -> dict[str, str]:

@@ -15,19 +15,26 @@ from moewh.warehouse.files.names import MARK
 IN_FLIGHT = ".part"
 
 
-def lock(descriptor: int, *, wait: bool) -> None:
+def lock(descriptor: int, *, wait: bool, shared: bool = False) -> None:
     """Lock an open folder. Raises OSError where there are no locks, and for one in use unless it may `wait`."""
-    fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
 
 
 @contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder, so that other processes wait for it; on a file system without locks, do not wait."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def locked(folder: Path, *, shared: bool = False) -> Iterator[bool]:
+    """Hold the lock of a folder, which other processes then wait for; yield False, without a lock, if it is not there.
+
+    Several processes may hold a shared lock at once. On a file system without locks, nobody waits.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        yield False
+        return
     try:
         with suppress(OSError):
-            lock(descriptor, wait=True)
-        yield
+            lock(descriptor, wait=True, shared=shared)
+        yield folder.is_dir()
     finally:
         os.close(descriptor)
 
@@ -60,6 +67,16 @@ def commit(folder: Path, target: Path) -> bool:
             raise
         return False
     sync(target.parent)
+    return True
+
+
+def move_away(folder: Path, target: Path) -> bool:
+    """Rename a folder that views read and sync its parent; return False if it is not there (any more)."""
+    try:
+        folder.rename(target)
+    except FileNotFoundError:
+        return False
+    sync(folder.parent)
     return True
 
 

@@ -29,7 +29,18 @@ from typing import TYPE_CHECKING, Any
 
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.commit import IN_FLIGHT, add_mark, commit, has_mark, lock, make_folder, require_renames, sync
+from moewh.warehouse.files.commit import (
+    IN_FLIGHT,
+    add_mark,
+    commit,
+    has_mark,
+    lock,
+    locked,
+    make_folder,
+    move_away,
+    require_renames,
+    sync,
+)
 from moewh.warehouse.files.folders import own_entries, real_path
 from moewh.warehouse.files.names import (
     ANY_RUN,
@@ -92,9 +103,14 @@ class Layout:
         """A second copy of the zero-row files: views are bound to these, so that no segment is listed."""
         return self.staging / "empty"
 
+    @property
+    def runs(self) -> Path:
+        """Folder of all runs' own files. A process that commits to a run, or deletes one, holds its lock meanwhile."""
+        return self.root / "runs"
+
     def run(self, run_id: str) -> Path:
         """Folder of a run's own files."""
-        return self.root / "runs" / f"{RUN_FOLDER}{run_id}"
+        return self.runs / f"{RUN_FOLDER}{run_id}"
 
     def segments(self, run_id: str) -> Path:
         """Folder of a run's segments."""
@@ -195,6 +211,16 @@ class Layout:
         what = "is not a folder." if there.exists() else f"is a link to {real_path(there)}, which is missing."
         raise UsageError(f"{there} {what} Name another warehouse with --warehouse.")
 
+    def commit_of_run(self, run_id: str, folder: Path, target: Path) -> None:
+        """Commit a staged folder of a run; losing a race is success.
+
+        Raises MoewhError if another command has deleted the run.
+        """
+        with locked(self.runs, shared=True):
+            if not self.run(run_id).is_dir():
+                raise deleted(run_id)
+            commit(folder, target)
+
     def link_unsealed(self, run_id: str) -> None:
         """Make a run's segments readable through `unsealed/`, unless they already are.
 
@@ -267,8 +293,7 @@ class Layout:
         target = layout.unsealed(SCHEMA_RUN)
         self.require_one_disk()
         with self.staged(SCHEMA_RUN) as folder:
-            if target.is_dir():
-                target.rename(folder / "old")
+            move_away(target, folder / "old")
             files = folder / "new" / UNSEALED_LINK / f"{SEGMENT_FOLDER}0"
             files.mkdir(parents=True)
             for table in schema.MERGED:
@@ -283,8 +308,7 @@ class Layout:
         """Remove a run's segments from `unsealed/`, by one rename."""
         if self.unsealed(run_id).is_dir():
             with self.staged(f"unsealed.{run_id}") as folder:
-                self.unsealed(run_id).rename(folder / "gone")
-                sync(self.unsealed(run_id).parent)
+                move_away(self.unsealed(run_id), folder / "gone")
 
     def linked_folders(self) -> list[Path]:
         """Return the targets of the symbolic links that replace a folder of moewh: `segments`, a run's, a segment's.
@@ -481,6 +505,11 @@ class Layout:
         for path in (self.staging / "prompts", self.staging / "template_time", self.staging, self.root):
             with suppress(OSError):  # rmdir refuses a folder that is not empty, which makes this safe
                 path.rmdir()
+
+
+def deleted(run_id: str) -> MoewhError:
+    """Return the error for a run that another command deleted while this one wrote it."""
+    return MoewhError(f"run {run_id!r} was deleted while it was written. Run the same command again to write it anew.")
 
 
 @cache

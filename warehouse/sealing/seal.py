@@ -12,9 +12,11 @@ steps leaves a run that is either sealed or not (see `moewh.warehouse.views.merg
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.commit import add_mark, commit, exclusive, make_folder, sync
+from moewh.warehouse.files.commit import add_mark, locked, make_folder, move_away, sync
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.files.names import MARK, RUN_FOLDER, SCHEMA_RUN, SEGMENT_FOLDER, run_of_folder
 
@@ -29,8 +31,10 @@ def seal(layout: Layout, run_id: str) -> bool:
     """
     if not is_complete(layout, run_id):
         return False
-    with layout.writing(), exclusive(layout.segments(run_id)):
-        if not layout.sealed(run_id).is_dir() and is_complete(layout, run_id):
+    with layout.writing(), locked(layout.segments(run_id)) as there:
+        if not there or not is_complete(layout, run_id):  # deleted, or a segment removed, meanwhile
+            return False
+        if not layout.sealed(run_id).is_dir():
             _commit_merged(layout, run_id)
             time.sleep(PAUSE)
         layout.unlink_unsealed(run_id)
@@ -39,19 +43,30 @@ def seal(layout: Layout, run_id: str) -> bool:
 
 
 def unseal(layout: Layout, run_id: str) -> None:
-    """Let views read a run's segments one by one again, as is required before a segment is removed.
+    """Let views read a run's segments one by one again.
 
     Raises MoewhError if the disk cannot be written.
     """
-    if not layout.sealed(run_id).is_dir():
-        return
-    make_folder(layout.segments(run_id))
-    with layout.writing(), exclusive(layout.segments(run_id)):
-        layout.link_unsealed(run_id)
-        time.sleep(PAUSE)
-        with layout.staged(f"unsealed.{run_id}") as folder:
-            layout.sealed(run_id).rename(folder / "gone")
-            sync(layout.sealed(run_id).parent)
+    with kept_unsealed(layout, run_id):
+        pass
+
+
+@contextmanager
+def kept_unsealed(layout: Layout, run_id: str) -> Iterator[None]:
+    """Unseal a run, and let no other process seal it during the block, which may remove segments.
+
+    Raises MoewhError if the disk cannot be written.
+    """
+    with layout.writing():
+        if layout.sealed(run_id).is_dir():
+            make_folder(layout.segments(run_id))
+        with locked(layout.segments(run_id)):
+            if layout.sealed(run_id).is_dir():
+                layout.link_unsealed(run_id)
+                time.sleep(PAUSE)
+                with layout.staged(f"unsealed.{run_id}") as folder:
+                    move_away(layout.sealed(run_id), folder / "gone")
+            yield
 
 
 def is_complete(layout: Layout, run_id: str) -> bool:
@@ -61,7 +76,10 @@ def is_complete(layout: Layout, run_id: str) -> bool:
     numbers = segment_numbers(layout, run_id)
     if not layout.run(run_id).is_dir() or not numbers or numbers != list(range(len(numbers))):
         return False
-    last = read_rows(layout.segment(run_id, numbers[-1]) / schema.SEGMENTS.file, ["last"])
+    try:
+        last = read_rows(layout.segment(run_id, numbers[-1]) / schema.SEGMENTS.file, ["last"])
+    except FileNotFoundError:  # removed just now
+        return False
     return bool(last["last"][0].as_py())
 
 
@@ -73,7 +91,7 @@ def segment_numbers(layout: Layout, run_id: str) -> list[int]:
 
 def require_readable(layout: Layout) -> None:
     """Let views read every run's counts again after a copy that lost links, or the marks, which are empty files."""
-    for run in sorted((layout.root / "runs").glob(f"{RUN_FOLDER}*")):
+    for run in sorted(layout.runs.glob(f"{RUN_FOLDER}*")):
         run_id = run_of_folder(run.name)
         if run_id is None or run_id == SCHEMA_RUN:
             continue
@@ -96,4 +114,4 @@ def _commit_merged(layout: Layout, run_id: str) -> None:
         write_sealed(layout.run(run_id), segments, folder)
         write_manifest(folder, identity, None)
         add_mark(folder)
-        commit(folder, layout.sealed(run_id))
+        layout.commit_of_run(run_id, folder, layout.sealed(run_id))

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files import schema
-from moewh.warehouse.files.commit import make_folder, require_renames, sync
+from moewh.warehouse.files.commit import locked, make_folder, move_away, require_renames, sync
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.files.names import QUARANTINE, RUN_FOLDER, is_run_id, is_segment_folder
-from moewh.warehouse.sealing.seal import is_complete, require_readable, seal, unseal
+from moewh.warehouse.sealing.seal import is_complete, kept_unsealed, require_readable, seal
 from moewh.warehouse.views.publishing import publish
 
 _OF_CODE = {"in_memory", "recorded_at"}
@@ -40,14 +41,12 @@ def quarantine(layout: Layout, folders: Iterable[Path]) -> dict[Path, Path]:
         for folder in bad:
             if not _is_there(folder):
                 continue
-            if (run_id := run_of(layout, folder)) is not None:
-                _expose_segments(layout, run_id, folder)
             target = _free_path(layout.root / QUARANTINE / folder.relative_to(layout.root))
             make_folder(target.parent)
-            folder.rename(target)
-            sync(target.parent)
-            sync(folder.parent)
-            moved[folder] = target
+            with _segments_exposed(layout, folder), locked(layout.runs):
+                if move_away(folder, target):
+                    sync(target.parent)
+                    moved[folder] = target
     layout.create()
     require_readable(layout)
     for folder in moved:
@@ -57,13 +56,18 @@ def quarantine(layout: Layout, folders: Iterable[Path]) -> dict[Path, Path]:
     return moved
 
 
-def _expose_segments(layout: Layout, run_id: str, folder: Path) -> None:
-    """Let views read a run's segments one by one before one of them, or its sealed counts, is moved away."""
+@contextmanager
+def _segments_exposed(layout: Layout, folder: Path) -> Iterator[None]:
+    """Let views read a run's segments one by one while one of them, or its sealed counts, is moved away."""
+    run_id = run_of(layout, folder)
+    if run_id is None:
+        yield
+        return
     of_segment = folder.parent == layout.segments(run_id) and is_segment_folder(folder.name)
-    if of_segment or folder == layout.segments(run_id):
-        unseal(layout, run_id)
-    elif folder == layout.sealed(run_id):
+    if folder == layout.sealed(run_id):
         layout.link_unsealed(run_id)
+    with kept_unsealed(layout, run_id) if of_segment or folder == layout.segments(run_id) else nullcontext():
+        yield
 
 
 def remedy(layout: Layout, folder: Path, option_words: OptionWords) -> str | None:
