@@ -25,11 +25,10 @@ from moewh.ingest.prompts.tokenise import TokenRules, tokenizer_sha256
 from moewh.ingest.proof.measure import LayerFacts
 from moewh.ingest.record import Identity, RunRecord, default_run_id
 from moewh.warehouse.errors import MoewhError, UsageError
-from moewh.warehouse.files import schema
-from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.files.layout import Layout, deleted
 from moewh.warehouse.files.manifest import MANIFEST, read_manifest
 from moewh.warehouse.files.names import SEGMENT_FOLDER, check_run_id
-from moewh.warehouse.files.tables import read_rows
+from moewh.warehouse.files.tables import run_row
 
 _CONTENTS = {
     "prompts_sha256": " (text, domain, metadata and source, which is the file's name unless a column names it)"
@@ -83,11 +82,10 @@ def in_memory_identity(loaded: LoadedModel) -> dict[str, Any]:
 
 def require_same(layout: Layout, identity: Identity) -> bool:
     """Return whether the run is already in the warehouse. Raises MoewhError if its run_id belongs to another run."""
-    path = layout.run(identity.run_id) / schema.RUNS.file
-    if not path.is_file():
+    row = run_row(layout.run(identity.run_id))
+    if row is None:
         _require_same_segments(layout, identity)
         return False
-    row = read_rows(path).to_pylist()[0]
     if row["identity"] == identity.sha256:
         return True
     stored = json.loads(row["options"])
@@ -103,8 +101,13 @@ def require_same(layout: Layout, identity: Identity) -> bool:
 
 
 def require_same_labels(layout: Layout, run_id: str, options: IngestOptions) -> None:
-    """Raise UsageError for a label that was given and differs from a run's own, which was written when it began."""
-    (row,) = read_rows(layout.run(run_id) / schema.RUNS.file, list(_LABELS)).to_pylist()
+    """Raise UsageError for a label that was given and differs from a run's own, which was written when it began.
+
+    Raises MoewhError if another command has deleted the run.
+    """
+    row = run_row(layout.run(run_id), list(_LABELS))
+    if row is None:
+        raise deleted(run_id)
     for name in _LABELS:
         given, flag = getattr(options, name), f"--{name.replace('_', '-')}"
         if given is not None and given != row[name]:
@@ -122,11 +125,10 @@ def _given(shaping: Mapping[str, Any], name: str) -> str:
 
 def has_planned_segments(layout: Layout, run_id: str) -> bool:
     """Return whether a run has as many segments as its own row plans; False if that row is missing."""
-    path = layout.run(run_id) / schema.RUNS.file
-    if not path.is_file():
+    row = run_row(layout.run(run_id), ["segments_planned"])
+    if row is None or row["segments_planned"] is None:
         return False
-    (planned,) = read_rows(path, ["segments_planned"]).column(0).to_pylist()
-    return planned is not None and len(list(layout.segments(run_id).glob(f"{SEGMENT_FOLDER}*"))) >= int(planned)
+    return len(list(layout.segments(run_id).glob(f"{SEGMENT_FOLDER}*"))) >= int(row["segments_planned"])
 
 
 def _require_same_segments(layout: Layout, identity: Identity) -> None:

@@ -40,9 +40,9 @@ from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.commit import move_away
 from moewh.warehouse.files.folders import own_entries
-from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.files.layout import Layout, deleted
 from moewh.warehouse.files.manifest import write_manifest
-from moewh.warehouse.files.tables import parquet_options, read_rows
+from moewh.warehouse.files.tables import parquet_options, read_rows, run_row
 from moewh.warehouse.runs import check_known, run_ids
 from moewh.warehouse.trust.repair import geometry_rank
 
@@ -226,10 +226,12 @@ def _find_run(layout: Layout, options: GeometryOptions, identity: dict[str, Any]
 
 def _run_row(layout: Layout, run_id: str) -> dict[str, Any]:
     try:
-        rows = read_rows(layout.run(run_id) / schema.RUNS.file).to_pylist()
+        row = run_row(layout.run(run_id))
     except (OSError, pa.ArrowException) as error:
         raise MoewhError(f"run {run_id} cannot be read: {error}. See `moewh verify`.") from error
-    return {"run_id": run_id, **rows[0]}
+    if row is None:
+        raise deleted(run_id)
+    return {"run_id": run_id, **row}
 
 
 def _differences(run: dict[str, Any], identity: dict[str, Any]) -> list[str]:

@@ -18,13 +18,14 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from moewh.ingest.prompts.chats import CLOCK
 from moewh.warehouse.errors import MoewhError
-from moewh.warehouse.files import schema
 from moewh.warehouse.files.commit import locked
 from moewh.warehouse.files.layout import Layout
-from moewh.warehouse.files.tables import read_rows
+from moewh.warehouse.files.tables import run_row
 
 KEY = "template_time"
 """The time's key in a run's identity."""
+_COLUMNS = ["identity", "options"]
+"""What is read of a run that has begun."""
 _OF_DAYS = set("aAbBCdDeFgGhjmuUVwWxyY%")
 """Directives of strftime that give the same result all day."""
 
@@ -35,7 +36,7 @@ def fix_time(layout: Layout, run_id: str, sha256: str, needed: Callable[[], bool
     `sha256` is the run's identity without the time, `needed` finds out whether the template asks for it, and `complete`
     means that no segment is missing. Raises MoewhError for an unfinished run whose time was not recorded.
     """
-    if (recorded := _recorded(layout, run_id)) is not None:
+    if (recorded := run_row(layout.run(run_id), _COLUMNS)) is not None:
         return _of_recorded(layout, recorded, run_id, sha256, needed, complete=complete)
     folder = layout.template_times(run_id)
     file = folder / f"{sha256[:16]}.json"
@@ -44,7 +45,7 @@ def fix_time(layout: Layout, run_id: str, sha256: str, needed: Callable[[], bool
     with layout.writing():
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):
-            if (recorded := _recorded(layout, run_id)) is not None:
+            if (recorded := run_row(layout.run(run_id), _COLUMNS)) is not None:
                 return _of_recorded(layout, recorded, run_id, sha256, needed, complete=complete)
             if not file.is_file():
                 with layout.staged(KEY) as staged:
@@ -71,16 +72,6 @@ def forget_time(layout: Layout, run_id: str) -> None:
     """Forget the time of a run that never began or was deleted, so that it gets a new one when it starts."""
     shutil.rmtree(layout.template_times(run_id), ignore_errors=True)
     layout.remove_empty()
-
-
-def _recorded(layout: Layout, run_id: str) -> dict[str, str] | None:
-    """Return the identity and options of a run that has begun; None otherwise."""
-    try:
-        rows = read_rows(layout.run(run_id) / schema.RUNS.file, ["identity", "options"])
-    except FileNotFoundError:
-        return None
-    row: dict[str, str] = rows.to_pylist()[0]
-    return row
 
 
 def as_seen(now: datetime, tokenizer: PreTrainedTokenizerBase) -> str:

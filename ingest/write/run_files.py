@@ -18,7 +18,7 @@ from moewh.warehouse.files.commit import commit, locked
 from moewh.warehouse.files.layout import Layout, deleted
 from moewh.warehouse.files.manifest import file_sha256, write_manifest
 from moewh.warehouse.files.schema import Table
-from moewh.warehouse.files.tables import read_rows, write_table
+from moewh.warehouse.files.tables import run_row, write_table
 
 
 def write_run(layout: Layout, record: RunRecord) -> None:
@@ -47,11 +47,10 @@ def vocabulary_key(layout: Layout, run_id: str) -> str:
 
     Raises MoewhError if another command has deleted them.
     """
-    try:
-        rows = read_rows(layout.run(run_id) / schema.RUNS.file, ["vocabulary_key"])
-    except FileNotFoundError:
-        raise deleted(run_id) from None
-    return str(rows["vocabulary_key"][0])
+    row = run_row(layout.run(run_id), ["vocabulary_key"])
+    if row is None:
+        raise deleted(run_id)
+    return str(row["vocabulary_key"])
 
 
 def _columns(table: Table, rows: list[dict[str, Any]]) -> dict[str, list[Any]]:

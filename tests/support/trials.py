@@ -257,7 +257,7 @@ AT_ONCE = [
     *(("delete", "seal"), ("seal", "delete"), ("repair", "repair"), ("geometry", "geometry"), ("geometry", "delete")),
 ]
 """Commands that are paused, each with one that runs meanwhile."""
-_AFTER_DELETION = ("there is no run 'r'", "run 'r' was deleted while it was written")
+_AFTER_DELETION = ("there is no run 'r'", "run 'r' was deleted by another command meanwhile")
 
 
 def pause_at_steps(trial: Trial, paused: str, other: str, steps: int | None) -> int:

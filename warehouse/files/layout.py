@@ -508,8 +508,8 @@ class Layout:
 
 
 def deleted(run_id: str) -> MoewhError:
-    """Return the error for a run that another command deleted while this one wrote it."""
-    return MoewhError(f"run {run_id!r} was deleted while it was written. Run the same command again to write it anew.")
+    """Return the error for a run that another command deleted while this one wrote to it."""
+    return MoewhError(f"run {run_id!r} was deleted by another command meanwhile. If you need it, write it again.")
 
 
 @cache

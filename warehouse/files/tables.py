@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from moewh.warehouse.files import schema
 from moewh.warehouse.files.schema import Table
 
 ROW_GROUP_ROWS = 1 << 20
@@ -46,6 +47,15 @@ def read_rows(file: Path, columns: list[str] | None = None) -> pa.Table:
     """
     with pq.ParquetFile(file) as opened:
         return opened.read(columns=columns)
+
+
+def run_row(folder: Path, columns: list[str] | None = None) -> dict[str, Any] | None:
+    """Return a run's row of `runs`, or some of its columns, from the run's own folder; None if it is not there."""
+    try:
+        (row,) = read_rows(folder / schema.RUNS.file, columns).to_pylist()
+    except (FileNotFoundError, NotADirectoryError):  # not looked for before: another command may delete the run
+        return None
+    return dict(row)
 
 
 def write_chunks(path: Path, table: Table, chunks: Iterable[pa.Table]) -> None:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.commit import add_mark, locked, make_folder, move_away, sync
-from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.files.layout import Layout, deleted
 from moewh.warehouse.files.names import MARK, RUN_FOLDER, SCHEMA_RUN, SEGMENT_FOLDER, run_of_folder
 
 PAUSE = 0.25
@@ -105,13 +105,15 @@ def require_readable(layout: Layout) -> None:
 
 def _commit_merged(layout: Layout, run_id: str) -> None:
     from moewh.warehouse.files.manifest import write_manifest
-    from moewh.warehouse.files.tables import read_rows
+    from moewh.warehouse.files.tables import run_row
     from moewh.warehouse.sealing.merge import write_sealed
 
-    identity = read_rows(layout.run(run_id) / schema.RUNS.file, ["identity"])["identity"][0].as_py()
+    row = run_row(layout.run(run_id), ["identity"])
+    if row is None:
+        raise deleted(run_id)
     with layout.staged(f"sealed.{run_id}") as folder:
         segments = [layout.segment(run_id, number) for number in segment_numbers(layout, run_id)]
         write_sealed(layout.run(run_id), segments, folder)
-        write_manifest(folder, identity, None)
+        write_manifest(folder, row["identity"], None)
         add_mark(folder)
         layout.commit_of_run(run_id, folder, layout.sealed(run_id))
