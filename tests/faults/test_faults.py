@@ -200,6 +200,11 @@ def test_a_command_runs_between_two_steps_of_another(paused: str, other: str, tr
     assert pause_at_steps(trial, paused, other, PAUSES) >= PAUSES / 2
 
 
+def test_a_command_that_does_not_wait_is_noticed(trial: Trial) -> None:
+    with pytest.raises(AssertionError, match="No such file"):
+        pause_at_steps(trial, "delete", "ingest", None, mutation="no locks")
+
+
 def test_the_reader_notices_torn_segments(undisturbed: Layout, tmp_path: Path) -> None:
     reader = Reader(tmp_path / "wh", expected_rows(undisturbed, ["r"]))
     shutil.copytree(undisturbed.root, tmp_path / "wh", symlinks=True)

@@ -260,12 +260,12 @@ AT_ONCE = [
 _AFTER_DELETION = ("there is no run 'r'", "run 'r' was deleted by another command meanwhile")
 
 
-def pause_at_steps(trial: Trial, paused: str, other: str, steps: int | None) -> int:
+def pause_at_steps(trial: Trial, paused: str, other: str, steps: int | None, mutation: str | None = None) -> int:
     """Pause one command at some of its steps, or at all, and run another meanwhile; return the number of pauses.
 
     Each time, both end well, or with a message that explains why not, and the warehouse is sound.
     """
-    plans = _commands(trial)
+    plans = {name: replace(plan, mutation=mutation) for name, plan in _commands(trial).items()}
     half = trial.root.with_name("half")
     shutil.copytree(trial.undisturbed.root, half, symlinks=True)
     if "geometry" not in (paused, other):
