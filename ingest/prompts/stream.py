@@ -167,8 +167,6 @@ class PromptStream:
     def _open(self) -> pq.ParquetFile:
         while self._reader is None:
             if not self._spool.is_file():
-                with self._layout.writing():
-                    self._folder.mkdir(parents=True, exist_ok=True)
                 self._write_spool()
             with suppress(FileNotFoundError):  # another process that completed the run may have just removed it
                 self._reader = pq.ParquetFile(self._spool)
@@ -184,7 +182,7 @@ class PromptStream:
                     left = left if left is None else left - min(left, batch.num_rows)
                     if left == 0:
                         break
-            (folder / "spool.parquet").replace(self._spool)
+            _put(folder / "spool.parquet", self._spool)
 
     def _batches(self, folder: Path) -> Iterator[pa.RecordBatch]:
         """Yield the canonical batches of every input in turn; `folder` is for temporary copies."""
@@ -235,4 +233,10 @@ def _input_key(inputs: Sequence[Input], options: IngestOptions) -> str | None:
 def _write_text(layout: Layout, target: Path, text: str) -> None:
     with layout.writing(), layout.staged("plan") as folder:
         (folder / target.name).write_text(text)
-        (folder / target.name).replace(target)
+        _put(folder / target.name, target)
+
+
+def _put(file: Path, target: Path) -> None:
+    """Rename a file into its folder, which another command may have removed because it was empty."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    file.replace(target)

@@ -254,10 +254,16 @@ def ingest_at_once(trial: Trial, names: list[str], mutation: str | None = None, 
 
 AT_ONCE = [
     *(("ingest", "ingest"), ("ingest", "delete"), ("delete", "ingest"), ("delete", "delete")),
+    ("refused", "ingest"),
     *(("delete", "seal"), ("seal", "delete"), ("repair", "repair"), ("geometry", "geometry"), ("geometry", "delete")),
 ]
 """Commands that are paused, each with one that runs meanwhile."""
-_AFTER_DELETION = ("there is no run 'r'", "run 'r' was deleted by another command meanwhile")
+_EXPLAINED = {
+    "delete": ("there is no run 'r'", "run 'r' was deleted by another command meanwhile"),
+    "repair": (": 1 fault",),
+    "refused": ("has a 'text' that is not a string",),
+}
+"""What commands, or those that run beside them, may end with."""
 
 
 def pause_at_steps(trial: Trial, paused: str, other: str, steps: int | None, mutation: str | None = None) -> int:
@@ -274,18 +280,19 @@ def pause_at_steps(trial: Trial, paused: str, other: str, steps: int | None, mut
         shutil.rmtree(Layout(half).segment("r", 1))
     if "repair" in (paused, other):
         flip(Layout(half).segment("r", 1) / schema.ROUTING.file, random.Random(0))
+    if "refused" in (paused, other):
+        shutil.rmtree(half)
+        half.mkdir()
     shutil.copytree(half, trial.root, symlinks=True)
     count = trial.server.moewh(plans[paused])["result"]
     chosen = range(1, count + 1, 1 if steps is None else -(-count // steps))
+    explained = (*_EXPLAINED.get(paused, ()), *_EXPLAINED.get(other, ()))
     for step in chosen:
-        shutil.rmtree(trial.root)
+        shutil.rmtree(trial.root, ignore_errors=True)
         shutil.copytree(half, trial.root, symlinks=True)
-        outcomes = _between_steps(trial.server, replace(plans[paused], pause_at=step), plans[other])
-        for outcome in outcomes:
+        for outcome in _between_steps(trial.server, replace(plans[paused], pause_at=step), plans[other]):
             said = outcome["stderr"].splitlines()[-1] if outcome["code"] else ""
-            allowed = _AFTER_DELETION if "delete" in (paused, other) else ()
-            repaired = paused == "repair" and said.endswith(": 1 fault")
-            assert outcome["code"] == 0 or repaired or any(one in said for one in allowed), (step, outcome["stderr"])
+            assert outcome["code"] == 0 or any(one in said for one in explained), (step, outcome["stderr"])
         assert faults_of(Layout(trial.root)) == [], step
         folders = {path.relative_to(trial.root).parts[0] for path in trial.root.glob("[!.]*/run_id=r")}
         assert not folders or "runs" in folders, (step, "a deleted run left something", folders)
@@ -301,7 +308,10 @@ def _commands(trial: Trial) -> dict[str, FaultPlan]:
         "geometry": ["geometry", "--run", "r", "--model", str(trial.job.folder / "tiny")],
     }
     plans = {name: FaultPlan([*command, *at], str(trial.root)) for name, command in words.items()}
-    return {"ingest": trial.plan(), **plans}
+    wrong = trial.root.with_name("wrong.jsonl")
+    wrong.write_text('{"text": "a"}\n{"text": 3}\n')
+    refused = [str(wrong) if word.endswith("p.jsonl") else word for word in trial.plan().arguments]
+    return {"ingest": trial.plan(), "refused": FaultPlan(refused, str(trial.root)), **plans}
 
 
 def _between_steps(server: Server, paused: FaultPlan, other: FaultPlan) -> tuple[dict[str, Any], dict[str, Any]]:
