@@ -75,7 +75,7 @@ class _Growing:
     rows: int
     """B, the sequences side by side."""
     broken: bool = False
-    """True if it cannot be continued: a pass failed midway."""
+    """True if it cannot be continued: a pass failed midway, or was refused."""
 
 
 class PassObserver:
@@ -195,9 +195,8 @@ class PassObserver:
         self._running.capture.record(moe, call)
 
     def _after(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if _in_backward() or self._running is None:
+        if _in_backward() or (running := self._running) is None:
             return
-        running, self._running = self._running, None
         given = self._given(args, kwargs)
         if changed := [name for name in _READ if given.get(name) is not running.given.get(name)]:
             raise MoewhError(
@@ -206,12 +205,13 @@ class PassObserver:
             )
         made = running.make(running.capture.take())
         cache = running.cache if running.cache is not None else _cache_of(output)
-        if cache is not None:
-            self._keep(cache, running)
         closed = [] if cache is not None else [running.block]
         while self._left:
             closed.append(self._left.popleft())
         self._done(made, closed)
+        if cache is not None:  # not before: a pass that is refused or interrupted must not be continued
+            self._keep(cache, running)
+        self._running = None
 
     def _leave(self, *_: Any) -> None:
         """End a pass, also one that failed."""
@@ -254,7 +254,12 @@ class PassObserver:
                     "moewh cannot tell which tokens they are. Begin the sequence within the recording."
                 )
             return None
-        if known.broken or known.rows != rows or (held is not None and held != known.length):
+        if known.broken:
+            raise MoewhError(
+                "an earlier pass with this cache was refused or failed, so its sequences cannot be continued. Begin "
+                "them again, with a new cache."
+            )
+        if known.rows != rows or (held is not None and held != known.length):
             raise MoewhError(
                 f"the cache holds {held} positions of {rows} sequences, and {known.length} of {known.rows} were "
                 "recorded: it was shortened or rebuilt (assisted decoding). Only plain decoding is recorded."
@@ -286,7 +291,7 @@ class PassObserver:
             self._left.append(growing.block)
 
     def _forget_failed(self) -> None:
-        """Drop a last pass that did not finish: it is not recorded, and its cache cannot be continued."""
+        """Drop a last pass that did not finish, or was refused: its cache cannot be continued."""
         failed, self._running = self._running, None
         if failed is not None and failed.cache is not None and id(failed.cache) in self._growing:
             self._growing[id(failed.cache)].broken = True

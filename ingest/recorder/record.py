@@ -6,7 +6,7 @@ The model is proved at the start, as in every ingest; each pass is copied as it 
 
 from __future__ import annotations
 
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -192,11 +192,18 @@ class Recorder:
     def _wait_for(self, count: int) -> None:
         """Wait for the oldest submitted work, and re-raise its errors."""
         for _ in range(count):
+            wait(self._futures[:1])  # may be interrupted, and then its error is raised later
             self._futures.pop(0).result()
 
     def _collect(self, made: Pass, closed: list[Block]) -> None:
         """Append a pass to its block, and commit full segments."""
-        made.block.parts.append(self._part(made))
+        if made.block.refused:
+            raise MoewhError("an earlier pass of these sequences was refused, so they cannot be continued.")
+        try:
+            made.block.parts.append(self._part(made))
+        except BaseException:
+            made.block.refused = True
+            raise
         if made.first:
             self._run.add(made.block)
         for block in closed:

@@ -154,8 +154,8 @@ class Writer:
         ]
         self._run.add(Block(labels, parts, closed=True, text=text))
         self._weighted = weighted
+        self._written += 1  # before the long part, which may be interrupted
         self._run.commit_full()
-        self._written += 1
         return self._written - 1
 
     @as_arguments()

@@ -276,6 +276,50 @@ def test_a_pass_that_fails_is_not_recorded(tmp_path: Path) -> None:
     assert [*recorded(tmp_path, "run")] == [tuple(ids_of(text)) for text in TEXTS]
 
 
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("first", [False, True])
+def test_a_refused_pass_is_not_continued(
+    background: bool, first: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its cache holds positions that were not recorded: what follows would be at the wrong ones."""
+    model = model_of("olmoe")
+    monkeypatch.setattr(recorder_module, "in_background", lambda _: background)
+    cache = transformers.DynamicCache(config=model.config)
+    with pytest.raises(MoewhError, match=r"cannot be continued|were not recorded"), record(model, tmp_path, "run"):
+        model(**batch(("first",)))
+        if not first:
+            model(input_ids=torch.tensor([[1, 2, 3]]), past_key_values=cache)
+        mask = torch.tensor([[*[1] * cache.get_seq_length(), 2, 2]])
+        with suppress(MoewhError):
+            model(input_ids=torch.tensor([[4, 5]]), attention_mask=mask, past_key_values=cache)
+        for _ in range(2):  # in the background, the refusal itself may come only now
+            with suppress(*[MoewhError] if background else []):
+                model(input_ids=torch.tensor([[6, 7]]), past_key_values=cache)
+        model(input_ids=torch.tensor([[8]]), past_key_values=cache)
+    stored = [list(ids) for ids in recorded(tmp_path, "run")]
+    assert stored == [ids_of("first"), *([] if first else [[1, 2, 3]])]
+
+
+@pytest.mark.parametrize("moment", ["_part", "_collect"])
+def test_a_pass_that_is_interrupted_is_not_continued(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever moewh was about when the kernel was interrupted, no sequence has a gap."""
+    model = model_of("olmoe")
+    cache = transformers.DynamicCache(config=model.config)
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(MoewhError, match="cannot be continued"), record(model, tmp_path, "run"):
+        model(input_ids=torch.tensor([[1, 2, 3]]), past_key_values=cache)
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(recorder_module.Recorder, moment, interrupted)
+            model(input_ids=torch.tensor([[4, 5]]), past_key_values=cache)
+        model(input_ids=torch.tensor([[6, 7]]), past_key_values=cache)
+    assert [*recorded(tmp_path, "run")] == [(1, 2, 3)]
+
+
 # ------------------------------------------------------------------------------------------ what is refused
 
 

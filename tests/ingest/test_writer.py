@@ -158,6 +158,26 @@ def test_after_a_segment_that_could_not_be_written_nothing_is_written(
     assert rows(tmp_path) == expected_rows(given[:1])
 
 
+@pytest.mark.parametrize("step", ["join", "assemble", "write_segment"])
+def test_an_interrupt_loses_nothing(step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a notebook, a cell that writes is stopped, and the next one goes on with the same writer."""
+    given, real = sequences(6), getattr(open_run, step)
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        monkeypatch.setattr(open_run, step, real)
+        raise KeyboardInterrupt
+
+    writer = moewh.Writer(tmp_path, "mine", "m", **SHAPE, segment_rows=1)
+    assert writer.write(*given[0]) == 0
+    monkeypatch.setattr(open_run, step, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        writer.write(*given[1])
+    assert [writer.write(*sequence) for sequence in given[2:]] == [2, 3, 4, 5]
+    writer.close()
+    assert moewh.open(tmp_path).sql("select status, prompts from runs").fetchall() == [("complete", 6)]
+    assert rows(tmp_path) == expected_rows(given)
+
+
 def test_a_segment_beyond_the_last_is_a_fault(tmp_path: Path) -> None:
     with moewh.Writer(tmp_path, "mine", "m", **SHAPE, segment_rows=1) as writer:
         for sequence in sequences(3):
