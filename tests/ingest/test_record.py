@@ -335,6 +335,11 @@ def _positions(model: Any) -> None:
     model(input_ids=torch.tensor([[1, 2, 3, 4]]), position_ids=torch.tensor([[0, 1, 0, 1]]))
 
 
+def _positions_and_a_mask(model: Any) -> None:
+    ids, positions = torch.tensor([[0, 1, 2, 3, 4]]), torch.tensor([[0, 0, 1, 0, 1]])
+    model(input_ids=ids, position_ids=positions, attention_mask=torch.tensor([[0, 1, 1, 1, 1]]))
+
+
 def _lengths(model: Any) -> None:
     model(input_ids=torch.tensor([[1, 2, 3]]), cu_seq_lens_q=torch.tensor([0, 1, 3]))
 
@@ -408,6 +413,16 @@ def _more_experts_in_generate(model: Any) -> None:
     model(input_ids=torch.tensor([[3]]), past_key_values=cache)
 
 
+def _halved(model: Any) -> None:
+    model(input_ids=torch.tensor([[1, 2]]))
+    model.half()(input_ids=torch.tensor([[1, 2]]))
+
+
+def _other_attention(model: Any) -> None:
+    model.set_attn_implementation("eager")
+    model(input_ids=torch.tensor([[1, 2]]))
+
+
 def _copied(model: Any) -> None:
     copy.deepcopy(model)
 
@@ -435,6 +450,7 @@ def _fewer_layers(model: Any) -> None:
         (_beams, r"put in another order \(beam search\)"),
         (_embeddings, "called without input_ids"),
         (_positions, "position_ids restart within a row: sequences are packed"),
+        (_positions_and_a_mask, "position_ids restart within a row: sequences are packed"),
         (_lengths, r"sequences are packed into one row \(cu_seq_lens_q\)"),
         (_whole_mask, r"attention_mask is of shape \[1, 1, 2, 2\], not \[1 sequences, 2 positions\]"),
         (_packed_mask, "attention_mask holds values other than 0 and 1"),
@@ -451,6 +467,8 @@ def _fewer_layers(model: Any) -> None:
         (_resized, r"token id \d+ is outside the vocabulary of the recording \(\d+ entries\)"),
         (_fewer_experts, "top-k is 1 at layer 1, and was 2 when the block was entered"),
         (_more_experts_in_generate, "top-k is 4 at layer 1, and was 2 when the block was entered"),
+        (_halved, "dtype is float16, and was float32 when the block was entered"),
+        (_other_attention, "attention is eager, and was sdpa when the block was entered"),
         (_copied, "Copy or pickle it before or after the block"),
         (_averaged, "Copy or pickle it before or after the block"),
         (_pickled, "Copy or pickle it before or after the block"),
