@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +178,22 @@ def test_an_interrupt_loses_nothing(step: str, tmp_path: Path, monkeypatch: pyte
     writer.close()
     assert moewh.open(tmp_path).sql("select status, prompts from runs").fetchall() == [("complete", 6)]
     assert rows(tmp_path) == expected_rows(given)
+
+
+@pytest.mark.parametrize("segment_rows", [40, 64_000_000])
+def test_threads_may_share_a_writer(segment_rows: int, tmp_path: Path) -> None:
+    """Such as those that wait for a server's answers; each gets the prompt_id of its own sequence."""
+    given, interval = sequences(200), sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        writer = moewh.Writer(tmp_path, "mine", "m", **SHAPE, segment_rows=segment_rows)
+        with writer, ThreadPoolExecutor(8) as threads:
+            prompts = list(threads.map(lambda sequence: writer.write(*sequence), given))
+    finally:
+        sys.setswitchinterval(interval)
+    in_order = [sequence for _, sequence in sorted(zip(prompts, given, strict=True), key=lambda pair: pair[0])]
+    assert sorted(prompts) == [*range(200)]
+    assert rows(tmp_path) == expected_rows(in_order)
 
 
 def test_a_segment_beyond_the_last_is_a_fault(tmp_path: Path) -> None:
