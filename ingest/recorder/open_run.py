@@ -75,13 +75,21 @@ class OpenRun:
         self._blocks.append(block)
 
     def commit_full(self) -> None:
-        """Have a segment written if the first closed blocks fill one and another block follows."""
+        """Have a segment written if the first closed blocks fill one and another block follows.
+
+        A call that is interrupted loses nothing: the next one does what is left.
+        """
         while self._blocks:
             if self._ready_rows >= self._segment_rows:
                 self._commit(last=False)
             if not self._blocks[0].closed:
                 return
-            joined = join(self._blocks.popleft())
+            try:
+                joined = join(self._blocks[0])
+            except MoewhError:
+                self._blocks.popleft()  # refused by name
+                raise
+            self._blocks.popleft()
             self._ready.append(joined)
             self._ready_rows += joined.rows
 
@@ -111,14 +119,14 @@ class OpenRun:
 
     def _commit(self, *, last: bool) -> None:
         """Hand what is ready to the writers, which may be a few segments behind."""
-        blocks, self._ready, self._ready_rows = self._ready, [], 0
-        segment, routing = assemble(blocks, self._prompts, decode=self._decode, special_ids=self._special_ids)
+        segment, routing = assemble(self._ready, self._prompts, decode=self._decode, special_ids=self._special_ids)
         take_done(self._writing, WRITERS - 1)
         identity, number = self.record.identity, self._segments
-        self._prompts += len(segment.status_P)
-        self._segments += 1
         self._writing.append(
             self._writer.submit(
                 write_segment, self.layout, identity, number, segment, routing, texts=self._texts, last=last
             )
         )
+        self._ready, self._ready_rows = [], 0
+        self._prompts += len(segment.status_P)
+        self._segments += 1

@@ -75,7 +75,7 @@ class _Growing:
     rows: int
     """B, the sequences side by side."""
     broken: bool = False
-    """True if it cannot be continued: a pass failed midway."""
+    """True if it cannot be continued: a pass failed midway, or was refused."""
 
 
 class PassObserver:
@@ -89,6 +89,7 @@ class PassObserver:
     ) -> None:
         self._loaded, self._labels, self._done = loaded, labels, done
         self._stack = text_base(loaded.model)
+        self._stated = _stated(loaded.model)
         self._thread = OneThread()
         self._generate = GenerateObserver(loaded.model, self._thread)
         self._parameters = list(inspect.signature(type(self._stack).forward).parameters)[1:]
@@ -158,13 +159,14 @@ class PassObserver:
         for handle in self._layer_handles:  # behind hooks that were registered within the block
             if (hooks := handle.hooks_dict_ref()) is not None:
                 hooks.move_to_end(handle.id)
+        self._require_as_stated()
         given = self._given(args, kwargs)
         ids_BS = self._token_ids(given)
         cache = next((given[name] for name in _CACHES if given.get(name) is not None), None)
         growing = self._continued_block(cache, len(ids_BS))
         past = 0 if growing is None else growing.length
         mask_BS = _mask(given.get("attention_mask"), tuple(ids_BS.shape), past)
-        positions = given.get("position_ids") if mask_BS is None and past == 0 else None
+        positions = given.get("position_ids") if past == 0 else None
         block = Block(self._labels()) if growing is None else growing.block
         first, generated = growing is None, growing is not None and ids_BS.shape[1] == 1
         endings = self._generate.endings
@@ -195,9 +197,8 @@ class PassObserver:
         self._running.capture.record(moe, call)
 
     def _after(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if _in_backward() or self._running is None:
+        if _in_backward() or (running := self._running) is None:
             return
-        running, self._running = self._running, None
         given = self._given(args, kwargs)
         if changed := [name for name in _READ if given.get(name) is not running.given.get(name)]:
             raise MoewhError(
@@ -206,17 +207,26 @@ class PassObserver:
             )
         made = running.make(running.capture.take())
         cache = running.cache if running.cache is not None else _cache_of(output)
-        if cache is not None:
-            self._keep(cache, running)
         closed = [] if cache is not None else [running.block]
         while self._left:
             closed.append(self._left.popleft())
         self._done(made, closed)
+        if cache is not None:  # not before: a pass that is refused or interrupted must not be continued
+            self._keep(cache, running)
+        self._running = None
 
     def _leave(self, *_: Any) -> None:
         """End a pass, also one that failed."""
         if not _in_backward():
             self._thread.leave()
+
+    def _require_as_stated(self) -> None:
+        """Raise MoewhError if the model is no longer what the run's own columns say."""
+        for name, now in _stated(self._loaded.model).items():
+            if now != (before := self._stated[name]):
+                raise MoewhError(
+                    f"the model's {name} is {now}, and was {before} when the block was entered. Use one block for each."
+                )
 
     # ------------------------------------------------------------------------------------ arguments of a pass
 
@@ -254,7 +264,12 @@ class PassObserver:
                     "moewh cannot tell which tokens they are. Begin the sequence within the recording."
                 )
             return None
-        if known.broken or known.rows != rows or (held is not None and held != known.length):
+        if known.broken:
+            raise MoewhError(
+                "an earlier pass with this cache was refused or failed, so its sequences cannot be continued. Begin "
+                "them again, with a new cache."
+            )
+        if known.rows != rows or (held is not None and held != known.length):
             raise MoewhError(
                 f"the cache holds {held} positions of {rows} sequences, and {known.length} of {known.rows} were "
                 "recorded: it was shortened or rebuilt (assisted decoding). Only plain decoding is recorded."
@@ -286,10 +301,19 @@ class PassObserver:
             self._left.append(growing.block)
 
     def _forget_failed(self) -> None:
-        """Drop a last pass that did not finish: it is not recorded, and its cache cannot be continued."""
+        """Drop a last pass that did not finish, or was refused: its cache cannot be continued."""
         failed, self._running = self._running, None
         if failed is not None and failed.cache is not None and id(failed.cache) in self._growing:
             self._growing[id(failed.cache)].broken = True
+
+
+def _stated(model: Any) -> dict[str, str]:
+    """Return what `runs` states of every pass, and a user can change: `generate` itself changes only the experts'."""
+    return {
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "attention": str(getattr(model.config, "_attn_implementation", None)),
+    }
 
 
 def _in_backward() -> bool:

@@ -6,7 +6,7 @@ The model is proved at the start, as in every ingest; each pass is copied as it 
 
 from __future__ import annotations
 
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from moewh.ingest.capture.forward import run_verified_batch
@@ -192,11 +193,18 @@ class Recorder:
     def _wait_for(self, count: int) -> None:
         """Wait for the oldest submitted work, and re-raise its errors."""
         for _ in range(count):
+            wait(self._futures[:1])  # may be interrupted, and then its error is raised later
             self._futures.pop(0).result()
 
     def _collect(self, made: Pass, closed: list[Block]) -> None:
         """Append a pass to its block, and commit full segments."""
-        made.block.parts.append(self._part(made))
+        if made.block.refused:
+            raise MoewhError("an earlier pass of these sequences was refused, so they cannot be continued.")
+        try:
+            made.block.parts.append(self._part(made))
+        except BaseException:
+            made.block.refused = True
+            raise
         if made.first:
             self._run.add(made.block)
         for block in closed:
@@ -230,7 +238,7 @@ class Recorder:
             if made.first and self._pad_token_id is not None:
                 mask_BS = ~np.logical_and.accumulate(ids_BS[:, ::-1] == self._pad_token_id, axis=1)[:, ::-1]
         if made.positions_BS is not None:
-            _require_one_sequence_per_row(made.positions_BS)
+            _require_one_sequence_per_row(made.positions_BS, None if made.mask_BS is None else mask_BS)
         after_end_BS = None if made.after_end_BS is None else made.after_end_BS.numpy()
         return Part(ids_BS, mask_BS, made.generated, routing, after_end_BS)
 
@@ -243,10 +251,17 @@ def _probe(loaded: LoadedModel) -> Batch:
     return Batch(np.array([known]), np.ones((1, len(known)), np.int64), np.arange(len(known)))
 
 
-def _require_one_sequence_per_row(positions: torch.Tensor) -> None:
-    """Raise MoewhError if positions restart within a row, which the model treats as separate sequences."""
-    if positions.dim() <= 2 and bool((positions.diff(dim=-1) != 1).any()):
+def _require_one_sequence_per_row(positions: torch.Tensor, mask_BS: npt.NDArray[np.bool_] | None) -> None:
+    """Raise MoewhError if positions restart within a row, which are separate sequences.
+
+    Without a mask, models take any step but 1 for a restart; with one, they may have gaps.
+    """
+    if positions.dim() > 2:
+        return
+    steps = np.diff(positions.numpy(), axis=-1)
+    restarts = steps != 1 if mask_BS is None else (steps <= 0) & mask_BS[:, 1:] & mask_BS[:, :-1]
+    if restarts.any():
         raise MoewhError(
-            "position_ids restart within a row: sequences are packed, without an attention_mask, and moewh cannot "
-            "tell them apart. Give each a row, with an attention_mask."
+            "position_ids restart within a row: sequences are packed, and moewh cannot tell them apart. Give each a "
+            "row, with an attention_mask."
         )

@@ -76,6 +76,8 @@ class Block:
     parts: list[Part] = field(default_factory=list)
     closed: bool = False
     """True once no pass can continue it."""
+    refused: bool = False
+    """True once a pass was refused, so that later ones would leave a gap."""
     text: str | None = None
     """Text of its only sequence, where it was given; else the ids are decoded."""
 

@@ -7,6 +7,7 @@ rows, so that memory does not grow with the run. Every array is checked before i
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from types import TracebackType
@@ -106,6 +107,8 @@ class Writer:
         self._run = OpenRun(self.layout, record, segment_rows, InBetween(), decode=decode, special_ids=special_ids)
         self._written = 0
         self._open = True
+        self._one_thread = threading.Lock()
+        """Held while a sequence is written: threads that collect answers may share a writer."""
 
     @as_arguments()
     def write(
@@ -127,46 +130,48 @@ class Writer:
         last `generated` tokens. Raises UsageError, without writing anything, for invalid arrays, and for weights where
         other sequences have none.
         """
-        if not self._open:
-            raise UsageError("the writer is closed. Begin another run.")
-        name = f"sequence {self._written}"
-        labels, text = Labels.of(domain, source, metadata), checked_text("text", text)
-        generated = whole("generated", generated)
-        weighted = weights is not None
-        if self._weighted not in (None, weighted):
-            here, before = ("has", "lack") if weighted else ("lacks", "have")
-            raise UsageError(f"{name} {here} weights, which those before it {before}. Write them as two runs.")
-        routing = self._checked(name, expert_ids, weights)
-        T = len(next(iter(routing.values())).expert_ids_TK)
-        ids_T = _token_ids(name, token_ids, T, self._tokenizer)
-        if generated > T:
-            raise UsageError(f"{name}: generated is {generated} of {T} tokens. Give 0 to {T}.")
-        pieces = [(0, T - generated, False), (T - generated, T, True)]
-        parts = [
-            Part(
-                ids_T[None, first:end],
-                np.ones((1, end - first), np.bool_),
-                by_model,
-                {layer: part.take(np.arange(first, end)) for layer, part in routing.items()},
-            )
-            for first, end, by_model in pieces
-            if end > first
-        ]
-        self._run.add(Block(labels, parts, closed=True, text=text))
-        self._weighted = weighted
-        self._run.commit_full()
-        self._written += 1
-        return self._written - 1
+        with self._one_thread:
+            if not self._open:
+                raise UsageError("the writer is closed. Begin another run.")
+            name = f"sequence {self._written}"
+            labels, text = Labels.of(domain, source, metadata), checked_text("text", text)
+            generated = whole("generated", generated)
+            weighted = weights is not None
+            if self._weighted not in (None, weighted):
+                here, before = ("has", "lack") if weighted else ("lacks", "have")
+                raise UsageError(f"{name} {here} weights, which those before it {before}. Write them as two runs.")
+            routing = self._checked(name, expert_ids, weights)
+            T = len(next(iter(routing.values())).expert_ids_TK)
+            ids_T = _token_ids(name, token_ids, T, self._tokenizer)
+            if generated > T:
+                raise UsageError(f"{name}: generated is {generated} of {T} tokens. Give 0 to {T}.")
+            pieces = [(0, T - generated, False), (T - generated, T, True)]
+            parts = [
+                Part(
+                    ids_T[None, first:end],
+                    np.ones((1, end - first), np.bool_),
+                    by_model,
+                    {layer: part.take(np.arange(first, end)) for layer, part in routing.items()},
+                )
+                for first, end, by_model in pieces
+                if end > first
+            ]
+            self._run.add(Block(labels, parts, closed=True, text=text))
+            self._weighted = weighted
+            self._written += 1  # before the long part, which may be interrupted
+            self._run.commit_full()
+            return self._written - 1
 
     @as_arguments()
     def close(self) -> None:
         """Write the rest and complete the run. Raises MoewhError if nothing was written."""
-        if not self._open:
-            return
-        self._open = False
-        if not self._written:
-            raise MoewhError(f"run {self.run_id!r} has no sequence, so nothing was written.")
-        self._run.close(whole=True)
+        with self._one_thread:
+            if not self._open:
+                return
+            self._open = False
+            if not self._written:
+                raise MoewhError(f"run {self.run_id!r} has no sequence, so nothing was written.")
+            self._run.close(whole=True)
 
     def __enter__(self) -> Writer:
         return self
@@ -176,9 +181,11 @@ class Writer:
     ) -> None:
         if kind is None:
             self.close()
-        elif self._open:
-            self._open = False
-            self._run.close(whole=False)
+        else:
+            with self._one_thread:
+                if self._open:
+                    self._open = False
+                    self._run.close(whole=False)
 
     def _checked(self, name: str, expert_ids: Array, weights: Array | None) -> dict[int, LayerRouting]:
         """Return the routing by layer. Raises UsageError for invalid shapes, types or values."""

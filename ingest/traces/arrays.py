@@ -121,7 +121,9 @@ def load_torch(file: TraceFile) -> Any:
             if not any(entry.filename.endswith("/data.pkl") for entry in archive.infolist()):
                 raise file.error("is a zip file, but not one of torch.save. Check FORMAT.")
     except (zipfile.BadZipFile, OSError):
-        raise file.error("is not a complete file of torch.save.") from None
+        raise file.error(
+            "is not a complete file of torch.save in its zip format. Save it again with torch.save."
+        ) from None
     try:
         with torch.serialization.safe_globals(_numpy_globals()):
             return torch.load(file.path, map_location="cpu", weights_only=True, mmap=True)

@@ -35,7 +35,7 @@ from moewh.ingest.traces.spool import Labels, Spool
 from moewh.ingest.traces.trace import Format, Sequence, TraceFile, TraceModel, find_format
 from moewh.ingest.write.run_files import write_run
 from moewh.ingest.write.segment import Committed, write_segment
-from moewh.warehouse.errors import MoewhError
+from moewh.warehouse.errors import MoewhError, brief
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.files.manifest import file_sha256
 from moewh.warehouse.files.names import SEGMENT_FOLDER, check_run_id
@@ -173,8 +173,9 @@ class _Import:
     def _read(self, sequences: Iterator[Sequence], folder: Path, done: Imported) -> tuple[Spool, dict[str, Any]]:
         """Check the whole trace into a spool; return the spool, and the columns of `runs` that describe all of it."""
         spool = Spool(folder, self.model, self.options.segment_rows, self.tokens.labels, self._wanted)
-        digests = _Digests()
+        digests, distinct = _Digests(), _DistinctAnswers()
         for sequence in sequences:
+            distinct.require(sequence)
             checked = check_sequence(sequence, self.model, self.options.segment_rows)
             self.tokens.require_known(checked)
             digests.update(spool.add(checked), checked)
@@ -195,11 +196,19 @@ class _Import:
         assert found.read_counts is not None
         rows: list[dict[str, Any]] = []
         buffer = RoutingBuffer(0)
+        files: dict[bytes, str] = {}
         for counts in found.read_counts(self.files, self.model):
+            if (first := files.setdefault(counts.tokens_LE.tobytes(), counts.where)) is not counts.where:
+                raise MoewhError(f"{counts.where}: holds the counts of {first} again. Leave one out.")
             for layer, tokens_E in check_counts(counts, self.model).items():
                 buffer.counts[layer] = buffer.counts.get(layer, 0) + tokens_E
             label = {"form": "text", "domain": self.options.domain, "source": counts.source}
             rows.append({**label, **_metadata_json({"counts_alone": True, **(counts.metadata or {})})})
+        if missing := [layer for layer, tokens_E in buffer.counts.items() if not tokens_E.any()]:
+            raise MoewhError(
+                f"{self.files[0].name}: every count of layer {missing[0]} is 0, so it was not recorded. Give the files "
+                "of all ranks."
+            )
         prompts = pa.Table.from_pylist(rows, CANONICAL)
         digest = PromptDigest()
         for batch in prompts.to_batches():
@@ -238,6 +247,27 @@ class _Import:
         )
         self.segment_done(number, segments)
         return committed
+
+
+class _DistinctAnswers:
+    """The answers of an import, each once: files that were concatenated or overlap hold some twice."""
+
+    def __init__(self) -> None:
+        self._seen: set[bytes] = set()
+
+    def require(self, sequence: Sequence) -> None:
+        """Raise MoewhError for an answer with the id and the content of an earlier one."""
+        if sequence.answer is None:
+            return
+        digest = hashlib.blake2b(sequence.answer.encode(errors="surrogatepass"), digest_size=16)
+        for array in (sequence.vocab_ids_T, sequence.expert_ids_RLK):
+            digest.update(b"" if array is None else array.tobytes())
+        if digest.digest() in self._seen:
+            raise MoewhError(
+                f"{sequence.where}: is answer {brief(sequence.answer)} again, whose rows would count twice. Leave it "
+                "out."
+            )
+        self._seen.add(digest.digest())
 
 
 class _Digests:

@@ -120,6 +120,8 @@ class Sequence:
     metadata: dict[str, Any] | None = None
     served: str | None = None
     """What the server calls the model that answered: the same in all of an import."""
+    answer: str | None = None
+    """The server's own id of the answer: one that comes again with the same content is the same answer."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,12 @@ def served_by(answer: dict[str, Any]) -> str | None:
     """Return the name that an OpenAI answer has for its model."""
     name = answer.get("model")
     return name if isinstance(name, str) else None
+
+
+def answer_id(answer: dict[str, Any], choice: int = 0) -> str | None:
+    """Return the id of a choice of an answer, if the server gave the answer one."""
+    name = answer.get("id")
+    return f"{name}/{choice}" if isinstance(name, str) else None
 
 
 def _listed(numbers: Iterable[int]) -> str:

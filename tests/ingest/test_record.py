@@ -276,6 +276,50 @@ def test_a_pass_that_fails_is_not_recorded(tmp_path: Path) -> None:
     assert [*recorded(tmp_path, "run")] == [tuple(ids_of(text)) for text in TEXTS]
 
 
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("first", [False, True])
+def test_a_refused_pass_is_not_continued(
+    background: bool, first: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its cache holds positions that were not recorded: what follows would be at the wrong ones."""
+    model = model_of("olmoe")
+    monkeypatch.setattr(recorder_module, "in_background", lambda _: background)
+    cache = transformers.DynamicCache(config=model.config)
+    with pytest.raises(MoewhError, match=r"cannot be continued|were not recorded"), record(model, tmp_path, "run"):
+        model(**batch(("first",)))
+        if not first:
+            model(input_ids=torch.tensor([[1, 2, 3]]), past_key_values=cache)
+        mask = torch.tensor([[*[1] * cache.get_seq_length(), 2, 2]])
+        with suppress(MoewhError):
+            model(input_ids=torch.tensor([[4, 5]]), attention_mask=mask, past_key_values=cache)
+        for _ in range(2):  # in the background, the refusal itself may come only now
+            with suppress(*[MoewhError] if background else []):
+                model(input_ids=torch.tensor([[6, 7]]), past_key_values=cache)
+        model(input_ids=torch.tensor([[8]]), past_key_values=cache)
+    stored = [list(ids) for ids in recorded(tmp_path, "run")]
+    assert stored == [ids_of("first"), *([] if first else [[1, 2, 3]])]
+
+
+@pytest.mark.parametrize("moment", ["_part", "_collect"])
+def test_a_pass_that_is_interrupted_is_not_continued(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever moewh was about when the kernel was interrupted, no sequence has a gap."""
+    model = model_of("olmoe")
+    cache = transformers.DynamicCache(config=model.config)
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(MoewhError, match="cannot be continued"), record(model, tmp_path, "run"):
+        model(input_ids=torch.tensor([[1, 2, 3]]), past_key_values=cache)
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(recorder_module.Recorder, moment, interrupted)
+            model(input_ids=torch.tensor([[4, 5]]), past_key_values=cache)
+        model(input_ids=torch.tensor([[6, 7]]), past_key_values=cache)
+    assert [*recorded(tmp_path, "run")] == [(1, 2, 3)]
+
+
 # ------------------------------------------------------------------------------------------ what is refused
 
 
@@ -289,6 +333,11 @@ def _embeddings(model: Any) -> None:
 
 def _positions(model: Any) -> None:
     model(input_ids=torch.tensor([[1, 2, 3, 4]]), position_ids=torch.tensor([[0, 1, 0, 1]]))
+
+
+def _positions_and_a_mask(model: Any) -> None:
+    ids, positions = torch.tensor([[0, 1, 2, 3, 4]]), torch.tensor([[0, 0, 1, 0, 1]])
+    model(input_ids=ids, position_ids=positions, attention_mask=torch.tensor([[0, 1, 1, 1, 1]]))
 
 
 def _lengths(model: Any) -> None:
@@ -364,6 +413,16 @@ def _more_experts_in_generate(model: Any) -> None:
     model(input_ids=torch.tensor([[3]]), past_key_values=cache)
 
 
+def _halved(model: Any) -> None:
+    model(input_ids=torch.tensor([[1, 2]]))
+    model.half()(input_ids=torch.tensor([[1, 2]]))
+
+
+def _other_attention(model: Any) -> None:
+    model.set_attn_implementation("eager")
+    model(input_ids=torch.tensor([[1, 2]]))
+
+
 def _copied(model: Any) -> None:
     copy.deepcopy(model)
 
@@ -391,6 +450,7 @@ def _fewer_layers(model: Any) -> None:
         (_beams, r"put in another order \(beam search\)"),
         (_embeddings, "called without input_ids"),
         (_positions, "position_ids restart within a row: sequences are packed"),
+        (_positions_and_a_mask, "position_ids restart within a row: sequences are packed"),
         (_lengths, r"sequences are packed into one row \(cu_seq_lens_q\)"),
         (_whole_mask, r"attention_mask is of shape \[1, 1, 2, 2\], not \[1 sequences, 2 positions\]"),
         (_packed_mask, "attention_mask holds values other than 0 and 1"),
@@ -407,6 +467,8 @@ def _fewer_layers(model: Any) -> None:
         (_resized, r"token id \d+ is outside the vocabulary of the recording \(\d+ entries\)"),
         (_fewer_experts, "top-k is 1 at layer 1, and was 2 when the block was entered"),
         (_more_experts_in_generate, "top-k is 4 at layer 1, and was 2 when the block was entered"),
+        (_halved, "dtype is float16, and was float32 when the block was entered"),
+        (_other_attention, "attention is eager, and was sdpa when the block was entered"),
         (_copied, "Copy or pickle it before or after the block"),
         (_averaged, "Copy or pickle it before or after the block"),
         (_pickled, "Copy or pickle it before or after the block"),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
@@ -185,6 +186,36 @@ def test_a_step_below_zero_is_refused(model: Path, tmp_path: Path) -> None:
     steps[0, 1], steps[1, 1] = -1, 5
     result = run_import("sglang-stat", [stat(tmp_path, steps)], model, tmp_path)
     require_refused(result, "not whole numbers from 0 in every step", tmp_path)
+
+
+@pytest.mark.parametrize("form", sorted(COUNT_WRITERS))
+def test_a_layer_without_counts_is_refused(form: str, model: Path, tmp_path: Path) -> None:
+    """The file of one pipeline rank: all experts of the other ranks' layers would be dead."""
+    counts_LE = np.arange(len(MOE) * EXPERTS).reshape(len(MOE), EXPERTS)
+    counts_LE[-1] = 0
+    result = run_import(form, COUNT_WRITERS[form](tmp_path, counts_LE), model, tmp_path)
+    require_refused(result, f"every count of layer {MOE[-1]} is 0, so it was not recorded", tmp_path)
+
+
+def test_the_layers_of_two_ranks_are_joined(model: Path, tmp_path: Path) -> None:
+    (folder,) = COUNT_WRITERS["tensorrt-llm"](tmp_path, np.ones((len(MOE), EXPERTS), np.int64))
+    counts_LE = np.arange(len(MOE) * EXPERTS, dtype=np.int32).reshape(len(MOE), EXPERTS)
+    for rank, layer in enumerate(MOE):
+        save_file({f"100_{layer}": counts_LE[rank]}, folder / f"rank{rank}.safetensors")
+    assert run_import("tensorrt-llm", [folder], model, tmp_path).exit_code == 0
+    with viewed(Layout(tmp_path / "wh")) as connection:
+        found = connection.execute("select tokens from expert_load order by layer, expert").fetchall()
+    assert [tokens for (tokens,) in found] == counts_LE.ravel().tolist()
+
+
+def test_the_same_counts_of_two_ranks_are_refused(model: Path, tmp_path: Path) -> None:
+    """Ranks that share a batch count the same tokens; their files differ in the rank alone."""
+    steps = np.arange(HIDDEN * EXPERTS).reshape(1, HIDDEN, EXPERTS)
+    steps[:, 0] = 0
+    for rank in range(2):
+        torch.save({"rank": rank, "logical_count": torch.tensor(steps)}, tmp_path / f"{rank}.pt")
+    result = run_import("sglang-stat", [tmp_path / "0.pt", tmp_path / "1.pt"], model, tmp_path)
+    require_refused(result, "1.pt: holds the counts of", tmp_path)
 
 
 @pytest.mark.parametrize("form", sorted(COUNT_WRITERS))

@@ -95,6 +95,25 @@ def test_lines_of_batch_output(model: Path, tmp_path: Path) -> None:
     require_refused(result, "out.jsonl, line 5: the request 'r9' failed. Leave its line out.", tmp_path)
 
 
+@pytest.mark.parametrize("form", ["vllm", "sglang", "sglang, OpenAI"])
+def test_an_answer_counts_once(form: str, model: Path, tmp_path: Path) -> None:
+    """Files that were concatenated, or of a script that was started again, hold some answers twice."""
+    name, write = WRITERS[form]
+    text = write(tmp_path, TRACE)[0].read_text()
+    answers = json.loads(text) if text.startswith("[") else [json.loads(line) for line in text.splitlines()]
+    for number, answer in enumerate(answers):
+        answer.get("meta_info", answer)["id"] = f"answer-{number}"
+    first, second = lines(tmp_path / "first.jsonl", answers), lines(tmp_path / "second.jsonl", answers[2:])
+    result = run_import(name, [*first, *second], model, tmp_path)
+    require_refused(result, "second.jsonl, line 1", tmp_path)
+    assert "answer-2" in result.output and "again, whose rows would count twice. Leave it out." in result.output
+    for number, answer in enumerate(again := json.loads(json.dumps(answers))):  # equal answers of two requests
+        answer.get("meta_info", answer)["id"] = f"other-{number}"
+    second = lines(tmp_path / "second.jsonl", again)
+    assert run_import(name, [*first, *second], model, tmp_path).exit_code == 0
+    assert rows_of(Layout(tmp_path / "wh")) == expected(TRACE * 2)
+
+
 def test_samples_of_one_prompt(model: Path, tmp_path: Path) -> None:
     """A chat answer with n = 2 has the prompt's ids once."""
     choice = {name: value for name, value in vllm_answer(ONE)["choices"][0].items() if name != "prompt_token_ids"}

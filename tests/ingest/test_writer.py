@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +158,42 @@ def test_after_a_segment_that_could_not_be_written_nothing_is_written(
         writer.close()
     assert moewh.open(tmp_path).sql("select status, segments from runs").fetchall() == [("running", 1)]
     assert rows(tmp_path) == expected_rows(given[:1])
+
+
+@pytest.mark.parametrize("step", ["join", "assemble", "write_segment"])
+def test_an_interrupt_loses_nothing(step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a notebook, a cell that writes is stopped, and the next one goes on with the same writer."""
+    given, real = sequences(6), getattr(open_run, step)
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        monkeypatch.setattr(open_run, step, real)
+        raise KeyboardInterrupt
+
+    writer = moewh.Writer(tmp_path, "mine", "m", **SHAPE, segment_rows=1)
+    assert writer.write(*given[0]) == 0
+    monkeypatch.setattr(open_run, step, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        writer.write(*given[1])
+    assert [writer.write(*sequence) for sequence in given[2:]] == [2, 3, 4, 5]
+    writer.close()
+    assert moewh.open(tmp_path).sql("select status, prompts from runs").fetchall() == [("complete", 6)]
+    assert rows(tmp_path) == expected_rows(given)
+
+
+@pytest.mark.parametrize("segment_rows", [40, 64_000_000])
+def test_threads_may_share_a_writer(segment_rows: int, tmp_path: Path) -> None:
+    """Such as those that wait for a server's answers; each gets the prompt_id of its own sequence."""
+    given, interval = sequences(200), sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        writer = moewh.Writer(tmp_path, "mine", "m", **SHAPE, segment_rows=segment_rows)
+        with writer, ThreadPoolExecutor(8) as threads:
+            prompts = list(threads.map(lambda sequence: writer.write(*sequence), given))
+    finally:
+        sys.setswitchinterval(interval)
+    in_order = [sequence for _, sequence in sorted(zip(prompts, given, strict=True), key=lambda pair: pair[0])]
+    assert sorted(prompts) == [*range(200)]
+    assert rows(tmp_path) == expected_rows(in_order)
 
 
 def test_a_segment_beyond_the_last_is_a_fault(tmp_path: Path) -> None:

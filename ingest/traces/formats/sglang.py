@@ -18,7 +18,7 @@ from moewh.ingest.routing import NO_ENTRY
 from moewh.ingest.traces.arrays import decode_base64, raw_array
 from moewh.ingest.traces.check import as_ids
 from moewh.ingest.traces.documents import answer_of, read_documents
-from moewh.ingest.traces.trace import Array, Sequence, TraceFile, TraceModel, each, served_by, start_of
+from moewh.ingest.traces.trace import Array, Sequence, TraceFile, TraceModel, answer_id, each, served_by, start_of
 from moewh.warehouse.errors import MoewhError
 from moewh.warehouse.files.schema import POSITION_BITS
 
@@ -26,7 +26,10 @@ from moewh.warehouse.files.schema import POSITION_BITS
 def _read(file: TraceFile, model: TraceModel) -> Iterator[Sequence]:
     for where, document in read_documents(file):
         answer = answer_of(document, where, file)
-        yield _generated(where, answer, file, model) if "meta_info" in answer else _chat(where, answer, file, model)
+        if "meta_info" in answer:
+            yield _generated(where, answer, file, model)
+        else:
+            yield replace(_chat(where, answer, file, model), served=served_by(answer), answer=answer_id(answer))
 
 
 def _generated(where: str, answer: dict[str, Any], file: TraceFile, model: TraceModel) -> Sequence:
@@ -35,7 +38,8 @@ def _generated(where: str, answer: dict[str, Any], file: TraceFile, model: Trace
         raise file.error(f"{where}: its meta_info is not a JSON object.")
     rows_RLK = _routing(meta.get("routed_experts"), where, file, model)
     lengths = _lengths(meta, where)
-    return _sequence(where, rows_RLK, lengths, file.path.name, _vocab_ids(answer, meta, lengths, where))
+    one = _sequence(where, rows_RLK, lengths, file.path.name, _vocab_ids(answer, meta, lengths, where))
+    return replace(one, answer=answer_id(meta))
 
 
 def _chat(where: str, answer: dict[str, Any], file: TraceFile, model: TraceModel) -> Sequence:
@@ -45,9 +49,8 @@ def _chat(where: str, answer: dict[str, Any], file: TraceFile, model: TraceModel
     rows_RLK = _routing(extension.get("routed_experts"), where, file, model)
     if len(choices) > 1:  # usage counts all of them together
         metadata = {"choices": len(choices)}
-        return Sequence(where, rows_RLK, source=file.path.name, metadata=metadata, served=served_by(answer))
-    one = _sequence(where, rows_RLK, _lengths(usage, where), file.path.name, None)
-    return replace(one, served=served_by(answer))
+        return Sequence(where, rows_RLK, source=file.path.name, metadata=metadata)
+    return _sequence(where, rows_RLK, _lengths(usage, where), file.path.name, None)
 
 
 def _routing(value: Any, where: str, file: TraceFile, model: TraceModel) -> Array:

@@ -25,7 +25,9 @@ def _read(file: TraceFile, _: TraceModel) -> Iterator[Sequence]:
         ids_T = as_ids(sample.get("tokens"), where)
         rows_RLK = as_array(sample["rollout_routed_experts"], where, file.most_values, 3)
         if len(rows_RLK) != len(ids_T) - 1:
-            raise file.error(f"sample {number} has routing for {len(rows_RLK)} tokens, but {len(ids_T)} tokens.")
+            raise file.error(
+                f"sample {number} has routing for {len(rows_RLK)} tokens, but {len(ids_T)} tokens, the last without."
+            )
         response = sample.get("response_length")
         if response is not None and not isinstance(response, numbers.Integral):
             raise file.error(f"sample {number} has a response_length of {response!r}, which is not a whole number.")

@@ -18,7 +18,7 @@ import numpy as np
 from moewh.ingest.traces.arrays import as_array, decode_npy, open_npz
 from moewh.ingest.traces.check import as_ids
 from moewh.ingest.traces.documents import answer_of, read_documents
-from moewh.ingest.traces.trace import Array, Sequence, TraceFile, TraceModel, each, served_by, start_of
+from moewh.ingest.traces.trace import Array, Sequence, TraceFile, TraceModel, answer_id, each, served_by, start_of
 
 _PARTS = ("routed_experts", "prompt_token_ids", "token_ids")
 """The arrays of each output in an `.npz`."""
@@ -37,7 +37,8 @@ def _read(file: TraceFile, _: TraceModel) -> Iterator[Sequence]:
         for number, choice in enumerate(choices):
             if not isinstance(choice, dict):
                 raise file.error(f"{where}, choice {number}: is not a JSON object.")
-            yield _choice(f"{where}, choice {number}", answer, choice, file)
+            one = _choice(f"{where}, choice {number}", answer, choice, file)
+            yield replace(one, served=served_by(answer), answer=answer_id(answer, number))
         if number < 0:
             raise file.error(f"{where} has no choice. Leave it out.")
 
@@ -53,7 +54,7 @@ def _choice(where: str, answer: dict[str, Any], choice: dict[str, Any], file: Tr
     ids = None if prompt_ids is None else (as_ids(prompt_ids, where), as_ids(choice["token_ids"], where))
     about = {"finish_reason": choice.get("finish_reason"), "id": answer.get("id")}
     metadata = {key: value for key, value in about.items() if value is not None}
-    return replace(_sequence(where, rows_RLK, ids, file, metadata), served=served_by(answer))
+    return _sequence(where, rows_RLK, ids, file, metadata)
 
 
 def _either(name: str, choice: dict[str, Any], answer: dict[str, Any]) -> Any:
