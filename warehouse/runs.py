@@ -70,7 +70,7 @@ def delete_run(layout: Layout, run_id: str) -> list[Path]:
     folders = (layout.segments(run_id), layout.geometry(run_id), layout.run(run_id))
     links = (link for folder in folders for link in (folder, *folder.glob(f"{SEGMENT_FOLDER}*")) if link.is_symlink())
     kept = [real_path(link) for link in links]
-    with layout.staged("deleted") as folder:
+    with layout.writing(), layout.staged("deleted") as folder:
         with kept_unsealed(layout, run_id), locked(layout.runs):
             for name, source in zip(("segments", "geometry", "run"), folders, strict=True):
                 move_away(source, folder / name)

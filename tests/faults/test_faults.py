@@ -127,9 +127,10 @@ def test_a_read_only_warehouse_answers(server: Server, undisturbed: Layout, tmp_
     if outcome["result"] is None:
         pytest.skip(f"no file system of its own: {outcome['stderr']}")
     assert [code for code, _ in outcome["result"]] == [0] * len(commands), outcome["result"]
-    refused = server.run("read-only", commands=[["refresh", *at]], root=str(root), copy_of=str(undisturbed.root))
-    ((code, said),) = refused["result"]
-    assert (code, "Read-only file system" in said) == (1, True), said
+    writing = [["refresh", *at], ["runs", "--delete", "r", "--yes", *at]]
+    refused = server.run("read-only", commands=writing, root=str(root), copy_of=str(undisturbed.root))
+    for code, said in refused["result"]:
+        assert (code, f"cannot write the warehouse at {root}: Read-only file system" in said) == (1, True), said
     spilling = {"commands": commands[:1], "root": str(root), "copy_of": str(undisturbed.root)}
     mutated = server.run("read-only", **spilling, mutation="spill into the warehouse")
     assert mutated["result"][0][0] == 1, "a query that writes into the warehouse is noticed"
