@@ -21,6 +21,7 @@ from moewh.publish import find
 from moewh.publish import target as targets
 from moewh.publish.card import _cell, is_card, license_of, split_names
 from moewh.publish.hub import HubTarget
+from moewh.publish.pieces import Piece
 from moewh.publish.publish import PublishOptions, publish
 from moewh.publish.target import FolderTarget, StoreTarget, Target
 from moewh.publish.withhold import ABSENT, EMPTY, WITHHELD
@@ -296,6 +297,18 @@ def test_wrong_targets_are_one_line(arguments: list[str], says: str, source: Lay
     assert says in result.stderr
 
 
+def test_a_published_folder_with_other_files_stays_as_it_is(target: Target, source: Layout) -> None:
+    """A command that would withdraw a run, or rewrite the card, is refused before it does either."""
+    publish(source, target, PublishOptions(("007",), license="mit"))
+    target.finish({"notes.txt": b"mine"})
+    paths, root_files = target.paths(), ("README.md", "warehouse.duckdb", LISTING)
+    before = [target.place.read(name) for name in root_files]
+    for options in (PublishOptions(("007",), without_text=True), PublishOptions(("007",), license="apache-2.0")):
+        with pytest.raises(UsageError, match=r"holds notes\.txt"):
+            publish(source, target, options)
+        assert (target.paths(), [target.place.read(name) for name in root_files]) == (paths, before)
+
+
 @pytest.mark.parametrize("name", ["sp ace", "quo'te", 'dou"ble', "$HOME", "glob*[a]", "run_id=7", "é;#%20"])
 def test_what_it_prints_reads_a_folder_of_any_name(name: str, source: Layout, tmp_path: Path) -> None:
     result = run("publish", str(tmp_path / name), "--warehouse", str(source.root))
@@ -556,6 +569,32 @@ def test_a_run_that_is_replaced_stays_without_text(
     with open_warehouse(reader(target)) as there:
         texts = there.execute("select run_id, count(text) from prompts group by all having count(text) > 0").fetchall()
     assert {run_id for run_id, _ in texts} == {"step-20", "step-30"}
+
+
+@pytest.mark.parametrize("before", [None, PublishOptions(license="apache-2.0")], ids=["first", "taken back"])
+def test_a_killed_command_s_choices_hold(
+    before: PublishOptions | None, target: Target, source: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before the first file of a run is sent; a shorter command then sends no text and keeps the licence."""
+    if before is not None:
+        publish(source, target, before)
+    send = type(target).send
+
+    def stopped(self: Target, pieces: list[Piece]) -> None:
+        if any("/run_id=007" in piece.path for piece in pieces):
+            raise Stopped
+        send(self, pieces)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(target), "send", stopped)
+        with pytest.raises(Stopped):
+            publish(source, target, PublishOptions(("007", "step-20"), without_text=True, license="mit"))
+    publish(source, target, PublishOptions())
+    assert license_of(target.place.read("README.md").decode()) == "mit"
+    with open_warehouse(reader(target)) as there:
+        texts = there.execute("select run_id, count(text) > 0 from prompts group by all order by all").fetchall()
+    assert texts == [("007", False), ("step-20", False), ("step-30", True)]
+    assert Published(target.place).listing.without_text == ("007", "step-20")
 
 
 def test_every_column_with_text_is_known() -> None:
