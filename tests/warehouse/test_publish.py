@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -500,6 +501,28 @@ def test_a_served_folder_names_its_url(source: Layout, tmp_path: Path) -> None:
     assert str(tmp_path) not in sql
     assert "https://host/wh/warehouse.duckdb" in (tmp_path / "out" / "README.md").read_text()
     assert set(seen(str(tmp_path / "out"))) == set(RUNS)
+
+
+def test_a_folder_keeps_its_url_until_another_is_given(source: Layout, tmp_path: Path) -> None:
+    """`--url ''` is the folder's own path, and a folder that was moved never keeps its old one."""
+    place = tmp_path / "out"
+
+    def root(place: Path, *arguments: str) -> tuple[str, bool]:
+        """Return the listing's root, and whether the views name no other."""
+        done = run("publish", str(place), "--run", "007", "--warehouse", str(source.root), *arguments)
+        assert done.exit_code == 0, done.output
+        listed: str = json.loads((place / LISTING).read_text())["root"]
+        with duckdb.connect(str(place / "warehouse.duckdb"), read_only=True) as connection:
+            ((sql,),) = connection.execute("select sql from duckdb_views() where view_name = 'routing'").fetchall()
+        return listed, f"'{listed}" in sql
+
+    assert root(place, "--url", "https://host/wh/") == ("https://host/wh", True)
+    assert root(place) == ("https://host/wh", True)
+    assert root(place, "--url", "https://other/wh") == ("https://other/wh", True)
+    assert root(place, "--url", "") == (str(place), True)
+    assert root(place) == (str(place), True)
+    place.rename(tmp_path / "moved")
+    assert root(tmp_path / "moved") == (str(tmp_path / "moved"), True)
 
 
 # ------------------------------------------------------------------------------------------ without text
