@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterator
+from hashlib import sha256
 from typing import Any
 
 from moewh.warehouse.files import schema
@@ -145,17 +147,19 @@ def _front_of(text: str) -> str:
 
 
 def split_names(run_ids: list[str]) -> dict[str, str]:
-    """Return a split name for each run: `datasets` allows letters, digits, `_`, and dots between them."""
-    names: dict[str, str] = {}
-    for run_id in run_ids:
-        name = re.sub(r"\W+", "_", run_id)
-        if name.lower() == "all":  # which `datasets` takes to mean every split
-            name = f"{name}_"
-        number = 1
-        while (free := name if number == 1 else f"{name}_{number}") in names.values():
-            number += 1
-        names[run_id] = free
-    return names
+    """Return a split name for each run: `datasets` allows letters, digits, `_`, and dots between them.
+
+    Runs that would share a name all get one with a digest, so that a name never passes from one run to another.
+    """
+    names = {run_id: re.sub(r"\W+", "_", run_id) for run_id in run_ids}
+    names = {
+        run_id: f"{name}_" if name.lower() == "all" else name for run_id, name in names.items()
+    }  # "all": any split
+    shared = Counter(names.values())
+    return {
+        run_id: name if shared[name] == 1 else f"{name}_{sha256(run_id.encode()).hexdigest()[:8]}"
+        for run_id, name in names.items()
+    }
 
 
 def _front(published: Published, splits: dict[str, str], license: str | None) -> Iterator[str]:

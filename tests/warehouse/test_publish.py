@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -488,8 +489,18 @@ def test_the_card_shows_texts_as_texts() -> None:
 
 
 def test_split_names_are_what_datasets_takes() -> None:
-    names = split_names(["a.b", "a-b", "a_b", "all", "007"])
-    assert list(names.values()) == ["a_b", "a_b_2", "a_b_3", "all_", "007"]
+    """A name that was one run's is never another's later, when runs that would share it are published, too."""
+    run_ids = ["a.b", "a-b", "a_b", "all", "007"]
+    names = split_names(run_ids)
+    assert {name.rpartition("_")[0] for name in list(names.values())[:3]} == {"a_b"}
+    assert [names["all"], names["007"]] == ["all_", "007"]
+    assert len(set(names.values())) == len(run_ids)
+    assert all(datasets.splits.NamedSplit(name) for name in names.values())
+    for order in itertools.permutations(run_ids[:3]):
+        owners: dict[str, str] = {}
+        for count in (1, 2, 3):
+            for run_id, name in split_names(sorted(order[:count])).items():
+                assert owners.setdefault(name, run_id) == run_id, order
 
 
 def test_a_served_folder_names_its_url(source: Layout, tmp_path: Path) -> None:
