@@ -22,7 +22,11 @@ from moewh.warehouse.views.sql import sql_string
     default=None,
     help="Leave out the text of prompts, and columns that reveal it.  [default: as a run was published before]",
 )
-@click.option("--url", metavar="URL", help="Where readers will find a folder, such as https://HOST/wh.")
+@click.option(
+    "--url",
+    metavar="URL",
+    help="Where readers will find a folder, such as https://HOST/wh; '' for its own path.  [default: as before]",
+)
 @click.option("--license", metavar="ID", help="Licence for the card, such as cc-by-4.0. hf:// needs one.")
 @warehouse_option
 def publish(

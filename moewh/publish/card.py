@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterator
+from hashlib import sha256
 from typing import Any
 
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.listing import run_of
-from moewh.warehouse.files.names import ANY_RUN, DATABASE, FOLDERS, RUN_FOLDER, SCHEMA_RUN
+from moewh.warehouse.files.names import ANY_RUN, DATABASE, FOLDERS, LISTING, RUN_FOLDER, SCHEMA_RUN
+from moewh.warehouse.remote.place import is_url
 from moewh.warehouse.remote.published import Published
 from moewh.warehouse.views.opening import open_warehouse
 from moewh.warehouse.views.sql import sql_string
@@ -34,13 +37,14 @@ was sent to, at which layer and with which weight, as Parquet files that answer 
 
 ## Read it
 
-In any DuckDB shell with `httpfs`, every table and canned view:
+In any DuckDB shell, every table and canned view{secret}:
 
 ```sql
-LOAD httpfs;
-ATTACH {database} AS wh (READ_ONLY);
+{httpfs}ATTACH {database} AS wh (READ_ONLY);
 FROM wh.expert_load LIMIT 10;
 ```
+
+A copy of these files is read after `SET VARIABLE moewh_root = 'FOLDER'`, the path of the copy.
 
 With `pip install 'moewh[remote]'`:
 
@@ -48,12 +52,16 @@ With `pip install 'moewh[remote]'`:
 moewh query expert_load --warehouse {root}
 ```
 
-With `datasets`, one table of one run at a time; each run is a split:
+With `datasets`, {unit}:
 
 ```python
-load_dataset({folder}, {table}, split={split})
+from datasets import load_dataset
+
+load_dataset({dataset})
 ```
 """
+_HTTPFS = "INSTALL httpfs;\nLOAD httpfs;\n"
+_SECRET = " (a bucket that is not public needs `CREATE SECRET (TYPE s3, PROVIDER credential_chain);` first)"
 _WITHOUT_TEXT = """
 ## Without text
 
@@ -79,13 +87,7 @@ def card(published: Published, license: str | None) -> str:
         "",
         f"# {_cell(root.rpartition('/')[2])}",
         "",
-        _READ.format(
-            database=sql_string(f"{root}/{DATABASE}"),
-            root=shlex.quote(root),
-            folder=json.dumps(root.removeprefix("hf://datasets/")),
-            table=json.dumps(_DEFAULT.name),
-            split=json.dumps(next(iter(splits.values()), "RUN")),
-        ),
+        _how_to_read(published, splits),
         "## Runs",
         "",
         *_table(["split", *names], [[splits[run["run_id"]], *run.values()] for run in runs]),
@@ -100,6 +102,31 @@ def card(published: Published, license: str | None) -> str:
             "",
         ]
     return "\n".join(parts)
+
+
+def _how_to_read(published: Published, splits: dict[str, str]) -> str:
+    """Return the code that reads a place. `datasets` finds splits in a folder and on the Hub only, elsewhere files."""
+    root, first = published.listing.root, published.listing.files_of(_DEFAULT)[0]
+    if is_url(root) and not root.startswith("hf://"):
+        unit = f"one file at a time; `{LISTING}` lists them"
+        dataset = f'"parquet", data_files={_literal(f"{root}/{first}")}, split="train"'
+    else:
+        unit = "one table of one run at a time; each run is a split"
+        name, split = root.removeprefix("hf://datasets/"), splits.get(run_of(first), "RUN")
+        dataset = f"{_literal(name)}, {_literal(_DEFAULT.name)}, split={_literal(split)}"
+    return _READ.format(
+        secret=_SECRET if root.startswith("s3://") else "",
+        httpfs=_HTTPFS if is_url(root) else "",
+        database=sql_string(f"{root}/{DATABASE}"),
+        root=shlex.quote(root),
+        unit=unit,
+        dataset=dataset,
+    )
+
+
+def _literal(text: str) -> str:
+    """Return a Python string. JSON escapes a character beyond U+FFFF as two."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def is_card(text: str) -> bool:
@@ -120,17 +147,19 @@ def _front_of(text: str) -> str:
 
 
 def split_names(run_ids: list[str]) -> dict[str, str]:
-    """Return a split name for each run: `datasets` allows letters, digits, `_`, and dots between them."""
-    names: dict[str, str] = {}
-    for run_id in run_ids:
-        name = re.sub(r"\W+", "_", run_id)
-        if name.lower() == "all":  # which `datasets` takes to mean every split
-            name = f"{name}_"
-        number = 1
-        while (free := name if number == 1 else f"{name}_{number}") in names.values():
-            number += 1
-        names[run_id] = free
-    return names
+    """Return a split name for each run: `datasets` allows letters, digits, `_`, and dots between them.
+
+    Runs that would share a name all get one with a digest, so that a name never passes from one run to another.
+    """
+    names = {run_id: re.sub(r"\W+", "_", run_id) for run_id in run_ids}
+    names = {
+        run_id: f"{name}_" if name.lower() == "all" else name for run_id, name in names.items()
+    }  # "all": any split
+    shared = Counter(names.values())
+    return {
+        run_id: name if shared[name] == 1 else f"{name}_{sha256(run_id.encode()).hexdigest()[:8]}"
+        for run_id, name in names.items()
+    }
 
 
 def _front(published: Published, splits: dict[str, str], license: str | None) -> Iterator[str]:

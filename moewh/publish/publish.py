@@ -1,10 +1,11 @@
 """Publish runs: send what a target lacks, and then the files that make it visible to readers.
 
-    zero-row files → each run: its folders → views, card, listing
+    zero-row files → views, card, listing → each run: its folders → views, card, listing
 
 A reader uses the listing (`moewh.warehouse.files.listing`), or the views in `warehouse.duckdb`, which list every file.
 Each of the two is replaced in one step, so readers see only whole runs. A published run with other files is first
-removed from both. If it is killed anywhere, the same command resumes it.
+removed from both. If it is killed anywhere, the same command resumes it. What a command chose (runs without text, the
+licence, the URL) is written before the files of runs, so a shorter command that resumes it does not undo that.
 """
 
 from __future__ import annotations
@@ -83,11 +84,13 @@ def publish(
     licensed = _license_at(target)
     without_text = _without_text(options, complete, before)
     license = options.license or licensed
+    target.missing([])  # refuses a place with files of others before anything there changes
     empty, files = zero_rows(layout), dict[str, Listed]()
-    if before is None:
-        _write_root_files(
-            target, Listing(_send_missing(target, empty, summary), __version__, target.place.root), license
-        )
+    listed = before or Listing(_send_missing(target, empty, summary), __version__, target.place.root)
+    chosen = _with_choices(listed, target, without_text)
+    if before is None or chosen != before or license != licensed:
+        _write_root_files(target, chosen, license)
+        summary.changed = True
     for run_id in complete:
         withheld = run_id in without_text
         with _pieces(layout, run_pieces(layout, planned, run_id), run_id, withheld) as pieces:
@@ -101,7 +104,7 @@ def publish(
             files |= of_run
     now = listing_at(target)
     listing = _merged_listing(now, files | _send_missing(target, empty, summary), target, without_text)
-    if listing != now or license != licensed or _lacks(target, (DATABASE, CARD)):
+    if listing != now or _lacks(target, (DATABASE, CARD)):
         _write_root_files(target, listing, license)
         summary.changed = True
     if stale := _stale(target, listing, {SCHEMA_RUN, *complete}):
@@ -126,6 +129,16 @@ def _without_text(options: PublishOptions, run_ids: list[str], before: Listing |
     if options.without_text is not None:
         return run_ids if options.without_text else []
     return [] if before is None else [run_id for run_id in run_ids if run_id in before.without_text]
+
+
+def _with_choices(listing: Listing, target: Target, without_text: list[str]) -> Listing:
+    """Return a listing that records what a command chose before it sends runs, so that a kill does not undo it.
+
+    Runs whose text is taken back are not listed: their files are still those with text.
+    """
+    taken_back = set(without_text) - set(listing.without_text)
+    all_without_text = tuple(sorted({*listing.without_text, *without_text}))
+    return replace(listing.without(taken_back), root=target.place.root, without_text=all_without_text)
 
 
 def _merged_listing(now: Listing | None, files: dict[str, Listed], target: Target, without_text: list[str]) -> Listing:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
 import shlex
 import shutil
@@ -21,6 +23,7 @@ from moewh.publish import find
 from moewh.publish import target as targets
 from moewh.publish.card import _cell, is_card, license_of, split_names
 from moewh.publish.hub import HubTarget
+from moewh.publish.pieces import Piece
 from moewh.publish.publish import PublishOptions, publish
 from moewh.publish.target import FolderTarget, StoreTarget, Target
 from moewh.publish.withhold import ABSENT, EMPTY, WITHHELD
@@ -296,6 +299,18 @@ def test_wrong_targets_are_one_line(arguments: list[str], says: str, source: Lay
     assert says in result.stderr
 
 
+def test_a_published_folder_with_other_files_stays_as_it_is(target: Target, source: Layout) -> None:
+    """A command that would withdraw a run, or rewrite the card, is refused before it does either."""
+    publish(source, target, PublishOptions(("007",), license="mit"))
+    target.finish({"notes.txt": b"mine"})
+    paths, root_files = target.paths(), ("README.md", "warehouse.duckdb", LISTING)
+    before = [target.place.read(name) for name in root_files]
+    for options in (PublishOptions(("007",), without_text=True), PublishOptions(("007",), license="apache-2.0")):
+        with pytest.raises(UsageError, match=r"holds notes\.txt"):
+            publish(source, target, options)
+        assert (target.paths(), [target.place.read(name) for name in root_files]) == (paths, before)
+
+
 @pytest.mark.parametrize("name", ["sp ace", "quo'te", 'dou"ble', "$HOME", "glob*[a]", "run_id=7", "é;#%20"])
 def test_what_it_prints_reads_a_folder_of_any_name(name: str, source: Layout, tmp_path: Path) -> None:
     result = run("publish", str(tmp_path / name), "--warehouse", str(source.root))
@@ -474,8 +489,18 @@ def test_the_card_shows_texts_as_texts() -> None:
 
 
 def test_split_names_are_what_datasets_takes() -> None:
-    names = split_names(["a.b", "a-b", "a_b", "all", "007"])
-    assert list(names.values()) == ["a_b", "a_b_2", "a_b_3", "all_", "007"]
+    """A name that was one run's is never another's later, when runs that would share it are published, too."""
+    run_ids = ["a.b", "a-b", "a_b", "all", "007"]
+    names = split_names(run_ids)
+    assert {name.rpartition("_")[0] for name in list(names.values())[:3]} == {"a_b"}
+    assert [names["all"], names["007"]] == ["all_", "007"]
+    assert len(set(names.values())) == len(run_ids)
+    assert all(datasets.splits.NamedSplit(name) for name in names.values())
+    for order in itertools.permutations(run_ids[:3]):
+        owners: dict[str, str] = {}
+        for count in (1, 2, 3):
+            for run_id, name in split_names(sorted(order[:count])).items():
+                assert owners.setdefault(name, run_id) == run_id, order
 
 
 def test_a_served_folder_names_its_url(source: Layout, tmp_path: Path) -> None:
@@ -487,6 +512,28 @@ def test_a_served_folder_names_its_url(source: Layout, tmp_path: Path) -> None:
     assert str(tmp_path) not in sql
     assert "https://host/wh/warehouse.duckdb" in (tmp_path / "out" / "README.md").read_text()
     assert set(seen(str(tmp_path / "out"))) == set(RUNS)
+
+
+def test_a_folder_keeps_its_url_until_another_is_given(source: Layout, tmp_path: Path) -> None:
+    """`--url ''` is the folder's own path, and a folder that was moved never keeps its old one."""
+    place = tmp_path / "out"
+
+    def root(place: Path, *arguments: str) -> tuple[str, bool]:
+        """Return the listing's root, and whether the views name no other."""
+        done = run("publish", str(place), "--run", "007", "--warehouse", str(source.root), *arguments)
+        assert done.exit_code == 0, done.output
+        listed: str = json.loads((place / LISTING).read_text())["root"]
+        with duckdb.connect(str(place / "warehouse.duckdb"), read_only=True) as connection:
+            ((sql,),) = connection.execute("select sql from duckdb_views() where view_name = 'routing'").fetchall()
+        return listed, f"'{listed}" in sql
+
+    assert root(place, "--url", "https://host/wh/") == ("https://host/wh", True)
+    assert root(place) == ("https://host/wh", True)
+    assert root(place, "--url", "https://other/wh") == ("https://other/wh", True)
+    assert root(place, "--url", "") == (str(place), True)
+    assert root(place) == (str(place), True)
+    place.rename(tmp_path / "moved")
+    assert root(tmp_path / "moved") == (str(tmp_path / "moved"), True)
 
 
 # ------------------------------------------------------------------------------------------ without text
@@ -556,6 +603,32 @@ def test_a_run_that_is_replaced_stays_without_text(
     with open_warehouse(reader(target)) as there:
         texts = there.execute("select run_id, count(text) from prompts group by all having count(text) > 0").fetchall()
     assert {run_id for run_id, _ in texts} == {"step-20", "step-30"}
+
+
+@pytest.mark.parametrize("before", [None, PublishOptions(license="apache-2.0")], ids=["first", "taken back"])
+def test_a_killed_command_s_choices_hold(
+    before: PublishOptions | None, target: Target, source: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before the first file of a run is sent; a shorter command then sends no text and keeps the licence."""
+    if before is not None:
+        publish(source, target, before)
+    send = type(target).send
+
+    def stopped(self: Target, pieces: list[Piece]) -> None:
+        if any("/run_id=007" in piece.path for piece in pieces):
+            raise Stopped
+        send(self, pieces)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(target), "send", stopped)
+        with pytest.raises(Stopped):
+            publish(source, target, PublishOptions(("007", "step-20"), without_text=True, license="mit"))
+    publish(source, target, PublishOptions())
+    assert license_of(target.place.read("README.md").decode()) == "mit"
+    with open_warehouse(reader(target)) as there:
+        texts = there.execute("select run_id, count(text) > 0 from prompts group by all order by all").fetchall()
+    assert texts == [("007", False), ("step-20", False), ("step-30", True)]
+    assert Published(target.place).listing.without_text == ("007", "step-20")
 
 
 def test_every_column_with_text_is_known() -> None:

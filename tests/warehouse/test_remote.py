@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import duckdb
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
@@ -23,7 +27,7 @@ from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.files.names import LISTING
 from moewh.warehouse.remote import listed
-from moewh.warehouse.remote.published import readable
+from moewh.warehouse.remote.published import Published, readable
 from moewh.warehouse.views.opening import open_warehouse
 from moewh.warehouse.views.shipped import canned_names
 from tests.support.escapes import SECRET
@@ -326,6 +330,33 @@ def test_a_published_folder_becomes_ones_own(places: dict[str, str], tmp_path: P
     assert run("verify", "--warehouse", str(own)).exit_code == 0
     assert run("query", "load_balance", "--format", "csv", "--warehouse", str(own)).stdout == expected
     assert run("runs", "--delete", "007", "--yes", "--warehouse", str(own)).exit_code == 0
+
+
+# ------------------------------------------------------------------------------------------ the card
+
+
+@pytest.mark.parametrize("place", ["folder", "s3", "web"])
+def test_the_card_s_code_runs_for_its_readers(
+    place: str, here: Layout, places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its Python and its command, as they stand; its SQL loads httpfs where that is needed."""
+    url = places[place]
+    there = readable(url)
+    assert isinstance(there, Published)
+    text = there.place.read("README.md").decode()
+    code = dict(re.findall(r"```(\w+)\n(.*?)\n```", text, re.DOTALL))
+    assert code["sql"].startswith("ATTACH" if place == "folder" else "INSTALL httpfs;\nLOAD httpfs;\nATTACH")
+    assert ("CREATE SECRET" in text) == (place == "s3")
+    assert run(*shlex.split(code["sh"])[1:]).exit_code == 0
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)  # which concerns web servers, too
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    *imports, call = code["python"].splitlines()
+    names: dict[str, Any] = {}
+    exec("\n".join(imports), names)
+    loaded = eval(call, names)
+    folders = "segment=*" if place == "folder" else "segment=0"
+    files = (here.root / "segments" / "run_id=007").glob(f"{folders}/routing.parquet")
+    assert loaded.num_rows == sum(pq.read_metadata(file).num_rows for file in files) > 0
 
 
 # ------------------------------------------------------------------------------------------ the plain shell
