@@ -197,12 +197,12 @@ def test_processes_at_once_show_a_commit_that_is_none(mutation: str, trial: Tria
 
 @pytest.mark.parametrize(("paused", "other"), AT_ONCE)
 def test_a_command_runs_between_two_steps_of_another(paused: str, other: str, trial: Trial) -> None:
-    pauses = 7 if paused == "refused" else 4  # at every other step of the former, which has few
+    pauses = 7 if paused == "refused" else 3  # at every other step of the former, which has few
     assert pause_at_steps(trial, paused, other, pauses) >= pauses / 2
 
 
 def test_a_command_that_does_not_wait_is_noticed(trial: Trial) -> None:
-    with pytest.raises(AssertionError, match="No such file"):
+    with pytest.raises(AssertionError, match=r"No such file|is missing|which does not exist"):
         pause_at_steps(trial, "delete", "ingest", None, mutation="no locks")
 
 

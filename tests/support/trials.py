@@ -317,28 +317,22 @@ def _commands(trial: Trial) -> dict[str, FaultPlan]:
 def _between_steps(server: Server, paused: FaultPlan, other: FaultPlan) -> tuple[dict[str, Any], dict[str, Any]]:
     """Pause one command at its step `pause_at` until another has ended or waits for it; return both outcomes."""
     first = server.start("moewh", **vars(paused))
-    _await(first, "TZ", 60)
+    while _state(first)[0] not in "TZ":
+        time.sleep(0.005)
     second = server.start("moewh", **vars(other))
-    if not _await(second, "Z", 0.3):
-        deadline = time.monotonic() + 60
-        while _state(second) == "R" and time.monotonic() < deadline:  # slow, not waiting
-            time.sleep(0.01)
+    seen, since = _state(second), time.monotonic()
+    while seen[0] != "Z" and not (seen[0] == "S" and time.monotonic() - since > 0.5):
+        time.sleep(0.01)
+        if (now := _state(second)) != seen:
+            seen, since = now, time.monotonic()
     os.kill(first, signal.SIGCONT)
     return server.wait(first), server.wait(second)
 
 
-def _await(pid: int, states: str, seconds: float) -> bool:
-    """Wait until a process is in one of some states, such as `T` (stopped) or `Z` (ended), or so long."""
-    deadline = time.monotonic() + seconds
-    while _state(pid) not in states:
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.002)
-    return True
-
-
-def _state(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+def _state(pid: int) -> tuple[str, str]:
+    """Return the state of a process, such as `T` (stopped), `Z` (ended) or `S` (waiting), and its CPU time so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return fields[0], "+".join(fields[11:13])
 
 
 def segment_digests(root: Path, name: str) -> dict[str, str]:
