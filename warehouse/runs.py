@@ -63,7 +63,8 @@ def delete_run(layout: Layout, run_id: str) -> list[Path]:
     The run is unsealed; then one rename moves all its segments away, then the geometry, then the run itself. A process
     killed on the way leaves the whole run, a run without segments (which ingest fills again, or a second delete
     removes), or no run. The files are removed last, when no view can see them; where a folder is a link, only the link
-    is removed. `warehouse.duckdb` is rewritten. Raises MoewhError for an unknown run.
+    is removed. A command that writes to the run waits for the renames, and then finds it gone. `warehouse.duckdb` is
+    rewritten. Raises MoewhError for an unknown run.
     """
     check_known(layout, run_id)
     layout.require_one_disk()

@@ -152,9 +152,9 @@ def split_names(run_ids: list[str]) -> dict[str, str]:
     Runs that would share a name all get one with a digest, so that a name never passes from one run to another.
     """
     names = {run_id: re.sub(r"\W+", "_", run_id) for run_id in run_ids}
-    names = {
-        run_id: f"{name}_" if name.lower() == "all" else name for run_id, name in names.items()
-    }  # "all": any split
+    for run_id, name in names.items():
+        if name.lower() == "all":  # which `datasets` takes to mean every split
+            names[run_id] = f"{name}_"
     shared = Counter(names.values())
     return {
         run_id: name if shared[name] == 1 else f"{name}_{sha256(run_id.encode()).hexdigest()[:8]}"

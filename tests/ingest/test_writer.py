@@ -20,6 +20,7 @@ from moewh.ingest.recorder.sequences import Block, Joined, join
 from moewh.ingest.write.segment import Committed, write_segment
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.runs import delete_run
 from moewh.warehouse.sealing.seal import unseal
 from moewh.warehouse.trust.repair import remedy
 from tests.support.models import byte_tokenizer, save_model
@@ -158,6 +159,26 @@ def test_after_a_segment_that_could_not_be_written_nothing_is_written(
         writer.close()
     assert moewh.open(tmp_path).sql("select status, segments from runs").fetchall() == [("running", 1)]
     assert rows(tmp_path) == expected_rows(given[:1])
+
+
+@pytest.mark.parametrize("again", ["begun twice", "deleted and begun again"])
+def test_two_runs_of_one_name_are_not_mixed(again: str, tmp_path: Path) -> None:
+    """One of two writers is refused, however the name came to be theirs both; the run has the other's rows alone."""
+    first, second = sequences(6, seed=1), sequences(6, seed=2)
+    old = moewh.Writer(tmp_path, "mine", "m", **SHAPE, segment_rows=1)
+    if again == "deleted and begun again":
+        for sequence in first[:3]:
+            old.write(*sequence)
+        delete_run(Layout(tmp_path), "mine")
+    new = moewh.Writer(tmp_path, "mine", "m", **SHAPE, segment_rows=1)
+    for sequence in second:
+        new.write(*sequence)
+    with pytest.raises(MoewhError, match=r"run 'mine' (is another run now|exists)"):
+        for sequence in first[3:]:
+            old.write(*sequence)
+        old.close()
+    new.close()
+    assert rows(tmp_path) == expected_rows(second)
 
 
 @pytest.mark.parametrize("step", ["join", "assemble", "write_segment"])

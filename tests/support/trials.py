@@ -254,7 +254,7 @@ def ingest_at_once(trial: Trial, names: list[str], mutation: str | None = None, 
 
 AT_ONCE = [
     *(("ingest", "ingest"), ("ingest", "delete"), ("delete", "ingest"), ("delete", "delete")),
-    ("refused", "ingest"),
+    *(("refused", "ingest"), ("ingest", "another")),
     *(("delete", "seal"), ("seal", "delete"), ("repair", "repair"), ("geometry", "geometry"), ("geometry", "delete")),
 ]
 """Commands that are paused, each with one that runs meanwhile."""
@@ -262,6 +262,7 @@ _EXPLAINED = {
     "delete": ("there is no run 'r'", "run 'r' was deleted by another command meanwhile"),
     "repair": (": 1 fault",),
     "refused": ("has a 'text' that is not a string",),
+    "another": ("run 'r' exists and is another run", "run 'r' is another run now"),
 }
 """What commands, or those that run beside them, may end with."""
 
@@ -280,7 +281,7 @@ def pause_at_steps(trial: Trial, paused: str, other: str, steps: int | None, mut
         shutil.rmtree(Layout(half).segment("r", 1))
     if "repair" in (paused, other):
         flip(Layout(half).segment("r", 1) / schema.ROUTING.file, random.Random(0))
-    if "refused" in (paused, other):
+    if {"refused", "another"} & {paused, other}:
         shutil.rmtree(half)
         half.mkdir()
     shutil.copytree(half, trial.root, symlinks=True)
@@ -311,7 +312,9 @@ def _commands(trial: Trial) -> dict[str, FaultPlan]:
     wrong = trial.root.with_name("wrong.jsonl")
     wrong.write_text('{"text": "a"}\n{"text": 3}\n')
     refused = [str(wrong) if word.endswith("p.jsonl") else word for word in trial.plan().arguments]
-    return {"ingest": trial.plan(), "refused": FaultPlan(refused, str(trial.root)), **plans}
+    another = [*trial.plan().arguments, "--domain", "another"]
+    of_words = {"refused": FaultPlan(refused, str(trial.root)), "another": FaultPlan(another, str(trial.root))}
+    return {"ingest": trial.plan(), **of_words, **plans}
 
 
 def _between_steps(server: Server, paused: FaultPlan, other: FaultPlan) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -71,7 +71,7 @@ def commit(folder: Path, target: Path) -> bool:
 
 
 def move_away(folder: Path, target: Path) -> bool:
-    """Rename a folder that views read and sync its parent; return False if it is not there (any more)."""
+    """Rename a folder out of a warehouse and sync its parent; return False if it is not there, or no longer."""
     try:
         folder.rename(target)
     except FileNotFoundError:

@@ -214,11 +214,16 @@ class Layout:
     def commit_of_run(self, run_id: str, folder: Path, target: Path) -> None:
         """Commit a staged folder of a run; losing a race is success.
 
-        Raises MoewhError if another command has deleted the run.
+        Raises MoewhError if another command has deleted the run, or begun another run of its name.
         """
         with locked(self.runs, shared=True):
             if not self.run(run_id).is_dir():
                 raise deleted(run_id)
+            if _manifest(self.run(run_id)).get("identity") not in (None, _manifest(folder)["identity"]):
+                raise MoewhError(
+                    f"run {run_id!r} is another run now: another command began one of this name meanwhile. Write this "
+                    "one under another run id."
+                )
             commit(folder, target)
 
     def link_unsealed(self, run_id: str) -> None:

@@ -26,7 +26,8 @@ def _read(file: TraceFile, _: TraceModel) -> Iterator[Sequence]:
         rows_RLK = as_array(sample["rollout_routed_experts"], where, file.most_values, 3)
         if len(rows_RLK) != len(ids_T) - 1:
             raise file.error(
-                f"sample {number} has routing for {len(rows_RLK)} tokens, but {len(ids_T)} tokens, the last without."
+                f"sample {number} has routing for {len(rows_RLK)} tokens, but {len(ids_T)} tokens. All but the last "
+                "need routing."
             )
         response = sample.get("response_length")
         if response is not None and not isinstance(response, numbers.Integral):
