@@ -7,6 +7,7 @@ small file system of its own, or with one line of our code mutated. Linux only, 
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import ctypes
 import errno
@@ -349,7 +350,9 @@ def _mutate(name: str | None) -> None:
     """Break one promise of our own code, to see that a test notices."""
     if name is not None:
         for module, what, change in _mutations()[name]:
-            setattr(import_module(module) if isinstance(module, str) else module, what, change)
+            holder = import_module(module) if isinstance(module, str) else module
+            assert hasattr(holder, what) or hasattr(builtins, what), f"{holder} has no {what} to mutate"
+            setattr(holder, what, change)
 
 
 def _mutations() -> dict[str, list[tuple[Any, str, Any]]]:
@@ -357,7 +360,9 @@ def _mutations() -> dict[str, list[tuple[Any, str, Any]]]:
     from moewh.warehouse.files.commit import commit, make_folder, sync
     from moewh.warehouse.files.layout import Layout
 
-    writers = ("moewh.warehouse.files.layout", "moewh.ingest.write.segment", "moewh.ingest.write.run_files")
+    from moewh.warehouse.files.manifest import MANIFEST
+
+    writers = ("moewh.warehouse.files.layout", "moewh.ingest.write.run_files")
 
     def rename_first(folder: Path, target: Path) -> bool:
         make_folder(target.parent)
@@ -375,6 +380,10 @@ def _mutations() -> dict[str, list[tuple[Any, str, Any]]]:
             return True
 
         return commit
+
+    def without_manifest(folder: Path, target: Path) -> bool:
+        (folder / MANIFEST).unlink(missing_ok=True)
+        return commit(folder, target)
 
     def race_is_an_error(folder: Path, target: Path) -> bool:
         if not commit(folder, target):
@@ -409,7 +418,7 @@ def _mutations() -> dict[str, list[tuple[Any, str, Any]]]:
         "no staging": [(module, "commit", one_by_one(0)) for module in writers],
         "no staging, slowly": [(module, "commit", one_by_one(0.02)) for module in writers],  # a reader sees it
         "a lost race is an error": [(module, "commit", race_is_an_error) for module in writers],
-        "no manifest": [(module, "write_manifest", lambda *_: 0) for module in writers[1:]],
+        "no manifest": [(module, "commit", without_manifest) for module in writers],
         "errors not explained": [(Layout, "writing", lambda _: contextlib.nullcontext())],
         "deaf to signals": [(module, "stoppable", deaf) for module in ("moewh.cli.main", "moewh.cli.ingest")],
         "spill into the warehouse": [(os, "access", lambda *_: True)],
