@@ -359,7 +359,6 @@ def _mutations() -> dict[str, list[tuple[Any, str, Any]]]:
     """By name: which attribute of which module or class becomes what."""
     from moewh.warehouse.files.commit import commit, make_folder, sync
     from moewh.warehouse.files.layout import Layout
-
     from moewh.warehouse.files.manifest import MANIFEST
 
     writers = ("moewh.warehouse.files.layout", "moewh.ingest.write.run_files")
