@@ -109,9 +109,9 @@ def test_threads_may_share_a_warehouse(warehouse: Warehouse) -> None:
     """Also while no thread has asked anything yet."""
     wanted = [rounded(ask(warehouse)) for ask in QUESTIONS]
     with moewh.open(warehouse.path) as shared, ThreadPoolExecutor(8) as pool:
-        for _ in range(3):
-            answers = pool.map(lambda ask: rounded(ask(shared)), QUESTIONS * 8)
-            assert list(answers) == wanted * 8
+        for _ in range(2):
+            answers = pool.map(lambda ask: rounded(ask(shared)), QUESTIONS * 4)
+            assert list(answers) == wanted * 4
 
 
 def test_a_forked_process_may_go_on_with_a_warehouse(warehouse: Warehouse) -> None:

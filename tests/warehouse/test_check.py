@@ -436,10 +436,18 @@ def test_the_check_that_takes_too_long_is_named(layout: Layout, tmp_path: Path) 
     assert [(one["check"], one["status"]) for one in written] == [("a", "ok"), ("b", "error")]
 
 
-@pytest.mark.parametrize("form", ["text", "json", "junit"])
-@pytest.mark.parametrize(("last", "code"), [("select 1 as n", 1), ("not SQL", 2), ("select 1 as n where false", 0)])
+@pytest.mark.parametrize(
+    ("form", "last", "code"),
+    [
+        ("text", "select 1 as n", 1),
+        ("text", "not SQL", 2),
+        ("text", "select 1 as n where false", 0),
+        ("json", "select 1 as n", 1),
+        ("junit", "not SQL", 2),
+    ],
+)
 def test_a_reader_that_stops_early_does_not_change_the_exit_code(
-    last: str, code: int, form: str, layout: Layout, tmp_path: Path
+    form: str, last: str, code: int, layout: Layout, tmp_path: Path
 ) -> None:
     """In `set -o pipefail; moewh check | head -1`, a fault must fail the job."""
     (tmp_path / "first.sql").write_text("select 1 as n where false")
