@@ -41,7 +41,7 @@ $(VENV)/.notebook: $(VENV)/.demo
 	$(INSTALL) -e '.[notebook]'
 	touch $@
 
-# Two processes more than there are cores. PYTEST_ARGUMENTS="-n 0 tests/queries -k co_routing" runs a few tests in a single process.
+# One process more than there are cores. PYTEST_ARGUMENTS="-n 0 tests/queries -k co_routing" runs a few tests in a single process.
 test: $(VENV)/.installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto --dist loadfile $(PYTEST_ARGUMENTS)
 

@@ -59,8 +59,8 @@ LONGEST = (
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Run two processes more than there are cores: some tests wait for the programs that they start."""
-    return usable_cpus() + 2
+    """Run one process more than there are cores: some tests wait. Each further one imports torch once more."""
+    return usable_cpus() + 1
 
 
 @pytest.fixture(autouse=True, scope="module")
