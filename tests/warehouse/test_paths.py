@@ -6,6 +6,7 @@ a folder for a partition. Other folders have names that are hard to write in SQL
 
 from __future__ import annotations
 
+import csv
 import io
 import re
 import shutil
@@ -38,7 +39,8 @@ from tests.support.synthetic import random_run, write_run
 pytestmark = pytest.mark.published_file
 COLUMNS = sorted({column.name for view in describe_views().values() for column in view.columns})
 CASES: dict[str, Callable[[str], str]] = {"lower": str.lower, "upper": str.upper, "mixed": str.title}
-FOLDERS = [f"{case(name)}={number}" for number, name in enumerate(COLUMNS) for case in CASES.values()]
+FOLDERS = ["/".join(f"{case(name)}={number}" for case in CASES.values()) for number, name in enumerate(COLUMNS)]
+"""For each column: a folder with its name in each case, one within the other."""
 AWKWARD = [
     "run_id=x/segment=3",
     "segments/run_id=007/segment=0",
@@ -100,8 +102,8 @@ def all_answers(layout: Layout) -> dict[str, str]:
             output.write(answer, "csv", None, text := io.StringIO())
             said[name] = text.getvalue()
     said["stored"] = moewh(layout, "query", "-c", STORED, "--format", "csv")
-    said["verify"] = moewh(layout, "verify", "--rollups").rpartition(": ")[2]
-    said["check"] = moewh(layout, "check", faults=1)
+    said["verify"] = moewh(layout, "verify").rpartition(": ")[2]
+    said["check"] = moewh(layout, "check", faults=1)  # which compares the rollups too
     return said
 
 
@@ -131,7 +133,7 @@ def test_every_column_alone_above_the_root(sound: Layout, tmp_path: Path) -> Non
     """In the tables that have the column, which the folder would hide; a table without it never refers to it.
 
     The next test, with all columns above every table, shows that the other tables work too. One connection's views are
-    pointed to each folder in turn, so that four hundred take seconds.
+    pointed to each folder in turn.
     """
     with open_warehouse(sound) as connection:
         expected = dict(zip(schema.TABLES, connection.execute(STORED).fetchall(), strict=True))
@@ -140,9 +142,9 @@ def test_every_column_alone_above_the_root(sound: Layout, tmp_path: Path) -> Non
             connection.execute("set variable moewh_root = $root", {"root": str(moved.root)})
             name = folder.partition("=")[0].lower()
             having = [table for table in schema.TABLES if name in {c.name for c in table.viewed}]
-            asked = having or ONE_OF_EACH_LEVEL
+            asked = having or ONE_OF_EACH_LEVEL  # for a column of canned views alone
             assert connection.execute(rows_of(asked)).fetchall() == [expected[table] for table in asked], folder
-    assert len(FOLDERS) > 300
+    assert len(FOLDERS) > 100
 
 
 def test_all_columns_together_above_the_root(
@@ -160,7 +162,9 @@ def test_all_columns_together_above_the_root(
     publish(moved)
     assert shell_answer(moved.database, STORED) == stored_in_shell
     counts = "; ".join(f"select '{view}', count(*), count(distinct v) from {view} as v" for view in canned_names())
-    assert shell_answer(moved.database, counts) == shell_answer(sound.database, counts)
+    rows = {view: list(csv.reader(io.StringIO(answers[view])))[1:] for view in canned_names()}
+    expected = [f"{view},{len(found)},{len(set(map(tuple, found)))}" for view, found in rows.items()]
+    assert shell_answer(moved.database, counts).split() == expected
 
 
 @pytest.mark.parametrize("folder", AWKWARD)
