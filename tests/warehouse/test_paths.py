@@ -68,6 +68,7 @@ def rows_of(tables: Iterable[schema.Table]) -> str:
     )
 
 
+ONE_OF_EACH_LEVEL = (schema.LAYERS, schema.TOKENS, schema.EXPERT_GEOMETRY, schema.EXPERT_COUNTS)
 STORED = rows_of(schema.TABLES)
 """The content of every stored table, including its path's columns, in three numbers each."""
 
@@ -102,8 +103,9 @@ def all_answers(layout: Layout) -> dict[str, str]:
             output.write(answer, "csv", None, text := io.StringIO())
             said[name] = text.getvalue()
     said["stored"] = moewh(layout, "query", "-c", STORED, "--format", "csv")
+    said["levels"] = moewh(layout, "query", "-c", rows_of(ONE_OF_EACH_LEVEL), "--format", "csv")
     said["verify"] = moewh(layout, "verify").rpartition(": ")[2]
-    said["check"] = moewh(layout, "check", faults=1)  # which compares the rollups too
+    said["check"] = moewh(layout, "check", "-p", "run=one", faults=1)  # which compares the rollups too
     return said
 
 
@@ -124,9 +126,6 @@ def linked(layout: Layout, folder: Path) -> Layout:
     folder.mkdir(parents=True)
     (folder / "wh").symlink_to(layout.root)
     return Layout(folder / "wh")
-
-
-ONE_OF_EACH_LEVEL = (schema.LAYERS, schema.TOKENS, schema.EXPERT_GEOMETRY, schema.EXPERT_COUNTS)
 
 
 def test_every_column_alone_above_the_root(sound: Layout, tmp_path: Path) -> None:
@@ -171,9 +170,10 @@ def test_all_columns_together_above_the_root(
 def test_awkward_folders_above_the_root(
     folder: str, sound: Layout, answers: dict[str, str], stored_in_shell: str, tmp_path: Path
 ) -> None:
+    """The jail has the folder's name for all tables; the views of every table are read in the plain shell."""
     moved = Layout(tmp_path / folder / "wh")
     shutil.copytree(sound.root, moved.root, symlinks=True)
-    assert moewh(moved, "query", "-c", STORED, "--format", "csv") == answers["stored"]
+    assert moewh(moved, "query", "-c", rows_of(ONE_OF_EACH_LEVEL), "--format", "csv") == answers["levels"]
     moewh(moved, "refresh")
     assert shell_answer(moved.database, STORED) == stored_in_shell
 
@@ -248,21 +248,19 @@ def test_filters_leave_out_files(where: str, files: int, sound: Layout) -> None:
     assert f"Total Files Read: {files}" in " ".join(plan.split()), plan
 
 
-@pytest.mark.parametrize(
-    "stray", ["segment=old", "segment=0.old", "segment=0 (1)", "segment=00", "segment=", "segment=-1"]
-)
-def test_a_folder_that_is_no_segment_counts_nowhere(
-    stray: str, sound: Layout, answers: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_folder_that_is_no_segment_counts_nowhere(sound: Layout, answers: dict[str, str], tmp_path: Path) -> None:
     """A leftover copy doubles no row, and `verify` reports it."""
+    strays = ("segment=old", "segment=0.old", "segment=0 (1)", "segment=00", "segment=", "segment=-1")
     copy = Layout(tmp_path / "wh")
     shutil.copytree(sound.root, copy.root, symlinks=True)
-    shutil.copytree(copy.segment("one", 0), copy.segments("one") / stray)
+    for stray in strays:
+        shutil.copytree(copy.segment("one", 0), copy.segments("one") / stray)
     shutil.copytree(copy.run("one"), copy.root / "runs" / "run_id=one (copy)")
     assert moewh(copy, "query", "-c", STORED, "--format", "csv") == answers["stored"]
     assert moewh(copy, "query", "expert_load", "--format", "csv") == answers["expert_load"]
     said = moewh(copy, "verify", faults=1)
-    assert f"segments/run_id=one/{stray}: is not the folder of a segment" in said
+    for stray in strays:
+        assert f"segments/run_id=one/{stray}: is not the folder of a segment" in said
     assert "runs/run_id=one (copy): is not the folder of a run" in said
 
 
@@ -304,9 +302,8 @@ def test_patterns_leave_out_what_the_expressions_do(root: str, folders: str) -> 
     assert kept == {name for name, legal in files.items() if legal}
 
 
-@pytest.mark.parametrize("spelling", ["{0}/", "{0}//", "{1}/./{2}", "{1}//{2}", "~/{2}"])
 def test_a_copy_counts_nowhere_however_the_root_is_spelled(
-    spelling: str, sound: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sound: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`moewh_root` is a user's text, which DuckDB may return differently in the names of files."""
     copy = Layout(tmp_path / "wh")
@@ -317,9 +314,10 @@ def test_a_copy_counts_nowhere_however_the_root_is_spelled(
     sql = "select (select count(*) from routing), (select count(*) from layers)"
     with open_warehouse(sound) as connection:
         expected = connection.execute(sql).fetchall()
-        connection.execute("set variable moewh_root = $root", {"root": spelling.format(copy.root, tmp_path, "wh")})
         connection.execute(f"set home_directory = '{tmp_path}'")
-        assert connection.execute(sql).fetchall() == expected
+        for spelling in ("{0}/", "{0}//", "{1}/./{2}", "{1}//{2}", "~/{2}"):
+            connection.execute("set variable moewh_root = $root", {"root": spelling.format(copy.root, tmp_path, "wh")})
+            assert connection.execute(sql).fetchall() == expected, spelling
     assert expected[0][0] > 0
 
 
