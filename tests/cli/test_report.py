@@ -213,25 +213,31 @@ def test_hostile_texts_stay_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert words.stdout.decode() == f"from domain_specialization where run_id = 'hostile' and domain = '{HOSTILE[7]}'"
 
 
-def one_layer() -> Run:
-    return random_run("one-layer", 1, {3: (4, 2)})
-
-
 def cases() -> dict[str, list[Run]]:
-    """Warehouses of every kind, by their peculiarity."""
+    """Warehouses of every kind: a run's figures are its own, so the runs of different models lie in one."""
     plain = random_run("plain", 5, {0: (6, 2), 2: (6, 2)})
     no_domain = replace(plain, segments=[[replace(prompt, domain=None) for prompt in s] for s in plain.segments])
     one_domain = replace(plain, segments=[[replace(prompt, domain="all") for prompt in s] for s in plain.segments])
     return {
-        "one run": [plain],
-        "no domain": [no_domain],
-        "one domain": [one_domain],
-        "one layer": [one_layer()],
-        "one expert per token": [random_run("top-1", 2, {0: (4, 1), 1: (4, 1)})],
-        "no ranks, no text": [without_ranks(plain, "told", entries=False)],
-        "different models": [plain, one_layer(), random_run("wide", 3, {0: (200, 8), 5: (12, 3)}, prompts=4)],
-        "no tokens at all": [replace(plain, segments=[[]])],
+        "one run, no domain": [no_domain],
+        "different models": [
+            plain,
+            replace(one_domain, run_id="one-domain"),
+            random_run("one-layer", 1, {3: (4, 2)}),
+            random_run("top-1", 2, {0: (4, 1), 1: (4, 1)}),
+            without_ranks(plain, "told", entries=False),
+            random_run("wide", 3, {0: (200, 8), 5: (12, 3)}, prompts=4),
+        ],
+        "no tokens at all": [replace(plain, run_id="no-tokens", segments=[[]])],
     }
+
+
+MISSING = {
+    "one-layer": {"transitions"},
+    "top-1": {"co_routing"},
+    "no-tokens": {"co_routing", "transitions", "domains", "repetition", "information"},
+}
+"""The figures that a run has no rows for."""
 
 
 @pytest.mark.parametrize("case", cases())
@@ -242,18 +248,13 @@ def test_any_warehouse_has_a_report(case: str, tmp_path: Path) -> None:
         write_run(layout, run)
     data = contents_of(write_report(layout, tmp_path / "report.html"))
     assert [run["run_id"] for run in data["runs"]] == [run.run_id for run in runs]
-    drawn = {panel["name"] for panel in data["panels"] if panel["drawings"]}
-    missing = {*MAPS, "balance", "repetition", "information"} - {"saliency"} - drawn  # which none of these runs has
-    expected = {
-        "one layer": {"transitions"},
-        "one expert per token": {"co_routing"},
-        "no tokens at all": {"co_routing", "transitions", "domains", "repetition", "information"},
-    }
-    assert missing == expected.get(case, set())
+    for run in runs:
+        drawn = {panel["name"] for panel in data["panels"] for one in panel["drawings"] if run.run_id in one["runs"]}
+        missing = {*MAPS, "balance", "repetition", "information"} - {"saliency"} - drawn  # which none of these runs has
+        assert missing == MISSING.get(run.run_id, set()), run.run_id
     assert all(panel["empty"] for panel in data["panels"])
-    for run in data["runs"]:
-        (own,) = (one for one in runs if one.run_id == run["run_id"])
-        assert {layer["layer"]: (layer["experts"], layer["top_k"]) for layer in run["layers"]} == own.layers
+    for told, run in zip(data["runs"], runs, strict=True):
+        assert {layer["layer"]: (layer["experts"], layer["top_k"]) for layer in told["layers"]} == run.layers
     for name in MAPS:
         panel = panel_of(data, name)
         for drawing in panel["drawings"]:

@@ -69,7 +69,7 @@ def s3() -> Iterator[str]:
 
 def stored() -> dict[str, str]:
     """Return the digest of every file in the bucket of `s3`, by its key, without a request."""
-    from moto.core import DEFAULT_ACCOUNT_ID
+    from moto.core.models import DEFAULT_ACCOUNT_ID
     from moto.s3.models import s3_backends
 
     keys = s3_backends[DEFAULT_ACCOUNT_ID]["aws"].buckets[BUCKET].keys

@@ -199,8 +199,6 @@ def test_roots_of_any_name(name: str, tmp_path: Path) -> None:
     layout = sound_warehouse(tmp_path / name)
     (tmp_path / name / "a.txt").write_text("inside")
     (tmp_path / "b.txt").write_text("outside")
-    for form in ("csv", "table"):
-        assert moewh(layout, "query", "expert_load", "--format", form).exit_code == 0
     output = tmp_path / f"{name}.parquet"
     assert moewh(layout, "query", "expert_load", "-o", str(output)).exit_code == 0
     assert output.is_file()

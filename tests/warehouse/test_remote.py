@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from moewh.warehouse.answer.engine import open_engine
 from moewh.warehouse.answer.jail import Limits, open_jailed
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import Layout
-from moewh.warehouse.files.listing import listing_text, parse_listing
+from moewh.warehouse.files.listing import Listed, listing_text, parse_listing
+from moewh.warehouse.files.manifest import file_sha256
 from moewh.warehouse.files.names import LISTING
 from moewh.warehouse.remote import listed
 from moewh.warehouse.remote.published import Published, readable
@@ -326,6 +328,23 @@ def test_verify_finds_a_damaged_file(place: str, places: dict[str, str], tmp_pat
         failed = run("query", "-c", "from tokens where run_id = '007' and segment = 0", "--warehouse", url)
         assert (failed.exit_code, files[1] in failed.stderr, "Traceback" in failed.stderr) == (1, True, False)
         assert run("query", "runs", "--verify", "--warehouse", url).exit_code == 1
+
+
+def test_verify_compares_the_manifests_with_the_listing(places: dict[str, str], tmp_path: Path) -> None:
+    """Another file in a run whose listing has its digest, and what is no manifest, with its digest too."""
+    folder = tmp_path / "wh"
+    shutil.copytree(places["folder"], folder)
+    listing = parse_listing((folder / LISTING).read_bytes())
+    changed, manifest = "runs/run_id=007/layers.parquet", "geometry/run_id=007/manifest.json"
+    (folder / changed).write_bytes((folder / "runs/run_id=step-20/layers.parquet").read_bytes())
+    (folder / manifest).write_text("{")
+    digests = {path: Listed((folder / path).stat().st_size, file_sha256(folder / path)) for path in (changed, manifest)}
+    (folder / LISTING).write_bytes(listing_text(replace(listing, files={**listing.files, **digests})))
+    found = run("verify", "--warehouse", str(folder))
+    assert found.exit_code == 1
+    bad, other, _ = found.stdout.splitlines()
+    assert bad.startswith(f"{manifest}: ")
+    assert other == f"{changed}: differs between manifest.json and published.json"
 
 
 def test_a_damaged_listing_is_refused(places: dict[str, str], tmp_path: Path) -> None:
