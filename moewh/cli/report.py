@@ -40,12 +40,13 @@ def report(
     """
     from moewh.api import Warehouse
     from moewh.report.contents import ReportOptions, collect
-    from moewh.report.page import render
+    from moewh.report.page import plotly_script, render
     from moewh.warehouse.answer.output import replaced, written_path
     from moewh.warehouse.answer.retry import until_settled
 
     warehouse.require()  # the same error from the Python API would name its argument
     written_path(output, (".html", ".htm"))
+    plotly_script()  # raises before the work, not after
     options = ReportOptions(runs, domain, prompts)
 
     def contents() -> dict[str, object]:

@@ -17,9 +17,10 @@ from typing import Any
 from moewh.warehouse.files import schema
 from moewh.warehouse.files.listing import run_of
 from moewh.warehouse.files.names import ANY_RUN, DATABASE, FOLDERS, LISTING, RUN_FOLDER, SCHEMA_RUN
+from moewh.warehouse.remote.listed import ListedFiles
 from moewh.warehouse.remote.place import is_url
 from moewh.warehouse.remote.published import Published
-from moewh.warehouse.views.opening import open_warehouse
+from moewh.warehouse.views.base import base_views
 from moewh.warehouse.views.sql import sql_string
 
 _DEFAULT = schema.ROUTING
@@ -31,6 +32,8 @@ select
 from runs
 order by run_id
 """
+_READ_BY_RUNS = (schema.SEGMENTS.name, schema.RUNS.name)
+"""The views that it reads. Creating all of them takes longer than the rest of the card."""
 _READ = """\
 Routing decisions of Mixture-of-Experts language models, recorded by moewh: which experts each token
 was sent to, at which layer and with which weight, as Parquet files that answer SQL.
@@ -74,7 +77,12 @@ tokens until the weights agree. Do not take this for anonymous.
 
 def card(published: Published, license: str | None) -> str:
     """Return the card for the runs of a listing. Raises MoewhError if they cannot be read."""
-    with open_warehouse(published) as connection:
+    import duckdb
+
+    with duckdb.connect() as connection:
+        connection.register_filesystem(ListedFiles(published.place, published.listing))
+        for view in (view for view in base_views(published) if view.name in _READ_BY_RUNS):
+            connection.execute(view.create)
         found = connection.execute(_RUNS)
         names = [name for name, *_ in found.description or ()]
         runs = [dict(zip(names, row, strict=True)) for row in found.fetchall()]

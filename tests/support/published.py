@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler
@@ -47,6 +48,7 @@ def s3() -> Iterator[str]:
     import boto3
     from moto.moto_server.threaded_moto_server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it has a line for every request
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -63,6 +65,15 @@ def s3() -> Iterator[str]:
             yield f"s3://{BUCKET}"
     finally:
         server.stop()
+
+
+def stored() -> dict[str, str]:
+    """Return the digest of every file in the bucket of `s3`, by its key, without a request."""
+    from moto.core.models import DEFAULT_ACCOUNT_ID
+    from moto.s3.models import s3_backends
+
+    keys = s3_backends[DEFAULT_ACCOUNT_ID]["aws"].buckets[BUCKET].keys
+    return {name: key.etag for name, key in list(keys.items())}
 
 
 @contextmanager

@@ -93,7 +93,7 @@ def views(layout: Layout) -> dict[str, list[tuple[Any, ...]]]:
 def said(layout: Layout) -> list[str]:
     """Return the output of the other reading commands for a warehouse."""
     counts = ("query", "-c", COUNTS, "--format", "csv")
-    return [moewh(layout, *command).stdout for command in (("check",), ("runs",), counts)]
+    return [moewh(layout, *command).stdout for command in (("check", "-p", "run=one"), ("runs",), counts)]
 
 
 @pytest.fixture(scope="module")
@@ -131,16 +131,17 @@ def test_all_that_reads_follows_links(
     direct = f"select count(*) as n from read_parquet('{layout.root}/segments/run_id=one/segment=*/tokens.parquet')"
     assert moewh(layout, "query", "-c", direct).exit_code == 0
     assert faults_of(layout) == []
-    assert moewh(layout, "verify", "--rollups").exit_code == 0
-    assert said(layout) == expected[1]
+    assert said(layout) == expected[1]  # the check compares the rollups
     command = [find_duckdb(), "-readonly", "-csv", "-noheader", str(layout.database), COUNTS]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     assert shown == expected[1][-1].splitlines()[1]
 
 
-def test_a_link_within_a_segment_stays_out(sound: Layout, elsewhere: Path) -> None:
+def test_a_link_within_a_segment_stays_out(sound: Layout, tmp_path: Path) -> None:
     """Links are followed where moewh has folders, not for single files of a segment."""
     layout = fresh_copy(sound)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
     file = layout.segment("one", 0) / "tokens.parquet"
     shutil.move(file, elsewhere / "tokens.parquet")
     file.symlink_to(elsewhere / "tokens.parquet")
@@ -173,9 +174,11 @@ def test_a_link_within_a_segment_stays_out(sound: Layout, elsewhere: Path) -> No
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 4])
-def test_a_file_named_as_a_table_stays_out(parts: int, sound: Layout, elsewhere: Path) -> None:
+def test_a_file_named_as_a_table_stays_out(parts: int, sound: Layout, tmp_path: Path) -> None:
     """DuckDB takes a dotted table name as a file's name."""
     layout = fresh_copy(sound)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
     move_and_link(layout, "segments/run_id=one", elsewhere)
     (elsewhere / "secret.csv").write_text("the secret outside\n1\n")
     path = f"{layout.segments('one')}/../secret.csv"

@@ -213,5 +213,5 @@ def test_many_open_at_once(layouts: tuple[Layout, Layout], expected: list[dict[s
         with open_warehouse(layouts[number % 2]) as connection:
             return sorted(map(repr, connection.sql("from routes").fetchall()))
 
-    with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(routes, range(8))) == [answers["routes"] for answers in expected] * 4
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(routes, range(4))) == [answers["routes"] for answers in expected] * 2

@@ -39,6 +39,7 @@ from moewh.warehouse.remote.published import Published, readable
 from moewh.warehouse.runs import delete_run
 from moewh.warehouse.trust.published import check_any, plan_any
 from moewh.warehouse.views.opening import open_warehouse
+from tests.support.database_file import made
 from tests.support.hub import Store
 from tests.support.published import RUNS, on_the_hub, publishable, shell_rows
 
@@ -48,6 +49,12 @@ WHOLE = "select run_id, count(*) from {}routing group by all order by all"
 
 def run(*arguments: str) -> Result:
     return CliRunner().invoke(main, arguments)
+
+
+@pytest.fixture
+def no_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that read through the listing alone: building views takes most of publishing. Nobody can read these."""
+    monkeypatch.setattr("moewh.publish.publish.build", lambda _, file: shutil.copyfile(made(), file))
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +74,14 @@ def published(source: Layout, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("published") / "wh"
     assert run("publish", str(folder), "--license", "MIT", "--warehouse", str(source.root)).exit_code == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def anywhere(source: Layout, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A folder, and after it each place in it that one published folder has had; it was moved from one to the next."""
+    folder = tmp_path_factory.mktemp("anywhere")
+    publish(source, FolderTarget(folder / "first"), PublishOptions())
+    return [folder, folder / "first"]
 
 
 def seen(place: str | Published) -> dict[str, int]:
@@ -94,7 +109,7 @@ class InMemory(StoreTarget):
 
 
 @pytest.fixture(params=["folder", "store", "hub"])
-def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Target]:
+def target(request: pytest.FixtureRequest, tmp_path: Path, no_views: None) -> Iterator[Target]:  # noqa: ARG001
     if request.param == "folder":
         yield FolderTarget(tmp_path / "published")
     elif request.param == "store":
@@ -185,25 +200,26 @@ def test_a_replacement_that_was_killed_leaves_no_file_of_the_old_run(
     shutil.copytree(source.root, tmp_path / "other", symlinks=True)
     other = Layout(tmp_path / "other")
     shutil.rmtree(other.root / "geometry" / "run_id=007")
-    for step in ("send", "finish", "remove"):
-        publish(source, target, PublishOptions(("007",), license="mit"))
+    publish(source, target, PublishOptions(("007",), license="mit"))
+    replacement = PublishOptions(("007",), without_text=True, license="mit")
 
-        def stopped(*_: Any) -> None:
-            raise Stopped
+    def stopped(*_: Any) -> None:
+        raise Stopped
 
+    listed = []
+    for step in ("finish", "send", "finish", "remove"):  # to withdraw the run, and to list it again
         with monkeypatch.context() as patch:
             patch.setattr(type(target), step, stopped)
             with pytest.raises(Stopped):
-                publish(other, target, PublishOptions(("007",), without_text=True, license="mit"))
-        with monkeypatch.context() as patch:
-            patch.setattr(type(target), "remove", stopped)
-            with pytest.raises(Stopped):
-                publish(other, target, PublishOptions(("007",), without_text=True, license="mit"))
-        publish(other, target, PublishOptions(("007",), without_text=True, license="mit"))
-        held = {path for path in target.paths() if "/run_id=007/" in path}
-        assert held == {path for path in Published(target.place).listing.files if "/run_id=007/" in path}, step
+                publish(other, target, replacement)
+        listed.append("007" in Published(target.place).listing.run_ids)
+    assert listed == [True, False, False, True]
+    publish(other, target, replacement)
+    held = {path for path in target.paths() if "/run_id=007/" in path}
+    assert held == {path for path in Published(target.place).listing.files if "/run_id=007/" in path}
 
 
+@pytest.mark.usefixtures("no_views")
 def test_a_file_that_was_lost_there_is_sent_again(source: Layout) -> None:
     store = InMemory()
     publish(source, store, PublishOptions(("007",)))
@@ -214,6 +230,7 @@ def test_a_file_that_was_lost_there_is_sent_again(source: Layout) -> None:
     assert check_any(plan_any(reader(store))) == []
 
 
+@pytest.mark.usefixtures("no_views")
 def test_a_query_that_met_a_replaced_run_is_asked_again(source: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only if it uses a run that was replaced meanwhile; with views made earlier, as in a check, not endlessly."""
     monkeypatch.setattr(retry, "_PAUSE", 0)
@@ -241,6 +258,7 @@ def test_a_query_that_met_a_replaced_run_is_asked_again(source: Layout, monkeypa
 # ------------------------------------------------------------------------------------------ what is published
 
 
+@pytest.mark.usefixtures("no_views")
 def test_runs_that_are_not_complete_or_not_sound_are_named(source: Layout, tmp_path: Path) -> None:
     shutil.copytree(source.root, tmp_path / "wh", symlinks=True)
     layout = Layout(tmp_path / "wh")
@@ -311,20 +329,38 @@ def test_a_published_folder_with_other_files_stays_as_it_is(target: Target, sour
         assert (target.paths(), [target.place.read(name) for name in root_files]) == (paths, before)
 
 
-@pytest.mark.parametrize("name", ["sp ace", "quo'te", 'dou"ble', "$HOME", "glob*[a]", "run_id=7", "é;#%20"])
-def test_what_it_prints_reads_a_folder_of_any_name(name: str, source: Layout, tmp_path: Path) -> None:
-    result = run("publish", str(tmp_path / name), "--warehouse", str(source.root))
-    read, attach = result.stdout.splitlines()[-2:]
+@pytest.mark.parametrize(
+    "name", ["sp ace", "quo'te", 'dou"ble', "$HOME", "glob*[a]", "run_id=7", "é;#%20", "<b>*x*", "two\nlines"]
+)
+def test_what_it_prints_and_its_card_read_a_folder_of_any_name(name: str, source: Layout, anywhere: list[Path]) -> None:
+    """Their SQL and their commands run as they stand; the card's title is one line of text."""
+    place = anywhere[-1].rename(anywhere[0] / name)
+    anywhere.append(place)
+    result = run("publish", str(place), "--warehouse", str(source.root))
+    _, read, attach = re.split(r"\n(?=Read: |      ATTACH )", result.stdout.rstrip("\n"))
     moewh, *arguments = shlex.split(read.removeprefix("Read: "))
-    assert (moewh, arguments[-1]) == ("moewh", str(tmp_path / name))
+    assert (moewh, arguments[-1]) == ("moewh", str(place))
     answer = run(*arguments, "--format", "jsonl")
     assert answer.exit_code == 0, answer.stderr
+    text = (place / "README.md").read_text()
+    (attach_in_card,) = re.findall(r"(ATTACH .*? AS wh \(READ_ONLY\);)", text, re.DOTALL)
     with duckdb.connect() as connection:
         connection.execute(attach.replace("(READ_ONLY)", "as published (READ_ONLY)"))
         ((rows,),) = connection.execute("select count(*) from published.expert_load").fetchall()
+        connection.execute("detach published")
+        connection.execute(attach_in_card)
+        assert connection.execute("select path from duckdb_databases() where database_name = 'wh'").fetchall() == (
+            [(str(place / "warehouse.duckdb"),)]
+        )
     assert rows == len(answer.stdout.splitlines()) > 0
+    (command,) = re.findall(r"```sh\n(moewh query .*?)\n```", text, re.DOTALL)
+    assert shlex.split(command)[-1] == str(place)
+    (title,) = re.findall("^# (.*)\n\n", text, re.MULTILINE)
+    assert re.sub(r"\\(.)", r"\1", title) == " ".join(name.split())
+    assert "<" not in title.replace("\\<", "")
 
 
+@pytest.mark.usefixtures("no_views")
 def test_a_target_that_refuses_is_one_line(source: Layout) -> None:
     store = Store({}, refuse_after=3)
     with on_the_hub(store) as url:
@@ -468,22 +504,6 @@ def test_a_card_and_database_of_others_are_not_replaced(name: str, target: Targe
     assert target.place.read(name) == b"mine"
 
 
-@pytest.mark.parametrize("name", ["it's", "sp ace", "<b>*x*", "two\nlines"])
-def test_the_card_quotes_the_folder_s_name(name: str, source: Layout, tmp_path: Path) -> None:
-    """Its SQL and its command run as they stand; its title is one line of text."""
-    publish(source, FolderTarget(tmp_path / name), PublishOptions(("007",)))
-    text = (tmp_path / name / "README.md").read_text()
-    (attach,) = re.findall(r"(ATTACH .*? AS wh \(READ_ONLY\);)", text, re.DOTALL)
-    with duckdb.connect() as connection:
-        connection.execute(attach)
-        assert connection.execute("select count(*) from wh.expert_load").fetchall() != [(0,)]
-    (command,) = re.findall(r"```sh\n(moewh query .*?)\n```", text, re.DOTALL)
-    assert shlex.split(command)[-1] == str(tmp_path / name)
-    (title,) = re.findall("^# (.*)\n\n", text, re.MULTILINE)
-    assert re.sub(r"\\(.)", r"\1", title) == " ".join(name.split())
-    assert "<" not in title.replace("\\<", "")
-
-
 def test_the_card_shows_texts_as_texts() -> None:
     assert _cell("a\0b\u202ec\x1b[1m\n</b>|~~x~~ é👍") == r"aU+0000bU+202EcU+001B\[1m \</b\>\|\~\~x\~\~ é👍"
 
@@ -539,6 +559,7 @@ def test_a_folder_keeps_its_url_until_another_is_given(source: Layout, tmp_path:
 # ------------------------------------------------------------------------------------------ without text
 
 
+@pytest.mark.usefixtures("no_views")
 def test_without_text_nothing_gives_the_text_back(source: Layout, tmp_path: Path) -> None:
     place = tmp_path / "out"
     publish(source, FolderTarget(place), PublishOptions(("007", "step-20"), without_text=True))
@@ -562,6 +583,7 @@ def test_without_text_nothing_gives_the_text_back(source: Layout, tmp_path: Path
     assert "Runs 007, step-20 were published without" in (place / "README.md").read_text()
 
 
+@pytest.mark.usefixtures("no_views")
 def test_text_that_was_published_is_taken_back(source: Layout, tmp_path: Path) -> None:
     """Then published again: either way, the same command sends nothing the second time."""
     place = FolderTarget(tmp_path / "out")

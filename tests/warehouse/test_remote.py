@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from moewh.warehouse.answer.engine import open_engine
 from moewh.warehouse.answer.jail import Limits, open_jailed
 from moewh.warehouse.errors import MoewhError, UsageError
 from moewh.warehouse.files.layout import Layout
+from moewh.warehouse.files.listing import Listed, listing_text, parse_listing
+from moewh.warehouse.files.manifest import file_sha256
 from moewh.warehouse.files.names import LISTING
 from moewh.warehouse.remote import listed
 from moewh.warehouse.remote.published import Published, readable
@@ -32,7 +35,7 @@ from moewh.warehouse.views.opening import open_warehouse
 from moewh.warehouse.views.shipped import canned_names
 from tests.support.escapes import SECRET
 from tests.support.hub import Store
-from tests.support.published import RUNS, on_the_hub, publishable, s3, shell_rows, web
+from tests.support.published import RUNS, on_the_hub, publishable, s3, shell_rows, stored, web
 from tests.support.two_engines import same
 
 pytestmark = pytest.mark.published_file
@@ -49,10 +52,15 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Layout:
 
 
 @pytest.fixture(scope="module")
-def places(here: Layout, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def hub_store() -> Store:
+    return Store({})
+
+
+@pytest.fixture(scope="module")
+def places(here: Layout, hub_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The URL of every place, to which the same warehouse was published."""
     folder = tmp_path_factory.mktemp("folder") / "wh"
-    with s3() as bucket, on_the_hub(Store({})) as data_set, web(folder.parent) as address:
+    with s3() as bucket, on_the_hub(hub_store) as data_set, web(folder.parent) as address:
         targets = {"folder": str(folder), "s3": f"{bucket}/some/wh", "hub": data_set}
         for url in targets.values():
             done = run("publish", url, "--warehouse", str(here.root), "--license", "mit")
@@ -100,7 +108,7 @@ def said_here(here: Layout, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 @pytest.mark.parametrize("place", PLACES)
 def test_commands_read_there(
-    place: str, said_here: dict[str, str], places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: str, said_here: dict[str, str], places: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = places[place]
     assert run(*COUNT, "--warehouse", url).stdout == said_here["count"] != ""
@@ -109,6 +117,15 @@ def test_commands_read_there(
     assert [line.split(",")[0] for line in listed_runs.stdout.splitlines()[1:]] == (list(RUNS))
     verified = run("verify")
     assert (verified.exit_code, "3 runs, 6 segments" in verified.stdout) == (0, True), verified.output
+
+
+@pytest.mark.parametrize("place", ["folder", "hub"])
+def test_what_asks_many_queries_reads_there(
+    place: str, said_here: dict[str, str], places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the two ways that files are read: by DuckDB itself, and through `ListedFiles`, as the other places are."""
+    url = places[place]
+    monkeypatch.setenv("MOEWH_WAREHOUSE", url)
     assert run("check", "-p", "run=007").exit_code == 0
     assert "007" in run("query", "load_matrix", "-p", "run=nobody").stderr
     assert run(*SHOW).stdout == said_here["show"] != ""
@@ -143,7 +160,7 @@ OUTSIDE = {
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_sql_reaches_nothing_else(place: str, places: dict[str, str], tmp_path: Path) -> None:
+def test_sql_reaches_nothing_else(place: str, hub_store: Store, places: dict[str, str], tmp_path: Path) -> None:
     import s3fs
 
     secret = tmp_path / "secret.txt"
@@ -156,6 +173,12 @@ def test_sql_reaches_nothing_else(place: str, places: dict[str, str], tmp_path: 
     store = s3fs.S3FileSystem()
     for path in ("some/secret.txt", "some/wh-copy/secret.txt", "some/wh/secret.txt", "secret.txt"):
         store.pipe_file(f"bucket/{path}", SECRET.encode())
+
+    def held() -> tuple[object, ...]:
+        files = [path for path in folder.parent.rglob("*") if path.is_file()]
+        return {path: path.read_bytes() for path in files}, stored(), dict(hub_store.files)
+
+    before = held()
     with open_engine("duckdb", None, readable(places[place]), Limits()) as ask:
         for name, sql in OUTSIDE.items():
             if place == "folder" and name in ("what is not listed", "a pattern"):
@@ -169,7 +192,7 @@ def test_sql_reaches_nothing_else(place: str, places: dict[str, str], tmp_path: 
                 assert SECRET not in str(error)
     result = run("query", "-c", f"from read_text('{beside}/secret.txt')", "--warehouse", places[place])
     assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
-    assert run("verify", "--warehouse", places[place]).exit_code == 0
+    assert held() == before
 
 
 def test_each_layer_of_the_jail_holds_alone(places: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,7 +301,11 @@ def test_verify_finds_a_damaged_file(place: str, places: dict[str, str], tmp_pat
     import s3fs
 
     damaged = tmp_path / "wh"
-    shutil.copytree(places["folder"], damaged, symlinks=True)
+    listing = parse_listing((Path(places["folder"]) / LISTING).read_bytes()).without({"step-20", "step-30"})
+    for path in listing.files:
+        (damaged / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path(places["folder"]) / path, damaged / path)
+    (damaged / LISTING).write_bytes(listing_text(listing))
     files = [f"segments/run_id=007/segment=0/{name}.parquet" for name in ("routing", "tokens", "prompts", "segment")]
     data = {file: (damaged / file).read_bytes() for file in files}
     flipped = bytes([data[files[0]][100] ^ 1])
@@ -301,6 +328,23 @@ def test_verify_finds_a_damaged_file(place: str, places: dict[str, str], tmp_pat
         failed = run("query", "-c", "from tokens where run_id = '007' and segment = 0", "--warehouse", url)
         assert (failed.exit_code, files[1] in failed.stderr, "Traceback" in failed.stderr) == (1, True, False)
         assert run("query", "runs", "--verify", "--warehouse", url).exit_code == 1
+
+
+def test_verify_compares_the_manifests_with_the_listing(places: dict[str, str], tmp_path: Path) -> None:
+    """Another file in a run whose listing has its digest, and what is no manifest, with its digest too."""
+    folder = tmp_path / "wh"
+    shutil.copytree(places["folder"], folder)
+    listing = parse_listing((folder / LISTING).read_bytes())
+    changed, manifest = "runs/run_id=007/layers.parquet", "geometry/run_id=007/manifest.json"
+    (folder / changed).write_bytes((folder / "runs/run_id=step-20/layers.parquet").read_bytes())
+    (folder / manifest).write_text("{")
+    digests = {path: Listed((folder / path).stat().st_size, file_sha256(folder / path)) for path in (changed, manifest)}
+    (folder / LISTING).write_bytes(listing_text(replace(listing, files={**listing.files, **digests})))
+    found = run("verify", "--warehouse", str(folder))
+    assert found.exit_code == 1
+    bad, other, _ = found.stdout.splitlines()
+    assert bad.startswith(f"{manifest}: ")
+    assert other == f"{changed}: differs between manifest.json and published.json"
 
 
 def test_a_damaged_listing_is_refused(places: dict[str, str], tmp_path: Path) -> None:

@@ -75,15 +75,12 @@ def check_any(
     workers = ThreadPoolExecutor(jobs or _REQUESTS)
     faults = []
     try:
-        found = workers.map(lambda item: _file_fault(published, *item), work)
-        for (path, listed), why in zip(work, found, strict=True):
+        found = workers.map(lambda item: _faults_of(published, *item), work)
+        for (_, listed), of_file in zip(work, found, strict=True):
             done(listed.bytes)
-            if why:
-                faults.append(Fault(Path(path).parent, Path(path).name, why))
+            faults += of_file
     finally:
         workers.shutdown(cancel_futures=True)
-    bad = {fault.path for fault in faults}
-    faults += _manifest_faults(published, bad)
     return sorted(faults, key=lambda fault: (fault.path, fault.why))
 
 
@@ -98,8 +95,17 @@ def require_sound(warehouse: Readable) -> None:
         raise MoewhError(f"{faults[0].path} {faults[0].why}{more}. {repair}")
 
 
-def _file_fault(published: Published, path: str, listed: Listed) -> str | None:
-    """Return what is wrong with one file, or None."""
+def _faults_of(published: Published, path: str, listed: Listed) -> list[Fault]:
+    """Return what is wrong with one file; with a sound manifest, also what it says otherwise than the listing."""
+    folder, name = Path(path).parent, Path(path).name
+    manifest = bytearray() if name == MANIFEST else None
+    if why := _file_fault(published, path, listed, manifest):
+        return [Fault(folder, name, why)]
+    return [] if manifest is None else list(_manifest_faults(published, folder, bytes(manifest)))
+
+
+def _file_fault(published: Published, path: str, listed: Listed, content: bytearray | None) -> str | None:
+    """Return what is wrong with the bytes of one file, or None; they are added to `content` if it is given."""
     digest, place, size = hashlib.sha256(), published.place, listed.bytes
     try:
         if size == 0:  # no byte range can be requested
@@ -110,6 +116,8 @@ def _file_fault(published: Published, path: str, listed: Listed) -> str | None:
             if len(data) != end - start:
                 return f"has {'fewer' if len(data) < end - start else 'more'} than {size:,} bytes"
             digest.update(data)
+            if content is not None:
+                content += data
     except FileNotFoundError:
         return "is missing"
     except (MoewhError, OSError) as error:
@@ -117,18 +125,14 @@ def _file_fault(published: Published, path: str, listed: Listed) -> str | None:
     return None if digest.hexdigest() == listed.sha256 else "has another sha256"
 
 
-def _manifest_faults(published: Published, bad: set[Path]) -> Iterator[Fault]:
-    """Yield the differences between the manifests and the listing; bad manifests are skipped."""
+def _manifest_faults(published: Published, folder: Path, text: bytes) -> Iterator[Fault]:
+    """Yield the differences between the text of a manifest and the listing."""
     files = published.listing.files
-    for path, listed in files.items():
-        if not path.endswith(f"/{MANIFEST}") or Path(path) in bad:
-            continue
-        folder = Path(path).parent
-        try:
-            manifest = parse_manifest(published.place.read_range(path, 0, listed.bytes, listed.bytes))
-        except ManifestError as error:
-            yield Fault(folder, MANIFEST, str(error))
-            continue
-        for name, entry in manifest.files.items():
-            if files.get(f"{folder}/{name}") != Listed(entry.bytes, entry.sha256):
-                yield Fault(folder, name, f"differs between {MANIFEST} and {LISTING}")
+    try:
+        manifest = parse_manifest(text)
+    except ManifestError as error:
+        yield Fault(folder, MANIFEST, str(error))
+        return
+    for name, entry in manifest.files.items():
+        if files.get(f"{folder}/{name}") != Listed(entry.bytes, entry.sha256):
+            yield Fault(folder, name, f"differs between {MANIFEST} and {LISTING}")
