@@ -10,6 +10,7 @@ licence, the URL) is written before the files of runs, so a shorter command that
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -104,7 +105,7 @@ def publish(
             files |= of_run
     now = listing_at(target)
     listing = _merged_listing(now, files | _send_missing(target, empty, summary), target, without_text)
-    if listing != now or _lacks(target, (DATABASE, CARD)):
+    if now is None or listing != now or not _has_root_files(target, now):
         _write_root_files(target, listing, license)
         summary.changed = True
     if stale := _stale(target, listing, {SCHEMA_RUN, *complete}):
@@ -206,13 +207,13 @@ def _license_at(target: Target) -> str | None:
         return None
 
 
-def _lacks(target: Target, names: tuple[str, ...]) -> bool:
+def _has_root_files(target: Target, listing: Listing) -> bool:
+    """Return whether a target has a card and the views of its listing: a killed process may have replaced these."""
     try:
-        for name in names:
-            target.place.read(name)
+        target.place.read(CARD)
+        return hashlib.sha256(target.place.read(DATABASE)).hexdigest() == listing.views_sha256
     except FileNotFoundError:
-        return True
-    return False
+        return False
 
 
 def _write_root_files(target: Target, listing: Listing, license: str | None) -> None:
@@ -223,4 +224,5 @@ def _write_root_files(target: Target, listing: Listing, license: str | None) -> 
         views = (Path(scratch) / DATABASE).read_bytes()
     here = Folder(place.path) if isinstance(place, Folder) else place
     text = card(Published(here, listing), license).encode()
+    listing = replace(listing, views_sha256=hashlib.sha256(views).hexdigest())
     target.finish({CARD: text, DATABASE: views, LISTING: listing_text(listing)})

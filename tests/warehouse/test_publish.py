@@ -219,6 +219,33 @@ def test_a_replacement_that_was_killed_leaves_no_file_of_the_old_run(
     assert held == {path for path in Published(target.place).listing.files if "/run_id=007/" in path}
 
 
+def test_views_that_a_killed_process_left_are_made_again(
+    source: Layout, rows: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the views, which already lack the run to replace, and the listing, which still has it."""
+    shutil.copytree(source.root, tmp_path / "other", symlinks=True)
+    other = Layout(tmp_path / "other")
+    shutil.rmtree(other.root / "geometry" / "run_id=007")
+    target = FolderTarget(tmp_path / "published")
+    publish(source, target, PublishOptions())
+    copy = targets._copy
+
+    def stopped(data: Path | bytes, path: Path) -> None:
+        if path.name == LISTING:
+            raise Stopped
+        copy(data, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(targets, "_copy", stopped)
+        with pytest.raises(Stopped):
+            publish(other, target, PublishOptions(("007",)))
+    assert publish(source, target, PublishOptions(("007",))).changed
+    with duckdb.connect(str(target.root / "warehouse.duckdb"), read_only=True) as connection:
+        assert dict(connection.execute(WHOLE.format("")).fetchall()) == rows
+    assert seen(reader(target)) == rows
+    assert not publish(source, target, PublishOptions()).changed
+
+
 @pytest.mark.usefixtures("no_views")
 def test_a_file_that_was_lost_there_is_sent_again(source: Layout) -> None:
     store = InMemory()

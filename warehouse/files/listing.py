@@ -55,6 +55,8 @@ class Listing:
     """Version of the schema that the files were written with."""
     without_text: tuple[str, ...] = field(default=())
     """Runs that were published without the text of their prompts, in order."""
+    views_sha256: str | None = field(default=None, compare=False)
+    """Of the `warehouse.duckdb` that was made for this listing: a process that is killed may leave another there."""
 
     @cached_property
     def run_ids(self) -> tuple[str, ...]:
@@ -96,6 +98,7 @@ def listing_text(listing: Listing) -> bytes:
         "moewh": listing.moewh,
         "root": listing.root,
         "without_text": list(listing.without_text),
+        "views_sha256": listing.views_sha256,
         "files": {path: asdict(listing.files[path]) for path in sorted(listing.files)},
     }
     return f"{json.dumps(content, indent=0)}\n".encode()
@@ -115,7 +118,10 @@ def parse_listing(text: bytes) -> Listing:
     if not isinstance(files, dict) or not _is_texts(texts) or not _is_texts(runs):
         raise ListingError("lists no files")
     entries = {path: _listed(path, entry) for path, entry in files.items()}
-    listing = Listing(entries, content["moewh"], content["root"], content["schema"], tuple(content["without_text"]))
+    if (views := content.get("views_sha256")) is not None and not _is_sha256(views):
+        raise ListingError("has no valid sha256 of warehouse.duckdb")
+    without_text = tuple(content["without_text"])
+    listing = Listing(entries, content["moewh"], content["root"], content["schema"], without_text, views)
     _require_whole(listing)
     return listing
 
@@ -127,8 +133,7 @@ def _listed(path: str, entry: object) -> Listed:
         and set(entry) == {"bytes", "sha256"}
         and type(entry["bytes"]) is int
         and entry["bytes"] >= 0
-        and isinstance(entry["sha256"], str)
-        and re.fullmatch(_SHA256, entry["sha256"])
+        and _is_sha256(entry["sha256"])
     )
     if not right:
         raise ListingError(f"has no valid entry for {path!r}")
@@ -149,6 +154,10 @@ def _require_whole(listing: Listing) -> None:
             having = {run_of(path) for path in listing.files if path.endswith(counted)} - {SCHEMA_RUN}
             if lost := having - {run_of(path) for path in paths}:
                 raise ListingError(f"lists no {table.file} of run {min(lost)}")
+
+
+def _is_sha256(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(_SHA256, value) is not None
 
 
 def _is_texts(value: object) -> bool:
