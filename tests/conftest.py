@@ -33,8 +33,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 seal.PAUSE = 0.0  # hundreds of tests ingest; those of sealing itself set it again
 pytest.register_assert_rewrite("tests.support")  # its assertions show values when they fail, as a test's do
 WAITING = {"test_faults.py", "test_sealing.py"}
-READING = {"test_prompt_files.py", "test_prompts.py"}
-"""What tests the readers of prompts: each starts a DuckDB of its own, as users' do."""
+READING = {"test_prompts.py"}
+"""Whose reads each start a DuckDB of their own, as users' do. Those of `test_prompt_files.py` are too many for that."""
 TOGETHER = {
     "every family": {"ingest/test_families.py", "test_families_page.py", "ingest/test_inspect.py"},
     "one ingest disturbed": {"faults/test_faults.py", "faults/test_sealing.py", "faults/test_expert_outputs.py"},

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import tempfile
@@ -13,11 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from moewh.ingest.model.loading import load_model
+from moewh.ingest.capture.forward import run_batch
+from moewh.ingest.capture.vectors import WantedVectors
+from moewh.ingest.model.loading import LoadedModel, load_model
 from moewh.ingest.options import IngestOptions
+from moewh.ingest.prompts.batches import Batch
+from moewh.ingest.routing import NO_ROUTE
 from moewh.ingest.run import ingest
 from moewh.warehouse.files.layout import Layout
 from tests.support import expert_arithmetic
@@ -25,7 +29,7 @@ from tests.support.families import Family, build
 from tests.support.models import DEVICE, byte_tokenizer
 from tests.support.opened import viewed
 
-TEXTS = ("ab", "the cat sat on the mat, then on me", "x", "3 + 4 = 7; aaaaaaaa", "so it goes")
+TEXTS = ("ab", "the cat sat on the mat, then on me", "x", "3 + 4 = 7; aaaaaaaa")
 TOLERANCE = 1e-5
 """Largest relative L2 error of a rebuilt row, in float32."""
 Routing = dict[tuple[int, int, int], list[tuple[int, float]]]
@@ -34,15 +38,16 @@ Routing = dict[tuple[int, int, int], list[tuple[int, float]]]
 
 @dataclass(frozen=True)
 class Ingested:
-    """One family's model as it was saved, and what the warehouse says of two runs of the folder."""
+    """One family's model as it was saved, what the warehouse says of a run of the folder, and one pass per prompt."""
 
     model: Any
     layers: list[dict[str, Any]]
     kinds: dict[int, list[str]]
     """The kinds of each layer's experts."""
-    batched: Routing
+    stored: Routing
+    """Of all prompts in one batch."""
     alone: Routing
-    """The same prompts, each in a batch of its own."""
+    """The same prompts, each in a batch of its own, as captured."""
 
 
 def save(family: Family, folder: Path) -> Any:
@@ -54,7 +59,7 @@ def save(family: Family, folder: Path) -> Any:
 
 
 def observe(family: Family) -> Ingested:
-    """Ingest a family's model twice, loaded once from its files. Raises MoewhError as ingest does."""
+    """Ingest a family's model, and capture each prompt by itself. Raises MoewhError as ingest does."""
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / family.name.replace(" ", "_")
         model = save(family, saved)
@@ -63,25 +68,39 @@ def observe(family: Family) -> Ingested:
         layout = Layout(Path(folder) / "wh")
         options = IngestOptions(model=str(saved), prompts=(str(prompts),))
         loaded = load_model(options)
-        for run_id, batch_tokens in (("batched", 4_096), ("alone", 1)):
-            ingest(dataclasses.replace(options, run_id=run_id, batch_tokens=batch_tokens), layout, model=loaded)
+        ingest(options, layout, model=loaded)
         connection = viewed(layout)
-        layers = connection.sql("select * exclude (run_id) from layers where run_id = 'alone' order by layer")
+        layers = connection.sql("select * exclude (run_id) from layers order by layer")
         facts = [dict(zip(layers.columns, row, strict=True)) for row in layers.fetchall()]
         kinds: dict[int, list[str]] = {}
-        for layer, kind in connection.sql(
-            "select layer, kind from experts where run_id = 'alone' order by all"
-        ).fetchall():
+        for layer, kind in connection.sql("select layer, kind from experts order by all").fetchall():
             kinds.setdefault(layer, []).append(kind)
-        routings: dict[str, Routing] = {"batched": {}, "alone": {}}
+        stored: Routing = {}
         rows = connection.sql("""
-            select run_id, prompt_id, position, layer, expert, weight
+            select prompt_id, position, layer, expert, weight
             from routes
-            order by run_id, prompt_id, position, layer, rank
+            order by prompt_id, position, layer, rank
         """)
-        for run_id, prompt, position, layer, expert, weight in rows.fetchall():
-            routings[run_id].setdefault((prompt, position, layer), []).append((expert, weight))
-    return Ingested(model, facts, kinds, **routings)
+        for prompt, position, layer, expert, weight in rows.fetchall():
+            stored.setdefault((prompt, position, layer), []).append((expert, weight))
+        alone: Routing = {}
+        for prompt in range(len(TEXTS)):
+            alone |= captured(loaded, prompt)
+    return Ingested(model, facts, kinds, stored, alone)
+
+
+def captured(loaded: LoadedModel, prompt: int) -> Routing:
+    """What moewh captures of one prompt by itself."""
+    ids_T = np.array(byte_tokenizer()(TEXTS[prompt])["input_ids"])
+    batch = Batch(ids_T[None], np.ones((1, len(ids_T)), np.int64), np.arange(len(ids_T)))
+    routing: Routing = {}
+    for layer, part in run_batch(loaded, batch, WantedVectors(frozenset(), frozenset())).wait().items():
+        assert part.weights_TK is not None
+        for position, experts in enumerate(part.expert_ids_TK.tolist()):
+            if NO_ROUTE not in experts:
+                weights = part.weights_TK[position].tolist()
+                routing[prompt, position, layer] = list(zip(experts, weights, strict=True))
+    return routing
 
 
 @functools.cache
@@ -108,7 +127,7 @@ def check_shape(run: Ingested, *, drops: bool) -> None:
     """Indices are valid, a token has K different experts or none, pads have none, and only some families drop."""
     tokens = {(prompt, place) for prompt, text in enumerate(TEXTS) for place in range(len(text) + 1)}
     facts = {row["layer"]: row for row in run.layers}
-    for routing in (run.batched, run.alone):
+    for routing in (run.stored, run.alone):
         assert {key[:2] for key in routing} <= tokens
         for (_, _, layer), pairs in routing.items():
             experts = [expert for expert, _ in pairs]
@@ -124,8 +143,8 @@ def check_batching(run: Ingested) -> None:
     On a GPU, where sums add in an order that depends on the shape of the batch, to 1e-5.
     """
     tolerance = 1e-6 if DEVICE.type == "cpu" else 1e-5
-    assert run.batched.keys() == run.alone.keys()
-    for key, pairs in run.batched.items():
+    assert run.stored.keys() == run.alone.keys()
+    for key, pairs in run.stored.items():
         others = dict(run.alone[key])
         assert dict(pairs).keys() == others.keys(), key
         assert all(abs(weight - others[expert]) <= tolerance * max(1.0, weight) for expert, weight in pairs), key
@@ -144,7 +163,7 @@ def check_rows(family: Family, run: Ingested) -> None:
     for place, row in enumerate(run.layers):
         x_TH, routed_TH = (torch.cat(parts) for parts in zip(*(seen[place] for seen in of_prompts), strict=True))
         tokens = [(prompt, position) for prompt, input_ids in enumerate(ids) for position in range(input_ids.numel())]
-        pairs_T = [run.alone.get((*token, row["layer"]), []) for token in tokens]
+        pairs_T = [run.stored.get((*token, row["layer"]), []) for token in tokens]
         assert len(pairs_T) == len(x_TH) == len(routed_TH)
         rebuilt_TH = rebuild(family, model.get_submodule(row["module"]), x_TH, pairs_T) * row["post_scale"]
         scale_T = [float(routed_H.norm()) if pairs else 1.0 for routed_H, pairs in zip(routed_TH, pairs_T, strict=True)]
