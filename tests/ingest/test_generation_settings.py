@@ -155,7 +155,9 @@ def generated(model: Path, **options: Any) -> list[list[int]]:
     chosen = IngestOptions(model=str(model), prompts=("demo",), generate=NEW, **options)
     loaded = load_model(chosen)
     rows = [{"text": json.dumps(row), "form": "input_ids", "source": "ids"} for row in IDS]
-    segment = tokenise(pa.Table.from_pylist(rows, CANONICAL), 0, loaded.tokenizer, TokenRules(64, "error", special_tokens=True))
+    segment = tokenise(
+        pa.Table.from_pylist(rows, CANONICAL), 0, loaded.tokenizer, TokenRules(64, "error", special_tokens=True)
+    )
     spoken: dict[int, list[int]] = {}
     assert chosen.sampling is not None
     for contexts in plan_equal_batches(segment.length_C, 4_096, NEW):
