@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -250,20 +248,6 @@ def test_without_peft_it_is_refused_and_says_what_to_install(
     for folder in (beside, adapter):
         assert "Install it: pip install 'moewh[peft]'." in refusal(tmp_path / "wh", folder, ids)
         assert "pip install 'moewh[peft]'" in run("inspect", folder).stdout
-
-
-def test_where_peft_cannot_be_imported_a_model_without_adapter_is_recorded(
-    tmp_path: Path, base: Path, ids: Path
-) -> None:
-    code = (
-        "import sys; sys.modules['peft'] = None\n"
-        "from moewh.ingest.options import IngestOptions; from moewh.ingest.run import ingest\n"
-        "from moewh.warehouse.files.layout import Layout\n"
-        "from pathlib import Path\n"
-        f"ingest(IngestOptions(model={str(base)!r}, prompts=({str(ids)!r},)), Layout(Path({str(tmp_path / 'wh')!r})))"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-    assert (tmp_path / "wh").is_dir()
 
 
 def break_settings(**changes: Any) -> Any:

@@ -9,20 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import transformers
 from click.testing import CliRunner
 
 from moewh.cli.main import main
+from moewh.ingest.capture.generation import generate_batch, plan_equal_batches
+from moewh.ingest.capture.vectors import WantedVectors
+from moewh.ingest.model.loading import load_model
 from moewh.ingest.options import IngestOptions
+from moewh.ingest.prompts.canonical import CANONICAL
+from moewh.ingest.prompts.tokenise import TokenRules, tokenise
 from moewh.ingest.run import ingest
 from moewh.warehouse.files.layout import Layout
 from tests.support.families import FAMILIES, build
 from tests.support.models import byte_tokenizer
 from tests.support.opened import viewed
 
-NEW = 8
+NEW = 5
 IDS = [[5, 9, 5, 9, 5], [40, 41, 42, 40, 41], [200, 3]]
 TOKENS = ("eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id")
 SETTINGS: dict[str, Any] = {
@@ -84,8 +90,26 @@ def model(folder: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def greedy(model: Any) -> list[list[int]]:
-    return [argmax_loop(model, ids, ends={0}) for ids in IDS]
+def unended(model: Any) -> list[list[int]]:
+    """What the model says if no token ends it."""
+    return [argmax_loop(model, ids) for ids in IDS]
+
+
+@pytest.fixture(scope="module")
+def greedy(unended: list[list[int]]) -> list[list[int]]:
+    return [until(tokens, {0}) for tokens in unended]
+
+
+@pytest.fixture(scope="module")
+def sampled(model: Any) -> list[list[int]]:
+    """Samples with temperature 2.5 and seed 3."""
+    samples = []
+    for prompt, tokens in enumerate(IDS):
+        generator = np.random.default_rng([3, prompt])
+        # The greatest of logits / temperature + Gumbel noise is a sample of softmax(logits / temperature).
+        noise = lambda logits, g=generator: logits / 2.5 + torch.from_numpy(g.gumbel(size=len(logits))).float()  # noqa: E731
+        samples.append(until(argmax_loop(model, tokens, noise=noise), {0}))
+    return samples
 
 
 @pytest.fixture
@@ -99,10 +123,15 @@ def class_of(folder: Path) -> Any:
     return getattr(transformers, json.loads((folder / "config.json").read_text())["architectures"][0])
 
 
-def argmax_loop(model: Any, ids: list[int], ends: set[int], start: int = 0, noise: Any = None) -> list[int]:
+def until(tokens: list[int], ends: set[int]) -> list[int]:
+    """Cut tokens after the first that ends them."""
+    return tokens[: next((place for place, token in enumerate(tokens, 1) if token in ends), None)]
+
+
+def argmax_loop(model: Any, ids: list[int], start: int = 0, noise: Any = None) -> list[int]:
     """Generate after a prompt with a whole forward pass per token; `noise(logits)` is added before the argmax."""
     said: list[int] = []
-    while len(said) < NEW and not ends.intersection(said[-1:]):
+    while len(said) < NEW:
         decoder = {"decoder_input_ids": torch.tensor([[start, *said]])} if model.config.is_encoder_decoder else {}
         fed = ids if decoder else ids + said
         with torch.inference_mode():
@@ -119,6 +148,22 @@ def with_settings(folder: Path, copy: Path, settings: Any) -> Path:
         text = settings if isinstance(settings, str) else json.dumps(settings)
         (copy / "generation_config.json").write_text(text)
     return copy
+
+
+def generated(model: Path, **options: Any) -> list[list[int]]:
+    """What a model that is loaded as for an ingest generates, before anything is written."""
+    chosen = IngestOptions(model=str(model), prompts=("demo",), generate=NEW, **options)
+    loaded = load_model(chosen)
+    rows = [{"text": json.dumps(row), "form": "input_ids", "source": "ids"} for row in IDS]
+    segment = tokenise(
+        pa.Table.from_pylist(rows, CANONICAL), 0, loaded.tokenizer, TokenRules(64, "error", special_tokens=True)
+    )
+    spoken: dict[int, list[int]] = {}
+    assert chosen.sampling is not None
+    for contexts in plan_equal_batches(segment.length_C, 4_096, NEW):
+        batch = generate_batch(loaded, segment, contexts, chosen.sampling, WantedVectors())
+        spoken |= zip(contexts.tolist(), (tokens[batch.starts :] for tokens in batch.generated), strict=True)
+    return [spoken[prompt] for prompt in range(len(IDS))]
 
 
 def said(warehouse: Path, model: Path, ids: Path, **options: Any) -> list[list[int]]:
@@ -145,11 +190,11 @@ def test_every_setting_that_transformers_reads_has_a_value_here() -> None:
 
 @pytest.mark.parametrize("names", SETS, ids=lambda names: names[0])
 def test_settings_of_the_model_shape_nothing(
-    names: tuple[str, ...], folder: Path, greedy: list[list[int]], tmp_path: Path, ids: Path
+    names: tuple[str, ...], folder: Path, greedy: list[list[int]], tmp_path: Path
 ) -> None:
     values = {name: value_of(name, greedy) for name in names}
     settings = {"eos_token_id": 0, "decoder_start_token_id": 0, **values}
-    assert said(tmp_path / "wh", with_settings(folder, tmp_path / "m", settings), ids) == greedy
+    assert generated(with_settings(folder, tmp_path / "m", settings)) == greedy
 
 
 @pytest.mark.parametrize("name", MATTERING)
@@ -177,23 +222,20 @@ def test_these_settings_would_change_what_transformers_says(
 
 @pytest.mark.parametrize("name", ["repetition_penalty", "top_k", "top_p", "min_p", "suppress_tokens", "num_beams"])
 def test_samples_are_temperature_alone(
-    name: str, folder: Path, model: Any, greedy: list[list[int]], *, tmp_path: Path, ids: Path
+    name: str, folder: Path, greedy: list[list[int]], sampled: list[list[int]], tmp_path: Path
 ) -> None:
     settings = {"eos_token_id": 0, "decoder_start_token_id": 0, "do_sample": True, name: value_of(name, greedy)}
     copy = with_settings(folder, tmp_path / "m", settings)
-    expected = []
-    for prompt, tokens in enumerate(IDS):
-        generator = np.random.default_rng([3, prompt])
-        # The greatest of logits / temperature + Gumbel noise is a sample of softmax(logits / temperature).
-        noise = lambda logits, g=generator: logits / 2.5 + torch.from_numpy(g.gumbel(size=len(logits))).float()  # noqa: E731
-        expected.append(argmax_loop(model, tokens, {0}, noise=noise))
-    assert said(tmp_path / "wh", copy, ids, temperature=2.5, seed=3) == expected
-    assert expected != greedy
+    assert generated(copy, temperature=2.5, seed=3) == sampled != greedy
 
 
-def test_all_settings_at_once_shape_nothing(folder: Path, greedy: list[list[int]], tmp_path: Path, ids: Path) -> None:
+def test_all_settings_at_once_shape_nothing(
+    folder: Path, greedy: list[list[int]], sampled: list[list[int]], tmp_path: Path, ids: Path
+) -> None:
     settings = {"eos_token_id": 0, "decoder_start_token_id": 0, **{name: value_of(name, greedy) for name in NAMES}}
-    assert said(tmp_path / "wh", with_settings(folder, tmp_path / "m", settings), ids) == greedy
+    copy = with_settings(folder, tmp_path / "m", settings)
+    assert said(tmp_path / "wh", copy, ids) == greedy
+    assert said(tmp_path / "sampled", copy, ids, temperature=2.5, seed=3) == sampled
 
 
 def test_settings_in_the_configuration_shape_nothing(
@@ -210,20 +252,23 @@ def test_settings_in_the_configuration_shape_nothing(
 
 @pytest.mark.parametrize("kind", ["one", "list", "several", "none", "empty", "negative", "no file"])
 def test_end_tokens_are_the_model_s(
-    kind: str, folder: Path, model: Any, greedy: list[list[int]], *, tmp_path: Path, ids: Path
+    kind: str, folder: Path, unended: list[list[int]], greedy: list[list[int]], *, tmp_path: Path, ids: Path
 ) -> None:
     """The tokenizer's (0) if the model has none; a list may be empty."""
     middle, other = greedy[0][2], greedy[1][1]
     named: dict[str, Any] = {"one": middle, "list": [middle], "several": [middle, other], "none": None, "empty": []}
     settings = None if kind == "no file" else {"eos_token_id": named.get(kind, [-1]), "decoder_start_token_id": 0}
     ends = {"one": {middle}, "list": {middle}, "several": {middle, other}, "none": {0}, "no file": {0}}.get(kind, set())
-    expected = [argmax_loop(model, prompt, ends) for prompt in IDS]
-    assert said(tmp_path / "wh", with_settings(folder, tmp_path / "m", settings), ids) == expected
+    expected = [until(tokens, ends) for tokens in unended]
+    copy = with_settings(folder, tmp_path / "m", settings)
+    assert generated(copy) == expected
+    if kind == "several":
+        assert said(tmp_path / "wh", copy, ids) == expected
 
 
 def test_a_decoder_starts_where_the_model_says(tmp_path: Path, folder: Path, model: Any, ids: Path) -> None:
     settings = {"eos_token_id": 0, "decoder_start_token_id": 9}
-    expected = [argmax_loop(model, prompt, {0}, start=9) for prompt in IDS]
+    expected = [until(argmax_loop(model, prompt, start=9), {0}) for prompt in IDS]
     assert said(tmp_path / "wh", with_settings(folder, tmp_path / "m", settings), ids) == expected
 
 
@@ -271,7 +316,7 @@ def test_broken_settings_are_one_line_with_generate_and_nothing_without(
     assert "leave --generate out" in result.stderr
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "wh").exists()
-    assert CliRunner().invoke(main, arguments).exit_code == 0
+    load_model(IngestOptions(model=str(copy), prompts=(str(ids),)))
 
 
 @pytest.mark.parametrize(
@@ -282,10 +327,10 @@ def test_broken_settings_are_one_line_with_generate_and_nothing_without(
     ],
 )
 def test_settings_that_transformers_refuses_shape_nothing(
-    settings: dict[str, Any], folder: Path, greedy: list[list[int]], tmp_path: Path, ids: Path
+    settings: dict[str, Any], folder: Path, greedy: list[list[int]], tmp_path: Path
 ) -> None:
     copy = with_settings(folder, tmp_path / "m", {"eos_token_id": 0, "decoder_start_token_id": 0, **settings})
-    assert said(tmp_path / "wh", copy, ids) == greedy
+    assert generated(copy) == greedy
 
 
 def test_a_model_that_cannot_generate_is_refused(tmp_path: Path, ids: Path) -> None:

@@ -27,17 +27,23 @@ from tests.support.runs import contents, write_prompts
 COMMAND = """
 import os, sys
 from moewh.cli.main import main
-try:
-    main(sys.argv[1:])
-finally:
-    heavy = {"torch._dynamo.convert_frame", "torch.distributed.tensor", "torch.distributed.checkpoint"}
-    print(*heavy & set(sys.modules))
-    print(os.environ.get("OMP_WAIT_POLICY"))
+commands = " ".join(sys.argv[1:]).split(" then ")
+for command in commands:
+    try:
+        main(command.split())
+    except SystemExit as exited:
+        if exited.code or command is commands[-1]:
+            raise
+    finally:
+        heavy = {"torch._dynamo.convert_frame", "torch.distributed.tensor", "torch.distributed.checkpoint"}
+        print("left out:", *heavy & set(sys.modules), os.environ.get("OMP_WAIT_POLICY"))
 """
+WITHOUT_PEFT = "import sys; sys.modules['peft'] = None\n"
 REACH = """
-import sys
+import os, sys
 from moewh.ingest.model.light_start import start_light
 start_light(other_code=False)
+assert "OMP_WAIT_POLICY" not in os.environ, "the user's own way to wait"
 import torch
 from transformers.integrations import deepgemm, finegrained_fp8
 in_graph = [value for module in (deepgemm, finegrained_fp8) for value in vars(module).values()
@@ -83,17 +89,8 @@ def python(code: str, *arguments: str, **environment: str) -> str:
     return done.stdout
 
 
-def test_command_loads_no_compiler_and_writes_what_the_library_does(tmp_path: Path, model: Path, prompts: Path) -> None:
-    words = ("ingest", "--model", str(model), "--prompts", str(prompts), "--warehouse")
-    threads = str(torch.get_num_threads())
-    printed = python(COMMAND, *words, str(tmp_path / "command"), OMP_NUM_THREADS=threads)
-    assert printed.splitlines()[-2:] == ["", "passive"]  # DuckDB may first draw a progress bar
-    ingest(IngestOptions(model=str(model), prompts=(str(prompts),)), Layout(tmp_path / "library"))
-    assert contents(tmp_path / "command") == contents(tmp_path / "library") != {}
-
-
-def test_what_was_left_out_is_loaded_when_it_is_asked_for() -> None:
-    assert python(REACH) == "left alone\n"
+def test_what_was_left_out_is_loaded_when_it_is_asked_for_and_users_way_to_wait_wins() -> None:
+    assert python(REACH, GOMP_SPINCOUNT="7") == "left alone\n"
 
 
 @pytest.fixture
@@ -107,20 +104,24 @@ def broken(tmp_path: Path) -> str:
     return str(tmp_path / "broken")
 
 
-@pytest.mark.parametrize("command", ["ingest", "inspect", "geometry"])
-def test_packages_for_images_are_not_imported(
-    command: str, tmp_path: Path, model: Path, prompts: Path, broken: str
+def test_commands_load_no_compiler_nor_packages_for_images_and_write_what_the_library_does(
+    tmp_path: Path, model: Path, prompts: Path, broken: str
 ) -> None:
-    ingest(IngestOptions(model=str(model), prompts=(str(prompts),)), Layout(tmp_path / "library"))
-    words = {
-        "ingest": ["--model", str(model), "--prompts", str(prompts), "--warehouse", str(tmp_path / "command")],
-        "inspect": [str(model)],
-        "geometry": ["--model", str(model), "--warehouse", str(tmp_path / "library")],
-    }[command]
+    """One after another: that each of them starts light by itself is shown by the test below. peft is not there."""
+    written, library = tmp_path / "command", tmp_path / "library"
+    commands = (
+        f"ingest --model {model} --prompts {prompts} --warehouse {written}",
+        f"inspect {model}",
+        f"geometry --model {model} --warehouse {written}",
+    )
     paths = os.pathsep.join([broken, *sys.path])
-    python(COMMAND, command, *words, PYTHONPATH=paths, OMP_NUM_THREADS=str(torch.get_num_threads()))
-    if command == "ingest":
-        assert contents(tmp_path / "command") == contents(tmp_path / "library") != {}
+    threads = str(torch.get_num_threads())
+    printed = python(WITHOUT_PEFT + COMMAND, " then ".join(commands), PYTHONPATH=paths, OMP_NUM_THREADS=threads)
+    assert re.findall("left out: .*", printed) == ["left out: passive"] * 3
+    ingest(IngestOptions(model=str(model), prompts=(str(prompts),)), Layout(library))
+    result = CliRunner().invoke(main, ["geometry", "--model", str(model), "--warehouse", str(library)])
+    assert result.exit_code == 0, result.output
+    assert contents(written) == contents(library) != {}
 
 
 @pytest.mark.parametrize("command", ["ingest", "inspect", "geometry"])
@@ -170,11 +171,6 @@ def test_command_applies_an_adapter_as_the_library_does(tmp_path: Path, model: P
     python(COMMAND, *words, OMP_NUM_THREADS=str(torch.get_num_threads()))
     ingest(IngestOptions(model=str(adapter), prompts=(str(prompts),)), Layout(tmp_path / "library"))
     assert contents(tmp_path / "command") == contents(tmp_path / "library") != {}
-
-
-def test_users_way_to_wait_wins() -> None:
-    code = "import os; from moewh.ingest.model.light_start import start_light; start_light(other_code=False); "
-    assert python(code + "print('OMP_WAIT_POLICY' in os.environ)", GOMP_SPINCOUNT="7") == "False\n"
 
 
 def test_library_leaves_its_users_process_alone() -> None:
