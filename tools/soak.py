@@ -72,9 +72,7 @@ class Soak:
     def _undisturbed(self) -> tuple[Job, Layout]:
         (self.folder / "job").mkdir()
         job = Job.make(self.folder / "job")
-        root = self.folder / "undisturbed" / "wh"
-        assert self.server.moewh(job.plan(root, "--run-id", "r"))["code"] == 0
-        return job, Layout(root)
+        return job, trials.undisturbed_run(self.server, job, self.folder / "undisturbed" / "wh")
 
     def trial(self) -> Trial:
         """Return a fresh warehouse to disturb."""

@@ -8,7 +8,7 @@ import pytest
 
 from moewh.warehouse.files.layout import Layout
 from tests.support.faults import Job, Server, segments_of
-from tests.support.trials import Trial
+from tests.support.trials import Trial, undisturbed_run
 
 
 @pytest.fixture(scope="session")
@@ -18,10 +18,9 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 @pytest.fixture(scope="session")
 def undisturbed(server: Server, job: Job, tmp_path_factory: pytest.TempPathFactory) -> Layout:
-    root = tmp_path_factory.mktemp("undisturbed") / "wh"
-    assert server.moewh(job.plan(root, "--run-id", "r"))["code"] == 0
-    assert len(segments_of(root)) >= 5
-    return Layout(root)
+    layout = undisturbed_run(server, job, tmp_path_factory.mktemp("undisturbed") / "wh")
+    assert len(segments_of(layout.root)) == 3
+    return layout
 
 
 @pytest.fixture

@@ -23,11 +23,11 @@ def test_killed_and_resumed(server: Server, job: Job, tmp_path: Path) -> None:
     undisturbed = server.moewh(job.plan(whole, *asked))
     assert undisturbed["code"] == 0
     kept = []
-    for share in (0.7, 0.3):  # of all steps; the second time, some are done already
+    for share in (0.8, 0.16):  # of all steps; the second time, most are done already
         step = int(share * undisturbed["result"])
         assert server.moewh(job.plan(killed, *asked, kill_at=step))["code"] == -signal.SIGKILL
         kept.append(len(segments_of(killed)))
-    assert 0 < kept[0] <= kept[1] < len(segments_of(whole)), (kept, undisturbed["result"])
+    assert 0 < kept[0] < kept[1] < len(segments_of(whole)), (kept, undisturbed["result"])
     assert server.moewh(job.plan(killed, *asked))["code"] == 0
     assert contents(killed) == contents(whole)
     assert faults_of(Layout(killed)) == []

@@ -28,7 +28,6 @@ from tests.support.faults import ERRORS, FaultPlan, Server, segments_of
 from tests.support.runs import contents
 from tests.support.trials import (
     AT_ONCE,
-    STEPS,
     Reader,
     Trial,
     cannot_grow,
@@ -39,13 +38,14 @@ from tests.support.trials import (
     ingest_at_once,
     kill_last_segment,
     kill_until_complete,
+    log_of,
     pause_at_steps,
     stop,
 )
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, unshare and strace as Linux has them")
-KILLS = 20
-FAILURES = 10
+KILLS = 10
+FAILURES = 6
 
 
 # ------------------------------------------------------------------------------------------ killed
@@ -57,15 +57,15 @@ def test_killed_at_any_step_or_moment(trial: Trial) -> None:
 
 
 def test_killed_at_every_step_of_a_commit(trial: Trial) -> None:
-    kills, outcomes = kill_last_segment(trial, every=9)
+    kills, outcomes = kill_last_segment(trial, every=13)
     assert outcomes == {True, False}, "it is there whole, or not at all"
     print(f"{kills} kills while a segment was committed, 0 segments lost or torn")
 
 
-@pytest.mark.parametrize("mutation", ["no staging", "no manifest"])
-def test_kills_show_a_commit_that_is_none(mutation: str, trial: Trial) -> None:
+@pytest.mark.parametrize(("mutation", "first"), [("no staging", 300), ("no manifest", 440)])
+def test_kills_show_a_commit_that_is_none(mutation: str, first: int, trial: Trial) -> None:
     with pytest.raises(AssertionError, match="not whole"):
-        for step in range(300, STEPS, 17):
+        for step in range(first, len(steps_of(log_of(trial.undisturbed))), 17):
             shutil.rmtree(trial.root, ignore_errors=True)
             assert trial.ingest(kill_at=step, mutation=mutation)["code"] in (0, -signal.SIGKILL)
             trial.check_committed(set())
@@ -75,11 +75,10 @@ def test_kills_show_a_commit_that_is_none(mutation: str, trial: Trial) -> None:
 
 
 def test_an_error_at_any_step(trial: Trial) -> None:
-    rng = random.Random(2)
     failed = 0
-    for number in range(FAILURES):
+    for number, step in enumerate(trial.different_steps(FAILURES, random.Random(2))):
         one = replace(trial, root=trial.root.with_name(str(number)))
-        failed += fail_and_complete(one, rng.randrange(1, STEPS), ERRORS[number % len(ERRORS)])
+        failed += fail_and_complete(one, step, ERRORS[number % len(ERRORS)])
     assert failed > FAILURES / 2
     print(f"{FAILURES} errors, {failed} ended the command, 0 segments lost")
 
@@ -137,7 +136,7 @@ def test_a_read_only_warehouse_answers(server: Server, undisturbed: Layout, tmp_
 
 
 def test_a_file_system_without_locks(trial: Trial) -> None:
-    assert trial.ingest(kill_at=STEPS // 2, mutation="no locks")["code"] == -signal.SIGKILL
+    assert trial.ingest(kill_at=300, mutation="no locks")["code"] == -signal.SIGKILL
     outcome = trial.ingest(mutation="no locks")
     assert outcome["code"] == 0, outcome["stderr"]
     assert contents(trial.root) == contents(trial.undisturbed.root)

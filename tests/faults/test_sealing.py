@@ -97,7 +97,7 @@ def test_sealing_killed_at_its_steps(trial: Trial, tmp_path: Path) -> None:
     assert expected == counts(trial.undisturbed)
     plan = FaultPlan(["seal", "--warehouse", str(trial.root)], str(trial.root))
     sealed = set()
-    for _ in copies(trial, start, plan, every=5):
+    for _ in copies(trial, start, plan, every=8):
         layout = Layout(trial.root)
         sealed.add(layout.sealed("r").is_dir())
         assert counts(layout) == expected
@@ -114,7 +114,7 @@ def test_taking_a_segment_out_killed_at_its_steps(trial: Trial, tmp_path: Path) 
     flip(start.segment("r", 1) / schema.ROUTING.file, random.Random(0))
     plan = FaultPlan(["verify", "--repair", "--warehouse", str(trial.root)], str(trial.root))
     there = set()
-    for _ in copies(trial, start, plan, every=9):
+    for _ in copies(trial, start, plan, every=14):
         layout = Layout(trial.root)
         there.add(layout.segment("r", 1).is_dir())
         found = counts(layout)
@@ -131,7 +131,7 @@ def test_deleting_killed_at_its_steps(trial: Trial, two_runs: Layout) -> None:
     plan = FaultPlan(["runs", "--delete", "r", "--yes", "--warehouse", str(trial.root)], str(trial.root))
     whole = counts(two_runs)
     seen = set()
-    for _ in copies(trial, two_runs, plan, every=7):
+    for _ in copies(trial, two_runs, plan, every=10):
         layout = Layout(trial.root)
         for name, runs in counts(layout).items():
             assert runs["s"] == whole[name]["s"]
@@ -174,7 +174,7 @@ def test_readers_while_runs_are_sealed_and_unsealed(
     readers = [threading.Thread(target=read) for _ in range(3)]
     for reader in readers:
         reader.start()
-    for _ in range(8):
+    for _ in range(4):
         unseal(layout, "r")
         assert seal(layout, "r")
         if guard and wrong and right:  # seen

@@ -138,6 +138,10 @@ def main() -> None:
     for module in _LOADED:
         import_module(module)
     torch.set_num_threads(1)
+    from moewh.ingest.write.rollups import one_blas_thread
+
+    with one_blas_thread():
+        pass  # finds the libraries that it limits, once for all children
     gc.freeze()  # or each child would copy what its own collections walk through
     print("ready", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="moewh-faults-"))
@@ -440,7 +444,7 @@ CHILDREN: dict[str, Callable[..., tuple[int, Any]]] = {
 
 @dataclass(frozen=True)
 class Job:
-    """A tiny model and a few prompts: about six segments."""
+    """A tiny model and a few prompts: three segments, and a kill or a signal can fall between any two."""
 
     folder: Path
 
@@ -455,7 +459,7 @@ class Job:
     def arguments(self, root: Path, *more: str) -> list[str]:
         """The ingest command that writes them to a warehouse."""
         files = ["--model", str(self.folder / "tiny"), "--prompts", str(self.folder / "p.jsonl")]
-        sizes = ["--segment-rows", "200", "--max-length", str(MAX_LENGTH), "--device", "cpu"]
+        sizes = ["--segment-rows", "400", "--max-length", str(MAX_LENGTH), "--device", "cpu"]
         return ["ingest", *files, *sizes, "--warehouse", str(root), *more]
 
     def plan(self, root: Path, *more: str, **faults: Any) -> FaultPlan:

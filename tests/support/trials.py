@@ -5,8 +5,10 @@ Each function does one kind of harm to a `Trial`, and asserts that nothing commi
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
+import re
 import shutil
 import signal
 import threading
@@ -22,12 +24,23 @@ from moewh.warehouse.files import schema
 from moewh.warehouse.files.layout import Layout
 from moewh.warehouse.sealing.seal import unseal
 from moewh.warehouse.views.opening import open_warehouse
+from tests.support.commit_order import steps_of
 from tests.support.damage import faults_of, flip
 from tests.support.faults import FaultPlan, Job, Server, segments_of
 from tests.support.runs import contents
 
-STEPS = 610
-"""About how many steps an undisturbed run takes; a kill beyond the last does nothing."""
+
+def undisturbed_run(server: Server, job: Job, root: Path) -> Layout:
+    """Run the ingest that others are compared with, and record its steps beside the warehouse."""
+    layout = Layout(root)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    assert server.moewh(job.plan(root, "--run-id", "r", record=str(log_of(layout))))["code"] == 0
+    return layout
+
+
+def log_of(undisturbed: Layout) -> Path:
+    """The file with the steps of an undisturbed run."""
+    return undisturbed.root.with_name("steps")
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,19 @@ class Trial:
     def plan(self, **faults: Any) -> FaultPlan:
         """The ingest command with its faults."""
         return self.job.plan(self.root, "--run-id", "r", **faults)
+
+    def different_steps(self, count: int, rng: random.Random) -> list[int]:
+        """Return so many steps of an undisturbed run, in order: each of another kind, as far as there are so many.
+
+        A kind is a function in a kind of folder, such as `fsync` in a segment's staging folder. Two thirds of all steps
+        make an empty warehouse, but only a third of the kinds do.
+        """
+        kinds: dict[tuple[str, str], list[int]] = {}
+        for number, (name, path, *_) in enumerate(steps_of(log_of(self.undisturbed)), start=1):
+            folder = "/".join(Path(path).relative_to(self.undisturbed.root).parts[:2])
+            kinds.setdefault((name, re.sub(r"[0-9a-f]{12,}|\d+", "#", folder)), []).append(number)
+        found = list(kinds.values())
+        return [rng.choice(found[number * len(found) // count]) for number in range(count)]
 
     def check_committed(self, before: set[Path]) -> set[Path]:
         """What is committed has only grown, and every byte of it is what an undisturbed run writes."""
@@ -68,31 +94,27 @@ class Trial:
 
 
 def kill_until_complete(trial: Trial, kills: int, seed: int) -> int:
-    """Kill ingest again and again, at steps and at moments in turn; return how many kills there were."""
+    """Kill ingest at a step, and what resumes it at a moment, then let it complete; return how many kills there were."""
     rng = random.Random(seed)
     began = time.monotonic()
     assert trial.ingest()["code"] == 0
     whole = time.monotonic() - began  # later moments would kill nothing
-    shutil.rmtree(trial.root)
-    done, committed = 0, set[Path]()
+    steps = itertools.cycle(trial.different_steps(-(-kills // 2), rng))
+    done = 0
     while done < kills:
-        if done % 2:
-            outcome = trial.ingest(kill_at=rng.randrange(1, STEPS))
-        else:
-            pid = trial.server.start("moewh", **vars(trial.plan()))
-            time.sleep(rng.uniform(0.1, 1) * whole)
-            os.kill(pid, signal.SIGKILL)
-            outcome = trial.server.wait(pid)
-        killed = outcome["code"] == -signal.SIGKILL
-        done += killed
+        shutil.rmtree(trial.root)
+        assert trial.ingest(kill_at=next(steps))["code"] == -signal.SIGKILL
+        committed = trial.check_committed(set())
+        pid = trial.server.start("moewh", **vars(trial.plan()))
+        time.sleep(rng.uniform(0.1, 1) * whole)
+        os.kill(pid, signal.SIGKILL)
+        killed = trial.server.wait(pid)["code"] == -signal.SIGKILL
         committed = trial.check_committed(committed)
-        if not killed:
-            trial.check_complete()
-            shutil.rmtree(trial.root)
-            committed = set()
-    assert trial.ingest()["code"] == 0
-    trial.check_committed(committed)
-    trial.check_complete()
+        if killed:
+            assert trial.ingest()["code"] == 0
+            trial.check_committed(committed)
+        trial.check_complete()
+        done += 1 + killed
     return done
 
 
