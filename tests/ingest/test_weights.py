@@ -132,6 +132,14 @@ def one_line(done: Result) -> str:
     return done.stderr
 
 
+def without(key: str) -> Callable[[Headers], Headers]:
+    return lambda stored: {other: tensor for other, tensor in stored.items() if other != key}
+
+
+def stored_as(dtype: str, key: str) -> Callable[[Headers], Headers]:
+    return lambda stored: {**stored, key: stored[key]._replace(dtype=dtype)}
+
+
 def each_kind(tensors: Tensors) -> list[str]:
     """Return one key of every kind: names that differ only in layer and expert numbers count once."""
     kinds = {re.sub(r"\d+", "N", key): key for key in sorted(tensors)}
@@ -148,7 +156,7 @@ def test_every_tensor_dropped_is_refused_or_harmless(
     """One at a time; a model that is not refused must give exactly the rows of the whole model."""
     harmless = set()
     for key in load_file(families[name] / WEIGHTS):
-        line = headers(name, lambda stored, key=key: {other: it for other, it in stored.items() if other != key})
+        line = headers(name, without(key))
         if line is None:
             harmless.add(key)
         else:
@@ -197,7 +205,7 @@ def test_numbers_of_another_kind_are_refused(
     dtype: str, name: str, families: dict[str, Path], headers: Check, tmp_path: Path
 ) -> None:
     for key in set(each_kind(load_file(families[name] / WEIGHTS))) - HEAD:
-        line = headers(name, lambda stored, key=key: {**stored, key: stored[key]._replace(dtype=dtype)})
+        line = headers(name, stored_as(dtype, key))
         assert line is not None
         assert f"{key} is stored as {dtype}" in line
     in_file = lambda tensors: {**tensors, key: tensors[key].to(DTYPES[dtype])}  # noqa: E731
@@ -255,9 +263,9 @@ def test_files_and_configuration_must_belong_together(
     assert not (tmp_path / "wh").exists()
 
 
-@pytest.mark.parametrize(
-    "key",
-    [
+def test_tensors_that_no_text_prompt_reaches_may_be_there(tiny: Path, prompts: Path, tmp_path: Path) -> None:
+    """Each alone is accepted, and all together leave the rows as they are."""
+    keys = (
         "model.layers.0.self_attn.rotary_emb.inv_freq",
         "model.vision_tower.blocks.0.weight",
         "model.multi_modal_projector.weight",
@@ -265,10 +273,11 @@ def test_files_and_configuration_must_belong_together(
         "talker.model.norm.weight",
         "mtp.norm.weight",
         "v_head.weight",
-    ],
-)
-def test_tensors_that_no_text_prompt_reaches_may_be_there(key: str, tiny: Path, prompts: Path, tmp_path: Path) -> None:
-    assert rows(copy_with(tiny, tmp_path / "m", with_extra(key)), prompts, "more") == rows(tiny, prompts, "whole")
+    )
+    for key in keys:
+        assert refused(copy_with(tiny, tmp_path / "one", with_extra(key))) is None, key
+    together = copy_with(tiny, tmp_path / "m", lambda tensors: {**tensors, **dict.fromkeys(keys, torch.zeros(32))})
+    assert rows(together, prompts, "more") == rows(tiny, prompts, "whole")
 
 
 def test_layers_that_predict_further_ahead_may_be_there(families: dict[str, Path], tmp_path: Path) -> None:
@@ -396,19 +405,30 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def ingested(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A sharded model, and a warehouse with its run `a`."""
+    folder = tmp_path_factory.mktemp("sharded")
+    (folder / "p.txt").write_text("one\nand two\n")
+    model = sharded(folder / "model")
+    assert ingest(model, folder / "p.txt", "--run-id", "a").exit_code == 0
+    return model, folder / "wh"
+
+
 @pytest.mark.parametrize("fault", FILES)
 @pytest.mark.parametrize("command", ["ingest", "geometry"])
-def test_faulty_files_end_in_one_line(command: str, fault: str, prompts: Path, tmp_path: Path) -> None:
-    model = sharded(tmp_path / "model")
+def test_faulty_files_end_in_one_line(
+    command: str, fault: str, ingested: tuple[Path, Path], prompts: Path, tmp_path: Path
+) -> None:
+    whole, warehouse = ingested
+    model = shutil.copytree(whole, tmp_path / "model")
     damage, says = FILES[fault]
+    damage(model)
     if command == "ingest":
-        damage(model)
         assert says in one_line(ingest(model, prompts))
         assert not (tmp_path / "wh").exists()
         return
-    assert ingest(model, prompts, "--run-id", "a").exit_code == 0
-    damage(model)
-    line = one_line(moewh("geometry", "--model", str(model), "--warehouse", str(tmp_path / "wh"), "--run-id", "a"))
+    line = one_line(moewh("geometry", "--model", str(model), "--warehouse", str(warehouse), "--run-id", "a"))
     assert "is not of the model" in line or says in line or "cannot be read" in line
 
 

@@ -94,7 +94,7 @@ class Trial:
 
 
 def kill_until_complete(trial: Trial, kills: int, seed: int) -> int:
-    """Kill ingest at a step, and what resumes it at a moment, then let it complete; return how many kills there were."""
+    """Kill ingest at a step, and what resumes it at a moment, then let it complete; return the number of kills."""
     rng = random.Random(seed)
     began = time.monotonic()
     assert trial.ingest()["code"] == 0
