@@ -132,7 +132,7 @@ def one_line(done: Result) -> str:
     return done.stderr
 
 
-def without(key: str) -> Callable[[Headers], Headers]:
+def header_without(key: str) -> Callable[[Headers], Headers]:
     return lambda stored: {other: tensor for other, tensor in stored.items() if other != key}
 
 
@@ -156,7 +156,7 @@ def test_every_tensor_dropped_is_refused_or_harmless(
     """One at a time; a model that is not refused must give exactly the rows of the whole model."""
     harmless = set()
     for key in load_file(families[name] / WEIGHTS):
-        line = headers(name, without(key))
+        line = headers(name, header_without(key))
         if line is None:
             harmless.add(key)
         else:
