@@ -276,7 +276,7 @@ def test_tensors_that_no_text_prompt_reaches_may_be_there(tiny: Path, prompts: P
     )
     for key in keys:
         assert refused(copy_with(tiny, tmp_path / "one", with_extra(key))) is None, key
-    together = copy_with(tiny, tmp_path / "m", lambda tensors: {**tensors, **dict.fromkeys(keys, torch.zeros(32))})
+    together = copy_with(tiny, tmp_path / "m", lambda tensors: {**tensors, **{key: torch.zeros(32) for key in keys}})
     assert rows(together, prompts, "more") == rows(tiny, prompts, "whole")
 
 
